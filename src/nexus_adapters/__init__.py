@@ -1,0 +1,51 @@
+"""Nexus adapters: structure-preserving generation for frozen text-to-image diffusion models.
+
+The public names are imported when they are first used, so importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nexus_adapters.adapter.model import NexusAdapter
+    from nexus_adapters.conditions import extract
+    from nexus_adapters.embedded import load_embedded
+    from nexus_adapters.injection import Control, attach
+    from nexus_adapters.pipelines import StableDiffusionNexusPipeline
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Control",
+    "NexusAdapter",
+    "StableDiffusionNexusPipeline",
+    "__version__",
+    "attach",
+    "extract",
+    "load_embedded",
+]
+
+_HOME = {
+    "NexusAdapter": "nexus_adapters.adapter.model",
+    "Control": "nexus_adapters.injection",
+    "attach": "nexus_adapters.injection",
+    "StableDiffusionNexusPipeline": "nexus_adapters.pipelines",
+    "extract": "nexus_adapters.conditions",
+    "load_embedded": "nexus_adapters.embedded",
+    # diffusers looks this up in the module of a third-party model when it loads a saved pipeline.
+    "ModelMixin": "diffusers",
+}
+
+if not TYPE_CHECKING:  # type checkers see the imports above, and so report names that do not exist
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from its module on first use (PEP 562) and keep it."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

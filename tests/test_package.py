@@ -1,0 +1,71 @@
+"""The package as a whole: its public names, and that importing it costs nothing."""
+
+import subprocess
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+
+import nexus_adapters
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = {
+    "Control",
+    "NexusAdapter",
+    "StableDiffusionNexusPipeline",
+    "__version__",
+    "attach",
+    "extract",
+    "load_embedded",
+}
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_public_names():
+    assert set(nexus_adapters.__all__) == PUBLIC
+    assert set(dir(nexus_adapters)) >= PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_names_are_found_and_kept(name):
+    assert getattr(nexus_adapters, name) is getattr(nexus_adapters, name)
+    assert name in vars(nexus_adapters)
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'nexus_adapters' has no attribute 'NexusAdaptor'"):
+        _ = nexus_adapters.NexusAdaptor
+    assert not hasattr(nexus_adapters, "StableDiffusionXLNexusPipeline")
+
+
+def test_import_loads_nothing_heavy():
+    result = python(
+        "import sys, nexus_adapters\ndir(nexus_adapters)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'cv2', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_extract_needs_no_torch():
+    result = python(
+        "import sys\nfrom PIL import Image\nfrom nexus_adapters import extract\n"
+        "extract('canny', Image.new('RGB', (8, 8)))\nassert 'torch' not in sys.modules"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_version_is_stated_once():
+    assert version("nexus-adapters") == nexus_adapters.__version__
+
+
+def test_nothing_needs_torchvision():
+    """It does not sit beside the pinned torch, and transformers fails where it is present."""
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    needed = [*(requires("nexus-adapters") or []), *pinned]
+    assert "torch==2.13.0" in needed
+    assert not [line for line in needed if line.startswith("torchvision")]
