@@ -1,0 +1,1 @@
+"""The adapter network: a structure map and a prompt become features for a UNet."""

@@ -1,0 +1,206 @@
+"""NexusAdapter: a structure map and a prompt in, one feature map per place in the UNet out."""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar
+
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nexus_adapters.adapter.arguments import (
+    ARGUMENTS,
+    VARIANTS,
+    attention_heads,
+    check_arguments,
+    check_config,
+    check_inputs,
+    variant_of,
+)
+from nexus_adapters.adapter.block import Trunk
+from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
+
+
+class NexusAdapter(ModelMixin, ConfigMixin):
+    """Text-guided convolutional adapter, Prime or Slim (arXiv 2602.14514). A diffusers model.
+
+    `for_unet` derives every argument from a UNet; all of them stand in `config`.
+
+    Args:
+        in_channels: channels of the structure map.
+        channels: width of each stage, which is that of its feature.
+        pools: per stage, whether (or how many times) a 2x2 average pooling precedes it. Never the first.
+        unshuffle: side of the pixel squares that the stem folds into channels; the first feature's stride.
+        groups: groups of the 3x3 convolutions. 1 is Prime (plain convolutions), 2 and more Slim
+            (heterogeneous convolutions: grouped 3x3 plus dense 1x1).
+        text_width: width of the prompt embeddings.
+        heads, head_width: of the cross-attention, the same in every stage.
+        residual: add the attention's input to its output. False, as in the paper, is the attention alone.
+        zero_init: start the attention's output projection at zero; needs `residual`.
+
+    Raises:
+        ValueError: names the argument, what was expected and what came.
+    """
+
+    # Where saved pipelines look the class up: they must survive moves of this file.
+    __module__ = "nexus_adapters"
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["Stage"]
+    _skip_layerwise_casting_patterns: ClassVar = ["norm"]
+
+    # The ignores below: diffusers has types for some of its functions, and not for these.
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        pools: Sequence[int],
+        unshuffle: int,
+        text_width: int,
+        heads: int,
+        head_width: int,
+        in_channels: int = 3,
+        groups: int = 1,
+        residual: bool = False,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        check_arguments(self.config)
+        # JSON has no tuples: so that the config is the same before saving and after loading.
+        self.register_to_config(  # type: ignore[no-untyped-call]
+            channels=tuple(channels), pools=tuple(pools)
+        )
+        self.adapter = Trunk(
+            in_channels,
+            channels,
+            pools,
+            unshuffle,
+            groups=groups,
+            text_width=text_width,
+            heads=heads,
+            head_width=head_width,
+            residual=residual,
+            zero_init=zero_init,
+        )
+
+    @classmethod
+    def for_unet(
+        cls, unet: nn.Module, variant: str = "prime", *, vae_scale_factor: int = 8, **overrides: Any
+    ) -> "NexusAdapter":
+        """A new adapter, randomly initialised, whose features fit `unet`.
+
+        Args:
+            unet: a `UNet2DConditionModel` of `CrossAttnDownBlock2D` and `DownBlock2D`.
+            variant: "prime" or "slim".
+            vae_scale_factor: image pixels per latent pixel and side; times the first feature's stride on the
+                latents it gives `unshuffle`.
+            overrides: any constructor argument, in place of the derived one.
+
+        Raises:
+            ValueError: for a UNet that takes no features, an unknown variant or override, or a bad value.
+        """
+        if variant not in VARIANTS:
+            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}; received {variant!r}")
+        unknown = ", ".join(sorted(set(overrides) - set(ARGUMENTS)))
+        if unknown:
+            raise ValueError(f"overrides: expected some of {', '.join(ARGUMENTS)}; received {unknown}")
+        arguments = adapter_geometry(unet_config(unet), vae_scale_factor) | VARIANTS[variant]
+        arguments["heads"], arguments["head_width"] = attention_heads(arguments["channels"])
+        arguments |= overrides
+        if variant_of(arguments["groups"]) != variant:
+            expected = f"a number that makes variant {variant!r} (1 is prime, 2 and more are slim)"
+            raise ValueError(f"groups: expected {expected}; received {arguments['groups']}")
+        adapter: NexusAdapter = cls(**arguments)
+        return adapter
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant, "prime" or "slim"."""
+        return variant_of(self.config["groups"])
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """For every feature: how many pixels of the condition one of its pixels spans, per side."""
+        unshuffle: int = self.config["unshuffle"]
+        return tuple(unshuffle * 2**pooled for pooled in accumulate(self.config["pools"]))
+
+    def forward(
+        self,
+        # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+        condition: Float[Tensor, "b c h w"] | Tensor,
+        prompt_embeds: Float[Tensor, "b n d"] | Tensor,
+    ) -> list[Tensor]:
+        """One feature map per stage: (B, channels[i], ceil(H / stride[i]), ceil(W / stride[i])).
+
+        Args:
+            condition: structure maps, (B, in_channels, H, W), floating point in [0, 1]; H and W multiples of
+                `unshuffle`, B as in `prompt_embeds`.
+            prompt_embeds: the text encoder's output as the UNet receives it, (B, N, text_width).
+
+        Raises:
+            ValueError: names the argument, what was expected and what came.
+        """
+        check_inputs(condition, prompt_embeds, self.config)
+        features: list[Tensor] = self.adapter(condition, prompt_embeds)
+        return features
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load a saved adapter from a folder or the Hub; diffusers' own arguments, all of them.
+
+        Returns the adapter, or (adapter, loading info) with `output_loading_info=True`.
+
+        Raises:
+            ValueError: names tensors that the file lacks, has in excess, or has in the wrong shape. diffusers
+                itself leaves some of these uninitialised, with no more than a log message.
+            OSError: diffusers' own, where there is no such folder or file.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        path = pretrained_model_name_or_path
+        # Not to accept misshapen tensors, but to be told of all of them in place of the first.
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        try:
+            adapter, info = super().from_pretrained(path, **kwargs)  # type: ignore[no-untyped-call]
+        except NotImplementedError:
+            # A device map moves the model before the info comes back, and parameters that were not loaded
+            # cannot be moved: find out without it whether that is the reason.
+            for name in ("device_map", "max_memory"):
+                kwargs.pop(name, None)
+            adapter, info = super().from_pretrained(path, **kwargs)  # type: ignore[no-untyped-call]
+            check_loaded(adapter, info, path)
+            raise
+        check_loaded(adapter, info, path)
+        return (adapter, info) if wants_info else adapter
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Build an untrained adapter of this config. ValueError where arguments are missing or unknown."""
+        if isinstance(config, dict):
+            check_config(config, overridden=kwargs)
+        return super().from_config(  # type: ignore[no-untyped-call]
+            config, return_unused_kwargs, **kwargs
+        )
+
+
+def check_loaded(adapter: nn.Module, info: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise a ValueError unless diffusers' loading info says that every tensor was loaded, and no other."""
+    # A shard may lack what its index promises: diffusers does not notice, but the parameter stays on `meta`.
+    left_empty = {name for name, tensor in adapter.named_parameters() if tensor.is_meta}
+    misshapen = {
+        f"{name} {tuple(found)}, expected {tuple(expected)}"
+        for name, found, expected in info.get("mismatched_keys", ())
+    }
+    left_empty -= {name for name, _, _ in info.get("mismatched_keys", ())}
+    problems = {
+        "missing": left_empty | set(info.get("missing_keys", ())),
+        "surplus": set(info.get("unexpected_keys", ())),
+        "misshapen": misshapen,
+    }
+    found = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
+    if found:
+        raise ValueError(f"weights in {path}: expected exactly the tensors of the config; received {found}")

@@ -1,0 +1,215 @@
+"""Saving and loading as a diffusers model; loading accepts exactly the tensors of the config."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from diffusers.utils import hub_utils
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import nexus_adapters
+from nexus_adapters.adapter.model import NexusAdapter
+
+Build = Callable[..., NexusAdapter]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def settings(adapter: NexusAdapter) -> dict[str, Any]:
+    return {name: value for name, value in adapter.config.items() if not name.startswith("_")}
+
+
+def assert_same(loaded: NexusAdapter, saved: NexusAdapter) -> None:
+    assert settings(loaded) == settings(saved)
+    assert type(loaded.config.channels) is type(saved.config.channels) is tuple
+    torch.testing.assert_close(loaded.state_dict(), saved.state_dict(), rtol=0, atol=0)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize(
+    "changes", [{}, {"groups": 2}, {"residual": True, "zero_init": True}, {"pools": [0, 2, False]}], ids=str
+)
+def test_save_and_load_are_exact(
+    tiny: Build, tmp_path: Path, low_cpu_mem_usage: bool, changes: dict[str, Any]
+) -> None:
+    adapter = tiny(**changes)
+    with torch.no_grad():  # what was trained away from zero must come back, zero_init or not
+        adapter.adapter.body[0].cross_attention.to_out[0].bias.add_(1)
+    adapter.save_pretrained(tmp_path)
+    assert_same(NexusAdapter.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage), adapter)
+
+
+def test_config_builds_the_same_adapter(tiny: Build) -> None:
+    adapter = tiny(groups=2, channels=[8, 16, 16])
+    assert settings(NexusAdapter.from_config(adapter.config)) == settings(adapter)
+
+
+def test_dtype_and_subfolder(tiny: Build, tmp_path: Path) -> None:
+    adapter = tiny()
+    adapter.save_pretrained(tmp_path / "adapter")
+    loaded = NexusAdapter.from_pretrained(tmp_path, subfolder="adapter", torch_dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    torch.testing.assert_close(loaded.state_dict(), adapter.to(torch.bfloat16).state_dict(), rtol=0, atol=0)
+
+
+def test_file_variant(tiny: Build, tmp_path: Path) -> None:
+    adapter = tiny().to(torch.float16)
+    adapter.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert_same(NexusAdapter.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16), adapter)
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        NexusAdapter.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_shards(tiny: Build, tmp_path: Path, low_cpu_mem_usage: bool) -> None:
+    adapter = tiny()
+    adapter.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_same(NexusAdapter.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage), adapter)
+
+
+def test_fresh_process(tiny: Build, tmp_path: Path) -> None:
+    adapter = tiny()
+    adapter.save_pretrained(tmp_path)
+    program = (
+        "import sys; from nexus_adapters.adapter.model import NexusAdapter;"
+        "a = NexusAdapter.from_pretrained(sys.argv[1]);"
+        "print(type(a).__module__, a.variant, sum(p.double().sum().item() for p in a.parameters()))"
+    )
+    source = str(Path(next(iter(nexus_adapters.__path__))).parent)
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    module, variant, total = result.stdout.split()
+    assert (module, variant) == ("nexus_adapters", "prime")
+    assert float(total) == sum(p.double().sum().item() for p in adapter.parameters())
+
+
+def test_push_to_hub_uploads_what_loads(tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep(folder: str, **_: Any) -> None:
+        shutil.copytree(folder, tmp_path / "hub")
+
+    adapter = tiny()
+    monkeypatch.setattr(hub_utils, "create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(adapter, "_upload_folder", lambda folder, *_, **__: keep(folder))
+    adapter.push_to_hub("someone/adapter")
+    assert_same(NexusAdapter.from_pretrained(tmp_path / "hub"), adapter)
+
+
+def test_loading_info_on_request(tiny: Build, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    loaded, info = NexusAdapter.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(loaded, NexusAdapter)
+    assert info["missing_keys"] == info["unexpected_keys"] == info["mismatched_keys"] == []
+
+
+def drop(tensors: dict[str, Tensor]) -> None:
+    del tensors["adapter.conv_in.bias"], tensors["adapter.body.1.norm1.weight"]
+
+
+def add(tensors: dict[str, Tensor]) -> None:
+    tensors["adapter.body.3.norm1.weight"] = torch.zeros(1)
+
+
+def reshape(tensors: dict[str, Tensor]) -> None:
+    tensors["adapter.conv_in.bias"] = torch.zeros(5)
+    tensors["adapter.body.2.norm1.bias"] = torch.zeros(2, 8)
+
+
+DAMAGE = [
+    (drop, r"missing: adapter\.body\.1\.norm1\.weight, adapter\.conv_in\.bias$"),
+    (add, r"surplus: adapter\.body\.3\.norm1\.weight$"),
+    (
+        reshape,
+        r"misshapen: adapter\.body\.2\.norm1\.bias \(2, 8\), expected \(16,\), "
+        r"adapter\.conv_in\.bias \(5,\), expected \(8,\)$",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=["missing", "surplus", "misshapen"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"low_cpu_mem_usage": False},
+        {"torch_dtype": torch.float16},
+        {"device_map": "cpu"},
+        {"ignore_mismatched_sizes": True, "low_cpu_mem_usage": False},
+        {"output_loading_info": True},
+    ],
+    ids=str,
+)
+def test_damaged_weights_are_refused_by_name(
+    tiny: Build,
+    tmp_path: Path,
+    damage: Callable[[dict[str, Tensor]], None],
+    message: str,
+    options: dict[str, Any],
+) -> None:
+    tiny().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    damage(tensors)
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=message):
+        NexusAdapter.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("in_index", [True, False])
+def test_damaged_shards_are_refused(tiny: Build, tmp_path: Path, in_index: bool) -> None:
+    tiny().save_pretrained(tmp_path, max_shard_size="10KB")
+    index_file = tmp_path / f"{WEIGHTS}.index.json"
+    index = json.loads(index_file.read_text())
+    shard = tmp_path / index["weight_map"]["adapter.conv_in.bias"]
+    tensors = load_file(shard)
+    del tensors["adapter.conv_in.bias"]
+    save_file(tensors, shard)
+    if not in_index:
+        del index["weight_map"]["adapter.conv_in.bias"]
+        index_file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"missing: adapter\.conv_in\.bias$"):
+        NexusAdapter.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_variant_are_refused(tiny: Build, tmp_path: Path) -> None:
+    tiny(groups=2).save_pretrained(tmp_path)
+    tiny().save_config(tmp_path)
+    with pytest.raises(ValueError, match=r"missing: .*block1\.weight.*surplus: .*block1\.gwc\.weight"):
+        NexusAdapter.from_pretrained(tmp_path)
+
+
+def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    T2IAdapter(channels=[8, 8], downscale_factor=2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"received a T2IAdapter's \(missing: pools"):
+        NexusAdapter.from_pretrained(tmp_path)
+
+
+def test_bad_value_in_the_config_is_named(tiny: Build, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pools": [False]}))
+    with pytest.raises(ValueError, match="pools: expected 3 entries"):
+        NexusAdapter.from_pretrained(tmp_path)
+
+
+def test_absent_files_keep_diffusers_error(tiny: Build, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        NexusAdapter.from_pretrained(tmp_path / "nowhere", local_files_only=True)
+    tiny().save_config(tmp_path)
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        NexusAdapter.from_pretrained(tmp_path)
