@@ -1,0 +1,11 @@
+"""Features into a UNet: `attach(pipe_or_unet, Control(adapter, condition))` works in any stock pipeline.
+
+No denoising loop is owned here. A hook on the UNet computes each row's features from that row's prompt
+embeddings and condition, keeps them for the following steps, and adds them to the call.
+"""
+
+from nexus_adapters.injection.attach import Attachment, attach
+from nexus_adapters.injection.control import Control
+from nexus_adapters.injection.residuals import residuals
+
+__all__ = ["Attachment", "Control", "attach", "residuals"]

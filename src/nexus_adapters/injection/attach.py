@@ -1,0 +1,147 @@
+"""`attach`: controls onto a UNet, whichever pipeline calls it."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from nexus_adapters.adapter.geometry import unet_config
+from nexus_adapters.injection.cache import FeatureCache
+from nexus_adapters.injection.calls import Arguments, Call, CallGuard, hook_calls, parameter_names
+from nexus_adapters.injection.control import Control
+from nexus_adapters.injection.features import check_call, compute_features
+from nexus_adapters.injection.fit import check_fit
+from nexus_adapters.injection.residuals import ARGUMENT, add_residuals, residuals
+from nexus_adapters.injection.rows import branches_of, check_policy, plan_rows
+from nexus_adapters.injection.running import refuse_tiled, running_pipeline
+from nexus_adapters.injection.schedule import schedule_position, training_timesteps
+
+
+def attach(pipe_or_unet: DiffusionPipeline | nn.Module | Any, *controls: Control | Any) -> "Attachment":
+    """Add the controls' features to every call of the UNet, until removed.
+
+    As a context manager, `with attach(pipe, control): ...`, or as a handle with `remove()`, on whose
+    `controls` scale, condition and the other settings can be changed at any time. Several controls add up.
+    After removal, also by an exception, the UNet is exactly as it was. All pipelines that share the UNet
+    share its controls. A UNet that is to be compiled must be compiled first.
+
+    Args:
+        pipe_or_unet: any pipeline with a `UNet2DConditionModel`, or such a UNet. A bare UNet, like a
+            pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window needs a
+            pipeline.
+        controls: one or more.
+
+    Raises:
+        ValueError: where an adapter and the UNet do not fit (both numbers), the policy needs a known
+            pipeline, or the pipeline denoises tiles. In a call: where the counts of conditions and images,
+            the sizes, or the arguments do not agree.
+        RuntimeError: in a call, for two calls at once through the UNet.
+    """
+    pipe = None if isinstance(pipe_or_unet, nn.Module) else pipe_or_unet
+    unet = pipe_or_unet if pipe is None else getattr(pipe, "unet", None)
+    if not isinstance(unet, nn.Module):
+        raise ValueError(
+            f"pipe_or_unet: expected a pipeline with a UNet; received a {type(pipe_or_unet).__name__}"
+        )
+    unet_config(unet)
+    if not controls or not all(isinstance(control, Control) for control in controls):
+        received = ", ".join(type(control).__name__ for control in controls) or "none"
+        raise ValueError(f"controls: expected one or more of Control; received {received}")
+    refuse_tiled(pipe)
+    for control in controls:
+        check_fit(control.adapter, unet)
+        check_policy(pipe, control.policy)
+        if control.is_windowed:
+            training_timesteps(pipe)
+    return Attachment(unet, pipe, controls)
+
+
+class Attachment:
+    """Controls attached to a UNet; made by `attach`. `controls` are the ones given, to be changed live."""
+
+    def __init__(
+        self, unet: nn.Module, pipe: DiffusionPipeline | None, controls: tuple[Control, ...]
+    ) -> None:
+        self.controls = controls
+        self._unet = unet
+        self._pipe = pipe
+        self._names = parameter_names(unet)
+        self._caches = tuple(FeatureCache() for _ in controls)
+        self._guard = CallGuard()
+        self._attached = True
+        self._unhook = hook_calls(unet, self._before, self._after)
+
+    def remove(self) -> None:
+        """Leave the UNet exactly as it was. In any order among several attachments; again is no harm."""
+        if self._attached:
+            self._attached = False
+            self._unhook()
+
+    def __enter__(self) -> Self:
+        if not self._attached:
+            raise RuntimeError("this attachment has been removed; call attach() again")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        self._guard.enter()
+        call = Call(self._names, args, kwargs)
+        ours = self._residuals(call)
+        if ours is None:
+            return None
+        if call.get("down_block_additional_residuals") is not None and (
+            call.get("mid_block_additional_residual") is None
+        ):
+            raise ValueError(
+                "down_block_additional_residuals: expected mid_block_additional_residual with it, as from a "
+                f"ControlNet, or {ARGUMENT} in its place: the UNet would drop it; received it alone"
+            )
+        return call.replace(ARGUMENT, add_residuals(call.get(ARGUMENT), ours))
+
+    def _after(self, *_: object) -> None:
+        self._guard.leave()
+
+    def _residuals(self, call: Call) -> list[Tensor] | None:
+        """The sum over the controls that act in this call; None where none does: not even zeros are added."""
+        total = None
+        if all(control.scale == 0 for control in self.controls):
+            return total
+        # Where pipelines share the UNet, the one that runs is not always the one that was attached to.
+        running = running_pipeline(self._unet)
+        pipe = None if self._pipe is None else running or self._pipe
+        for control, cache in zip(self.controls, self._caches, strict=True):
+            if control.scale != 0 and _acts(control, call, pipe):
+                total = add_residuals(total, self._residuals_of(control, cache, call, pipe))
+        return total
+
+    def _residuals_of(
+        self, control: Control, cache: FeatureCache, call: Call, pipe: DiffusionPipeline | None
+    ) -> list[Tensor]:
+        latents, text = check_call(call.get("sample"), call.get("encoder_hidden_states"))
+        branches = branches_of(pipe, control.policy)
+        plan = plan_rows(control.policy, branches, len(latents), len(control.condition))
+        key = (control.revision, plan, latents.shape[2:], latents.dtype, latents.device)
+        # With gradients each call needs a graph of its own.
+        may_keep = not torch.is_grad_enabled()
+        features = cache.find(key, text, control.adapter) if may_keep else None
+        if features is None:
+            features = compute_features(control, plan, self._unet, latents, text)
+            if may_keep:
+                cache.keep(key, text, control.adapter, features)
+        return residuals(features, control.scale, plan.factors)[ARGUMENT]
+
+
+def _acts(control: Control, call: Call, pipe: DiffusionPipeline | None) -> bool:
+    # Without a window the timestep is not read: on an accelerator that would stall every step.
+    if not control.is_windowed:
+        return True
+    return control.acts_at(schedule_position(call.get("timestep"), training_timesteps(pipe)))

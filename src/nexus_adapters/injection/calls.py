@@ -1,0 +1,124 @@
+"""A UNet's calls: hooking them, reading and replacing their arguments, and refusing two at once."""
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+# Like PyTorch's pre-hook with keywords: returns the arguments to use, or None for the ones it was given.
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None]
+After = Callable[..., None]
+
+
+def parameter_names(unet: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the UNet's `forward`, in order.
+
+    Of the class: compilation and offloading replace the instance's `forward` by one that takes anything.
+    """
+    inner: nn.Module = getattr(unet, "_orig_mod", unet)
+    return tuple(inspect.signature(type(inner).forward).parameters)[1:]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call's arguments by name, however they were passed."""
+
+    names: tuple[str, ...]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def get(self, name: str) -> Any:
+        """The argument; None if it was not passed."""
+        index = self.names.index(name)
+        return self.args[index] if index < len(self.args) else self.kwargs.get(name)
+
+    def replace(self, name: str, value: Any) -> Arguments:
+        """The call's arguments with one of them replaced or added; all others as they were passed."""
+        index = self.names.index(name)
+        if index < len(self.args):
+            return (*self.args[:index], value, *self.args[index + 1 :]), dict(self.kwargs)
+        return self.args, {**self.kwargs, name: value}
+
+
+class CallGuard:
+    """Refuses a call that starts in one thread while another thread's is running."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._caller: threading.Thread | None = None
+
+    def enter(self) -> None:
+        """Begin a call; RuntimeError where another thread is in one."""
+        me = threading.current_thread()
+        with self._lock:
+            # A caller's own leftover is from a call that was interrupted: a UNet does not call itself.
+            if self._caller is not None and self._caller is not me and self._caller.is_alive():
+                raise RuntimeError(
+                    f"two calls at once through one attached UNet: thread {self._caller.name} is in a call "
+                    f"while {me.name} starts one. Controls follow one generation at a time; run one after "
+                    "the other, or attach to a UNet for each thread"
+                )
+            self._caller = me
+
+    def leave(self) -> None:
+        """End this thread's call, if it is in one."""
+        with self._lock:
+            if self._caller is threading.current_thread():
+                self._caller = None
+
+
+def hook_calls(unet: nn.Module, before: Before, after: After) -> Callable[[], None]:
+    """Run `before` and `after` around every call of `unet`; returns what removes them, without a trace.
+
+    The hooks go on the object that is called: around a `torch.compile`d UNet, not on the one inside, where
+    they would be compiled with it. `unet.compile()` compiles hooks too: there its compiled call is wrapped.
+    """
+    compiled = getattr(unet, "_compiled_call_impl", None)
+    if compiled is not None:
+        wrapper = compiled if isinstance(compiled, _HookedCall) else _HookedCall(unet, compiled)
+        return wrapper.add(before, after)
+    handles = (
+        unet.register_forward_pre_hook(before, with_kwargs=True),
+        unet.register_forward_hook(after, always_call=True),
+    )
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return remove
+
+
+class _HookedCall:
+    """Stands in for the compiled call of a UNet after `unet.compile()`, for as long as it has hooks."""
+
+    def __init__(self, unet: nn.Module, compiled: Callable[..., Any]) -> None:
+        self.unet = unet
+        self.compiled = compiled
+        self.hooks: list[tuple[Before, After]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hooks = list(self.hooks)
+        try:
+            for before, _ in hooks:
+                args, kwargs = before(self.unet, args, kwargs) or (args, kwargs)
+            return self.compiled(*args, **kwargs)
+        finally:
+            for _, after in hooks:
+                after()
+
+    def add(self, before: Before, after: After) -> Callable[[], None]:
+        pair = (before, after)
+        self.hooks.append(pair)
+        self.unet._compiled_call_impl = self
+
+        def remove() -> None:
+            self.hooks.remove(pair)
+            if not self.hooks:
+                self.unet._compiled_call_impl = self.compiled
+
+        return remove

@@ -1,0 +1,148 @@
+"""Conditions: what users pass becomes a (K, C, H, W) tensor in [0, 1], and that the adapter's input."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    ConditionLike: TypeAlias = Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor]
+else:
+    ConditionLike = Any  # so that under pytest, too, anything else meets the ValueErrors of `as_condition`
+
+ASPECT_TOLERANCE_PX = 8
+
+_IMAGE_MODES = {1: "L", 3: "RGB"}
+# Modes that convert to 8-bit RGB or grey without loss of what they show. 16-bit and float modes would clip.
+_PLAIN_MODES = ("1", "L", "P", "RGB")
+_EXPECTED = (
+    "a PIL image, a tensor (B, {c}, H, W) in [0, 1], or a list of PIL images or of tensors "
+    "({c}, H, W) or (1, {c}, H, W)"
+)
+
+
+def as_condition(value: ConditionLike, channels: int, name: str = "condition") -> Float[Tensor, "k c h w"]:
+    """A copy of `value` as a tensor (K, channels, H, W) of floats in [0, 1].
+
+    Args:
+        value: a PIL image, a tensor (K, channels, H, W) in [0, 1], or a list of PIL images or of tensors
+            (channels, H, W) or (1, channels, H, W), all of one size.
+        channels: the adapter's `in_channels`; PIL images become RGB for 3 and grey for 1.
+        name: the argument's name in error messages.
+
+    Raises:
+        ValueError: for other types, shapes or dtypes, mixed sizes, values outside [0, 1] or not finite, and
+            images with transparency.
+    """
+    expected = _EXPECTED.format(c=channels)
+    if isinstance(value, Image.Image):
+        condition = _from_images([value], channels, name)
+    elif isinstance(value, Tensor):
+        condition = value
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Image.Image) for v in value):
+        condition = _from_images(value, channels, name)
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+        condition = _from_tensors(value, expected, name)
+    else:
+        raise ValueError(f"{name}: expected {expected}; received {_describe(value)}")
+    if condition.ndim != 4 or condition.shape[1] != channels or 0 in condition.shape:
+        raise ValueError(f"{name}: expected {expected}; received shape {tuple(condition.shape)}")
+    _check_values(condition, name)
+    # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
+    return condition.clone()
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"a list of {', '.join(sorted({type(v).__name__ for v in value})) or 'nothing'}"
+    return f"{type(value).__name__}"
+
+
+def _from_images(images: Sequence[Image.Image], channels: int, name: str) -> Float[Tensor, "k c h w"]:
+    if channels not in _IMAGE_MODES:
+        raise ValueError(
+            f"{name}: expected a tensor, since the adapter reads {channels} channels and images have 1 or 3; "
+            f"received {len(images)} PIL image(s)"
+        )
+    sizes = {f"{image.height}x{image.width}" for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"{name}: expected images of one size; received {', '.join(sorted(sizes))}")
+    arrays = [np.array(_opaque(image, name).convert(_IMAGE_MODES[channels])) for image in images]
+    pixels = torch.from_numpy(np.stack(arrays)).float() / 255
+    return pixels.unsqueeze(1) if channels == 1 else pixels.permute(0, 3, 1, 2)
+
+
+def _opaque(image: Image.Image, name: str) -> Image.Image:
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")  # nothing shows through, so nothing is lost
+    if image.mode not in _PLAIN_MODES or image.has_transparency_data:
+        shown = f"mode {image.mode}" + (" with transparency" if image.has_transparency_data else "")
+        raise ValueError(
+            f"{name}: expected an 8-bit RGB or grey image without transparency; received {shown}"
+        )
+    return image
+
+
+def _from_tensors(tensors: Sequence[Tensor], expected: str, name: str) -> Tensor:
+    maps = [t.unsqueeze(0) if t.ndim == 3 else t for t in tensors]
+    if any(m.ndim != 4 or len(m) != 1 for m in maps):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise ValueError(f"{name}: expected {expected}; received a list of shapes {shapes}")
+    if len({m.shape for m in maps}) > 1:
+        sizes = ", ".join(str(tuple(m.shape[1:])) for m in maps)
+        raise ValueError(f"{name}: expected tensors of one size; received {sizes}")
+    if len({(m.dtype, m.device) for m in maps}) > 1:
+        kinds = ", ".join(sorted({f"{m.dtype} on {m.device}" for m in maps}))
+        raise ValueError(f"{name}: expected tensors of one dtype on one device; received {kinds}")
+    return torch.cat(maps)
+
+
+def _check_values(condition: Tensor, name: str) -> None:
+    if not condition.is_floating_point():
+        raise ValueError(f"{name}: expected floating point in [0, 1]; received {condition.dtype}")
+    low, high = (float(extreme) for extreme in condition.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # also where one of them is not a number
+        raise ValueError(f"{name}: expected finite values in [0, 1]; received {low:g} to {high:g}")
+
+
+def fit_condition(
+    condition: Float[Tensor, "k c h w"], height: int, width: int, multiple: int
+) -> Float[Tensor, "k c h_padded w_padded"]:
+    """The condition at `height` x `width` pixels, padded to the multiple that the adapter's stem needs.
+
+    Resized by area where it shrinks and bilinearly where it grows; padded at the right and the bottom by
+    repeating the last pixel, so that the top left corner stays aligned with the latents'.
+
+    Raises:
+        ValueError: where the aspect differs by more than `ASPECT_TOLERANCE_PX` of the target's pixels.
+    """
+    if condition.shape[2:] != (height, width):
+        check_aspect(condition.shape[2], condition.shape[3], height, width)
+        shrinks = condition.shape[2] >= height and condition.shape[3] >= width
+        # In float32: half precision has no area kernel on the CPU, and edges are thin.
+        pixels, size = condition.float(), (height, width)
+        if shrinks:
+            resized = F.interpolate(pixels, size, mode="area")
+        else:  # antialias: one side may shrink while the other grows
+            resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        condition = resized.clamp(0, 1).to(condition.dtype)
+    return F.pad(condition, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+def check_aspect(
+    height: int, width: int, target_height: int, target_width: int, name: str = "condition"
+) -> None:
+    """Raise unless a uniform scaling takes the one size to the other, up to `ASPECT_TOLERANCE_PX`."""
+    excess_height = abs(height * target_width / width - target_height)
+    excess_width = abs(width * target_height / height - target_width)
+    # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
+    if min(excess_height, excess_width) > ASPECT_TOLERANCE_PX:
+        raise ValueError(
+            f"{name}: expected the image's aspect, within {ASPECT_TOLERANCE_PX} pixels; received a "
+            f"condition of {height}x{width} for an image of {target_height}x{target_width} (height x width)"
+        )

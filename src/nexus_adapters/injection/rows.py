@@ -1,0 +1,141 @@
+"""Which row of the UNet's batch reads which condition and which text.
+
+A pipeline hands the UNet R rows: g guidance branches, one behind the other, of R/g images each, in which the
+images of one prompt lie next to each other. How many branches and in which order differs between pipelines.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+# One entry per branch, in order: whether it reads the prompt (else the negative prompt).
+Branches = tuple[bool, ...]
+# Tells the branches of the call that a pipeline (of a class known to have these attributes) is making now.
+Layout = Callable[[Any], Branches]
+
+
+def _single(_: Any) -> Branches:
+    return (True,)
+
+
+def _guided(pipe: Any) -> Branches:
+    return (False, True) if pipe.do_classifier_free_guidance else (True,)
+
+
+def _instructed(pipe: Any) -> Branches:
+    return (True, False, False) if pipe.do_classifier_free_guidance else (True,)
+
+
+def _perturbed(pipe: Any) -> Branches:
+    branches = _guided(pipe)
+    return (*branches, True) if pipe.do_perturbed_attention_guidance else branches
+
+
+# Read from diffusers 0.42, class by class. Only pipelines that tell at every call whether they guide.
+_LAYOUTS: dict[Layout, str] = {
+    _guided: """
+        StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+        StableDiffusionDepth2ImgPipeline StableDiffusionNexusPipeline
+        StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionControlNetPipeline StableDiffusionControlNetImg2ImgPipeline
+        StableDiffusionControlNetInpaintPipeline
+        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
+        StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetUnionPipeline
+        StableDiffusionXLControlNetUnionImg2ImgPipeline StableDiffusionXLControlNetUnionInpaintPipeline
+        StableDiffusionAdapterPipeline StableDiffusionXLAdapterPipeline
+    """,
+    _instructed: "StableDiffusionInstructPix2PixPipeline",
+    _perturbed: """
+        StableDiffusionPAGPipeline StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline
+        StableDiffusionXLPAGPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
+        StableDiffusionControlNetPAGPipeline StableDiffusionControlNetPAGInpaintPipeline
+        StableDiffusionXLControlNetPAGPipeline StableDiffusionXLControlNetPAGImg2ImgPipeline
+    """,
+    _single: "LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline",
+}
+KNOWN_PIPELINES = {name: layout for layout, names in _LAYOUTS.items() for name in names.split()}
+
+
+def layout_of(pipe: DiffusionPipeline | None) -> Layout | None:
+    """The function that tells the pipeline's branches; None for an unknown pipeline, and for no pipeline.
+
+    What counts is the class whose `__call__` runs: a subclass that keeps it keeps the layout, and one with a
+    loop of its own is unknown, whatever it inherits from.
+    """
+    for cls in type(pipe).__mro__:
+        if "__call__" in vars(cls):
+            is_ours = cls.__module__.split(".")[0] in ("diffusers", "nexus_adapters")
+            return KNOWN_PIPELINES.get(cls.__name__) if is_ours else None
+    return None
+
+
+def branches_of(pipe: DiffusionPipeline | None, policy: str) -> Branches | None:
+    """The branches of the call that `pipe` is making now; None where `policy` can do without knowing.
+
+    Raises:
+        ValueError: as `check_policy`, and where a pipeline's UNet is called before the pipeline ever was.
+    """
+    check_policy(pipe, policy)
+    layout = layout_of(pipe)
+    if pipe is None or layout is None:
+        return None
+    try:
+        return layout(pipe)
+    except AttributeError as error:  # set by a pipeline's __call__
+        raise ValueError(
+            f"pipe_or_unet: expected a pipeline that is running; received a call of the UNet of a "
+            f'{type(pipe).__name__} that has not run. Attach to the UNet, with policy="per_branch"'
+        ) from error
+
+
+def check_policy(pipe: DiffusionPipeline | None, policy: str) -> None:
+    """ValueError where the policy must know the layout and the pipeline is unknown, or none was given."""
+    if policy != "per_branch" and layout_of(pipe) is None:
+        received = "a bare UNet" if pipe is None else f"a {type(pipe).__name__}, whose layout is not known"
+        raise ValueError(
+            f'policy: expected "per_branch", which needs no knowledge of how the rows of a batch are laid '
+            f'out; received "{policy}" for {received}'
+        )
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How a call's rows are computed.
+
+    The adapter runs on the rows `first` to `first + count` of the text, with each condition repeated `repeat`
+    times in place, and the whole then `tile` times. Its features are laid out once per entry of `factors`.
+    """
+
+    first: int
+    count: int
+    repeat: int
+    tile: int
+    factors: tuple[float, ...]
+
+
+def plan_rows(policy: str, branches: Branches | None, rows: int, conditions: int) -> RowPlan:
+    """The plan for a call of `rows` rows with `conditions` conditions; ValueError if they do not divide."""
+    if branches is None:
+        if conditions not in (1, rows):
+            raise ValueError(
+                f"condition: expected 1 or {rows}, one for each row of the batch, since the layout of the "
+                f"rows is not known here; received {conditions}"
+            )
+        return RowPlan(0, rows, rows // conditions, 1, (1.0,))
+    if rows % len(branches):
+        raise ValueError(
+            f"encoder_hidden_states: expected a multiple of {len(branches)} rows, the pipeline's guidance "
+            f'branches; received {rows}. Where a pipeline runs its branches apart, use policy="per_branch"'
+        )
+    images = rows // len(branches)
+    if images % conditions:
+        raise ValueError(
+            f"condition: expected 1, or a number that divides the {images} images of the call (prompts times "
+            f"images per prompt); received {conditions}"
+        )
+    if policy == "per_branch":
+        return RowPlan(0, rows, images // conditions, len(branches), (1.0,))
+    factors = tuple(1.0 if positive or policy == "positive" else 0.0 for positive in branches)
+    return RowPlan(branches.index(True) * images, images, images // conditions, 1, factors)

@@ -1,0 +1,39 @@
+"""Where in the noise schedule a call lies, whatever steps the pipeline takes."""
+
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+
+def training_timesteps(pipe: DiffusionPipeline | None) -> int:
+    """`num_train_timesteps` of the pipeline's scheduler; ValueError where there is none to ask."""
+    config = getattr(getattr(pipe, "scheduler", None), "config", {})
+    steps = config.get("num_train_timesteps")
+    if not isinstance(steps, int) or steps <= 0:
+        received = "a bare UNet" if pipe is None else f"a {type(pipe).__name__}, whose scheduler has none"
+        raise ValueError(
+            f"start, end: expected 0 and 1 where no scheduler tells num_train_timesteps; received {received}"
+        )
+    return steps
+
+
+def schedule_position(timestep: Any, num_train_timesteps: int) -> float:
+    """1 - t / num_train_timesteps: 0 is pure noise, 1 the image. Waits for the device if `timestep` is there.
+
+    Args:
+        timestep: as given to the UNet: a number, or a tensor of one value or of equal ones.
+        num_train_timesteps: of the scheduler.
+
+    Raises:
+        ValueError: for rows at different timesteps, and for values that are no training timesteps (some
+            schedulers pass a function of the noise level instead).
+    """
+    values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
+    if len(set(values)) != 1 or not 0 <= values[0] <= num_train_timesteps:
+        shown = ", ".join(f"{value:g}" for value in sorted(set(values)))
+        raise ValueError(
+            f"timestep: expected one timestep from 0 to {num_train_timesteps} for the whole batch, since a "
+            f"control is limited by start and end; received {shown}"
+        )
+    return 1 - float(values[0]) / num_train_timesteps

@@ -1,0 +1,518 @@
+"""The hook: what it adds, when it runs the adapter, and that nothing of it stays."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tests import tiny
+
+from nexus_adapters.injection import Control, attach, residuals
+from nexus_adapters.injection.calls import CallGuard
+
+PROMPTS = ["a red star", "a blue ring on a green cat", "photo of a dog"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.sd15()
+
+
+@pytest.fixture(scope="module")
+def adapter(pipe):
+    return tiny.adapter(pipe.unet)
+
+
+@pytest.fixture
+def unet(pipe):
+    return pipe.unet
+
+
+@contextmanager
+def calls_of(module):
+    """The arguments and outputs of every call of `module`."""
+    calls = []
+    handle = module.register_forward_hook(lambda _, args, out: calls.append((args, out)))
+    yield calls
+    handle.remove()
+
+
+def generate(pipe, prompt="a red star", steps=3, count=1, **options):
+    options = {"height": 64, "width": 64, "negative_prompt": "blurry"} | options
+    if isinstance(prompt, list):
+        options["negative_prompt"] = [options["negative_prompt"]] * len(prompt)
+    total = count * (len(prompt) if isinstance(prompt, list) else 1)
+    seeded = options.pop("generator", None) or tiny.generators(total)
+    return pipe(
+        prompt,
+        num_inference_steps=steps,
+        num_images_per_prompt=count,
+        generator=seeded,
+        output_type="pt",
+        **options,
+    ).images
+
+
+def bare_call(unet, rows=2, seed=0, **kwargs):
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(rows, 4, 8, 8, generator=generator)
+    text = torch.randn(rows, 5, tiny.TEXT_WIDTH, generator=generator)
+    return unet(latents, 10, text, **kwargs).sample
+
+
+def trace_of(unet):
+    """Everything that a hook could leave behind."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
+    names += ("_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+    return [dict(getattr(unet, name)) for name in names], sorted(vars(unet)), unet.forward
+
+
+@pytest.mark.parametrize("policy", ["positive", "per_branch", "cond_only"])
+def test_scale_0_is_the_base_bit_for_bit(pipe, adapter, policy):
+    base = generate(pipe)
+    with calls_of(adapter) as calls, attach(pipe, Control(adapter, tiny.condition(), scale=0, policy=policy)):
+        assert torch.equal(generate(pipe), base)
+    assert not calls
+    with attach(pipe, Control(adapter, tiny.condition(), policy=policy)):
+        assert (generate(pipe) - base).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("policy", ["positive", "per_branch", "cond_only"])
+def test_one_adapter_call_in_20_steps(pipe, adapter, policy):
+    control = Control(adapter, tiny.condition(), policy=policy)
+    with calls_of(adapter) as calls, calls_of(pipe.unet) as steps, attach(pipe, control):
+        generate(pipe, steps=20)
+    assert len(steps) == 20
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("policy", ["positive", "per_branch", "cond_only"])
+@pytest.mark.parametrize("conditions", [1, 3])
+def test_a_batch_equals_its_singles(pipe, adapter, policy, conditions):
+    maps = tiny.condition(conditions)
+    with attach(pipe, Control(adapter, maps, policy=policy)) as handle:
+        batch = generate(pipe, PROMPTS, count=2, generator=tiny.generators(6))
+        singles = []
+        for index, prompt in enumerate(PROMPTS):
+            handle.controls[0].condition = maps[min(index, conditions - 1)][None]
+            singles += [generate(pipe, prompt, generator=[g]) for g in tiny.generators(2, first=2 * index)]
+    assert (batch - torch.cat(singles)).abs().max() < 1e-4
+    assert (singles[0] - singles[2]).abs().max() > 0.01
+
+
+def test_one_prompt_with_a_condition_for_each_image(pipe, adapter):
+    maps = tiny.condition(2)
+    with attach(pipe, Control(adapter, maps)) as handle:
+        batch = generate(pipe, count=2, generator=[*tiny.generators(1), *tiny.generators(1)])
+        handle.controls[0].condition = maps[1:]
+        single = generate(pipe, generator=tiny.generators(1))
+    assert (batch[1:] - single).abs().max() < 1e-4
+    assert (batch[0] - batch[1]).abs().max() > 0.01
+
+
+def test_who_reads_which_text(pipe, adapter):
+    """The adapter's text rows under each policy, against the embeddings that the pipeline makes."""
+    positive, negative = pipe.encode_prompt(PROMPTS[:2], "cpu", 2, True, ["blurry", "blurry"])
+    expected = {
+        "positive": positive,
+        "cond_only": positive,
+        "per_branch": torch.cat([negative, positive]),
+    }
+    for policy, text in expected.items():
+        maps = tiny.condition(2)
+        with calls_of(adapter) as calls, attach(pipe, Control(adapter, maps, policy=policy)):
+            generate(pipe, PROMPTS[:2], count=2)
+        (condition, read), _ = calls[0]
+        assert torch.equal(read, text)
+        assert torch.equal(condition, maps.repeat_interleave(2, 0).repeat(len(text) // 4, 1, 1, 1))
+
+
+def test_cond_only_leaves_the_negative_branch_alone(pipe, adapter, unet):
+    seen = []
+
+    def add(module, args, kwargs):
+        seen.append(kwargs["down_intrablock_additional_residuals"])
+
+    for policy in ("cond_only", "positive"):
+        with attach(pipe, Control(adapter, tiny.condition(), policy=policy)):
+            handle = unet.register_forward_pre_hook(add, with_kwargs=True)
+            generate(pipe, steps=1)
+            handle.remove()
+    for alone, both in zip(*seen, strict=True):
+        assert torch.count_nonzero(alone[0]) == 0
+        assert torch.equal(alone[1], both[1])
+        assert torch.equal(both[0], both[1])
+
+
+def test_guidance_switched_off_in_mid_run(pipe, adapter):
+    def stop_guiding(pipe, step, timestep, kwargs):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[-1]
+        return kwargs
+
+    options = {
+        "callback_on_step_end": stop_guiding,
+        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+    }
+    with calls_of(adapter) as calls, attach(pipe, Control(adapter, tiny.condition())):
+        generate(pipe, steps=4, **options)
+    assert [len(args[1]) for args, _ in calls] == [1, 1]
+    assert torch.equal(calls[0][0][1], calls[1][0][1])
+
+
+def test_unguided(pipe, adapter):
+    with calls_of(adapter) as calls, attach(pipe, Control(adapter, tiny.condition())):
+        generate(pipe, guidance_scale=1.0)
+    assert [len(args[1]) for args, _ in calls] == [1]
+
+
+def test_a_bare_unet_needs_per_branch(unet, adapter):
+    with pytest.raises(
+        ValueError, match=r'policy: expected "per_branch".*received "positive" for a bare UNet'
+    ):
+        attach(unet, Control(adapter, tiny.condition()))
+    with pytest.raises(ValueError, match=r"start, end: expected 0 and 1 .* received a bare UNet"):
+        attach(unet, Control(adapter, tiny.condition(), policy="per_branch", end=0.5))
+
+
+def test_a_bare_unet_and_its_pipeline_agree(pipe, unet, adapter):
+    control = Control(adapter, tiny.condition(), policy="per_branch")
+    with attach(pipe, control):
+        expected = generate(pipe)
+    with attach(unet, control):
+        assert torch.equal(generate(pipe), expected)
+
+
+def test_the_hook_adds_what_residuals_gives(unet, adapter):
+    maps, text = tiny.condition(2), torch.randn(2, 5, tiny.TEXT_WIDTH)
+    latents = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        expected = unet(latents, 7, text, **residuals(adapter(maps, text), 0.7)).sample
+        with attach(unet, Control(adapter, maps, scale=0.7, policy="per_branch")):
+            assert torch.equal(unet(latents, 7, text).sample, expected)
+            assert torch.equal(unet(sample=latents, timestep=7, encoder_hidden_states=text)[0], expected)
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+def test_residuals_already_there_are_added_to(unet, adapter, by_position):
+    control = Control(adapter, tiny.condition(), policy="per_branch")
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, tiny.TEXT_WIDTH)
+    with torch.no_grad():
+        theirs = [torch.randn_like(f) for f in adapter(tiny.condition(), text)]
+        both = [t + o for t, o in zip(theirs, adapter(tiny.condition(), text), strict=True)]
+        expected = unet(latents, 7, text, down_intrablock_additional_residuals=both).sample
+        kept = list(theirs)
+        with attach(unet, control):
+            if by_position:
+                out = unet(latents, 7, text, None, None, None, None, None, None, None, theirs).sample
+            else:
+                out = unet(latents, 7, text, down_intrablock_additional_residuals=theirs).sample
+    assert torch.equal(out, expected)
+    assert len(theirs) == len(kept)  # the UNet emptied our list, not the caller's
+
+
+@pytest.mark.filterwarnings("ignore:Passing intrablock residual connections:FutureWarning")
+def test_legacy_residuals_alone_are_refused_where_they_would_be_dropped(unet, adapter):
+    control = Control(adapter, tiny.condition(), policy="per_branch")
+    sizes = ((8, 8), (16, 4), (24, 2), (24, 1))
+    legacy = [torch.ones(2, c, s, s) for c, s in sizes]
+    with attach(unet, control), torch.no_grad():
+        with pytest.raises(ValueError, match=r"^down_block_additional_residuals: expected mid_block"):
+            bare_call(unet, down_block_additional_residuals=legacy)
+        control.scale = 0
+        bare_call(unet, down_block_additional_residuals=legacy)
+
+
+def test_live_changes(pipe, adapter):
+    other = tiny.condition(seed=9)
+    expected = {}
+    for name, changed in {"scale": {"scale": 0.3}, "condition": {"condition": other}, "policy": {}}.items():
+        options = {"condition": tiny.condition(), "policy": "per_branch" if name == "policy" else "positive"}
+        with attach(pipe, Control(adapter, **options | changed)):
+            expected[name] = generate(pipe)
+    with calls_of(adapter) as calls, attach(pipe, Control(adapter, tiny.condition())) as handle:
+        first = generate(pipe)
+        control = handle.controls[0]
+        control.scale = 0.3
+        assert torch.equal(generate(pipe), expected["scale"])
+        assert len(calls) == 1  # the same features
+        control.scale, control.condition = 1.0, other
+        assert torch.equal(generate(pipe), expected["condition"])
+        control.condition, control.policy = tiny.condition(), "per_branch"
+        assert torch.equal(generate(pipe), expected["policy"])
+        control.policy = "positive"
+        assert torch.equal(generate(pipe), first)
+
+
+def test_changed_weights_give_new_features(pipe):
+    adapter = tiny.adapter(pipe.unet)
+    with attach(pipe, Control(adapter, tiny.condition())):
+        first = generate(pipe)
+        for parameter in adapter.parameters():
+            parameter.data.mul_(0.5)
+        assert (generate(pipe) - first).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "acting"),
+    [(0.0, 1.0, 10), (0.0, 0.5, 5), (0.5, 1.0, 5), (0.3, 0.6, 3), (0.0, 0.0, 0), (1.0, 1.0, 0)],
+)
+def test_the_window_is_a_part_of_the_schedule(pipe, adapter, unet, start, end, acting):
+    """DDIM's ten steps lie at t = 901, 801, ... 1, so at p = 0.099, 0.199, ... 0.999."""
+    seen = []
+    with attach(pipe, Control(adapter, tiny.condition(), start=start, end=end)):
+        name = "down_intrablock_additional_residuals"
+        handle = unet.register_forward_pre_hook(lambda m, a, k: seen.append(k.get(name)), with_kwargs=True)
+        generate(pipe, steps=10)
+        handle.remove()
+    assert sum(residuals is not None for residuals in seen) == acting
+
+
+def test_the_timestep_is_read_only_for_a_window(unet, adapter, pipe):
+    class Unreadable:
+        def __float__(self):
+            raise AssertionError("read")
+
+    control = Control(adapter, tiny.condition(), policy="per_branch")
+    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, tiny.TEXT_WIDTH)
+    with attach(pipe, control) as handle:
+        pipe._guidance_scale = 1.0
+        handle._before(unet, (latents, Unreadable(), text), {})
+        control.end = 0.5
+        with pytest.raises(AssertionError, match="read"):
+            handle._before(unet, (latents, Unreadable(), text), {})
+
+
+@pytest.mark.parametrize("timestep", [torch.tensor([1, 2]), torch.tensor(-0.3), torch.tensor(1001)])
+def test_what_is_no_timestep_is_refused_under_a_window(pipe, adapter, timestep):
+    control = Control(adapter, tiny.condition(), policy="per_branch", end=0.5)
+    pipe._guidance_scale = 1.0
+    with (
+        attach(pipe, control),
+        pytest.raises(ValueError, match=r"timestep: expected one timestep from 0 to 1000"),
+    ):
+        pipe.unet(torch.randn(2, 4, 8, 8), timestep, torch.randn(2, 5, tiny.TEXT_WIDTH))
+
+
+def test_removal_is_exact(pipe, unet, adapter):
+    before, image = trace_of(unet), generate(pipe)
+    with attach(pipe, Control(adapter, tiny.condition())):
+        generate(pipe)
+        assert trace_of(unet) != before
+    assert trace_of(unet) == before
+    assert torch.equal(generate(pipe), image)
+
+
+def test_removal_is_exact_after_exceptions(pipe, unet, adapter):
+    before, image = trace_of(unet), generate(pipe)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), attach(pipe, Control(adapter, tiny.condition())):
+        generate(pipe, callback_on_step_end=fail)
+    assert trace_of(unet) == before
+    with (
+        pytest.raises(ValueError, match="aspect"),
+        attach(pipe, Control(adapter, tiny.condition(1, 64, 128))),
+    ):
+        generate(pipe)
+    assert trace_of(unet) == before
+    assert torch.equal(generate(pipe), image)
+
+
+def test_a_failed_call_does_not_block_the_next(pipe, unet, adapter):
+    control = Control(adapter, tiny.condition(3), policy="per_branch")
+    with attach(unet, control), torch.no_grad():
+        with pytest.raises(ValueError, match="condition: expected 1 or 2"):
+            bare_call(unet)
+        control.condition = tiny.condition()
+        with pytest.raises(RuntimeError):
+            unet(
+                torch.zeros(1, 5, 8, 8), 1, torch.zeros(1, 5, tiny.TEXT_WIDTH)
+            )  # five channels: fails inside
+        results = []
+        thread = threading.Thread(target=lambda: results.append(bare_call(unet)))
+        thread.start()
+        thread.join()
+        assert len(results) == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nested_attachments_add_up_and_go_in_any_order(adapter, order, compiled):
+    unet = tiny.unet()
+    if compiled:  # what unet.compile() does, without the compiler
+        unet._compiled_call_impl = unet._call_impl
+    before, before_call = trace_of(unet), unet._compiled_call_impl
+    controls = [Control(adapter, tiny.condition(seed=s), scale=0.5, policy="per_branch") for s in range(3)]
+    with torch.no_grad():
+        base = bare_call(unet)
+        handles = [attach(unet, control) for control in controls]
+        nested = bare_call(unet)
+        for count, index in enumerate(order):
+            handles[index].remove()
+            handles[index].remove()  # once more is no harm
+            left = [controls[i] for i in sorted(order[count + 1 :])]
+            now = bare_call(unet)
+            if left:
+                fresh = tiny.unet()
+                with attach(fresh, *left):
+                    assert torch.allclose(bare_call(fresh), now, atol=1e-5)
+        assert torch.equal(now, base)
+        with attach(unet, *controls):
+            assert torch.allclose(bare_call(unet), nested, atol=1e-5)
+    assert trace_of(unet) == before
+    assert unet._compiled_call_impl == before_call
+    assert (nested - base).abs().max() > 0.01
+
+
+def test_a_removed_attachment_is_not_entered_again(unet, adapter):
+    handle = attach(unet, Control(adapter, tiny.condition(), policy="per_branch"))
+    handle.remove()
+    with pytest.raises(RuntimeError, match=r"has been removed; call attach\(\) again"), handle:
+        pass
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_calls_at_once_are_refused(adapter, compiled):
+    unet, errors = tiny.unet(), []
+    if compiled:
+        unet._compiled_call_impl = unet._call_impl
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        assert done.wait(20)
+
+    def first():
+        with torch.no_grad():
+            bare_call(unet)
+
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
+        hook = unet.conv_in.register_forward_hook(wait)
+        thread = threading.Thread(target=first, name="other")
+        thread.start()
+        assert inside.wait(20)
+        hook.remove()
+        for _ in range(2):  # refusing one does not let in the next
+            with pytest.raises(
+                RuntimeError, match=r"two calls at once .* thread other is in a call while MainThread"
+            ):
+                bare_call(unet)
+        done.set()
+        thread.join()
+        bare_call(unet)
+    assert not errors
+
+
+def test_a_caller_that_is_gone_does_not_block():
+    guard = CallGuard()
+    thread = threading.Thread(target=guard.enter)
+    thread.start()
+    thread.join()
+    guard.enter()
+    guard.enter()  # left over from an interrupted call of this thread
+    guard.leave()
+
+
+def test_gradients_reach_the_adapter_and_not_the_unet():
+    unet = tiny.unet().requires_grad_(False)
+    adapter = tiny.adapter(unet).requires_grad_(True)
+    with calls_of(adapter) as calls, attach(unet, Control(adapter, tiny.condition(), policy="per_branch")):
+        bare_call(unet).sum().backward()
+        first = [p.grad.clone() for p in adapter.parameters()]
+        bare_call(unet).sum().backward()
+    assert len(calls) == 2  # each its own graph
+    assert all(p.grad is None for p in unet.parameters())
+    moved = [p.grad for p in adapter.parameters()]
+    assert all(torch.allclose(2 * a, b, atol=1e-4) for a, b in zip(first, moved, strict=True))
+    assert sum(float(g.abs().sum()) for g in moved) > 0
+
+
+def test_inference_mode(pipe, adapter):
+    with attach(pipe, Control(adapter, tiny.condition())):
+        expected = generate(pipe)
+    with torch.inference_mode(), calls_of(adapter) as calls, attach(pipe, Control(adapter, tiny.condition())):
+        assert torch.equal(generate(pipe), expected)
+        assert len(calls) == 1
+    with attach(pipe, Control(adapter, tiny.condition())) as handle:
+        with torch.inference_mode():
+            generate(pipe)
+        assert torch.equal(generate(pipe), expected)
+        assert handle.controls[0].scale == 1
+
+
+def test_half_precision_follows_the_call(adapter):
+    unet = tiny.unet().to(torch.bfloat16)
+    latents = torch.randn(1, 4, 8, 8, dtype=torch.bfloat16)
+    text = torch.randn(1, 5, tiny.TEXT_WIDTH, dtype=torch.bfloat16)
+    with torch.no_grad(), attach(unet, Control(adapter, tiny.condition(), policy="per_branch")):
+        out = unet(latents, 7, text).sample
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("config", [tiny.SD15_UNET, tiny.SDXL_UNET], ids=["sd15", "sdxl"])
+@pytest.mark.parametrize("size", [(8, 8), (72, 88), (104, 56), (24, 200)])
+def test_any_multiple_of_8(config, size):
+    unet = tiny.unet(config)
+    adapter = tiny.adapter(unet)
+    condition = tiny.condition(1, *size)
+    latents = torch.randn(1, 4, size[0] // 8, size[1] // 8)
+    text = torch.randn(1, 5, config["cross_attention_dim"])
+    added = {"text_embeds": torch.zeros(1, tiny.TEXT_WIDTH), "time_ids": torch.zeros(1, 6)}
+    with torch.no_grad():
+        base = unet(latents, 5, text, added_cond_kwargs=added).sample
+        with attach(unet, Control(adapter, condition, policy="per_branch")):
+            out = unet(latents, 5, text, added_cond_kwargs=added).sample
+    assert out.shape == base.shape
+    assert (out - base).abs().max() > 0.001
+
+
+def test_the_middle_feature_of_sdxl_is_added():
+    unet = tiny.unet(tiny.SDXL_UNET)
+    adapter = tiny.adapter(unet)
+    seen = []
+    unet.mid_block.register_forward_hook(lambda m, a, out: seen.append(out.clone()))
+    unet.up_blocks[0].register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["hidden_states"].clone()), with_kwargs=True
+    )
+    text = torch.randn(1, 5, 2 * tiny.TEXT_WIDTH)
+    added = {"text_embeds": torch.zeros(1, tiny.TEXT_WIDTH), "time_ids": torch.zeros(1, 6)}
+    with torch.no_grad(), attach(unet, Control(adapter, tiny.condition(1, 104, 72), policy="per_branch")):
+        unet(torch.randn(1, 4, 13, 9), 5, text, added_cond_kwargs=added)
+    assert (seen[1] - seen[0]).abs().max() > 0.01
+
+
+def test_misfits_are_found_when_attaching(pipe, unet, adapter):
+    before = trace_of(unet)
+    for changes in ({"text_width": 20}, {"channels": (8, 16, 24)}):
+        wrong = tiny.adapter(unet, **changes | ({"pools": (0, 1, 1)} if "channels" in changes else {}))
+        with pytest.raises(ValueError, match=r"adapter: expected .* as the UNet takes them; received"):
+            attach(pipe, Control(wrong, tiny.condition()))
+    assert trace_of(unet) == before
+
+
+def test_text_of_another_width_is_refused(unet, adapter):
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")):
+        with pytest.raises(ValueError, match=r"encoder_hidden_states: expected width 16, .* received 20"):
+            unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 5, 20))
+        with pytest.raises(
+            ValueError, match=r"encoder_hidden_states: expected prompt embeddings \(2, N, D\)"
+        ):
+            unet(torch.zeros(2, 4, 8, 8), 1, torch.zeros(1, 5, 16))
+
+
+@pytest.mark.parametrize("target", [None, "pipe", torch.nn.Linear(1, 1), object()])
+def test_what_has_no_unet_is_refused(adapter, target):
+    with pytest.raises(ValueError, match=r"^(pipe_or_unet|unet): expected .*; received a "):
+        attach(target, Control(adapter, tiny.condition()))
+
+
+def test_controls_are_required(pipe, adapter):
+    with pytest.raises(ValueError, match="controls: expected one or more of Control; received none"):
+        attach(pipe)
+    with pytest.raises(ValueError, match="controls: expected one or more of Control; received NexusAdapter"):
+        attach(pipe, adapter)

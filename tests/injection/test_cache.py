@@ -1,0 +1,157 @@
+"""Features are kept for the same or equal text, and not past a change of the weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from nexus_adapters.injection.cache import MAX_ENTRIES, FeatureCache, Weights
+
+KEY = (0, 64)
+
+
+@pytest.fixture
+def adapter():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+
+
+@pytest.fixture
+def text():
+    return torch.randn(2, 5, 4)
+
+
+@pytest.fixture
+def features():
+    return [torch.randn(2, 4, 2, 2)]
+
+
+@pytest.fixture
+def cache(adapter, text, features):
+    made = FeatureCache()
+    made.keep(KEY, text, adapter, features)
+    return made
+
+
+def test_the_same_object_and_equal_content_are_hits(cache, adapter, text, features):
+    assert cache.find(KEY, text, adapter) is features
+    assert cache.find(KEY, text.clone(), adapter) is features
+
+
+@pytest.mark.parametrize("change", [lambda t: t + 1, lambda t: t[:1], lambda t: t.double()])
+def test_other_text_is_a_miss(cache, adapter, text, change):
+    assert cache.find(KEY, change(text), adapter) is None
+
+
+def test_another_key_is_a_miss(cache, adapter, text):
+    assert cache.find((1, 64), text, adapter) is None
+
+
+def test_text_written_in_place_is_a_miss_under_either_name(cache, adapter, text):
+    before = text.clone()
+    text.add_(1)
+    assert cache.find(KEY, text, adapter) is None
+    assert cache.find(KEY, text.clone(), adapter) is None
+    assert cache.find(KEY, before, adapter) is None  # a pity, but safe
+
+
+def test_alternating_texts_all_hit(adapter, features):
+    cache = FeatureCache()
+    texts = [torch.randn(1, 5, 4) for _ in range(MAX_ENTRIES)]
+    for text in texts:
+        cache.keep(KEY, text, adapter, features)
+    assert all(cache.find(KEY, text, adapter) is features for text in texts * 2)
+    cache.keep(KEY, torch.randn(1, 5, 4), adapter, features)
+    assert cache.find(KEY, texts[0], adapter) is None
+
+
+def step(adapter):
+    adapter.requires_grad_(True)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    adapter(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+
+
+def load(adapter):
+    adapter.load_state_dict({name: value + 1 for name, value in adapter.state_dict().items()})
+
+
+def load_assigned(adapter):
+    adapter.load_state_dict({n: v.clone() for n, v in adapter.state_dict().items()}, assign=True)
+
+
+def swap_averaged(adapter):
+    for parameter in adapter.parameters():  # as diffusers' EMAModel.copy_to does
+        parameter.data.copy_(parameter.data * 0.5)
+
+
+def write_one(adapter):
+    with torch.no_grad():
+        adapter[2].weight[0, 0] = 3
+
+
+def write_in_inference_mode(adapter):
+    with torch.inference_mode():
+        adapter[2].weight.mul_(2)
+
+
+def write_buffer(adapter):
+    adapter[1].running_mean.add_(1)
+
+
+def replace_layer(adapter):
+    adapter[2] = nn.Conv2d(4, 4, 1)
+
+
+CHANGES = [
+    step,
+    load,
+    load_assigned,
+    swap_averaged,
+    write_one,
+    write_in_inference_mode,
+    write_buffer,
+    replace_layer,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_noticed(cache, adapter, text, change):
+    change(adapter)
+    assert cache.find(KEY, text, adapter) is None
+
+
+@pytest.mark.parametrize("change", [swap_averaged, write_one])
+def test_changes_to_inference_tensors_are_noticed(text, features, change):
+    with torch.inference_mode():
+        adapter = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)).requires_grad_(
+            False
+        )
+        cache = FeatureCache()
+        text = text.clone()
+        cache.keep(KEY, text, adapter, features)
+        assert cache.find(KEY, text, adapter) is features
+        change(adapter)
+        assert cache.find(KEY, text, adapter) is None
+
+
+def test_moving_the_weights_keeps_the_features(text, features):
+    """As offloading does: the parameters are the same objects with other storage."""
+    adapter, cache = nn.Conv2d(3, 4, 3), FeatureCache()
+    cache.keep(KEY, text, adapter, features)
+    adapter.to(torch.float64).to(torch.float32)
+    assert cache.find(KEY, text, adapter) is features
+
+
+def test_weights_in_another_memory_format_are_viewed_not_copied(adapter):
+    plain = Weights.of(adapter)
+    sample = Weights.of(adapter.to(memory_format=torch.channels_last)).sample
+    assert torch.equal(plain.sample, sample)
+
+
+def test_offloaded_weights_are_compared_by_identity():
+    adapter = nn.Conv2d(3, 4, 3, device="meta")
+    weights = Weights.of(adapter)
+    assert weights.sample is None
+    assert weights.hold(adapter, look_closely=True)
+    adapter.weight = nn.Parameter(torch.empty_like(adapter.weight))
+    assert not weights.hold(adapter, look_closely=True)

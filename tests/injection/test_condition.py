@@ -1,0 +1,166 @@
+"""What users pass as condition, and its way to the adapter's size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nexus_adapters.injection.condition import as_condition, check_aspect, fit_condition
+
+GREY = Image.new("L", (24, 16), 51)
+MAP = torch.rand(1, 3, 16, 24)
+
+
+def test_a_pil_image_becomes_rgb_in_0_1():
+    pixels = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
+    condition = as_condition(Image.fromarray(pixels), 3)
+    assert condition.shape == (1, 3, 16, 24)
+    assert torch.equal(condition[0], torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+
+
+def test_grey_images_are_shown_in_every_channel():
+    condition = as_condition(GREY, 3)
+    assert condition.shape == (1, 3, 16, 24)
+    assert torch.equal(condition, torch.full((1, 3, 16, 24), 51 / 255))
+    assert as_condition(GREY.convert("RGB"), 1).shape == (1, 1, 16, 24)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_modes_that_convert_without_loss(mode):
+    assert torch.equal(
+        as_condition(Image.new("RGB", (8, 8), "white").convert(mode), 3), torch.ones(1, 3, 8, 8)
+    )
+
+
+def test_transparency_is_refused_unless_nothing_shows_through():
+    opaque = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    assert torch.equal(as_condition(opaque, 3), as_condition(opaque.convert("RGB"), 3))
+    with pytest.raises(ValueError, match=r"condition: expected .* without transparency; received mode RGBA"):
+        as_condition(Image.new("RGBA", (8, 8), (255, 0, 0, 254)), 3)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "CMYK"])
+def test_other_modes_are_refused(mode):
+    with pytest.raises(ValueError, match=f"8-bit RGB or grey .* received mode {mode}"):
+        as_condition(Image.new(mode, (8, 8)), 3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        MAP.repeat(2, 1, 1, 1),
+        [MAP, MAP],
+        [MAP[0], MAP[0]],
+        [MAP, MAP[0]],
+        (MAP, MAP),
+        MAP.repeat(2, 1, 1, 1).half(),
+    ],
+)
+def test_tensors_and_lists_of_tensors(value):
+    condition = as_condition(value, 3)
+    assert condition.shape == (2, 3, 16, 24)
+    assert torch.equal(condition, MAP.to(condition.dtype).repeat(2, 1, 1, 1))
+
+
+def test_a_list_of_images():
+    assert as_condition([GREY, GREY, GREY], 3).shape == (3, 3, 16, 24)
+
+
+def test_the_condition_is_copied():
+    mine = MAP.clone()
+    condition = as_condition(mine, 3)
+    mine.zero_()
+    assert torch.equal(condition, MAP)
+
+
+@pytest.mark.parametrize(
+    ("value", "channels", "message"),
+    [
+        ("map.png", 3, "expected a PIL image, a tensor .* received str"),
+        (None, 3, "received NoneType"),
+        (np.zeros((8, 8, 3)), 3, "received ndarray"),
+        ([], 3, "received a list of nothing"),
+        ([GREY, MAP], 3, "received a list of Image, Tensor"),
+        (MAP[0], 3, r"received shape \(3, 16, 24\)"),
+        (MAP[:, :1], 3, r"\(B, 3, H, W\).* received shape \(1, 1, 16, 24\)"),
+        (MAP[:, :, :0], 3, r"received shape \(1, 3, 0, 24\)"),
+        (MAP[:0], 3, r"received shape \(0, 3, 16, 24\)"),
+        ([MAP.repeat(2, 1, 1, 1)], 3, r"received a list of shapes \(2, 3, 16, 24\)"),
+        ([MAP, MAP[..., :8]], 3, r"tensors of one size; received \(3, 16, 24\), \(3, 16, 8\)"),
+        (
+            [MAP, MAP.double()],
+            3,
+            "tensors of one dtype on one device; received torch.float32 on cpu, torch.float64",
+        ),
+        ([GREY, GREY.resize((8, 9))], 3, "images of one size; received 16x24, 9x8"),
+        (GREY, 4, "expected a tensor, since the adapter reads 4 channels"),
+        ((MAP * 255).to(torch.uint8), 3, "floating point in \\[0, 1\\]; received torch.uint8"),
+        (MAP * 2 + 1, 3, r"finite values in \[0, 1\]; received"),
+        (MAP - 1.1, 3, r"finite values in \[0, 1\]; received"),
+        (torch.full((1, 3, 8, 8), math.nan), 3, "received nan to nan"),
+        (torch.full((1, 3, 8, 8), math.inf), 3, "received inf to inf"),
+    ],
+)
+def test_anything_else_is_an_error_that_says_what_came(value, channels, message):
+    with pytest.raises(ValueError, match=f"^image: .*{message}"):
+        as_condition(value, channels, name="image")
+
+
+def test_a_condition_of_the_right_size_is_not_touched():
+    assert torch.equal(fit_condition(MAP, 16, 24, 8), MAP)
+
+
+def test_padding_repeats_the_last_row_and_column_only():
+    fitted = fit_condition(MAP, 16, 24, 32)
+    assert fitted.shape == (1, 3, 32, 32)
+    assert torch.equal(fitted[:, :, :16, :24], MAP)
+    assert torch.equal(fitted[:, :, 16:, :24], MAP[:, :, -1:].expand(-1, -1, 16, -1))
+    assert torch.equal(fitted[:, :, :, 24:], fitted[:, :, :, 23:24].expand(-1, -1, -1, 8))
+
+
+def test_shrinking_averages_areas():
+    fitted = fit_condition(MAP, 8, 12, 4)
+    assert torch.allclose(fitted, torch.nn.functional.avg_pool2d(MAP, 2))
+
+
+def test_growing_is_bilinear_and_stays_in_range():
+    hard = (MAP > 0.5).float()
+    fitted = fit_condition(hard, 32, 48, 8)
+    expected = torch.nn.functional.interpolate(hard, (32, 48), mode="bilinear")
+    assert torch.allclose(fitted, expected, atol=1e-6)
+    assert fitted.min() >= 0
+    assert fitted.max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_resizing_keeps_the_dtype(dtype):
+    assert fit_condition(MAP.to(dtype), 8, 12, 8).dtype == dtype
+
+
+def test_another_aspect_is_an_error_with_both_sizes():
+    with pytest.raises(ValueError, match="condition of 16x24 for an image of 24x16"):
+        fit_condition(MAP, 24, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "fits"),
+    [
+        ((505, 512), (504, 512), True),  # rounded down to a multiple of 8
+        ((15, 1000), (8, 1000), True),
+        ((1000, 15), (1000, 8), True),
+        ((519, 519), (512, 512), True),
+        ((500, 512), (512, 512), False),
+        ((504, 512), (512, 512), True),
+        ((1024, 1024), (512, 512), True),
+        ((100, 150), (512, 768), True),
+        ((512, 768), (768, 512), False),
+    ],
+)
+def test_aspect_tolerance(size, target, fits):
+    if fits:
+        check_aspect(*size, *target)
+    else:
+        with pytest.raises(ValueError, match="aspect"):
+            check_aspect(*size, *target)

@@ -1,0 +1,129 @@
+"""Rows, guidance branches and conditions: who reads what."""
+
+import inspect
+
+import diffusers
+import pytest
+
+from nexus_adapters.injection.rows import (
+    KNOWN_PIPELINES,
+    RowPlan,
+    branches_of,
+    check_policy,
+    layout_of,
+    plan_rows,
+)
+
+GUIDED = (False, True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "branches", "rows", "conditions", "expected"),
+    [
+        # one prompt, guided
+        ("positive", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (1.0, 1.0))),
+        ("cond_only", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (0.0, 1.0))),
+        ("per_branch", GUIDED, 2, 1, RowPlan(0, 2, 1, 2, (1.0,))),
+        # three prompts of two images each, with a condition for each prompt
+        ("positive", GUIDED, 12, 3, RowPlan(6, 6, 2, 1, (1.0, 1.0))),
+        ("per_branch", GUIDED, 12, 3, RowPlan(0, 12, 2, 2, (1.0,))),
+        # not guided
+        ("positive", (True,), 6, 3, RowPlan(0, 6, 2, 1, (1.0,))),
+        ("cond_only", (True,), 6, 3, RowPlan(0, 6, 2, 1, (1.0,))),
+        # InstructPix2Pix, and perturbed attention
+        ("positive", (True, False, False), 6, 2, RowPlan(0, 2, 1, 1, (1.0, 1.0, 1.0))),
+        ("cond_only", (True, False, False), 6, 2, RowPlan(0, 2, 1, 1, (1.0, 0.0, 0.0))),
+        ("cond_only", (False, True, True), 6, 1, RowPlan(2, 2, 2, 1, (0.0, 1.0, 1.0))),
+        # layout unknown
+        ("per_branch", None, 5, 1, RowPlan(0, 5, 5, 1, (1.0,))),
+        ("per_branch", None, 5, 5, RowPlan(0, 5, 1, 1, (1.0,))),
+    ],
+)
+def test_plans(policy, branches, rows, conditions, expected):
+    assert plan_rows(policy, branches, rows, conditions) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "branches", "rows", "conditions", "message"),
+    [
+        ("positive", GUIDED, 4, 4, "divides the 2 images of the call .* received 4"),
+        ("positive", GUIDED, 6, 2, "divides the 3 images of the call .* received 2"),
+        ("per_branch", GUIDED, 4, 4, "divides the 2 images of the call .* received 4"),
+        ("positive", GUIDED, 3, 1, 'multiple of 2 rows.* received 3.*policy="per_branch"'),
+        ("per_branch", None, 4, 2, "expected 1 or 4, one for each row .* received 2"),
+    ],
+)
+def test_what_does_not_divide_is_an_error(policy, branches, rows, conditions, message):
+    with pytest.raises(ValueError, match=message):
+        plan_rows(policy, branches, rows, conditions)
+
+
+@pytest.mark.parametrize("name", sorted(set(KNOWN_PIPELINES) - {"StableDiffusionNexusPipeline"}))
+def test_known_pipelines_have_the_layout_that_the_table_says(name):
+    """Against diffusers' own source: the order in which the embeddings are put together."""
+    cls = getattr(diffusers, name)
+    source = inspect.getsource(cls.__call__).replace(" ", "").replace("\n", "")
+    layout = KNOWN_PIPELINES[name].__name__
+    assert isinstance(cls.do_classifier_free_guidance, property)
+    if layout == "_single":
+        assert inspect.getsource(cls.do_classifier_free_guidance.fget).rstrip().endswith("return False")
+    elif layout == "_instructed":
+        source = inspect.getsource(cls._encode_prompt).replace(" ", "")
+        assert "torch.cat([prompt_embeds,negative_prompt_embeds,negative_prompt_embeds])" in source
+    elif layout == "_perturbed":
+        assert "_prepare_perturbed_attention_guidance(prompt_embeds,negative_prompt_embeds" in source
+        assert isinstance(cls.do_perturbed_attention_guidance, property)
+    else:
+        assert "prompt_embeds=torch.cat([negative_prompt_embeds,prompt_embeds]" in source
+        assert "perturbed" not in source
+
+
+def bare(cls):
+    """An instance without the costs of one."""
+    return cls.__new__(cls)
+
+
+def test_a_subclass_that_keeps_the_loop_is_known_and_one_with_its_own_is_not():
+    class Renamed(diffusers.StableDiffusionPipeline):
+        pass
+
+    class OwnLoop(diffusers.StableDiffusionPipeline):
+        def __call__(self):
+            pass
+
+    class StableDiffusionPipeline(diffusers.DiffusionPipeline):  # the name alone does not make it known
+        def __call__(self):
+            pass
+
+    assert layout_of(bare(Renamed)) is layout_of(bare(diffusers.StableDiffusionPipeline)) is not None
+    assert layout_of(bare(OwnLoop)) is None
+    assert layout_of(bare(StableDiffusionPipeline)) is None
+    assert layout_of(None) is None
+
+
+@pytest.mark.parametrize("policy", ["positive", "cond_only"])
+def test_the_way_out_is_named(policy):
+    with pytest.raises(
+        ValueError, match=rf'^policy: expected "per_branch".*received "{policy}" for a bare UNet'
+    ):
+        check_policy(None, policy)
+    pipe = bare(diffusers.StableDiffusionUpscalePipeline)
+    with pytest.raises(ValueError, match=f'"{policy}" for a StableDiffusionUpscalePipeline, whose layout'):
+        branches_of(pipe, policy)
+    assert branches_of(pipe, "per_branch") is None
+
+
+def test_a_pipeline_that_has_not_run_tells_nothing():
+    pipe = bare(diffusers.StableDiffusionPipeline)
+    with pytest.raises(ValueError, match=r'has not run. Attach to the UNet, with policy="per_branch"'):
+        branches_of(pipe, "positive")
+
+
+def test_guidance_is_read_at_every_call():
+    class Pipe(diffusers.StableDiffusionPipeline):
+        do_classifier_free_guidance = True
+
+    pipe = bare(Pipe)
+    assert branches_of(pipe, "positive") == (False, True)
+    Pipe.do_classifier_free_guidance = False
+    assert branches_of(pipe, "positive") == (True,)

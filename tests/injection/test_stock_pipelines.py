@@ -1,0 +1,184 @@
+"""Stock diffusers pipelines, unchanged, with a control attached to them."""
+
+import diffusers
+import pytest
+import torch
+from diffusers import (
+    LCMScheduler,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    T2IAdapter,
+)
+from PIL import Image
+from tests import tiny
+
+from nexus_adapters.injection import Control, attach
+
+PROMPTS = ["a red star", "photo of a dog"]
+LEFT_HALF = Image.new("L", (64, 64))
+LEFT_HALF.paste(255, (0, 0, 32, 64))
+
+IMG2IMG = {"image": [tiny.image(), tiny.image()], "strength": 0.5}
+INPAINT = {"image": [tiny.image(), tiny.image()], "mask_image": [LEFT_HALF, LEFT_HALF], "strength": 1.0}
+CONTROLNET = {"image": [tiny.image(seed=8), tiny.image(seed=8)]}
+EDIT = {"image": [tiny.image(), tiny.image()], "image_guidance_scale": 1.5}
+
+
+def with_controlnet(build, cls):
+    pipe = build()
+    return build(cls, unet=pipe.unet, controlnet=tiny.controlnet(pipe.unet))
+
+
+def pix2pix():
+    return tiny.sd15(diffusers.StableDiffusionInstructPix2PixPipeline, unet=tiny.unet(in_channels=8))
+
+
+def nine_channels():
+    return tiny.sd15(StableDiffusionInpaintPipeline, unet=tiny.unet(in_channels=9))
+
+
+def latent_consistency():
+    unet = tiny.unet(time_cond_proj_dim=8)
+    scheduler = LCMScheduler(num_train_timesteps=1000, original_inference_steps=50)
+    return tiny.quiet(
+        diffusers.LatentConsistencyModelPipeline(
+            **tiny.sd15_components(unet=unet, scheduler=scheduler), requires_safety_checker=False
+        )
+    )
+
+
+# name -> (builds the pipeline, its arguments, steps it takes of the four asked for)
+PIPELINES = {
+    "text-to-image": (tiny.sd15, {}, 4),
+    "image-to-image": (lambda: tiny.sd15(StableDiffusionImg2ImgPipeline), IMG2IMG, 2),
+    "inpainting": (lambda: tiny.sd15(StableDiffusionInpaintPipeline), INPAINT, 4),
+    "inpainting, nine channels": (nine_channels, INPAINT, 4),
+    "ControlNet": (lambda: with_controlnet(tiny.sd15, StableDiffusionControlNetPipeline), CONTROLNET, 4),
+    "SDXL": (tiny.sdxl, {}, 4),
+    "SDXL image-to-image": (lambda: tiny.sdxl(StableDiffusionXLImg2ImgPipeline), IMG2IMG, 2),
+    "SDXL inpainting": (lambda: tiny.sdxl(StableDiffusionXLInpaintPipeline), INPAINT, 4),
+    "SDXL ControlNet": (
+        lambda: with_controlnet(tiny.sdxl, StableDiffusionXLControlNetPipeline),
+        CONTROLNET,
+        4,
+    ),
+    "InstructPix2Pix": (pix2pix, EDIT, 4),
+    "perturbed attention": (
+        lambda: tiny.sd15(diffusers.StableDiffusionPAGPipeline, pag_applied_layers="mid"),
+        {"pag_scale": 2.0},
+        4,
+    ),
+    "LCM": (latent_consistency, {}, 4),
+}
+
+
+def run(pipe, prompt, arguments, rows=slice(None), **options):
+    arguments = {k: v[rows] if isinstance(v, list) else v for k, v in arguments.items()}
+    steps = {"num_inference_steps": 4, "output_type": "latent"}
+    seeded = {"generator": tiny.generators(len(PROMPTS))[rows]}
+    return pipe(prompt=prompt[rows], **steps, **seeded, **arguments, **options).images
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_stock_pipelines(name):
+    build, arguments, steps = PIPELINES[name]
+    pipe = build()
+    adapter = tiny.adapter(pipe.unet)
+    maps = tiny.condition(2)
+    base = run(pipe, PROMPTS, arguments)
+    calls, taken = [], []
+    adapter.register_forward_hook(lambda m, args, out: calls.append(args))
+    unet_hook = pipe.unet.register_forward_pre_hook(lambda *_: taken.append(1))
+    images = {}
+    for policy in ("positive", "cond_only", "per_branch"):
+        calls.clear()
+        taken.clear()
+        with attach(pipe, Control(adapter, maps, policy=policy)) as handle:
+            images[policy] = run(pipe, PROMPTS, arguments)
+            assert len(calls) == 1
+            assert len(taken) == steps
+            assert (images[policy] - base).abs().max() > 0.01
+            handle.controls[0].scale = 0
+            assert torch.equal(run(pipe, PROMPTS, arguments), base)
+    unet_hook.remove()
+    for index in range(2):  # every image follows its own map and prompt
+        with attach(pipe, Control(adapter, maps[index : index + 1])):
+            single = run(pipe, PROMPTS, arguments, slice(index, index + 1))
+        assert (images["positive"][index] - single[0]).abs().max() < 1e-3
+    assert torch.equal(run(pipe, PROMPTS, arguments), base)
+
+
+@pytest.mark.parametrize("cls", [StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline])
+def test_cropped_inpainting_is_refused(cls):
+    pipe = (tiny.sdxl if "XL" in cls.__name__ else tiny.sd15)(cls)
+    adapter = tiny.adapter(pipe.unet)
+    arguments = {"image": tiny.image(), "mask_image": LEFT_HALF, "num_inference_steps": 2}
+    for target in (pipe, pipe.unet):
+        with attach(target, Control(adapter, tiny.condition(), policy="per_branch")):
+            with pytest.raises(ValueError, match=r"padding_mask_crop: expected None .* received 8"):
+                pipe("a red star", **arguments, padding_mask_crop=8)
+            pipe("a red star", **arguments)
+
+
+def test_tiled_pipelines_are_refused():
+    pipe = object.__new__(diffusers.StableDiffusionPanoramaPipeline)
+    object.__setattr__(pipe, "unet", tiny.unet())
+    with pytest.raises(
+        ValueError, match="denoises the whole image at once; received StableDiffusionPanorama"
+    ):
+        attach(pipe, Control(tiny.adapter(pipe.unet), tiny.condition(), policy="per_branch"))
+
+
+def test_img2img_starts_late_in_the_schedule():
+    """A window is a part of the schedule, not of the steps taken."""
+    pipe = tiny.sd15(StableDiffusionImg2ImgPipeline)
+    adapter = tiny.adapter(pipe.unet)
+    base = run(pipe, PROMPTS, IMG2IMG)
+    with attach(pipe, Control(adapter, tiny.condition(), end=0.45)):
+        assert torch.equal(run(pipe, PROMPTS, IMG2IMG), base)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_a_t2i_adapter_gives_what_diffusers_own_pipeline_gives(scale):
+    torch.manual_seed(3)
+    adapter = T2IAdapter(channels=[8, 16, 24, 24], num_res_blocks=1).eval().requires_grad_(False)
+    for block in adapter.adapter.body:
+        for weight in block.parameters():
+            weight.mul_(3)
+    components = tiny.sd15_components()
+    theirs = StableDiffusionAdapterPipeline(**components, adapter=adapter, requires_safety_checker=False)
+    ours = tiny.quiet(StableDiffusionPipeline(**components, requires_safety_checker=False))
+    maps = tiny.condition()
+    options = {"num_inference_steps": 5, "output_type": "latent", "height": 64, "width": 64}
+    expected = tiny.quiet(theirs)(
+        "a red star",
+        image=maps,
+        adapter_conditioning_scale=scale,
+        generator=tiny.generators(1)[0],
+        **options,
+    ).images
+    base = ours("a red star", generator=tiny.generators(1)[0], **options).images
+    with attach(ours, Control(adapter, maps, scale=scale)):
+        found = ours("a red star", generator=tiny.generators(1)[0], **options).images
+    assert torch.equal(found, expected)
+    assert (found - base).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("policy", ["positive", "cond_only", "per_branch"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_pipelines_that_share_a_unet_share_its_controls(policy, guidance_scale):
+    """Each call's layout is that of the pipeline that makes it, not of the one that was attached to."""
+    first = tiny.sd15()
+    second = tiny.quiet(StableDiffusionImg2ImgPipeline(**first.components, requires_safety_checker=False))
+    control = Control(tiny.adapter(first.unet), tiny.condition(2), policy=policy)
+    with attach(second, control):
+        expected = run(second, PROMPTS, IMG2IMG, guidance_scale=guidance_scale)
+    with attach(first, control):
+        run(first, PROMPTS, {}, guidance_scale=6.0 - guidance_scale)
+        assert torch.equal(run(second, PROMPTS, IMG2IMG, guidance_scale=guidance_scale), expected)

@@ -1,0 +1,305 @@
+"""StableDiffusionNexusPipeline: stock Stable Diffusion with an adapter, saved and loaded as one."""
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from tests import tiny
+
+import nexus_adapters
+from nexus_adapters.injection import Control, attach
+from nexus_adapters.pipelines import StableDiffusionNexusPipeline, check_counts, image_size
+
+OPTIONS = {"num_inference_steps": 3, "output_type": "pt", "negative_prompt": "blurry"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny.sd15()
+
+
+@pytest.fixture(scope="module")
+def adapter(base):
+    return tiny.adapter(base.unet)
+
+
+@pytest.fixture(scope="module")
+def pipe(base, adapter):
+    made = StableDiffusionNexusPipeline(**base.components, adapter=adapter, requires_safety_checker=False)
+    return tiny.quiet(made)
+
+
+def generate(pipe, prompt="a red star", **options):
+    return pipe(prompt, generator=tiny.generators(1)[0], **OPTIONS | options).images
+
+
+def test_it_is_the_stock_pipeline_with_a_control_attached(base, adapter, pipe):
+    maps = tiny.condition()
+    plain = generate(base)
+    with attach(base, Control(adapter, maps, 0.8)):
+        expected = generate(base)
+    assert torch.equal(generate(pipe, image=maps, adapter_conditioning_scale=0.8), expected)
+    assert torch.equal(generate(pipe, image=maps, adapter_conditioning_scale=0), plain)
+    assert (expected - plain).abs().max() > 0.05
+    assert not pipe.unet._forward_pre_hooks  # detached
+
+
+def test_the_window_and_the_policy_are_passed_on(base, adapter, pipe):
+    maps = tiny.condition()
+    with attach(base, Control(adapter, maps, start=0.2, end=0.7, policy="per_branch")):
+        expected = generate(base)
+    window = {"control_guidance_start": 0.2, "control_guidance_end": 0.7}
+    assert torch.equal(generate(pipe, image=maps, policy="per_branch", **window), expected)
+    assert not torch.equal(generate(pipe, image=maps), expected)
+
+
+def test_the_signature_is_the_stock_one_and_ours():
+    shown = inspect.signature(StableDiffusionNexusPipeline.__call__).parameters
+    stock = inspect.signature(StableDiffusionPipeline.__call__).parameters
+    ours = [
+        "image",
+        "adapter_conditioning_scale",
+        "control_guidance_start",
+        "control_guidance_end",
+        "policy",
+    ]
+    names = list(stock)
+    assert list(shown) == [*names[:-1], *ours, names[-1]]
+    assert all(shown[name].default == stock[name].default for name in stock)
+    assert all(shown[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ours)
+
+
+def test_arguments_by_position(pipe):
+    by_name = generate(pipe, image=tiny.image(), height=72, width=72, num_inference_steps=2)
+    seed = tiny.generators(1)[0]
+    by_position = pipe(
+        "a red star",
+        72,
+        72,
+        2,
+        image=tiny.image(),
+        generator=seed,
+        output_type="pt",
+        negative_prompt="blurry",
+    )
+    assert torch.equal(by_position.images, by_name)
+
+
+def test_misspelled_arguments_are_refused(pipe):
+    """The stock pipeline ignores them."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidence_scale'"):
+        generate(pipe, image=tiny.image(), guidence_scale=3)
+
+
+def test_return_dict_false(pipe):
+    images, flagged = pipe(
+        "a red star", image=tiny.image(), return_dict=False, num_inference_steps=1, output_type="np"
+    )
+    assert images.shape == (1, 64, 64, 3)
+    assert flagged is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "given", "size"),
+    [
+        ((64, 64), {}, (64, 64)),
+        ((75, 90), {}, (72, 88)),
+        ((8, 200), {}, (8, 200)),
+        ((64, 96), {"height": 128}, (128, 192)),
+        ((64, 96), {"width": 48}, (32, 48)),
+        ((64, 96), {"height": 32, "width": 48}, (32, 48)),
+    ],
+)
+def test_the_size_follows_from_the_condition(condition, given, size):
+    sides = {"height": None, "width": None} | given
+    assert image_size(torch.zeros(1, 3, *condition), **sides, multiple=8) == size
+
+
+def test_the_image_has_the_conditions_size(pipe):
+    assert generate(pipe, image=tiny.image(75, 90), num_inference_steps=1).shape == (1, 3, 72, 88)
+    assert generate(pipe, image=tiny.image(64, 96), width=48, num_inference_steps=1).shape == (1, 3, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "^image: expected a PIL image, .* received NoneType"),
+        ({"image": torch.zeros(1, 3, 7, 64)}, "^image: expected at least 8 pixels per side; received 7x64"),
+        ({"image": torch.zeros(1, 3, 64, 64) + 2}, r"^image: expected finite values in \[0, 1\]"),
+        (
+            {"image": tiny.image(), "height": 64, "width": 128},
+            "^image: expected the image's aspect, .* 64x64 for an image of 64x128",
+        ),
+        ({"image": tiny.image(), "height": 65, "width": 65}, "divisible by 8 but are 65 and 65"),
+        (
+            {"image": tiny.image(), "adapter_conditioning_scale": float("nan")},
+            "^adapter_conditioning_scale: expected a finite number; received nan",
+        ),
+        (
+            {"image": tiny.image(), "control_guidance_start": 0.8, "control_guidance_end": 0.2},
+            "^control_guidance_start, control_guidance_end: expected .*; received 0.8, 0.2",
+        ),
+        (
+            {"image": tiny.image(), "policy": "both"},
+            "^policy: expected one of positive, per_branch, cond_only",
+        ),
+        (
+            {"image": tiny.condition(2)},
+            "^image: expected one condition for all 1 prompts of 1 images each, .* received 2",
+        ),
+    ],
+)
+def test_bad_input_is_named(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(pipe, **options)
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_no_prompt_is_the_stock_pipelines_error(pipe):
+    with pytest.raises(ValueError, match="Provide either `prompt` or `prompt_embeds`"):
+        pipe(image=tiny.image(), num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "prompts", "images", "fits"),
+    [
+        (1, 3, 2, True),
+        (3, 3, 2, True),
+        (2, 4, 1, True),
+        (6, 3, 2, True),
+        (4, 1, 4, True),
+        (2, 1, 4, True),
+        (2, 1, 1, False),
+        (2, 3, 2, False),  # would split the second prompt's images
+        (3, 1, 4, False),
+        (6, 3, 3, False),
+        (4, 3, 4, False),
+    ],
+)
+def test_conditions_against_prompts(conditions, prompts, images, fits):
+    if fits:
+        check_counts(conditions, prompts, images)
+    else:
+        with pytest.raises(ValueError, match=f"received {conditions}"):
+            check_counts(conditions, prompts, images)
+
+
+def test_prompts_with_several_images_each(pipe):
+    maps = tiny.condition(2)
+    prompts = ["a red star", "photo of a dog"]
+    options = OPTIONS | {"negative_prompt": None}
+    batch = pipe(prompts, image=maps, num_images_per_prompt=2, generator=tiny.generators(4), **options).images
+    for index in range(4):
+        seed = tiny.generators(1, first=index)
+        single = pipe(prompts[index // 2], image=maps[index // 2][None], generator=seed, **options).images
+        assert (batch[index] - single[0]).abs().max() < 1e-4
+
+
+def test_prompt_embeds_in_place_of_a_prompt(pipe):
+    positive, negative = pipe.encode_prompt("a red star", "cpu", 1, True, "blurry")
+    embeds = {"prompt_embeds": positive, "negative_prompt_embeds": negative, "negative_prompt": None}
+    found = generate(pipe, None, image=tiny.image(), **embeds)
+    assert torch.equal(found, generate(pipe, image=tiny.image()))
+
+
+def test_callback_on_step_end(pipe):
+    steps = []
+
+    def callback(called, step, timestep, kwargs):
+        steps.append(step)
+        called._interrupt = step == 1
+        return {"latents": kwargs["latents"] * 0}
+
+    generate(pipe, image=tiny.image(), callback_on_step_end=callback)
+    assert steps == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_deprecated_callback_still_works(pipe):
+    steps = []
+    generate(pipe, image=tiny.image(), callback=lambda i, t, latents: steps.append(i), callback_steps=1)
+    assert steps == [0, 1, 2]
+
+
+def test_an_adapter_that_does_not_fit_is_refused_when_put_together(base):
+    wrong = tiny.adapter(base.unet, text_width=20)
+    with pytest.raises(ValueError, match=r"adapter: expected text_width 16, .* received 20"):
+        StableDiffusionNexusPipeline(**base.components, adapter=wrong)
+
+
+def test_a_further_control_can_be_attached(base, adapter, pipe):
+    maps = tiny.condition(2)
+    controls = [Control(adapter, maps[i : i + 1], 0.5) for i in range(2)]
+    with attach(base, *controls):
+        expected = generate(base)
+    with attach(pipe, controls[1]):
+        found = generate(pipe, image=maps[:1], adapter_conditioning_scale=0.5)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def assert_close(found, expected):
+    """Weights mapped from a file lie at other addresses, for which a CPU sums in another order."""
+    assert (found - expected).abs().max() < 1e-5
+
+
+def test_from_pipe(base, adapter, pipe):
+    made = tiny.quiet(StableDiffusionNexusPipeline.from_pipe(base, adapter=adapter))
+    assert made.unet is base.unet
+    assert made.adapter is adapter
+    assert torch.equal(generate(made, image=tiny.image()), generate(pipe, image=tiny.image()))
+    back = tiny.quiet(StableDiffusionPipeline.from_pipe(made))
+    assert torch.equal(generate(back), generate(base))
+    with pytest.raises(ValueError, match="adapter"):
+        StableDiffusionNexusPipeline.from_pipe(base)
+
+
+def test_a_bases_folder_with_an_adapter(base, adapter, pipe, tmp_path):
+    base.save_pretrained(tmp_path)
+    made = tiny.quiet(StableDiffusionNexusPipeline.from_pretrained(tmp_path, adapter=adapter))
+    assert_close(generate(made, image=tiny.image()), generate(pipe, image=tiny.image()))
+
+
+def test_saved_and_loaded_in_a_fresh_process(pipe, tmp_path):
+    expected = generate(pipe, image=tiny.condition())
+    pipe.save_pretrained(tmp_path / "pipe")
+    torch.save(tiny.condition(), tmp_path / "condition.pt")
+    code = f"""
+import torch
+import nexus_adapters
+pipe = nexus_adapters.StableDiffusionNexusPipeline.from_pretrained({str(tmp_path / "pipe")!r})
+torch.set_num_threads(1)
+images = pipe(
+    "a red star", image=torch.load({str(tmp_path / "condition.pt")!r}), num_inference_steps=3,
+    generator=torch.Generator().manual_seed(0), output_type="pt", negative_prompt="blurry",
+).images
+torch.save((images, pipe.adapter.state_dict()), {str(tmp_path / "found.pt")!r})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    images, weights = torch.load(tmp_path / "found.pt")
+    assert_close(images, expected)
+    mine = pipe.adapter.state_dict()
+    assert list(weights) == list(mine)
+    assert all(torch.equal(weights[name], mine[name]) for name in mine)
+
+
+def test_names_survive_moves_of_files(pipe):
+    assert StableDiffusionNexusPipeline.__module__ == "nexus_adapters"
+    assert nexus_adapters.StableDiffusionNexusPipeline is StableDiffusionNexusPipeline
+    assert pipe.config["adapter"] == ("nexus_adapters", "NexusAdapter")
+    assert pipe.model_cpu_offload_seq == "text_encoder->image_encoder->adapter->unet->vae"
+    assert set(pipe.model_cpu_offload_seq.split("->")) >= set(
+        StableDiffusionPipeline.model_cpu_offload_seq.split("->")
+    )
