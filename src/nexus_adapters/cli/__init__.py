@@ -1,0 +1,101 @@
+"""The command `nexus`: one module a command, found in `COMMANDS`.
+
+A command's module has `add_arguments(parser)` and `run(args) -> int`. It is imported for every call, `nexus
+--help` included, so whatever is slow to import (torch above all) is imported inside `run`, and only once the
+arguments have been checked. Bad input is a ValueError that names the argument, what was expected and what
+came: one line on stderr, exit status 2.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn, TextIO
+
+from nexus_adapters import __version__
+
+# name: (module, help line), in the order of the help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "extract": ("nexus_adapters.cli.extract", "draw the structure map of an image"),
+    "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
+}
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {_one_line(message)}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `nexus` with these arguments (by default the process's) and return its exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _warn_in_one_line(args.prog)
+            status: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`nexus info PATH | head -1`); python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (KeyboardInterrupt, ValueError, OSError) as error:
+        if args.debug:
+            raise
+        return _report(args.prog, error)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Assemble the parser of `nexus` from the commands' own."""
+    parser = OneLineParser(
+        prog="nexus", description="Text-guided adapters for frozen diffusion models.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"nexus-adapters {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module_name, summary) in COMMANDS.items():
+        module = import_module(module_name)
+        command = commands.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+        )
+        # Also accepted behind the command; SUPPRESS, or its default would undo the one given before.
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, prog=command.prog)
+    return parser
+
+
+def _report(prog: str, error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{prog}: error: {_one_line(str(error))}", file=sys.stderr)
+    return BAD_INPUT if isinstance(error, ValueError) else FAILED
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _warn_in_one_line(prog: str) -> Callable[..., None]:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"{prog}: warning: {_one_line(str(message))}", file=sys.stderr)
+
+    return show

@@ -1,0 +1,60 @@
+"""`nexus extract`: draw the structure map of an image."""
+
+import argparse
+from typing import Any
+
+from nexus_adapters import __version__
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `nexus extract`."""
+    parser.add_argument("name", metavar="NAME", help="of the extractor; --list shows them")
+    parser.add_argument("image", metavar="IMAGE", help="the image file")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the map, a .png")
+    parser.add_argument("--low", type=float, help="canny: lower threshold (default 100)")
+    parser.add_argument("--high", type=float, help="canny: upper threshold (default 200)")
+    parser.add_argument("--invert", action="store_true", help="exchange light and dark in the map")
+    parser.add_argument(
+        "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger images (default 64)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--list", action=_ListExtractors, help="show the extractors and leave")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract, write the map, and say where it went."""
+    from nexus_adapters.cli.files import check_output, save_png
+    from nexus_adapters.conditions import extract, find_extractor, invert, load_image
+
+    find_extractor(args.name)
+    check_output(args.out, ".png", args.force)
+    image = load_image(args.image, args.max_megapixels, argument="IMAGE")
+    options = {name: getattr(args, name) for name in ("low", "high") if getattr(args, name) is not None}
+    condition = extract(args.name, image, **options)
+    if args.invert:
+        condition = invert(condition)
+    settings = {
+        "version": __version__,
+        "command": "extract",
+        "extractor": args.name,
+        "options": options,
+        "inverted": args.invert,
+    }
+    save_png(args.out, condition, settings, args.force)
+    print(f"{args.out}: {args.name}, {condition.width}x{condition.height}")
+    return 0
+
+
+class _ListExtractors(argparse.Action):
+    """Show the table and exit, whatever else is missing, as --help does."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from nexus_adapters.conditions import EXTRACTORS
+
+        for name, extractor in sorted(EXTRACTORS.items()):
+            needs = f" (needs {', '.join(extractor.needs)})" if extractor.needs else ""
+            print(f"{name:14}{extractor.summary}{needs}")
+        parser.exit()

@@ -1,0 +1,48 @@
+"""`nexus info`: describe a saved adapter."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+_SD_CHANNELS = [320, 640, 1280, 1280]
+# (channels, pools, unshuffle, text_width) of the adapters for well-known bases.
+_BASES: list[tuple[str, list[int], list[int], int, int]] = [
+    ("Stable Diffusion 1.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 768),
+    ("Stable Diffusion 2.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 1024),
+    ("Stable Diffusion XL", _SD_CHANNELS, [0, 0, 1, 0], 16, 2048),
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `nexus info`."""
+    parser.add_argument("path", metavar="PATH", help="the folder of a saved adapter")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the variant, the parameters, the base it fits, and the hash of the weights."""
+    from nexus_adapters.cli.saved_adapter import read_saved_adapter
+
+    adapter = read_saved_adapter(args.path)
+    config = adapter.config
+    form = "residual" if config["residual"] else "without residual, as in the paper"
+    rows = {
+        "variant": f"{adapter.variant} (groups {config['groups']}), {form}",
+        "parameters": f"{adapter.parameters:,} ({', '.join(adapter.dtypes)})",
+        "base": describe_base(config),
+        "files": ", ".join(file.name for file in adapter.files),
+        "sha256": adapter.sha256(),
+    }
+    for label, value in rows.items():
+        print(f"{label:12}{value}")
+    return 0
+
+
+def describe_base(config: Mapping[str, Any]) -> str:
+    """Say which base an adapter of this config fits: by name where known, and by the numbers that count."""
+    pools = [int(pool) for pool in config["pools"]]
+    numbers_of_config = [list(config["channels"]), pools, config["unshuffle"], config["text_width"]]
+    numbers = f"text width {config['text_width']}, channels {', '.join(map(str, config['channels']))}"
+    for name, *numbers_of_base in _BASES:
+        if numbers_of_base == numbers_of_config:
+            return f"{name} ({numbers})"
+    return f"{numbers}, condition pixels per feature pixel {config['unshuffle']}"

@@ -1,0 +1,166 @@
+"""What a saved adapter's files say about it, without building the model."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from nexus_adapters.adapter.arguments import check_arguments, variant_of
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' name; then an optional variant, shard numbers, .safetensors
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies in a safetensors file. `dtype` as written there, such as "F16"."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """A folder that `NexusAdapter.save_pretrained` wrote."""
+
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def variant(self) -> str:
+        """Either "prime" or "slim"."""
+        return variant_of(self.config["groups"])
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The tensors' types, such as ("F16",)."""
+        return tuple(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    def sha256(self) -> str:
+        """Hash of the weights: the same for the same weights, however they are sharded and described.
+
+        Over each tensor, in sorted order of the names: dtype, space, shape joined by commas, newline, in
+        ASCII; then the bytes as stored.
+        """
+        digest = hashlib.sha256()
+        for _, tensor in sorted(self.tensors.items()):
+            digest.update(f"{tensor.dtype} {','.join(map(str, tensor.shape))}\n".encode())
+            with tensor.file.open("rb") as stream:
+                stream.seek(tensor.start)
+                left = tensor.end - tensor.start
+                while left > 0 and (block := stream.read(min(left, _READ_BYTES))):
+                    digest.update(block)
+                    left -= len(block)
+        return digest.hexdigest()
+
+
+def read_saved_adapter(folder: str | Path, argument: str = "PATH") -> SavedAdapter:
+    """Read the config and the weights' headers.
+
+    Where a folder holds several saves (diffusers' `variant`, such as fp16), the plain one is taken, else the
+    first by name.
+
+    Raises:
+        ValueError: for anything that is not a saved adapter; it names `argument` and what came instead.
+    """
+    folder = Path(folder)
+    config = _read_config(folder, argument)
+    files = _weight_files(folder, argument)
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        tensors.update(_read_header(file, argument))
+    return SavedAdapter(config, files, tensors)
+
+
+def _read_config(folder: Path, argument: str) -> Mapping[str, Any]:
+    expected = f"{argument}: expected the folder of a saved NexusAdapter; received '{folder}'"
+    if not folder.exists():
+        raise ValueError(f"{expected}, which does not exist")
+    if not folder.is_dir():
+        raise ValueError(f"{expected}, which is a file")
+    if (folder / "model_index.json").is_file():
+        hint = f"; its adapter is '{folder / 'adapter'}'" if (folder / "adapter" / CONFIG).is_file() else ""
+        raise ValueError(f"{expected}, which is a pipeline{hint}")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{expected}, which has no {CONFIG}")
+    config = _read_json(folder / CONFIG, argument)
+    kind = config.get("_class_name", "no _class_name")
+    if kind != "NexusAdapter":
+        raise ValueError(f"{expected}, whose {CONFIG} says {kind}")
+    try:
+        check_arguments(config)
+    except KeyError as error:
+        raise ValueError(f"{expected}, whose {CONFIG} lacks {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{expected}, whose {CONFIG} is wrong: {error}") from error
+    return config
+
+
+def _read_json(file: Path, argument: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{argument}: expected JSON; received '{file}' ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{argument}: expected a JSON object; received '{file}', {type(content).__name__}")
+    return content
+
+
+def _weight_files(folder: Path, argument: str) -> tuple[Path, ...]:
+    """Give the files of one save: a single one, or the shards that an index names."""
+    whole = (file for file in folder.glob(f"{WEIGHTS}.*.safetensors") if "-of-" not in file.name)
+    candidates = (
+        folder / f"{WEIGHTS}.safetensors",
+        folder / f"{WEIGHTS}.safetensors.index.json",
+        *sorted(whole),
+        *sorted(folder.glob(f"{WEIGHTS}.safetensors.index.*.json")),
+    )
+    for file in candidates:
+        if file.is_file():
+            return (file,) if file.suffix == ".safetensors" else _shards(file, argument)
+    raise ValueError(f"{argument}: expected {WEIGHTS}.safetensors; received '{folder}' without it")
+
+
+def _shards(index: Path, argument: str) -> tuple[Path, ...]:
+    weight_map = _read_json(index, argument).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{argument}: expected a weight_map; received '{index}' without it")
+    files = tuple(index.with_name(str(name)) for name in sorted(set(weight_map.values())))
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{argument}: expected the shard '{file}', which the index names; received none")
+    return files
+
+
+def _read_header(file: Path, argument: str) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(file, framework="np"):  # checks the header and that the bytes are all there
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{argument}: expected safetensors; received '{file}' ({error})") from error
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    data = 8 + length
+    return {
+        name: StoredTensor(
+            file, entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"])
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

@@ -1,0 +1,22 @@
+"""From a photo to a structure map: the extractors by name, and reading images.
+
+A structure map is a PIL RGB image. Maps of lines are white on black.
+"""
+
+from nexus_adapters.conditions.canny import canny
+from nexus_adapters.conditions.images import load_image
+from nexus_adapters.conditions.polarity import invert, looks_inverted
+from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.conditions.table import EXTRACTORS, Extractor, extract, find_extractor
+
+__all__ = [
+    "EXTRACTORS",
+    "Extractor",
+    "canny",
+    "extract",
+    "find_extractor",
+    "invert",
+    "load_image",
+    "looks_inverted",
+    "to_rgb",
+]

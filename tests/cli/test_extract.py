@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from nexus_adapters import extract
+from nexus_adapters.cli import main
+from nexus_adapters.cli.files import read_settings
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[5:15, 10:20] = (200, 40, 90)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def run(*argv):
+    return main(["extract", *map(str, argv)])
+
+
+def test_writes_the_extractors_map(photo, tmp_path, capsys):
+    out = tmp_path / "map.png"
+    assert run("canny", photo, "--out", out, "--low", 20, "--high", 60) == 0
+    with Image.open(out) as written, Image.open(photo) as original:
+        assert written.mode == "RGB"
+        assert np.array_equal(written, extract("canny", original, low=20, high=60))
+    settings = read_settings(out)
+    assert (settings["extractor"], settings["options"]) == ("canny", {"low": 20, "high": 60})
+    assert "30x20" in capsys.readouterr().out
+
+
+def test_invert(photo, tmp_path):
+    run("canny", photo, "--out", tmp_path / "map.png")
+    run("canny", photo, "--out", tmp_path / "inverted.png", "--invert")
+    with Image.open(tmp_path / "map.png") as plain, Image.open(tmp_path / "inverted.png") as inverted:
+        assert np.array_equal(255 - np.asarray(plain), inverted)
+        assert np.asarray(plain).any()
+
+
+def test_list(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--list")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("canny")
+
+
+def test_transparency_is_told(photo, tmp_path, capsys):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 9)).save(photo)
+    assert run("canny", photo, "--out", tmp_path / "map.png") == 0
+    assert "warning: IMAGE: transparent parts of" in capsys.readouterr().err
+
+
+def test_existing_file_needs_force(photo, tmp_path, capsys):
+    out = tmp_path / "map.png"
+    out.write_text("mine")
+    assert run("canny", photo, "--out", out) == 2
+    assert out.read_text() == "mine"
+    assert "--out: expected a new file" in capsys.readouterr().err
+    assert run("canny", photo, "--out", out, "--force") == 0
+
+
+def _argv(photo, **changes):
+    parts = {"name": "canny", "image": photo, "out": photo.with_name("map.png"), "more": []} | changes
+    return [parts["name"], parts["image"], "--out", parts["out"], *parts["more"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "cany"}, "name: expected one of canny; received 'cany'"),
+        (
+            {"image": "missing.png"},
+            "IMAGE: expected an image file; received 'missing.png', which does not exist",
+        ),
+        ({"out": "map.jpg"}, "--out: expected a file name that ends in .png; received 'map.jpg'"),
+        ({"more": ["--low", "-1"]}, "low: expected a finite threshold of at least 0; received -1.0"),
+        ({"more": ["--low", "nan"]}, "low: expected a finite threshold of at least 0; received nan"),
+        (
+            {"more": ["--low", "300"]},
+            "high: expected a finite threshold of at least low, 300.0; received 200",
+        ),
+        ({"more": ["--high", "inf"]}, "high: expected a finite threshold of at least low, 100; received inf"),
+        (
+            {"more": ["--max-megapixels", "0"]},
+            "max_megapixels: expected a finite number above 0; received 0.0",
+        ),
+        ({"more": ["--max-megapixels", "0.0005"]}, "IMAGE: expected an image of at most 0.0005 megapixels"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(photo, capsys, changes, message):
+    assert run(*_argv(photo, **changes)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"nexus extract: error: {message}")
+    assert err.count("\n") == 1
+    assert not photo.with_name("map.png").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "stub"]
+)
+def test_bad_files_are_one_line_and_status_2(photo, capsys, content):
+    photo.write_bytes(content)
+    assert run(*_argv(photo)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("nexus extract: error: IMAGE: expected")
+    assert str(photo) in err
+    assert err.count("\n") == 1

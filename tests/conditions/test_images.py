@@ -1,0 +1,170 @@
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nexus_adapters.conditions import load_image
+from nexus_adapters.conditions.images import FORMATS
+
+RAMP = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+SUFFIXES = {"PNG": "png", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "GIF": "gif", "JPEG2000": "jp2"}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_are_exact(tmp_path, kind):
+    path = tmp_path / f"a.{SUFFIXES[kind]}"
+    Image.fromarray(RAMP).save(path)
+    image = load_image(path)
+    assert type(image) is Image.Image
+    assert image.mode == "RGB"
+    assert np.array_equal(image, RAMP)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_named_format_is_read(tmp_path, kind):
+    smooth = Image.new("RGB", (16, 16), (200, 100, 50))
+    path = tmp_path / f"a.{SUFFIXES.get(kind, kind.lower())}"
+    try:
+        smooth.save(path)
+    except (KeyError, OSError) as error:  # this Pillow was built without it
+        pytest.skip(f"Pillow cannot write {kind}: {error}")
+    assert np.abs(np.asarray(load_image(path)).astype(int) - (200, 100, 50)).max() < 12
+
+
+def test_the_suffix_does_not_matter(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.dat", format="PNG")
+    assert np.array_equal(load_image(str(tmp_path / "a.dat")), RAMP)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(3, 2), (6, 3), (8, 1)])
+def test_exif_orientation_is_applied(tmp_path, orientation, turn):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(load_image(tmp_path / "a.png"), np.rot90(RAMP, turn))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_files_are_scaled(tmp_path, name):
+    values = np.linspace(0, 65535, 240).astype(np.uint16).reshape(12, 20)
+    if name == "a.pgm":
+        (tmp_path / name).write_bytes(b"P5 20 12 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    grey = np.asarray(load_image(tmp_path / name))[..., 1]
+    assert np.array_equal(grey, np.round(values / 257).astype(np.uint8))
+
+
+def test_grey_palette_and_cmyk_files(tmp_path):
+    for mode, name in [("L", "l.png"), ("1", "1.png"), ("P", "p.png"), ("CMYK", "c.jpg")]:
+        Image.fromarray(RAMP).convert(mode).save(tmp_path / name)
+        image = load_image(tmp_path / name)
+        assert (image.mode, image.size) == ("RGB", (20, 12))
+
+
+def test_transparent_parts_become_white_with_a_warning(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"--map: transparent parts of .*a\.png' are laid on white"):
+        image = load_image(tmp_path / "a.png", argument="--map")
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_opaque_alpha_is_no_warning(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def png(width, height, data=b""):
+    """A PNG of any size by its header, without the pixels."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def truncated_png():
+    stream = io.BytesIO()
+    Image.fromarray(RAMP).save(stream, format="PNG")
+    content = stream.getvalue()
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected an image file; received '{}', which does not exist"),
+        (b"", "expected an image file; received '{}', which is empty"),
+        (b"hello, world", "expected an image (PNG, JPEG, "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "expected an image (PNG, JPEG, "),
+        (b"GIF89a", "expected"),
+        (png(8, 8), "expected a readable image; received '{}', which is corrupt ("),
+        (png(8, 8, zlib.compress(b"\0" * 9)), "expected a readable image; received '{}', which is corrupt ("),
+        (truncated_png(), "expected a readable image; received '{}', which is corrupt ("),
+        (png(9000, 9000), "expected an image of at most 64 megapixels; received '{}' of 9000x9000, 81.0"),
+        (
+            png(12000, 12000),
+            "expected an image of at most 64 megapixels; received '{}' of 12000x12000, 144.0",
+        ),
+        (png(60000, 60000), "expected a smaller image; received '{}' ("),
+    ],
+)
+def test_bad_files_are_one_clear_error(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"^--map: expected") as caught:
+            load_image("a.png", argument="--map")
+    assert message.format("a.png") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_and_unreadable_file(tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"path: expected an image file; received .*, which is not a regular"
+    ):
+        load_image(tmp_path)
+    path = tmp_path / "a.png"
+    Image.fromarray(RAMP).save(path)
+
+    def refuse(*_):  # not by chmod, which does not stop root
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match=r"which cannot be read \(Permission denied\)"):
+        load_image(path)
+
+
+def test_float_files_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"path: expected colors or grey; received .*a\.tif'"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_cap_is_inclusive_and_an_argument(tmp_path):
+    Image.new("RGB", (1000, 1000)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", max_megapixels=1).size == (1000, 1000)
+    with pytest.raises(ValueError, match=r"at most 0\.999 megapixels; received .* of 1000x1000, 1\.0"):
+        load_image(tmp_path / "a.png", max_megapixels=0.999)
+
+
+@pytest.mark.parametrize("cap", [0, -1, float("nan"), float("inf")])
+def test_bad_cap(tmp_path, cap):
+    with pytest.raises(ValueError, match=f"max_megapixels: expected a finite number above 0; received {cap}"):
+        load_image(tmp_path / "a.png", max_megapixels=cap)
