@@ -1,0 +1,106 @@
+"""Train the first adapters on the embedded base: T2I-Adapter, and Prime and Slim with and without the skip.
+
+    python scripts/train_adapters.py [--methods t2i prime ...]
+
+Same budget, data, seed and recipe for all. Needs the base of train_base.py. Continues where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
+from torch import Tensor, nn
+
+from embedded_data import DEFAULT_CACHE, PHRASINGS, SceneCache, load_scenes, token_ids
+from nexus_adapters import NexusAdapter
+from nexus_adapters.injection.residuals import ARGUMENT, residuals
+from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+
+METHODS = ("t2i", "prime-residual", "slim-residual", "prime", "slim")
+PROMPT_DROPOUT = 0.1  # under `per_branch` the negative half reads the empty prompt, which must be trained
+PIXELS_PER_LATENT = 8
+
+
+def build_adapter(method: str, unet: UNet2DConditionModel) -> NexusAdapter | T2IAdapter:
+    """The untrained adapter of one method, with the UNet's channels."""
+    if method == "t2i":
+        return T2IAdapter(
+            in_channels=3,
+            channels=list(unet.config.block_out_channels),
+            num_res_blocks=2,
+            downscale_factor=PIXELS_PER_LATENT,
+            adapter_type="full_adapter",
+        )
+    variant, _, skip = method.partition("-")
+    return NexusAdapter.for_unet(unet, variant, residual=skip == "residual")
+
+
+def build_loss(
+    adapter: nn.Module, base: StableDiffusionPipeline, scenes: SceneCache, batch_size: int, seed: int
+) -> Loss:
+    """step -> loss; scenes, captions, noise, timesteps and dropout follow from (seed, step) alone."""
+    empty = token_ids(base.tokenizer, [""])
+    reads_text = isinstance(adapter, NexusAdapter)
+
+    def loss_of_step(step: int) -> Tensor:
+        generator = step_generator(seed, step)
+        indices = torch.randint(len(scenes), (batch_size,), generator=generator)
+        phrasing = torch.randint(PHRASINGS, (batch_size,), generator=generator)
+        dropped = torch.rand(batch_size, 1, generator=generator) < PROMPT_DROPOUT
+        tokens = torch.where(dropped, empty, scenes.tokens[indices, phrasing].long())
+        latents = scenes.latents[indices].float()
+        noise = torch.randn(latents.shape, generator=generator)
+        steps = draw_timesteps("cubic", batch_size, base.scheduler.config.num_train_timesteps, generator)
+        condition = scenes.condition(indices)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                prompt_embeds = base.text_encoder(tokens)[0]
+            features = adapter(condition, prompt_embeds) if reads_text else adapter(condition)
+            added = residuals(features)[ARGUMENT]
+            return denoising_loss(base.unet, base.scheduler, latents, noise, steps, prompt_embeds, added)
+
+    return loss_of_step
+
+
+def load_base(folder: Path) -> StableDiffusionPipeline:
+    """The base, frozen."""
+    base = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    for module in (base.unet, base.text_encoder, base.vae):
+        module.requires_grad_(False).eval()
+    return base
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--base", type=Path, default=DEFAULT_CACHE / "base" / "pipeline")
+    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
+    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "adapters")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    base = load_base(args.base)
+    scenes = load_scenes(args.vae, base.tokenizer, args.scenes, args.cache)
+    options = LoopOptions(
+        max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=50
+    )
+    for method in args.methods:
+        torch.manual_seed(args.seed)
+        adapter = build_adapter(method, base.unet).train()
+        loss = build_loss(adapter, base, scenes, args.batch_size, args.seed)
+        train(adapter, loss, options, args.out / method, method)
+        adapter.half().save_pretrained(args.out / method / "adapter")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A scene: 2 to 4 objects on a lit background, drawn from a seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from nexus_adapters.scenes.vocabulary import COLORS, COMBINATIONS, NOVEL_COMBINATIONS, Combination
+
+SIZE = 128  # pixels a side
+
+Split = Literal["train", "test", "novel"]
+SPLITS: tuple[Split, ...] = ("train", "test", "novel")
+
+# Objects grow smaller as they get more, so that all stay visible: count -> circumscribed radius, pixels.
+_RADIUS_RANGE = {2: (23.0, 36.0), 3: (20.0, 30.0), 4: (18.0, 26.0)}
+_MARGIN = 2.0  # pixels between an object and the border
+_MIN_DISTANCE = 0.62  # of two objects' radii together: less would hide too much of the one behind
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object. Position and radius in pixels (x right, y down), rotation in radians, clockwise."""
+
+    shape: str
+    color: str
+    material: str
+    x: float
+    y: float
+    radius: float
+    rotation: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects from the farthest to the nearest, on a background of one color under a linear light.
+
+    `light_angle` (radians) is where the light comes from, `light_strength` the half range of the background's
+    brightness factor.
+    """
+
+    objects: tuple[SceneObject, ...]
+    background: str
+    light_angle: float
+    light_strength: float
+
+
+def draw_scene(seed: int, split: Split = "train") -> Scene:
+    """The scene of one seed: always the same, in every process and on every machine.
+
+    `train` and `test` draw the same kind of scene from seeds that never meet; in `novel` every object is a
+    combination of shape, color and material that the other two never hold.
+
+    Raises ValueError for an unknown split or a negative seed.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; received {split!r}")
+    if seed < 0:
+        raise ValueError(f"seed: expected an integer of at least 0; received {seed}")
+    # Seeding by a string hashes it (SHA-512), which is stable where `hash()` is not.
+    rng = Random(f"nexus scene {split} {seed}")
+    background = rng.choice(tuple(COLORS))
+    attributes = _draw_attributes(rng, rng.choice((2, 3, 4)), background, novel=split == "novel")
+    places = _draw_places(rng, len(attributes))
+    objects = tuple(
+        SceneObject(*combination, x, y, radius, rotation=rng.uniform(0, 2 * math.pi))
+        for combination, (x, y, radius) in zip(attributes, places, strict=True)
+    )
+    return Scene(objects, background, rng.uniform(0, 2 * math.pi), rng.uniform(0.08, 0.22))
+
+
+def _draw_attributes(rng: Random, count: int, background: str, novel: bool) -> list[Combination]:
+    """Combinations of distinct shapes, so that a caption says of each object in the map what it is."""
+    drawn: list[Combination] = []
+    while len(drawn) < count:
+        combination = rng.choice(COMBINATIONS)
+        shape, color, _ = combination
+        fits = color != background and all(shape != other[0] for other in drawn)
+        if fits and (combination in NOVEL_COMBINATIONS) == novel:
+            drawn.append(combination)
+    return drawn
+
+
+def _draw_places(rng: Random, count: int) -> list[tuple[float, float, float]]:
+    """(x, y, radius) of each object: inside the frame, overlapping at most so far that each stays visible."""
+    while True:
+        places: list[tuple[float, float, float]] = []
+        for _ in range(40):
+            radius = rng.uniform(*_RADIUS_RANGE[count])
+            low, high = radius + _MARGIN, SIZE - radius - _MARGIN
+            x, y = rng.uniform(low, high), rng.uniform(low, high)
+            if all(math.dist((x, y), (u, v)) >= _MIN_DISTANCE * (radius + r) for u, v, r in places):
+                places.append((x, y, radius))
+                if len(places) == count:
+                    return places

@@ -1,0 +1,82 @@
+"""How well an image shows its scene, without a learned judge: which rendering fits each region best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from nexus_adapters.scenes.render import Rendering, color_tone, material_shade, render
+from nexus_adapters.scenes.scene import SIZE, Scene, SceneObject
+from nexus_adapters.scenes.vocabulary import COLORS, MATERIALS
+
+_FULLY_VISIBLE = 0.99  # pixels shared with something else say nothing certain about either
+_TONES = np.stack([color_tone(color) for color in COLORS]).astype(np.float64)
+_CANDIDATES = tuple((color, material) for color in COLORS for material in MATERIALS)
+
+
+@dataclass(frozen=True)
+class SceneScore:
+    """What of a scene an image shows: shares of its objects in [0, 1]; `background` is 1 if right, else 0."""
+
+    binding_color: float
+    binding_material: float
+    background: float
+
+
+def score(
+    # `| np.ndarray`: under pytest, too, misshapen input is to meet the ValueError below.
+    image: UInt8[np.ndarray, "h w 3"] | np.ndarray,
+    scene: Scene,
+    rendering: Rendering | None = None,
+) -> SceneScore:
+    """Attribute binding and background of an 8-bit sRGB image that should show `scene`.
+
+    Each object's visible region is compared with what the object would look like there in every color and
+    material; the best fit (least squared error) is what the image shows. `rendering` saves rendering anew.
+
+    Raises ValueError unless the image is 8-bit and 128x128.
+    """
+    if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
+        expected = f"uint8 of shape {(SIZE, SIZE, 3)}"
+        raise ValueError(f"image: expected {expected}; received {image.dtype} {image.shape}")
+    rendering = rendering or render(scene)
+    pixels = image.astype(np.float32) / 255
+    found = [
+        best_fit(pixels, item, visible)
+        for item, visible in zip(scene.objects, rendering.visible, strict=True)
+    ]
+    pairs = list(zip(found, scene.objects, strict=True))
+    return SceneScore(
+        binding_color=float(np.mean([color == item.color for (color, _), item in pairs])),
+        binding_material=float(np.mean([material == item.material for (_, material), item in pairs])),
+        background=float(background_color(pixels, rendering) == scene.background),
+    )
+
+
+def best_fit(
+    pixels: Float[np.ndarray, "h w 3"], item: SceneObject, visible: Float[np.ndarray, "h w"]
+) -> tuple[str, str]:
+    """The (color, material) whose rendering of `item` is nearest to `pixels` ([0, 1]) where it is visible."""
+    rows, columns = np.nonzero(visible > _FULLY_VISIBLE)
+    seen = pixels[rows, columns]
+    centers = (rows + np.float32(0.5), columns + np.float32(0.5))
+    errors = np.empty((len(COLORS), len(MATERIALS)))
+    for index, material in enumerate(MATERIALS):
+        shade = material_shade(item, material, *centers).astype(np.float64)
+        # The sum over pixels of |tone * shade - seen|^2, less |seen|^2, which is the same for all.
+        errors[:, index] = np.square(_TONES).sum(axis=1) * (shade @ shade) - 2 * _TONES @ (shade @ seen)
+    return _CANDIDATES[int(np.argmin(errors))]
+
+
+def background_color(pixels: Float[np.ndarray, "h w 3"], rendering: Rendering) -> str:
+    """The color word nearest to the background's mean; every word is tried at its best brightness."""
+    mean = pixels[rendering.background_visible > _FULLY_VISIBLE].mean(axis=0)
+
+    def error(color: str) -> float:
+        tone = color_tone(color)
+        brightness = np.clip(mean @ tone / (tone @ tone), 0.7, 1.14)  # the range that lights give
+        return float(np.square(mean - brightness * tone).sum())
+
+    return min(COLORS, key=error)
