@@ -1,0 +1,80 @@
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+
+from nexus_adapters.metrics.bootstrap import bootstrap_mean
+
+
+def test_is_the_middle_of_all_possible_resamples():
+    """Four values have 256 equally likely resamples: their means can be counted out."""
+    values = np.array([0.0, 0.1, 0.5, 1.0])
+    means = np.sort([np.mean(drawn) for drawn in product(values, repeat=4)])
+    for confidence in (0.5, 0.8, 0.95):
+        found = bootstrap_mean(values, resamples=4000, confidence=confidence)
+        for end, quantile in ((found.low, (1 - confidence) / 2), (found.high, (1 + confidence) / 2)):
+            below, up_to = np.mean(means < end - 1e-9), np.mean(means <= end + 1e-9)
+            assert below - 0.025 < quantile < up_to + 0.025
+
+
+def test_is_as_wide_as_the_normal_theory_says():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    mean, low, high = bootstrap_mean(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert mean == values.mean()
+    assert low == pytest.approx(mean - half, abs=0.1 * half)
+    assert high == pytest.approx(mean + half, abs=0.1 * half)
+
+
+def test_holds_the_true_mean_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    held = 0
+    for _ in range(150):
+        _, low, high = bootstrap_mean(rng.random(40), resamples=200, confidence=0.9)
+        held += low <= 0.5 <= high
+    assert 0.82 < held / 150 < 0.96  # 0.9, less the little that percentile intervals fall short of
+
+
+def test_paired_differences_leave_out_what_is_common():
+    rng = np.random.default_rng(3)
+    scene = rng.normal(0, 1, 200)  # how hard each scene is, for both methods
+    ours, theirs = scene + rng.normal(0.1, 0.05, 200), scene + rng.normal(0, 0.05, 200)
+    difference = bootstrap_mean(ours - theirs)
+    assert difference.low > 0
+    assert difference.high - difference.low < 0.1 * (bootstrap_mean(ours).high - bootstrap_mean(ours).low)
+
+
+def test_the_seed_settles_everything():
+    values = np.random.default_rng(4).random(30)
+    state = np.random.get_state()[1].copy()
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_more_confidence_is_wider():
+    values = np.random.default_rng(5).random(50)
+    widths = [high - low for _, low, high in (bootstrap_mean(values, confidence=c) for c in (0.5, 0.9, 0.99))]
+    assert widths == sorted(widths)
+
+
+def test_equal_values_leave_no_doubt():
+    assert bootstrap_mean(np.full(7, 0.25)) == (0.25, 0.25, 0.25)
+    assert bootstrap_mean(np.array([2.0])) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([], {}, r"values: expected shape \(N,\) with N of at least 1; received \(0,\)"),
+        ([[1.0]], {}, r"values: expected shape \(N,\) .*; received \(1, 1\)"),
+        ([0.0, math.nan], {}, "values: expected finite numbers; received nan"),
+        ([0.0], {"resamples": 0}, "resamples: expected at least 1; received 0"),
+        ([0.0], {"confidence": 1.0}, "confidence: expected a number between 0 and 1; received 1.0"),
+        ([0.0], {"confidence": math.nan}, "confidence: expected a number between 0 and 1; received nan"),
+    ],
+)
+def test_bad_input_is_named(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_mean(np.array(values), **options)
