@@ -1,0 +1,1 @@
+"""Evaluation: images of test scenes by every method from the same noise, and what they show."""

@@ -1,0 +1,69 @@
+"""The test scenes with all that generating and scoring needs, and the scores of images of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from nexus_adapters.conditions import extract
+from nexus_adapters.metrics.edges import edge_f1
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.render import Rendering, render
+from nexus_adapters.scenes.scene import Scene, Split, draw_scene
+from nexus_adapters.scenes.score import score
+
+METRICS = ("binding_color", "binding_material", "background", "edge_f1")
+
+
+@dataclass(frozen=True)
+class TestScene:
+    """A scene, its rendering, its canny map as an image, and its prompt."""
+
+    __test__ = False  # pytest: not a test case
+
+    scene: Scene
+    rendering: Rendering
+    condition: Image.Image
+    prompt: str
+
+
+def load_test_scenes(count: int, split: Split = "test") -> list[TestScene]:
+    """The scenes of seeds 0 to `count` - 1 of a split that training never draws."""
+    loaded = []
+    for seed in range(count):
+        scene = draw_scene(seed, split)
+        rendering = render(scene)
+        condition = extract("canny", Image.fromarray(rendering.image))
+        loaded.append(TestScene(scene, rendering, condition, caption(scene)))
+    return loaded
+
+
+def initial_latents(count: int, shape: Sequence[int], seed: int) -> Float[Tensor, "b c h w"]:
+    """Standard normal noise; each row follows from (seed, row), so every method starts from the same."""
+    rows = []
+    for row in range(count):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
+        rows.append(torch.randn(tuple(shape), generator=generator))
+    return torch.stack(rows)
+
+
+def score_images(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]], scenes: Sequence[TestScene]
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Every metric of `METRICS` for each image against its scene, in [0, 1]."""
+    rows = []
+    for image, expected in zip(images, scenes, strict=True):
+        found = score(image, expected.scene, expected.rendering)
+        edges = edge_f1(_edges(extract("canny", Image.fromarray(image))), _edges(expected.condition))
+        rows.append((found.binding_color, found.binding_material, found.background, edges))
+    return dict(zip(METRICS, np.array(rows).T, strict=True))
+
+
+def _edges(condition: Image.Image) -> Bool[np.ndarray, "h w"]:
+    return np.asarray(condition)[..., 0] > 0

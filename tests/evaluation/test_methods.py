@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from tests import tiny
+from tests.weights import write_tiny
+
+from nexus_adapters import embedded
+from nexus_adapters.evaluation.methods import Sampling, generate, reconstruct
+from nexus_adapters.evaluation.scenes import load_test_scenes
+
+SAMPLING = Sampling(steps=2, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_test_scenes(3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _weights(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path_factory.mktemp("weights")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny.quiet(embedded.load_embedded_base())
+
+
+@pytest.mark.parametrize("method", ["t2i", "prime", "slim-residual"])
+def test_each_method_draws_every_scene_and_differs_from_the_base(base, scenes, method):
+    adapter = embedded.embedded_adapter(method)
+    images = generate(base, adapter, scenes, SAMPLING)
+    assert [image.shape for image in images] == [(128, 128, 3)] * 3
+    assert all(image.dtype == np.uint8 for image in images)
+    plain = generate(base, None, scenes, SAMPLING)
+    assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
+
+
+def test_batches_do_not_matter(base, scenes):
+    adapter = embedded.embedded_adapter("prime")
+    in_twos = generate(base, adapter, scenes, SAMPLING)
+    at_once = generate(base, adapter, scenes, Sampling(steps=2, batch_size=3))
+    for one, other in zip(in_twos, at_once, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_the_adapter_alone_can_read_another_prompt(base, scenes):
+    adapter = embedded.embedded_adapter("prime")
+    own = generate(base, adapter, scenes, SAMPLING)
+    prompts = [scene.prompt for scene in scenes]
+    same = generate(base, adapter, scenes, SAMPLING, adapter_prompts=prompts)
+    other = generate(base, adapter, scenes, SAMPLING, adapter_prompts=["red cat"] * 3)
+    assert all(np.array_equal(a, b) for a, b in zip(own, same, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(own, other, strict=True))
+    assert generate(base, adapter, scenes, SAMPLING)[0].tolist() == own[0].tolist()  # and reads its own again
+
+
+def test_other_prompts_need_an_adapter_that_reads(base, scenes):
+    with pytest.raises(ValueError, match="adapter_prompts: expected None without a NexusAdapter"):
+        generate(base, embedded.embedded_adapter("t2i"), scenes, SAMPLING, adapter_prompts=["a"] * 3)
+
+
+def test_reconstructions_are_the_autoencoders(base, scenes):
+    images = reconstruct(base, scenes, batch_size=2)
+    pixels = torch.from_numpy(scenes[0].rendering.image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = base.vae.decode(base.vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+    shown = ((expected[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    assert len(images) == 3
+    assert np.abs(images[0].astype(int) - shown.astype(int)).max() <= 1

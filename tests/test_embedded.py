@@ -1,0 +1,162 @@
+"""The embedded model: its layout, its precision, and that it never leaves the machine."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, T2IAdapter
+from diffusers.utils import logging as diffusers_logging
+from tests import tiny
+from tests.weights import needs_weights, write_tiny
+from transformers.utils import logging as transformers_logging
+
+import nexus_adapters
+from nexus_adapters import NexusAdapter, embedded, load_embedded
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def weights(tiny_weights, monkeypatch):
+    monkeypatch.setattr(embedded, "WEIGHTS", tiny_weights)
+    return tiny_weights
+
+
+def dtypes(pipe):
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return [{tensor.dtype for tensor in module.parameters()} for module in modules]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_all_parts_have_the_dtype_that_was_asked_for(weights, dtype):
+    pipe = load_embedded(torch_dtype=dtype)
+    assert dtypes(pipe) == [{dtype}] * 4  # vae, text encoder, unet, adapter
+    assert dtypes(embedded.load_embedded_base(torch_dtype=dtype)) == [{dtype}] * 3
+
+
+def test_float32_on_the_cpu_is_the_default(weights):
+    pipe = load_embedded()
+    assert dtypes(pipe) == [{torch.float32}] * 4
+    assert pipe.device.type == "cpu"
+    assert not any(part.training for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def test_it_generates(weights):
+    pipe = tiny.quiet(load_embedded(condition="canny", variant="slim"))
+    condition = tiny.image(128, 128)
+    images = [
+        pipe("a red star", image=condition, num_inference_steps=1, generator=tiny.generators(1)[0]).images[0]
+        for _ in range(2)
+    ]
+    assert images[0].size == (128, 128)
+    assert images[0].tobytes() == images[1].tobytes()
+
+
+@pytest.mark.parametrize("variant", ["prime", "slim"])
+def test_each_variant_comes_in_its_better_form(weights, monkeypatch, variant):
+    for method, residual in [(variant, False), (f"{variant}-residual", True)]:
+        monkeypatch.setitem(embedded.BETTER_FORM, variant, method)
+        adapter = load_embedded(variant=variant).adapter
+        assert (adapter.variant, adapter.config.residual) == (variant, residual)
+
+
+def test_every_method_loads(weights):
+    for method in embedded.embedded_methods("canny"):
+        adapter = embedded.embedded_adapter(method)
+        assert isinstance(adapter, T2IAdapter if method == "t2i" else NexusAdapter)
+        assert not adapter.training
+
+
+def test_the_base_is_the_stock_pipeline(weights):
+    assert type(embedded.load_embedded_base()) is StableDiffusionPipeline
+
+
+def test_better_forms_exist():
+    assert set(embedded.BETTER_FORM.values()) < set(embedded.embedded_methods("canny"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_embedded("depth"), "condition: expected one of canny; received 'depth'"),
+        (lambda: load_embedded(variant="Prime"), "variant: expected one of prime, slim; received 'Prime'"),
+        (
+            lambda: embedded.embedded_adapter("controlnet"),
+            "method: expected one of t2i, prime, slim, prime-residual, slim-residual; received 'controlnet'",
+        ),
+        (lambda: embedded.embedded_methods("pose"), "condition: expected one of canny; received 'pose'"),
+    ],
+)
+def test_unknown_names_are_told_with_the_known_ones(call, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        call()
+
+
+def test_missing_weights_are_named(weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
+    expected = "embedded weights: expected config.json in '.*prime-residual'; received none"
+    with pytest.raises(FileNotFoundError, match=expected) as error:
+        load_embedded()
+    assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"expected model_index.json in '.*base'"):
+        embedded.load_embedded_base()
+
+
+def test_loading_is_silent_and_leaves_the_bars_as_they_were(weights, capfd):
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.is_progress_bar_enabled() for library in libraries]
+    diffusers_logging.enable_progress_bar()
+    load_embedded()
+    assert capfd.readouterr() == ("", "")
+    assert diffusers_logging.is_progress_bar_enabled()
+    assert [library.is_progress_bar_enabled() for library in libraries] == before
+
+
+def test_no_connection_is_opened(weights):
+    """Not even where the Hub is not forbidden: in a process of its own, without the tests' HF_HUB_OFFLINE."""
+    code = (
+        "import os, socket\nfrom pathlib import Path\n"
+        "os.environ.pop('HF_HUB_OFFLINE', None)\n"
+        "def refuse(*_): raise AssertionError('a connection')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from nexus_adapters import embedded\n"
+        f"embedded.WEIGHTS = Path({json.dumps(str(weights))})\n"
+        "embedded.load_embedded()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_load_embedded_is_public():
+    assert nexus_adapters.load_embedded is embedded.load_embedded
+
+
+@needs_weights
+@pytest.mark.parametrize("variant", ["prime", "slim"])
+def test_the_shipped_weights_load_in_one_dtype(variant):
+    pipe = load_embedded(variant=variant)
+    assert dtypes(pipe) == [{torch.float32}] * 4
+    for method in embedded.embedded_methods("canny"):
+        embedded.embedded_adapter(method)
+
+
+@needs_weights
+def test_the_shipped_weights_are_small_float16_safetensors():
+    files = [file for file in embedded.WEIGHTS.rglob("*") if file.is_file()]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
+    assert all(file.stat().st_size <= 16 * 2**20 for file in files)
+    assert sum(file.stat().st_size for file in weights) <= 36e6

@@ -1,0 +1,32 @@
+"""The embedded weights: a marker for tests of the real ones, and tiny random ones of the same layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from tests import tiny
+
+from nexus_adapters import embedded
+
+needs_weights = pytest.mark.skipif(
+    not (embedded.WEIGHTS / "base" / "model_index.json").is_file(),
+    reason="the embedded weights are not in this checkout yet",
+)
+
+
+def write_tiny(root: Path) -> Path:
+    """The folders of `embedded.WEIGHTS`, float16, with a base that draws 128x128 pixels."""
+    unet = tiny.unet(sample_size=16)
+    for method in embedded.METHODS["canny"]:
+        folder = root / "canny" / method
+        if method == "t2i":
+            channels = list(unet.config.block_out_channels)
+            torch.manual_seed(8)
+            made = T2IAdapter(channels=channels, num_res_blocks=2, downscale_factor=8)
+        else:
+            variant, _, skip = method.partition("-")
+            made = tiny.adapter(unet, variant=variant, residual=bool(skip))
+        made.half().save_pretrained(folder)
+    tiny.sd15(unet=unet).to(dtype=torch.float16).save_pretrained(root / "base")
+    return root
