@@ -18,6 +18,8 @@ from nexus_adapters import __version__
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("nexus_adapters.cli.demo", "draw a sheet of what the embedded adapters do"),
+    "generate": ("nexus_adapters.cli.generate", "generate an image from a prompt and a structure map"),
     "extract": ("nexus_adapters.cli.extract", "draw the structure map of an image"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
 }

@@ -1,0 +1,114 @@
+"""`nexus demo`: a sheet of what the embedded adapters do, and the scores of its images."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexus_adapters import __version__
+from nexus_adapters.cli.checks import expect, expect_between, expect_finite
+
+if TYPE_CHECKING:
+    from nexus_adapters.cli.demo_methods import Result
+    from nexus_adapters.evaluation.methods import Sampling
+
+_MAX_SEED = 2**32 - 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `nexus demo`."""
+    parser.add_argument(
+        "--out", default="demo", metavar="DIR", help="for demo.png and demo.json (default demo/)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite these two")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the embedded base's, 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate the images by every method, score them, draw the sheet, and print the mean scores."""
+    started_s = time.perf_counter()
+    expect_between("--steps", args.steps, 1, 1000)
+    expect_between("--seed", args.seed, 0, _MAX_SEED)
+    if args.guidance is not None:
+        expect_finite("--guidance", args.guidance)
+    png, json = output_files(Path(args.out), args.force)
+
+    from nexus_adapters.cli.library_logs import library_logs_as_warnings
+
+    with library_logs_as_warnings():
+        from nexus_adapters.cli.demo_methods import generate_all, load_methods, sampling_of
+        from nexus_adapters.cli.demo_scenes import SCENE_SEEDS, demo_scenes
+        from nexus_adapters.cli.demo_sheet import lay_out
+        from nexus_adapters.cli.files import save_json, save_png
+        from nexus_adapters.cli.sheet import draw_sheet
+
+        base, methods = load_methods()
+        sampling = sampling_of(args.steps, args.guidance, args.seed)
+        maps = [demo_scenes(seed) for seed in SCENE_SEEDS]
+        results = generate_all(base, methods, maps, sampling)
+    settings = settings_of(sampling)
+    save_png(png, draw_sheet(lay_out(maps, results, sampling)), settings, args.force)
+    report = report_of(settings, results, time.perf_counter() - started_s)
+    save_json(json, report, args.force)
+    print(f"{png}\n{json}\n")
+    print(table(report["mean"]))
+    return 0
+
+
+def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
+    """demo.png and demo.json in `folder`, which is made if it is missing; each checked."""
+    from nexus_adapters.cli.files import check_output
+
+    expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"'{folder}', which is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    return check_output(folder / "demo.png", ".png", force), check_output(
+        folder / "demo.json", ".json", force
+    )
+
+
+def settings_of(sampling: "Sampling") -> dict[str, Any]:
+    """All that makes the images again."""
+    from nexus_adapters.cli.versions import versions
+
+    return {
+        "version": __version__,
+        "command": "demo",
+        "steps": sampling.steps,
+        "guidance": sampling.guidance_scale,
+        "seed": sampling.seed,
+        "policy": "positive",
+        "versions": versions(),
+    }
+
+
+def report_of(settings: Mapping[str, Any], results: Sequence["Result"], total_s: float) -> dict[str, Any]:
+    """What goes into demo.json."""
+    from nexus_adapters.cli.versions import machine
+
+    return {
+        **settings,
+        "machine": machine(),
+        "total_s": round(total_s, 2),
+        "methods": {
+            result.method.name: {
+                "adapter": result.method.adapter_name,
+                "parameters": result.method.parameters,
+                "generation_s": round(result.generation_s, 2),
+            }
+            for result in results
+        },
+        "mean": {result.method.name: result.mean_scores() for result in results},
+        "images": [row for result in results for row in result.rows()],
+    }
+
+
+def table(mean: Mapping[str, Mapping[str, float]]) -> str:
+    """The mean scores, a method a line, as percentages."""
+    metrics = list(next(iter(mean.values())))
+    lines = ["mean of all images, %  " + "".join(f"{name:>18}" for name in metrics)]
+    for method, scores in mean.items():
+        lines.append(f"{method:23}" + "".join(f"{100 * scores[name]:>18.0f}" for name in metrics))
+    return "\n".join(lines)

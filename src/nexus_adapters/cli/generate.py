@@ -1,0 +1,129 @@
+"""`nexus generate`: an image that follows a prompt and a structure map."""
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexus_adapters import __version__
+from nexus_adapters.cli.devices import choose_device, choose_dtype
+from nexus_adapters.cli.generate_arguments import check_numbers, declare
+from nexus_adapters.cli.model import EMBEDDED, Model, check_model, load_model
+from nexus_adapters.cli.structure import (
+    check_size,
+    draw_condition,
+    extractor_options,
+    image_size,
+    read_source,
+    source_argument,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_GUIDANCE = 7.5  # of a given base, as in the stock pipeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `nexus generate`."""
+    declare(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, load, generate one image after the other, and say where each went."""
+    check_numbers(args)
+    check_model(args.base, args.adapter)
+    files = output_files(args.out, args.num, args.force)
+    source = read_source(args)
+
+    from nexus_adapters.cli.library_logs import library_logs_as_warnings
+
+    device = choose_device(args.device)
+    with library_logs_as_warnings():
+        check_size(args, source)
+        model = load_model(args.base, args.adapter, args.condition, choose_dtype(args.dtype, device))
+        if device != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
+            model.pipe.to(device)
+        factor = model.pipe.vae_scale_factor
+        native = model.pipe.unet.config.sample_size * factor
+        size = image_size(source.size, args.width, args.height, native, factor)
+        condition = draw_condition(args, source, size)
+        settings = settings_of(args, model, size)
+        for index, file in enumerate(files):
+            model.pipe.set_progress_bar_config(desc=file.name)  # type: ignore[no-untyped-call]
+            own = settings | {"seed": args.seed + index}
+            save(file, generate(model, condition, own), own, args.force)
+    return 0
+
+
+def output_files(out: str, num: int, force: bool) -> list[Path]:
+    """`out`, or for several images FILE-0001.png and so on; each checked."""
+    from nexus_adapters.cli.files import check_output
+
+    file = check_output(out, ".png", force or num > 1)
+    if num == 1:
+        return [file]
+    files = [file.with_name(f"{file.stem}-{index:04d}{file.suffix}") for index in range(1, num + 1)]
+    return [check_output(each, ".png", force) for each in files]
+
+
+def settings_of(args: argparse.Namespace, model: Model, size: tuple[int, int]) -> dict[str, Any]:
+    """All that makes an image again, but its seed."""
+    from nexus_adapters.cli.versions import versions
+    from nexus_adapters.embedded import EMBEDDED_GUIDANCE
+
+    file = Path(args.map if args.image is None else args.image)
+    default_guidance = EMBEDDED_GUIDANCE if model.base == EMBEDDED else _GUIDANCE
+    chosen = ("prompt", "negative", "steps", "scale", "start", "end", "policy", "condition")
+    return {
+        "version": __version__,
+        "command": "generate",
+        **{name: getattr(args, name) for name in chosen},
+        "guidance": default_guidance if args.guidance is None else args.guidance,
+        "source": source_argument(args).lstrip("-"),
+        "source_file": str(file),
+        "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "options": extractor_options(args),
+        "inverted": args.invert,
+        "width": size[0],
+        "height": size[1],
+        "base": model.base,
+        "adapter": model.adapter,
+        "adapter_sha256": model.adapter_sha256,
+        "device": model.pipe.device.type,
+        "dtype": str(model.pipe.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+
+
+def generate(model: Model, condition: "Image.Image", settings: Mapping[str, Any]) -> "Image.Image":
+    """One image. Never in batches: with its own seed each can be made again by itself, bit for bit."""
+    import torch
+
+    # On the CPU on every device, so that a seed means the same noise everywhere.
+    generator = torch.Generator().manual_seed(settings["seed"])
+    output = model.pipe(
+        prompt=settings["prompt"],
+        negative_prompt=settings["negative"],
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["guidance"],
+        width=settings["width"],
+        height=settings["height"],
+        generator=generator,
+        image=condition,
+        adapter_conditioning_scale=settings["scale"],
+        control_guidance_start=settings["start"],
+        control_guidance_end=settings["end"],
+        policy=settings["policy"],
+    )
+    image: Image.Image = output.images[0]
+    return image
+
+
+def save(file: Path, image: "Image.Image", settings: Mapping[str, Any], force: bool) -> None:
+    """Write the image with its settings, and say so."""
+    from nexus_adapters.cli.files import save_png
+
+    save_png(file, image, settings, force)
+    print(f"{file}: {image.width}x{image.height}, seed {settings['seed']}", flush=True)

@@ -1,0 +1,51 @@
+"""The log lines of diffusers and its kin: ours is the one line of an error, theirs become warnings."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+_LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
+# The tokenizer's threat of indexing errors: the pipeline cuts long prompts, and logs what it has cut.
+_MISLEADING = "Token indices sequence length is longer"
+
+
+@contextmanager
+def library_logs_as_warnings() -> Iterator[None]:
+    """Hold back what the libraries log, and give it as warnings, each line once, if the block ends well.
+
+    They log warnings and errors before they raise, too: those lines are dropped, since the exception says it.
+    So are those of their import, which the block does first: they concern options that are not used here.
+    """
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    # Both set up their logger, with a handler to stderr, when it is first asked for.
+    diffusers.utils.logging.get_logger()
+    transformers.utils.logging.get_logger()
+    collector = _Collector()
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.handlers, logger.propagate = [collector], False
+        import_module("nexus_adapters.embedded")
+        collector.lines.clear()
+        yield
+    finally:
+        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+    for line in dict.fromkeys(collector.lines):
+        warnings.warn(line, stacklevel=3)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if not line.startswith(_MISLEADING):
+            self.lines.append(line)

@@ -1,0 +1,141 @@
+"""From `--base` and `--adapter` to a pipeline: the embedded ones, folders, or what the Hub has."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexus_adapters.cli.checks import expect, expect_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from nexus_adapters.adapter.model import NexusAdapter
+    from nexus_adapters.pipelines import StableDiffusionNexusPipeline
+
+EMBEDDED = "embedded"  # what settings call the base and the adapters that come with the package
+_VARIANTS = ("prime", "slim")
+_BASE = "a Stable Diffusion pipeline"
+_ADAPTER = "a saved NexusAdapter"
+_PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline, and what it was made of, as settings tell it."""
+
+    pipe: "StableDiffusionNexusPipeline"
+    base: str
+    adapter: str
+    adapter_sha256: str
+
+
+def check_model(base: str | None, adapter: str | None) -> None:
+    """What can be said of `--base` and `--adapter` before anything is imported or fetched."""
+    if base is not None:
+        expect(adapter is not None, "--adapter", "a folder or Hub id beside --base", "none")
+        expect_source("--base", base, "model_index.json", _BASE)
+    if adapter is not None and (base is not None or adapter not in _VARIANTS):
+        expect_source("--adapter", adapter, "config.json", _ADAPTER)
+
+
+def load_model(base: str | None, adapter: str | None, condition: str, torch_dtype: "torch.dtype") -> Model:
+    """The pipeline on the CPU. ValueError names the argument that is wrong, in one line.
+
+    Args:
+        base: a folder or Hub id; None for the embedded one.
+        adapter: a folder or Hub id; without a base also "prime" or "slim", the embedded ones, and None is
+            "prime".
+        condition: what the embedded adapter was trained on.
+        torch_dtype: of all parts.
+    """
+    from nexus_adapters import embedded
+    from nexus_adapters.adapter.model import NexusAdapter
+    from nexus_adapters.cli.saved_adapter import read_saved_adapter
+    from nexus_adapters.pipelines import StableDiffusionNexusPipeline
+
+    if base is None and (adapter is None or adapter in _VARIANTS):
+        variant = adapter or "prime"
+        method = embedded.BETTER_FORM[variant]
+        ours = embedded.load_embedded(condition, variant, torch_dtype)
+        saved = read_saved_adapter(embedded.WEIGHTS / condition / method)
+        return Model(ours, EMBEDDED, f"{EMBEDDED} {method}", saved.sha256())
+    assert adapter is not None
+    folder = fetch("--adapter", adapter, _ADAPTER)
+    sha256 = read_saved_adapter(folder, "--adapter").sha256()
+    base_folder = embedded.WEIGHTS / "base" if base is None else fetch("--base", base, _BASE)
+    if base is not None:
+        check_kind(base_folder, base)
+    with embedded.no_loading_bars():
+        with refused("--adapter", adapter, _ADAPTER):
+            loaded = NexusAdapter.from_pretrained(folder, local_files_only=True)
+        check_fits(loaded, base_folder)
+        if base is None:
+            parts = embedded.load_embedded_base().components
+            pipe = StableDiffusionNexusPipeline(**parts, adapter=loaded, requires_safety_checker=False)
+        else:
+            with refused("--base", base, _BASE):
+                pipe = StableDiffusionNexusPipeline.from_pretrained(
+                    base_folder, adapter=loaded, local_files_only=True
+                )
+    embedded.convert(pipe, torch_dtype)
+    return Model(pipe, base or EMBEDDED, adapter, sha256)
+
+
+def fetch(argument: str, source: str, what: str) -> Path:
+    """The folder `source`, or the one into which the Hub's files of that id were put."""
+    if Path(source).is_dir():
+        return Path(source)
+    with refused(argument, source, what):
+        if what == _BASE:
+            from diffusers import StableDiffusionPipeline
+
+            return Path(StableDiffusionPipeline.download(source))
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(source, allow_patterns=["config.json", "diffusion_pytorch_model*"]))
+
+
+def check_kind(folder: Path, base: str) -> None:
+    """ValueError unless the folder's index is that of a pipeline that an adapter for it can be run in."""
+    with refused("--base", base, _BASE):
+        index: dict[str, Any] = json.loads((folder / "model_index.json").read_bytes())
+        fits = set(index) >= _PARTS and "text_encoder_2" not in index
+        kind = index.get("_class_name")
+    expect(fits, "--base", "a Stable Diffusion 1.x or 2.x pipeline", f"'{base}', a {kind}")
+
+
+def check_fits(adapter: "NexusAdapter", base: Path) -> None:
+    """ValueError, with both numbers, unless the adapter fits the base; from its UNet's config alone."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from nexus_adapters.injection.fit import check_fit
+
+    with refused("--base", str(base), _BASE), torch.device("meta"):
+        config = UNet2DConditionModel.load_config(base, subfolder="unet")
+        unet = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]  # diffusers' own
+    try:
+        check_fit(adapter, unet)
+    except ValueError as error:
+        is_adapters = str(error).startswith("adapter:")
+        raise ValueError(f"--{error}" if is_adapters else f"--base: {error}") from error
+
+
+@contextmanager
+def refused(argument: str, source: str, what: str) -> Iterator[None]:
+    """Turn whatever loading raises into a ValueError of one line.
+
+    Of any kind: the Hub's client, safetensors, JSON and torch each have their own, and damaged files bring
+    out more. `--debug` shows the original.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{argument}: expected a folder or the Hub id of {what}; received '{source}' "
+            f"({type(error).__name__}: {reason})"
+        ) from error

@@ -1,0 +1,105 @@
+"""From `--image` or `--map` to the condition of one generation, and the size of its image."""
+
+import argparse
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+from nexus_adapters.cli.checks import expect
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SMALLEST_PX = 8  # one latent
+# An image may be this many times the base's own area before the default size is cut down to that area.
+_LARGEST_AREA = 4
+
+
+def source_argument(args: argparse.Namespace) -> str:
+    """The option by which the source came."""
+    return "--map" if args.image is None else "--image"
+
+
+def extractor_options(args: argparse.Namespace) -> dict[str, float]:
+    """The extractor's options that were given."""
+    return {name: getattr(args, name) for name in ("low", "high") if getattr(args, name) is not None}
+
+
+def read_source(args: argparse.Namespace) -> "Image.Image":
+    """The photo or the map, once all that concerns it has been checked. ValueError names the argument."""
+    from nexus_adapters.conditions import EXTRACTORS, extract, load_image
+
+    known = ", ".join(sorted(EXTRACTORS))
+    expect(args.condition in EXTRACTORS, "--condition", f"one of {known}", repr(args.condition))
+    options, argument = extractor_options(args), source_argument(args)
+    if argument == "--map":
+        for name in options:
+            expect(False, f"--{name}", "--image beside it, from which a map is drawn", "it with --map")
+    path = args.map if args.image is None else args.image
+    source = load_image(path, args.max_megapixels, argument=argument)
+    size = f"{source.width}x{source.height}"
+    expect(min(source.size) >= SMALLEST_PX, argument, f"at least {SMALLEST_PX} pixels a side", size)
+    if argument == "--image":
+        # The extractor judges its options itself; a corner is enough to hear it before the model is loaded.
+        extract(args.condition, source.crop((0, 0, SMALLEST_PX, SMALLEST_PX)), **options)
+    return source
+
+
+def check_size(args: argparse.Namespace, source: "Image.Image") -> None:
+    """ValueError where `--width` and `--height` would change the source's aspect."""
+    from nexus_adapters.injection.condition import check_aspect
+
+    if args.width is not None and args.height is not None:
+        check_aspect(source.height, source.width, args.height, args.width, name=source_argument(args))
+
+
+def image_size(
+    source: tuple[int, int], width: int | None, height: int | None, native: int, multiple: int = 8
+) -> tuple[int, int]:
+    """(width, height) of the image.
+
+    Both given: these. One given: the other by the source's aspect, to the nearest `multiple`. None: the
+    source's size, each side rounded down to a `multiple`; but where the source has more than four times the
+    area of the base's own `native` x `native`, that area in the source's aspect.
+    """
+    if width is not None and height is not None:
+        return width, height
+    if width is not None:
+        return width, _nearest(source[1] * width / source[0], multiple)
+    if height is not None:
+        return _nearest(source[0] * height / source[1], multiple), height
+    area = source[0] * source[1]
+    if area <= _LARGEST_AREA * native * native:
+        return _floor(source[0], multiple), _floor(source[1], multiple)
+    factor = native / math.sqrt(area)
+    return _nearest(source[0] * factor, multiple), _nearest(source[1] * factor, multiple)
+
+
+def draw_condition(args: argparse.Namespace, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":
+    """The map for an image of `size`. A photo is resized before its lines are drawn, so they stay sharp."""
+    from PIL import Image
+
+    from nexus_adapters.conditions import EXTRACTORS, extract, invert, looks_inverted
+
+    condition = source
+    if source_argument(args) == "--image":
+        resized = source.resize(size, Image.Resampling.LANCZOS)
+        condition = extract(args.condition, resized, **extractor_options(args))
+    if args.invert:
+        condition = invert(condition)
+    if EXTRACTORS[args.condition].lines and looks_inverted(condition):
+        remedy = "leave out --invert" if args.invert else "--invert exchanges them"
+        warnings.warn(
+            f"{source_argument(args)}: the map looks inverted, dark lines on white; adapters are trained on "
+            f"white lines on black ({remedy})",
+            stacklevel=2,
+        )
+    return condition
+
+
+def _nearest(side: float, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple
+
+
+def _floor(side: int, multiple: int) -> int:
+    return max(1, side // multiple) * multiple

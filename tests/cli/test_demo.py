@@ -1,0 +1,209 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops, ImageFont
+from tests.weights import needs_weights, write_tiny
+
+from nexus_adapters import embedded
+from nexus_adapters.cli import main
+from nexus_adapters.cli.demo_scenes import PROMPTS_PER_MAP, SCENE_SEEDS, demo_scenes, has_novel
+from nexus_adapters.cli.files import read_settings
+from nexus_adapters.cli.sheet import CELL, Row, Sheet, changed_words, draw_sheet, wrap
+from nexus_adapters.evaluation.scenes import METRICS
+from nexus_adapters.scenes.scene import draw_scene
+
+METHODS = ["base", "t2i", "slim", "prime"]
+IMAGES = len(METHODS) * len(SCENE_SEEDS) * PROMPTS_PER_MAP
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The folder of a demo run by tiny random weights, and what it printed."""
+    out = tmp_path_factory.mktemp("drawn") / "new" / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path_factory.mktemp("weights")))
+        assert main(["demo", "--out", str(out), "--steps", "1", "--guidance", "2", "--seed", "3"]) == 0
+    return out
+
+
+@pytest.fixture
+def report(drawn):
+    return json.loads((drawn / "demo.json").read_text())
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    def load(*_):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(embedded, "load_embedded_base", load)
+    monkeypatch.setattr(embedded, "embedded_adapter", load)
+
+
+def test_two_files_and_no_other(drawn):
+    assert sorted(file.name for file in drawn.iterdir()) == ["demo.json", "demo.png"]
+
+
+def test_the_report_is_complete(report):
+    assert (report["steps"], report["guidance"], report["seed"]) == (1, 2, 3)
+    assert set(report["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
+    assert set(report["machine"]) == {"processor", "cores", "system", "python"}
+    assert report["total_s"] > 0
+    assert list(report["methods"]) == METHODS
+    assert [report["methods"][name]["adapter"] for name in METHODS] == [
+        None,
+        "t2i",
+        embedded.BETTER_FORM["slim"],
+        embedded.BETTER_FORM["prime"],
+    ]
+    assert report["methods"]["base"]["parameters"] == 0
+    assert all(report["methods"][name]["parameters"] > 1000 for name in METHODS[1:])
+    assert all(method["generation_s"] > 0 for method in report["methods"].values())
+
+
+def test_every_image_is_scored(report):
+    images = report["images"]
+    assert len(images) == IMAGES
+    for image in images:
+        assert all(0 <= image[metric] <= 1 for metric in METRICS)
+        assert image["scene_seed"] == SCENE_SEEDS[image["noise_row"]]
+    prompts = {(image["scene_seed"], image["prompt"]) for image in images}
+    assert len(prompts) == len(SCENE_SEEDS) * PROMPTS_PER_MAP
+    for name in METHODS:
+        rows = [image for image in images if image["method"] == name]
+        assert {(image["scene_seed"], image["prompt"]) for image in rows} == prompts
+        for metric in METRICS:
+            mean = np.mean([image[metric] for image in rows])
+            assert report["mean"][name][metric] == pytest.approx(mean, abs=1e-3)
+
+
+def test_the_sheet_has_a_cell_for_every_image(drawn):
+    with Image.open(drawn / "demo.png") as image:
+        assert image.mode == "RGB"
+        assert image.width > CELL * (len(METHODS) + 1)
+        assert image.height > CELL * len(SCENE_SEEDS) * PROMPTS_PER_MAP
+        pixels = np.asarray(image)
+    assert (pixels[:20] == 255).all()  # margins
+    assert (pixels[-20:] == 255).all()
+    assert (pixels[:, :20] == 255).all()
+    assert (pixels[:, -20:] == 255).all()
+    settings = read_settings(drawn / "demo.png")
+    assert (settings["command"], settings["seed"]) == ("demo", 3)
+
+
+def test_it_says_where_and_how_well(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path / "weights"))
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "notes.txt").touch()  # an existing folder is fine
+    assert main(["demo", "--out", str(out), "--steps", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [str(out / "demo.png"), str(out / "demo.json")]
+    assert [line.split()[0] for line in lines[4:]] == METHODS
+    assert all(len(line.split()) == 1 + len(METRICS) for line in lines[4:])
+    first = json.loads((out / "demo.json").read_text())
+    assert first["guidance"] == embedded.EMBEDDED_GUIDANCE
+    assert main(["demo", "--out", str(out), "--steps", "1", "--force"]) == 0
+    assert json.loads((out / "demo.json").read_text())["images"] == first["images"]
+
+
+@pytest.mark.parametrize("name", ["demo.png", "demo.json"])
+def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weights, name):
+    (tmp_path / name).write_text("mine")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("nexus demo: error: --out: expected a new file; received")
+    assert err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps: expected an integer from 1 to 1000; received 0"),
+        (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295; received -1"),
+        (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
+        (["--out", "file"], "--out: expected a folder; received 'file', which is a file"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, no_weights, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["demo", *options]) == 2
+    assert capsys.readouterr().err == f"nexus demo: error: {message}\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_weights_are_a_failure_of_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("nexus demo: error: embedded weights: expected")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("seed", SCENE_SEEDS)
+def test_prompts_of_a_map_differ_in_colors_alone(seed):
+    first, *others = demo_scenes(seed)
+    assert first.scene == draw_scene(seed, "test")
+    assert len(others) == PROMPTS_PER_MAP - 1
+    for other in others:
+        assert other.condition is first.condition
+        assert len(other.prompt.split()) == len(first.prompt.split())
+        assert not has_novel(other.scene)
+        back = [
+            replace(item, color=original.color)
+            for item, original in zip(other.scene.objects, first.scene.objects, strict=True)
+        ]
+        assert replace(other.scene, objects=tuple(back), background=first.scene.background) == first.scene
+        assert all(item.color != other.scene.background for item in other.scene.objects)
+        changed = changed_words(other.prompt, first.prompt)
+        assert sum(changed) == len(first.scene.objects) + 1  # every object's color, and the background's
+        assert np.array_equal(other.rendering.visible, first.rendering.visible)
+
+
+def test_lines_are_wrapped():
+    font = ImageFont.load_default(20)
+    words = ["aa", "bb", "cc", "a" * 200]
+    lines = list(wrap(words, font, int(font.getlength("aa bb")) + 1))
+    assert lines == [["aa", "bb"], ["cc"], ["a" * 200]]
+    assert list(wrap([], font, 10)) == []
+
+
+def test_changed_words_leave_out_articles():
+    assert changed_words("an orange cat here", "a red cat") == [False, True, False, True]
+
+
+def test_a_long_prompt_makes_its_row_higher_and_moves_nothing_sideways():
+    images = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    columns = [("A", "a"), ("B", "b")]
+    short, long = (
+        draw_sheet(Sheet(columns, [[Row("word " * count, images, ["", "1"])]], ["end"])) for count in (1, 60)
+    )
+    assert short.width == long.width
+    assert long.height > short.height
+    blue = [ImageChops.difference(sheet, Image.new("RGB", sheet.size, "blue")) for sheet in (short, long)]
+    for difference in blue:
+        hits = (np.asarray(difference) == 0).all(axis=-1)
+        assert hits.sum() == CELL * CELL
+        assert len(np.unique(np.nonzero(hits)[1])) == CELL
+
+
+@needs_weights
+def test_the_shipped_adapters_follow_the_map_and_the_words(tmp_path):
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    mean = json.loads((tmp_path / "demo.json").read_text())["mean"]
+    assert mean["prime"]["edge_f1"] > mean["base"]["edge_f1"] + 0.1
+    assert mean["prime"]["binding_color"] > mean["base"]["binding_color"] + 0.1

@@ -1,0 +1,480 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests import tiny
+from tests.weights import needs_weights, write_tiny
+
+from nexus_adapters import NexusAdapter, embedded, extract, load_embedded
+from nexus_adapters.cli import main
+from nexus_adapters.cli.files import read_settings
+from nexus_adapters.cli.generate_arguments import POLICIES
+from nexus_adapters.cli.structure import image_size
+from nexus_adapters.injection import control
+
+STEPS = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(autouse=True)
+def weights(tiny_weights, monkeypatch):
+    monkeypatch.setattr(embedded, "WEIGHTS", tiny_weights)
+    return tiny_weights
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Nothing may be loaded: what is checked is checked before."""
+
+    def load(*_):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("nexus_adapters.cli.generate.load_model", load)
+
+
+@pytest.fixture
+def edges(tmp_path):
+    path = tmp_path / "edges.png"
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[30:90:12, 20:100] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.radial_gradient("L").resize((160, 120)).convert("RGB").save(path)
+    return path
+
+
+def run(source, out, *more, prompt="a red star"):
+    option = "--image" if source.name.startswith("photo") else "--map"
+    options = ["--prompt", prompt, option, source, "--out", out, "--steps", STEPS, *more]
+    return main(["generate", *map(str, options)])
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_the_embedded_model_is_the_default(edges, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert run(edges, out, "--seed", 3) == 0
+    pipe = tiny.quiet(load_embedded())
+    with Image.open(edges) as condition:
+        expected = pipe(
+            "a red star",
+            negative_prompt="",
+            image=condition,
+            num_inference_steps=STEPS,
+            guidance_scale=embedded.EMBEDDED_GUIDANCE,
+            generator=torch.Generator().manual_seed(3),
+        ).images[0]
+    assert np.array_equal(pixels(out), np.asarray(expected))
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}: 128x128, seed 3\n"
+    assert "2/2" in captured.err  # the pipeline's progress bar
+    assert "warning" not in captured.err
+
+
+def test_settings_make_the_image_again(edges, tmp_path):
+    options = ["--negative", "a cat", "--seed", 5, "--guidance", 2.5, "--scale", 0.7, "--start", 0.1]
+    options += ["--end", 0.9, "--policy", "per_branch", "--width", 64, "--adapter", "slim"]
+    assert run(edges, tmp_path / "a.png", *options) == 0
+    settings = read_settings(tmp_path / "a.png")
+    names = ["negative", "seed", "guidance", "scale", "start", "end", "policy", "width", "height"]
+    again = [part for name in names for part in (f"--{name}", settings[name])]
+    again += ["--adapter", str(settings["adapter"]).removeprefix("embedded ").removesuffix("-residual")]
+    assert run(edges, tmp_path / "b.png", *again, prompt=settings["prompt"]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (settings["width"], settings["height"], settings["steps"]) == (64, 64, STEPS)
+    assert settings["base"] == "embedded"
+    assert set(settings["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
+    assert (settings["device"], settings["dtype"]) == ("cpu", "float32")
+    assert (settings["source"], settings["source_file"]) == ("map", str(edges))
+    assert len(settings["source_sha256"]) == len(settings["adapter_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--seed", 1),
+        ("--steps", 3),
+        ("--guidance", 9),
+        ("--negative", "blurry"),
+        ("--scale", 0.2),
+        ("--start", 0.5),
+        ("--end", 0.4),
+        ("--policy", "per_branch"),
+        ("--policy", "cond_only"),
+        ("--adapter", "slim"),
+        ("--invert",),
+        ("--width", "64"),
+        ("--height", "64"),
+        ("--dtype", "bfloat16"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_every_option_has_an_effect(edges, tmp_path, options, plain):
+    assert run(edges, tmp_path / "out.png", *options) == 0
+    changed = pixels(tmp_path / "out.png")
+    assert changed.shape != plain.shape or np.abs(changed - plain).max() > 0
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_weights, tmp_path_factory):
+    """The image without any option."""
+    folder = tmp_path_factory.mktemp("plain")
+    marks = np.zeros((128, 128, 3), np.uint8)
+    marks[30:90:12, 20:100] = 255
+    Image.fromarray(marks).save(folder / "edges.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "WEIGHTS", tiny_weights)
+        assert run(folder / "edges.png", folder / "out.png") == 0
+    return pixels(folder / "out.png")
+
+
+def test_several_images_count_their_seeds_on(edges, tmp_path, capsys):
+    assert run(edges, tmp_path / "out.png", "--num", 3, "--seed", 4) == 0
+    made = sorted(file.name for file in tmp_path.glob("out*"))
+    assert made == ["out-0001.png", "out-0002.png", "out-0003.png"]
+    assert [read_settings(tmp_path / name)["seed"] for name in made] == [4, 5, 6]
+    assert run(edges, tmp_path / "single.png", "--seed", 5) == 0
+    assert np.array_equal(pixels(tmp_path / "single.png"), pixels(tmp_path / "out-0002.png"))
+    assert not np.array_equal(pixels(tmp_path / "out-0001.png"), pixels(tmp_path / "out-0002.png"))
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_existing_files_are_kept_and_nothing_is_done(edges, tmp_path, capsys, no_model):
+    kept = tmp_path / "out-0002.png"
+    kept.write_text("mine")
+    assert run(edges, tmp_path / "out.png", "--num", 2) == 2
+    assert capsys.readouterr().err.startswith("nexus generate: error: --out: expected a new file; received")
+    assert kept.read_text() == "mine"
+    assert not (tmp_path / "out-0001.png").exists()
+
+
+def test_force_overwrites(edges, tmp_path):
+    out = tmp_path / "out.png"
+    out.write_text("mine")
+    assert run(edges, out, "--force") == 0
+    assert read_settings(out)["seed"] == 0
+
+
+def test_a_photo_is_resized_before_its_edges_are_drawn(photo, tmp_path, monkeypatch):
+    seen = []
+    blank = Image.new("RGB", (80, 64))
+    monkeypatch.setattr(
+        "nexus_adapters.cli.generate.generate", lambda _, condition, settings: seen.append(condition) or blank
+    )
+    assert run(photo, tmp_path / "out.png", "--width", 80, "--low", 10, "--high", 30) == 0
+    with Image.open(photo) as image:
+        expected = extract("canny", image.resize((80, 64), Image.Resampling.LANCZOS), low=10, high=30)
+    assert np.array_equal(seen[0], expected)
+    assert np.asarray(expected).any()
+
+
+def test_a_photo_becomes_an_image_with_its_options_in_the_settings(photo, tmp_path):
+    assert run(photo, tmp_path / "out.png", "--low", 10, "--high", 30) == 0
+    settings = read_settings(tmp_path / "out.png")
+    assert (settings["source"], settings["condition"]) == ("image", "canny")
+    assert settings["options"] == {"low": 10, "high": 30}
+    assert pixels(tmp_path / "out.png").shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "expected"),
+    [
+        ((128, 128), (None, None), (128, 128)),
+        ((250, 131), (None, None), (248, 128)),  # rounded down
+        ((256, 256), (None, None), (256, 256)),  # four times the area: kept
+        ((4000, 3000), (None, None), (144, 112)),  # far more: the base's own area
+        ((3000, 400), (None, None), (352, 48)),
+        ((4000, 3000), (512, None), (512, 384)),
+        ((4000, 3000), (None, 96), (128, 96)),
+        ((4000, 3000), (40, 24), (40, 24)),
+        ((4000, 8), (64, None), (64, 8)),
+    ],
+)
+def test_size(source, given, expected):
+    assert image_size(source, *given, native=128) == expected
+
+
+def test_inverted_maps_are_told_and_can_be_turned(edges, tmp_path, capsys):
+    with Image.open(edges) as image:
+        Image.eval(image, lambda value: 255 - value).save(tmp_path / "dark.png")
+    assert run(tmp_path / "dark.png", tmp_path / "a.png") == 0
+    warning = "nexus generate: warning: --map: the map looks inverted, dark lines on white;"
+    assert warning in capsys.readouterr().err
+    assert run(tmp_path / "dark.png", tmp_path / "b.png", "--invert") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert run(edges, tmp_path / "c.png") == 0
+    assert np.array_equal(pixels(tmp_path / "b.png"), pixels(tmp_path / "c.png"))
+    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
+
+
+def test_a_cut_prompt_is_told(edges, tmp_path, capsys):
+    assert run(edges, tmp_path / "out.png", prompt="a red star " * 9) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning") == 1
+    assert "was truncated" in err
+
+
+def test_base_and_adapter_from_folders(edges, tmp_path, weights):
+    base, adapter = weights / "base", weights / "canny" / "prime-residual"
+    given = ["--base", base, "--adapter", adapter, "--guidance", 3]
+    assert run(edges, tmp_path / "a.png", *given) == 0
+    assert run(edges, tmp_path / "b.png", "--adapter", adapter) == 0
+    assert run(edges, tmp_path / "c.png") == 0
+    for name in "ab":
+        assert np.array_equal(pixels(tmp_path / f"{name}.png"), pixels(tmp_path / "c.png"))
+    settings = read_settings(tmp_path / "a.png")
+    assert (settings["base"], settings["adapter"]) == (str(base), str(adapter))
+    assert settings["adapter_sha256"] == read_settings(tmp_path / "c.png")["adapter_sha256"]
+
+
+def test_guidance_of_a_given_base_is_the_stock_one(edges, tmp_path, weights):
+    given = ["--base", weights / "base", "--adapter", weights / "canny" / "slim"]
+    assert run(edges, tmp_path / "a.png", *given) == 0
+    assert run(edges, tmp_path / "b.png") == 0
+    assert read_settings(tmp_path / "a.png")["guidance"] == 7.5
+    assert read_settings(tmp_path / "b.png")["guidance"] == embedded.EMBEDDED_GUIDANCE
+
+
+def test_scale_0_is_the_base(edges, tmp_path):
+    assert run(edges, tmp_path / "out.png", "--scale", 0) == 0
+    base = tiny.quiet(embedded.load_embedded_base())
+    expected = base(
+        "a red star",
+        negative_prompt="",
+        num_inference_steps=STEPS,
+        guidance_scale=embedded.EMBEDDED_GUIDANCE,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scale", "nan"], "--scale: expected a finite number; received nan"),
+        (["--start", "inf"], "--start: expected a finite number; received inf"),
+        (["--start", "-0.1"], "--start: expected a number from 0 to 1; received -0.1"),
+        (["--end", "1.5"], "--end: expected a number from --start, 0.0, to 1; received 1.5"),
+        (
+            ["--start", "0.6", "--end", "0.5"],
+            "--end: expected a number from --start, 0.6, to 1; received 0.5",
+        ),
+        (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
+        (["--steps", "0"], "--steps: expected an integer from 1 to 1000; received 0"),
+        (["--num", "0"], "--num: expected an integer from 1 to 9999; received 0"),
+        (["--seed", "-1"], "--seed: expected an integer from 0 to"),
+        (["--width", "100"], "--width: expected a positive multiple of 8; received 100"),
+        (["--height", "-8"], "--height: expected a positive multiple of 8; received -8"),
+        (["--condition", "cany"], "--condition: expected one of canny; received 'cany'"),
+        (["--low", "3"], "--low: expected --image beside it"),
+        (["--out", "a.jpg"], "--out: expected a file name that ends in .png; received 'a.jpg'"),
+        (["--out", "none/a.png"], "--out: expected an existing folder; received 'none'"),
+        (["--max-megapixels", "0.001"], "--map: expected an image of at most 0.001 megapixels"),
+        (["--base", "none"], "--adapter: expected a folder or Hub id beside --base; received none"),
+        (
+            ["--base", "./none", "--adapter", "prime"],
+            "--base: expected a folder or the Hub id of a Stable Diffusion pipeline; received './none', "
+            "which does not exist and is no Hub id",
+        ),
+        (
+            ["--base", ".", "--adapter", "prime"],
+            "--base: expected a folder or the Hub id of a Stable Diffusion pipeline; received '.', which has "
+            "no model_index.json",
+        ),
+        (
+            ["--base", "a/b", "--adapter", "pyproject.toml"],
+            "--adapter: expected a folder or the Hub id of a saved NexusAdapter; received 'pyproject.toml', "
+            "which is a file",
+        ),
+    ],
+)
+def test_bad_arguments_are_one_line_before_anything_is_loaded(
+    edges, tmp_path, monkeypatch, capsys, no_model, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    assert run(edges, tmp_path / "out.png", *options) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"nexus generate: error: {message}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n"], ids=["missing", "empty", "text", "stub"]
+)
+@pytest.mark.parametrize("name", ["map", "photo"])
+def test_bad_files_are_one_line(tmp_path, capsys, no_model, name, content):
+    path = tmp_path / f"{name}.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(path, tmp_path / "out.png") == 2
+    err = capsys.readouterr().err
+    argument = "--image" if name == "photo" else "--map"
+    assert err.startswith(f"nexus generate: error: {argument}: expected")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [(7, 64), (64, 4)])
+def test_tiny_sources_are_refused(tmp_path, capsys, no_model, size):
+    Image.new("RGB", size).save(tmp_path / "map.png")
+    assert run(tmp_path / "map.png", tmp_path / "out.png") == 2
+    expected = f"--map: expected at least 8 pixels a side; received {size[0]}x{size[1]}"
+    assert expected in capsys.readouterr().err
+
+
+def test_bad_thresholds_are_told_before_anything_is_loaded(photo, tmp_path, capsys, no_model):
+    assert run(photo, tmp_path / "out.png", "--low", 300) == 2
+    assert "high: expected a finite threshold of at least low, 300.0; received 200" in capsys.readouterr().err
+
+
+def test_another_aspect_is_refused(edges, tmp_path, capsys, no_model):
+    assert run(edges, tmp_path / "out.png", "--width", 256, "--height", 128) == 2
+    err = capsys.readouterr().err
+    assert "--map: expected the image's aspect" in err
+    assert "128x128 for an image of 128x256" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device that must be missing is here")
+def test_a_missing_device_is_told(edges, tmp_path, capsys, no_model):
+    assert run(edges, tmp_path / "out.png", "--device", "cuda") == 2
+    assert "--device: expected one that is here (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--prompt", "a"], "the following arguments are required: --out"),
+        (["--prompt", "a", "--out", "a.png"], "one of the arguments --image --map is required"),
+        (["--prompt", "a", "--out", "a.png", "--image", "a", "--map", "b"], "--map: not allowed with"),
+        (["--prompt", "a", "--out", "a.png", "--map", "b", "--policy", "all"], "--policy: invalid choice"),
+        (["--prompt", "a", "--out", "a.png", "--map", "b", "--scale", "x"], "--scale: invalid float"),
+    ],
+)
+def test_usage_errors_are_one_line(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", *argv])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def bad_models(weights, tmp_path):
+    """name -> (--base, --adapter, message)."""
+    good_base, good_adapter = weights / "base", weights / "canny" / "prime"
+    base = tmp_path / "base"
+    tiny.sd15().save_pretrained(base)
+    narrow = {
+        "channels": (8, 16, 24, 24),
+        "pools": (0, 1, 1, 1),
+        "unshuffle": 8,
+        "heads": 1,
+        "head_width": 12,
+    }
+    NexusAdapter(**narrow, text_width=24).save_pretrained(tmp_path / "text")
+    NexusAdapter(**narrow | {"channels": (8, 16, 16, 24)}, text_width=16).save_pretrained(tmp_path / "wide")
+    tiny.sdxl().save_pretrained(tmp_path / "xl")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "model_index.json").write_text("{")
+    return {
+        "text width": (good_base, tmp_path / "text", "--adapter: expected text_width 16, as .*; received 24"),
+        "channels": (
+            good_base,
+            tmp_path / "wide",
+            r"--adapter: expected channels \(8, 16, 24, 24\), as .*; received \(8, 16, 16, 24\)",
+        ),
+        "misfit of the embedded base": (None, tmp_path / "text", "--adapter: expected text_width 16"),
+        "t2i": (good_base, weights / "canny" / "t2i", "--adapter: .*, whose config.json says T2IAdapter"),
+        "pipeline as adapter": (good_base, good_base, "--adapter: .*, which has no config.json"),
+        "xl": (tmp_path / "xl", good_adapter, "--base: .* 2.x pipeline; .*, a StableDiffusionXLPipeline"),
+        "bad index": (tmp_path / "empty", good_adapter, "--base: .*JSONDecodeError"),
+        "cut weights": (_cut(base, "unet"), good_adapter, "--base: expected .*; received '.*base'"),
+        "hub base": ("nobody/nothing", good_adapter, "--base: expected .*; received 'nobody/nothing'"),
+        "hub adapter": (good_base, "nobody/nothing", "--adapter: expected .*; received 'nobody/nothing'"),
+    }
+
+
+def _cut(base, part):
+    file = base / part / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    return base
+
+
+def test_bad_models_are_one_line(edges, tmp_path, weights, capfd):
+    for name, (base, adapter, message) in bad_models(weights, tmp_path).items():
+        given = ["--adapter", adapter] if base is None else ["--base", base, "--adapter", adapter]
+        assert run(edges, tmp_path / "out.png", *given) == 2, name
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1, (name, err)
+        assert err.startswith("nexus generate: error: --"), (name, err)
+        assert re.search(message, err), (name, err)
+        assert not (tmp_path / "out.png").exists()
+
+
+def test_missing_weights_are_a_failure_of_one_line(edges, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
+    assert run(edges, tmp_path / "out.png") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("nexus generate: error: embedded weights: expected config.json in")
+    assert err.count("\n") == 1
+
+
+def test_policies_are_those_of_control():
+    assert POLICIES == control.POLICIES
+
+
+def test_a_bad_argument_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom nexus_adapters.cli import main\n"
+        "argv = ['generate', '--prompt', 'a', '--map', 'none.png', '--out', 'a.png', '--scale', 'nan']\n"
+        "assert main(argv) == 2\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_line_but_ours_in_a_process_of_its_own(edges, tmp_path):
+    """Imports log, too, and only once in a process."""
+    argv = ["generate", "--prompt", "a", "--map", str(edges), "--out", str(tmp_path / "out.png")]
+    argv += ["--base", "nobody/nothing", "--adapter", "nobody/nothing"]
+    code = f"import sys\nfrom nexus_adapters.cli import main\nsys.exit(main({argv!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("nexus generate: error: --")
+
+
+@needs_weights
+def test_the_shipped_model_generates(edges, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    assert run(edges, tmp_path / "out.png", prompt="a striped red star on a green background") == 0
+    assert pixels(tmp_path / "out.png").shape == (128, 128, 3)
