@@ -1,0 +1,69 @@
+"""How fast the embedded world is on one core: drawing, rendering, canny, captions and scoring.
+
+    python benchmarks/scenes.py
+
+Every part runs over the same scenes; times are of one thread, both of the clock and of the processor (which
+leaves out what else the machine does). The target is 300 scenes a second for drawing, rendering and canny.
+Writes results/scenes.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+from machine import benchmark_parser, report
+from PIL import Image
+
+from nexus_adapters.conditions import extract
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.render import render
+from nexus_adapters.scenes.scene import draw_scene
+from nexus_adapters.scenes.score import score
+
+
+def timed(part: Callable[[Any], Any], items: list[Any]) -> tuple[list[Any], dict[str, float]]:
+    """The part's results, and milliseconds an item."""
+    wall, processor = time.perf_counter(), time.process_time()
+    results = [part(item) for item in items]
+    spent = {"wall_ms": time.perf_counter() - wall, "cpu_ms": time.process_time() - processor}
+    return results, {name: round(1000 * seconds / len(items), 4) for name, seconds in spent.items()}
+
+
+def measure(count: int) -> dict[str, object]:
+    """Milliseconds a scene for every part, and scenes a second for those that every training sample needs."""
+    parts: dict[str, dict[str, float]] = {}
+    scenes, parts["draw"] = timed(draw_scene, list(range(count)))
+    rendered, parts["render"] = timed(render, scenes)
+    _, parts["canny"] = timed(lambda r: extract("canny", Image.fromarray(r.image)), rendered)
+    _, parts["caption"] = timed(caption, scenes)
+    pairs = list(zip(scenes, rendered, strict=True))
+    _, parts["score"] = timed(lambda pair: score(pair[1].image, *pair), pairs)
+    together = {
+        clock: sum(parts[part][clock] for part in ("draw", "render", "canny"))
+        for clock in ("wall_ms", "cpu_ms")
+    }
+    return parts | {
+        "draw_render_canny_scenes_per_s": round(1000 / together["wall_ms"], 1),
+        "draw_render_canny_scenes_per_cpu_s": round(1000 / together["cpu_ms"], 1),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--scenes", type=int, default=1000)
+    args = parser.parse_args(arguments)
+    count = min(args.scenes, 20) if args.quick else args.scenes
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    measure(10)  # the first ones also fill caches
+    measured = measure(count)
+    cv2.setNumThreads(threads)
+    report("scenes", args, {"scenes": count, "opencv_threads": 1}, measured)
+
+
+if __name__ == "__main__":
+    main()
