@@ -9,6 +9,7 @@ diffusers layout.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -75,6 +76,7 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # without effect on trailing steps; the stock pipeline warns of any other value
     )
 
 
@@ -96,6 +98,15 @@ def build_loss(modules: nn.ModuleDict, scenes: SceneCache, empty: Tensor, batch_
             return denoising_loss(modules["unet"], scheduler, latents, noise, steps, prompt_embeds)
 
     return loss_of_step
+
+
+def load_in_float32(pipeline: Path) -> None:
+    """Let a plain `from_pretrained` load every part in float32, whatever precision the files have.
+
+    diffusers does so by itself; transformers goes by what the text encoder's config says.
+    """
+    path = pipeline / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -137,6 +148,7 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(args.out / "pipeline")
+    load_in_float32(args.out / "pipeline")
     print(f"saved {args.out / 'pipeline'}")
 
 

@@ -92,7 +92,7 @@ def material_pattern(
         return np.asarray(np.clip(0.5 + _wave(v), 0, 1))
     if material == "checked":
         sign_u, sign_v = np.clip(2 * _wave(u), -1, 1), np.clip(2 * _wave(v), -1, 1)
-        return 0.5 + 0.5 * sign_u * sign_v
+        return np.asarray(0.5 + 0.5 * sign_u * sign_v)
     du, dv = _wave(u) - PATTERN_PERIOD / 4, _wave(v) - PATTERN_PERIOD / 4  # to the nearest dot's center
     return np.clip(0.5 + 0.34 * PATTERN_PERIOD - np.hypot(du, dv), 0, 1)
 

@@ -23,7 +23,7 @@ def _closed_circle(radius: float) -> Contour:
 def _star() -> Contour:
     radii = np.tile([1.0, 0.45], 5)
     angles = np.radians(-90 + 36 * np.arange(10))
-    return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.asarray(radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
 def _cross() -> Contour:

@@ -1,0 +1,158 @@
+"""The training scripts in miniature, end to end: autoencoder, base and adapters."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
+
+from nexus_adapters import NexusAdapter
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.render import render
+from nexus_adapters.scenes.scene import draw_scene
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCENES = 4
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Imports a script by name, as if it had been started from its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        data = import_module("embedded_data")
+        patch.setattr(data, "SHARD", SCENES // 2)
+        patch.setattr(data, "_BATCH", 1)
+        yield import_module
+
+
+def run(script, *options):
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script.__name__, *map(str, options)])
+        script.main()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("scripts")
+
+
+@pytest.fixture(scope="module")
+def autoencoder(scripts, root):
+    """The folder that train_autoencoder.py writes, after two steps."""
+    script = scripts("train_autoencoder")
+    all_pixels = script.pixels
+    with pytest.MonkeyPatch.context() as patch:  # the latents' scale is taken from 512 scenes
+        patch.setattr(script, "pixels", lambda first, count: all_pixels(first, min(count, 2)))
+        run(script, "--out", root / "autoencoder", "--steps", 2, "--batch-size", 2)
+    return root / "autoencoder"
+
+
+@pytest.fixture(scope="module")
+def base(scripts, root, autoencoder):
+    """The folder that train_base.py writes, after two steps."""
+    folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", root / "base")
+    run(scripts("train_base"), *folders, "--scenes", SCENES, "--steps", 2, "--batch-size", 2)
+    return root / "base"
+
+
+@pytest.fixture(scope="module")
+def adapters(scripts, root, autoencoder, base):
+    """The folder that train_adapters.py writes, after two steps."""
+    folders = ("--cache", root, "--vae", autoencoder / "vae", "--base", base / "pipeline")
+    sizes = ("--scenes", SCENES, "--steps", 2, "--batch-size", 2)
+    run(scripts("train_adapters"), *folders, "--out", root / "adapters", *sizes)
+    return root / "adapters"
+
+
+def steps_logged(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+
+
+def test_the_autoencoder_loads_and_shrinks_eight_times(autoencoder):
+    vae = AutoencoderKL.from_pretrained(autoencoder / "vae")
+    assert steps_logged(autoencoder) == 2
+    assert vae.config.scaling_factor != 0.18215  # diffusers' default, Stable Diffusion's
+    latents = vae.encode(torch.zeros(1, 3, 128, 128)).latent_dist.mean
+    assert latents.shape == (1, vae.config.latent_channels, 16, 16)
+    assert vae.decode(latents).sample.shape == (1, 3, 128, 128)
+
+
+@pytest.mark.parametrize("options", [{}, {"torch_dtype": torch.float32}])
+def test_the_base_loads_as_a_stock_pipeline_and_draws(base, options):
+    pipe = StableDiffusionPipeline.from_pretrained(base / "pipeline", local_files_only=True, **options)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red star", num_inference_steps=1, output_type="np").images[0]
+    assert image.shape == (128, 128, 3)
+    assert np.isfinite(image).all()
+
+
+def test_the_base_is_small_and_has_sd15s_blocks(base):
+    unet = UNet2DConditionModel.from_pretrained(base / "pipeline", subfolder="unet")
+    assert sum(parameter.numel() for parameter in unet.parameters()) <= 8_000_000
+    assert list(unet.config.down_block_types) == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert list(unet.config.up_block_types) == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    sizes = [path.stat().st_size for path in (base / "pipeline").rglob("*.safetensors")]
+    assert len(sizes) == 3
+    assert max(sizes) <= 16 * 2**20
+
+
+def test_every_word_is_one_token(base):
+    pipe = StableDiffusionPipeline.from_pretrained(base / "pipeline", local_files_only=True)
+    tokenizer = pipe.tokenizer
+    assert tokenizer.model_max_length == 77
+    for seed in range(50):
+        sentence = caption(draw_scene(seed, "test"))
+        pieces = tokenizer.tokenize(sentence)
+        assert pieces == [f"{word}</w>" for word in sentence.replace(",", " ,").replace(".", " .").split()]
+        assert tokenizer.unk_token not in pieces
+    assert tokenizer("").input_ids == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+
+
+def test_scenes_are_kept_and_read_back(scripts, root, autoencoder, base):
+    data = scripts("embedded_data")
+    files = sorted(root.glob("scenes-*/*.safetensors"))
+    assert len(files) == 2  # of two scenes each
+    before = [path.stat().st_mtime_ns for path in files]
+    tokenizer = StableDiffusionPipeline.from_pretrained(base / "pipeline").tokenizer
+    cache = data.load_scenes(autoencoder / "vae", tokenizer, SCENES - 1, root)
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert len(cache) == SCENES - 1
+    condition = cache.condition(torch.tensor([2, 0]))
+    assert condition.shape == (2, 3, 128, 128)
+    for row, seed in zip(condition, (2, 0), strict=True):
+        image = render(draw_scene(seed)).image
+        drawn = data.extract("canny", data.Image.fromarray(image))
+        assert torch.equal(row, torch.from_numpy(np.asarray(drawn).copy()).permute(2, 0, 1) / 255)
+    expected = data.token_ids(tokenizer, [caption(draw_scene(1), 2)])[0]
+    assert torch.equal(cache.tokens[1, 2].long(), expected)
+
+
+def test_the_adapters_load(adapters, base):
+    unet = UNet2DConditionModel.from_pretrained(base / "pipeline", subfolder="unet")
+    for folder in sorted(path for path in adapters.iterdir()):
+        name = json.loads((folder / "adapter" / "config.json").read_text())["_class_name"]
+        kind = T2IAdapter if folder.name == "t2i" else NexusAdapter
+        assert name == kind.__name__
+        adapter = kind.from_pretrained(folder / "adapter")
+        assert tuple(adapter.config.channels) == tuple(unet.config.block_out_channels)
+        if kind is NexusAdapter:
+            variant, _, skip = folder.name.partition("-")
+            assert (adapter.variant, adapter.config.residual) == (variant, bool(skip))
+        assert steps_logged(folder) == 2
+    assert len(list(adapters.iterdir())) == 5
+
+
+def test_run_again_nothing_is_trained_anew(scripts, root, autoencoder, base):
+    before = (base / "checkpoint.pt").read_bytes()
+    weights = base / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    saved = weights.read_bytes()
+    folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", base)
+    run(scripts("train_base"), *folders, "--scenes", SCENES, "--steps", 2, "--batch-size", 2)
+    assert (base / "checkpoint.pt").read_bytes() == before
+    assert weights.read_bytes() == saved
