@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 import torch
 
-from nexus_adapters.adapter.arguments import attention_heads, check_arguments, check_config, check_inputs
+from nexus_adapters.adapter.arguments import attention_heads, check_arguments, check_config
+from nexus_adapters.adapter.inputs import check_inputs
 
 GOOD: dict[str, Any] = {
     "in_channels": 3,

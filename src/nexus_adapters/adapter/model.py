@@ -16,11 +16,11 @@ from nexus_adapters.adapter.arguments import (
     attention_heads,
     check_arguments,
     check_config,
-    check_inputs,
     variant_of,
 )
 from nexus_adapters.adapter.block import Trunk
 from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
+from nexus_adapters.adapter.inputs import check_inputs
 
 
 class NexusAdapter(ModelMixin, ConfigMixin):
