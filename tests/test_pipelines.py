@@ -3,7 +3,6 @@
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,14 +14,6 @@ from nexus_adapters.injection import Control, attach
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline, check_counts, image_size
 
 OPTIONS = {"num_inference_steps": 3, "output_type": "pt", "negative_prompt": "blurry"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

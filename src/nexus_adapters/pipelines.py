@@ -15,9 +15,9 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.injection.attach import attach
-from nexus_adapters.injection.condition import ConditionLike, as_condition, check_aspect
+from nexus_adapters.injection.condition import ConditionLike, as_condition, check_aspect, size_by_aspect
 from nexus_adapters.injection.control import Control, check_number, check_window
-from nexus_adapters.injection.fit import check_fit, traits
+from nexus_adapters.injection.fit import check_fit, check_pixels, traits
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +77,7 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         }
         super().__init__(**stock, requires_safety_checker=requires_safety_checker)
         check_fit(adapter, unet)
+        check_pixels(adapter, unet, self.vae_scale_factor)
         self.register_modules(adapter=adapter)  # type: ignore[no-untyped-call]  # diffusers' own
 
     @_with_stock_arguments
@@ -145,6 +146,8 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
     """ValueError unless the conditions can be dealt out without splitting a prompt's images unevenly."""
     if prompts is None:
         return
+    if prompts == 0:
+        raise ValueError("prompt: expected at least one; received an empty list")
     whole_prompts_each = prompts % conditions == 0
     several_each_prompt = conditions % prompts == 0 and images_per_prompt % (conditions // prompts) == 0
     if not whole_prompts_each and not several_each_prompt:
@@ -157,25 +160,15 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 def image_size(
     condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, multiple: int
 ) -> tuple[int, int]:
-    """(height, width) of the image: those given, and in place of those not, what follows from the condition.
+    """(height, width) of the image, from what is given and from the condition by `size_by_aspect`.
 
-    Neither given: the condition's, rounded down to a multiple of `multiple`. One given: the other keeps the
-    condition's aspect, rounded to the nearest multiple. ValueError where both are given in another aspect, or
-    the condition is smaller than `multiple`.
+    ValueError where both are given in another aspect, or the condition is smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise ValueError(
             f"image: expected at least {multiple} pixels per side; received {from_height}x{from_width}"
         )
-    if height is None and width is None:
-        size = (from_height // multiple * multiple, from_width // multiple * multiple)
-    elif height is None:
-        assert width is not None
-        size = (max(1, round(from_height * width / from_width / multiple)) * multiple, width)
-    elif width is None:
-        size = (height, max(1, round(from_width * height / from_height / multiple)) * multiple)
-    else:
-        size = (height, width)
+    size = size_by_aspect(from_height, from_width, height, width, multiple)
     check_aspect(from_height, from_width, *size, name="image")
     return size

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,14 +30,6 @@ UNETS: dict[str, dict[str, Any]] = {
         "use_linear_projection": True,
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

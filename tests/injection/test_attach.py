@@ -1,6 +1,8 @@
 """The hook: what it adds, when it runs the adapter, and that nothing of it stays."""
 
+import gc
 import threading
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from tests import tiny
 
 from nexus_adapters.injection import Control, attach, residuals
+from nexus_adapters.injection.cache import FeatureCache
 from nexus_adapters.injection.calls import CallGuard
 
 PROMPTS = ["a red star", "a blue ring on a green cat", "photo of a dog"]
@@ -169,7 +172,7 @@ def test_unguided(pipe, adapter):
 
 def test_a_bare_unet_needs_per_branch(unet, adapter):
     with pytest.raises(
-        ValueError, match=r'policy: expected "per_branch".*received "positive" for a bare UNet'
+        ValueError, match=r'policy: expected "per_branch".*received "positive" for a call of the bare UNet'
     ):
         attach(unet, Control(adapter, tiny.condition()))
     with pytest.raises(ValueError, match=r"start, end: expected 0 and 1 .* received a bare UNet"):
@@ -377,7 +380,7 @@ def test_a_removed_attachment_is_not_entered_again(unet, adapter):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_calls_at_once_are_refused(adapter, compiled):
-    unet, errors = tiny.unet(), []
+    unet, results = tiny.unet(), []
     if compiled:
         unet._compiled_call_impl = unet._call_impl
     inside, done = threading.Event(), threading.Event()
@@ -388,7 +391,7 @@ def test_calls_at_once_are_refused(adapter, compiled):
 
     def first():
         with torch.no_grad():
-            bare_call(unet)
+            results.append(bare_call(unet))
 
     with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
         hook = unet.conv_in.register_forward_hook(wait)
@@ -403,18 +406,80 @@ def test_calls_at_once_are_refused(adapter, compiled):
                 bare_call(unet)
         done.set()
         thread.join()
-        bare_call(unet)
-    assert not errors
+        assert torch.equal(bare_call(unet), *results)
 
 
 def test_a_caller_that_is_gone_does_not_block():
-    guard = CallGuard()
+    guard = CallGuard(tiny.unet())
     thread = threading.Thread(target=guard.enter)
     thread.start()
     thread.join()
     guard.enter()
     guard.enter()  # left over from an interrupted call of this thread
     guard.leave()
+
+
+def test_an_interrupted_call_does_not_lock_out_other_threads(adapter):
+    """Ctrl-C in the UNet: PyTorch then runs no hook behind the call, and the caller's thread lives on."""
+    unet, results = tiny.unet(), []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def later():
+        with torch.no_grad():
+            results.append(bare_call(unet))
+
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
+        hook = unet.conv_in.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bare_call(unet)
+        hook.remove()
+        thread = threading.Thread(target=later)
+        thread.start()
+        thread.join()
+    assert len(results) == 1
+
+
+def test_a_call_outside_of_the_pipelines_run_has_no_layout(pipe, adapter, unet):
+    """What the pipeline last did says nothing of a call of its UNet by hand."""
+    control = Control(adapter, tiny.condition())
+    with attach(pipe, control), torch.no_grad():
+        generate(pipe)
+        with pytest.raises(
+            ValueError, match=r'"per_branch".*received "positive" for a call of the bare UNet'
+        ):
+            bare_call(unet)
+    control.policy = "per_branch"
+    with attach(unet, control), torch.no_grad():
+        expected = bare_call(unet)
+    with attach(pipe, control), torch.no_grad():
+        assert torch.equal(bare_call(unet), expected)
+
+
+def test_an_adapter_for_another_vae_is_refused(pipe, unet):
+    other = tiny.adapter(unet, unshuffle=2 * tiny.adapter(unet).config.unshuffle)
+    with pytest.raises(ValueError, match=r"adapter: expected (\d+) pixels .* per latent.*unshuffle \d+"):
+        attach(pipe, Control(other, tiny.condition()))
+
+
+def test_removal_frees_the_features(unet, adapter):
+    handle = attach(unet, Control(adapter, tiny.condition(), policy="per_branch"))
+    kept = []
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        keep = FeatureCache.keep
+
+        def remember(cache, key, text, module, features):
+            kept.extend(weakref.ref(feature) for feature in features)
+            keep(cache, key, text, module, features)
+
+        patch.setattr(FeatureCache, "keep", remember)
+        bare_call(unet)
+    assert kept
+    assert all(reference() is not None for reference in kept)
+    handle.remove()
+    gc.collect()
+    assert all(reference() is None for reference in kept)
 
 
 def test_gradients_reach_the_adapter_and_not_the_unet():

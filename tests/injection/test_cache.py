@@ -155,3 +155,20 @@ def test_offloaded_weights_are_compared_by_identity():
     assert weights.hold(adapter, look_closely=True)
     adapter.weight = nn.Parameter(torch.empty_like(adapter.weight))
     assert not weights.hold(adapter, look_closely=True)
+
+
+def test_an_inference_tensor_written_in_place_is_a_miss(adapter, features):
+    """Their writes are not counted, so they are compared by content."""
+    cache = FeatureCache()
+    with torch.inference_mode():
+        text = torch.randn(2, 5, 4)
+        cache.keep(KEY, text, adapter, features)
+        assert cache.find(KEY, text, adapter) is features
+        assert cache.find(KEY, text.clone(), adapter) is features
+        text.mul_(-1)
+        assert cache.find(KEY, text, adapter) is None
+
+
+def test_nothing_is_left_after_clearing(cache, adapter, text):
+    cache.clear()
+    assert cache.find(KEY, text, adapter) is None

@@ -23,7 +23,8 @@ GUIDED = (False, True)
         # one prompt, guided
         ("positive", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (1.0, 1.0))),
         ("cond_only", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (0.0, 1.0))),
-        ("per_branch", GUIDED, 2, 1, RowPlan(0, 2, 1, 2, (1.0,))),
+        ("per_branch", GUIDED, 2, 1, RowPlan(0, 2, 2, 1, (1.0,))),
+        ("per_branch", GUIDED, 1, 1, RowPlan(0, 1, 1, 1, (1.0,))),  # branches that run apart
         # three prompts of two images each, with a condition for each prompt
         ("positive", GUIDED, 12, 3, RowPlan(6, 6, 2, 1, (1.0, 1.0))),
         ("per_branch", GUIDED, 12, 3, RowPlan(0, 12, 2, 2, (1.0,))),
@@ -104,19 +105,13 @@ def test_a_subclass_that_keeps_the_loop_is_known_and_one_with_its_own_is_not():
 @pytest.mark.parametrize("policy", ["positive", "cond_only"])
 def test_the_way_out_is_named(policy):
     with pytest.raises(
-        ValueError, match=rf'^policy: expected "per_branch".*received "{policy}" for a bare UNet'
+        ValueError, match=rf'^policy: expected "per_branch".*received "{policy}" for a call of the bare UNet'
     ):
         check_policy(None, policy)
     pipe = bare(diffusers.StableDiffusionUpscalePipeline)
     with pytest.raises(ValueError, match=f'"{policy}" for a StableDiffusionUpscalePipeline, whose layout'):
         branches_of(pipe, policy)
     assert branches_of(pipe, "per_branch") is None
-
-
-def test_a_pipeline_that_has_not_run_tells_nothing():
-    pipe = bare(diffusers.StableDiffusionPipeline)
-    with pytest.raises(ValueError, match=r'has not run. Attach to the UNet, with policy="per_branch"'):
-        branches_of(pipe, "positive")
 
 
 def test_guidance_is_read_at_every_call():

@@ -67,10 +67,10 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         residual: bool = False,
         zero_init: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # diffusers' own
         check_arguments(self.config)
         # JSON has no tuples: so that the config is the same before saving and after loading.
-        self.register_to_config(  # type: ignore[no-untyped-call]
+        self.register_to_config(  # type: ignore[no-untyped-call]  # diffusers' own
             channels=tuple(channels), pools=tuple(pools)
         )
         self.adapter = Trunk(
@@ -107,9 +107,9 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         unknown = ", ".join(sorted(set(overrides) - set(ARGUMENTS)))
         if unknown:
             raise ValueError(f"overrides: expected some of {', '.join(ARGUMENTS)}; received {unknown}")
-        arguments = adapter_geometry(unet_config(unet), vae_scale_factor) | VARIANTS[variant]
-        arguments["heads"], arguments["head_width"] = attention_heads(arguments["channels"])
-        arguments |= overrides
+        arguments = adapter_geometry(unet_config(unet), vae_scale_factor) | VARIANTS[variant] | overrides
+        heads, head_width = attention_heads(arguments["channels"])
+        arguments = {"heads": heads, "head_width": head_width} | arguments
         if variant_of(arguments["groups"]) != variant:
             expected = f"a number that makes variant {variant!r} (1 is prime, 2 and more are slim)"
             raise ValueError(f"groups: expected {expected}; received {arguments['groups']}")
@@ -163,13 +163,17 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         # Not to accept misshapen tensors, but to be told of all of them in place of the first.
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
-            adapter, info = super().from_pretrained(path, **kwargs)  # type: ignore[no-untyped-call]
+            adapter, info = super().from_pretrained(  # type: ignore[no-untyped-call]  # diffusers' own
+                path, **kwargs
+            )
         except NotImplementedError:
             # A device map moves the model before the info comes back, and parameters that were not loaded
             # cannot be moved: find out without it whether that is the reason.
             for name in ("device_map", "max_memory"):
                 kwargs.pop(name, None)
-            adapter, info = super().from_pretrained(path, **kwargs)  # type: ignore[no-untyped-call]
+            adapter, info = super().from_pretrained(  # type: ignore[no-untyped-call]  # diffusers' own
+                path, **kwargs
+            )
             check_loaded(adapter, info, path)
             raise
         check_loaded(adapter, info, path)
@@ -182,7 +186,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         """Build an untrained adapter of this config. ValueError where arguments are missing or unknown."""
         if isinstance(config, dict):
             check_config(config, overridden=kwargs)
-        return super().from_config(  # type: ignore[no-untyped-call]
+        return super().from_config(  # type: ignore[no-untyped-call]  # diffusers' own
             config, return_unused_kwargs, **kwargs
         )
 

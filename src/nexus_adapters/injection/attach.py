@@ -12,7 +12,7 @@ from nexus_adapters.injection.cache import FeatureCache
 from nexus_adapters.injection.calls import Arguments, Call, CallGuard, hook_calls, parameter_names
 from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.features import check_call, compute_features
-from nexus_adapters.injection.fit import check_fit
+from nexus_adapters.injection.fit import check_fit, check_pixels
 from nexus_adapters.injection.residuals import ARGUMENT, add_residuals, residuals
 from nexus_adapters.injection.rows import branches_of, check_policy, plan_rows
 from nexus_adapters.injection.running import refuse_tiled, running_pipeline
@@ -52,6 +52,7 @@ def attach(pipe_or_unet: DiffusionPipeline | nn.Module | Any, *controls: Control
     refuse_tiled(pipe)
     for control in controls:
         check_fit(control.adapter, unet)
+        check_pixels(control.adapter, unet, getattr(pipe, "vae_scale_factor", None))
         check_policy(pipe, control.policy)
         if control.is_windowed:
             training_timesteps(pipe)
@@ -69,7 +70,7 @@ class Attachment:
         self._pipe = pipe
         self._names = parameter_names(unet)
         self._caches = tuple(FeatureCache() for _ in controls)
-        self._guard = CallGuard()
+        self._guard = CallGuard(unet)
         self._attached = True
         self._unhook = hook_calls(unet, self._before, self._after)
 
@@ -78,6 +79,8 @@ class Attachment:
         if self._attached:
             self._attached = False
             self._unhook()
+            for cache in self._caches:
+                cache.clear()
 
     def __enter__(self) -> Self:
         if not self._attached:
@@ -115,19 +118,23 @@ class Attachment:
         total = None
         if all(control.scale == 0 for control in self.controls):
             return total
-        # Where pipelines share the UNet, the one that runs is not always the one that was attached to.
+        # Where pipelines share the UNet, the one that runs is not always the one that was attached to; and
+        # what it says of its layout holds only while it runs.
         running = running_pipeline(self._unet)
-        pipe = None if self._pipe is None else running or self._pipe
+        if (
+            self._pipe is None
+        ):  # attached to the UNet, which promises no layout; crops are refused all the same
+            running = None
         for control, cache in zip(self.controls, self._caches, strict=True):
-            if control.scale != 0 and _acts(control, call, pipe):
-                total = add_residuals(total, self._residuals_of(control, cache, call, pipe))
+            if control.scale != 0 and _acts(control, call, running or self._pipe):
+                total = add_residuals(total, self._residuals_of(control, cache, call, running))
         return total
 
     def _residuals_of(
-        self, control: Control, cache: FeatureCache, call: Call, pipe: DiffusionPipeline | None
+        self, control: Control, cache: FeatureCache, call: Call, running: DiffusionPipeline | None
     ) -> list[Tensor]:
         latents, text = check_call(call.get("sample"), call.get("encoder_hidden_states"))
-        branches = branches_of(pipe, control.policy)
+        branches = branches_of(running, control.policy)
         plan = plan_rows(control.policy, branches, len(latents), len(control.condition))
         key = (control.revision, plan, latents.shape[2:], latents.dtype, latents.device)
         # With gradients each call needs a graph of its own.

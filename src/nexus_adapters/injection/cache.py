@@ -75,6 +75,7 @@ class _Entry:
     key: Hashable
     text: Tensor  # a strong reference: the object's identity cannot be taken by another one
     text_version: int | None
+    text_before: Tensor | None  # what an inference tensor said, whose writes do not count
     weights: Weights
     features: list[Tensor]
 
@@ -91,21 +92,32 @@ class FeatureCache:
             if entry.key != key or version_of(entry.text) != entry.text_version:
                 continue
             same_object = entry.text is text
-            if not same_object and not _equal(entry.text, text):
-                continue
+            if entry.text_before is not None or not same_object:
+                kept = entry.text if entry.text_before is None else entry.text_before
+                if not _equal(kept, text):
+                    continue
             # Another object is as a rule another generation, before which weights may well have changed.
             # Within one, looking costs nothing on the CPU, but on an accelerator it would stall every step.
             look_closely = not same_object or next(adapter.parameters(), text).device.type == "cpu"
             if not entry.weights.hold(adapter, look_closely):
                 self._entries.clear()
                 return None
-            entry.text, entry.text_version = text, version_of(text)
+            entry.text, entry.text_version, entry.text_before = text, version_of(text), _copy_if_needed(text)
             return entry.features
         return None
 
     def keep(self, key: Hashable, text: Tensor, adapter: nn.Module, features: list[Tensor]) -> None:
         """Keep features, in the place of the oldest where there are too many."""
-        self._entries.append(_Entry(key, text, version_of(text), Weights.of(adapter), features))
+        kept = (version_of(text), _copy_if_needed(text), Weights.of(adapter), features)
+        self._entries.append(_Entry(key, text, *kept))
+
+    def clear(self) -> None:
+        """Forget all, and free their memory."""
+        self._entries.clear()
+
+
+def _copy_if_needed(text: Tensor) -> Tensor | None:
+    return text.clone() if text.is_inference() else None
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """A UNet's calls: hooking them, reading and replacing their arguments, and refusing two at once."""
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class Call:
 class CallGuard:
     """Refuses a call that starts in one thread while another thread's is running."""
 
-    def __init__(self) -> None:
+    def __init__(self, unet: nn.Module) -> None:
+        self._unet = unet
         self._lock = threading.Lock()
         self._caller: threading.Thread | None = None
 
@@ -55,14 +57,23 @@ class CallGuard:
         """Begin a call; RuntimeError where another thread is in one."""
         me = threading.current_thread()
         with self._lock:
-            # A caller's own leftover is from a call that was interrupted: a UNet does not call itself.
-            if self._caller is not None and self._caller is not me and self._caller.is_alive():
+            # Leftovers are from calls that were interrupted, past which no hook runs.
+            if self._caller is not None and self._caller is not me and self._is_inside(self._caller):
                 raise RuntimeError(
                     f"two calls at once through one attached UNet: thread {self._caller.name} is in a call "
                     f"while {me.name} starts one. Controls follow one generation at a time; run one after "
                     "the other, or attach to a UNet for each thread"
                 )
             self._caller = me
+
+    def _is_inside(self, thread: threading.Thread) -> bool:
+        """Whether the thread is in a method of the UNet: only asked where a call is about to be refused."""
+        frame = sys._current_frames().get(thread.ident or 0)
+        while frame is not None:
+            if frame.f_locals.get("self") is self._unet:
+                return True
+            frame = frame.f_back
+        return False
 
     def leave(self) -> None:
         """End this thread's call, if it is in one."""

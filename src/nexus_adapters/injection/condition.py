@@ -134,6 +134,29 @@ def fit_condition(
     return F.pad(condition, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
+def size_by_aspect(
+    from_height: int, from_width: int, height: int | None, width: int | None, multiple: int
+) -> tuple[int, int]:
+    """(height, width) of the image that is made after a source: those given, and what follows from it.
+
+    Neither given: the source's, rounded down to a multiple of `multiple`. One given: the other keeps the
+    source's aspect, rounded to the nearest multiple.
+    """
+    if height is None and width is None:
+        return max(1, from_height // multiple) * multiple, max(1, from_width // multiple) * multiple
+    if height is None:
+        assert width is not None
+        height = nearest_multiple(from_height * width / from_width, multiple)
+    elif width is None:
+        width = nearest_multiple(from_width * height / from_height, multiple)
+    return height, width
+
+
+def nearest_multiple(side: float, multiple: int) -> int:
+    """At least one `multiple`."""
+    return max(1, round(side / multiple)) * multiple
+
+
 def check_aspect(
     height: int, width: int, target_height: int, target_width: int, name: str = "condition"
 ) -> None:

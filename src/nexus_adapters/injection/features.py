@@ -1,5 +1,7 @@
 """One control's features for one call of the UNet."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,17 +21,19 @@ def compute_features(
 ) -> list[Tensor]:
     """Run the adapter: one (plan.count, C, H, W) per place in the UNet, with the latents' device and dtype.
 
-    The adapter computes where it lies and in its own dtype. Offloaded weights lie on `meta` until their
-    module is called: then its inputs go to the latents' device.
+    The adapter computes where it lies and in its own dtype, which under layerwise casting is not that of its
+    weights. Offloaded weights lie on `meta` until their module is called: then its inputs go to the latents'
+    device.
     """
     wanted = traits(control.adapter)
-    weight = next(control.adapter.parameters())
+    adapter: Any = control.adapter
+    weight = next(adapter.parameters())
     device = latents.device if weight.is_meta else weight.device
     height, width = latents.shape[2:]
     factor = pixels_per_latent(control.adapter, unet)
     condition = fit_condition(control.condition, height * factor, width * factor, wanted.unshuffle)
     condition = (
-        condition.to(device, weight.dtype).repeat_interleave(plan.repeat, dim=0).repeat(plan.tile, 1, 1, 1)
+        condition.to(device, adapter.dtype).repeat_interleave(plan.repeat, dim=0).repeat(plan.tile, 1, 1, 1)
     )
     if wanted.text_width is None:
         features = control.adapter(condition)
@@ -39,7 +43,7 @@ def compute_features(
                 f"encoder_hidden_states: expected width {wanted.text_width}, as the adapter reads it; "
                 f"received {prompt_embeds.shape[-1]}"
             )
-        text = prompt_embeds[plan.first : plan.first + plan.count].to(device, weight.dtype)
+        text = prompt_embeds[plan.first : plan.first + plan.count].to(device, adapter.dtype)
         features = control.adapter(condition, text)
     matched = match_places(features, unet, plan.count, height, width)
     return [feature.to(latents.device, latents.dtype) for feature in matched]

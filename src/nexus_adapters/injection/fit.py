@@ -60,9 +60,19 @@ def _compare(name: str, found: object, needed: object) -> None:
         raise ValueError(f"adapter: expected {name} {needed}, as the UNet takes them; received {found}")
 
 
-def pixels_per_latent(adapter: nn.Module, unet: nn.Module) -> int:
+def pixels_per_latent(adapter: nn.Module | Any, unet: nn.Module | Any) -> int:
     """The VAE's factor, from the adapter's stem: no VAE is needed to tell the image's size."""
     return traits(adapter).unshuffle // latent_strides(unet_config(unet))[0]
+
+
+def check_pixels(adapter: nn.Module | Any, unet: nn.Module | Any, vae_scale_factor: int | None) -> None:
+    """ValueError, with both numbers, where the adapter's stem is made for another VAE. None: not known."""
+    found = pixels_per_latent(adapter, unet)
+    if vae_scale_factor is not None and found != vae_scale_factor:
+        raise ValueError(
+            f"adapter: expected {vae_scale_factor} pixels of the condition per latent, as the pipeline's VAE "
+            f"has; received {found}, from unshuffle {traits(adapter).unshuffle}"
+        )
 
 
 def place_sizes(config: Mapping[str, Any], height: int, width: int) -> list[tuple[int, int]]:

@@ -74,26 +74,22 @@ def layout_of(pipe: DiffusionPipeline | None) -> Layout | None:
 def branches_of(pipe: DiffusionPipeline | None, policy: str) -> Branches | None:
     """The branches of the call that `pipe` is making now; None where `policy` can do without knowing.
 
-    Raises:
-        ValueError: as `check_policy`, and where a pipeline's UNet is called before the pipeline ever was.
+    `pipe` is the pipeline that is running; None for a call of the UNet outside of one. ValueError as
+    `check_policy`.
     """
     check_policy(pipe, policy)
     layout = layout_of(pipe)
-    if pipe is None or layout is None:
-        return None
-    try:
-        return layout(pipe)
-    except AttributeError as error:  # set by a pipeline's __call__
-        raise ValueError(
-            f"pipe_or_unet: expected a pipeline that is running; received a call of the UNet of a "
-            f'{type(pipe).__name__} that has not run. Attach to the UNet, with policy="per_branch"'
-        ) from error
+    return None if pipe is None or layout is None else layout(pipe)
 
 
 def check_policy(pipe: DiffusionPipeline | None, policy: str) -> None:
     """ValueError where the policy must know the layout and the pipeline is unknown, or none was given."""
     if policy != "per_branch" and layout_of(pipe) is None:
-        received = "a bare UNet" if pipe is None else f"a {type(pipe).__name__}, whose layout is not known"
+        received = (
+            "a call of the bare UNet"
+            if pipe is None
+            else f"a {type(pipe).__name__}, whose layout is not known"
+        )
         raise ValueError(
             f'policy: expected "per_branch", which needs no knowledge of how the rows of a batch are laid '
             f'out; received "{policy}" for {received}'
@@ -117,7 +113,7 @@ class RowPlan:
 
 def plan_rows(policy: str, branches: Branches | None, rows: int, conditions: int) -> RowPlan:
     """The plan for a call of `rows` rows with `conditions` conditions; ValueError if they do not divide."""
-    if branches is None:
+    if branches is None or (policy == "per_branch" and conditions == 1):
         if conditions not in (1, rows):
             raise ValueError(
                 f"condition: expected 1 or {rows}, one for each row of the batch, since the layout of the "

@@ -36,4 +36,5 @@ def schedule_position(timestep: Any, num_train_timesteps: int) -> float:
             f"timestep: expected one timestep from 0 to {num_train_timesteps} for the whole batch, since a "
             f"control is limited by start and end; received {shown}"
         )
-    return 1 - float(values[0]) / num_train_timesteps
+    # Not 1 - t / n, whose rounding misses boundaries: 1 - 900 / 1000 is less than 0.1.
+    return (num_train_timesteps - float(values[0])) / num_train_timesteps
