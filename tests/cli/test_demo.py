@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageChops, ImageFont
 from tests.weights import needs_weights, write_tiny
 
@@ -17,14 +16,6 @@ from nexus_adapters.scenes.scene import draw_scene
 
 METHODS = ["base", "t2i", "slim", "prime"]
 IMAGES = len(METHODS) * len(SCENE_SEEDS) * PROMPTS_PER_MAP
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +127,7 @@ def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weight
         (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295; received -1"),
         (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
         (["--out", "file"], "--out: expected a folder; received 'file', which is a file"),
+        (["--out", "file/sub"], "--out: expected a folder; received 'file/sub' (Not a directory)"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, no_weights, options, message):

@@ -69,22 +69,25 @@ def _argv(photo, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "cany"}, "name: expected one of canny; received 'cany'"),
+        ({"name": "cany"}, "NAME: expected one of canny; received 'cany'"),
         (
             {"image": "missing.png"},
             "IMAGE: expected an image file; received 'missing.png', which does not exist",
         ),
         ({"out": "map.jpg"}, "--out: expected a file name that ends in .png; received 'map.jpg'"),
-        ({"more": ["--low", "-1"]}, "low: expected a finite threshold of at least 0; received -1.0"),
-        ({"more": ["--low", "nan"]}, "low: expected a finite threshold of at least 0; received nan"),
+        ({"more": ["--low", "-1"]}, "--low: expected a finite threshold of at least 0; received -1.0"),
+        ({"more": ["--low", "nan"]}, "--low: expected a finite threshold of at least 0; received nan"),
         (
             {"more": ["--low", "300"]},
-            "high: expected a finite threshold of at least low, 300.0; received 200",
+            "--high: expected a finite threshold of at least low, 300.0; received 200",
         ),
-        ({"more": ["--high", "inf"]}, "high: expected a finite threshold of at least low, 100; received inf"),
+        (
+            {"more": ["--high", "inf"]},
+            "--high: expected a finite threshold of at least low, 100; received inf",
+        ),
         (
             {"more": ["--max-megapixels", "0"]},
-            "max_megapixels: expected a finite number above 0; received 0.0",
+            "--max-megapixels: expected a finite number above 0; received 0.0",
         ),
         ({"more": ["--max-megapixels", "0.0005"]}, "IMAGE: expected an image of at most 0.0005 megapixels"),
     ],

@@ -85,3 +85,9 @@ def test_bad_output_is_named(tmp_path, path, message):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ValueError, match=message):
         check_output(tmp_path / path, ".png", force=True, argument="--map")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode & os.W_OK))
+    with pytest.raises(ValueError, match=r"^--out: expected a folder that can be written to; received"):
+        check_output(tmp_path / "a.png", ".png", force=False)

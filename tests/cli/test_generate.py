@@ -1,30 +1,26 @@
+import hashlib
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tests import tiny
 from tests.weights import needs_weights, write_tiny
 
-from nexus_adapters import NexusAdapter, embedded, extract, load_embedded
+from nexus_adapters import NexusAdapter, StableDiffusionNexusPipeline, embedded, extract, load_embedded
 from nexus_adapters.cli import main
 from nexus_adapters.cli.files import read_settings
+from nexus_adapters.cli.generate import native_side
 from nexus_adapters.cli.generate_arguments import POLICIES
 from nexus_adapters.cli.structure import image_size
 from nexus_adapters.injection import control
 
 STEPS = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +107,9 @@ def test_settings_make_the_image_again(edges, tmp_path):
     assert (settings["device"], settings["dtype"]) == ("cpu", "float32")
     assert (settings["source"], settings["source_file"]) == ("map", str(edges))
     assert len(settings["source_sha256"]) == len(settings["adapter_sha256"]) == 64
+    unet = embedded.WEIGHTS / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert settings["base_unet_sha256"] == hashlib.sha256(unet.read_bytes()).hexdigest()
+    assert settings["options"] == {}  # a map is taken as it is
 
 
 @pytest.mark.parametrize(
@@ -197,6 +196,8 @@ def test_a_photo_becomes_an_image_with_its_options_in_the_settings(photo, tmp_pa
     settings = read_settings(tmp_path / "out.png")
     assert (settings["source"], settings["condition"]) == ("image", "canny")
     assert settings["options"] == {"low": 10, "high": 30}
+    assert run(photo, tmp_path / "plain.png") == 0
+    assert read_settings(tmp_path / "plain.png")["options"] == {"low": 100, "high": 200}
     assert pixels(tmp_path / "out.png").shape == (120, 160, 3)
 
 
@@ -350,7 +351,8 @@ def test_tiny_sources_are_refused(tmp_path, capsys, no_model, size):
 
 def test_bad_thresholds_are_told_before_anything_is_loaded(photo, tmp_path, capsys, no_model):
     assert run(photo, tmp_path / "out.png", "--low", 300) == 2
-    assert "high: expected a finite threshold of at least low, 300.0; received 200" in capsys.readouterr().err
+    expected = "error: --high: expected a finite threshold of at least low, 300.0; received 200"
+    assert expected in capsys.readouterr().err
 
 
 def test_another_aspect_is_refused(edges, tmp_path, capsys, no_model):
@@ -414,11 +416,23 @@ def bad_models(weights, tmp_path):
         "t2i": (good_base, weights / "canny" / "t2i", "--adapter: .*, whose config.json says T2IAdapter"),
         "pipeline as adapter": (good_base, good_base, "--adapter: .*, which has no config.json"),
         "xl": (tmp_path / "xl", good_adapter, "--base: .* 2.x pipeline; .*, a StableDiffusionXLPipeline"),
+        "inpainting": (
+            _with_inputs(weights / "base", tmp_path / "inpainting", 9),
+            good_adapter,
+            "--base: expected a UNet with 4 channels in and out, as the VAE has; received 9 and 4",
+        ),
         "bad index": (tmp_path / "empty", good_adapter, "--base: .*JSONDecodeError"),
         "cut weights": (_cut(base, "unet"), good_adapter, "--base: expected .*; received '.*base'"),
         "hub base": ("nobody/nothing", good_adapter, "--base: expected .*; received 'nobody/nothing'"),
         "hub adapter": (good_base, "nobody/nothing", "--adapter: expected .*; received 'nobody/nothing'"),
     }
+
+
+def _with_inputs(base, copy, in_channels):
+    shutil.copytree(base, copy)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+    UNet2DConditionModel.from_config(unet.config, in_channels=in_channels).save_pretrained(copy / "unet")
+    return copy
 
 
 def _cut(base, part):
@@ -436,6 +450,48 @@ def test_bad_models_are_one_line(edges, tmp_path, weights, capfd):
         assert err.startswith("nexus generate: error: --"), (name, err)
         assert re.search(message, err), (name, err)
         assert not (tmp_path / "out.png").exists()
+
+
+def test_a_misfit_is_told_before_the_hubs_base_is_fetched(edges, tmp_path, weights, monkeypatch, capsys):
+    """Its configs are enough for that."""
+    fetched = []
+
+    def snapshot_download(source, allow_patterns):
+        fetched.append((source, allow_patterns))
+        return weights / "base"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda *_: pytest.fail("fetched all"))
+    _, narrow, message = bad_models(weights, tmp_path)["text width"]
+    assert run(edges, tmp_path / "out.png", "--base", "some/base", "--adapter", narrow) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert fetched == [("some/base", ["model_index.json", "unet/config.json", "vae/config.json"])]
+
+
+def test_an_adapter_of_one_variant_of_files(edges, tmp_path, weights):
+    """As half-precision saves are often published: without plain files."""
+    saved = weights / "canny" / "prime"
+    adapter = NexusAdapter.from_pretrained(saved)
+    adapter.save_pretrained(tmp_path / "whole", variant="fp16")
+    adapter.save_pretrained(tmp_path / "shards", variant="fp16", max_shard_size="30KB")
+    for folder in (saved, tmp_path / "whole", tmp_path / "shards"):
+        assert run(edges, tmp_path / f"{folder.name}.png", "--adapter", folder) == 0
+        assert np.array_equal(pixels(tmp_path / f"{folder.name}.png"), pixels(tmp_path / "prime.png"))
+
+
+@pytest.mark.parametrize(("sample_size", "native"), [(64, 64), ([64, 64], 64), ((48, 80), 62), (None, 64)])
+def test_what_a_unet_says_it_was_trained_on(sample_size, native):
+    assert native_side(sample_size) == native
+
+
+def test_too_little_memory_is_one_line(edges, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+    monkeypatch.setattr(StableDiffusionNexusPipeline, "__call__", full)
+    assert run(edges, tmp_path / "out.png") == 1
+    expected = "nexus generate: error: not enough memory on cpu for 128x128; --width, --height"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
 
 
 def test_missing_weights_are_a_failure_of_one_line(edges, tmp_path, monkeypatch, capsys):

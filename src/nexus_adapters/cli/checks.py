@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -11,6 +13,18 @@ def expect(fits: bool, argument: str, expected: str, received: object) -> None:
     """Raise the ValueError unless `fits`."""
     if not fits:
         raise ValueError(f"{argument}: expected {expected}; received {received}")
+
+
+@contextmanager
+def names_as_options() -> Iterator[None]:
+    """Let a ValueError of a function name an argument as users wrote it: `low` as `--low`."""
+    try:
+        yield
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        if colon and name.isidentifier() and name.islower():
+            raise ValueError(f"--{name.replace('_', '-')}:{rest}") from error
+        raise
 
 
 def expect_finite(argument: str, value: float) -> None:

@@ -63,7 +63,10 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     from nexus_adapters.cli.files import check_output
 
     expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"'{folder}', which is a file")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: expected a folder; received '{folder}' ({error.strerror})") from error
     return check_output(folder / "demo.png", ".png", force), check_output(
         folder / "demo.json", ".json", force
     )

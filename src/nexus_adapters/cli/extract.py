@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from nexus_adapters import __version__
+from nexus_adapters.cli.checks import expect, names_as_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,20 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract, write the map, and say where it went."""
     from nexus_adapters.cli.files import check_output, save_png
-    from nexus_adapters.conditions import extract, find_extractor, invert, load_image
+    from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
-    find_extractor(args.name)
+    expect(args.name in EXTRACTORS, "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
     check_output(args.out, ".png", args.force)
-    image = load_image(args.image, args.max_megapixels, argument="IMAGE")
     options = {name: getattr(args, name) for name in ("low", "high") if getattr(args, name) is not None}
-    condition = extract(args.name, image, **options)
+    with names_as_options():
+        image = load_image(args.image, args.max_megapixels, argument="IMAGE")
+        condition = extract(args.name, image, **options)
     if args.invert:
         condition = invert(condition)
     settings = {
         "version": __version__,
         "command": "extract",
         "extractor": args.name,
-        "options": options,
+        "options": EXTRACTORS[args.name].defaults() | options,
         "inverted": args.invert,
     }
     save_png(args.out, condition, settings, args.force)

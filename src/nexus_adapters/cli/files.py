@@ -18,14 +18,16 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
     """Check, before any work is done, that a file can go to `path`.
 
     Raises:
-        ValueError: for another suffix, a missing folder, a folder in the file's place, or an existing file
-            without `force`; it names `argument`.
+        ValueError: for another suffix, a missing or write-protected folder, a folder in the file's place, or
+            an existing file without `force`; it names `argument`.
     """
     file = Path(path)
     if file.suffix.lower() != suffix:
         raise ValueError(f"{argument}: expected a file name that ends in {suffix}; received '{file}'")
     if not file.parent.is_dir():
         raise ValueError(f"{argument}: expected an existing folder; received '{file.parent}'")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{argument}: expected a folder that can be written to; received '{file.parent}'")
     if file.exists() and not file.is_file():
         raise ValueError(f"{argument}: expected a file; received '{file}', which is something else")
     if file.exists() and not force:

@@ -2,7 +2,8 @@
 
 import argparse
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ from nexus_adapters.cli.model import EMBEDDED, Model, check_model, load_model
 from nexus_adapters.cli.structure import (
     check_size,
     draw_condition,
-    extractor_options,
     image_size,
     read_source,
     source_argument,
+    used_options,
 )
 
 if TYPE_CHECKING:
@@ -46,15 +47,24 @@ def run(args: argparse.Namespace) -> int:
         if device != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
             model.pipe.to(device)
         factor = model.pipe.vae_scale_factor
-        native = model.pipe.unet.config.sample_size * factor
+        native = native_side(model.pipe.unet.config.sample_size) * factor
         size = image_size(source.size, args.width, args.height, native, factor)
         condition = draw_condition(args, source, size)
         settings = settings_of(args, model, size)
         for index, file in enumerate(files):
-            model.pipe.set_progress_bar_config(desc=file.name)  # type: ignore[no-untyped-call]
+            model.pipe.set_progress_bar_config(  # type: ignore[no-untyped-call]  # diffusers' own
+                desc=file.name
+            )
             own = settings | {"seed": args.seed + index}
             save(file, generate(model, condition, own), own, args.force)
     return 0
+
+
+def native_side(sample_size: int | Sequence[int] | None) -> int:
+    """In latents, of a square as large as what a UNet says it was trained on; 64 where it does not say."""
+    if sample_size is None:
+        return 64
+    return sample_size if isinstance(sample_size, int) else round(math.sqrt(math.prod(sample_size)))
 
 
 def output_files(out: str, num: int, force: bool) -> list[Path]:
@@ -69,7 +79,7 @@ def output_files(out: str, num: int, force: bool) -> list[Path]:
 
 
 def settings_of(args: argparse.Namespace, model: Model, size: tuple[int, int]) -> dict[str, Any]:
-    """All that makes an image again, but its seed."""
+    """All that makes an image again, but its seed, which differs between the images of one call."""
     from nexus_adapters.cli.versions import versions
     from nexus_adapters.embedded import EMBEDDED_GUIDANCE
 
@@ -84,11 +94,12 @@ def settings_of(args: argparse.Namespace, model: Model, size: tuple[int, int]) -
         "source": source_argument(args).lstrip("-"),
         "source_file": str(file),
         "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "options": extractor_options(args),
+        "options": used_options(args),
         "inverted": args.invert,
         "width": size[0],
         "height": size[1],
         "base": model.base,
+        "base_unet_sha256": model.base_unet_sha256,
         "adapter": model.adapter,
         "adapter_sha256": model.adapter_sha256,
         "device": model.pipe.device.type,
@@ -98,25 +109,36 @@ def settings_of(args: argparse.Namespace, model: Model, size: tuple[int, int]) -
 
 
 def generate(model: Model, condition: "Image.Image", settings: Mapping[str, Any]) -> "Image.Image":
-    """One image. Never in batches: with its own seed each can be made again by itself, bit for bit."""
+    """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
+
+    MemoryError where there is not enough of it, on whichever device.
+    """
     import torch
 
     # On the CPU on every device, so that a seed means the same noise everywhere.
     generator = torch.Generator().manual_seed(settings["seed"])
-    output = model.pipe(
-        prompt=settings["prompt"],
-        negative_prompt=settings["negative"],
-        num_inference_steps=settings["steps"],
-        guidance_scale=settings["guidance"],
-        width=settings["width"],
-        height=settings["height"],
-        generator=generator,
-        image=condition,
-        adapter_conditioning_scale=settings["scale"],
-        control_guidance_start=settings["start"],
-        control_guidance_end=settings["end"],
-        policy=settings["policy"],
-    )
+    try:
+        output = model.pipe(
+            prompt=settings["prompt"],
+            negative_prompt=settings["negative"],
+            num_inference_steps=settings["steps"],
+            guidance_scale=settings["guidance"],
+            width=settings["width"],
+            height=settings["height"],
+            generator=generator,
+            image=condition,
+            adapter_conditioning_scale=settings["scale"],
+            control_guidance_start=settings["start"],
+            control_guidance_end=settings["end"],
+            policy=settings["policy"],
+        )
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        size, device = f"{settings['width']}x{settings['height']}", settings["device"]
+        raise MemoryError(
+            f"not enough memory on {device} for {size}; --width, --height and --dtype make it less"
+        ) from error
     image: Image.Image = output.images[0]
     return image
 

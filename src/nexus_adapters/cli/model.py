@@ -1,5 +1,6 @@
 """From `--base` and `--adapter` to a pipeline: the embedded ones, folders, or what the Hub has."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ EMBEDDED = "embedded"  # what settings call the base and the adapters that come 
 _VARIANTS = ("prime", "slim")
 _BASE = "a Stable Diffusion pipeline"
 _ADAPTER = "a saved NexusAdapter"
+_CONFIGS = ["model_index.json", "unet/config.json", "vae/config.json"]
+_ADAPTER_FILES = ["config.json", "diffusion_pytorch_model*"]
 _PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
 
 
@@ -28,6 +31,7 @@ class Model:
 
     pipe: "StableDiffusionNexusPipeline"
     base: str
+    base_unet_sha256: str
     adapter: str
     adapter_sha256: str
 
@@ -61,17 +65,22 @@ def load_model(base: str | None, adapter: str | None, condition: str, torch_dtyp
         method = embedded.BETTER_FORM[variant]
         ours = embedded.load_embedded(condition, variant, torch_dtype)
         saved = read_saved_adapter(embedded.WEIGHTS / condition / method)
-        return Model(ours, EMBEDDED, f"{EMBEDDED} {method}", saved.sha256())
+        unet_sha256 = file_sha256(embedded.WEIGHTS / "base" / "unet")
+        return Model(ours, EMBEDDED, unet_sha256, f"{EMBEDDED} {method}", saved.sha256())
     assert adapter is not None
-    folder = fetch("--adapter", adapter, _ADAPTER)
-    sha256 = read_saved_adapter(folder, "--adapter").sha256()
-    base_folder = embedded.WEIGHTS / "base" if base is None else fetch("--base", base, _BASE)
+    configs = embedded.WEIGHTS / "base" if base is None else fetch("--base", base, _BASE, _CONFIGS)
     if base is not None:
-        check_kind(base_folder, base)
+        check_kind(configs, base)
+    folder = fetch("--adapter", adapter, _ADAPTER, _ADAPTER_FILES)
+    saved = read_saved_adapter(folder, "--adapter")
     with embedded.no_loading_bars():
         with refused("--adapter", adapter, _ADAPTER):
-            loaded = NexusAdapter.from_pretrained(folder, local_files_only=True)
-        check_fits(loaded, base_folder)
+            loaded = NexusAdapter.from_pretrained(
+                folder, local_files_only=True, variant=saved.file_variant, use_safetensors=True
+            )
+        check_fits(loaded, configs)
+        # Only now what may be gigabytes.
+        base_folder = configs if base is None else fetch_pipeline(base)
         if base is None:
             parts = embedded.load_embedded_base().components
             pipe = StableDiffusionNexusPipeline(**parts, adapter=loaded, requires_safety_checker=False)
@@ -81,21 +90,38 @@ def load_model(base: str | None, adapter: str | None, condition: str, torch_dtyp
                     base_folder, adapter=loaded, local_files_only=True
                 )
     embedded.convert(pipe, torch_dtype)
-    return Model(pipe, base or EMBEDDED, adapter, sha256)
+    unet_sha256 = file_sha256(base_folder / "unet")
+    return Model(pipe, base or EMBEDDED, unet_sha256, adapter, saved.sha256())
 
 
-def fetch(argument: str, source: str, what: str) -> Path:
-    """The folder `source`, or the one into which the Hub's files of that id were put."""
+def fetch(argument: str, source: str, what: str, files: list[str]) -> Path:
+    """The folder `source`, or the one into which these of the Hub's files of that id were put."""
     if Path(source).is_dir():
         return Path(source)
     with refused(argument, source, what):
-        if what == _BASE:
-            from diffusers import StableDiffusionPipeline
-
-            return Path(StableDiffusionPipeline.download(source))
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(source, allow_patterns=["config.json", "diffusion_pytorch_model*"]))
+        return Path(snapshot_download(source, allow_patterns=files))
+
+
+def fetch_pipeline(base: str) -> Path:
+    """The folder `base`, or the one into which all was put that the Hub's pipeline needs."""
+    if Path(base).is_dir():
+        return Path(base)
+    with refused("--base", base, _BASE):
+        from diffusers import StableDiffusionPipeline
+
+        return Path(StableDiffusionPipeline.download(base))
+
+
+def file_sha256(folder: Path) -> str:
+    """Hash of the weight files in `folder`, in order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def check_kind(folder: Path, base: str) -> None:
@@ -108,15 +134,23 @@ def check_kind(folder: Path, base: str) -> None:
 
 
 def check_fits(adapter: "NexusAdapter", base: Path) -> None:
-    """ValueError, with both numbers, unless the adapter fits the base; from its UNet's config alone."""
+    """ValueError, with both numbers, unless the base draws from noise and the adapter fits it.
+
+    From the configs of its UNet and VAE alone. Inpainting and the like have UNets that read more than the
+    latents.
+    """
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from nexus_adapters.injection.fit import check_fit
 
     with refused("--base", str(base), _BASE), torch.device("meta"):
         config = UNet2DConditionModel.load_config(base, subfolder="unet")
         unet = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]  # diffusers' own
+        latent_channels = AutoencoderKL.load_config(base, subfolder="vae")["latent_channels"]
+    fits = unet.config.in_channels == unet.config.out_channels == latent_channels
+    received = f"{unet.config.in_channels} and {unet.config.out_channels}"
+    expect(fits, "--base", f"a UNet with {latent_channels} channels in and out, as the VAE has", received)
     try:
         check_fit(adapter, unet)
     except ValueError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,12 @@ class SavedAdapter:
     def variant(self) -> str:
         """Either "prime" or "slim"."""
         return variant_of(self.config["groups"])
+
+    @property
+    def file_variant(self) -> str | None:
+        """What diffusers calls `variant`, such as "fp16" of diffusion_pytorch_model.fp16.safetensors."""
+        between = self.files[0].name.removeprefix(WEIGHTS).removesuffix(".safetensors")
+        return re.sub(r"-\d{5}-of-\d{5}$", "", between).lstrip(".") or None
 
     @property
     def parameters(self) -> int:

@@ -5,7 +5,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from nexus_adapters.cli.checks import expect
+from nexus_adapters.cli.checks import expect, names_as_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,8 +21,17 @@ def source_argument(args: argparse.Namespace) -> str:
 
 
 def extractor_options(args: argparse.Namespace) -> dict[str, float]:
-    """The extractor's options that were given."""
+    """The extractor's options that were given; `used_options` adds the others."""
     return {name: getattr(args, name) for name in ("low", "high") if getattr(args, name) is not None}
+
+
+def used_options(args: argparse.Namespace) -> dict[str, object]:
+    """All options that the map was drawn with; none where it came as it is."""
+    from nexus_adapters.conditions import EXTRACTORS
+
+    if source_argument(args) == "--map":
+        return {}
+    return EXTRACTORS[args.condition].defaults() | extractor_options(args)
 
 
 def read_source(args: argparse.Namespace) -> "Image.Image":
@@ -36,12 +45,14 @@ def read_source(args: argparse.Namespace) -> "Image.Image":
         for name in options:
             expect(False, f"--{name}", "--image beside it, from which a map is drawn", "it with --map")
     path = args.map if args.image is None else args.image
-    source = load_image(path, args.max_megapixels, argument=argument)
+    with names_as_options():
+        source = load_image(path, args.max_megapixels, argument=argument)
     size = f"{source.width}x{source.height}"
     expect(min(source.size) >= SMALLEST_PX, argument, f"at least {SMALLEST_PX} pixels a side", size)
     if argument == "--image":
         # The extractor judges its options itself; a corner is enough to hear it before the model is loaded.
-        extract(args.condition, source.crop((0, 0, SMALLEST_PX, SMALLEST_PX)), **options)
+        with names_as_options():
+            extract(args.condition, source.crop((0, 0, SMALLEST_PX, SMALLEST_PX)), **options)
     return source
 
 
@@ -62,17 +73,14 @@ def image_size(
     source's size, each side rounded down to a `multiple`; but where the source has more than four times the
     area of the base's own `native` x `native`, that area in the source's aspect.
     """
-    if width is not None and height is not None:
-        return width, height
-    if width is not None:
-        return width, _nearest(source[1] * width / source[0], multiple)
-    if height is not None:
-        return _nearest(source[0] * height / source[1], multiple), height
+    from nexus_adapters.injection.condition import nearest_multiple, size_by_aspect
+
     area = source[0] * source[1]
-    if area <= _LARGEST_AREA * native * native:
-        return _floor(source[0], multiple), _floor(source[1], multiple)
-    factor = native / math.sqrt(area)
-    return _nearest(source[0] * factor, multiple), _nearest(source[1] * factor, multiple)
+    if width is None and height is None and area > _LARGEST_AREA * native * native:
+        factor = native / math.sqrt(area)
+        return nearest_multiple(source[0] * factor, multiple), nearest_multiple(source[1] * factor, multiple)
+    found_height, found_width = size_by_aspect(source[1], source[0], height, width, multiple)
+    return found_width, found_height
 
 
 def draw_condition(args: argparse.Namespace, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":
@@ -95,11 +103,3 @@ def draw_condition(args: argparse.Namespace, source: "Image.Image", size: tuple[
             stacklevel=2,
         )
     return condition
-
-
-def _nearest(side: float, multiple: int) -> int:
-    return max(1, round(side / multiple)) * multiple
-
-
-def _floor(side: int, multiple: int) -> int:
-    return max(1, side // multiple) * multiple

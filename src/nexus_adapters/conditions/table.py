@@ -31,6 +31,11 @@ class Extractor:
         """Give the names of the options that `draw` takes beside the image."""
         return tuple(inspect.signature(self.draw).parameters)[1:]
 
+    def defaults(self) -> dict[str, object]:
+        """Give the values that these options have where they are not given."""
+        parameters = inspect.signature(self.draw).parameters
+        return {name: parameters[name].default for name in self.options()}
+
 
 EXTRACTORS: dict[str, Extractor] = {
     extractor.name: extractor
