@@ -3,12 +3,13 @@
     python benchmarks/canny.py
 
 Every method draws the same scenes from the same noise. Cells (a method under a policy) that were measured
-before with the same weights and settings are taken from the cache, so an interrupted run goes on. Writes into
-results/:
+before by the same code with the same weights and settings come from the cache, so an interrupted run goes
+on. Writes into results/:
 
 - canny.csv: fractions in [0, 1] with bootstrap 95 % intervals, and paired differences to T2I-Adapter;
 - canny_text.csv: the same scenes, where the adapter alone reads another scene's prompt;
-- canny.json: settings, versions, machine.
+- canny.json: settings, versions, machine;
+- canny.md: canny.csv's fractions as the table that README shows.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ from pathlib import Path
 import numpy as np
 from machine import machine_facts
 
+import nexus_adapters
 from nexus_adapters import embedded
 from nexus_adapters.evaluation.methods import Images, Sampling, generate, reconstruct
 from nexus_adapters.evaluation.scenes import METRICS, TestScene, load_test_scenes, score_images
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
+from nexus_adapters.metrics.psnr import psnr_db
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-adapters" / "evaluation"
 FIELDS = ("method", "policy", "metric", "value", "low", "high", "n", "seed")
 POLICIES = ("positive", "per_branch")
+
+# The packages that decide an image or a score.
+CODE = ("adapter", "conditions", "evaluation", "injection", "metrics", "scenes")
 
 # As the CSV names it -> as the weights are stored.
 NEXUS = {
@@ -54,17 +60,20 @@ class Bench:
     scenes: list[TestScene]
     sampling: Sampling
     base_hash: str
+    code_hash: str
+    cache: Path
 
     def measure(self, method: str, policy: str, adapter_hash: str, draw: Callable[[], Images]) -> Scores:
         """The scores of one cell, from the cache where it has them."""
-        identity = [method, policy, adapter_hash, self.base_hash, len(self.scenes), asdict(self.sampling)]
-        key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        path = CACHE / f"{key}.npz"
+        weights = [adapter_hash, self.base_hash]
+        settings = [method, policy, len(self.scenes), asdict(self.sampling), machine_facts()["versions"]]
+        identity = json.dumps([*weights, self.code_hash, *settings])
+        path = self.cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             started = time.perf_counter()
             scores = score_images(draw(), self.scenes)
             print(f"{method} {policy}: {time.perf_counter() - started:.0f} s", flush=True)
-            CACHE.mkdir(parents=True, exist_ok=True)
+            self.cache.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial.npz")
             np.savez(partial, **scores)
             os.replace(partial, path)
@@ -72,12 +81,12 @@ class Bench:
             return {metric: stored[metric] for metric in METRICS}
 
 
-def weights_hash(*folders: Path) -> str:
-    """SHA-256 over all weight files below `folders`."""
+def folder_hash(folder: Path, suffix: str = "") -> str:
+    """SHA-256 over names and contents of all files below `folder` whose names end in `suffix`."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.safetensors")):
-            digest.update(file.read_bytes())
+    for file in sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)}\n".encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -86,7 +95,7 @@ def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
     base = embedded.load_embedded_base()
     measured = {
         ("autoencoder", "none"): bench.measure(
-            "autoencoder", "none", "", lambda: reconstruct(base, bench.scenes)
+            "autoencoder", "none", "", lambda: reconstruct(base.vae, bench.scenes)
         ),
         ("base", "none"): bench.measure(
             "base", "none", "", lambda: generate(base, None, bench.scenes, bench.sampling)
@@ -94,7 +103,7 @@ def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
     }
     for method, stored in {"t2i": "t2i", **NEXUS}.items():
         adapter = embedded.embedded_adapter(stored)
-        adapter_hash = weights_hash(embedded.WEIGHTS / "canny" / stored)
+        adapter_hash = folder_hash(embedded.WEIGHTS / "canny" / stored)
         for policy in POLICIES if method in NEXUS else POLICIES[:1]:
             measured[method, policy] = bench.measure(
                 method,
@@ -117,7 +126,7 @@ def measure_swapped_text(bench: Bench) -> dict[tuple[str, str], Scores]:
         measured[method, "positive"] = bench.measure(
             f"{method} reading another prompt",
             "positive",
-            weights_hash(embedded.WEIGHTS / "canny" / stored),
+            folder_hash(embedded.WEIGHTS / "canny" / stored),
             lambda adapter=adapter: generate(
                 base, adapter, bench.scenes, bench.sampling, adapter_prompts=others
             ),
@@ -140,11 +149,25 @@ def rows_of(measured: dict[tuple[str, str], Scores], reference: dict[str, Scores
     return rows
 
 
-def psnr_db(images: Images, scenes: list[TestScene]) -> float:
-    """The mean over images of their peak signal-to-noise ratio, in dB, at a peak of 255."""
-    pairs = zip(images, (scene.rendering.image for scene in scenes), strict=True)
-    squared = np.array([np.square(image / 255.0 - true / 255.0).mean() for image, true in pairs])
-    return float((-10 * np.log10(squared)).mean())
+def markdown_table(rows: list[dict], parameters: dict[str, int]) -> str:
+    """Percentages with their intervals, a line a cell; without the differences."""
+    cells: dict[tuple[str, str], dict[str, dict]] = {}
+    for row in rows:
+        cells.setdefault((row["method"], row["policy"]), {})[row["metric"]] = row
+    lines = [
+        "| Method | Policy | Parameters | Colors, % | Materials, % | Background, % | Edge F1, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (method, policy), found in cells.items():
+        count = f"{parameters[method] / 1e6:.2f}M" if method in parameters else ""
+        shown = [
+            "{:.1f} ({:.1f} to {:.1f})".format(
+                *(100 * float(found[metric][f]) for f in ("value", "low", "high"))
+            )
+            for metric in METRICS
+        ]
+        lines.append("| " + " | ".join([method, policy.replace("none", ""), count, *shown]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -158,7 +181,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     print(f"wrote {path}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -168,24 +191,42 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=embedded.EMBEDDED_GUIDANCE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    parser.add_argument("--cache", type=Path, default=CACHE, help="of measured cells")
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
     sampling = Sampling(args.steps, args.guidance_scale, args.seed)
     scenes = load_test_scenes(args.scenes)
-    bench = Bench(scenes, sampling, weights_hash(embedded.WEIGHTS / "base"))
+    package = Path(nexus_adapters.__file__).parent
+    code_hash = "".join(folder_hash(package / part, ".py") for part in CODE)
+    bench = Bench(scenes, sampling, folder_hash(embedded.WEIGHTS / "base"), code_hash, args.cache)
     measured = measure_all(bench)
     t2i = {"t2i": measured["t2i", "positive"]}
-    write_csv(args.out / "canny.csv", rows_of(measured, t2i, args.seed))
+    rows = rows_of(measured, t2i, args.seed)
+    write_csv(args.out / "canny.csv", rows)
     swapped = [
         row
         for cell, scores in measure_swapped_text(bench).items()
         for row in rows_of({cell: scores}, {"own_prompt": measured[cell]}, args.seed)
     ]
     write_csv(args.out / "canny_text.csv", swapped)
+    reconstructions = reconstruct(embedded.load_embedded_base().vae, scenes)
+    psnr = [
+        psnr_db(image, scene.rendering.image) for image, scene in zip(reconstructions, scenes, strict=True)
+    ]
+    parameters = {
+        method: sum(weight.numel() for weight in embedded.embedded_adapter(stored).parameters())
+        for method, stored in {"t2i": "t2i", **NEXUS}.items()
+    }
+    (args.out / "canny.md").write_text(markdown_table(rows, parameters))
     settings = {
         "sampling": asdict(sampling),
         "scenes": args.scenes,
         "base_sha256": bench.base_hash,
-        "autoencoder_psnr_db": round(psnr_db(reconstruct(embedded.load_embedded_base(), scenes), scenes), 2),
+        "adapters_sha256": {
+            method: folder_hash(embedded.WEIGHTS / "canny" / method) for method in embedded.METHODS["canny"]
+        },
+        "adapter_parameters": parameters,
+        "autoencoder_psnr_db": round(float(np.mean(psnr)), 2),
     }
     (args.out / "canny.json").write_text(json.dumps(settings | machine_facts(), indent=2) + "\n")
 

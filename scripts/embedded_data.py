@@ -27,7 +27,9 @@ from nexus_adapters.scenes.scene import SIZE, draw_scene
 
 SHARD = 2000  # scenes a file
 PHRASINGS = 3  # captions a scene
+PROMPT_DROPOUT = 0.1  # guidance, and the negative half under `per_branch`, read the empty prompt
 _BATCH = 50
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-adapters"
 
 
@@ -81,13 +83,40 @@ class SceneCache:
         return torch.from_numpy(bits).float().expand(-1, 3, -1, -1)
 
 
-def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path) -> SceneCache:
+@dataclass(frozen=True)
+class Batch:
+    """What one training step reads. `indices`: the scenes. `tokens`: of one caption each, or of no prompt.
+
+    `indices` stay on the CPU, all else is on the device of the training.
+    """
+
+    indices: Int[Tensor, " b"]
+    tokens: Int[Tensor, "b 77"]
+    latents: Float[Tensor, "b c h w"]
+    noise: Float[Tensor, "b c h w"]
+
+
+def draw_batch(
+    scenes: SceneCache, empty: Int[Tensor, "1 77"], batch_size: int, generator: torch.Generator, device: str
+) -> Batch:
+    """Scenes, phrasings, dropped prompts and noise; `empty`: the ids of the empty prompt.
+
+    Drawn on the CPU, so that every device trains on the same.
+    """
+    indices = torch.randint(len(scenes), (batch_size,), generator=generator)
+    phrasing = torch.randint(PHRASINGS, (batch_size,), generator=generator)
+    dropped = torch.rand(batch_size, 1, generator=generator) < PROMPT_DROPOUT
+    tokens = torch.where(dropped, empty, scenes.tokens[indices, phrasing].long())
+    latents = scenes.latents[indices].float()
+    noise = torch.randn(latents.shape, generator=generator)
+    return Batch(indices, tokens.to(device), latents.to(device), noise.to(device))
+
+
+def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path, device: str) -> SceneCache:
     """The first `count` training scenes; shards that are missing in `cache` are made first."""
-    weights = vae_dir / "diffusion_pytorch_model.safetensors"
-    # Latents of another autoencoder would train a UNet for nothing: the weights name the folder.
-    folder = cache / f"scenes-{hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}"
+    folder = cache / f"scenes-{scenes_hash(vae_dir, tokenizer)[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKL.from_pretrained(vae_dir).eval()
+    vae = AutoencoderKL.from_pretrained(vae_dir).eval().to(device)
     shards = []
     for first in tqdm(range(0, count, SHARD), desc="scenes", unit="shard"):
         path = folder / f"{first:07d}.safetensors"
@@ -100,6 +129,21 @@ def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path
     return SceneCache(**joined)
 
 
+def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
+    """SHA-256 of the autoencoder, and of images, ids and maps of a few scenes.
+
+    Of what went into the shards, that is: others would train a UNet on the wrong latents or words.
+    """
+    digest = hashlib.sha256((vae_dir / "diffusion_pytorch_model.safetensors").read_bytes())
+    for seed in range(8):
+        scene = draw_scene(seed)
+        image = render(scene).image
+        digest.update(image.tobytes())
+        digest.update(np.asarray(extract("canny", Image.fromarray(image))).tobytes())
+        digest.update(token_ids(tokenizer, [caption(scene, p) for p in range(PHRASINGS)]).numpy().tobytes())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> dict[str, Tensor]:
     """One shard: the scenes from seed `first` on."""
@@ -108,9 +152,9 @@ def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> d
         scenes = [draw_scene(seed) for seed in range(start, start + _BATCH)]
         images = [render(scene).image for scene in scenes]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            encoded = vae.encode(pixels).latent_dist.mean.float() * vae.config.scaling_factor
-        latents.append(encoded.half().contiguous())
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            encoded = vae.encode(pixels.to(vae.device)).latent_dist.mean.float() * vae.config.scaling_factor
+        latents.append(encoded.half().cpu().contiguous())
         prompts = [caption(scene, phrasing) for scene in scenes for phrasing in range(PHRASINGS)]
         tokens.append(token_ids(tokenizer, prompts).view(_BATCH, PHRASINGS, 77).short())
         maps = [np.asarray(extract("canny", Image.fromarray(image)))[..., 0] > 0 for image in images]

@@ -2,8 +2,8 @@
 
 PyTorch's default shrinks a signal by 1/sqrt(3) at every convolution; through the dozen convolutions of an
 autoencoder's skip path nothing of the image is left, and training first has to find it again. Here the skip
-path keeps the signal's size, and what the residual branches add starts small. After 180 steps the autoencoder
-stands at 22 dB PSNR from this start, at 16 dB from the default.
+path keeps the signal's size, and what the residual branches add starts small. benchmarks/embedded_design.py
+compares the two.
 """
 
 from __future__ import annotations

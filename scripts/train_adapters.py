@@ -8,20 +8,22 @@ Same budget, data, seed and recipe for all. Needs the base of train_base.py. Con
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
-from embedded_data import DEFAULT_CACHE, PHRASINGS, SceneCache, load_scenes, token_ids
+from embedded_data import DEFAULT_CACHE, DEVICE, SceneCache, draw_batch, load_scenes, scenes_hash, token_ids
 from nexus_adapters import NexusAdapter
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
 from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+from train_base import speed_up
 
+VALIDATION_STEPS = range(10**9, 10**9 + 24)  # batches of noise and timesteps that no training draws
 METHODS = ("t2i", "prime-residual", "slim-residual", "prime", "slim")
-PROMPT_DROPOUT = 0.1  # under `per_branch` the negative half reads the empty prompt, which must be trained
 PIXELS_PER_LATENT = 8
 
 
@@ -40,7 +42,12 @@ def build_adapter(method: str, unet: UNet2DConditionModel) -> NexusAdapter | T2I
 
 
 def build_loss(
-    adapter: nn.Module, base: StableDiffusionPipeline, scenes: SceneCache, batch_size: int, seed: int
+    adapter: nn.Module,
+    base: StableDiffusionPipeline,
+    scenes: SceneCache,
+    batch_size: int,
+    seed: int,
+    device: str,
 ) -> Loss:
     """step -> loss; scenes, captions, noise, timesteps and dropout follow from (seed, step) alone."""
     empty = token_ids(base.tokenizer, [""])
@@ -48,29 +55,43 @@ def build_loss(
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        indices = torch.randint(len(scenes), (batch_size,), generator=generator)
-        phrasing = torch.randint(PHRASINGS, (batch_size,), generator=generator)
-        dropped = torch.rand(batch_size, 1, generator=generator) < PROMPT_DROPOUT
-        tokens = torch.where(dropped, empty, scenes.tokens[indices, phrasing].long())
-        latents = scenes.latents[indices].float()
-        noise = torch.randn(latents.shape, generator=generator)
+        batch = draw_batch(scenes, empty, batch_size, generator, device)
         steps = draw_timesteps("cubic", batch_size, base.scheduler.config.num_train_timesteps, generator)
-        condition = scenes.condition(indices)
-        with torch.autocast("cpu", torch.bfloat16):
+        condition = scenes.condition(batch.indices).to(device)
+        with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
-                prompt_embeds = base.text_encoder(tokens)[0]
+                prompt_embeds = base.text_encoder(batch.tokens)[0]
             features = adapter(condition, prompt_embeds) if reads_text else adapter(condition)
             added = residuals(features)[ARGUMENT]
-            return denoising_loss(base.unet, base.scheduler, latents, noise, steps, prompt_embeds, added)
+            return denoising_loss(
+                base.unet, base.scheduler, batch.latents, batch.noise, steps.to(device), prompt_embeds, added
+            )
 
     return loss_of_step
 
 
-def load_base(folder: Path) -> StableDiffusionPipeline:
+@torch.no_grad()
+def validation_loss(adapter: nn.Module, loss_of_step: Loss) -> float:
+    """The mean over batches that are the same for all methods, so that learning rates can be compared."""
+    adapter.eval()
+    return sum(loss_of_step(step).item() for step in VALIDATION_STEPS) / len(VALIDATION_STEPS)
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of all files below `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def load_base(folder: Path, device: str) -> StableDiffusionPipeline:
     """The base, frozen."""
     base = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    speed_up(base.unet, device)
     for module in (base.unet, base.text_encoder, base.vae):
-        module.requires_grad_(False).eval()
+        module.requires_grad_(False).eval().to(device)
     return base
 
 
@@ -84,21 +105,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "adapters")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
     args = parser.parse_args()
-    base = load_base(args.base)
-    scenes = load_scenes(args.vae, base.tokenizer, args.scenes, args.cache)
+    base = load_base(args.base, args.device)
+    scenes = load_scenes(args.vae, base.tokenizer, args.scenes, args.cache, args.device)
     options = LoopOptions(
         max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=50
     )
+    identity = {
+        "base": folder_hash(args.base),
+        "scenes": scenes_hash(args.vae, base.tokenizer),
+        "count": args.scenes,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
     for method in args.methods:
         torch.manual_seed(args.seed)
-        adapter = build_adapter(method, base.unet).train()
-        loss = build_loss(adapter, base, scenes, args.batch_size, args.seed)
-        train(adapter, loss, options, args.out / method, method)
+        adapter = build_adapter(method, base.unet).train().to(args.device)
+        loss = build_loss(adapter, base, scenes, args.batch_size, args.seed, args.device)
+        train(adapter, loss, options, args.out / method, method, identity)
+        print(f"{method}: loss {validation_loss(adapter, loss):.5f} on batches that training does not draw")
         adapter.half().save_pretrained(args.out / method / "adapter")
 
 

@@ -11,6 +11,7 @@ crops, which cost a quarter; the last ones see whole scenes.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedded_data import DEFAULT_CACHE
+from embedded_data import DEFAULT_CACHE, DEVICE
 from initialization import preserve_signal
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import Split, draw_scene
@@ -43,10 +44,10 @@ CROPPED_SHARE = 0.85  # of all steps
 INITIAL_LOG_VARIANCE = -6.0  # of the latents: small, or their noise drowns what they say at first
 
 
-def build_autoencoder() -> AutoencoderKL:
+def build_autoencoder(initialize: Callable[[nn.Module], None] = preserve_signal) -> AutoencoderKL:
     """1.7M parameters: the latents are 12 x 16 x 16 for a scene."""
     vae = AutoencoderKL(**CONFIG)
-    preserve_signal(vae)
+    initialize(vae)
     log_variance = slice(CONFIG["latent_channels"], None)
     nn.init.constant_(vae.quant_conv.bias[log_variance], INITIAL_LOG_VARIANCE)
     vae.quant_conv.weight.data[log_variance] *= 0.01
@@ -72,7 +73,7 @@ def reconstruction_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, 
     return SQUARED_WEIGHT * error.square().mean() + error.abs().mean() + DIFFERENCE_WEIGHT * differences
 
 
-def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int) -> Loss:
+def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int, device: str = "cpu") -> Loss:
     """step -> loss, on scenes that no other step draws."""
 
     def loss_of_step(step: int) -> Tensor:
@@ -80,9 +81,10 @@ def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int) -> Lo
         target = pixels(step * batch_size, batch_size)
         if step < CROPPED_SHARE * steps:
             target = random_crop(target, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        target = target.to(device)
+        with torch.autocast(device, torch.bfloat16):
             moments = vae.encode(target).latent_dist
-            latents = moments.sample(generator)
+            latents = moments.sample(generator)  # drawn on the CPU, whatever the device
             output = vae.decode(latents).sample
         kl = moments.kl().mean() / latents[0].numel()
         return reconstruction_loss(output.float(), target) + KL_WEIGHT * kl.float()
@@ -93,7 +95,8 @@ def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int) -> Lo
 @torch.no_grad()
 def set_latent_scale(vae: AutoencoderKL) -> None:
     """Store the factor that gives the latents unit variance, as Stable Diffusion does."""
-    latents = torch.cat([vae.encode(pixels(first, 32)).latent_dist.mean for first in range(0, 512, 32)])
+    batches = (pixels(first, 32).to(vae.device) for first in range(0, 512, 32))
+    latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
 
 
@@ -106,9 +109,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    vae = build_autoencoder()
+    vae = build_autoencoder().to(args.device)
     options = LoopOptions(
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
@@ -117,7 +121,9 @@ def main() -> None:
         betas=(0.9, 0.99),
         weight_decay=1e-4,
     )
-    train(vae, build_loss(vae, args.steps, args.batch_size, args.seed), options, args.out, "autoencoder")
+    loss = build_loss(vae, args.steps, args.batch_size, args.seed, args.device)
+    identity = {"seed": args.seed, "batch_size": args.batch_size}
+    train(vae, loss, options, args.out, "autoencoder", identity)
     vae.eval()
     set_latent_scale(vae)
     vae.save_pretrained(args.out / "vae")

@@ -3,7 +3,9 @@
     python scripts/train_base.py
 
 Needs the autoencoder of train_autoencoder.py. Continues where it was stopped. Writes a folder in the standard
-diffusers layout.
+diffusers layout. Two stages: timesteps drawn evenly, then mostly noisy ones. In latents this small the words
+decide next to nothing below timestep 800 (benchmarks/embedded_design.py), so that only a fifth of the first
+stage teaches them.
 """
 
 from __future__ import annotations
@@ -18,17 +20,25 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from embedded_data import DEFAULT_CACHE, PHRASINGS, SceneCache, load_scenes, token_ids, train_tokenizer
+from embedded_data import (
+    DEFAULT_CACHE,
+    DEVICE,
+    SceneCache,
+    draw_batch,
+    load_scenes,
+    scenes_hash,
+    token_ids,
+    train_tokenizer,
+)
 from initialization import preserve_signal
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
-from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+from nexus_adapters.training.loss import TimestepSampling, denoising_loss, draw_timesteps
 
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 160
-PROMPT_DROPOUT = 0.1
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(device: str = "cpu") -> UNet2DConditionModel:
     """SD 1.5's block types and four levels at 7.5M parameters."""
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -41,16 +51,18 @@ def build_unet() -> UNet2DConditionModel:
         norm_num_groups=8,
     )
     preserve_signal(unet)
-    return use_plain_attention(unet)
+    speed_up(unet, device)
+    return unet.to(device)
 
 
-def use_plain_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """On a CPU the backward pass of fused attention takes a third of a step, of the plain one a tenth."""
-    unet.set_attn_processor(AttnProcessor())
-    return unet
+def speed_up(unet: UNet2DConditionModel, device: str) -> None:
+    """For training on a CPU, where the backward pass of fused attention takes long."""
+    if device == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # benchmarks/embedded_design.py
+        unet.to(memory_format=torch.channels_last)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def build_text_encoder(tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
     """A CLIP text model of three layers over the captions' vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
@@ -63,9 +75,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="eager",  # as use_plain_attention
+            attn_implementation="eager" if device == "cpu" else "sdpa",  # as speed_up
         )
-    )
+    ).to(device)
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -80,22 +92,27 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_loss(modules: nn.ModuleDict, scenes: SceneCache, empty: Tensor, batch_size: int, seed: int) -> Loss:
+def build_loss(
+    modules: nn.ModuleDict,
+    scenes: SceneCache,
+    empty: Tensor,
+    batch_size: int,
+    timesteps: TimestepSampling,
+    seed: int,
+    device: str,
+) -> Loss:
     """step -> loss, on scenes, captions, noise, timesteps and dropout drawn from (seed, step)."""
     scheduler = build_scheduler()
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        indices = torch.randint(len(scenes), (batch_size,), generator=generator)
-        phrasing = torch.randint(PHRASINGS, (batch_size,), generator=generator)
-        dropped = torch.rand(batch_size, 1, generator=generator) < PROMPT_DROPOUT
-        tokens = torch.where(dropped, empty, scenes.tokens[indices, phrasing].long())
-        latents = scenes.latents[indices].float()
-        noise = torch.randn(latents.shape, generator=generator)
-        steps = draw_timesteps("uniform", batch_size, scheduler.config.num_train_timesteps, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            prompt_embeds = modules["text_encoder"](tokens)[0]
-            return denoising_loss(modules["unet"], scheduler, latents, noise, steps, prompt_embeds)
+        batch = draw_batch(scenes, empty, batch_size, generator, device)
+        steps = draw_timesteps(timesteps, batch_size, scheduler.config.num_train_timesteps, generator)
+        with torch.autocast(device, torch.bfloat16):
+            prompt_embeds = modules["text_encoder"](batch.tokens)[0]
+            return denoising_loss(
+                modules["unet"], scheduler, batch.latents, batch.noise, steps.to(device), prompt_embeds
+            )
 
     return loss_of_step
 
@@ -117,25 +134,44 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
     parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "base")
     parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--steps", type=int, default=7500, help="of the first stage")
+    parser.add_argument("--learning-rate", type=float, default=8e-4, help="of the first stage")
+    parser.add_argument("--noisy-steps", type=int, default=2500, help="of the second stage")
+    parser.add_argument("--noisy-learning-rate", type=float, default=6e-4, help="of the second stage")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
-    scenes = load_scenes(args.vae, tokenizer, args.scenes, args.cache)
-    unet = build_unet().to(memory_format=torch.channels_last)  # a tenth faster on a CPU
-    modules = nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer)})
-    options = LoopOptions(
-        max_train_steps=args.steps,
-        learning_rate=args.learning_rate,
-        schedule="cosine",
-        warmup_steps=200,
-        weight_decay=1e-2,
+    scenes = load_scenes(args.vae, tokenizer, args.scenes, args.cache, args.device)
+    unet = build_unet(args.device)
+    modules = nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer, args.device)})
+    empty = token_ids(tokenizer, [""])
+    stages: tuple[tuple[TimestepSampling, int, float, Path], ...] = (
+        ("uniform", args.steps, args.learning_rate, args.out),
+        ("cubic", args.noisy_steps, args.noisy_learning_rate, args.out / "noisy"),
     )
-    loss = build_loss(modules, scenes, token_ids(tokenizer, [""]), args.batch_size, args.seed)
-    train(modules, loss, options, args.out, "base")
+    identity = {
+        "scenes": scenes_hash(args.vae, tokenizer),
+        "count": args.scenes,
+        "batch_size": args.batch_size,
+    }
+    for number, (timesteps, steps, learning_rate, out) in enumerate(stages):
+        options = LoopOptions(
+            max_train_steps=steps,
+            learning_rate=learning_rate,
+            schedule="cosine",
+            warmup_steps=200,
+            weight_decay=1e-2,
+        )
+        seed = args.seed + number
+        loss = build_loss(modules, scenes, empty, args.batch_size, timesteps, seed, args.device)
+        identity |= {
+            f"stage_{number + 1}": options.that_decide_the_weights() | {"timesteps": timesteps, "seed": seed}
+        }
+        train(modules, loss, options, out, f"base, {timesteps} timesteps", identity)
+    modules.to("cpu")
     unet.to(memory_format=torch.contiguous_format)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(args.vae),

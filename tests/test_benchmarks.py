@@ -1,12 +1,17 @@
 """The timing benchmarks run, in miniature. What they measure is not tested: tests are not timed."""
 
+import csv
 import json
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tests.weights import needs_weights, write_tiny
+
+from nexus_adapters import embedded
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -84,3 +89,89 @@ def test_quick_runs_leave_the_results_alone(benchmark, monkeypatch, tmp_path, ca
     benchmark("scenes").main(["--quick"])
     assert '"settings"' in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@needs_weights
+def test_embedded_design(benchmark, tmp_path):
+    name, measured = run(benchmark("embedded_design"), tmp_path)
+    assert name == "embedded_design"
+    assert set(measured["psnr_db_by_start"]) == {"orthogonal", "default"}
+    assert measured["unet_training_step"]["fused_to_plain"]["median"] > 0
+    f1 = measured["edge_f1_by_latent_noise"]
+    assert f1["0.0"] > f1["0.3"] > 0
+
+
+@pytest.fixture
+def tiny_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path / "weights"))
+
+
+def test_canny(benchmark, tmp_path, tiny_weights):
+    module, out = benchmark("canny"), tmp_path / "out"
+    options = ["--scenes", "3", "--steps", "1", "--out", str(out), "--cache", str(tmp_path / "cache")]
+    module.main(options)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(files) == {"canny.csv", "canny_text.csv", "canny.json", "canny.md"}
+    rows = list(csv.DictReader(files["canny.csv"].decode().splitlines()))
+    assert list(rows[0]) == list(module.FIELDS)
+    assert {(row["n"], row["seed"]) for row in rows} == {("3", "0")}
+    cells = {(row["method"], row["policy"]) for row in rows}
+    assert len(cells) == 3 + 2 * len(module.NEXUS)
+    assert len(rows) == (2 * len(cells) - 1) * len(module.METRICS)
+    table = files["canny.md"].decode().splitlines()
+    assert len(table) == 2 + len(cells)
+    assert all(line.count("|") == table[0].count("|") for line in table)
+    swapped = list(csv.DictReader(files["canny_text.csv"].decode().splitlines()))
+    assert {row["method"] for row in swapped} == set(module.NEXUS)
+    assert {row["metric"] for row in swapped} >= {"binding_color", "binding_color_minus_own_prompt"}
+    measured = sorted((tmp_path / "cache").iterdir())
+    before = [path.stat().st_mtime_ns for path in measured]
+    module.main(options)  # everything is in the cache
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "cache").iterdir())] == before
+    assert (out / "canny.csv").read_bytes() == files["canny.csv"]
+
+
+def test_a_cell_of_other_weights_code_or_settings_is_measured_anew(benchmark, tmp_path, monkeypatch):
+    module = benchmark("canny")
+    drawn = []
+    monkeypatch.setattr(module, "score_images", lambda *_: dict.fromkeys(module.METRICS, np.ones(1)))
+    parts = {
+        "scenes": [None],
+        "sampling": module.Sampling(),
+        "base_hash": "a",
+        "code_hash": "b",
+        "cache": tmp_path,
+    }
+    bench = module.Bench(**parts)
+    others = [
+        (bench, "t2i", "positive", "y"),
+        (bench, "t2i", "per_branch", "x"),
+        (bench, "prime", "positive", "x"),
+        *(
+            (module.Bench(**parts | changed), "t2i", "positive", "x")
+            for changed in (
+                {"base_hash": "c"},
+                {"code_hash": "c"},
+                {"sampling": module.Sampling(steps=3)},
+                {"scenes": [None, None]},
+            )
+        ),
+    ]
+    for each, *cell in [(bench, "t2i", "positive", "x"), *others]:
+        for _ in range(2):
+            each.measure(*cell, lambda: drawn.append(1))
+    assert len(drawn) == 1 + len(others)
+
+
+def test_differences_are_paired_and_to_the_reference(benchmark):
+    module = benchmark("canny")
+    ours, theirs = np.array([1.0, 0.5, 0.0]), np.array([0.5, 0.0, 0.25])
+    cell = {("prime", "positive"): dict.fromkeys(module.METRICS, ours)}
+    rows = module.rows_of(cell, {"t2i": dict.fromkeys(module.METRICS, theirs)}, seed=4)
+    found = {row["metric"]: row for row in rows}
+    assert len(found) == 2 * len(module.METRICS)
+    assert found["edge_f1"]["value"] == 0.5
+    difference = found["edge_f1_minus_t2i"]
+    assert (difference["value"], difference["n"], difference["seed"]) == (0.25, 3, 4)
+    # Of the differences themselves, (0.5, 0.5, -0.25), whose means cannot leave these ends.
+    assert -0.25 <= difference["low"] < 0.25 < difference["high"] <= 0.5

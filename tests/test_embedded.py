@@ -16,14 +16,6 @@ import nexus_adapters
 from nexus_adapters import NexusAdapter, embedded, load_embedded
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only get into each other's way
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tiny_weights(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("weights"))

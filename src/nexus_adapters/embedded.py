@@ -100,9 +100,8 @@ def convert(pipe: StableDiffusionPipeline, torch_dtype: torch.dtype) -> None:
     """
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            nn.Module.to(
-                part, torch_dtype
-            )  # diffusers' own `to` warns of parts to keep in float32: here none
+            # diffusers' own `to` warns of parts to keep in float32: here none.
+            nn.Module.to(part, torch_dtype)
 
 
 @contextmanager

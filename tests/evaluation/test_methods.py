@@ -63,7 +63,7 @@ def test_other_prompts_need_an_adapter_that_reads(base, scenes):
 
 
 def test_reconstructions_are_the_autoencoders(base, scenes):
-    images = reconstruct(base, scenes, batch_size=2)
+    images = reconstruct(base.vae, scenes, batch_size=2)
     pixels = torch.from_numpy(scenes[0].rendering.image).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         expected = base.vae.decode(base.vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)

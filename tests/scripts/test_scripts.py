@@ -17,6 +17,7 @@ from nexus_adapters.scenes.scene import draw_scene
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCENES = 4
+BASE_SIZES = ("--scenes", SCENES, "--steps", 2, "--noisy-steps", 2, "--batch-size", 2)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,6 @@ def scripts():
 
 
 def run(script, *options):
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script.__name__, *map(str, options)])
         script.main()
@@ -57,7 +57,7 @@ def autoencoder(scripts, root):
 def base(scripts, root, autoencoder):
     """The folder that train_base.py writes, after two steps."""
     folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", root / "base")
-    run(scripts("train_base"), *folders, "--scenes", SCENES, "--steps", 2, "--batch-size", 2)
+    run(scripts("train_base"), *folders, *BASE_SIZES)
     return root / "base"
 
 
@@ -120,7 +120,7 @@ def test_scenes_are_kept_and_read_back(scripts, root, autoencoder, base):
     assert len(files) == 2  # of two scenes each
     before = [path.stat().st_mtime_ns for path in files]
     tokenizer = StableDiffusionPipeline.from_pretrained(base / "pipeline").tokenizer
-    cache = data.load_scenes(autoencoder / "vae", tokenizer, SCENES - 1, root)
+    cache = data.load_scenes(autoencoder / "vae", tokenizer, SCENES - 1, root, "cpu")
     assert [path.stat().st_mtime_ns for path in files] == before
     assert len(cache) == SCENES - 1
     condition = cache.condition(torch.tensor([2, 0]))
@@ -153,6 +153,6 @@ def test_run_again_nothing_is_trained_anew(scripts, root, autoencoder, base):
     weights = base / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     saved = weights.read_bytes()
     folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", base)
-    run(scripts("train_base"), *folders, "--scenes", SCENES, "--steps", 2, "--batch-size", 2)
+    run(scripts("train_base"), *folders, *BASE_SIZES)
     assert (base / "checkpoint.pt").read_bytes() == before
     assert weights.read_bytes() == saved

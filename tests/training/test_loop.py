@@ -37,9 +37,9 @@ def options(**changes):
     return LoopOptions(**given | {"schedule": "cosine", "warmup_steps": 2} | changes)
 
 
-def trained(output_dir, module=None, loss=None, **changes):
+def trained(output_dir, module=None, loss=None, identity=None, **changes):
     module = module or tiny()
-    train(module, loss or loss_of(module), options(**changes), output_dir, "test")
+    train(module, loss or loss_of(module), options(**changes), output_dir, "test", identity or {})
     return module
 
 
@@ -58,7 +58,6 @@ def saved_step(output_dir):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A module that was trained without a stop."""
-    torch.set_num_threads(1)
     return trained(tmp_path_factory.mktemp("reference"))
 
 
@@ -123,8 +122,8 @@ def test_stopped_at_a_checkpoint_and_continued_is_never_stopped(
 ):
     save = loop._save
 
-    def interrupted(output_dir, module, optimizer, step):
-        save(output_dir, module, optimizer, step)
+    def interrupted(output_dir, module, optimizer, step, run):
+        save(output_dir, module, optimizer, step, run)
         if step == stop:
             monkeypatch.setattr(loop, "_save", save)
             raise error
@@ -247,14 +246,13 @@ def draws(*key):
 
 def test_a_steps_draws_repeat_exactly():
     torch.manual_seed(0)
-    first = draws(3, 7, 1)
+    first = draws(3, 7)
     torch.manual_seed(1)
-    assert torch.equal(draws(3, 7, 1), first)
-    assert torch.equal(draws(3, 7), draws(3, 7, 0))
+    assert torch.equal(draws(3, 7), first)
 
 
-def test_steps_seeds_and_streams_draw_independently():
-    keys = list(product((0, 1), (0, 1, 2, 1000), (0, 1)))
+def test_steps_and_seeds_draw_independently():
+    keys = list(product((0, 1, 2, 3), (0, 1, 2, 1000)))
     drawn = torch.stack([draws(*key) for key in keys])
     correlations = torch.corrcoef(drawn) - torch.eye(len(keys))
     assert correlations.abs().max() < 0.15  # 4.7 standard deviations
@@ -262,8 +260,34 @@ def test_steps_seeds_and_streams_draw_independently():
 
 def test_a_steps_draws_never_change():
     """A run continues under another version with the steps it would have taken."""
-    assert torch.randint(1_000_000, (3,), generator=step_generator(1, 2, 3)).tolist() == [
-        442550,
-        572760,
-        558201,
+    assert torch.randint(1_000_000, (3,), generator=step_generator(1, 2)).tolist() == [
+        941355,
+        284221,
+        411237,
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"identity": {"base": "b", "seed": 0}}, r"identity: expected base a.*received b"),
+        ({"identity": {"base": "a"}}, r"identity: expected seed 0.*received None"),
+        ({"learning_rate": 0.1}, r"options: expected learning_rate 0.05.*received 0.1"),
+        ({"max_train_steps": STEPS + 1}, r"options: expected max_train_steps"),
+    ],
+)
+def test_another_run_does_not_go_on_with_this_ones_checkpoint(tmp_path, changes, message):
+    same_run = {"identity": {"base": "a", "seed": 0}}
+    trained(tmp_path, **same_run)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        trained(tmp_path, **same_run | changes)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    trained(tmp_path, **same_run, log_every_steps=1, checkpoint_every_steps=1)
+
+
+def test_at_a_constant_rate_a_run_may_be_made_longer(tmp_path):
+    trained(tmp_path, schedule="constant", max_train_steps=4)
+    longer = trained(tmp_path, schedule="constant", max_train_steps=9)
+    at_once = trained(tmp_path / "at_once", schedule="constant", max_train_steps=9)
+    assert same(longer, at_once)

@@ -100,14 +100,25 @@ def _reading(adapter: object, pipe: Any, prompts: Sequence[str]) -> Any:
     return adapter.register_forward_pre_hook(swap)
 
 
-@torch.no_grad()
-def reconstruct(base: StableDiffusionPipeline, scenes: Sequence[TestScene], batch_size: int = 50) -> Images:
-    """The autoencoder's reconstructions: what no method can exceed in structure."""
+def reconstruct(vae: Any, scenes: Sequence[TestScene], batch_size: int = 50) -> Images:
+    """An `AutoencoderKL`'s reconstructions: what no method can exceed in structure."""
     images: Images = []
     for first in range(0, len(scenes), batch_size):
-        originals = np.stack([scene.rendering.image for scene in scenes[first : first + batch_size]])
-        pixels = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
-        output = base.vae.decode(base.vae.encode(pixels).latent_dist.mode()).sample
-        shown = ((output.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-        images += list(shown.numpy())
+        images += decode(vae, encode(vae, scenes[first : first + batch_size]))
     return images
+
+
+@torch.no_grad()
+def encode(vae: Any, scenes: Sequence[TestScene]) -> Float[Tensor, "b c y x"]:
+    """The scenes' most likely latents, as the autoencoder gives them: not scaled."""
+    originals = np.stack([scene.rendering.image for scene in scenes])
+    pixels = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents: Tensor = vae.encode(pixels).latent_dist.mode()
+    return latents
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Float[Tensor, "b c y x"]) -> Images:
+    """The images of latents that are not scaled."""
+    output = vae.decode(latents).sample
+    return list(((output.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())

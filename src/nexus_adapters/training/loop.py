@@ -10,8 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,12 @@ class LoopOptions:
     checkpoint_every_steps: int = 200
     log_every_steps: int = 20
 
+    def that_decide_the_weights(self) -> dict[str, object]:
+        """All but how often to log and to save; under a constant rate also but for how long."""
+        free = {"checkpoint_every_steps", "log_every_steps"}
+        free |= {"max_train_steps"} if self.schedule == "constant" else set()
+        return {name: value for name, value in asdict(self).items() if name not in free}
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the optimizer step that follows `step` finished ones."""
         warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
@@ -47,25 +53,36 @@ class LoopOptions:
         return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """A CPU generator for one step; `stream` keeps several draws of a step independent."""
-    mixed = np.random.SeedSequence((seed, step, stream)).generate_state(1, np.uint64)[0]
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator for one step, independent of every other step's and seed's."""
+    mixed = np.random.SeedSequence((seed, step, 0)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed) >> 1)
 
 
-def train(module: nn.Module, loss_of_step: Loss, options: LoopOptions, output_dir: Path, name: str) -> None:
+def train(
+    module: nn.Module,
+    loss_of_step: Loss,
+    options: LoopOptions,
+    output_dir: Path,
+    name: str,
+    identity: Mapping[str, object],
+) -> None:
     """Minimise `loss_of_step` over the trainable parameters of `module`, in place.
 
     Writes `output_dir/checkpoint.pt` (atomically) and `output_dir/log.jsonl`; called again with the same
     `output_dir` it continues from the last checkpoint, and does nothing after the last step. Ctrl-C saves
     first, except in the midst of an update: half an update is in no step, so the last checkpoint stays.
+
+    `identity`, of JSON's types, says on what is trained and from which seed. A checkpoint keeps it with the
+    options that decide the weights; ValueError where a run would go on with others.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
     )
-    step = _resume(output_dir, module, optimizer)
+    run = {"options": _as_json(options.that_decide_the_weights()), "identity": _as_json(dict(identity))}
+    step = _resume(output_dir, module, optimizer, run)
     updating = False
     progress = tqdm(total=options.max_train_steps, initial=step, desc=name, unit="step", mininterval=5)
     try:
@@ -86,10 +103,10 @@ def train(module: nn.Module, loss_of_step: Loss, options: LoopOptions, output_di
                 progress.set_postfix(loss=f"{loss.item():.4f}")
                 _log(output_dir, step, loss, grad_norm, options.learning_rate_at(step - 1), started)
             if step % options.checkpoint_every_steps == 0 or step == options.max_train_steps:
-                _save(output_dir, module, optimizer, step)
+                _save(output_dir, module, optimizer, step, run)
     except KeyboardInterrupt:
         if not updating:
-            _save(output_dir, module, optimizer, step)
+            _save(output_dir, module, optimizer, step, run)
         raise
     finally:
         progress.close()
@@ -109,22 +126,43 @@ def _log(
         log.write(json.dumps(row) + "\n")
 
 
-def _save(output_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _as_json(content: dict[str, object]) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def _save(
+    output_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, run: dict[str, str]
+) -> None:
     partial = output_dir / "checkpoint.pt.partial"
-    torch.save({"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict()}, partial)
+    state = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "run": run}
+    torch.save(state, partial)
     os.replace(partial, output_dir / "checkpoint.pt")
 
 
-def _resume(output_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(
+    output_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, str]
+) -> int:
     path = output_dir / "checkpoint.pt"
     step = 0
     if path.exists():
         state = torch.load(path, weights_only=True, map_location="cpu")
+        _check_same_run(path, state["run"], run)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         step = int(state["step"])
     _forget_rows_after(step, output_dir / "log.jsonl")
     return step
+
+
+def _check_same_run(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    for part, text in wanted.items():
+        before, now = json.loads(saved[part]), json.loads(text)
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise ValueError(
+                    f"{part}: expected {key} {before.get(key)}, as in the run that '{path}' is of; received "
+                    f"{now.get(key)}. Go on as before, or train into another folder"
+                )
 
 
 def _forget_rows_after(step: int, log: Path) -> None:

@@ -1,0 +1,44 @@
+"""What README shows runs, in its order, and its figures are those that were measured."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.weights import needs_weights
+
+from nexus_adapters.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@needs_weights
+def test_the_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), names)
+    commands = [line for block in blocks("console") for line in block.splitlines() if line]
+    for command in commands:
+        assert command.startswith("$ nexus ")
+        assert main(shlex.split(command.removeprefix("$ nexus "))) == 0
+    drawn = list(tmp_path.glob("*.png"))
+    assert len(drawn) >= 3
+    assert all(Image.open(file).size == (128, 128) for file in drawn)
+
+
+@needs_weights
+def test_the_table_is_the_measured_one():
+    table = (ROOT / "benchmarks" / "results" / "canny.md").read_text()
+    assert table in README
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_to_files(target):
+    assert (ROOT / target).exists()
