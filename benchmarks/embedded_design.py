@@ -1,4 +1,4 @@
-"""Measure what four choices in the embedded model's training rest on.
+"""Measure what five choices in the embedded model's training rest on.
 
     python benchmarks/embedded_design.py
 
@@ -7,7 +7,8 @@
 - attention on a CPU: time of a training step of the base's UNet with PyTorch's fused attention, as a ratio to
   products and a softmax in the same round;
 - the latents' redundancy: edge F1 of decoded test scenes whose latents carry noise;
-- at which timesteps the words count: the base's loss on test scenes with their own prompts and with others'.
+- at which timesteps the words count: the base's loss on test scenes with their own prompts and with others';
+- what the text encoder says: the share of objects whose color a linear probe reads at their shape's token.
 
 Writes results/embedded_design.json.
 """
@@ -28,6 +29,9 @@ from nexus_adapters.embedded import load_embedded_base
 from nexus_adapters.evaluation.methods import decode, encode, reconstruct
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
 from nexus_adapters.metrics.psnr import psnr_db
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.scene import draw_scene
+from nexus_adapters.scenes.vocabulary import COLORS
 from nexus_adapters.training.loss import denoising_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -109,6 +113,32 @@ def loss_by_timestep(scenes: list[TestScene]) -> dict[str, dict[str, float]]:
     return found
 
 
+def color_at_shape_token(scenes: int) -> float:
+    """Accuracy on unseen captions of a linear probe from a shape's token to its object's color."""
+    pipe = load_embedded_base()
+    tokens, colors = [], []
+    for seed in range(scenes):
+        scene = draw_scene(seed)
+        prompt = caption(scene)
+        ids = pipe.tokenizer(prompt).input_ids
+        with torch.no_grad():
+            text, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
+        for item in scene.objects:
+            word = pipe.tokenizer.convert_tokens_to_ids(f"{item.shape}</w>")
+            tokens.append(text[0, ids.index(word)])
+            colors.append(list(COLORS).index(item.color))
+    inputs, labels = torch.stack(tokens), torch.tensor(colors)
+    seen = len(labels) * 4 // 5
+    inputs = (inputs - inputs[:seen].mean(0)) / inputs[:seen].std(0)
+    probe = nn.Linear(inputs.shape[1], len(COLORS))
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(probe(inputs[:seen]), labels[:seen]).backward()
+        optimizer.step()
+    return round((probe(inputs[seen:]).argmax(1) == labels[seen:]).float().mean().item(), 4)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = benchmark_parser(__doc__)
@@ -117,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=48)
     args = parser.parse_args(arguments)
     steps, rounds, count = (2, 1, 2) if args.quick else (args.steps, args.rounds, args.scenes)
+    probed = 20 if args.quick else 3000
     batch_size = 2 if args.quick else 16
     scenes = load_test_scenes(count)
     measured = {
@@ -126,6 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         "unet_training_step": step_time_ratios(rounds, 2 * batch_size),
         "edge_f1_by_latent_noise": edge_f1_under_noise(scenes),
         "base_loss_by_timestep_and_prompt": loss_by_timestep(scenes),
+        "probe_accuracy_color_at_shape_token": color_at_shape_token(probed),
     }
     settings = {
         "autoencoder_steps": steps,
@@ -134,6 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
         "timing_rounds": rounds,
         "unet_batch_size": 2 * batch_size,
         "test_scenes": count,
+        "probed_scenes": probed,
         "seed": 0,
     }
     report("embedded_design", args, settings, measured)

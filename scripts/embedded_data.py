@@ -129,6 +129,15 @@ def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path
     return SceneCache(**joined)
 
 
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of all files below `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
     """SHA-256 of the autoencoder, and of images, ids and maps of a few scenes.
 

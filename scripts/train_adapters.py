@@ -8,14 +8,22 @@ Same budget, data, seed and recipe for all. Needs the base of train_base.py. Con
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
-from embedded_data import DEFAULT_CACHE, DEVICE, SceneCache, draw_batch, load_scenes, scenes_hash, token_ids
+from embedded_data import (
+    DEFAULT_CACHE,
+    DEVICE,
+    SceneCache,
+    draw_batch,
+    folder_hash,
+    load_scenes,
+    scenes_hash,
+    token_ids,
+)
 from nexus_adapters import NexusAdapter
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
@@ -75,15 +83,6 @@ def validation_loss(adapter: nn.Module, loss_of_step: Loss) -> float:
     """The mean over batches that are the same for all methods, so that learning rates can be compared."""
     adapter.eval()
     return sum(loss_of_step(step).item() for step in VALIDATION_STEPS) / len(VALIDATION_STEPS)
-
-
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of all files below `folder`."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{file.relative_to(folder)}\n".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def load_base(folder: Path, device: str) -> StableDiffusionPipeline:

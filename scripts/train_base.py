@@ -1,11 +1,10 @@
-"""Train the embedded Stable Diffusion: text encoder and UNet together, on cached latents of scenes.
+"""Train the embedded Stable Diffusion's UNet on cached latents of scenes, with its text encoder frozen.
 
     python scripts/train_base.py
 
-Needs the autoencoder of train_autoencoder.py. Continues where it was stopped. Writes a folder in the standard
-diffusers layout. Two stages: timesteps drawn evenly, then mostly noisy ones. In latents this small the words
-decide next to nothing below timestep 800 (benchmarks/embedded_design.py), so that only a fifth of the first
-stage teaches them.
+Needs the autoencoder of train_autoencoder.py and the text encoder of train_text_encoder.py. Continues where
+it was stopped. Writes a folder in the standard diffusers layout. Most timesteps drawn are noisy ones: in
+latents this small the words decide next to nothing below timestep 800 (benchmarks/embedded_design.py).
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTextModel
 
 from embedded_data import (
     DEFAULT_CACHE,
     DEVICE,
     SceneCache,
     draw_batch,
+    folder_hash,
     load_scenes,
     scenes_hash,
     token_ids,
@@ -32,10 +32,10 @@ from embedded_data import (
 )
 from initialization import preserve_signal
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
-from nexus_adapters.training.loss import TimestepSampling, denoising_loss, draw_timesteps
+from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+from train_text_encoder import TEXT_WIDTH
 
 LATENT_CHANNELS = 12
-TEXT_WIDTH = 160
 
 
 def build_unet(device: str = "cpu") -> UNet2DConditionModel:
@@ -62,24 +62,6 @@ def speed_up(unet: UNet2DConditionModel, device: str) -> None:
         unet.to(memory_format=torch.channels_last)
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
-    """A CLIP text model of three layers over the captions' vocabulary."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=5,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            attn_implementation="eager" if device == "cpu" else "sdpa",  # as speed_up
-        )
-    ).to(device)
-
-
 def build_scheduler() -> DDIMScheduler:
     """v-prediction on a cosine schedule: suits small latents, ends in pure noise: no leaked brightness."""
     return DDIMScheduler(
@@ -93,11 +75,11 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_loss(
-    modules: nn.ModuleDict,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
     scenes: SceneCache,
     empty: Tensor,
     batch_size: int,
-    timesteps: TimestepSampling,
     seed: int,
     device: str,
 ) -> Loss:
@@ -107,11 +89,12 @@ def build_loss(
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
         batch = draw_batch(scenes, empty, batch_size, generator, device)
-        steps = draw_timesteps(timesteps, batch_size, scheduler.config.num_train_timesteps, generator)
+        steps = draw_timesteps("cubic", batch_size, scheduler.config.num_train_timesteps, generator)
         with torch.autocast(device, torch.bfloat16):
-            prompt_embeds = modules["text_encoder"](batch.tokens)[0]
+            with torch.no_grad():
+                prompt_embeds = text_encoder(batch.tokens)[0]
             return denoising_loss(
-                modules["unet"], scheduler, batch.latents, batch.noise, steps.to(device), prompt_embeds
+                unet, scheduler, batch.latents, batch.noise, steps.to(device), prompt_embeds
             )
 
     return loss_of_step
@@ -132,12 +115,11 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
+    parser.add_argument("--text-encoder", type=Path, default=DEFAULT_CACHE / "text_encoder" / "model")
     parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "base")
     parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=7500, help="of the first stage")
-    parser.add_argument("--learning-rate", type=float, default=8e-4, help="of the first stage")
-    parser.add_argument("--noisy-steps", type=int, default=2500, help="of the second stage")
-    parser.add_argument("--noisy-learning-rate", type=float, default=6e-4, help="of the second stage")
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
@@ -145,37 +127,29 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
     scenes = load_scenes(args.vae, tokenizer, args.scenes, args.cache, args.device)
+    text_encoder = CLIPTextModel.from_pretrained(args.text_encoder).eval().to(args.device)
     unet = build_unet(args.device)
-    modules = nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer, args.device)})
-    empty = token_ids(tokenizer, [""])
-    stages: tuple[tuple[TimestepSampling, int, float, Path], ...] = (
-        ("uniform", args.steps, args.learning_rate, args.out),
-        ("cubic", args.noisy_steps, args.noisy_learning_rate, args.out / "noisy"),
+    options = LoopOptions(
+        max_train_steps=args.steps,
+        learning_rate=args.learning_rate,
+        schedule="cosine",
+        warmup_steps=200,
+        weight_decay=1e-2,
     )
+    empty = token_ids(tokenizer, [""])
+    loss = build_loss(unet, text_encoder, scenes, empty, args.batch_size, args.seed, args.device)
     identity = {
         "scenes": scenes_hash(args.vae, tokenizer),
+        "text_encoder": folder_hash(args.text_encoder),
         "count": args.scenes,
         "batch_size": args.batch_size,
+        "seed": args.seed,
     }
-    for number, (timesteps, steps, learning_rate, out) in enumerate(stages):
-        options = LoopOptions(
-            max_train_steps=steps,
-            learning_rate=learning_rate,
-            schedule="cosine",
-            warmup_steps=200,
-            weight_decay=1e-2,
-        )
-        seed = args.seed + number
-        loss = build_loss(modules, scenes, empty, args.batch_size, timesteps, seed, args.device)
-        identity |= {
-            f"stage_{number + 1}": options.that_decide_the_weights() | {"timesteps": timesteps, "seed": seed}
-        }
-        train(modules, loss, options, out, f"base, {timesteps} timesteps", identity)
-    modules.to("cpu")
-    unet.to(memory_format=torch.contiguous_format)
+    train(unet, loss, options, args.out, "base", identity)
+    unet.to("cpu", memory_format=torch.contiguous_format)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(args.vae),
-        text_encoder=modules["text_encoder"],
+        text_encoder=text_encoder.to("cpu"),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=build_scheduler(),

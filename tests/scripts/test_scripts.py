@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.scenes.caption import caption
@@ -17,7 +18,7 @@ from nexus_adapters.scenes.scene import draw_scene
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCENES = 4
-BASE_SIZES = ("--scenes", SCENES, "--steps", 2, "--noisy-steps", 2, "--batch-size", 2)
+SIZES = ("--scenes", SCENES, "--steps", 2, "--batch-size", 2)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,22 @@ def autoencoder(scripts, root):
 
 
 @pytest.fixture(scope="module")
-def base(scripts, root, autoencoder):
+def text_encoder(scripts, root, autoencoder):
+    """The folder that train_text_encoder.py writes, after two steps."""
+    folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", root / "text_encoder")
+    run(scripts("train_text_encoder"), *folders, *SIZES)
+    return root / "text_encoder"
+
+
+def base_folders(root):
+    parts = ("--vae", root / "autoencoder" / "vae", "--text-encoder", root / "text_encoder" / "model")
+    return ("--cache", root, *parts, "--out", root / "base")
+
+
+@pytest.fixture(scope="module")
+def base(scripts, root, autoencoder, text_encoder):
     """The folder that train_base.py writes, after two steps."""
-    folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", root / "base")
-    run(scripts("train_base"), *folders, *BASE_SIZES)
+    run(scripts("train_base"), *base_folders(root), *SIZES)
     return root / "base"
 
 
@@ -65,8 +78,7 @@ def base(scripts, root, autoencoder):
 def adapters(scripts, root, autoencoder, base):
     """The folder that train_adapters.py writes, after two steps."""
     folders = ("--cache", root, "--vae", autoencoder / "vae", "--base", base / "pipeline")
-    sizes = ("--scenes", SCENES, "--steps", 2, "--batch-size", 2)
-    run(scripts("train_adapters"), *folders, "--out", root / "adapters", *sizes)
+    run(scripts("train_adapters"), *folders, "--out", root / "adapters", *SIZES)
     return root / "adapters"
 
 
@@ -148,11 +160,33 @@ def test_the_adapters_load(adapters, base):
     assert len(list(adapters.iterdir())) == 5
 
 
-def test_run_again_nothing_is_trained_anew(scripts, root, autoencoder, base):
+def test_run_again_nothing_is_trained_anew(scripts, root, base):
     before = (base / "checkpoint.pt").read_bytes()
     weights = base / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     saved = weights.read_bytes()
-    folders = ("--cache", root, "--vae", autoencoder / "vae", "--out", base)
-    run(scripts("train_base"), *folders, *BASE_SIZES)
+    run(scripts("train_base"), *base_folders(root), *SIZES)
     assert (base / "checkpoint.pt").read_bytes() == before
     assert weights.read_bytes() == saved
+
+
+def test_the_text_encoder_is_the_bases(text_encoder, base):
+    trained = CLIPTextModel.from_pretrained(text_encoder / "model").state_dict()
+    kept = CLIPTextModel.from_pretrained(base / "pipeline" / "text_encoder").state_dict()
+    assert trained.keys() == kept.keys()
+    assert all(torch.allclose(trained[name].half().float(), kept[name].float()) for name in trained)
+
+
+def test_a_paraphrase_is_told_from_the_prompt_and_the_words_before(scripts):
+    module = scripts("train_text_encoder")
+    torch.manual_seed(0)
+    paraphraser = module.Paraphraser(50).eval()
+    tokens, prompt = torch.randint(50, (2, 6)), torch.randn(2, 5, module.TEXT_WIDTH)
+    is_padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    logits = paraphraser(tokens, prompt, is_padding)
+    later, padded, read = tokens.clone(), prompt.clone(), prompt.clone()
+    later[:, 4:] = 7
+    padded[1, 3:] = 0
+    read[:, 1] = 0
+    assert torch.allclose(paraphraser(later, prompt, is_padding)[:, :4], logits[:, :4], atol=1e-5)
+    assert torch.allclose(paraphraser(tokens, padded, is_padding)[1], logits[1], atol=1e-5)
+    assert not torch.allclose(paraphraser(tokens, read, is_padding), logits, atol=1e-3)

@@ -1,0 +1,151 @@
+"""Teach the embedded base's text encoder which words belong together, before the base learns to draw.
+
+    python scripts/train_text_encoder.py
+
+It reads one caption of a scene, and a small decoder that attends to it says the scene in another caption:
+other words, another order. That cannot be done without knowing which color and material is which shape's. A
+text encoder that starts together with the UNet learns this late, since only the noisiest timesteps ask for
+it; Stable Diffusion's, too, was trained before its UNet. Continues where it was stopped. Writes a
+`CLIPTextModel`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from embedded_data import (
+    DEFAULT_CACHE,
+    DEVICE,
+    PHRASINGS,
+    SceneCache,
+    load_scenes,
+    scenes_hash,
+    train_tokenizer,
+)
+from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+
+TEXT_WIDTH = 160
+HEADS = 5
+MAX_TOKENS = 77
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
+    """A CLIP text model of three layers over the captions' vocabulary."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=HEADS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="eager" if device == "cpu" else "sdpa",  # faster to train there
+        )
+    ).to(device)
+
+
+class Paraphraser(nn.Module):
+    """Next-token logits of a caption, from its tokens so far and the embeddings of another caption."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, TEXT_WIDTH)
+        self.places = nn.Embedding(MAX_TOKENS, TEXT_WIDTH)
+        layer = nn.TransformerDecoderLayer(
+            TEXT_WIDTH, HEADS, 4 * TEXT_WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerDecoder(layer, 2, nn.LayerNorm(TEXT_WIDTH))
+
+    def forward(
+        self, tokens: Int[Tensor, "b n"], prompt_embeds: Float[Tensor, "b m d"], is_padding: Tensor
+    ) -> Float[Tensor, "b n v"]:
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        causal = torch.ones(len(places), len(places), dtype=torch.bool, device=tokens.device).triu(1)
+        hidden = self.layers(
+            self.words(tokens) + self.places(places),
+            prompt_embeds,
+            tgt_mask=causal,
+            memory_key_padding_mask=is_padding,
+        )
+        return hidden @ self.words.weight.T
+
+
+def build_loss(
+    modules: nn.ModuleDict, scenes: SceneCache, eos: int, batch_size: int, seed: int, device: str
+) -> Loss:
+    """step -> cross-entropy of a caption's tokens, given another caption of the same scene."""
+
+    def loss_of_step(step: int) -> Tensor:
+        generator = step_generator(seed, step)
+        indices = torch.randint(len(scenes), (batch_size,), generator=generator)
+        read = torch.randint(PHRASINGS, (batch_size,), generator=generator)
+        said = (read + torch.randint(1, PHRASINGS, (batch_size,), generator=generator)) % PHRASINGS
+        source, target = (
+            _cut(scenes.tokens[indices, chosen].long().to(device), eos) for chosen in (read, said)
+        )
+        # Behind the end token, which also pads, there is nothing to read and nothing to say.
+        is_padding = (source == eos).cumsum(1) > 1
+        labels = target[:, 1:].masked_fill((target[:, 1:] == eos).cumsum(1) > 1, -100)
+        with torch.autocast(device, torch.bfloat16):
+            prompt_embeds = modules["text_encoder"](source)[0]
+            logits = modules["paraphraser"](target[:, :-1], prompt_embeds, is_padding)
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+    return loss_of_step
+
+
+def _cut(tokens: Int[Tensor, "b 77"], eos: int) -> Int[Tensor, "b n"]:
+    """Without the columns that are padding in every row."""
+    return tokens[:, : int((tokens != eos).sum(1).max()) + 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
+    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "text_encoder")
+    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer()
+    scenes = load_scenes(args.vae, tokenizer, args.scenes, args.cache, args.device)
+    modules = nn.ModuleDict(
+        {
+            "text_encoder": build_text_encoder(tokenizer, args.device),
+            "paraphraser": Paraphraser(len(tokenizer)).to(args.device),
+        }
+    )
+    options = LoopOptions(
+        max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=200
+    )
+    loss = build_loss(modules, scenes, tokenizer.eos_token_id, args.batch_size, args.seed, args.device)
+    identity = {
+        "scenes": scenes_hash(args.vae, tokenizer),
+        "count": args.scenes,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
+    train(modules, loss, options, args.out, "text encoder", identity)
+    modules["text_encoder"].save_pretrained(args.out / "model")
+    print(f"saved {args.out / 'model'}")
+
+
+if __name__ == "__main__":
+    main()
