@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -31,6 +32,39 @@ PROMPT_DROPOUT = 0.1  # guidance, and the negative half under `per_branch`, read
 _BATCH = 50
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-adapters"
+
+
+def training_parser(
+    description: str | None, out: str, steps: int, batch_size: int, learning_rate: float
+) -> argparse.ArgumentParser:
+    """The options that all trainings share; `out` is a folder in the cache."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / out)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
+    return parser
+
+
+def add_scene_options(parser: argparse.ArgumentParser) -> None:
+    """Of the trainings that read cached scenes."""
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
+    parser.add_argument("--scenes", type=int, default=40_000)
+
+
+def scene_identity(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> dict[str, object]:
+    """What a run that reads cached scenes is of, for `train`."""
+    return {
+        "scenes": scenes_hash(args.vae, tokenizer),
+        "count": args.scenes,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
 
 
 def train_tokenizer() -> CLIPTokenizer:

@@ -7,7 +7,6 @@ Same budget, data, seed and recipe for all. Needs the base of train_base.py. Con
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 
 from embedded_data import (
     DEFAULT_CACHE,
-    DEVICE,
     SceneCache,
+    add_scene_options,
     draw_batch,
     folder_hash,
     load_scenes,
-    scenes_hash,
+    scene_identity,
     token_ids,
+    training_parser,
 )
 from nexus_adapters import NexusAdapter
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
@@ -95,33 +95,17 @@ def load_base(folder: Path, device: str) -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
+    parser = training_parser(__doc__, "adapters", steps=1200, batch_size=32, learning_rate=2e-3)
+    add_scene_options(parser)
     parser.add_argument("--base", type=Path, default=DEFAULT_CACHE / "base" / "pipeline")
-    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
-    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "adapters")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
     args = parser.parse_args()
     base = load_base(args.base, args.device)
     scenes = load_scenes(args.vae, base.tokenizer, args.scenes, args.cache, args.device)
     options = LoopOptions(
         max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=50
     )
-    identity = {
-        "base": folder_hash(args.base),
-        "scenes": scenes_hash(args.vae, base.tokenizer),
-        "count": args.scenes,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-    }
+    identity = scene_identity(args, base.tokenizer) | {"base": folder_hash(args.base)}
     for method in args.methods:
         torch.manual_seed(args.seed)
         adapter = build_adapter(method, base.unet).train().to(args.device)

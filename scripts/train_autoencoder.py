@@ -10,9 +10,7 @@ crops, which cost a quarter; the last ones see whole scenes.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedded_data import DEFAULT_CACHE, DEVICE
+from embedded_data import training_parser
 from initialization import preserve_signal
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import Split, draw_scene
@@ -101,15 +99,7 @@ def set_latent_scale(vae: AutoencoderKL) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "autoencoder")
-    parser.add_argument("--steps", type=int, default=5500)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
+    parser = training_parser(__doc__, "autoencoder", steps=5500, batch_size=16, learning_rate=2e-3)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = build_autoencoder().to(args.device)

@@ -9,7 +9,6 @@ latents this small the words decide next to nothing below timestep 800 (benchmar
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -21,14 +20,15 @@ from transformers import CLIPTextModel
 
 from embedded_data import (
     DEFAULT_CACHE,
-    DEVICE,
     SceneCache,
+    add_scene_options,
     draw_batch,
     folder_hash,
     load_scenes,
-    scenes_hash,
+    scene_identity,
     token_ids,
     train_tokenizer,
+    training_parser,
 )
 from initialization import preserve_signal
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
@@ -110,19 +110,9 @@ def load_in_float32(pipeline: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
+    parser = training_parser(__doc__, "base", steps=8000, batch_size=32, learning_rate=8e-4)
+    add_scene_options(parser)
     parser.add_argument("--text-encoder", type=Path, default=DEFAULT_CACHE / "text_encoder" / "model")
-    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "base")
-    parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
@@ -138,13 +128,7 @@ def main() -> None:
     )
     empty = token_ids(tokenizer, [""])
     loss = build_loss(unet, text_encoder, scenes, empty, args.batch_size, args.seed, args.device)
-    identity = {
-        "scenes": scenes_hash(args.vae, tokenizer),
-        "text_encoder": folder_hash(args.text_encoder),
-        "count": args.scenes,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-    }
+    identity = scene_identity(args, tokenizer) | {"text_encoder": folder_hash(args.text_encoder)}
     train(unet, loss, options, args.out, "base", identity)
     unet.to("cpu", memory_format=torch.contiguous_format)
     pipeline = StableDiffusionPipeline(

@@ -11,9 +11,6 @@ it; Stable Diffusion's, too, was trained before its UNet. Continues where it was
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,13 +18,13 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from embedded_data import (
-    DEFAULT_CACHE,
-    DEVICE,
     PHRASINGS,
     SceneCache,
+    add_scene_options,
     load_scenes,
-    scenes_hash,
+    scene_identity,
     train_tokenizer,
+    training_parser,
 )
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
 
@@ -110,18 +107,8 @@ def _cut(tokens: Int[Tensor, "b 77"], eos: int) -> Int[Tensor, "b n"]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
-    parser.add_argument("--out", type=Path, default=DEFAULT_CACHE / "text_encoder")
-    parser.add_argument("--scenes", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default=DEVICE, help=f"cpu, cuda, ... (default here: {DEVICE})")
+    parser = training_parser(__doc__, "text_encoder", steps=4000, batch_size=64, learning_rate=1e-3)
+    add_scene_options(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
@@ -136,12 +123,7 @@ def main() -> None:
         max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=200
     )
     loss = build_loss(modules, scenes, tokenizer.eos_token_id, args.batch_size, args.seed, args.device)
-    identity = {
-        "scenes": scenes_hash(args.vae, tokenizer),
-        "count": args.scenes,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-    }
+    identity = scene_identity(args, tokenizer)
     train(modules, loss, options, args.out, "text encoder", identity)
     modules["text_encoder"].save_pretrained(args.out / "model")
     print(f"saved {args.out / 'model'}")

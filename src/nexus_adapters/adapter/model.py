@@ -52,7 +52,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
     _skip_layerwise_casting_patterns: ClassVar = ["norm"]
 
     # The ignores below: diffusers has types for some of its functions, and not for these.
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers' own
     def __init__(
         self,
         *,

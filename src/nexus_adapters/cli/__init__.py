@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # libraries to developers; users cannot act on it
             warnings.showwarning = _warn_in_one_line(args.prog)
             status: int = args.run(args)
         sys.stdout.flush()
