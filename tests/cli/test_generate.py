@@ -171,6 +171,21 @@ def test_existing_files_are_kept_and_nothing_is_done(edges, tmp_path, capsys, no
     assert not (tmp_path / "out-0001.png").exists()
 
 
+def test_a_file_that_comes_during_the_work_is_kept_and_so_is_the_image(edges, tmp_path, monkeypatch, capsys):
+    drawn = Image.new("RGB", (128, 128))
+
+    def write_meanwhile(*_):
+        (tmp_path / "out.png").write_text("mine")
+        return drawn
+
+    monkeypatch.setattr("nexus_adapters.cli.generate.generate", write_meanwhile)
+    assert run(edges, tmp_path / "out.png") == 0
+    assert (tmp_path / "out.png").read_text() == "mine"
+    (beside,) = tmp_path.glob("out-*.png")
+    assert read_settings(beside)["seed"] == 0
+    assert str(beside) in capsys.readouterr().out
+
+
 def test_force_overwrites(edges, tmp_path):
     out = tmp_path / "out.png"
     out.write_text("mine")

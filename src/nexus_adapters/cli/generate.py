@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,8 +145,10 @@ def generate(model: Model, condition: "Image.Image", settings: Mapping[str, Any]
 
 
 def save(file: Path, image: "Image.Image", settings: Mapping[str, Any], force: bool) -> None:
-    """Write the image with its settings, and say so."""
+    """Write the image with its settings, and say where; beside a file that came while it was drawn."""
     from nexus_adapters.cli.files import save_png
 
+    if file.exists() and not force:
+        file = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")
     save_png(file, image, settings, force)
     print(f"{file}: {image.width}x{image.height}, seed {settings['seed']}", flush=True)
