@@ -95,7 +95,7 @@ def load_base(folder: Path, device: str) -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, "adapters", steps=1200, batch_size=32, learning_rate=2e-3)
+    parser = training_parser(__doc__, "adapters", steps=2400, batch_size=32, learning_rate=4e-3)
     add_scene_options(parser)
     parser.add_argument("--base", type=Path, default=DEFAULT_CACHE / "base" / "pipeline")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
