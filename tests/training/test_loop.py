@@ -115,6 +115,20 @@ def test_stopped_in_an_update_and_continued_is_never_stopped(tmp_path, reference
     assert same(trained(tmp_path), reference)
 
 
+@pytest.mark.parametrize("stop", [1, 5, 7])
+def test_muon_stopped_and_continued_is_never_stopped(tmp_path, stop):
+    def interrupted(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return loss_of(module)(step)
+
+    module = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "stopped", module, interrupted, optimizer="muon")
+    never_stopped = trained(tmp_path / "never stopped", optimizer="muon")
+    assert same(trained(tmp_path / "stopped", optimizer="muon"), never_stopped)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("stop", [5, 10, STEPS])
 def test_stopped_at_a_checkpoint_and_continued_is_never_stopped(

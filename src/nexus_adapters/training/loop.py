@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nexus_adapters.training.optimizer import OptimizerName, build_optimizer
+
 Loss = Callable[[int], Tensor]  # step -> scalar
 
 
@@ -29,6 +31,7 @@ class LoopOptions:
 
     max_train_steps: int
     learning_rate: float
+    optimizer: OptimizerName = "adamw"
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     weight_decay: float = 1e-2
@@ -78,8 +81,8 @@ def train(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
+    optimizer = build_optimizer(
+        options.optimizer, module, options.learning_rate, options.betas, options.weight_decay
     )
     run = {"options": _as_json(options.that_decide_the_weights()), "identity": _as_json(dict(identity))}
     step = _resume(output_dir, module, optimizer, run)
