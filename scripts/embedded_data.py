@@ -25,6 +25,7 @@ from nexus_adapters.conditions import extract
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import SIZE, draw_scene
+from nexus_adapters.training.precision import autocast
 
 SHARD = 2000  # scenes a file
 PHRASINGS = 3  # captions a scene
@@ -54,7 +55,7 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
     """Of the trainings that read cached scenes."""
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
-    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--scenes", type=int, default=24_000)
 
 
 def scene_identity(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> dict[str, object]:
@@ -195,7 +196,7 @@ def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> d
         scenes = [draw_scene(seed) for seed in range(start, start + _BATCH)]
         images = [render(scene).image for scene in scenes]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device.type):
             encoded = vae.encode(pixels.to(vae.device)).latent_dist.mean.float() * vae.config.scaling_factor
         latents.append(encoded.half().cpu().contiguous())
         prompts = [caption(scene, phrasing) for scene in scenes for phrasing in range(PHRASINGS)]

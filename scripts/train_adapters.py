@@ -28,6 +28,7 @@ from nexus_adapters import NexusAdapter
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
 from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+from nexus_adapters.training.precision import autocast
 from train_base import speed_up
 
 VALIDATION_STEPS = range(10**9, 10**9 + 24)  # batches of noise and timesteps that no training draws
@@ -66,7 +67,7 @@ def build_loss(
         batch = draw_batch(scenes, empty, batch_size, generator, device)
         steps = draw_timesteps("cubic", batch_size, base.scheduler.config.num_train_timesteps, generator)
         condition = scenes.condition(batch.indices).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             with torch.no_grad():
                 prompt_embeds = base.text_encoder(batch.tokens)[0]
             features = adapter(condition, prompt_embeds) if reads_text else adapter(condition)

@@ -23,6 +23,7 @@ from initialization import preserve_signal
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import Split, draw_scene
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.precision import autocast
 
 CONFIG = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -80,7 +81,7 @@ def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int, devic
         if step < CROPPED_SHARE * steps:
             target = random_crop(target, generator)
         target = target.to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             moments = vae.encode(target).latent_dist
             latents = moments.sample(generator)  # drawn on the CPU, whatever the device
             output = vae.decode(latents).sample
@@ -99,7 +100,7 @@ def set_latent_scale(vae: AutoencoderKL) -> None:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, "autoencoder", steps=5500, batch_size=16, learning_rate=2e-3)
+    parser = training_parser(__doc__, "autoencoder", steps=2500, batch_size=16, learning_rate=2e-3)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = build_autoencoder().to(args.device)

@@ -27,6 +27,7 @@ from embedded_data import (
     training_parser,
 )
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.precision import autocast
 
 TEXT_WIDTH = 160
 HEADS = 5
@@ -58,6 +59,8 @@ class Paraphraser(nn.Module):
         super().__init__()
         self.words = nn.Embedding(vocabulary, TEXT_WIDTH)
         self.places = nn.Embedding(MAX_TOKENS, TEXT_WIDTH)
+        for table in (self.words, self.places):  # `words` also gives the logits: small at first
+            nn.init.normal_(table.weight, std=TEXT_WIDTH**-0.5)
         layer = nn.TransformerDecoderLayer(
             TEXT_WIDTH, HEADS, 4 * TEXT_WIDTH, dropout=0.0, batch_first=True, norm_first=True
         )
@@ -93,7 +96,7 @@ def build_loss(
         # Behind the end token, which also pads, there is nothing to read and nothing to say.
         is_padding = (source == eos).cumsum(1) > 1
         labels = target[:, 1:].masked_fill((target[:, 1:] == eos).cumsum(1) > 1, -100)
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             prompt_embeds = modules["text_encoder"](source)[0]
             logits = modules["paraphraser"](target[:, :-1], prompt_embeds, is_padding)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
@@ -107,7 +110,7 @@ def _cut(tokens: Int[Tensor, "b 77"], eos: int) -> Int[Tensor, "b n"]:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, "text_encoder", steps=4000, batch_size=64, learning_rate=1e-3)
+    parser = training_parser(__doc__, "text_encoder", steps=1500, batch_size=64, learning_rate=2e-3)
     add_scene_options(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -120,7 +123,11 @@ def main() -> None:
         }
     )
     options = LoopOptions(
-        max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=200
+        max_train_steps=args.steps,
+        learning_rate=args.learning_rate,
+        optimizer="muon",
+        schedule="cosine",
+        warmup_steps=100,
     )
     loss = build_loss(modules, scenes, tokenizer.eos_token_id, args.batch_size, args.seed, args.device)
     identity = scene_identity(args, tokenizer)

@@ -114,6 +114,19 @@ def test_the_base_is_small_and_has_sd15s_blocks(base):
     assert max(sizes) <= 16 * 2**20
 
 
+def test_half_of_the_bases_timesteps_are_cubic_and_all_spread_evenly(scripts):
+    draw = scripts("train_base").draw_mixed_timesteps
+    for seed in range(5):
+        steps = draw(1000, 1000, torch.Generator().manual_seed(seed))
+        cubic, even = steps[0::2], steps[1::2]
+        assert torch.equal(even.sort().values // 2, torch.arange(500))  # one in every two timesteps
+        share = (cubic > 875).float().mean().item()  # 1 - u^3 > 0.875 for u < 0.5
+        assert abs(share - 0.5) < 0.01
+        assert 0 <= steps.min()
+        assert steps.max() <= 999
+    assert len({tuple(draw(4, 1000, torch.Generator().manual_seed(seed)).tolist()) for seed in range(5)}) == 5
+
+
 def test_every_word_is_one_token(base):
     pipe = StableDiffusionPipeline.from_pretrained(base / "pipeline", local_files_only=True)
     tokenizer = pipe.tokenizer
