@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.utils import logging as diffusers_logging
 from tests import tiny
-from tests.weights import needs_weights, write_tiny
+from tests.weights import needs_base, needs_weights, write_tiny
 from transformers.utils import logging as transformers_logging
 
 import nexus_adapters
@@ -145,7 +145,7 @@ def test_the_shipped_weights_load_in_one_dtype(variant):
         embedded.embedded_adapter(method)
 
 
-@needs_weights
+@needs_base
 def test_the_shipped_weights_are_small_float16_safetensors():
     files = [file for file in embedded.WEIGHTS.rglob("*") if file.is_file()]
     weights = [file for file in files if file.suffix == ".safetensors"]

@@ -9,9 +9,13 @@ from tests import tiny
 
 from nexus_adapters import embedded
 
-needs_weights = pytest.mark.skipif(
+needs_base = pytest.mark.skipif(
     not (embedded.WEIGHTS / "base" / "model_index.json").is_file(),
-    reason="the embedded weights are not in this checkout yet",
+    reason="the embedded base is not in this checkout yet",
+)
+needs_weights = pytest.mark.skipif(
+    not (embedded.WEIGHTS / "canny").is_dir(),
+    reason="the embedded adapters are not in this checkout yet",
 )
 
 

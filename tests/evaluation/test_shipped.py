@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.weights import needs_weights
+from tests.weights import needs_base, needs_weights
 
 from nexus_adapters import embedded
 from nexus_adapters.embedded import load_embedded_base
@@ -18,7 +18,7 @@ from nexus_adapters.metrics.psnr import psnr_db
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@needs_weights
+@needs_base
 def test_the_shipped_autoencoder_keeps_what_is_scored():
     """A part of what benchmarks/canny.py measures on 500."""
     scenes = load_test_scenes(40)
