@@ -122,7 +122,7 @@ def test_half_of_the_bases_timesteps_are_cubic_and_all_spread_evenly(scripts):
         assert torch.equal(even.sort().values // 2, torch.arange(500))  # one in every two timesteps
         share = (cubic > 875).float().mean().item()  # 1 - u^3 > 0.875 for u < 0.5
         assert abs(share - 0.5) < 0.01
-        assert 0 <= steps.min()
+        assert steps.min() >= 0
         assert steps.max() <= 999
     assert len({tuple(draw(4, 1000, torch.Generator().manual_seed(seed)).tolist()) for seed in range(5)}) == 5
 
