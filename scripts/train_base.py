@@ -127,7 +127,7 @@ def load_in_float32(pipeline: Path) -> None:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, "base", steps=8000, batch_size=32, learning_rate=8e-4)
+    parser = training_parser(__doc__, "base", steps=4000, batch_size=32, learning_rate=2e-3)
     add_scene_options(parser)
     parser.add_argument("--text-encoder", type=Path, default=DEFAULT_CACHE / "text_encoder" / "model")
     args = parser.parse_args()
