@@ -28,6 +28,7 @@ from nexus_adapters import NexusAdapter
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
 from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+from nexus_adapters.training.optimizer import OPTIMIZERS
 from nexus_adapters.training.precision import autocast
 from train_base import speed_up
 
@@ -99,12 +100,17 @@ def main() -> None:
     parser = training_parser(__doc__, "adapters", steps=2400, batch_size=32, learning_rate=4e-3)
     add_scene_options(parser)
     parser.add_argument("--base", type=Path, default=DEFAULT_CACHE / "base" / "pipeline")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     args = parser.parse_args()
     base = load_base(args.base, args.device)
     scenes = load_scenes(args.vae, base.tokenizer, args.scenes, args.cache, args.device)
     options = LoopOptions(
-        max_train_steps=args.steps, learning_rate=args.learning_rate, schedule="cosine", warmup_steps=50
+        max_train_steps=args.steps,
+        learning_rate=args.learning_rate,
+        optimizer=args.optimizer,
+        schedule="cosine",
+        warmup_steps=50,
     )
     identity = scene_identity(args, base.tokenizer) | {"base": folder_hash(args.base)}
     for method in args.methods:
