@@ -2,7 +2,7 @@
 
 PyTorch's default shrinks a signal by 1/sqrt(3) at every convolution; through the dozen convolutions of an
 autoencoder's skip path nothing of the image is left, and training first has to find it again. Here the skip
-path keeps the signal's size, and what the residual branches add starts small. benchmarks/embedded_design.py
+path keeps the signal's size, and what the residual branches add starts small. benchmarks/embedded_training.py
 compares the two.
 """
 

@@ -61,7 +61,7 @@ def build_unet(device: str = "cpu") -> UNet2DConditionModel:
 def speed_up(unet: UNet2DConditionModel, device: str) -> None:
     """For training on a CPU, where the backward pass of fused attention takes long."""
     if device == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # benchmarks/embedded_design.py
+        unet.set_attn_processor(AttnProcessor())  # benchmarks/embedded_training.py
         unet.to(memory_format=torch.channels_last)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.weights import needs_weights, write_tiny
+from tests.weights import needs_base, write_tiny
 
 from nexus_adapters import embedded
 
@@ -91,14 +91,25 @@ def test_quick_runs_leave_the_results_alone(benchmark, monkeypatch, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
-@needs_weights
+@needs_base
 def test_embedded_design(benchmark, tmp_path):
     name, measured = run(benchmark("embedded_design"), tmp_path)
     assert name == "embedded_design"
-    assert set(measured["psnr_db_by_start"]) == {"orthogonal", "default"}
-    assert measured["unet_training_step"]["fused_to_plain"]["median"] > 0
     f1 = measured["edge_f1_by_latent_noise"]
     assert f1["0.0"] > f1["0.3"] > 0
+    assert measured["probe_accuracy_color_at_shape_token"] > 0.5
+
+
+@needs_base
+def test_embedded_training(benchmark, tmp_path):
+    name, measured = run(benchmark("embedded_training"), tmp_path)
+    assert name == "embedded_training"
+    assert set(measured["psnr_db_by_start"]) == {"orthogonal", "default"}
+    for ratio in ("fused_to_plain", "bfloat16_to_float32"):
+        assert measured["unet_training_step"][ratio]["median"] > 0
+    losses = measured["base_loss_by_optimizer"]
+    assert set(losses) == {"muon", "adamw"}
+    assert losses["muon"]["500"] != losses["adamw"]["500"]
 
 
 @pytest.fixture
