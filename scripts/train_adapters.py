@@ -97,10 +97,10 @@ def load_base(folder: Path, device: str) -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, "adapters", steps=2400, batch_size=32, learning_rate=4e-3)
+    parser = training_parser(__doc__, "adapters", steps=2000, batch_size=32, learning_rate=1e-2)
     add_scene_options(parser)
     parser.add_argument("--base", type=Path, default=DEFAULT_CACHE / "base" / "pipeline")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     args = parser.parse_args()
     base = load_base(args.base, args.device)
