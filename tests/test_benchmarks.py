@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.weights import needs_base, write_tiny
+from tests.weights import needs_base, needs_weights, write_tiny
 
 from nexus_adapters import embedded
 
@@ -91,13 +91,16 @@ def test_quick_runs_leave_the_results_alone(benchmark, monkeypatch, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
-@needs_base
+@needs_weights
 def test_embedded_design(benchmark, tmp_path):
     name, measured = run(benchmark("embedded_design"), tmp_path)
     assert name == "embedded_design"
     f1 = measured["edge_f1_by_latent_noise"]
     assert f1["0.0"] > f1["0.3"] > 0
     assert measured["probe_accuracy_color_at_shape_token"] > 0.5
+    by_scale = measured["scores_by_guidance"]["t2i"]
+    assert set(by_scale) == {"1.5", "2.0", "3.0", "5.0"}
+    assert 0 <= by_scale["2.0"]["edge_f1"] <= 1
 
 
 @needs_base

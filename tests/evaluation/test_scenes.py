@@ -10,6 +10,8 @@ def test_test_scenes_are_those_of_their_split():
     assert [entry.scene for entry in loaded] == [draw_scene(seed, "test") for seed in range(3)]
     assert all(entry.condition.size == (128, 128) and entry.condition.mode == "RGB" for entry in loaded)
     assert all(item.color in entry.prompt for entry in loaded for item in entry.scene.objects)
+    later = load_test_scenes(1, "novel", first_seed=2)
+    assert [entry.scene for entry in later] == [draw_scene(2, "novel")]
 
 
 def test_noise_of_a_row_depends_on_nothing_but_seed_and_row():

@@ -33,10 +33,10 @@ class TestScene:
     prompt: str
 
 
-def load_test_scenes(count: int, split: Split = "test") -> list[TestScene]:
-    """The scenes of seeds 0 to `count` - 1 of a split that training never draws."""
+def load_test_scenes(count: int, split: Split = "test", first_seed: int = 0) -> list[TestScene]:
+    """The scenes of `count` seeds from `first_seed` on, of a split that training never draws."""
     loaded = []
-    for seed in range(count):
+    for seed in range(first_seed, first_seed + count):
         scene = draw_scene(seed, split)
         rendering = render(scene)
         condition = extract("canny", Image.fromarray(rendering.image))
