@@ -1,11 +1,10 @@
-"""Measure what four choices in the embedded model's design rest on.
+"""Measure what three choices in the embedded model's design rest on.
 
     python benchmarks/embedded_design.py
 
 - the latents' redundancy: edge F1 of decoded test scenes whose latents carry noise;
 - at which timesteps the words count: the base's loss on test scenes with their own prompts and with others';
-- what the text encoder says: the share of objects whose color a linear probe reads at their shape's token;
-- the guidance scale: scores of T2I-Adapter and Prime by scale, on test scenes that canny.py does not draw.
+- what the text encoder says: the share of objects whose color a linear probe reads at their shape's token.
 
 Writes results/embedded_design.json.
 """
@@ -16,8 +15,8 @@ import torch
 from machine import benchmark_parser, report
 from torch import nn
 
-from nexus_adapters.embedded import BETTER_FORM, embedded_adapter, load_embedded_base
-from nexus_adapters.evaluation.methods import Sampling, decode, encode, generate
+from nexus_adapters.embedded import load_embedded_base
+from nexus_adapters.evaluation.methods import decode, encode
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.scene import draw_scene
@@ -26,8 +25,6 @@ from nexus_adapters.training.loss import denoising_loss
 
 NOISE_SHARES = (0.0, 0.1, 0.2, 0.3)  # of the latents' standard deviation
 TIMESTEPS = (200, 400, 600, 800, 900, 980, 999)
-GUIDANCE_SCALES = (1.5, 2.0, 3.0, 5.0)
-UNSEEN = 10_000  # the first seed of test scenes to choose by: far behind those of the results
 
 
 def edge_f1_under_noise(scenes: list[TestScene]) -> dict[str, float]:
@@ -85,37 +82,20 @@ def color_at_shape_token(scenes: int) -> float:
     return round((probe(inputs[seen:]).argmax(1) == labels[seen:]).float().mean().item(), 4)
 
 
-def scores_by_guidance(scenes: list[TestScene], steps: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Method -> guidance scale -> mean of each metric."""
-    base = load_embedded_base()
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for method in ("t2i", BETTER_FORM["prime"]):
-        adapter = embedded_adapter(method)
-        found[method] = {}
-        for scale in GUIDANCE_SCALES:
-            images = generate(base, adapter, scenes, Sampling(steps, scale), show_progress=False)
-            scores = score_images(images, scenes)
-            found[method][str(scale)] = {name: round(float(v.mean()), 4) for name, v in scores.items()}
-    return found
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=48)
     parser.add_argument("--probed-scenes", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     args = parser.parse_args(arguments)
     count, probed = (2, 20) if args.quick else (args.scenes, args.probed_scenes)
-    steps = 2 if args.quick else args.steps
     scenes = load_test_scenes(count)
     measured = {
         "edge_f1_by_latent_noise": edge_f1_under_noise(scenes),
         "base_loss_by_timestep_and_prompt": loss_by_timestep(scenes),
         "probe_accuracy_color_at_shape_token": color_at_shape_token(probed),
-        "scores_by_guidance": scores_by_guidance(load_test_scenes(count, first_seed=UNSEEN), steps),
     }
-    settings = {"test_scenes": count, "steps": steps, "probed_scenes": probed, "seed": 0}
+    settings = {"test_scenes": count, "probed_scenes": probed, "seed": 0}
     report("embedded_design", args, settings, measured)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.weights import RESULTS, needs_base, needs_results, needs_weights
+from tests.weights import needs_base, needs_weights
 
 from nexus_adapters import embedded
 from nexus_adapters.embedded import load_embedded_base
@@ -43,10 +43,10 @@ def test_the_shipped_prime_reads_the_prompt():
     assert own["binding_color"].mean() > swapped["binding_color"].mean() + 0.1
 
 
-@needs_results
+@needs_weights
 def test_the_committed_results_are_of_these_weights(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    settings = json.loads((RESULTS / "canny.json").read_text())
+    settings = json.loads((BENCHMARKS / "results" / "canny.json").read_text())
     folder_hash = import_module("canny").folder_hash
     assert settings["base_sha256"] == folder_hash(embedded.WEIGHTS / "base")
     assert settings["adapters_sha256"] == {
@@ -54,9 +54,9 @@ def test_the_committed_results_are_of_these_weights(monkeypatch):
     }
 
 
-@needs_results
+@needs_weights
 def test_the_committed_results_are_complete():
-    with (RESULTS / "canny.csv").open(newline="") as stream:
+    with (BENCHMARKS / "results" / "canny.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == ["method", "policy", "metric", "value", "low", "high", "n", "seed"]
     nexus = ["prime", "slim", "prime+residual", "slim+residual"]
@@ -73,14 +73,14 @@ def test_the_committed_results_are_complete():
 
 
 def value(method, metric):
-    with (RESULTS / "canny.csv").open(newline="") as stream:
+    with (BENCHMARKS / "results" / "canny.csv").open(newline="") as stream:
         for row in csv.DictReader(stream):
             if (row["method"], row["policy"], row["metric"]) == (method, "positive", metric):
                 return float(row["value"])
     raise AssertionError((method, metric))
 
 
-@needs_results
+@needs_weights
 @pytest.mark.parametrize("variant", ["prime", "slim"])
 def test_the_form_that_users_get_is_the_better_one(variant):
     """By objects in their color and edges where the map has them, under the default policy."""

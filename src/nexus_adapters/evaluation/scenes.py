@@ -34,7 +34,7 @@ class TestScene:
 
 
 def load_test_scenes(count: int, split: Split = "test", first_seed: int = 0) -> list[TestScene]:
-    """The scenes of `count` seeds from `first_seed` on, of a split that training never draws."""
+    """The scenes of `count` seeds from `first_seed` on; training draws none of `test` and `novel`."""
     loaded = []
     for seed in range(first_seed, first_seed + count):
         scene = draw_scene(seed, split)
