@@ -6,11 +6,17 @@ Needs the autoencoder of train_autoencoder.py and the text encoder of train_text
 it was stopped. Writes a folder in the standard diffusers layout. Half of the timesteps are drawn with more
 weight on noisy ones: in latents this small the words decide next to nothing below timestep 800
 (benchmarks/embedded_design.py).
+
+The UNet that is committed was trained a second time, from the weights of the first and on other noise:
+
+    python scripts/train_base.py --steps 3000 --seed 1 --out ~/.cache/nexus-adapters/base-2 \
+        --start ~/.cache/nexus-adapters/base/pipeline/unet
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -117,25 +123,34 @@ def build_loss(
     return loss_of_step
 
 
-def load_in_float32(pipeline: Path) -> None:
-    """Let a plain `from_pretrained` load every part in float32, whatever precision the files have.
+def complete_configs(pipeline: Path) -> None:
+    """Let a plain `from_pretrained` load every part in float32, and name no folder of this machine.
 
-    diffusers does so by itself; transformers goes by what the text encoder's config says.
+    diffusers takes float32 whatever precision the files have; transformers goes by what the text encoder's
+    config says.
     """
-    path = pipeline / "text_encoder" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    _edit_config(pipeline / "text_encoder", lambda config: config | {"dtype": "float32"})
+    _edit_config(pipeline / "vae", lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})
+
+
+def _edit_config(folder: Path, edit: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text())), indent=2) + "\n")
 
 
 def main() -> None:
     parser = training_parser(__doc__, "base", steps=4000, batch_size=32, learning_rate=2e-3)
     add_scene_options(parser)
     parser.add_argument("--text-encoder", type=Path, default=DEFAULT_CACHE / "text_encoder" / "model")
+    parser.add_argument("--start", type=Path, help="folder of a UNet whose weights to start from")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer()
     scenes = load_scenes(args.vae, tokenizer, args.scenes, args.cache, args.device)
     text_encoder = CLIPTextModel.from_pretrained(args.text_encoder).eval().to(args.device)
     unet = build_unet(args.device)
+    if args.start:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start).state_dict())
     options = LoopOptions(
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
@@ -147,6 +162,8 @@ def main() -> None:
     empty = token_ids(tokenizer, [""])
     loss = build_loss(unet, text_encoder, scenes, empty, args.batch_size, args.seed, args.device)
     identity = scene_identity(args, tokenizer) | {"text_encoder": folder_hash(args.text_encoder)}
+    if args.start:
+        identity |= {"start": folder_hash(args.start)}
     train(unet, loss, options, args.out, "base", identity)
     unet.to("cpu", memory_format=torch.contiguous_format)
     pipeline = StableDiffusionPipeline(
@@ -160,7 +177,7 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(args.out / "pipeline")
-    load_in_float32(args.out / "pipeline")
+    complete_configs(args.out / "pipeline")
     print(f"saved {args.out / 'pipeline'}")
 
 

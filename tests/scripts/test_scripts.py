@@ -182,6 +182,20 @@ def test_run_again_nothing_is_trained_anew(scripts, root, base):
     assert weights.read_bytes() == saved
 
 
+def test_the_base_is_trained_further_from_saved_weights(scripts, root, base):
+    start = base / "pipeline" / "unet"
+    out = root / "further"
+    run(scripts("train_base"), *base_folders(root), *SIZES, "--steps", 0, "--start", start, "--out", out)
+    saved = (start / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert (out / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == saved
+
+
+def test_the_base_names_no_folder_of_the_machine(root, base):
+    configs = [path.read_text() for path in (base / "pipeline").rglob("*.json")]
+    assert len(configs) >= 5
+    assert not any(str(root) in config for config in configs)
+
+
 def test_the_text_encoder_is_the_bases(text_encoder, base):
     trained = CLIPTextModel.from_pretrained(text_encoder / "model").state_dict()
     kept = CLIPTextModel.from_pretrained(base / "pipeline" / "text_encoder").state_dict()
