@@ -51,10 +51,12 @@ def training_parser(
     return parser
 
 
-def add_scene_options(parser: argparse.ArgumentParser) -> None:
+def add_scene_options(
+    parser: argparse.ArgumentParser, vae: Path = DEFAULT_CACHE / "autoencoder" / "vae"
+) -> None:
     """Of the trainings that read cached scenes."""
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
+    parser.add_argument("--vae", type=Path, default=vae)
     parser.add_argument("--scenes", type=int, default=24_000)
 
 
@@ -147,13 +149,19 @@ def draw_batch(
     return Batch(indices, tokens.to(device), latents.to(device), noise.to(device))
 
 
-def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path, device: str) -> SceneCache:
-    """The first `count` training scenes; shards that are missing in `cache` are made first."""
+def load_scenes(
+    vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path, device: str, after: int = 0
+) -> SceneCache:
+    """`count` training scenes, from the first shard that holds none of the first `after` on.
+
+    Shards that are missing in `cache` are made first.
+    """
+    begin = -(-after // SHARD) * SHARD
     folder = cache / f"scenes-{scenes_hash(vae_dir, tokenizer)[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(vae_dir).eval().to(device)
     shards = []
-    for first in tqdm(range(0, count, SHARD), desc="scenes", unit="shard"):
+    for first in tqdm(range(begin, begin + count, SHARD), desc="scenes", unit="shard"):
         path = folder / f"{first:07d}.safetensors"
         if not path.exists():
             partial = path.with_suffix(".partial")

@@ -2,7 +2,8 @@
 
     python scripts/train_adapters.py [--methods t2i prime ...]
 
-Same budget, data, seed and recipe for all. Needs the base of train_base.py. Continues where it was stopped.
+Same budget, data, seed and recipe for all. Trained for the base that comes with the package, unless `--base`
+and `--vae` name another. Continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from diffusers import StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 from embedded_data import (
-    DEFAULT_CACHE,
     SceneCache,
     add_scene_options,
     draw_batch,
@@ -25,6 +25,7 @@ from embedded_data import (
     training_parser,
 )
 from nexus_adapters import NexusAdapter
+from nexus_adapters.embedded import WEIGHTS
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
 from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
 from nexus_adapters.training.loss import denoising_loss, draw_timesteps
@@ -33,6 +34,7 @@ from nexus_adapters.training.precision import autocast
 from train_base import speed_up
 
 VALIDATION_STEPS = range(10**9, 10**9 + 24)  # batches of noise and timesteps that no training draws
+VALIDATION_SCENES = 2000  # that no training draws either
 METHODS = ("t2i", "prime-residual", "slim-residual", "prime", "slim")
 PIXELS_PER_LATENT = 8
 
@@ -82,7 +84,7 @@ def build_loss(
 
 @torch.no_grad()
 def validation_loss(adapter: nn.Module, loss_of_step: Loss) -> float:
-    """The mean over batches that are the same for all methods, so that learning rates can be compared."""
+    """The mean over batches that are the same for all methods and learning rates."""
     adapter.eval()
     return sum(loss_of_step(step).item() for step in VALIDATION_STEPS) / len(VALIDATION_STEPS)
 
@@ -98,13 +100,15 @@ def load_base(folder: Path, device: str) -> StableDiffusionPipeline:
 
 def main() -> None:
     parser = training_parser(__doc__, "adapters", steps=2000, batch_size=32, learning_rate=1e-2)
-    add_scene_options(parser)
-    parser.add_argument("--base", type=Path, default=DEFAULT_CACHE / "base" / "pipeline")
+    add_scene_options(parser, vae=WEIGHTS / "base" / "vae")
+    parser.add_argument("--base", type=Path, default=WEIGHTS / "base")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     args = parser.parse_args()
     base = load_base(args.base, args.device)
-    scenes = load_scenes(args.vae, base.tokenizer, args.scenes, args.cache, args.device)
+    where = (args.cache, args.device)
+    scenes = load_scenes(args.vae, base.tokenizer, args.scenes, *where)
+    unseen = load_scenes(args.vae, base.tokenizer, VALIDATION_SCENES, *where, after=args.scenes)
     options = LoopOptions(
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
@@ -116,9 +120,12 @@ def main() -> None:
     for method in args.methods:
         torch.manual_seed(args.seed)
         adapter = build_adapter(method, base.unet).train().to(args.device)
-        loss = build_loss(adapter, base, scenes, args.batch_size, args.seed, args.device)
+        loss, loss_on_unseen = (
+            build_loss(adapter, base, data, args.batch_size, args.seed, args.device)
+            for data in (scenes, unseen)
+        )
         train(adapter, loss, options, args.out / method, method, identity)
-        print(f"{method}: loss {validation_loss(adapter, loss):.5f} on batches that training does not draw")
+        print(f"{method}: loss {validation_loss(adapter, loss_on_unseen):.5f} on scenes it has not seen")
         adapter.half().save_pretrained(args.out / method / "adapter")
 
 

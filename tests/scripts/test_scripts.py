@@ -78,7 +78,11 @@ def base(scripts, root, autoencoder, text_encoder):
 def adapters(scripts, root, autoencoder, base):
     """The folder that train_adapters.py writes, after two steps."""
     folders = ("--cache", root, "--vae", autoencoder / "vae", "--base", base / "pipeline")
-    run(scripts("train_adapters"), *folders, "--out", root / "adapters", *SIZES)
+    script = scripts("train_adapters")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "VALIDATION_SCENES", 1)
+        patch.setattr(script, "VALIDATION_STEPS", script.VALIDATION_STEPS[:1])
+        run(script, *folders, "--out", root / "adapters", *SIZES)
     return root / "adapters"
 
 
@@ -141,8 +145,8 @@ def test_every_word_is_one_token(base):
 
 def test_scenes_are_kept_and_read_back(scripts, root, autoencoder, base):
     data = scripts("embedded_data")
-    files = sorted(root.glob("scenes-*/*.safetensors"))
-    assert len(files) == 2  # of two scenes each
+    files = sorted(root.glob("scenes-*/*.safetensors"))[:2]  # of two scenes each
+    assert [path.stem for path in files] == ["0000000", "0000002"]
     before = [path.stat().st_mtime_ns for path in files]
     tokenizer = StableDiffusionPipeline.from_pretrained(base / "pipeline").tokenizer
     cache = data.load_scenes(autoencoder / "vae", tokenizer, SCENES - 1, root, "cpu")
@@ -156,6 +160,68 @@ def test_scenes_are_kept_and_read_back(scripts, root, autoencoder, base):
         assert torch.equal(row, torch.from_numpy(np.asarray(drawn).copy()).permute(2, 0, 1) / 255)
     expected = data.token_ids(tokenizer, [caption(draw_scene(1), 2)])[0]
     assert torch.equal(cache.tokens[1, 2].long(), expected)
+
+
+def test_scenes_to_validate_on_are_none_of_the_training(scripts, root, autoencoder, base):
+    data = scripts("embedded_data")
+    tokenizer = StableDiffusionPipeline.from_pretrained(base / "pipeline").tokenizer
+    unseen = data.load_scenes(autoencoder / "vae", tokenizer, 1, root, "cpu", after=SCENES - 1)
+    assert len(unseen) == 1
+    expected = data.token_ids(tokenizer, [caption(draw_scene(SCENES), 0)])[0]
+    assert torch.equal(unseen.tokens[0, 0].long(), expected)
+
+
+def scenes_of_their_number(data, count):
+    """A cache in which scene i has i in every latent and token, and i white pixels in its map."""
+    numbers = torch.arange(count)
+    bits = np.arange(128 * 128) < np.arange(count)[:, None]
+    return data.SceneCache(
+        latents=numbers.view(-1, 1, 1, 1).expand(-1, 12, 16, 16).half(),
+        tokens=numbers.view(-1, 1, 1).expand(-1, data.PHRASINGS, 77).short(),
+        canny=torch.from_numpy(np.packbits(bits, axis=1)),
+    )
+
+
+def test_a_batch_holds_latents_prompt_and_map_of_the_same_scenes(scripts):
+    data = scripts("embedded_data")
+    scenes, empty = scenes_of_their_number(data, 50), torch.full((1, 77), -1)
+    batch = data.draw_batch(scenes, empty, 2000, torch.Generator().manual_seed(3), "cpu")
+    drawn = batch.indices
+    assert len(drawn.unique()) == 50
+    assert torch.equal(batch.latents[:, 0, 0, 0].long(), drawn)
+    assert torch.equal(scenes.condition(drawn)[:, 0].sum((1, 2)).long(), drawn)
+    dropped = (batch.tokens == -1).all(1)
+    assert torch.equal(batch.tokens[~dropped], drawn[~dropped, None].expand(-1, 77))
+    assert abs(dropped.float().mean().item() - data.PROMPT_DROPOUT) < 0.02
+    assert abs(batch.noise.std().item() - 1) < 0.01
+    again = data.draw_batch(scenes, empty, 2000, torch.Generator().manual_seed(3), "cpu")
+    assert torch.equal(again.tokens, batch.tokens)
+    assert torch.equal(again.noise, batch.noise)
+
+
+def test_prompts_are_dropped_in_one_batch_row_of_ten(scripts):
+    assert scripts("embedded_data").PROMPT_DROPOUT == 0.1
+
+
+@pytest.mark.parametrize("method", ["t2i", "prime"])
+def test_an_adapters_step_trains_the_adapter_alone_on_what_every_method_draws(
+    scripts, root, autoencoder, base, method
+):
+    script, data = scripts("train_adapters"), scripts("embedded_data")
+    pipe = script.load_base(base / "pipeline", "cpu")
+    scenes = data.load_scenes(autoencoder / "vae", pipe.tokenizer, SCENES, root, "cpu")
+    adapter = script.build_adapter(method, pipe.unet)
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+        real = script.denoising_loss
+        patch.setattr(script, "denoising_loss", lambda *args: seen.setdefault(args[3], None) or real(*args))
+        script.build_loss(adapter, pipe, scenes, 2, 0, "cpu")(7).backward()
+    frozen = [*pipe.unet.parameters(), *pipe.text_encoder.parameters(), *pipe.vae.parameters()]
+    assert all(weight.grad is None for weight in frozen)
+    assert all(weight.grad is not None for weight in adapter.parameters())
+    (noise,) = seen
+    expected = data.draw_batch(scenes, torch.zeros(1, 77).long(), 2, script.step_generator(0, 7), "cpu")
+    assert torch.equal(noise, expected.noise)
 
 
 def test_the_adapters_load(adapters, base):
