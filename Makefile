@@ -4,15 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,eval,app,dev
 INSTALLED := $(VENV)/.installed
+IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help demo test check format constraints clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
 
-# Installed once, and again when what is to be installed has changed.
+# Installed once, and again when what is to be installed has changed. An environment without pip, or of an older
+# Python, is what a failed first attempt leaves behind.
 $(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -c '$(IS_NEW)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
+		$(PYTHON) -c '$(IS_NEW)' \
+		|| { echo "expected Python 3.11 or newer, received $$($(PYTHON) --version); set PYTHON" >&2; exit 1; }; \
+		echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 

@@ -6,9 +6,11 @@ Every method draws the same scenes from the same noise. Cells (a method under a 
 before by the same code with the same weights and settings come from the cache, so an interrupted run goes
 on. Writes into results/:
 
-- canny.csv: fractions in [0, 1] with bootstrap 95 % intervals, and paired differences to T2I-Adapter;
+- canny.csv: fractions in [0, 1], the means over scenes, with bootstrap 95 % intervals (they say what other
+  scenes would change, not other trainings or noise), and paired differences to T2I-Adapter;
 - canny_text.csv: the same scenes, where the adapter alone reads another scene's prompt;
-- canny.json: settings, versions, machine;
+- canny.json: settings, hashes of code, weights and tables, versions, machine; and bindings as shares of all
+  objects;
 - canny.md: canny.csv's fractions as the table that README shows.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import time
@@ -25,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from machine import machine_facts
+from machine import folder_hash, machine_facts, write_whole
 
 import nexus_adapters
 from nexus_adapters import embedded
@@ -60,7 +63,7 @@ class Bench:
     scenes: list[TestScene]
     sampling: Sampling
     base_hash: str
-    code_hash: str
+    code_hash: dict[str, str]
     cache: Path
 
     def measure(self, method: str, policy: str, adapter_hash: str, draw: Callable[[], Images]) -> Scores:
@@ -79,15 +82,6 @@ class Bench:
             os.replace(partial, path)
         with np.load(path) as stored:
             return {metric: stored[metric] for metric in METRICS}
-
-
-def folder_hash(folder: Path, suffix: str = "") -> str:
-    """SHA-256 over names and contents of all files below `folder` whose names end in `suffix`."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file()):
-        digest.update(f"{file.relative_to(folder)}\n".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
@@ -170,15 +164,30 @@ def markdown_table(rows: list[dict], parameters: dict[str, int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write the rows, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
-    print(f"wrote {path}")
+def csv_text(rows: list[dict]) -> str:
+    """The rows with a header."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def bound_objects(
+    measured: dict[tuple[str, str], Scores], scenes: list[TestScene]
+) -> dict[str, dict[str, float]]:
+    """For each cell the share of all objects, rather than the mean over scenes, that have their property.
+
+    A scene of four objects then counts twice as much as one of two.
+    """
+    counts = [len(scene.scene.objects) for scene in scenes]
+    return {
+        " ".join(cell): {
+            metric: round(float(np.average(scores[metric], weights=counts)), 4)
+            for metric in ("binding_color", "binding_material")
+        }
+        for cell, scores in measured.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -197,18 +206,16 @@ def main(arguments: list[str] | None = None) -> None:
     sampling = Sampling(args.steps, args.guidance_scale, args.seed)
     scenes = load_test_scenes(args.scenes)
     package = Path(nexus_adapters.__file__).parent
-    code_hash = "".join(folder_hash(package / part, ".py") for part in CODE)
+    code_hash = {part: folder_hash(package / part, ".py") for part in CODE}
     bench = Bench(scenes, sampling, folder_hash(embedded.WEIGHTS / "base"), code_hash, args.cache)
     measured = measure_all(bench)
     t2i = {"t2i": measured["t2i", "positive"]}
     rows = rows_of(measured, t2i, args.seed)
-    write_csv(args.out / "canny.csv", rows)
     swapped = [
         row
         for cell, scores in measure_swapped_text(bench).items()
         for row in rows_of({cell: scores}, {"own_prompt": measured[cell]}, args.seed)
     ]
-    write_csv(args.out / "canny_text.csv", swapped)
     reconstructions = reconstruct(embedded.load_embedded_base().vae, scenes)
     psnr = [
         psnr_db(image, scene.rendering.image) for image, scene in zip(reconstructions, scenes, strict=True)
@@ -217,18 +224,27 @@ def main(arguments: list[str] | None = None) -> None:
         method: sum(weight.numel() for weight in embedded.embedded_adapter(stored).parameters())
         for method, stored in {"t2i": "t2i", **NEXUS}.items()
     }
-    (args.out / "canny.md").write_text(markdown_table(rows, parameters))
+    tables = {
+        "canny.csv": csv_text(rows),
+        "canny_text.csv": csv_text(swapped),
+        "canny.md": markdown_table(rows, parameters),
+    }
+    for name, text in tables.items():
+        write_whole(args.out / name, text)
     settings = {
         "sampling": asdict(sampling),
         "scenes": args.scenes,
+        "tables_sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()},
+        "code_sha256": code_hash,
         "base_sha256": bench.base_hash,
         "adapters_sha256": {
             method: folder_hash(embedded.WEIGHTS / "canny" / method) for method in embedded.METHODS["canny"]
         },
         "adapter_parameters": parameters,
         "autoencoder_psnr_db": round(float(np.mean(psnr)), 2),
+        "share_of_all_objects": bound_objects(measured, scenes),
     }
-    (args.out / "canny.json").write_text(json.dumps(settings | machine_facts(), indent=2) + "\n")
+    write_whole(args.out / "canny.json", json.dumps(settings | machine_facts(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/embedded_design.py
 
 - the latents' redundancy: edge F1 of decoded test scenes whose latents carry noise;
-- at which timesteps the words count: the base's loss on test scenes with their own prompts and with others';
+- at which timesteps the words count: the base's loss on test scenes with their own prompts, with others',
+  and with none;
 - what the text encoder says: the share of objects whose color a linear probe reads at their shape's token.
 
 Writes results/embedded_design.json.
@@ -41,17 +42,17 @@ def edge_f1_under_noise(scenes: list[TestScene]) -> dict[str, float]:
 
 @torch.no_grad()
 def loss_by_timestep(scenes: list[TestScene]) -> dict[str, dict[str, float]]:
-    """Timestep -> mean loss with each scene's own prompt, and with the next scene's."""
+    """Timestep -> mean loss with each scene's own prompt, with the next scene's, and with the empty one."""
     base = load_embedded_base()
     latents = encode(base.vae, scenes) * base.vae.config.scaling_factor
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    own, _ = base.encode_prompt([scene.prompt for scene in scenes], "cpu", 1, False)
+    own, none = base.encode_prompt([scene.prompt for scene in scenes], "cpu", 1, True)
     found = {}
     for timestep in TIMESTEPS:
         steps = torch.full((len(scenes),), timestep)
         found[str(timestep)] = {
             name: round(denoising_loss(base.unet, base.scheduler, latents, noise, steps, text).item(), 4)
-            for name, text in {"own": own, "other": own.roll(1, 0)}.items()
+            for name, text in {"own": own, "other": own.roll(1, 0), "none": none}.items()
         }
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -52,10 +53,24 @@ def report(
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"{name}.json.partial"
-    partial.write_text(text)
-    os.replace(partial, out / f"{name}.json")
-    print(f"written to {out / name}.json")
+    write_whole(out / f"{name}.json", text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write the file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, newline="")
+    os.replace(partial, path)
+    print(f"wrote {path}")
+
+
+def folder_hash(folder: Path, suffix: str = "") -> str:
+    """SHA-256 over names and contents of all files below `folder` whose names end in `suffix`."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def median_and_spread(values: list[float], digits: int = 4) -> dict[str, float]:

@@ -4,8 +4,7 @@
 
 Needs the autoencoder of train_autoencoder.py and the text encoder of train_text_encoder.py. Continues where
 it was stopped. Writes a folder in the standard diffusers layout. Half of the timesteps are drawn with more
-weight on noisy ones: in latents this small the words decide next to nothing below timestep 800
-(benchmarks/embedded_design.py).
+weight on noisy ones, where in latents this small the words count most (benchmarks/embedded_design.py).
 
 The UNet that is committed was trained a second time, from the weights of the first and on other noise:
 

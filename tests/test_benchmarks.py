@@ -1,6 +1,7 @@
 """The timing benchmarks run, in miniature. What they measure is not tested: tests are not timed."""
 
 import csv
+import hashlib
 import json
 from importlib import import_module
 from importlib.metadata import version
@@ -133,6 +134,11 @@ def test_canny(benchmark, tmp_path, tiny_weights):
     table = files["canny.md"].decode().splitlines()
     assert len(table) == 2 + len(cells)
     assert all(line.count("|") == table[0].count("|") for line in table)
+    settings = json.loads(files["canny.json"])
+    for name, digest in settings["tables_sha256"].items():
+        assert hashlib.sha256(files[name]).hexdigest() == digest
+    assert len(settings["tables_sha256"]) == 3
+    assert set(settings["share_of_all_objects"]) == {" ".join(cell) for cell in cells}
     swapped = list(csv.DictReader(files["canny_text.csv"].decode().splitlines()))
     assert {row["method"] for row in swapped} == set(module.NEXUS)
     assert {row["metric"] for row in swapped} >= {"binding_color", "binding_color_minus_own_prompt"}
@@ -151,7 +157,7 @@ def test_a_cell_of_other_weights_code_or_settings_is_measured_anew(benchmark, tm
         "scenes": [None],
         "sampling": module.Sampling(),
         "base_hash": "a",
-        "code_hash": "b",
+        "code_hash": {"adapter": "b"},
         "cache": tmp_path,
     }
     bench = module.Bench(**parts)
@@ -163,7 +169,7 @@ def test_a_cell_of_other_weights_code_or_settings_is_measured_anew(benchmark, tm
             (module.Bench(**parts | changed), "t2i", "positive", "x")
             for changed in (
                 {"base_hash": "c"},
-                {"code_hash": "c"},
+                {"code_hash": {"adapter": "c"}},
                 {"sampling": module.Sampling(steps=3)},
                 {"scenes": [None, None]},
             )
@@ -189,12 +195,60 @@ def test_differences_are_paired_and_to_the_reference(benchmark):
     assert -0.25 <= difference["low"] < 0.25 < difference["high"] <= 0.5
 
 
+def test_shares_of_all_objects_weigh_scenes_by_their_objects(benchmark):
+    scenes = benchmark("canny").load_test_scenes(12)
+    counts = np.array([len(scene.scene.objects) for scene in scenes])
+    bound = (counts == 4).astype(float)  # all objects of scenes of four, none of the others
+    scores = {"binding_color": bound, "binding_material": np.ones(12)}
+    found = benchmark("canny").bound_objects({("prime", "positive"): scores}, scenes)
+    share = round(4 * bound.sum() / counts.sum(), 4)
+    assert found == {"prime positive": {"binding_color": share, "binding_material": 1.0}}
+    assert share > bound.mean()
+
+
+def test_the_text_is_swapped_for_the_adapter_alone(benchmark, tiny_weights, monkeypatch):
+    """Every scene gets another's prompt, and the base keeps the own."""
+    module = benchmark("canny")
+    scenes = module.load_test_scenes(3)
+    bench = module.Bench(scenes, module.Sampling(steps=1), "", {}, Path("unused"))
+    calls = []
+    monkeypatch.setattr(module, "generate", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(module.Bench, "measure", lambda self, method, policy, digest, draw: draw())
+    module.measure_swapped_text(bench)
+    assert len(calls) == len(module.NEXUS)
+    for (_, _, drawn, *_), options in calls:
+        assert drawn == scenes
+        assert options["adapter_prompts"] == [scenes[1].prompt, scenes[2].prompt, scenes[0].prompt]
+    assert len({scene.prompt for scene in scenes}) == 3
+
+
 def test_guidance(benchmark, tmp_path, tiny_weights):
     out = tmp_path / "out"
     name, measured = run(benchmark("guidance"), out)
     assert name == "guidance"
-    assert set(measured) == {"t2i", embedded.BETTER_FORM["prime"]}
-    for by_scale in measured.values():
-        assert set(by_scale) == {"1.5", "2.0", "3.0", "5.0"}
+    found = measured["scores"]
+    assert set(found) == set(embedded.METHODS["canny"])
+    for by_scale in found.values():
+        assert set(by_scale) == {"2", "3", "4", "5"}
         assert all(set(scores) == set(METRICS) for scores in by_scale.values())
-    assert len({json.dumps(scores) for by_scale in measured.values() for scores in by_scale.values()}) > 1
+    assert len({json.dumps(scores) for by_scale in found.values() for scores in by_scale.values()}) > 1
+    assert measured["guidance_scale"] in (2, 3, 4, 5)
+    assert set(measured["better_form"]) == {"prime", "slim"}
+
+
+def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
+    module = benchmark("guidance")
+
+    def by_scale(*colors):
+        return {str(2 + i): {"binding_color": c, "edge_f1": 0.5} for i, c in enumerate(colors)}
+
+    scores = {
+        "t2i": by_scale(0.5, 0.6, 0.2, 0.1),
+        "prime": by_scale(0.2, 0.7, 0.4, 0.1),
+        "prime-residual": by_scale(0.9, 0.6, 0.8, 0.1),
+        "slim": by_scale(0.1, 0.5, 0.4, 0.1),
+        "slim-residual": by_scale(0.1, 0.5, 0.4, 0.1),
+    }
+    assert module.best_scale(scores) == "3"
+    assert module.better_forms(scores, "3") == {"prime": "prime", "slim": "slim"}
+    assert module.better_forms(scores, "2") == {"prime": "prime-residual", "slim": "slim"}

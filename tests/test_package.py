@@ -61,6 +61,7 @@ def test_extract_needs_no_torch():
 
 def test_version_is_stated_once():
     assert version("nexus-adapters") == nexus_adapters.__version__
+    assert f"\nversion: {nexus_adapters.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_nothing_needs_torchvision():

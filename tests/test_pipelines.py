@@ -3,6 +3,9 @@
 import inspect
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import pytest
 import torch
@@ -254,6 +257,55 @@ def test_from_pipe(base, adapter, pipe):
     assert torch.equal(generate(back), generate(base))
     with pytest.raises(ValueError, match="adapter"):
         StableDiffusionNexusPipeline.from_pipe(base)
+
+
+def test_from_pipe_keeps_the_bases_precision():
+    base = tiny.sd15().to(dtype=torch.bfloat16)
+    adapter = tiny.adapter(base.unet)
+    made = StableDiffusionNexusPipeline.from_pipe(base, adapter=adapter)
+    dtypes = {part.dtype for part in (made.unet, made.vae, made.text_encoder, adapter)}
+    assert dtypes == {torch.bfloat16}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of diffusers 0.42 on, whose name for it is dtype
+        made = StableDiffusionNexusPipeline.from_pipe(base, adapter=adapter, torch_dtype=torch.float32)
+    assert made.unet.dtype == adapter.dtype == torch.float32
+
+
+def test_generations_that_take_turns_on_one_unet_do_not_mix(base, adapter):
+    """As previews do, or the requests to a server: each follows its own map, or none."""
+    first, second = (
+        tiny.quiet(
+            StableDiffusionNexusPipeline(
+                **base.components | {"scheduler": deepcopy(base.scheduler)},
+                adapter=adapter,
+                requires_safety_checker=False,
+            )
+        )
+        for _ in range(2)
+    )
+    stock = tiny.quiet(
+        StableDiffusionPipeline(
+            **base.components | {"scheduler": deepcopy(base.scheduler)}, requires_safety_checker=False
+        )
+    )
+    maps = tiny.condition(2)
+    expected = [generate(first, image=maps[:1]), generate(second, image=maps[1:]), generate(stock)]
+    found = []
+
+    def meanwhile(_pipe, step, _timestep, values):
+        if step == 1:
+            with ThreadPoolExecutor(1) as other:
+                found.append(other.submit(generate, second, image=maps[1:]).result())
+            found.append(generate(second, image=maps[1:]))
+            found.append(generate(stock))
+        return values
+
+    outer = generate(first, image=maps[:1], callback_on_step_end=meanwhile)
+    assert torch.equal(outer, expected[0])
+    assert torch.equal(found[0], expected[1])
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+    assert not torch.equal(expected[0], expected[1])
 
 
 def test_a_bases_folder_with_an_adapter(base, adapter, pipe, tmp_path):

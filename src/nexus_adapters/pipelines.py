@@ -1,11 +1,13 @@
 """Stable Diffusion with a Nexus adapter as one pipeline: attach, generate, detach."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
@@ -80,6 +82,19 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         check_pixels(adapter, unet, self.vae_scale_factor)
         self.register_modules(adapter=adapter)  # type: ignore[no-untyped-call]  # diffusers' own
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A pipeline of another's parts, and `adapter=adapter`; diffusers' own arguments, all of them.
+
+        The parts, which both pipelines share, keep the precision of the other's UNet, and the adapter takes
+        it. `torch_dtype` gives them all another one; diffusers' own default would make them float32.
+        """
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["torch_dtype"] = pipeline.components["unet"].dtype
+        with warnings.catch_warnings():  # from diffusers 0.42 on it is `dtype`, which older ones do not take
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            return super().from_pipe(pipeline, **kwargs)  # type: ignore[no-untyped-call]  # diffusers' own
+
     @_with_stock_arguments
     def __call__(
         self,
@@ -130,7 +145,7 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
         given |= {"height": size[0], "width": size[1]}
         del given["self"]
-        with attach(self, control):
+        with attach(self, control, shared=False):
             return super().__call__(**given)
 
 
@@ -139,7 +154,7 @@ def _prompt_count(given: dict[str, Any]) -> int | None:
     prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
     if prompt is None:
         return None if embeds is None else len(embeds)
-    return 1 if isinstance(prompt, str) else len(prompt)
+    return len(prompt) if isinstance(prompt, list) else 1  # anything else the stock pipeline refuses
 
 
 def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -> None:

@@ -170,6 +170,19 @@ def test_damaged_weights_are_refused_by_name(
         NexusAdapter.from_pretrained(tmp_path, **options)
 
 
+def test_weights_put_aside_by_a_device_map_are_loaded_too(tiny: Build, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "saved")
+    stages = {f"adapter.body.{index}": "cpu" for index in range(len(tiny().adapter.body))}
+    places = {"adapter.conv_in": "cpu", **stages, "adapter.body.1": "disk"}
+    loaded = NexusAdapter.from_pretrained(
+        tmp_path / "saved", device_map=places, offload_folder=str(tmp_path / "aside")
+    )
+    condition, text = torch.rand(1, 3, 32, 32), torch.randn(1, 4, tiny().config.text_width)
+    expected = NexusAdapter.from_pretrained(tmp_path / "saved")(condition, text)
+    for found, feature in zip(loaded(condition, text), expected, strict=True):
+        assert torch.equal(found, feature)
+
+
 @pytest.mark.parametrize("in_index", [True, False])
 def test_damaged_shards_are_refused(tiny: Build, tmp_path: Path, in_index: bool) -> None:
     tiny().save_pretrained(tmp_path, max_shard_size="10KB")

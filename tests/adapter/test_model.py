@@ -135,7 +135,9 @@ def test_overrides(build_unet: Callable[..., UNet2DConditionModel]) -> None:
         ("slim", {"groups": 1}, "groups: expected a number that makes variant 'slim' .*; received 1"),
         ("slim", {"groups": 5}, r"groups: expected a divisor of every width in \(16, 32\); received 5"),
         ("prime", {"zero_init": True}, "zero_init: .*residual=False"),
-        ("prime", {"vae_scale_factor": 0}, "unshuffle: expected a positive integer; received 0"),
+        ("prime", {"vae_scale_factor": 0}, "vae_scale_factor: expected a positive integer; received 0"),
+        ("prime", {"channels": 8}, "channels: expected one positive integer per stage; received 8"),
+        ("prime", {"channels": ()}, r"channels: expected one positive integer per stage; received \(\)"),
     ],
 )
 def test_bad_overrides_are_named(

@@ -51,6 +51,7 @@ def test_the_report_is_complete(report):
     assert set(report["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
     assert set(report["machine"]) == {"processor", "cores", "system", "python"}
     assert report["total_s"] > 0
+    assert 0.05 < report["peak_memory_gib"] < 8
     assert list(report["methods"]) == METHODS
     assert [report["methods"][name]["adapter"] for name in METHODS] == [
         None,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tests import tiny
 from tests.weights import needs_weights, write_tiny
@@ -265,6 +265,50 @@ def test_base_and_adapter_from_folders(edges, tmp_path, weights):
     settings = read_settings(tmp_path / "a.png")
     assert (settings["base"], settings["adapter"]) == (str(base), str(adapter))
     assert settings["adapter_sha256"] == read_settings(tmp_path / "c.png")["adapter_sha256"]
+
+
+def test_the_unets_hash_is_of_what_is_loaded(edges, tmp_path, weights):
+    base, adapter = tmp_path / "base", weights / "canny" / "slim"
+    shutil.copytree(weights / "base", base)
+    assert run(edges, tmp_path / "a.png", "--base", base, "--adapter", adapter) == 0
+    unet = base / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copyfile(unet, unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert run(edges, tmp_path / "b.png", "--base", base, "--adapter", adapter) == 0
+    found = [read_settings(tmp_path / f"{name}.png")["base_unet_sha256"] for name in "ab"]
+    assert found == [hashlib.sha256(unet.read_bytes()).hexdigest()] * 2
+
+
+def test_as_many_steps_as_the_schedule_has_are_refused_where_it_begins_too_late(
+    edges, tmp_path, weights, capsys
+):
+    """Stable Diffusion's own setting: leading spacing with an offset of 1."""
+    base, adapter = tmp_path / "base", weights / "canny" / "slim"
+    shutil.copytree(weights / "base", base)
+    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+    scheduler.save_pretrained(base / "scheduler")
+    given = ["--base", base, "--adapter", adapter, "--steps", 1000]
+    assert run(edges, tmp_path / "a.png", *given) == 2
+    expected = "--steps: expected fewer than the 1000 timesteps of training; received 1000"
+    assert expected in capsys.readouterr().err
+
+
+def test_an_adapter_for_another_vae_is_the_adapters_fault(edges, tmp_path, weights, capsys):
+    unet = UNet2DConditionModel.from_pretrained(weights / "base", subfolder="unet")
+    NexusAdapter.for_unet(unet, vae_scale_factor=16).save_pretrained(tmp_path / "adapter")
+    given = ["--base", weights / "base", "--adapter", tmp_path / "adapter"]
+    assert run(edges, tmp_path / "a.png", *given) == 2
+    expected = (
+        "--adapter: expected 8 pixels of the condition per latent, as the pipeline's VAE has; received 16"
+    )
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "demo"])
+def test_help_tells_the_embedded_bases_guidance(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"embedded base('s,|:) {embedded.EMBEDDED_GUIDANCE:g}\)", shown)
 
 
 def test_guidance_of_a_given_base_is_the_stock_one(edges, tmp_path, weights):

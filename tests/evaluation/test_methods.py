@@ -46,6 +46,12 @@ def test_batches_do_not_matter(base, scenes):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
+def test_the_policy_reaches_the_adapter(base, scenes):
+    adapter = embedded.embedded_adapter("prime")
+    drawn = [generate(base, adapter, scenes, SAMPLING, policy) for policy in ("positive", "per_branch")]
+    assert not any(np.array_equal(one, other) for one, other in zip(*drawn, strict=True))
+
+
 def test_the_adapter_alone_can_read_another_prompt(base, scenes):
     adapter = embedded.embedded_adapter("prime")
     own = generate(base, adapter, scenes, SAMPLING)

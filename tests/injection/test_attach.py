@@ -248,6 +248,26 @@ def test_live_changes(pipe, adapter):
         assert torch.equal(generate(pipe), first)
 
 
+def test_live_changes_on_the_handle_of_one_control(pipe, adapter):
+    first, second = Control(adapter, tiny.condition()), Control(adapter, tiny.condition())
+    with attach(pipe, first) as handle:
+        handle.scale, handle.condition = 0.25, tiny.condition(seed=9)
+        assert (handle.scale, first.scale) == (0.25, 0.25)
+        assert torch.equal(first.condition, tiny.condition(seed=9))
+        assert handle.condition is first.condition
+        with pytest.raises(ValueError, match="scale: expected a finite number"):
+            handle.scale = float("nan")
+    with attach(pipe, first, second) as handle, pytest.raises(ValueError, match="expected a single one"):
+        handle.scale = 0.5
+    assert second.scale == 1.0
+
+
+def test_a_misspelled_setting_is_refused(adapter):
+    control = Control(adapter, tiny.condition())
+    with pytest.raises(AttributeError, match=r"expected one of condition, scale, .*; received strength"):
+        control.strength = 0.2
+
+
 def test_changed_weights_give_new_features(pipe):
     adapter = tiny.adapter(pipe.unet)
     with attach(pipe, Control(adapter, tiny.condition())):

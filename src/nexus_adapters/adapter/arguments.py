@@ -60,7 +60,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     hand-edited config.json.
     """
     for name in ("in_channels", "unshuffle", "groups", "text_width", "heads", "head_width"):
-        _expect(_is_positive_int(arguments[name]), name, "a positive integer", arguments[name])
+        check_positive(name, arguments[name])
     for name in ("residual", "zero_init"):
         _expect(isinstance(arguments[name], bool), name, "True or False", arguments[name])
     _check_stages(arguments["channels"], arguments["pools"], arguments["groups"])
@@ -69,6 +69,21 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             "zero_init: expected False where residual=False (all features, and the gradients of all layers "
             "before the output projection, would be zero); received zero_init=True, residual=False"
         )
+
+
+def check_positive(name: str, value: Any) -> None:
+    """ValueError, naming the argument `name`, unless the value is a positive integer."""
+    _expect(_is_positive_int(value), name, "a positive integer", value)
+
+
+def check_channels(channels: Any) -> None:
+    """ValueError unless there is a positive width for every stage, and a stage."""
+    _expect(
+        isinstance(channels, (list, tuple)) and len(channels) > 0 and all(map(_is_positive_int, channels)),
+        "channels",
+        "one positive integer per stage",
+        channels,
+    )
 
 
 def check_config(config: Mapping[str, Any], overridden: Collection[str] = ()) -> None:
@@ -88,12 +103,7 @@ def check_config(config: Mapping[str, Any], overridden: Collection[str] = ()) ->
 
 
 def _check_stages(channels: Any, pools: Any, groups: int) -> None:
-    _expect(
-        isinstance(channels, (list, tuple)) and len(channels) > 0 and all(map(_is_positive_int, channels)),
-        "channels",
-        "one positive integer per stage",
-        channels,
-    )
+    check_channels(channels)
     _expect(
         isinstance(pools, (list, tuple)) and all(isinstance(pool, int) and pool >= 0 for pool in pools),
         "pools",

@@ -15,7 +15,9 @@ from nexus_adapters.adapter.arguments import (
     VARIANTS,
     attention_heads,
     check_arguments,
+    check_channels,
     check_config,
+    check_positive,
     variant_of,
 )
 from nexus_adapters.adapter.block import Trunk
@@ -107,7 +109,9 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         unknown = ", ".join(sorted(set(overrides) - set(ARGUMENTS)))
         if unknown:
             raise ValueError(f"overrides: expected some of {', '.join(ARGUMENTS)}; received {unknown}")
+        check_positive("vae_scale_factor", vae_scale_factor)
         arguments = adapter_geometry(unet_config(unet), vae_scale_factor) | VARIANTS[variant] | overrides
+        check_channels(arguments["channels"])
         heads, head_width = attention_heads(arguments["channels"])
         arguments = {"heads": heads, "head_width": head_width} | arguments
         if variant_of(arguments["groups"]) != variant:
@@ -191,10 +195,22 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         )
 
 
+def _offloaded(adapter: nn.Module) -> set[str]:
+    """The parameters that a device map has put aside, and that accelerate's hooks fetch for each call."""
+    names = set()
+    for module_name, module in adapter.named_modules():
+        stored = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or ()
+        for name, _ in module.named_parameters(recurse=False):
+            if name in stored:
+                names.add(f"{module_name}.{name}")
+    return names
+
+
 def check_loaded(adapter: nn.Module, info: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Raise a ValueError unless diffusers' loading info says that every tensor was loaded, and no other."""
     # A shard may lack what its index promises: diffusers does not notice, but the parameter stays on `meta`.
     left_empty = {name for name, tensor in adapter.named_parameters() if tensor.is_meta}
+    left_empty -= _offloaded(adapter)
     misshapen = {
         f"{name} {tuple(found)}, expected {tuple(expected)}"
         for name, found, expected in info.get("mismatched_keys", ())

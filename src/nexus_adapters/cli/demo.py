@@ -89,12 +89,13 @@ def settings_of(sampling: "Sampling") -> dict[str, Any]:
 
 def report_of(settings: Mapping[str, Any], results: Sequence["Result"], total_s: float) -> dict[str, Any]:
     """What goes into demo.json."""
-    from nexus_adapters.cli.versions import machine
+    from nexus_adapters.cli.versions import machine, peak_memory_gib
 
     return {
         **settings,
         "machine": machine(),
         "total_s": round(total_s, 2),
+        "peak_memory_gib": peak_memory_gib(),
         "methods": {
             result.method.name: {
                 "adapter": result.method.adapter_name,

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(args.base, args.adapter, args.condition, choose_dtype(args.dtype, device))
         if device != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
             model.pipe.to(device)
+        check_schedule(model.pipe.scheduler, args.steps)
         factor = model.pipe.vae_scale_factor
         native = native_side(model.pipe.unet.config.sample_size) * factor
         size = image_size(source.size, args.width, args.height, native, factor)
@@ -59,6 +60,16 @@ def run(args: argparse.Namespace) -> int:
             own = settings | {"seed": args.seed + index}
             save(file, generate(model, condition, own), own, args.force)
     return 0
+
+
+def check_schedule(scheduler: Any, steps: int) -> None:
+    """ValueError where so many steps would begin before the noisiest timestep of the training."""
+    scheduler.set_timesteps(steps)
+    trained = scheduler.config.num_train_timesteps
+    if float(scheduler.timesteps[0]) > trained - 1:
+        raise ValueError(
+            f"--steps: expected fewer than the {trained} timesteps of training; received {steps}"
+        )
 
 
 def native_side(sample_size: int | Sequence[int] | None) -> int:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.cli.checks import expect, expect_source
+from nexus_adapters.cli.saved_adapter import WEIGHTS, read_saved_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,6 @@ def load_model(base: str | None, adapter: str | None, condition: str, torch_dtyp
     """
     from nexus_adapters import embedded
     from nexus_adapters.adapter.model import NexusAdapter
-    from nexus_adapters.cli.saved_adapter import read_saved_adapter
     from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 
     if base is None and (adapter is None or adapter in _VARIANTS):
@@ -65,7 +65,7 @@ def load_model(base: str | None, adapter: str | None, condition: str, torch_dtyp
         method = embedded.BETTER_FORM[variant]
         ours = embedded.load_embedded(condition, variant, torch_dtype)
         saved = read_saved_adapter(embedded.WEIGHTS / condition / method)
-        unet_sha256 = file_sha256(embedded.WEIGHTS / "base" / "unet")
+        unet_sha256 = files_sha256(weight_files(embedded.WEIGHTS / "base" / "unet"))
         return Model(ours, EMBEDDED, unet_sha256, f"{EMBEDDED} {method}", saved.sha256())
     assert adapter is not None
     configs = embedded.WEIGHTS / "base" if base is None else fetch("--base", base, _BASE, _CONFIGS)
@@ -90,7 +90,7 @@ def load_model(base: str | None, adapter: str | None, condition: str, torch_dtyp
                     base_folder, adapter=loaded, local_files_only=True
                 )
     embedded.convert(pipe, torch_dtype)
-    unet_sha256 = file_sha256(base_folder / "unet")
+    unet_sha256 = files_sha256(weight_files(base_folder / "unet"))
     return Model(pipe, base or EMBEDDED, unet_sha256, adapter, saved.sha256())
 
 
@@ -114,10 +114,19 @@ def fetch_pipeline(base: str) -> Path:
         return Path(StableDiffusionPipeline.download(base))
 
 
-def file_sha256(folder: Path) -> str:
-    """Hash of the weight files in `folder`, in order of their names."""
+def weight_files(folder: Path) -> list[Path]:
+    """Those that diffusers loads from a model's folder, where others may lie beside them, such as fp16's."""
+    for pattern in ("safetensors", "bin"):
+        for name in (f"{WEIGHTS}.{pattern}", f"{WEIGHTS}-*-of-*.{pattern}"):
+            if found := sorted(folder.glob(name)):
+                return found
+    return []
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Hash of the files' contents, one behind the other."""
     digest = hashlib.sha256()
-    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -142,17 +151,20 @@ def check_fits(adapter: "NexusAdapter", base: Path) -> None:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from nexus_adapters.injection.fit import check_fit
+    from nexus_adapters.injection.fit import check_fit, check_pixels
 
     with refused("--base", str(base), _BASE), torch.device("meta"):
         config = UNet2DConditionModel.load_config(base, subfolder="unet")
         unet = UNet2DConditionModel.from_config(config)  # type: ignore[no-untyped-call]  # diffusers' own
-        latent_channels = AutoencoderKL.load_config(base, subfolder="vae")["latent_channels"]
+        vae = AutoencoderKL.load_config(base, subfolder="vae")
+        latent_channels = vae["latent_channels"]
+        pixels = 2 ** (len(vae["block_out_channels"]) - 1)
     fits = unet.config.in_channels == unet.config.out_channels == latent_channels
     received = f"{unet.config.in_channels} and {unet.config.out_channels}"
     expect(fits, "--base", f"a UNet with {latent_channels} channels in and out, as the VAE has", received)
     try:
         check_fit(adapter, unet)
+        check_pixels(adapter, unet, pixels)
     except ValueError as error:
         is_adapters = str(error).startswith("adapter:")
         raise ValueError(f"--{error}" if is_adapters else f"--base: {error}") from error

@@ -24,6 +24,16 @@ def machine() -> dict[str, object]:
     }
 
 
+def peak_memory_gib() -> float | None:
+    """The most memory that this process has held so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**30 if platform.system() == "Darwin" else 2**20), 2)  # bytes there, KiB elsewhere
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")  # Linux, where `platform` does not know the model
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.embedded import EMBEDDED_GUIDANCE
 from nexus_adapters.evaluation.scenes import TestScene, initial_latents
 from nexus_adapters.injection import Control, attach
 
@@ -28,7 +29,7 @@ class Sampling:
     """How images are drawn. `guidance_scale` of 1 is no guidance."""
 
     steps: int = 20
-    guidance_scale: float = 3.0
+    guidance_scale: float = EMBEDDED_GUIDANCE
     seed: int = 0
     batch_size: int = 50
 

@@ -1,5 +1,6 @@
 """`attach`: controls onto a UNet, whichever pipeline calls it."""
 
+import threading
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,28 +11,32 @@ from torch import Tensor, nn
 from nexus_adapters.adapter.geometry import unet_config
 from nexus_adapters.injection.cache import FeatureCache
 from nexus_adapters.injection.calls import Arguments, Call, CallGuard, hook_calls, parameter_names
+from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.features import check_call, compute_features
 from nexus_adapters.injection.fit import check_fit, check_pixels
 from nexus_adapters.injection.residuals import ARGUMENT, add_residuals, residuals
 from nexus_adapters.injection.rows import branches_of, check_policy, plan_rows
-from nexus_adapters.injection.running import refuse_tiled, running_pipeline
+from nexus_adapters.injection.running import is_running, refuse_tiled, running_pipeline
 from nexus_adapters.injection.schedule import schedule_position, training_timesteps
 
 
-def attach(pipe_or_unet: DiffusionPipeline | nn.Module | Any, *controls: Control | Any) -> "Attachment":
+def attach(
+    pipe_or_unet: DiffusionPipeline | nn.Module | Any, *controls: Control | Any, shared: bool = True
+) -> "Attachment":
     """Add the controls' features to every call of the UNet, until removed.
 
     As a context manager, `with attach(pipe, control): ...`, or as a handle with `remove()`, on whose
     `controls` scale, condition and the other settings can be changed at any time. Several controls add up.
     After removal, also by an exception, the UNet is exactly as it was. All pipelines that share the UNet
-    share its controls. A UNet that is to be compiled must be compiled first.
+    share its controls, unless told otherwise. A UNet that is to be compiled must be compiled first.
 
     Args:
         pipe_or_unet: any pipeline with a `UNet2DConditionModel`, or such a UNet. A bare UNet, like a
             pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window needs a
             pipeline.
         controls: one or more.
+        shared: False: they act in calls by this very pipeline from this thread, and no other's.
 
     Raises:
         ValueError: where an adapter and the UNet do not fit (both numbers), the policy needs a known
@@ -56,16 +61,24 @@ def attach(pipe_or_unet: DiffusionPipeline | nn.Module | Any, *controls: Control
         check_policy(pipe, control.policy)
         if control.is_windowed:
             training_timesteps(pipe)
-    return Attachment(unet, pipe, controls)
+    return Attachment(unet, pipe, controls, None if shared else threading.current_thread())
 
 
 class Attachment:
-    """Controls attached to a UNet; made by `attach`. `controls` are the ones given, to be changed live."""
+    """Controls attached to a UNet; made by `attach`. `controls` are the ones given, to be changed live.
+
+    Of a single control, scale and condition can be read and set on the handle itself.
+    """
 
     def __init__(
-        self, unet: nn.Module, pipe: DiffusionPipeline | None, controls: tuple[Control, ...]
+        self,
+        unet: nn.Module,
+        pipe: DiffusionPipeline | None,
+        controls: tuple[Control, ...],
+        only_in: threading.Thread | None = None,
     ) -> None:
         self.controls = controls
+        self._only_in = only_in
         self._unet = unet
         self._pipe = pipe
         self._names = parameter_names(unet)
@@ -73,6 +86,32 @@ class Attachment:
         self._guard = CallGuard(unet)
         self._attached = True
         self._unhook = hook_calls(unet, self._before, self._after)
+
+    @property
+    def scale(self) -> float:
+        """The only control's scale; ValueError where there are several."""
+        return self._only_control().scale
+
+    @scale.setter
+    def scale(self, value: float | int) -> None:
+        self._only_control().scale = value
+
+    @property
+    def condition(self) -> Tensor:
+        """The only control's condition, (K, C, H, W) in [0, 1]; ValueError where there are several."""
+        return self._only_control().condition
+
+    @condition.setter
+    def condition(self, value: ConditionLike) -> None:
+        self._only_control().condition = value
+
+    def _only_control(self) -> Control:
+        if len(self.controls) != 1:
+            raise ValueError(
+                "controls: expected a single one, or the setting on one of `controls`; received "
+                f"{len(self.controls)}"
+            )
+        return self.controls[0]
 
     def remove(self) -> None:
         """Leave the UNet exactly as it was. In any order among several attachments; again is no harm."""
@@ -96,6 +135,8 @@ class Attachment:
         self.remove()
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if self._only_in is not None and not self._is_own_call():
+            return None
         self._guard.enter()
         call = Call(self._names, args, kwargs)
         ours = self._residuals(call)
@@ -109,6 +150,9 @@ class Attachment:
                 f"ControlNet, or {ARGUMENT} in its place: the UNet would drop it; received it alone"
             )
         return call.replace(ARGUMENT, add_residuals(call.get(ARGUMENT), ours))
+
+    def _is_own_call(self) -> bool:
+        return threading.current_thread() is self._only_in and is_running(self._pipe, self._unet)
 
     def _after(self, *_: object) -> None:
         self._guard.leave()

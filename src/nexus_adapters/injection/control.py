@@ -131,6 +131,13 @@ class Control:
         self.level_scales = level_scales
         self.crop = crop
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse settings that do not exist: a misspelled one would do nothing, without a word."""
+        if name not in ("revision", "_adapter") and not hasattr(type(self), name):
+            known = ", ".join(key for key, kind in vars(Control).items() if isinstance(kind, Checked))
+            raise AttributeError(f"expected one of {known}; received {name}")
+        super().__setattr__(name, value)
+
     @property
     def adapter(self) -> nn.Module:
         """The adapter; fixed, since `attach` has checked that it fits the UNet."""

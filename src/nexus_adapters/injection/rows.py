@@ -92,7 +92,8 @@ def check_policy(pipe: DiffusionPipeline | None, policy: str) -> None:
         )
         raise ValueError(
             f'policy: expected "per_branch", which needs no knowledge of how the rows of a batch are laid '
-            f'out; received "{policy}" for {received}'
+            f'out (but latents of the whole image: tiles would each get the whole map); received "{policy}" '
+            f"for {received}"
         )
 
 

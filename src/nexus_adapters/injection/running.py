@@ -6,7 +6,9 @@ of the running `__call__`. The alternatives are a wrong layout, or a condition o
 """
 
 import sys
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -20,17 +22,28 @@ def running_pipeline(unet: nn.Module) -> DiffusionPipeline | None:
     Raises:
         ValueError: where it runs with `padding_mask_crop`, or denoises tiles.
     """
+    pipe, variables = _innermost_call(unet)
+    refuse_tiled(pipe)
+    _refuse_crop(variables.get("padding_mask_crop"))
+    return pipe
+
+
+def is_running(pipe: DiffusionPipeline | None, unet: nn.Module) -> bool:
+    """Whether it is this pipeline's `__call__` in which this thread uses the UNet now."""
+    return pipe is not None and _innermost_call(unet)[0] is pipe
+
+
+def _innermost_call(unet: nn.Module) -> tuple[DiffusionPipeline | None, Mapping[str, Any]]:
+    """The pipeline of `running_pipeline`, and the variables of its `__call__`."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             variables = frame.f_locals
             pipe = variables.get("self")
             if isinstance(pipe, DiffusionPipeline) and getattr(pipe, "unet", None) is unet:
-                refuse_tiled(pipe)
-                _refuse_crop(variables.get("padding_mask_crop"))
-                return pipe
+                return pipe, variables
         frame = frame.f_back
-    return None
+    return None, {}
 
 
 def refuse_tiled(pipe: DiffusionPipeline | None) -> None:
