@@ -99,7 +99,7 @@ def load_base(folder: Path, device: str) -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, "adapters", steps=2000, batch_size=32, learning_rate=1e-2)
+    parser = training_parser(__doc__, "adapters", steps=1000, batch_size=32, learning_rate=1e-2)
     add_scene_options(parser, vae=WEIGHTS / "base" / "vae")
     parser.add_argument("--base", type=Path, default=WEIGHTS / "base")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
