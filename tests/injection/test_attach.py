@@ -262,6 +262,13 @@ def test_live_changes_on_the_handle_of_one_control(pipe, adapter):
     assert second.scale == 1.0
 
 
+def test_a_bare_unets_controls_are_shared(unet, adapter):
+    control = Control(adapter, tiny.condition(), policy="per_branch")
+    with pytest.raises(ValueError, match="shared: expected True for a bare UNet"):
+        attach(unet, control, shared=False)
+    assert not unet._forward_pre_hooks
+
+
 def test_a_misspelled_setting_is_refused(adapter):
     control = Control(adapter, tiny.condition())
     with pytest.raises(AttributeError, match=r"expected one of condition, scale, .*; received strength"):

@@ -36,7 +36,8 @@ def attach(
             pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window needs a
             pipeline.
         controls: one or more.
-        shared: False: they act in calls by this very pipeline from this thread, and no other's.
+        shared: False: they act in calls by this very pipeline from this thread, and no other's. Needs a
+            pipeline.
 
     Raises:
         ValueError: where an adapter and the UNet do not fit (both numbers), the policy needs a known
@@ -54,6 +55,8 @@ def attach(
     if not controls or not all(isinstance(control, Control) for control in controls):
         received = ", ".join(type(control).__name__ for control in controls) or "none"
         raise ValueError(f"controls: expected one or more of Control; received {received}")
+    if pipe is None and not shared:
+        raise ValueError("shared: expected True for a bare UNet, which no pipeline calls; received False")
     refuse_tiled(pipe)
     for control in controls:
         check_fit(control.adapter, unet)
