@@ -75,8 +75,13 @@ def main(arguments: list[str] | None = None) -> None:
         "guidance_scale": float(scale),
         "better_form": better_forms(scores, scale),
     }
-    settings = {"test_scenes": count, "first_seed": FIRST_SEED, "steps": steps, "seed": Sampling().seed}
-    settings["weights_sha256"] = folder_hash(embedded.WEIGHTS)
+    settings = {
+        "test_scenes": count,
+        "first_seed": FIRST_SEED,
+        "steps": steps,
+        "seed": Sampling().seed,
+        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")},
+    }
     report("guidance", args, settings, measured)
 
 

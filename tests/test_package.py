@@ -59,7 +59,7 @@ def test_extract_needs_no_torch():
     assert result.returncode == 0, result.stderr
 
 
-def test_version_is_stated_once():
+def test_the_version_is_the_same_everywhere():
     assert version("nexus-adapters") == nexus_adapters.__version__
     assert f"\nversion: {nexus_adapters.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 

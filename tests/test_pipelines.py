@@ -266,7 +266,7 @@ def test_from_pipe_keeps_the_bases_precision():
     dtypes = {part.dtype for part in (made.unet, made.vae, made.text_encoder, adapter)}
     assert dtypes == {torch.bfloat16}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of diffusers 0.42 on, whose name for it is dtype
+        warnings.simplefilter("ignore", FutureWarning)  # of newer diffusers, which call it dtype
         made = StableDiffusionNexusPipeline.from_pipe(base, adapter=adapter, torch_dtype=torch.float32)
     assert made.unet.dtype == adapter.dtype == torch.float32
 

@@ -91,7 +91,7 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = pipeline.components["unet"].dtype
-        with warnings.catch_warnings():  # from diffusers 0.42 on it is `dtype`, which older ones do not take
+        with warnings.catch_warnings():  # newer diffusers call it `dtype`, which older ones refuse
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             return super().from_pipe(pipeline, **kwargs)  # type: ignore[no-untyped-call]  # diffusers' own
 

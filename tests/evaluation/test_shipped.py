@@ -76,7 +76,9 @@ def test_the_committed_results_are_of_these_weights(monkeypatch):
     assert settings["adapters_sha256"] == {
         method: folder_hash(embedded.WEIGHTS / "canny" / method) for method in embedded.METHODS["canny"]
     }
-    assert result("guidance")["settings"]["weights_sha256"] == folder_hash(embedded.WEIGHTS)
+    assert result("guidance")["settings"]["weights_sha256"] == {
+        part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")
+    }
 
 
 @needs_weights
