@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.weights import needs_base, write_tiny
+from tests.weights import write_tiny
 
 from nexus_adapters import embedded
 from nexus_adapters.evaluation.scenes import METRICS
@@ -93,7 +93,6 @@ def test_quick_runs_leave_the_results_alone(benchmark, monkeypatch, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
-@needs_base
 def test_embedded_design(benchmark, tmp_path):
     name, measured = run(benchmark("embedded_design"), tmp_path)
     assert name == "embedded_design"
@@ -102,7 +101,6 @@ def test_embedded_design(benchmark, tmp_path):
     assert measured["probe_accuracy_color_at_shape_token"] > 0.5
 
 
-@needs_base
 def test_embedded_training(benchmark, tmp_path):
     name, measured = run(benchmark("embedded_training"), tmp_path)
     assert name == "embedded_training"
@@ -112,6 +110,13 @@ def test_embedded_training(benchmark, tmp_path):
     losses = measured["base_loss_by_optimizer"]
     assert set(losses) == {"muon", "adamw"}
     assert losses["muon"]["500"] != losses["adamw"]["500"]
+
+
+def test_memory_format(benchmark, tmp_path):
+    name, measured = run(benchmark("memory_format"), tmp_path)
+    assert name == "memory_format"
+    assert set(measured) == {"2 rows", "8 rows", "100 rows"}
+    assert all(found["channels_last_to_contiguous"]["median"] > 0 for found in measured.values())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.utils import logging as diffusers_logging
 from tests import tiny
-from tests.weights import needs_base, needs_weights, write_tiny
+from tests.weights import write_tiny
 from transformers.utils import logging as transformers_logging
 
 import nexus_adapters
@@ -136,7 +136,6 @@ def test_load_embedded_is_public():
     assert nexus_adapters.load_embedded is embedded.load_embedded
 
 
-@needs_weights
 @pytest.mark.parametrize("variant", ["prime", "slim"])
 def test_the_shipped_weights_load_in_one_dtype(variant):
     pipe = load_embedded(variant=variant)
@@ -145,7 +144,6 @@ def test_the_shipped_weights_load_in_one_dtype(variant):
         embedded.embedded_adapter(method)
 
 
-@needs_base
 def test_the_shipped_weights_are_small_float16_safetensors():
     files = [file for file in embedded.WEIGHTS.rglob("*") if file.is_file()]
     weights = [file for file in files if file.suffix == ".safetensors"]

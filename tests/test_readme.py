@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.weights import needs_weights
 
 from nexus_adapters.cli import main
 
@@ -18,7 +17,6 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@needs_weights
 def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -33,7 +31,6 @@ def test_the_examples_run(tmp_path, monkeypatch):
     assert all(Image.open(file).size == (128, 128) for file in drawn)
 
 
-@needs_weights
 def test_the_table_is_the_measured_one():
     table = (ROOT / "benchmarks" / "results" / "canny.md").read_text()
     assert table in README

@@ -1,22 +1,12 @@
-"""The embedded weights: a marker for tests of the real ones, and tiny random ones of the same layout."""
+"""Tiny random weights in the layout of the embedded ones."""
 
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers import T2IAdapter
 from tests import tiny
 
 from nexus_adapters import embedded
-
-needs_base = pytest.mark.skipif(
-    not (embedded.WEIGHTS / "base" / "model_index.json").is_file(),
-    reason="the embedded base is not in this checkout yet",
-)
-needs_weights = pytest.mark.skipif(
-    not (embedded.WEIGHTS / "canny").is_dir(),
-    reason="the embedded adapters are not in this checkout yet",
-)
 
 
 def write_tiny(root: Path) -> Path:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFont
-from tests.weights import needs_weights, write_tiny
+from tests.weights import write_tiny
 
 from nexus_adapters import embedded
 from nexus_adapters.cli import main
@@ -194,7 +194,6 @@ def test_a_long_prompt_makes_its_row_higher_and_moves_nothing_sideways():
         assert len(np.unique(np.nonzero(hits)[1])) == CELL
 
 
-@needs_weights
 def test_the_shipped_adapters_follow_the_map_and_the_words(tmp_path):
     assert main(["demo", "--out", str(tmp_path)]) == 0
     mean = json.loads((tmp_path / "demo.json").read_text())["mean"]

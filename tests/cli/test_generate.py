@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tests import tiny
-from tests.weights import needs_weights, write_tiny
+from tests.weights import write_tiny
 
 from nexus_adapters import NexusAdapter, StableDiffusionNexusPipeline, embedded, extract, load_embedded
 from nexus_adapters.cli import main
@@ -588,7 +588,6 @@ def test_no_line_but_ours_in_a_process_of_its_own(edges, tmp_path):
     assert result.stderr.startswith("nexus generate: error: --")
 
 
-@needs_weights
 def test_the_shipped_model_generates(edges, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert run(edges, tmp_path / "out.png", prompt="a striped red star on a green background") == 0

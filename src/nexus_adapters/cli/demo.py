@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="overwrite these two")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the embedded base's, 3)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the embedded base's, 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
 
 

@@ -72,7 +72,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")
     group.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
-    group.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; embedded base: 3)")
+    group.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; embedded base: 2)")
     group.add_argument(
         "--seed", type=int, default=0, help="of the first image; the next ones count on (default 0)"
     )
