@@ -124,11 +124,13 @@ def test_the_form_that_users_get_is_ahead_of_t2i_in_colors(variant):
     assert row("canny.csv", better(variant), "binding_color_minus_t2i")["low"] > 0
 
 
-def test_prime_reaches_its_edges_and_misses_its_colors_as_documented():
-    """The goals: 85 % of the colors, edge F1 0.75. docs/decisions.md says what was tried for the colors."""
-    assert 0.80 <= row("canny.csv", better("prime"), "binding_color")["value"] < 0.85
+def test_prime_reaches_its_goals_or_the_documents_say_that_it_does_not():
+    """85 % of the colors, edge F1 0.75."""
+    colors = row("canny.csv", better("prime"), "binding_color")["value"]
+    assert colors >= 0.80
+    said = "Prime misses its goal in colors" in (BENCHMARKS.parent / "docs" / "decisions.md").read_text()
+    assert said == (colors < 0.85)
     assert row("canny.csv", better("prime"), "edge_f1")["value"] >= 0.75
-    assert "Prime misses its goal in colors" in (BENCHMARKS.parent / "docs" / "decisions.md").read_text()
 
 
 @pytest.mark.parametrize("variant", ["prime", "slim"])
