@@ -260,9 +260,8 @@ def test_base_and_adapter_from_folders(edges, tmp_path, weights):
     assert run(edges, tmp_path / "a.png", *given) == 0
     assert run(edges, tmp_path / "b.png", "--adapter", adapter) == 0
     assert run(edges, tmp_path / "c.png") == 0
-    drawn = {name: pixels(tmp_path / f"{name}.png").astype(int) for name in "abc"}
-    assert np.abs(drawn["a"] - drawn["c"]).max() <= 1  # in another memory layout sums round otherwise
-    assert np.array_equal(drawn["b"], drawn["c"])
+    for name in "ab":
+        assert np.array_equal(pixels(tmp_path / f"{name}.png"), pixels(tmp_path / "c.png"))
     settings = read_settings(tmp_path / "a.png")
     assert (settings["base"], settings["adapter"]) == (str(base), str(adapter))
     assert settings["adapter_sha256"] == read_settings(tmp_path / "c.png")["adapter_sha256"]
