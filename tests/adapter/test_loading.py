@@ -183,20 +183,29 @@ def test_weights_put_aside_by_a_device_map_are_loaded_too(tiny: Build, tmp_path:
         assert torch.equal(found, feature)
 
 
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("in_index", [True, False])
-def test_damaged_shards_are_refused(tiny: Build, tmp_path: Path, in_index: bool) -> None:
+@pytest.mark.parametrize("kind", ["missing", "surplus"])
+def test_damaged_shards_are_refused(
+    tiny: Build, tmp_path: Path, kind: str, in_index: bool, low_cpu_mem_usage: bool
+) -> None:
     tiny().save_pretrained(tmp_path, max_shard_size="10KB")
     index_file = tmp_path / f"{WEIGHTS}.index.json"
     index = json.loads(index_file.read_text())
-    shard = tmp_path / index["weight_map"]["adapter.conv_in.bias"]
+    weight_map, name = index["weight_map"], "adapter.conv_in.bias"
+    shard = tmp_path / weight_map[name]
     tensors = load_file(shard)
-    del tensors["adapter.conv_in.bias"]
+    if kind == "missing":
+        del tensors[name]
+        weight_map |= {} if in_index else {name: None}
+    else:
+        name = "adapter.conv_in.scale"
+        tensors[name] = torch.zeros(8)
+        weight_map |= {name: shard.name} if in_index else {}
     save_file(tensors, shard)
-    if not in_index:
-        del index["weight_map"]["adapter.conv_in.bias"]
-        index_file.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"missing: adapter\.conv_in\.bias$"):
-        NexusAdapter.from_pretrained(tmp_path)
+    index_file.write_text(json.dumps(index | {"weight_map": {k: v for k, v in weight_map.items() if v}}))
+    with pytest.raises(ValueError, match=rf"received {kind}: {name}$"):
+        NexusAdapter.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
 
 
 def test_weights_of_another_variant_are_refused(tiny: Build, tmp_path: Path) -> None:

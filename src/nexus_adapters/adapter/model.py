@@ -1,5 +1,6 @@
 """NexusAdapter: a structure map and a prompt in, one feature map per place in the UNet out."""
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import (
@@ -104,7 +106,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         Raises:
             ValueError: for a UNet that takes no features, an unknown variant or override, or a bad value.
         """
-        if variant not in VARIANTS:
+        if str(variant) not in VARIANTS:  # what has no hash, too, is told what was expected
             raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}; received {variant!r}")
         unknown = ", ".join(sorted(set(overrides) - set(ARGUMENTS)))
         if unknown:
@@ -184,6 +186,16 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         return (adapter, info) if wants_info else adapter
 
     @classmethod
+    def _load_pretrained_model(cls, *args: Any, **kwargs: Any) -> Any:
+        """Diffusers' own, told of the tensors that the files hold, in place of what an index says of them."""
+        load: Any = super()._load_pretrained_model  # type: ignore[misc]  # diffusers' own, without types
+        call = inspect.signature(load).bind(*args, **kwargs)
+        files = [str(file) for file in call.arguments["resolved_model_file"] or ()]
+        if files and all(file.endswith(".safetensors") for file in files):
+            call.arguments["loaded_keys"] = [name for file in files for name in stored_names(file)]
+        return load(*call.args, **call.kwargs)
+
+    @classmethod
     def from_config(
         cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
@@ -206,9 +218,15 @@ def _offloaded(adapter: nn.Module) -> set[str]:
     return names
 
 
+def stored_names(file: str) -> list[str]:
+    """Of the tensors in a safetensors file."""
+    with safe_open(file, framework="pt") as stored:
+        return list(stored.keys())
+
+
 def check_loaded(adapter: nn.Module, info: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Raise a ValueError unless diffusers' loading info says that every tensor was loaded, and no other."""
-    # A shard may lack what its index promises: diffusers does not notice, but the parameter stays on `meta`.
+    # Whatever diffusers may have overlooked: the parameter then stays on `meta`.
     left_empty = {name for name, tensor in adapter.named_parameters() if tensor.is_meta}
     left_empty -= _offloaded(adapter)
     misshapen = {
