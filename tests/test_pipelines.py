@@ -1,15 +1,19 @@
 """StableDiffusionNexusPipeline: stock Stable Diffusion with an adapter, saved and loaded as one."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines import pipeline_utils
 from tests import tiny
 
 import nexus_adapters
@@ -257,6 +261,59 @@ def test_from_pipe(base, adapter, pipe):
     assert torch.equal(generate(back), generate(base))
     with pytest.raises(ValueError, match="adapter"):
         StableDiffusionNexusPipeline.from_pipe(base)
+
+
+@pytest.mark.parametrize("made_from", ["pipe", "folder"])
+def test_another_kind_of_base_is_refused_by_name(made_from, tmp_path):
+    xl = tiny.sdxl()
+    adapter = tiny.adapter(xl.unet)
+    if made_from == "pipe":
+        kind = "StableDiffusionXLPipeline"
+        make = lambda: StableDiffusionNexusPipeline.from_pipe(xl, adapter=adapter)  # noqa: E731
+    else:
+        kind = "UNet2DConditionModel"
+        xl.save_pretrained(tmp_path)
+        make = lambda: StableDiffusionNexusPipeline.from_pretrained(tmp_path, adapter=adapter)  # noqa: E731
+    expected = (
+        rf"^unet: expected one of Stable Diffusion 1.x or 2.x; .* in a {kind}. attach\(\) works with it"
+    )
+    with pytest.raises(ValueError, match=expected):
+        make()
+
+
+def test_from_pipe_of_what_has_no_unet(adapter):
+    without = tiny.sd15(unet=None)
+    with pytest.raises(ValueError, match=r"^pipeline: expected .*; received a StableDiffusionPipeline$"):
+        StableDiffusionNexusPipeline.from_pipe(without, adapter=adapter)
+
+
+def test_an_image_by_position_is_told(pipe):
+    with pytest.raises(ValueError, match=r"^image: expected by keyword"):
+        pipe("a red star", tiny.image())
+
+
+def test_a_pipeline_on_the_hub(pipe, tmp_path, monkeypatch):
+    """Saved with the adapter, and what the Hub's client fetches replaced by copies of the files."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    pipe.save_pretrained(hub)
+    files = [file.relative_to(hub).as_posix() for file in hub.rglob("*") if file.is_file()]
+
+    def fetch(_, filename, **__):
+        (cache / filename).parent.mkdir(parents=True, exist_ok=True)
+        return shutil.copy(hub / filename, cache / filename)
+
+    def fetch_all(_, allow_patterns, **__):
+        for file in files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                fetch(_, file)
+        return str(cache)
+
+    siblings = [SimpleNamespace(rfilename=file) for file in files]
+    monkeypatch.setattr(pipeline_utils, "model_info", lambda *_, **__: SimpleNamespace(siblings=siblings))
+    monkeypatch.setattr(pipeline_utils, "hf_hub_download", fetch)
+    monkeypatch.setattr(pipeline_utils, "snapshot_download", fetch_all)
+    made = tiny.quiet(StableDiffusionNexusPipeline.from_pretrained("someone/pipe"))
+    assert_close(generate(made, image=tiny.image()), generate(pipe, image=tiny.image()))
 
 
 def test_from_pipe_keeps_the_bases_precision():

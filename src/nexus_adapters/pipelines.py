@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -22,6 +24,9 @@ from nexus_adapters.injection.control import Control, check_number, check_window
 from nexus_adapters.injection.fit import check_fit, check_pixels, traits
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Else diffusers takes the adapter of a pipeline on the Hub for a file of code that is missing there.
+LOADABLE_CLASSES.setdefault("nexus_adapters", {"NexusAdapter": ["save_pretrained", "from_pretrained"]})
 
 _STOCK_CALL = inspect.signature(StableDiffusionPipeline.__call__)
 # What the stock call takes in its **kwargs. It ignores everything else there, misspelled options too.
@@ -77,6 +82,7 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
             "feature_extractor": feature_extractor,
             "image_encoder": image_encoder,
         }
+        check_base(unet, type(unet).__name__)
         super().__init__(**stock, requires_safety_checker=requires_safety_checker)
         check_fit(adapter, unet)
         check_pixels(adapter, unet, self.vae_scale_factor)
@@ -89,8 +95,13 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         The parts, which both pipelines share, keep the precision of the other's UNet, and the adapter takes
         it. `torch_dtype` gives them all another one; diffusers' own default would make them float32.
         """
+        name = type(pipeline).__name__
+        unet = getattr(pipeline, "unet", None)
+        if unet is None:
+            raise ValueError(f"pipeline: expected a Stable Diffusion 1.x or 2.x one; received a {name}")
+        check_base(unet, name)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
-            kwargs["torch_dtype"] = pipeline.components["unet"].dtype
+            kwargs["torch_dtype"] = unet.dtype
         with warnings.catch_warnings():  # newer diffusers call it `dtype`, which older ones refuse
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             return super().from_pipe(pipeline, **kwargs)  # type: ignore[no-untyped-call]  # diffusers' own
@@ -134,6 +145,8 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         if unknown:
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
         given = dict(call.arguments)
+        if isinstance(given.get("height"), Image | Tensor | list):
+            raise ValueError("image: expected by keyword, `image=...`; received by position")
         condition = as_condition(image, traits(self.adapter).in_channels, name="image")
         scale = check_number(adapter_conditioning_scale, "adapter_conditioning_scale")
         window = check_window(
@@ -147,6 +160,16 @@ class StableDiffusionNexusPipeline(StableDiffusionPipeline):
         del given["self"]
         with attach(self, control, shared=False):
             return super().__call__(**given)
+
+
+def check_base(unet: Any, name: str) -> None:
+    """ValueError for a UNet that reads more than Stable Diffusion 1.x's and 2.x's; `name` is what has it."""
+    embedding = unet.config.get("addition_embed_type")
+    if embedding is not None:
+        raise ValueError(
+            f"unet: expected one of Stable Diffusion 1.x or 2.x; received one of Stable Diffusion XL's kind "
+            f"(addition_embed_type {embedding!r}) in a {name}. attach() works with it as it is"
+        )
 
 
 def _prompt_count(given: dict[str, Any]) -> int | None:

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from jaxtyping import config
 from PIL import Image
 
 from nexus_adapters.conditions import canny
@@ -64,8 +65,11 @@ def test_any_size_is_kept(size):
         (100, 99, "high: expected a finite threshold of at least low, 100; received 99"),
         (100, float("nan"), "high: expected .*; received nan"),
         (100, float("inf"), "high: expected .*; received inf"),
+        ("100", 200, "low: expected .*; received '100'"),
+        (100, None, "high: expected .*; received None"),
     ],
 )
-def test_bad_thresholds_are_named(low, high, message):
+def test_bad_thresholds_are_named(low, high, message, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # else beartype would be first to complain
     with pytest.raises(ValueError, match=message):
         canny(Image.new("RGB", (8, 8)), low, high)

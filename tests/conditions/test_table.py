@@ -33,6 +33,9 @@ def test_unknown_names_list_the_known(monkeypatch):
     monkeypatch.setitem(EXTRACTORS, "blur", Extractor("blur", canny, "", lines=False))
     with pytest.raises(ValueError, match="name: expected one of blur, canny; received 'cany'"):
         extract("cany", NOISE)
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # else beartype would be first to complain
+    with pytest.raises(ValueError, match="name: expected one of blur, canny; received <PIL"):
+        extract(NOISE, "canny")
 
 
 def test_unknown_options_list_the_known():

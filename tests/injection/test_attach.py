@@ -275,6 +275,13 @@ def test_a_misspelled_setting_is_refused(adapter):
         control.strength = 0.2
 
 
+def test_a_setting_that_the_handle_does_not_have_is_refused(pipe, adapter):
+    with attach(pipe, Control(adapter, tiny.condition())) as handle:
+        for name in ("policy", "start", "strength"):
+            with pytest.raises(AttributeError, match=f"^expected scale or condition, .* received {name}$"):
+                setattr(handle, name, 0.3)
+
+
 def test_changed_weights_give_new_features(pipe):
     adapter = tiny.adapter(pipe.unet)
     with attach(pipe, Control(adapter, tiny.condition())):

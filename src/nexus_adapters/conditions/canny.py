@@ -1,6 +1,7 @@
 """Canny edges, by OpenCV."""
 
 import math
+from numbers import Real
 
 import cv2
 import numpy as np
@@ -27,11 +28,15 @@ def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Imag
     Raises:
         ValueError: unless 0 <= low <= high, both finite; or for an image without pixels.
     """
-    if not (math.isfinite(low) and low >= 0):
-        raise ValueError(f"low: expected a finite threshold of at least 0; received {low}")
-    if not (math.isfinite(high) and high >= low):
+    if not (_is_finite(low) and low >= 0):
+        raise ValueError(f"low: expected a finite threshold of at least 0; received {low!r}")
+    if not (_is_finite(high) and high >= low):
         # OpenCV would exchange the two without a word.
-        raise ValueError(f"high: expected a finite threshold of at least low, {low}; received {high}")
+        raise ValueError(f"high: expected a finite threshold of at least low, {low}; received {high!r}")
     pixels = np.asarray(to_rgb(image))
     edges = np.asarray(cv2.Canny(pixels, low, high))
     return Image.fromarray(edges).convert("RGB")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -45,7 +45,7 @@ EXTRACTORS: dict[str, Extractor] = {
 
 def find_extractor(name: str) -> Extractor:
     """Look up an extractor; a ValueError lists the known names."""
-    if name not in EXTRACTORS:
+    if str(name) not in EXTRACTORS:  # what has no hash, too, is told what was expected
         raise ValueError(f"name: expected one of {', '.join(sorted(EXTRACTORS))}; received {name!r}")
     return EXTRACTORS[name]
 

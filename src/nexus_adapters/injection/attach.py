@@ -108,6 +108,14 @@ class Attachment:
     def condition(self, value: ConditionLike) -> None:
         self._only_control().condition = value
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what is no setting of the handle: it would do nothing, without a word."""
+        if name[:1] != "_" and name != "controls" and not hasattr(type(self), name):
+            raise AttributeError(
+                f"expected scale or condition, or the setting on one of `controls`; received {name}"
+            )
+        super().__setattr__(name, value)
+
     def _only_control(self) -> Control:
         if len(self.controls) != 1:
             raise ValueError(
