@@ -7,7 +7,7 @@ from PIL import Image, ImageChops, ImageFont
 from tests.weights import write_tiny
 
 from nexus_adapters import embedded
-from nexus_adapters.cli import main
+from nexus_adapters.cli import demo_methods, main
 from nexus_adapters.cli.demo_scenes import PROMPTS_PER_MAP, SCENE_SEEDS, demo_scenes, has_novel
 from nexus_adapters.cli.files import read_settings
 from nexus_adapters.cli.sheet import CELL, Row, Sheet, changed_words, draw_sheet, wrap
@@ -49,6 +49,8 @@ def test_two_files_and_no_other(drawn):
 def test_the_report_is_complete(report):
     assert (report["steps"], report["guidance"], report["seed"]) == (1, 2, 3)
     assert set(report["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
+    assert list(report["weights_sha256"]) == METHODS
+    assert len(set(report["weights_sha256"].values())) == len(METHODS)
     assert set(report["machine"]) == {"processor", "cores", "system", "python"}
     assert report["total_s"] > 0
     assert 0.05 < report["peak_memory_gib"] < 8
@@ -108,6 +110,28 @@ def test_it_says_where_and_how_well(tmp_path, monkeypatch, capsys):
     assert first["guidance"] == embedded.EMBEDDED_GUIDANCE
     assert main(["demo", "--out", str(out), "--steps", "1", "--force"]) == 0
     assert json.loads((out / "demo.json").read_text())["images"] == first["images"]
+
+
+def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path))
+    started_from = []
+    monkeypatch.setattr(
+        demo_methods,
+        "generate",
+        lambda base, adapter, scenes, sampling, **_: (
+            started_from.append((len(scenes), sampling)) or [scene.rendering.image for scene in scenes]
+        ),
+    )
+    base, methods = demo_methods.load_methods()
+    sampling = demo_methods.sampling_of(2, None, 7)
+    maps = [demo_scenes(seed) for seed in SCENE_SEEDS]
+    results = demo_methods.generate_all(base, methods, maps, sampling)
+    # `generate` gives the row of a call its noise by its number: so one call a prompt, a row for each map.
+    assert started_from == [(len(maps), sampling)] * (len(METHODS) * PROMPTS_PER_MAP)
+    for result in results:
+        assert [SCENE_SEEDS[row] for row in result.noise_rows] == list(SCENE_SEEDS) * PROMPTS_PER_MAP
+        for scene, row in zip(result.scenes, result.noise_rows, strict=True):
+            assert scene.condition is maps[row][0].condition
 
 
 @pytest.mark.parametrize("name", ["demo.png", "demo.json"])

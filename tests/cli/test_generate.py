@@ -366,6 +366,15 @@ def test_scale_0_is_the_base(edges, tmp_path):
             "no model_index.json",
         ),
         (
+            ["--adapter", "prim"],
+            "--adapter: expected a folder, a Hub id, or without --base one of prime, slim; received 'prim'\n",
+        ),
+        (
+            ["--base", "a/b", "--adapter", "prime"],
+            "--adapter: expected a folder, a Hub id, or without --base one of prime, slim; received 'prime' "
+            "beside --base\n",
+        ),
+        (
             ["--base", "a/b", "--adapter", "pyproject.toml"],
             "--adapter: expected a folder or the Hub id of a saved NexusAdapter; received 'pyproject.toml', "
             "which is a file",
@@ -536,6 +545,23 @@ def test_an_adapter_of_one_variant_of_files(edges, tmp_path, weights):
     for folder in (saved, tmp_path / "whole", tmp_path / "shards"):
         assert run(edges, tmp_path / f"{folder.name}.png", "--adapter", folder) == 0
         assert np.array_equal(pixels(tmp_path / f"{folder.name}.png"), pixels(tmp_path / "prime.png"))
+
+
+@pytest.mark.parametrize("max_shard_size", ["10GB", "50KB"])
+def test_a_base_of_one_variant_of_files(edges, tmp_path, weights, max_shard_size):
+    base = tmp_path / "base"
+    shutil.copytree(weights / "base", base)
+    for file in [*base.rglob("*.safetensors")]:
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    unet = UNet2DConditionModel.from_pretrained(weights / "base" / "unet")
+    shutil.rmtree(base / "unet")
+    unet.save_pretrained(base / "unet", variant="fp16", max_shard_size=max_shard_size)
+    given = ["--adapter", weights / "canny" / "slim"]
+    assert run(edges, tmp_path / "a.png", "--base", base, *given) == 0
+    assert run(edges, tmp_path / "b.png", "--base", weights / "base", *given) == 0
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    files = b"".join(file.read_bytes() for file in sorted((base / "unet").glob("*.safetensors")))
+    assert read_settings(tmp_path / "a.png")["base_unet_sha256"] == hashlib.sha256(files).hexdigest()
 
 
 @pytest.mark.parametrize(("sample_size", "native"), [(64, 64), ([64, 64], 64), ((48, 80), 62), (None, 64)])

@@ -10,6 +10,7 @@ from nexus_adapters import NexusAdapter
 from nexus_adapters.cli import main
 from nexus_adapters.cli.info import describe_base
 from nexus_adapters.cli.saved_adapter import read_saved_adapter
+from nexus_adapters.embedded import embedded_adapter
 
 SD = {
     "channels": (320, 640, 1280, 1280),
@@ -92,6 +93,7 @@ def test_half_precision_and_variants(saved, tmp_path, capsys):
             SD | {"unshuffle": 16, "pools": [False, False, True, False], "text_width": 2048},
             "Stable Diffusion XL (text width 2048",
         ),
+        (embedded_adapter("prime").config, "the embedded Stable Diffusion (text width 160"),
         (SD | {"text_width": 512}, "text width 512, channels 320, 640, 1280, 1280"),
         (SD | {"pools": (False, True, True, False)}, "text width 768"),
     ],

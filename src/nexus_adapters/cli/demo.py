@@ -10,7 +10,7 @@ from nexus_adapters import __version__
 from nexus_adapters.cli.checks import expect, expect_between, expect_finite
 
 if TYPE_CHECKING:
-    from nexus_adapters.cli.demo_methods import Result
+    from nexus_adapters.cli.demo_methods import Method, Result
     from nexus_adapters.evaluation.methods import Sampling
 
 _MAX_SEED = 2**32 - 1
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         sampling = sampling_of(args.steps, args.guidance, args.seed)
         maps = [demo_scenes(seed) for seed in SCENE_SEEDS]
         results = generate_all(base, methods, maps, sampling)
-    settings = settings_of(sampling)
+    settings = settings_of(sampling, methods)
     save_png(png, draw_sheet(lay_out(maps, results, sampling)), settings, args.force)
     report = report_of(settings, results, time.perf_counter() - started_s)
     save_json(json, report, args.force)
@@ -72,9 +72,14 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     )
 
 
-def settings_of(sampling: "Sampling") -> dict[str, Any]:
-    """All that makes the images again."""
+def settings_of(sampling: "Sampling", methods: Sequence["Method"]) -> dict[str, Any]:
+    """All that makes the images again. `weights_sha256`: of the weights' file, the base's UNet's for it."""
+    from nexus_adapters.cli.model import files_sha256, weight_files
     from nexus_adapters.cli.versions import versions
+    from nexus_adapters.embedded import WEIGHTS
+
+    folders = {method.name: f"canny/{method.adapter_name}" for method in methods}
+    folders["base"] = "base/unet"
 
     return {
         "version": __version__,
@@ -83,6 +88,9 @@ def settings_of(sampling: "Sampling") -> dict[str, Any]:
         "guidance": sampling.guidance_scale,
         "seed": sampling.seed,
         "policy": "positive",
+        "weights_sha256": {
+            name: files_sha256(weight_files(WEIGHTS / path)) for name, path in folders.items()
+        },
         "versions": versions(),
     }
 

@@ -53,7 +53,9 @@ def _add_structure(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--base", metavar="PATH", help="Stable Diffusion, a folder or Hub id (default: embedded)"
+        "--base",
+        metavar="PATH",
+        help="Stable Diffusion, a folder or Hub id (default: embedded), with an --adapter trained for it",
     )
     group.add_argument(
         "--adapter",

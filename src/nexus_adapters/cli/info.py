@@ -10,6 +10,7 @@ _BASES: list[tuple[str, list[int], list[int], int, int]] = [
     ("Stable Diffusion 1.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 768),
     ("Stable Diffusion 2.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 1024),
     ("Stable Diffusion XL", _SD_CHANNELS, [0, 0, 1, 0], 16, 2048),
+    ("the embedded Stable Diffusion", [96, 96, 96, 128], [0, 1, 1, 1], 8, 160),
 ]
 
 

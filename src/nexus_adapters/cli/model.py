@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.cli.checks import expect, expect_source
-from nexus_adapters.cli.saved_adapter import WEIGHTS, read_saved_adapter
+from nexus_adapters.cli.saved_adapter import WEIGHTS, read_saved_adapter, variant_in_name
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,14 @@ def check_model(base: str | None, adapter: str | None) -> None:
     if base is not None:
         expect(adapter is not None, "--adapter", "a folder or Hub id beside --base", "none")
         expect_source("--base", base, "model_index.json", _BASE)
-    if adapter is not None and (base is not None or adapter not in _VARIANTS):
-        expect_source("--adapter", adapter, "config.json", _ADAPTER)
+    if adapter is None or (base is None and adapter in _VARIANTS):
+        return  # embedded
+    # Not a Hub id, all of which have an owner now.
+    is_name = "/" not in adapter and not Path(adapter).exists()
+    received = f"'{adapter}'" if base is None else f"'{adapter}' beside --base"
+    expected = f"a folder, a Hub id, or without --base one of {', '.join(_VARIANTS)}"
+    expect(not is_name, "--adapter", expected, received)
+    expect_source("--adapter", adapter, "config.json", _ADAPTER)
 
 
 def load_model(base: str | None, adapter: str | None, condition: str, torch_dtype: "torch.dtype") -> Model:
@@ -81,16 +87,17 @@ def load_model(base: str | None, adapter: str | None, condition: str, torch_dtyp
         check_fits(loaded, configs)
         # Only now what may be gigabytes.
         base_folder = configs if base is None else fetch_pipeline(base)
+        files = file_variant(base_folder / "unet")
         if base is None:
             parts = embedded.load_embedded_base().components
             pipe = StableDiffusionNexusPipeline(**parts, adapter=loaded, requires_safety_checker=False)
         else:
             with refused("--base", base, _BASE):
                 pipe = StableDiffusionNexusPipeline.from_pretrained(
-                    base_folder, adapter=loaded, local_files_only=True
+                    base_folder, adapter=loaded, local_files_only=True, variant=files
                 )
     embedded.convert(pipe, torch_dtype)
-    unet_sha256 = files_sha256(weight_files(base_folder / "unet"))
+    unet_sha256 = files_sha256(weight_files(base_folder / "unet", files))
     return Model(pipe, base or EMBEDDED, unet_sha256, adapter, saved.sha256())
 
 
@@ -114,13 +121,21 @@ def fetch_pipeline(base: str) -> Path:
         return Path(StableDiffusionPipeline.download(base))
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Those that diffusers loads from a model's folder, where others may lie beside them, such as fp16's."""
+    stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
     for pattern in ("safetensors", "bin"):
-        for name in (f"{WEIGHTS}.{pattern}", f"{WEIGHTS}-*-of-*.{pattern}"):
+        for name in (f"{stem}.{pattern}", f"{stem}-*-of-*.{pattern}"):
             if found := sorted(folder.glob(name)):
                 return found
     return []
+
+
+def file_variant(folder: Path) -> str | None:
+    """What diffusers calls `variant`, of a model's folder without plain weights; the first of several."""
+    if weight_files(folder):
+        return None
+    return next(map(variant_in_name, sorted(folder.glob(f"{WEIGHTS}.*.safetensors"))), None)
 
 
 def files_sha256(files: Sequence[Path]) -> str:

@@ -44,9 +44,8 @@ class SavedAdapter:
 
     @property
     def file_variant(self) -> str | None:
-        """What diffusers calls `variant`, such as "fp16" of diffusion_pytorch_model.fp16.safetensors."""
-        between = self.files[0].name.removeprefix(WEIGHTS).removesuffix(".safetensors")
-        return re.sub(r"-\d{5}-of-\d{5}$", "", between).lstrip(".") or None
+        """As `variant_in_name`."""
+        return variant_in_name(self.files[0])
 
     @property
     def parameters(self) -> int:
@@ -74,6 +73,12 @@ class SavedAdapter:
                     digest.update(block)
                     left -= len(block)
         return digest.hexdigest()
+
+
+def variant_in_name(file: Path) -> str | None:
+    """What diffusers calls `variant`, such as "fp16" of diffusion_pytorch_model.fp16.safetensors."""
+    between = file.name.removeprefix(WEIGHTS).removesuffix(".safetensors")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", between).lstrip(".") or None
 
 
 def read_saved_adapter(folder: str | Path, argument: str = "PATH") -> SavedAdapter:
