@@ -42,8 +42,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-
 FIELDS = ("method", "policy", "metric", "value", "low", "high", "n", "seed")
 POLICIES = ("positive", "per_branch")
 
-# The packages that decide an image or a score.
-CODE = ("adapter", "conditions", "evaluation", "injection", "metrics", "scenes")
+# What of the package decides an image or a score.
+CODE = ("adapter", "conditions", "embedded.py", "evaluation", "injection", "metrics", "scenes")
 
 # As the CSV names it -> as the weights are stored.
 NEXUS = {
@@ -173,6 +173,11 @@ def csv_text(rows: list[dict]) -> str:
     return stream.getvalue()
 
 
+def code_digest(part: Path) -> str:
+    """SHA-256 of a module, or of a package's."""
+    return folder_hash(part, ".py") if part.is_dir() else hashlib.sha256(part.read_bytes()).hexdigest()
+
+
 def bound_objects(
     measured: dict[tuple[str, str], Scores], scenes: list[TestScene]
 ) -> dict[str, dict[str, float]]:
@@ -206,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     sampling = Sampling(args.steps, args.guidance_scale, args.seed)
     scenes = load_test_scenes(args.scenes)
     package = Path(nexus_adapters.__file__).parent
-    code_hash = {part: folder_hash(package / part, ".py") for part in CODE}
+    code_hash = {part: code_digest(package / part) for part in CODE}
     bench = Bench(scenes, sampling, folder_hash(embedded.WEIGHTS / "base"), code_hash, args.cache)
     measured = measure_all(bench)
     t2i = {"t2i": measured["t2i", "positive"]}

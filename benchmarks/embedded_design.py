@@ -13,10 +13,10 @@ Writes results/embedded_design.json.
 from __future__ import annotations
 
 import torch
-from machine import benchmark_parser, report
+from machine import benchmark_parser, folder_hash, report
 from torch import nn
 
-from nexus_adapters.embedded import load_embedded_base
+from nexus_adapters.embedded import WEIGHTS, load_embedded_base
 from nexus_adapters.evaluation.methods import decode, encode
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
 from nexus_adapters.scenes.caption import caption
@@ -87,16 +87,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the test scenes (default 0)")
     parser.add_argument("--probed-scenes", type=int, default=3000)
     args = parser.parse_args(arguments)
     count, probed = (2, 20) if args.quick else (args.scenes, args.probed_scenes)
-    scenes = load_test_scenes(count)
+    scenes = load_test_scenes(count, first_seed=args.first_seed)
     measured = {
         "edge_f1_by_latent_noise": edge_f1_under_noise(scenes),
         "base_loss_by_timestep_and_prompt": loss_by_timestep(scenes),
         "probe_accuracy_color_at_shape_token": color_at_shape_token(probed),
     }
-    settings = {"test_scenes": count, "probed_scenes": probed, "seed": 0}
+    settings = {
+        "test_scenes": count,
+        "first_seed": args.first_seed,
+        "probed_scenes": probed,
+        "seed": 0,
+        "base_sha256": folder_hash(WEIGHTS / "base"),
+    }
     report("embedded_design", args, settings, measured)
 
 

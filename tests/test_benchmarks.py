@@ -136,6 +136,12 @@ def test_canny(benchmark, tmp_path, tiny_weights):
     cells = {(row["method"], row["policy"]) for row in rows}
     assert len(cells) == 3 + 2 * len(module.NEXUS)
     assert len(rows) == (2 * len(cells) - 1) * len(module.METRICS)
+    for method in module.NEXUS:
+        positive, per_branch = (
+            [row["value"] for row in rows if (row["method"], row["policy"]) == (method, policy)]
+            for policy in module.POLICIES
+        )
+        assert positive != per_branch
     table = files["canny.md"].decode().splitlines()
     assert len(table) == 2 + len(cells)
     assert all(line.count("|") == table[0].count("|") for line in table)
@@ -229,15 +235,16 @@ def test_the_text_is_swapped_for_the_adapter_alone(benchmark, tiny_weights, monk
 
 def test_guidance(benchmark, tmp_path, tiny_weights):
     out = tmp_path / "out"
-    name, measured = run(benchmark("guidance"), out)
+    module = benchmark("guidance")
+    name, measured = run(module, out)
     assert name == "guidance"
     found = measured["scores"]
     assert set(found) == set(embedded.METHODS["canny"])
     for by_scale in found.values():
-        assert set(by_scale) == {"2", "3", "4", "5"}
+        assert set(by_scale) == {"1.5", "2", "3", "4"}
         assert all(set(scores) == set(METRICS) for scores in by_scale.values())
     assert len({json.dumps(scores) for by_scale in found.values() for scores in by_scale.values()}) > 1
-    assert measured["guidance_scale"] in (2, 3, 4, 5)
+    assert measured["guidance_scale"] in module.GUIDANCE_SCALES
     assert set(measured["better_form"]) == {"prime", "slim"}
 
 
@@ -245,7 +252,8 @@ def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
     module = benchmark("guidance")
 
     def by_scale(*colors):
-        return {str(2 + i): {"binding_color": c, "edge_f1": 0.5} for i, c in enumerate(colors)}
+        scales = ("1.5", "2", "3", "4")
+        return {scale: {"binding_color": c, "edge_f1": 0.5} for scale, c in zip(scales, colors, strict=True)}
 
     scores = {
         "t2i": by_scale(0.5, 0.6, 0.2, 0.1),
@@ -254,6 +262,6 @@ def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
         "slim": by_scale(0.1, 0.5, 0.4, 0.1),
         "slim-residual": by_scale(0.1, 0.5, 0.4, 0.1),
     }
-    assert module.best_scale(scores) == "3"
-    assert module.better_forms(scores, "3") == {"prime": "prime", "slim": "slim"}
-    assert module.better_forms(scores, "2") == {"prime": "prime-residual", "slim": "slim"}
+    assert module.best_scale(scores) == "2"
+    assert module.better_forms(scores, "2") == {"prime": "prime", "slim": "slim"}
+    assert module.better_forms(scores, "1.5") == {"prime": "prime-residual", "slim": "slim"}

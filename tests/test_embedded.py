@@ -1,6 +1,7 @@
 """The embedded model: its layout, its precision, and that it never leaves the machine."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,12 +9,15 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from tests import tiny
 from tests.weights import write_tiny
 from transformers.utils import logging as transformers_logging
 
 import nexus_adapters
 from nexus_adapters import NexusAdapter, embedded, load_embedded
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.scene import draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,21 @@ def test_the_shipped_weights_are_small_float16_safetensors():
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
     assert all(file.stat().st_size <= 16 * 2**20 for file in files)
     assert sum(file.stat().st_size for file in weights) <= 36e6
+    for file in weights:
+        with safe_open(file, framework="pt") as stored:
+            assert {stored.get_slice(name).get_dtype() for name in list(stored.keys())} == {"F16"}, file
+
+
+def test_the_shipped_base_is_a_small_stable_diffusion():
+    base = embedded.load_embedded_base()
+    assert sum(weight.numel() for weight in base.unet.parameters()) <= 8e6
+    assert list(base.unet.config.down_block_types) == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert list(base.unet.config.up_block_types) == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    assert base.vae_scale_factor == 8
+    assert 4 <= base.vae.config.latent_channels <= 16
+    assert base.tokenizer.model_max_length == 77
+    for seed in range(50):
+        words = re.findall(r"\w+|[^\w\s]", caption(draw_scene(seed)))
+        assert (
+            len(base.tokenizer(" ".join(words)).input_ids) == len(words) + 2
+        )  # a token a word, and two ends

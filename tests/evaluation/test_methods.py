@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionAdapterPipeline, T2IAdapter
 from tests import tiny
 from tests.weights import write_tiny
 
-from nexus_adapters import embedded
+from nexus_adapters import Control, attach, embedded
 from nexus_adapters.evaluation.methods import Sampling, generate, reconstruct
-from nexus_adapters.evaluation.scenes import load_test_scenes
+from nexus_adapters.evaluation.scenes import initial_latents, load_test_scenes
 
 SAMPLING = Sampling(steps=2, batch_size=2)
 
@@ -36,6 +37,37 @@ def test_each_method_draws_every_scene_and_differs_from_the_base(base, scenes, m
     assert all(image.dtype == np.uint8 for image in images)
     plain = generate(base, None, scenes, SAMPLING)
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
+
+
+def drawn_directly(base, adapter, scenes, guidance_scale):
+    """By the stock pipelines alone, in one call."""
+    arguments = {
+        "prompt": [scene.prompt for scene in scenes],
+        "latents": initial_latents(len(scenes), (4, 16, 16), seed=5),
+        "num_inference_steps": 2,
+        "guidance_scale": guidance_scale,
+        "output_type": "np",
+    }
+    maps = [scene.condition for scene in scenes]
+    if isinstance(adapter, T2IAdapter):
+        parts = {name: part for name, part in base.components.items() if name != "image_encoder"}
+        pipe = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+        return tiny.quiet(pipe)(**arguments, image=maps).images
+    if adapter is None:
+        return base(**arguments).images
+    with attach(base, Control(adapter, maps)):
+        return base(**arguments).images
+
+
+@pytest.mark.parametrize("method", [None, "t2i", "prime-residual"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_every_method_gets_the_same_noise_prompts_maps_and_guidance(base, scenes, method, guidance_scale):
+    adapter = None if method is None else embedded.embedded_adapter(method)
+    sampling = Sampling(steps=2, guidance_scale=guidance_scale, seed=5, batch_size=2)
+    images = generate(base, adapter, scenes, sampling)
+    expected = np.rint(drawn_directly(base, adapter, scenes, guidance_scale) * 255)
+    for ours, direct in zip(images, expected, strict=True):
+        assert np.abs(ours - direct).max() <= 1
 
 
 def test_batches_do_not_matter(base, scenes):

@@ -15,6 +15,7 @@ from nexus_adapters import NexusAdapter
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import draw_scene
+from nexus_adapters.training.loss import draw_timesteps
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCENES = 4
@@ -212,16 +213,22 @@ def test_an_adapters_step_trains_the_adapter_alone_on_what_every_method_draws(
     scenes = data.load_scenes(autoencoder / "vae", pipe.tokenizer, SCENES, root, "cpu")
     adapter = script.build_adapter(method, pipe.unet)
     seen = {}
+    adapter.register_forward_pre_hook(lambda _, args: seen.update(condition=args[0]))
     with pytest.MonkeyPatch.context() as patch:
         real = script.denoising_loss
-        patch.setattr(script, "denoising_loss", lambda *args: seen.setdefault(args[3], None) or real(*args))
-        script.build_loss(adapter, pipe, scenes, 2, 0, "cpu")(7).backward()
+        patch.setattr(
+            script, "denoising_loss", lambda *args: seen.update(noise=args[3], steps=args[4]) or real(*args)
+        )
+        script.build_loss(adapter, pipe, scenes, 2, 0, "cpu")(8).backward()
     frozen = [*pipe.unet.parameters(), *pipe.text_encoder.parameters(), *pipe.vae.parameters()]
     assert all(weight.grad is None for weight in frozen)
     assert all(weight.grad is not None for weight in adapter.parameters())
-    (noise,) = seen
-    expected = data.draw_batch(scenes, torch.zeros(1, 77).long(), 2, script.step_generator(0, 7), "cpu")
-    assert torch.equal(noise, expected.noise)
+    generator = script.step_generator(0, 8)
+    expected = data.draw_batch(scenes, torch.zeros(1, 77).long(), 2, generator, "cpu")
+    assert expected.indices[0] != expected.indices[1]
+    assert torch.equal(seen["noise"], expected.noise)
+    assert torch.equal(seen["steps"], draw_timesteps("cubic", 2, 1000, generator))
+    assert torch.equal(seen["condition"], scenes.condition(expected.indices))
 
 
 def test_the_adapters_load(adapters, base):
