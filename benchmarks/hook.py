@@ -22,6 +22,7 @@ from machine import benchmark_parser, median_and_spread, report
 from torch import Tensor, nn
 
 from nexus_adapters import Control, NexusAdapter, attach
+from nexus_adapters.training.precision import multiplies_bf16
 
 POLICIES = ("positive", "per_branch")
 TOKENS = 77
@@ -135,9 +136,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of a generation, the first is not compared")
-    parser.add_argument("--precision", choices=("bf16-autocast", "float32"), default="bf16-autocast")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="of a generation, the first is not compared")
+    parser.add_argument(
+        "--precision",
+        choices=("bf16-autocast", "float32"),
+        default="bf16-autocast" if multiplies_bf16("cpu") else "float32",
+        help="default here: %(default)s",
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     config, side = (TINY_UNET, 64) if args.quick else (SD15_UNET, 512)
