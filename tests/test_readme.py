@@ -1,5 +1,6 @@
 """What README shows runs, in its order, and its figures are those that were measured."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nexus_adapters import embedded
 from nexus_adapters.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,38 @@ def test_the_examples_run(tmp_path, monkeypatch):
 def test_the_table_is_the_measured_one():
     table = (ROOT / "benchmarks" / "results" / "canny.md").read_text()
     assert table in README
+
+
+def measured(table, method, metric, policy="positive"):
+    """(value, low, high) in %, as README writes them."""
+    with (ROOT / "benchmarks" / "results" / table).open(newline="") as stream:
+        (row,) = (
+            row
+            for row in csv.DictReader(stream)
+            if (row["method"], row["policy"], row["metric"]) == (method, policy, metric)
+        )
+    return tuple(f"{100 * float(row[name]):.1f}" for name in ("value", "low", "high"))
+
+
+def test_the_text_says_what_was_measured():
+    text = " ".join(README.split())
+    prime, slim = (embedded.BETTER_FORM[variant].replace("-", "+") for variant in ("prime", "slim"))
+    ahead = "Prime by {} points ({} to {}), Slim, with a sixth fewer parameters, by {} ({} to {})"
+    colors = [measured("canny.csv", method, "binding_color_minus_t2i") for method in (prime, slim)]
+    assert ahead.format(*colors[0], *colors[1]) in text
+    for metric, start in (("binding_material", "Materials gain"), ("edge_f1", "edge F1")):
+        gains = [measured("canny.csv", method, f"{metric}_minus_t2i")[0] for method in (prime, slim)]
+        assert f"{start} {gains[0]} and {gains[1]}" in text
+    lost = [
+        measured("canny_text.csv", method, "binding_color_minus_own_prompt")[0].lstrip("-")
+        for method in (prime, slim)
+    ]
+    assert f"Prime loses {lost[0]} points of the colors and Slim {lost[1]}" in text
+    alone, per_branch = (
+        measured("canny.csv", prime, "binding_color", policy)[0] for policy in ("positive", "per_branch")
+    )
+    assert f"{alone} % of the colors ({per_branch} % under `per_branch`)" in text
+    assert f"edge F1 is {measured('canny.csv', prime, 'edge_f1')[0]} %" in text
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
