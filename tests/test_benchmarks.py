@@ -241,7 +241,7 @@ def test_guidance(benchmark, tmp_path, tiny_weights):
     found = measured["scores"]
     assert set(found) == set(embedded.METHODS["canny"])
     for by_scale in found.values():
-        assert set(by_scale) == {"1.5", "2", "3", "4"}
+        assert set(by_scale) == {f"{scale:g}" for scale in module.GUIDANCE_SCALES}
         assert all(set(scores) == set(METRICS) for scores in by_scale.values())
     assert len({json.dumps(scores) for by_scale in found.values() for scores in by_scale.values()}) > 1
     assert measured["guidance_scale"] in module.GUIDANCE_SCALES
@@ -252,7 +252,7 @@ def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
     module = benchmark("guidance")
 
     def by_scale(*colors):
-        scales = ("1.5", "2", "3", "4")
+        scales = [f"{scale:g}" for scale in module.GUIDANCE_SCALES]
         return {scale: {"binding_color": c, "edge_f1": 0.5} for scale, c in zip(scales, colors, strict=True)}
 
     scores = {
@@ -262,6 +262,6 @@ def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
         "slim": by_scale(0.1, 0.5, 0.4, 0.1),
         "slim-residual": by_scale(0.1, 0.5, 0.4, 0.1),
     }
-    assert module.best_scale(scores) == "2"
-    assert module.better_forms(scores, "2") == {"prime": "prime", "slim": "slim"}
-    assert module.better_forms(scores, "1.5") == {"prime": "prime-residual", "slim": "slim"}
+    assert module.best_scale(scores) == "3"
+    assert module.better_forms(scores, "3") == {"prime": "prime", "slim": "slim"}
+    assert module.better_forms(scores, "2") == {"prime": "prime-residual", "slim": "slim"}

@@ -190,7 +190,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         """Diffusers' own, told of the tensors that the files hold, in place of what an index says of them."""
         load: Any = super()._load_pretrained_model  # type: ignore[misc]  # diffusers' own, without types
         call = inspect.signature(load).bind(*args, **kwargs)
-        files = [str(file) for file in call.arguments["resolved_model_file"] or ()]
+        files = [str(file) for file in call.arguments.get("resolved_model_file") or ()]
         if files and all(file.endswith(".safetensors") for file in files):
             call.arguments["loaded_keys"] = [name for file in files for name in stored_names(file)]
         return load(*call.args, **call.kwargs)

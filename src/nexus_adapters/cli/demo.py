@@ -78,8 +78,10 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"]) -> dict[str, 
     from nexus_adapters.cli.versions import versions
     from nexus_adapters.embedded import WEIGHTS
 
-    folders = {method.name: f"canny/{method.adapter_name}" for method in methods}
-    folders["base"] = "base/unet"
+    folders = {
+        method.name: "base/unet" if method.adapter_name is None else f"canny/{method.adapter_name}"
+        for method in methods
+    }
 
     return {
         "version": __version__,
