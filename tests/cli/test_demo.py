@@ -1,5 +1,7 @@
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +218,18 @@ def test_a_long_prompt_makes_its_row_higher_and_moves_nothing_sideways():
         hits = (np.asarray(difference) == 0).all(axis=-1)
         assert hits.sum() == CELL * CELL
         assert len(np.unique(np.nonzero(hits)[1])) == CELL
+
+
+def test_the_committed_sheet_is_of_the_shipped_weights_and_was_made_in_time():
+    report = json.loads((Path(__file__).parents[2] / "docs" / "demo.json").read_text())
+    for name, digest in report["weights_sha256"].items():
+        adapter = report["methods"][name]["adapter"]
+        folder = "base/unet" if adapter is None else f"canny/{adapter}"
+        weights = embedded.WEIGHTS / folder / "diffusion_pytorch_model.safetensors"
+        assert digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert report["guidance"] == embedded.EMBEDDED_GUIDANCE
+    assert report["total_s"] < 90
+    assert report["peak_memory_gib"] < 3
 
 
 def test_the_shipped_adapters_follow_the_map_and_the_words(tmp_path):
