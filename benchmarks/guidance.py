@@ -21,7 +21,7 @@ from nexus_adapters.embedded import embedded_adapter, load_embedded_base
 from nexus_adapters.evaluation.methods import Sampling, generate
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
 
-GUIDANCE_SCALES = (2.0, 3.0, 4.0, 5.0)
+GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0)
 FIRST_SEED = 10_000  # far behind the scenes of the results
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> guidance scale -> metric -> mean
