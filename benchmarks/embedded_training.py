@@ -32,13 +32,15 @@ from nexus_adapters.embedded import load_embedded_base
 from nexus_adapters.evaluation.methods import encode, reconstruct
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
 from nexus_adapters.metrics.psnr import psnr_db
-from nexus_adapters.training.loop import LoopOptions, step_generator, train
+from nexus_adapters.training.config import TrainingOptions
+from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.loss import denoising_loss
 from nexus_adapters.training.precision import autocast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import train_autoencoder
 import train_base
+from embedded_data import run_training
 
 STARTS = {"orthogonal": train_autoencoder.preserve_signal, "default": lambda _: None}
 LEARNING_RATES = {"muon": 2e-3, "adamw": 8e-4}
@@ -69,10 +71,17 @@ def psnr_after_training(start: str, steps: int, batch_size: int, scenes: list[Te
     """Mean PSNR in dB on `scenes` after so many steps on crops at the script's highest learning rate."""
     torch.manual_seed(0)
     vae = train_autoencoder.build_autoencoder(STARTS[start])
-    options = LoopOptions(steps, 2e-3, warmup_steps=50, betas=(0.9, 0.99), weight_decay=1e-4)
+    options = TrainingOptions(
+        max_train_steps=steps,
+        gradient_accumulation_steps=1,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+    )
     loss_of_step = train_autoencoder.build_loss(vae, 10 * steps, batch_size, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        train(vae, loss_of_step, options, Path(folder), f"{start} start", {})
+        run_training(vae, loss_of_step, options, Path(folder), f"{start} start", {})
     images = reconstruct(vae.eval(), scenes)
     pairs = zip(images, scenes, strict=True)
     return round(float(np.mean([psnr_db(image, scene.rendering.image) for image, scene in pairs])), 2)
@@ -131,10 +140,17 @@ def loss_by_optimizer(
             with autocast("cpu"):
                 return denoising_loss(unet, base.scheduler, latents[rows], noise, timesteps, text[rows])
 
-        options = LoopOptions(steps, rate, optimizer=name, schedule="cosine", warmup_steps=20)
+        options = TrainingOptions(
+            max_train_steps=steps,
+            gradient_accumulation_steps=1,
+            learning_rate=rate,
+            optimizer=name,
+            schedule="cosine",
+            warmup_steps=20,
+        )
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            train(unet, loss_of_step, options, Path(folder), name, {})
+            run_training(unet, loss_of_step, options, Path(folder), name, {})
             spent_s = time.perf_counter() - started
         found[name] = loss_by_timestep(base, unet, test_scenes) | {"step_s": round(spent_s / steps, 3)}
     return found

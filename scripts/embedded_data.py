@@ -6,18 +6,20 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
@@ -25,8 +27,13 @@ from nexus_adapters.conditions import extract
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import SIZE, draw_scene
+from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
+from nexus_adapters.training.loop import train
+from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import autocast
+from nexus_adapters.training.state import TrainState
 
+Loss = Callable[[int], Tensor]  # finished steps -> the loss of the next one
 SHARD = 2000  # scenes a file
 PHRASINGS = 3  # captions a scene
 PROMPT_DROPOUT = 0.1  # guidance, and the negative half under `per_branch`, read the empty prompt
@@ -68,6 +75,29 @@ def scene_identity(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> dict[s
         "batch_size": args.batch_size,
         "seed": args.seed,
     }
+
+
+def run_training(
+    module: nn.Module,
+    loss_of_step: Loss,
+    training: TrainingOptions,
+    out: Path,
+    name: str,
+    identity: Mapping[str, object],
+) -> None:
+    """Train in this process alone, on the device that the module lies on."""
+    is_cpu = next(module.parameters()).device.type == "cpu"
+    train(
+        TrainState.of(module, build_optimizer(training, module)),
+        lambda step: (loss_of_step(step),),
+        training,
+        CheckpointOptions(every_steps=200),
+        LogOptions(),
+        out,
+        name,
+        identity,
+        Accelerator(cpu=is_cpu, mixed_precision="no"),
+    )
 
 
 def train_tokenizer() -> CLIPTokenizer:

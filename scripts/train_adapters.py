@@ -15,11 +15,13 @@ from diffusers import StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 from embedded_data import (
+    Loss,
     SceneCache,
     add_scene_options,
     draw_batch,
     folder_hash,
     load_scenes,
+    run_training,
     scene_identity,
     token_ids,
     training_parser,
@@ -27,9 +29,9 @@ from embedded_data import (
 from nexus_adapters import NexusAdapter
 from nexus_adapters.embedded import WEIGHTS
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
-from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.config import TrainingOptions
+from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.loss import denoising_loss, draw_timesteps
-from nexus_adapters.training.optimizer import OPTIMIZERS
 from nexus_adapters.training.precision import autocast
 from train_base import speed_up
 
@@ -102,14 +104,15 @@ def main() -> None:
     parser = training_parser(__doc__, "adapters", steps=1000, batch_size=32, learning_rate=1e-2)
     add_scene_options(parser, vae=WEIGHTS / "base" / "vae")
     parser.add_argument("--base", type=Path, default=WEIGHTS / "base")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     args = parser.parse_args()
     base = load_base(args.base, args.device)
     where = (args.cache, args.device)
     scenes = load_scenes(args.vae, base.tokenizer, args.scenes, *where)
     unseen = load_scenes(args.vae, base.tokenizer, VALIDATION_SCENES, *where, after=args.scenes)
-    options = LoopOptions(
+    options = TrainingOptions(
+        gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
         optimizer=args.optimizer,
@@ -124,7 +127,7 @@ def main() -> None:
             build_loss(adapter, base, data, args.batch_size, args.seed, args.device)
             for data in (scenes, unseen)
         )
-        train(adapter, loss, options, args.out / method, method, identity)
+        run_training(adapter, loss, options, args.out / method, method, identity)
         print(f"{method}: loss {validation_loss(adapter, loss_on_unseen):.5f} on scenes it has not seen")
         adapter.half().save_pretrained(args.out / method / "adapter")
 

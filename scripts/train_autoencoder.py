@@ -18,11 +18,12 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from embedded_data import training_parser
+from embedded_data import Loss, run_training, training_parser
 from initialization import preserve_signal
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import Split, draw_scene
-from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.config import TrainingOptions
+from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.precision import autocast
 
 CONFIG = {
@@ -104,7 +105,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = build_autoencoder().to(args.device)
-    options = LoopOptions(
+    options = TrainingOptions(
+        gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
         schedule="cosine",
@@ -114,7 +116,7 @@ def main() -> None:
     )
     loss = build_loss(vae, args.steps, args.batch_size, args.seed, args.device)
     identity = {"seed": args.seed, "batch_size": args.batch_size}
-    train(vae, loss, options, args.out, "autoencoder", identity)
+    run_training(vae, loss, options, args.out, "autoencoder", identity)
     vae.eval()
     set_latent_scale(vae)
     vae.save_pretrained(args.out / "vae")

@@ -26,18 +26,21 @@ from transformers import CLIPTextModel
 
 from embedded_data import (
     DEFAULT_CACHE,
+    Loss,
     SceneCache,
     add_scene_options,
     draw_batch,
     folder_hash,
     load_scenes,
+    run_training,
     scene_identity,
     token_ids,
     train_tokenizer,
     training_parser,
 )
 from initialization import preserve_signal
-from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.config import TrainingOptions
+from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.loss import denoising_loss
 from nexus_adapters.training.precision import autocast
 from train_text_encoder import TEXT_WIDTH
@@ -148,7 +151,8 @@ def main() -> None:
     unet = build_unet(args.device)
     if args.start:
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start).state_dict())
-    options = LoopOptions(
+    options = TrainingOptions(
+        gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
         optimizer="muon",
@@ -161,7 +165,7 @@ def main() -> None:
     identity = scene_identity(args, tokenizer) | {"text_encoder": folder_hash(args.text_encoder)}
     if args.start:
         identity |= {"start": folder_hash(args.start)}
-    train(unet, loss, options, args.out, "base", identity)
+    run_training(unet, loss, options, args.out, "base", identity)
     unet.to("cpu", memory_format=torch.contiguous_format)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(args.vae),

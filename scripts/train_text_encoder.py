@@ -19,14 +19,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from embedded_data import (
     PHRASINGS,
+    Loss,
     SceneCache,
     add_scene_options,
     load_scenes,
+    run_training,
     scene_identity,
     train_tokenizer,
     training_parser,
 )
-from nexus_adapters.training.loop import LoopOptions, Loss, step_generator, train
+from nexus_adapters.training.config import TrainingOptions
+from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.precision import autocast
 
 TEXT_WIDTH = 160
@@ -122,7 +125,8 @@ def main() -> None:
             "paraphraser": Paraphraser(len(tokenizer)).to(args.device),
         }
     )
-    options = LoopOptions(
+    options = TrainingOptions(
+        gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,
         optimizer="muon",
@@ -131,7 +135,7 @@ def main() -> None:
     )
     loss = build_loss(modules, scenes, tokenizer.eos_token_id, args.batch_size, args.seed, args.device)
     identity = scene_identity(args, tokenizer)
-    train(modules, loss, options, args.out, "text encoder", identity)
+    run_training(modules, loss, options, args.out, "text encoder", identity)
     modules["text_encoder"].save_pretrained(args.out / "model")
     print(f"saved {args.out / 'model'}")
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.muon import Muon
 from nexus_adapters.training.optimizer import build_optimizer, inner_matrices
 
@@ -22,7 +23,14 @@ def names(model, parameters):
 
 
 def built(name, model):
-    return build_optimizer(name, model, learning_rate=0.1, betas=(0.8, 0.9), weight_decay=0.3)
+    options = TrainingOptions(
+        optimizer=name, learning_rate=0.1, betas=(0.8, 0.9), weight_decay=0.3, epsilon=1e-3
+    )
+    return build_optimizer(options, model)
+
+
+def settings(group):
+    return group["lr"], group["betas"], group["weight_decay"], group["eps"]
 
 
 def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
@@ -32,6 +40,7 @@ def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
     assert matrices == ["inner.0.weight", "inner.2.weight"]
     assert set(rest) == {name for name, p in model.named_parameters() if p.requires_grad} - set(matrices)
     assert isinstance(optimizer, Muon)
+    assert [settings(group) for group in optimizer.param_groups] == 2 * [(0.1, (0.8, 0.9), 0.3, 1e-3)]
 
 
 def test_adamw_takes_all_that_is_trained():
@@ -40,7 +49,7 @@ def test_adamw_takes_all_that_is_trained():
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.AdamW
     assert names(model, group["params"]) == [n for n, p in model.named_parameters() if p.requires_grad]
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.8, 0.9), 0.3)
+    assert settings(group) == (0.1, (0.8, 0.9), 0.3, 1e-3)
 
 
 def test_the_frozen_matrices_are_known_but_not_trained():
@@ -49,6 +58,7 @@ def test_the_frozen_matrices_are_known_but_not_trained():
     assert "frozen.weight" not in names(model, built("muon", model).param_groups[1]["params"])
 
 
-def test_unknown_names_are_told_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"^optimizer: expected one of adamw, muon; received 'sgd'$"):
-        build_optimizer.__wrapped__("sgd", Model(), 0.1, (0.8, 0.9), 0.3)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_eight_bits_need_cuda():
+    with pytest.raises(ValueError, match=r"^training.optimizer: expected CUDA .*; received no CUDA device$"):
+        built("adamw8bit", Model())

@@ -1,4 +1,4 @@
-"""One visible training loop: any module, any loss, resumable at every checkpoint.
+"""One visible training loop: any module, any loss, on one device or many, resumable at every step.
 
 All randomness of a step must follow from (seed, step), which `step_generator` gives; then a run that was
 stopped and continued takes the very steps of one that was not.
@@ -6,54 +6,30 @@ stopped and continued takes the very steps of one that was not.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nexus_adapters.training.optimizer import OptimizerName, build_optimizer
+from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
+from nexus_adapters.training.run_folder import Observer, RunFolder, memory_gib
+from nexus_adapters.training.schedule import learning_rate_at
+from nexus_adapters.training.signals import Stopped, StopRequest, stop_requests
+from nexus_adapters.training.state import TrainState
 
-Loss = Callable[[int], Tensor]  # step -> scalar
+# Finished steps -> the losses of the parts of the next one; each is used up before the next is made.
+Losses = Callable[[int], Iterable[Tensor]]
 
 
-@dataclass(frozen=True)
-class LoopOptions:
-    """How long and how fast to train. `learning_rate` is the peak; `schedule` what follows the warm-up."""
-
-    max_train_steps: int
-    learning_rate: float
-    optimizer: OptimizerName = "adamw"
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    checkpoint_every_steps: int = 200
-    log_every_steps: int = 20
-
-    def that_decide_the_weights(self) -> dict[str, object]:
-        """All but how often to log and to save; under a constant rate also but for how long."""
-        free = {"checkpoint_every_steps", "log_every_steps"}
-        free |= {"max_train_steps"} if self.schedule == "constant" else set()
-        return {name: value for name, value in asdict(self).items() if name not in free}
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of the optimizer step that follows `step` finished ones."""
-        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        if self.schedule == "constant":
-            return self.learning_rate * warmup
-        rest = max(1, self.max_train_steps - self.warmup_steps)
-        progress = min(1.0, max(0, step - self.warmup_steps) / rest)
-        return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+class DivergedError(ValueError):
+    """The gradient was not finite in too many steps in a row."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -63,117 +39,154 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def train(
-    module: nn.Module,
-    loss_of_step: Loss,
-    options: LoopOptions,
+    state: TrainState,
+    losses: Losses,
+    training: TrainingOptions,
+    checkpoints: CheckpointOptions,
+    log: LogOptions,
     output_dir: Path,
     name: str,
     identity: Mapping[str, object],
-) -> None:
-    """Minimise `loss_of_step` over the trainable parameters of `module`, in place.
-
-    Writes `output_dir/checkpoint.pt` (atomically) and `output_dir/log.jsonl`; called again with the same
-    `output_dir` it continues from the last checkpoint, and does nothing after the last step. Ctrl-C saves
-    first, except in the midst of an update: half an update is in no step, so the last checkpoint stays.
-
-    `identity`, of JSON's types, says on what is trained and from which seed. A checkpoint keeps it with the
-    options that decide the weights; ValueError where a run would go on with others.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = build_optimizer(
-        options.optimizer, module, options.learning_rate, options.betas, options.weight_decay
-    )
-    run = {"options": _as_json(options.that_decide_the_weights()), "identity": _as_json(dict(identity))}
-    step = _resume(output_dir, module, optimizer, run)
-    updating = False
-    progress = tqdm(total=options.max_train_steps, initial=step, desc=name, unit="step", mininterval=5)
-    try:
-        while step < options.max_train_steps:
-            started = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate_at(step)
-            loss = loss_of_step(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
-            grad_norm = nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
-            updating = True
-            optimizer.step()
-            step += 1
-            updating = False
-            progress.update()
-            if step % options.log_every_steps == 0:
-                progress.set_postfix(loss=f"{loss.item():.4f}")
-                _log(output_dir, step, loss, grad_norm, options.learning_rate_at(step - 1), started)
-            if step % options.checkpoint_every_steps == 0 or step == options.max_train_steps:
-                _save(output_dir, module, optimizer, step, run)
-    except KeyboardInterrupt:
-        if not updating:
-            _save(output_dir, module, optimizer, step, run)
-        raise
-    finally:
-        progress.close()
-
-
-def _log(
-    output_dir: Path, step: int, loss: Tensor, norm: Tensor, learning_rate: float, started: float
-) -> None:
-    row = {
-        "step": step,
-        "loss": loss.item(),
-        "grad_norm": norm.item(),
-        "learning_rate": learning_rate,
-        "step_s": round(time.perf_counter() - started, 4),
-    }
-    with (output_dir / "log.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
-
-
-def _as_json(content: dict[str, object]) -> str:
-    return json.dumps(content, sort_keys=True)
-
-
-def _save(
-    output_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, run: dict[str, str]
-) -> None:
-    partial = output_dir / "checkpoint.pt.partial"
-    state = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "run": run}
-    torch.save(state, partial)
-    os.replace(partial, output_dir / "checkpoint.pt")
-
-
-def _resume(
-    output_dir: Path, module: nn.Module, optimizer: torch.optim.Optimizer, run: dict[str, str]
+    accelerator: Accelerator,
+    wrapped: nn.Module | None = None,
+    observer: Observer | None = None,
 ) -> int:
-    path = output_dir / "checkpoint.pt"
-    step = 0
-    if path.exists():
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        _check_same_run(path, state["run"], run)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
-    _forget_rows_after(step, output_dir / "log.jsonl")
+    """Minimise the mean of `losses` over the trainable parameters of `state.module`, in place.
+
+    Writes `output_dir/checkpoints/` and `output_dir/log.jsonl`; called again with the same `output_dir` it
+    continues from the newest checkpoint that is whole, and takes no step after the last one.
+
+    Args:
+        state: before the first step; the newest checkpoint is loaded into it.
+        losses: gives as many losses as `gradient_accumulation_steps`, of this process's samples.
+        training: how long and how fast.
+        checkpoints: when to save.
+        log: when to write a row.
+        output_dir: the run's folder.
+        name: for the progress bar.
+        identity: of JSON's types: on what is trained, and from which seed. Part of every checkpoint.
+        accelerator: the processes that train together.
+        wrapped: the module as the losses call it, where it is wrapped for several processes.
+        observer: looks on, and may end the run.
+
+    Returns:
+        The number of finished steps, all of which are saved.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, with the last step saved.
+        DivergedError: after `max_bad_steps` steps in a row whose gradient was not finite. Checkpoints hold
+            finite weights only.
+        ValueError: where the run in `output_dir` has another identity.
+    """
+    run = RunFolder(output_dir, state, identity, accelerator, observer)
+    step, bad_steps = run.resume(), 0
+    is_over = observer is not None and observer.is_over
+    bar = tqdm(
+        total=training.max_train_steps,
+        initial=step,
+        desc=name,
+        unit="step",
+        mininterval=2,
+        disable=not accelerator.is_main_process,
+    )
+    with stop_requests() as request, bar:
+        while step < training.max_train_steps and not is_over:
+            started = time.perf_counter()
+            rate = learning_rate_at(training, step)
+            loss, norm = _gradients(state, losses(step), training, accelerator, wrapped)
+            is_finite = bool(torch.isfinite(norm))
+            _update(state, rate, is_finite)
+            step += 1
+            bad_steps = 0 if is_finite else bad_steps + 1
+            if step % log.every_steps == 0 or not is_finite:
+                row = _row(step, loss, norm, rate, is_finite, started, accelerator)
+                run.log(row)
+                bar.set_postfix(loss=row["loss"], memory_gib=row["memory_gib"])
+            bar.update()
+            if bad_steps == training.max_bad_steps:
+                raise DivergedError(_diagnosis(bad_steps, step, rate, training))
+            if observer is not None:
+                if found := observer.after_step(step):
+                    run.log({"step": step, **found})
+                is_over = observer.is_over
+            signal_number = _agreed(request, accelerator)
+            is_last = is_over or step == training.max_train_steps
+            if signal_number or is_last or step % checkpoints.every_steps == 0:
+                run.save(step, checkpoints.keep)
+            if signal_number and not is_last:
+                raise Stopped(signal_number, step)
     return step
 
 
-def _check_same_run(path: Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    for part, text in wanted.items():
-        before, now = json.loads(saved[part]), json.loads(text)
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
-                raise ValueError(
-                    f"{part}: expected {key} {before.get(key)}, as in the run that '{path}' is of; received "
-                    f"{now.get(key)}. Go on as before, or train into another folder"
-                )
+def _gradients(
+    state: TrainState,
+    losses: Iterable[Tensor],
+    training: TrainingOptions,
+    accelerator: Accelerator,
+    wrapped: nn.Module | None,
+) -> tuple[Tensor, Tensor]:
+    """Set the gradients of a step, clipped; give its loss, and the gradients' norm before the clipping."""
+    parts = training.gradient_accumulation_steps
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=accelerator.device)
+    remaining = iter(losses)
+    for part in range(parts):
+        # Only the last part lets the processes exchange gradients; its forward pass, too, must know.
+        is_alone = wrapped is None or part == parts - 1
+        with nullcontext() if is_alone else accelerator.no_sync(wrapped):
+            loss = next(remaining) / parts
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        total += loss.detach()
+    state.scaler.unscale_(state.optimizer)
+    trained = [parameter for parameter in state.module.parameters() if parameter.requires_grad]
+    return total, nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
 
 
-def _forget_rows_after(step: int, log: Path) -> None:
-    """Drop the rows of steps that a killed run took after its last checkpoint: they are taken again."""
-    if not log.exists():
-        return
-    complete = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = "".join(line for line in complete if json.loads(line)["step"] <= step)
-    partial = log.with_name("log.jsonl.partial")
-    partial.write_text(kept)
-    os.replace(partial, log)
+def _update(state: TrainState, rate: float, is_finite: bool) -> None:
+    """Take the optimizer's step, or none where the gradients are not finite."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    if is_finite:
+        state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if is_finite and state.average is not None:
+        state.average.update_parameters(state.module)
+
+
+def _row(
+    step: int,
+    loss: Tensor,
+    norm: Tensor,
+    rate: float,
+    is_finite: bool,
+    started: float,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    mean: Any = accelerator.reduce(loss, "mean")  # over the processes, each of which has its own samples
+    row = {
+        "step": step,
+        "loss": round(float(mean), 6),
+        "grad_norm": float(norm),
+        "learning_rate": rate,
+        "step_s": round(time.perf_counter() - started, 4),
+        "memory_gib": memory_gib(accelerator.device),
+    }
+    return row if is_finite else row | {"skipped": True}
+
+
+def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
+    """The signal that any of the processes got; 0 for none. All must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return request.signal_number
+    numbers: Any = accelerator.gather(torch.tensor([request.signal_number], device=accelerator.device))
+    return int(numbers.max())
+
+
+def _diagnosis(bad_steps: int, step: int, rate: float, training: TrainingOptions) -> str:
+    return (
+        f"training: expected finite gradients; received none in {bad_steps} steps in a row, up to step "
+        f"{step} "
+        f"(learning rate {rate:g}, mixed_precision {training.mixed_precision}). The last checkpoint is from "
+        "before: try a lower training.learning_rate, a longer warm-up, or mixed_precision bf16 or no; if the "
+        "first steps fail already, look for odd values in the base or the data"
+    )

@@ -33,6 +33,7 @@ class Muon(torch.optim.AdamW):
         others: Iterable[nn.Parameter],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         weight_decay: float = 1e-2,
         momentum: float = 0.95,
     ) -> None:
@@ -40,7 +41,7 @@ class Muon(torch.optim.AdamW):
             {"params": list(others), "orthogonal": False},
             {"params": list(matrices), "orthogonal": True},
         ]
-        super().__init__(groups, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self.momentum = momentum
 
     @torch.no_grad()

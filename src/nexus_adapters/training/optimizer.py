@@ -1,40 +1,50 @@
-"""From options to an optimizer: AdamW, or Muon for all that it suits."""
+"""From options to an optimizer: AdamW, in 8 bits too, or Muon for all that it suits."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.muon import Muon
-
-OptimizerName = Literal["adamw", "muon"]
-OPTIMIZERS: tuple[OptimizerName, ...] = ("adamw", "muon")
 
 _ENDS = ("conv_in", "conv_out")  # as diffusers names a model's first and last layer
 
 
-def build_optimizer(
-    name: OptimizerName,
-    module: nn.Module,
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> torch.optim.Optimizer:
+def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.Optimizer:
     """An optimizer of the trainable parameters of `module`; a rate that suits AdamW may suit Muon as well.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for adamw8bit without CUDA or bitsandbytes.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if name == "adamw":
-        return torch.optim.AdamW(trained, lr=learning_rate, betas=betas, weight_decay=weight_decay)
-    if name != "muon":
-        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}; received {name!r}")
+    settings: dict[str, Any] = {
+        "lr": options.learning_rate,
+        "betas": options.betas,
+        "eps": options.epsilon,
+        "weight_decay": options.weight_decay,
+    }
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **settings)
+    if options.optimizer == "adamw8bit":
+        optimizer: torch.optim.Optimizer = _adamw_8bit()(trained, **settings)
+        return optimizer
     inner = inner_matrices(module)
     others = [parameter for parameter in trained if id(parameter) not in inner]
     matrices = [parameter for parameter in trained if id(parameter) in inner]
-    return Muon(matrices, others, learning_rate, betas, weight_decay)
+    return Muon(matrices, others, **settings)
+
+
+def _adamw_8bit() -> Any:
+    expected = "training.optimizer: expected CUDA and bitsandbytes for adamw8bit"
+    if not torch.cuda.is_available():
+        raise ValueError(f"{expected}; received no CUDA device")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ValueError(f"{expected}; received an error ({error}): pip install bitsandbytes") from error
+    return bitsandbytes.optim.AdamW8bit
 
 
 def inner_matrices(module: nn.Module) -> set[int]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+from nexus_adapters.training.config import MixedPrecision
 
 _BF16_UNITS = ("amx_bf16", "avx512_bf16")  # without these a CPU emulates bfloat16, many times slower
 
@@ -18,3 +22,35 @@ def multiplies_bf16(device: str) -> bool:
 def autocast(device: str) -> torch.autocast:
     """Mixed precision in bfloat16 where `device` has units for it, else float32 as it is."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=multiplies_bf16(device))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a run computes in. `dtype` is the frozen base's; adapter weights are always float32."""
+
+    device_type: str
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """For forward passes."""
+        is_mixed = self.dtype != torch.float32
+        return torch.autocast(self.device_type, self.dtype if is_mixed else None, enabled=is_mixed)
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether small gradients would vanish without a loss scale: float16's do."""
+        return self.dtype == torch.float16
+
+
+def choose_precision(name: MixedPrecision, device: torch.device) -> Precision:
+    """The precision of `training.mixed_precision` on a device.
+
+    "auto" is bfloat16 where the device multiplies it, else float16 on CUDA, else float32. Raises ValueError
+    for fp16 on a CPU, which has no loss scale worth the name.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise ValueError("training.mixed_precision: expected auto, no or bf16 on a CPU; received 'fp16'")
+    if name == "auto":
+        name = "bf16" if multiplies_bf16(str(device)) else "fp16" if device.type == "cuda" else "no"
+    dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return Precision(device.type, dtypes[name])

@@ -1,0 +1,255 @@
+"""What a recipe says: frozen dataclasses, read from TOML, every value checked before anything is loaded.
+
+`TrainConfig` is the whole; each section of the TOML file is a dataclass here. Whatever a recipe leaves out
+keeps the default that stands here. Field descriptions are the strings below the fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+MethodName = Literal["prime", "slim", "t2i"]
+MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, config=_SECTION)
+class BaseOptions:
+    """`[base]`: the Stable Diffusion that stays frozen."""
+
+    path: str = "embedded"
+    """A folder in diffusers' layout or a Hub id; "embedded" is the small one that comes with the package."""
+    revision: str = ""
+    """Branch, tag or commit on the Hub; empty for the newest."""
+    variant: str = ""
+    """Which of several saves to read, such as "fp16"; empty for the plain one."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class AdapterOptions:
+    """`[adapter]`: what is trained."""
+
+    method: MethodName = "prime"
+    """Nexus "prime" or "slim", or "t2i", diffusers' T2I-Adapter."""
+    residual: bool = False
+    """A skip around the attention of each stage (Nexus only). False is the paper."""
+    zero_init: bool = False
+    """Start the attention's output at zero; needs `residual`."""
+    start_from: str = ""
+    """Folder or Hub id of a saved adapter to start from. A T2I-Adapter gives Prime its trunk."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class DataOptions:
+    """`[data]`: where samples come from, and how they are fitted to the base."""
+
+    kind: Literal["folder", "table", "tars", "scenes"] = "folder"
+    """An image folder, a Hugging Face data set ("table"), WebDataset shards, or the embedded world's scenes.
+    """
+    path: str = ""
+    """The folder, or the data set's Hub id or folder."""
+    shards: tuple[str, ...] = ()
+    """Of `tars`: paths, globs, URLs; ranges as in "train-{000..127}.tar"."""
+    split: str = "train"
+    """Of a Hugging Face data set."""
+    revision: str = ""
+    """Of a Hugging Face data set on the Hub; empty for the newest."""
+    image_column: str = ""
+    """Name of the image column or tar member; empty for the kind's usual one."""
+    condition_column: str = ""
+    """Name of the structure maps' column or tar member; empty to draw the maps by `condition`."""
+    caption_column: str = ""
+    """Name of the captions' column or tar member; empty for the kind's usual one."""
+    condition: str = "canny"
+    """What the maps are: an extractor's name. It draws missing maps, and scores the validation's pictures."""
+    extractor: dict[str, float] = field(default_factory=dict)
+    """Options of the extractor, such as canny's low and high."""
+    count: NotNegative = 0
+    """Read only so many samples; 0 for all. Scenes, which have no end, need it."""
+    resolution: Positive = 512
+    """Side in pixels of the square that images are fitted to; with `aspect_buckets`, of one of equal area."""
+    aspect_buckets: bool = False
+    """Keep the images' aspect, nearly: each batch has one of several shapes."""
+    max_bad_fraction: Fraction = 0.25
+    """Unreadable samples are replaced and reported; above this fraction of the data the run stops."""
+    workers: NotNegative = 0
+    """Processes that read samples ahead, for each process that trains; 0 reads between the steps."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class CacheOptions:
+    """`[cache]`: latents, maps and prompt embeddings, computed once."""
+
+    enabled: bool = True
+    """False encodes images and prompts in every step."""
+    folder: str = ""
+    """Where; empty for nexus-adapters/training below the user's cache folder."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class LossOptions:
+    """`[loss]`: what is minimised."""
+
+    timesteps: Literal["uniform", "cubic"] = "cubic"
+    """How timesteps are drawn; "cubic" puts more weight on the noisy ones (T2I-Adapter, section 3.4)."""
+    band: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Only timesteps between these fractions of the schedule, of which 1 is pure noise."""
+    min_snr_gamma: AtLeast0 = 0.0
+    """Min-SNR weighting (arXiv 2303.09556); its authors use 5. 0 weighs all timesteps alike."""
+    prompt_dropout: Fraction = 0.1
+    """In this fraction of the samples base and adapter read the empty prompt."""
+    condition_dropout: Fraction = 0.0
+    """In this fraction of the samples the base gets no features."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class TrainingOptions:
+    """`[training]`: how long, how fast, on what."""
+
+    max_train_steps: Positive = 10_000
+    """Optimizer steps of the whole run."""
+    batch_size: Positive = 2
+    """Samples at once on each device."""
+    gradient_accumulation_steps: Positive = 4
+    """So many batches make an optimizer step."""
+    learning_rate: Above0 = 1e-5
+    """The highest, after the warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: the rate stays, or falls to zero at the last step."""
+    warmup_steps: NotNegative = 0
+    """Optimizer steps in which the rate rises from near zero."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """"adamw8bit" needs CUDA and bitsandbytes."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """AdamW's averages."""
+    epsilon: Above0 = 1e-8
+    """AdamW's least denominator."""
+    weight_decay: AtLeast0 = 1e-2
+    """Decoupled, a step, in learning rates."""
+    max_grad_norm: Above0 = 1.0
+    """Longer gradients are shortened to this."""
+    ema_decay: BelowOne = 0.0
+    """Average of the weights over steps, which is what the run gives in the end; 0 for none. Try 0.9999."""
+    mixed_precision: MixedPrecision = "auto"
+    """"auto" is bf16 where the device has units for it, else fp16 on CUDA, else none."""
+    gradient_checkpointing: bool = False
+    """Recompute the base's activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Run base and adapter through torch.compile."""
+    channels_last: bool = True
+    """The memory layout in which convolutions take less time on most devices."""
+    device: Literal["auto", "cpu"] = "auto"
+    """"cpu" leaves a GPU alone."""
+    max_bad_steps: Positive = 20
+    """Steps whose gradient is not finite are skipped; after so many in a row the run stops."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class CheckpointOptions:
+    """`[checkpoint]`: what survives a kill."""
+
+    every_steps: Positive = 500
+    """Optimizer steps between checkpoints."""
+    keep: Positive = 2
+    """How many stay."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class ValidationOptions:
+    """`[validation]`: what is measured and drawn during the run, on samples that are not trained on."""
+
+    every_steps: NotNegative = 1000
+    """Optimizer steps between validations; 0 for none, and nothing is held out."""
+    samples: Positive = 32
+    """Held out for the loss by timestep; more samples, less noise."""
+    images: NotNegative = 4
+    """Pictures drawn from the first of them, and scored by their structure; 0 for none."""
+    prompts: tuple[str, ...] = ()
+    """For these pictures, in place of the samples' own captions."""
+    num_inference_steps: Positive = 20
+    """Of the sampler."""
+    guidance_scale: AtLeast0 = 7.5
+    """Of the pictures; the embedded base likes 2."""
+    early_stop_patience: NotNegative = 0
+    """Stop after so many validations without a better structure score; 0 never."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class LogOptions:
+    """`[log]`: log.jsonl is always written."""
+
+    every_steps: Positive = 20
+    """Optimizer steps between rows."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "trackio"], ...] = ()
+    """Also to these, where they are installed."""
+    project: str = "nexus-adapters"
+    """What trackers file the run under."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class HubOptions:
+    """`[hub]`: where the finished adapter goes. The token comes from the environment alone."""
+
+    repo_id: str = ""
+    """"name/repository"; empty keeps the adapter here."""
+    private: bool = False
+    """Whether a repository that is created is private."""
+
+
+@dataclass(frozen=True, config=_SECTION)
+class TrainConfig:
+    """A recipe with nothing left out."""
+
+    output_dir: str = ""
+    """The run's folder: checkpoints, log, pictures, and in the end adapter/."""
+    seed: NotNegative = 0
+    """All that is random follows from it."""
+    base: BaseOptions = field(default_factory=BaseOptions)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    cache: CacheOptions = field(default_factory=CacheOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+    hub: HubOptions = field(default_factory=HubOptions)
+
+    def __post_init__(self) -> None:
+        """What one field alone cannot tell."""
+        for fits, key, expected, received in _agreements(self):
+            if not fits:
+                raise ValueError(f"{key}: expected {expected}; received {received!r}")
+
+
+def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
+    adapter, data, loss, training = config.adapter, config.data, config.loss, config.training
+    is_nexus = adapter.method != "t2i"
+    low, high = loss.band
+    needs_path = data.kind in ("folder", "table")
+    return [
+        (config.output_dir != "", "output_dir", "a folder", config.output_dir),
+        (is_nexus or not adapter.residual, "adapter.residual", "false beside method t2i", True),
+        (adapter.residual or not adapter.zero_init, "adapter.zero_init", "false without residual", True),
+        (not needs_path or data.path != "", "data.path", f"a path, for kind {data.kind}", data.path),
+        (data.kind != "tars" or data.shards != (), "data.shards", "at least one, for kind tars", ()),
+        (data.kind != "scenes" or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
+        (low < high, "loss.band", "a lower and then a higher fraction", loss.band),
+        (
+            training.warmup_steps <= training.max_train_steps,
+            "training.warmup_steps",
+            f"at most max_train_steps, {training.max_train_steps}",
+            training.warmup_steps,
+        ),
+    ]

@@ -1,0 +1,190 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from nexus_adapters.training import checkpoint as module
+from nexus_adapters.training.checkpoint import damage, latest_checkpoint, replacing_folder, save_checkpoint
+
+
+def save(folder, step, keep=2, value=None):
+    value = float(step) if value is None else value
+    tensors = {"module": {"a": torch.full((3,), value), "b": torch.tensor(step)}, "average": {}}
+    return save_checkpoint(folder, step, tensors, {"seen": [1, {"x": 0.1}]}, keep)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    save(tmp_path, 7)
+    found = latest_checkpoint(tmp_path)
+    assert (found.step, found.state["seen"]) == (7, [1, {"x": 0.1}])
+    assert torch.equal(found.tensors("module")["a"], torch.full((3,), 7.0))
+    assert found.tensors("module")["b"].item() == 7
+    assert found.tensors("average") == {}
+
+
+def test_no_folder_has_no_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_only_safetensors_and_json_are_written(tmp_path):
+    path = save(tmp_path, 1)
+    assert names(path) == ["manifest.json", "module.safetensors", "state.json"]
+    assert set(json.loads((path / "manifest.json").read_text())["sha256"]) == {
+        "module.safetensors",
+        "state.json",
+    }
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (9, 10, 100, 1000):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-00000100", "step-00001000"]
+    assert latest_checkpoint(tmp_path).step == 1000
+
+
+DAMAGE = {
+    "a flipped bit": lambda p: flip(p / "module.safetensors"),
+    "a shortened file": lambda p: os.truncate(p / "module.safetensors", 40),
+    "an empty file": lambda p: os.truncate(p / "state.json", 0),
+    "a missing file": lambda p: (p / "state.json").unlink(),
+    "no manifest": lambda p: (p / "manifest.json").unlink(),
+    "half a manifest": lambda p: os.truncate(p / "manifest.json", 30),
+    "another kind of manifest": lambda p: (p / "manifest.json").write_text("[]"),
+    "a manifest of nothing": lambda p: (p / "manifest.json").write_text('{"sha256": {}}'),
+    "an empty folder": lambda p: [file.unlink() for file in p.iterdir()],
+}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_one_is_skipped_with_a_word(tmp_path, kind):
+    save(tmp_path, 1)
+    DAMAGE[kind](save(tmp_path, 2))
+    with pytest.warns(UserWarning, match=r"^checkpoint: '.*step-00000002' is skipped, since"):
+        assert latest_checkpoint(tmp_path).step == 1
+
+
+def test_a_damaged_one_is_replaced_by_the_same_step(tmp_path):
+    path = save(tmp_path, 2)
+    DAMAGE["no manifest"](path)
+    save(tmp_path, 2)
+    assert damage(path) is None
+    assert names(tmp_path) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_is_written_of_what_is_not_finite(tmp_path, bad):
+    save(tmp_path, 1)
+    with pytest.raises(FloatingPointError, match=r"^checkpoint: .* module a$"):
+        save(tmp_path, 2, value=bad)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def calls_of(monkeypatch, tmp_path):
+    """Counts each write, sync and rename of a save, and lets the `fail_at`th fail."""
+    state = {"count": 0, "fail_at": -1}
+
+    def failing(real):
+        def call(*args, **kwargs):
+            state["count"] += 1
+            if state["count"] - 1 == state["fail_at"]:
+                raise OSError(28, "No space left on device")
+            return real(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(module, "save_file", failing(module.save_file))
+    monkeypatch.setattr(module, "_write_synced", failing(module._write_synced))
+    monkeypatch.setattr(module, "_sync_folder", failing(module._sync_folder))
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(os, "rename", failing(os.rename))
+    return state
+
+
+def test_whatever_fails_in_a_save_the_checkpoint_before_is_there(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        state = calls_of(patch, tmp_path)
+        save(tmp_path / "count", 1)
+        save(tmp_path / "count", 2, keep=1)
+        total = state["count"]
+    assert total > 15
+    for fail_at in range(total):
+        folder = tmp_path / str(fail_at)
+        with monkeypatch.context() as patch:
+            save(folder, 1)
+            state = calls_of(patch, tmp_path)
+            state["fail_at"] = fail_at
+            try:
+                save(folder, 2, keep=1)
+            except OSError:
+                pass
+            else:
+                break  # past the last call of a save
+        found = latest_checkpoint(folder)
+        assert found.step in (1, 2)
+        assert torch.equal(found.tensors("module")["a"], torch.full((3,), float(found.step)))
+        assert save(folder, 3)
+        assert latest_checkpoint(folder).step == 3
+        assert not [name for name in names(folder) if name.startswith(".")]  # nor is anything left over
+    assert fail_at > 7
+
+
+def test_a_save_that_was_killed_leaves_nothing_that_counts(tmp_path):
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".unfinished-step-00000002-ab")
+    assert latest_checkpoint(tmp_path).step == 1
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "adapter"
+    with replacing_folder(target) as folder:
+        (folder / "a").write_text("1")
+
+    def fill():
+        with replacing_folder(target) as folder:
+            (folder / "b").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    assert names(target) == ["a"]
+    with replacing_folder(target) as folder:
+        (folder / "b").write_text("2")
+    assert names(target) == ["b"]
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_a_folder_that_cannot_be_moved_in_stays_as_it_was(tmp_path, monkeypatch):
+    target = tmp_path / "adapter"
+    with replacing_folder(target) as folder:
+        (folder / "a").write_text("1")
+    real, calls = os.rename, []
+
+    def second_fails(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("no")
+        real(*args)
+
+    def fill():
+        with replacing_folder(target) as folder:
+            (folder / "b").write_text("2")
+
+    monkeypatch.setattr(os, "rename", second_fails)
+    with pytest.raises(OSError, match="no"):
+        fill()
+    assert names(target) == ["a"]
+    assert names(tmp_path) == ["adapter"]
