@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nexus_adapters.conditions import load_image
-from nexus_adapters.conditions.images import FORMATS
+from nexus_adapters.conditions.images import FORMATS, decode_image, open_image
 
 RAMP = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 SUFFIXES = {"PNG": "png", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "GIF": "gif", "JPEG2000": "jp2"}
@@ -168,3 +168,49 @@ def test_cap_is_inclusive_and_an_argument(tmp_path):
 def test_bad_cap(tmp_path, cap):
     with pytest.raises(ValueError, match=f"max_megapixels: expected a finite number above 0; received {cap}"):
         load_image(tmp_path / "a.png", max_megapixels=cap)
+
+
+def test_bytes_and_readers_decode_as_files_do(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(RAMP).save(path, exif=exif)
+    expected = np.asarray(load_image(path))
+    assert np.array_equal(decode_image(path), expected)
+    assert np.array_equal(decode_image(path.read_bytes()), expected)
+    with path.open("rb") as reader:
+        assert np.array_equal(decode_image(reader), expected)
+        assert not reader.closed
+
+
+def test_bytes_that_are_transparent_come_without_a_word():
+    stream = io.BytesIO()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(stream, format="PNG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_image(stream.getvalue()).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected an image file; received {}, which is empty"),
+        (b"hello, world", "expected an image (PNG, JPEG, "),
+        (truncated_png(), "expected a readable image; received {}, which is corrupt ("),
+        (png(9000, 9000), "expected an image of at most 64 megapixels; received {} of 9000x9000, 81.0"),
+    ],
+)
+def test_bad_bytes_are_called_by_their_name_or_length(content, message):
+    for name, shown in [("a.tar/00012", "'a.tar/00012'"), (None, f"a file of {len(content)} bytes")]:
+        with pytest.raises(ValueError, match=r"^--map: expected") as caught:
+            decode_image(content, argument="--map", name=name)
+        assert message.format(shown) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_opening_reads_no_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(truncated_png())
+    with open_image(tmp_path / "a.png") as image:
+        assert image.size == (20, 12)
+    with pytest.raises(ValueError, match=r"at most 0\.0001 megapixels"), open_image(png(20, 12), 0.0001):
+        pass

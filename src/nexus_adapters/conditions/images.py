@@ -1,8 +1,11 @@
-"""Reading image files: upright 8-bit RGB, or one clear error."""
+"""Reading images from files or bytes: upright 8-bit RGB, or one clear error."""
 
+import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +15,8 @@ from nexus_adapters.conditions.rgb import is_transparent, to_rgb
 # Named, because Pillow would otherwise try everything it knows, and it hands EPS to an external program.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _MEGAPIXEL = 1_000_000
+
+Content = bytes | Path | io.BufferedReader  # what an image is read from; a reader is left open
 
 
 def load_image(
@@ -36,26 +41,77 @@ def load_image(
         ValueError: for a missing, empty, non-image or corrupt file, or one over the cap. One line, that names
             `argument`, what was expected and what came.
     """
-    if not (math.isfinite(max_megapixels) and max_megapixels > 0):
-        raise ValueError(f"max_megapixels: expected a finite number above 0; received {max_megapixels}")
     file = Path(path)
-    _check_file(file, argument)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap takes its place
-        with _open(file, argument) as image:
-            _check_size(image.size, max_megapixels, file, argument)
-            upright = _decode(image, file, argument)
-    try:
-        rgb = to_rgb(upright)
-    except ValueError as error:
-        raise ValueError(f"{argument}: expected colors or grey; received '{file}' ({error})") from error
+    upright = _decode_upright(file, max_megapixels, argument, None)
+    rgb = _to_rgb(upright, _shown(file, None), argument)
     if is_transparent(upright):
         warnings.warn(f"{argument}: transparent parts of '{file}' are laid on white", stacklevel=2)
     return rgb
 
 
-def _check_file(file: Path, argument: str) -> None:
-    expected = f"{argument}: expected an image file; received '{file}'"
+def decode_image(
+    content: Content, max_megapixels: float = 64, argument: str = "image", name: str | None = None
+) -> Image.Image:
+    """Do as `load_image` does, for a file's content as well, and say nothing of transparent parts.
+
+    `name` is what errors call the content; left out, its path, or its length.
+
+    Raises:
+        ValueError: as `load_image`.
+    """
+    upright = _decode_upright(content, max_megapixels, argument, name)
+    return _to_rgb(upright, _shown(content, name), argument)
+
+
+@contextmanager
+def open_image(
+    content: Content, max_megapixels: float = 64, argument: str = "image", name: str | None = None
+) -> Iterator[Image.Image]:
+    """Open an image of which only the header is read until its pixels are asked for; closed again at the end.
+
+    Raises:
+        ValueError: as `load_image`, but for what only decoding finds.
+    """
+    if not (math.isfinite(max_megapixels) and max_megapixels > 0):
+        raise ValueError(f"max_megapixels: expected a finite number above 0; received {max_megapixels}")
+    shown = _shown(content, name)
+    if isinstance(content, Path):
+        _check_file(content, shown, argument)
+    if content == b"":
+        raise ValueError(f"{argument}: expected an image file; received {shown}, which is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap takes its place
+        with _open(content, shown, argument) as image:
+            _check_size(image.size, max_megapixels, shown, argument)
+            yield image
+
+
+def _shown(content: Content, name: str | None) -> str:
+    """What errors call the content."""
+    if name is None and isinstance(content, bytes):
+        return f"a file of {len(content)} bytes"
+    path = content if isinstance(content, Path) else getattr(content, "name", "a stream")
+    return f"'{path if name is None else name}'"
+
+
+def _decode_upright(content: Content, max_megapixels: float, argument: str, name: str | None) -> Image.Image:
+    with open_image(content, max_megapixels, argument, name) as image:
+        try:
+            image.load()
+            return ImageOps.exif_transpose(image)
+        except Exception as error:  # any kind, as in _open
+            raise _corrupt(_shown(content, name), argument, error) from error
+
+
+def _to_rgb(upright: Image.Image, shown: str, argument: str) -> Image.Image:
+    try:
+        return to_rgb(upright)
+    except ValueError as error:
+        raise ValueError(f"{argument}: expected colors or grey; received {shown} ({error})") from error
+
+
+def _check_file(file: Path, shown: str, argument: str) -> None:
+    expected = f"{argument}: expected an image file; received {shown}"
     try:
         if not file.exists():
             raise ValueError(f"{expected}, which does not exist")
@@ -69,36 +125,29 @@ def _check_file(file: Path, argument: str) -> None:
         raise ValueError(f"{expected}, which cannot be read ({error.strerror})") from error
 
 
-def _open(file: Path, argument: str) -> Image.Image:
+def _open(content: Content, shown: str, argument: str) -> Image.Image:
     try:
-        return Image.open(file, formats=FORMATS)
+        source = io.BytesIO(content) if isinstance(content, bytes) else content
+        return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError as error:
         expected = f"an image ({', '.join(FORMATS)})"
-        raise ValueError(f"{argument}: expected {expected}; received '{file}', which is none") from error
+        raise ValueError(f"{argument}: expected {expected}; received {shown}, which is none") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{argument}: expected a smaller image; received '{file}' ({error})") from error
+        raise ValueError(f"{argument}: expected a smaller image; received {shown} ({error})") from error
     # Decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, KeyError, ...
     except Exception as error:
-        raise _corrupt(file, argument, error) from error
+        raise _corrupt(shown, argument, error) from error
 
 
-def _check_size(size: tuple[int, int], max_megapixels: float, file: Path, argument: str) -> None:
+def _check_size(size: tuple[int, int], max_megapixels: float, shown: str, argument: str) -> None:
     width, height = size
     megapixels = width * height / _MEGAPIXEL
     if megapixels > max_megapixels:
         raise ValueError(
-            f"{argument}: expected an image of at most {max_megapixels:g} megapixels; received '{file}' of "
+            f"{argument}: expected an image of at most {max_megapixels:g} megapixels; received {shown} of "
             f"{width}x{height}, {megapixels:.1f}"
         )
 
 
-def _decode(image: Image.Image, file: Path, argument: str) -> Image.Image:
-    try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # any kind, as in _open
-        raise _corrupt(file, argument, error) from error
-
-
-def _corrupt(file: Path, argument: str, error: Exception) -> ValueError:
-    return ValueError(f"{argument}: expected a readable image; received '{file}', which is corrupt ({error})")
+def _corrupt(shown: str, argument: str, error: Exception) -> ValueError:
+    return ValueError(f"{argument}: expected a readable image; received {shown}, which is corrupt ({error})")

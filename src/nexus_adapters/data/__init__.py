@@ -1,0 +1,1 @@
+"""From data sets to samples and batches: sources, geometry, order, caches."""

@@ -1,0 +1,109 @@
+"""What is computed once and read in every step: safetensors shards in a folder, by content.
+
+An entry's name is a hash of all that it was made of, so entries serve every run that needs the same, data
+sets may grow, and whatever a killed run has finished is there for the next.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_SHARD = "shard-*.safetensors"
+_SEPARATOR = "/"
+
+
+class TensorCache:
+    """Entries of a few named tensors each, in `folder`, which is made where it is missing.
+
+    Only headers are read to begin with; tensors come from the file when they are asked for. Can be handed to
+    the processes of a DataLoader. Several processes may write to one folder.
+
+    Raises:
+        ValueError: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cache.folder: expected a folder that can be made; received '{folder}' ({error.strerror})"
+            ) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"cache.folder: expected a folder that can be written to; received '{folder}'")
+        self._shard_of: dict[str, Path] = {}
+        self._tensors_of: dict[str, tuple[str, ...]] = {}
+        self._opened: dict[Path, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take note of shards that have been written since, by whatever process."""
+        known = set(self._shard_of.values())
+        for shard in sorted(self.folder.glob(_SHARD)):
+            if shard not in known:
+                self._index(shard)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those that have no entry, each once, in order."""
+        return [name for name in dict.fromkeys(names) if name not in self]
+
+    def write(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Add entries, as one shard that appears whole or not at all."""
+        flat = {
+            f"{name}{_SEPARATOR}{part}": tensor.detach().cpu().contiguous()
+            for name, tensors in entries.items()
+            for part, tensor in tensors.items()
+        }
+        if not flat:
+            return
+        shard = self.folder / _SHARD.replace("*", secrets.token_hex(8))
+        partial = shard.with_suffix(".unfinished")
+        try:
+            save_file(flat, partial)
+            os.replace(partial, shard)
+        except SafetensorError as error:
+            raise OSError(
+                f"cache.folder: expected room in '{self.folder}'; received an error ({error})"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        self._index(shard)
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """The tensors of an entry; KeyError where there is none."""
+        shard = self._shard_of[name]
+        if shard not in self._opened:
+            self._opened[shard] = safe_open(shard, framework="pt")
+        stored = self._opened[shard]
+        return {part: stored.get_tensor(f"{name}{_SEPARATOR}{part}") for part in self._tensors_of[name]}
+
+    def _index(self, shard: Path) -> None:
+        try:
+            with safe_open(shard, framework="pt") as stored:
+                keys = sorted(stored.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"cache.folder: expected readable shards; received '{shard}' ({error}). Delete it, and what "
+                "it held is computed again"
+            ) from error
+        parts: dict[str, list[str]] = {}
+        for key in keys:
+            name, _, part = key.rpartition(_SEPARATOR)
+            parts.setdefault(name, []).append(part)
+        for name, names in parts.items():
+            self._shard_of[name], self._tensors_of[name] = shard, tuple(names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}  # open files belong to a process

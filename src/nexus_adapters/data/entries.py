@@ -1,0 +1,122 @@
+"""From prepared samples to what a step reads of them: latents, map, and prompt embeddings."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.data.conditioned import Prepared
+from nexus_adapters.data.draws import SampleDraws
+from nexus_adapters.data.encoders import Encoders
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample, encoded.
+
+    Attributes:
+        mean: of its latents, scaled to unit variance.
+        std: of its latents.
+        condition: its structure map.
+        prompts: `prompt_embeds` (k, n, d) of its k captions, and of SDXL `text_embeds` (k, p).
+        time_ids: what SDXL is told of size and crop: original height and width, top and left of the crop,
+            height and width.
+    """
+
+    mean: Float[Tensor, "c h w"]
+    std: Float[Tensor, "c h w"]
+    condition: UInt8[Tensor, "3 y x"]
+    prompts: Mapping[str, Tensor]
+    time_ids: Float[Tensor, " 6"]
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """For a cache: float16 but for `time_ids`, and the map as the bytes of a PNG, which loses nothing."""
+        stream = io.BytesIO()
+        Image.fromarray(self.condition.permute(1, 2, 0).numpy()).save(stream, format="PNG")
+        halved = {"mean": self.mean.half(), "std": self.std.half()}
+        halved |= {name: tensor.half() for name, tensor in self.prompts.items()}
+        for name, tensor in halved.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(
+                    f"cache.enabled: expected encodings that float16 holds; received others in {name}. "
+                    "Set it to false"
+                )
+        png = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+        return {**halved, "condition": png, "time_ids": self.time_ids}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Entry:
+        """The inverse of `as_tensors`, but for what float16 has rounded."""
+        with Image.open(io.BytesIO(tensors["condition"].numpy().tobytes()), formats=("PNG",)) as png:
+            condition = torch.from_numpy(np.array(png)).permute(2, 0, 1).contiguous()
+        prompts = {name: tensors[name].float() for name in _PROMPT_TENSORS if name in tensors}
+        return cls(tensors["mean"].float(), tensors["std"].float(), condition, prompts, tensors["time_ids"])
+
+
+_PROMPT_TENSORS = ("prompt_embeds", "text_embeds")
+
+
+def encode(samples: Sequence[Prepared], encoders: Encoders) -> list[Entry]:
+    """The entries of samples, whose images may differ in size; those of one size are encoded at once."""
+    latents = _encode_images([sample.image for sample in samples], encoders)
+    captions = [caption for sample in samples for caption in sample.captions]
+    prompts = encoders.encode_prompts(captions)
+    entries, first = [], 0
+    for sample, (mean, std) in zip(samples, latents, strict=True):
+        rows = slice(first, first + len(sample.captions))
+        first = rows.stop
+        own = {name: tensor[rows].cpu() for name, tensor in prompts.items()}
+        condition = torch.from_numpy(np.array(sample.condition)).permute(2, 0, 1).contiguous()
+        entries.append(Entry(mean.cpu(), std.cpu(), condition, own, torch.tensor(sample.time_ids)))
+    return entries
+
+
+def _encode_images(images: Sequence[Image.Image], encoders: Encoders) -> list[tuple[Tensor, Tensor]]:
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for size in dict.fromkeys(image.size for image in images):
+        places = [place for place, image in enumerate(images) if image.size == size]
+        pixels = torch.from_numpy(np.stack([np.asarray(images[place]) for place in places]))
+        encoded = encoders.encode_images(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        found |= dict(zip(places, zip(*encoded, strict=True), strict=True))
+    return [found[place] for place in range(len(images))]
+
+
+def as_batch(
+    indices: Sequence[int],
+    entries: Sequence[Entry],
+    draws: Sequence[SampleDraws],
+    empty: Mapping[str, Tensor],
+    prompt_dropout: float,
+    condition_dropout: float,
+) -> Batch:
+    """The batch that these draws make of the entries. `empty`: as `Encoders.encode_empty_prompt` gives it."""
+    rows = [_prompt(entry, drawn, empty, prompt_dropout) for entry, drawn in zip(entries, draws, strict=True)]
+    text = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    prompt_embeds = text.pop("prompt_embeds")
+    return Batch(
+        indices=torch.tensor(list(indices)),
+        latents=torch.stack([e.mean + e.std * d.latent_noise for e, d in zip(entries, draws, strict=True)]),
+        noise=torch.stack([drawn.noise for drawn in draws]),
+        u=torch.tensor([drawn.timestep for drawn in draws], dtype=torch.float64),
+        condition=torch.stack([entry.condition for entry in entries]).float() / 255,
+        has_condition=torch.tensor([drawn.condition_dropout >= condition_dropout for drawn in draws]),
+        prompt_embeds=prompt_embeds,
+        added={**text, "time_ids": torch.stack([e.time_ids for e in entries])} if text else {},
+    )
+
+
+def _prompt(
+    entry: Entry, drawn: SampleDraws, empty: Mapping[str, Tensor], dropout: float
+) -> dict[str, Tensor]:
+    if drawn.prompt_dropout < dropout:
+        return {name: tensor[0] for name, tensor in empty.items()}
+    count = len(entry.prompts["prompt_embeds"])
+    return {name: tensor[int(drawn.caption * count)] for name, tensor in entry.prompts.items()}

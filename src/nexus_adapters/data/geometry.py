@@ -1,0 +1,152 @@
+"""What size samples are trained at, and how they get there: cover the size, then cut the middle out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from PIL import Image
+
+Size = tuple[int, int]  # (width, height), as Pillow has it
+
+
+class Crop(NamedTuple):
+    """What SDXL is told of an image, each (height, width) or (top, left), in pixels.
+
+    Attributes:
+        original_size: of the image before it was resized.
+        crop_top_left: in the resized image, of what is kept.
+        target_size: of what is kept.
+    """
+
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int]
+    target_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes that samples are fitted to: one, or where there are `buckets`, the one of nearest aspect.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        buckets: (width, height) of each; empty for one fixed size.
+
+    Raises:
+        ValueError: for sizes below one pixel.
+    """
+
+    width: int
+    height: int
+    buckets: tuple[Size, ...] = ()
+
+    def __post_init__(self) -> None:
+        for argument in ("width", "height"):
+            if getattr(self, argument) < 1:
+                raise ValueError(f"{argument}: expected at least 1 pixel; received {getattr(self, argument)}")
+
+    @classmethod
+    def bucketed(cls, resolution: int, step: int = 64, max_aspect: float = 2.0) -> Geometry:
+        """Sizes of many aspects, with about the pixels of a square.
+
+        A bucket is as large as fits into resolution^2 pixels: no side can grow by a step. The square is one.
+
+        Args:
+            resolution: side of the square, in pixels.
+            step: what every side is a multiple of.
+            max_aspect: of the longer to the shorter side.
+
+        Raises:
+            ValueError: for a step below 1, a resolution below a step, or a max_aspect below 1.
+        """
+        if step < 1:
+            raise ValueError(f"step: expected at least 1 pixel; received {step}")
+        if resolution < step:
+            raise ValueError(f"resolution: expected at least one step, {step}; received {resolution}")
+        if not 1 <= max_aspect < math.inf:
+            raise ValueError(f"max_aspect: expected a finite number of at least 1; received {max_aspect}")
+        largest = (resolution // step) * step
+        sizes = {(largest, largest)}
+        for width in range(step, int(resolution * max_aspect) + 1, step):
+            height = resolution**2 // width // step * step
+            is_widest = height > 0 and resolution**2 // height // step * step == width
+            if is_widest and max(width, height) <= max_aspect * min(width, height):
+                sizes.add((width, height))
+        # Of two that are as near, the larger: Geometry.target takes the first.
+        ordered = sorted(sizes, key=lambda size: (-size[0] * size[1], size))
+        return cls(largest, largest, tuple(ordered))
+
+    def target(self, size: Size) -> Size:
+        """The (width, height) that an image of this (width, height) is fitted to."""
+        return min(
+            self.buckets or ((self.width, self.height),), key=lambda bucket: aspect_ratio(bucket, size)
+        )
+
+    def fit(
+        self,
+        image: Image.Image,
+        target: Size,
+        is_map: bool = False,
+        labels: bool = False,
+        window_of: Size | None = None,
+    ) -> Image.Image:
+        """Resize and crop to `target`, (width, height), in one go.
+
+        Images are averaged by Lanczos where they shrink, and drawn bicubically where they grow. Maps are
+        averaged over areas, or drawn linearly, which makes no halos beside lines; labels are the nearest
+        ones, since no two of them have a mean.
+
+        Args:
+            image: RGB.
+            target: of the result.
+            is_map: whether it is a structure map.
+            labels: whether the map's colors are names of things.
+            window_of: (width, height) of the image that this is the map of, at whatever scale: the same part
+                is kept of both. None for its own.
+
+        Returns:
+            RGB.
+        """
+        width, height = window_of or image.size
+        (resized_width, resized_height), (left, top) = _resized(width, height, target)
+        box = (  # the same as cutting from the resized image; each is one division, which rounds to no more
+            left * image.width / resized_width,
+            top * image.height / resized_height,
+            (left + target[0]) * image.width / resized_width,
+            (top + target[1]) * image.height / resized_height,
+        )
+        shrinks = image.width > resized_width or image.height > resized_height
+        return image.resize(target, _resampling(shrinks, is_map, labels), box=box)
+
+    def crop_of(self, size: Size, target: Size) -> Crop:
+        """What `fit` does to an image of this (width, height), as SDXL is told it."""
+        _, (left, top) = _resized(*size, target)
+        return Crop((size[1], size[0]), (top, left), (target[1], target[0]))
+
+
+def aspect_ratio(a: Size, b: Size) -> float:
+    """How many times longer, at the same height, the longer of two sizes is; 1 for equal aspects.
+
+    The logarithms of aspects lie as far apart as that of this, and one division is the same on every machine.
+    """
+    products = a[0] * b[1], a[1] * b[0]
+    return max(products) / min(products)
+
+
+def _resampling(shrinks: bool, is_map: bool, labels: bool) -> Image.Resampling:
+    if labels:
+        return Image.Resampling.NEAREST
+    if is_map:
+        return Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    return Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+
+
+def _resized(width: int, height: int, target: Size) -> tuple[Size, tuple[int, int]]:
+    """The size that just covers the target, and (left, top) of the target in its middle."""
+    if target[0] * height >= target[1] * width:
+        resized = target[0], max(target[1], (2 * height * target[0] + width) // (2 * width))
+    else:
+        resized = max(target[0], (2 * width * target[1] + height) // (2 * height)), target[1]
+    return resized, ((resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2)

@@ -1,0 +1,156 @@
+"""Tar shards behind URLs: fetched whole, so that any server will do, and a few of them kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+_TIMEOUT_S = 60.0
+_WAITS_S = (1.0, 4.0)  # before the second and the third attempt
+_ABANDONED_AFTER_S = 3600.0  # an unfinished file that nobody has written to for so long
+_VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "created")  # fsspec's names
+
+
+class RemoteShard:
+    """A file behind a URL, http(s) or any kind that fsspec reads (s3, hf, gs, ...).
+
+    Args:
+        url: of the file.
+        folder: where fetched files are kept, for all processes of this machine; made when it is needed.
+        keep: how many; the least recently used go.
+    """
+
+    def __init__(self, url: str, folder: Path, keep: int) -> None:
+        self.place, self.folder, self.keep = url, folder, keep
+        parts = urlsplit(url)  # signed URLs have their secret in the query, others before the host
+        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def version(self) -> str | None:
+        """Size and ETag, or what else the server has; None where it does not answer."""
+        try:
+            return _http_version(self.place) if _is_http(self.place) else _fsspec_version(self.place)
+        except ValueError:
+            raise
+        except Exception:  # what lies below fsspec has errors of its own
+            return None
+
+    def open(self, version: str) -> io.FileIO:
+        """The file, fetched where it is not kept.
+
+        Raises:
+            ValueError: where the server refuses it, or a package for such URLs is missing.
+            OSError: where it cannot be reached, after three attempts.
+        """
+        name = hashlib.sha256(f"{self.place}\n{version}".encode()).hexdigest()
+        file = self.folder / f"{name[:32]}.tar"
+        while True:  # another process may let go of the file before it is open
+            with suppress(FileNotFoundError):
+                os.utime(file)
+                return io.FileIO(file)
+            self._fetch(file)
+
+    def _fetch(self, file: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):  # several readers want a shard at the same time
+            if not file.exists():
+                part = file.with_suffix(".part")
+                self._download(part)
+                os.replace(part, file)
+        self._let_go(file)
+
+    def _download(self, part: Path) -> None:
+        for wait in (*_WAITS_S, None):
+            try:
+                with part.open("wb") as out:
+                    _copy_http(self.place, out) if _is_http(self.place) else _copy_fsspec(self.place, out)
+                    out.flush()
+                    os.fsync(out.fileno())
+                return
+            except ValueError:
+                raise
+            except Exception as error:  # as in version
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                message = f"shards: expected a file that can be fetched; received '{self.name}' ({reason})"
+                if _is_final(error):
+                    raise ValueError(message) from error
+                if wait is None:
+                    raise OSError(message) from error
+                time.sleep(wait)
+
+    def _let_go(self, current: Path) -> None:
+        used = {}
+        for file in [*self.folder.glob("*.tar"), *self.folder.glob("*.part")]:
+            with suppress(FileNotFoundError):  # another process was faster
+                used[file] = file.stat().st_mtime
+        shards = sorted((f for f in used if f.suffix == ".tar" and f != current), key=used.__getitem__)
+        abandoned = [f for f in used if f.suffix == ".part" and time.time() - used[f] > _ABANDONED_AFTER_S]
+        for file in [*shards[: max(0, len(shards) + 1 - self.keep)], *abandoned]:
+            with suppress(OSError):  # gone already, or open on a system that holds on to such files
+                file.unlink()
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt would be in vain."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 429)  # too slow, too often
+    return isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _request(url: str, method: str) -> Any:
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "nexus-adapters"})
+    return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+
+
+def _http_version(url: str) -> str:
+    with _request(url, "HEAD") as response:
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        return f"{response.headers.get('Content-Length')} {tag}"
+
+
+def _copy_http(url: str, out: io.BufferedWriter) -> None:
+    """Not by fsspec, whose HTTP needs another package."""
+    with _request(url, "GET") as response:
+        shutil.copyfileobj(response, out, length=2**20)
+        expected = response.headers.get("Content-Length")
+    if expected is not None and int(expected) != out.tell():  # http.client says nothing of it
+        raise OSError(f"the connection ended after {out.tell()} of {expected} bytes")
+
+
+def _fsspec_version(url: str) -> str:
+    files, path = _file_system(url)
+    info = files.info(path)
+    return f"{info.get('size')} {next((info[name] for name in _VERSIONS if info.get(name)), None)}"
+
+
+def _copy_fsspec(url: str, out: io.BufferedWriter) -> None:
+    files, path = _file_system(url)
+    with files.open(path, "rb") as remote:
+        shutil.copyfileobj(remote, out, length=2**20)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a package is missing, or no such kind of URL is known
+        scheme = url.partition("://")[0]
+        raise ValueError(
+            f"shards: expected URLs that fsspec reads; received {scheme}:// ({error})"
+        ) from error
+    return files, path

@@ -1,0 +1,71 @@
+"""Scenes of the embedded world as samples."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+from PIL import Image
+
+from nexus_adapters.data.samples import Sample
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.render import render
+from nexus_adapters.scenes.scene import SIZE, draw_scene
+
+_WITNESSES = range(8)  # seeds of the scenes that tell whether drawing is still the same
+
+
+class SceneSource:
+    """Scenes of the training split, without structure maps; those are to be drawn by an extractor.
+
+    Args:
+        count: how many.
+        first_seed: of the first one; the others follow.
+        phrasings: captions of each scene.
+
+    Raises:
+        ValueError: for a count or phrasings below 1, or a seed below 0.
+    """
+
+    def __init__(self, count: int, first_seed: int = 0, phrasings: int = 3) -> None:
+        least = {"count": (count, 1), "first_seed": (first_seed, 0), "phrasings": (phrasings, 1)}
+        for argument, (received, expected) in least.items():
+            if received < expected:
+                raise ValueError(f"{argument}: expected at least {expected}; received {received}")
+        self.count, self.first_seed, self.phrasings = count, first_seed, phrasings
+
+    def __len__(self) -> int:
+        return self.count
+
+    def key(self, index: int) -> str:
+        """The scene's seed, in words."""
+        return f"scene {self._seed(index)}"
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 over the seed, the phrasings, and what drawing gives: other code, other hashes."""
+        made_of = f"{self._drawing} {self._seed(index)} {self.phrasings}"
+        return hashlib.sha256(made_of.encode()).hexdigest()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height), always the same."""
+        return SIZE, SIZE
+
+    def load(self, index: int) -> Sample:
+        """Draw a scene."""
+        scene = draw_scene(self._seed(index))
+        captions = tuple(caption(scene, phrasing) for phrasing in range(self.phrasings))
+        return Sample(self.key(index), Image.fromarray(render(scene).image), None, captions)
+
+    def _seed(self, index: int) -> int:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index: expected 0 to {self.count - 1}; received {index}")
+        return self.first_seed + index
+
+    @cached_property
+    def _drawing(self) -> str:
+        digest = hashlib.sha256()
+        for seed in _WITNESSES:
+            scene = draw_scene(seed)
+            digest.update(render(scene).image.tobytes())
+            digest.update("\n".join(caption(scene, phrasing) for phrasing in range(3)).encode())
+        return digest.hexdigest()

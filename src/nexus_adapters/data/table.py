@@ -1,0 +1,161 @@
+"""A Hugging Face data set, from the Hub or a local folder, as samples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nexus_adapters.data.columns import as_captions, no_column
+from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.data.stored import hash_sample, read_image, read_size
+
+_TEXTS = ("string", "large_string", "string_view")
+_BYTES = ("binary", "large_binary", "binary_view")
+
+
+class TableSource:
+    """The rows of a data set that the `datasets` library reads. Images stay encoded until they are asked for.
+
+    Args:
+        path: a folder that `Dataset.save_to_disk` made, any folder that `load_dataset` reads (Parquet files,
+            an image folder, ...), or else a name on the Hub. Whether the Hub may be reached is the library's
+            to decide, by HF_HUB_OFFLINE.
+        split: of the data set; slices such as "train[:100]" work where `load_dataset` reads it.
+        image_column: of images: the library's `Image`, paths or bytes.
+        condition_column: of structure maps; None where there are none.
+        caption_column: of strings, or of lists of strings.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: where the library is missing, finds no such data set or split, or where the data set is
+            empty, misses a column, or has a column of another type.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        split: str = "train",
+        image_column: str = "image",
+        condition_column: str | None = None,
+        caption_column: str = "text",
+        revision: str | None = None,
+    ) -> None:
+        self.path, self.split = os.fspath(path), split
+        self.image_column, self.condition_column = image_column, condition_column
+        self.caption_column = caption_column
+        table = _open_table(self.path, split, revision)
+        if len(table) == 0:
+            raise ValueError(f"path: expected a data set with rows; received '{self.path}' without any")
+        images = {"image_column": image_column, "condition_column": condition_column}
+        wanted = {**images, "caption_column": caption_column}
+        for argument, column in wanted.items():
+            if column is not None and column not in table.column_names:
+                raise no_column(argument, column, table.column_names, f"'{self.path}'")
+        _check_captions(table, caption_column)
+        table = table.select_columns(list(dict.fromkeys(c for c in wanted.values() if c is not None)))
+        for argument, column in images.items():
+            if column is not None:
+                table = _left_encoded(table, argument, column)
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def key(self, index: int) -> str:
+        """The data set, split and row."""
+        return f"{self.path}/{self.split}/{index}"
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 over image, structure map and captions. BadSample."""
+        row = self._table[index]
+        contents = [self._content(row, self.image_column, index)]
+        if self.condition_column is not None:
+            contents.append(self._content(row, self.condition_column, index))
+        return hash_sample(contents, self._captions(row, index), self.key(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the image, upright, from its header. BadSample."""
+        content = self._content(self._table[index], self.image_column, index)
+        return read_size(content, self.image_column, self.key(index))
+
+    def load(self, index: int) -> Sample:
+        """Decode a sample. BadSample."""
+        row, key = self._table[index], self.key(index)
+        captions = self._captions(row, index)
+        image = read_image(self._content(row, self.image_column, index), self.image_column, key)
+        condition = None
+        if self.condition_column is not None:
+            content = self._content(row, self.condition_column, index)
+            condition = read_image(content, self.condition_column, key)
+        return Sample(key, image, condition, captions)
+
+    def _content(self, row: dict[str, Any], column: str, index: int) -> bytes | Path:
+        stored = row[column] or {}
+        content: bytes | None = stored.get("bytes")
+        if content is not None:
+            return content
+        if not stored.get("path"):
+            raise BadSample(f"{column}: expected an image; received '{self.key(index)}' without")
+        return Path(stored["path"])
+
+    def _captions(self, row: dict[str, Any], index: int) -> tuple[str, ...]:
+        captions = as_captions(row[self.caption_column])
+        if captions is None:
+            raise BadSample(
+                f"{self.caption_column}: expected a caption; received '{self.key(index)}' without"
+            )
+        return captions
+
+
+def _open_table(path: str, split: str, revision: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            "path: expected the datasets library, which reads data sets of Hugging Face; received none. "
+            "pip install nexus-adapters[train]"
+        ) from error
+    if revision is not None and Path(path).exists():
+        raise ValueError(f"revision: expected none for the local '{path}'; received '{revision}'")
+    try:
+        if not _is_saved(Path(path)):
+            return datasets.load_dataset(path, split=split, revision=revision)
+        saved = datasets.load_from_disk(path)
+    except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise ValueError(
+            f"path: expected a data set's name on the Hub or its folder, with split '{split}'; received "
+            f"'{path}' ({reason})"
+        ) from error
+    splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
+    if split not in splits:
+        raise ValueError(f"split: expected one of {', '.join(splits)}, as '{path}' has; received '{split}'")
+    return splits[split]
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` made it, of one table or of several splits."""
+    is_table = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+    return is_table or (folder / "dataset_dict.json").exists()
+
+
+def _check_captions(table: Any, column: str) -> None:
+    feature = table.features[column]
+    element = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    if getattr(element, "dtype", None) not in _TEXTS:
+        raise ValueError(
+            f"caption_column: expected strings or lists of strings; received '{column}' of {feature}"
+        )
+
+
+def _left_encoded(table: Any, argument: str, column: str) -> Any:
+    """The table, that gives this column's images as {"bytes", "path"}: decoding is ours, with our limits."""
+    import datasets
+
+    feature = table.features[column]
+    is_image = isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (*_TEXTS, *_BYTES)
+    is_pair = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    if not (is_image or is_pair):
+        raise ValueError(f"{argument}: expected images, paths or bytes; received '{column}' of {feature}")
+    return table.cast_column(column, datasets.Image(decode=False))

@@ -1,0 +1,175 @@
+"""WebDataset tars as samples, from disk or from URLs, read by place and in any order."""
+
+from __future__ import annotations
+
+import io
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.data.shards import Shard, find_shards
+from nexus_adapters.data.stored import hash_sample, read_image, read_size
+from nexus_adapters.data.tar_index import find_index
+from nexus_adapters.data.tar_samples import (
+    CAPTIONS,
+    CONDITION,
+    IMAGE,
+    Layout,
+    TarSamples,
+    check_columns,
+    group_members,
+)
+from nexus_adapters.data.window import Window
+
+_CONNECTIONS = 8  # that ask at once for what may have changed
+
+
+class TarSource:
+    """The samples of tars in WebDataset's layout: files of one name, up to the first dot, are one sample.
+
+    The headers of each tar are read once, into an index that is kept; after that a sample is read where it
+    lies, and no other one is touched. Nothing is unpacked: names are names, whatever they hold.
+
+    Of a tar that ends early the whole samples are used, with a warning. A sample without image, map or
+    captions is a BadSample when it is read.
+
+    Args:
+        shards: paths, globs of paths, and URLs (http(s), or any kind that fsspec reads); ranges as in
+            "train-{000..127}.tar". Tars behind URLs are fetched whole when they are needed, all of them once
+            for their index.
+        image_column: extension of the images; None for the first there is of jpg, jpeg, png, webp.
+        condition_column: extension of the structure maps, such as "canny.png"; None where there are none.
+        caption_column: extension of the captions, whose whole text is one caption, or "json:KEY" for a string
+            or a list of strings in a JSON object; None for "txt".
+        index_folder: where indices are kept, and in its folder "shards" what comes from URLs.
+        keep_shards: how many tars from URLs are kept; the least recently used go.
+
+    Raises:
+        ValueError: for no shards, a file that is no uncompressed tar, no samples, or an extension that no
+            sample has.
+        OSError: for a URL that cannot be reached.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        image_column: str | None = None,
+        condition_column: str | None = None,
+        caption_column: str | None = None,
+        *,
+        index_folder: str | os.PathLike[str],
+        keep_shards: int = 8,
+    ) -> None:
+        if keep_shards < 1:
+            raise ValueError(f"keep_shards: expected at least 1; received {keep_shards}")
+        self._layout = Layout.of(image_column, condition_column, caption_column)
+        folder = _made(Path(index_folder))
+        self._shards = find_shards(shards, folder / "shards", keep_shards)
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            versions = list(pool.map(_version, self._shards))
+        self._versions: list[str] = []
+        self._samples: list[TarSamples] = []
+        listed = zip(self._shards, versions, strict=True)
+        for shard, version in tqdm(list(listed), desc="reading shards", unit="shard", delay=2, disable=None):
+            index = find_index(shard, version, folder)
+            self._versions.append(index.version)
+            self._samples.append(group_members(index, self._layout))
+        check_columns(self._samples, self._layout)
+        self._ends = list(accumulate(len(samples.stems) for samples in self._samples))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def shard_of(self, index: int) -> int:
+        """The number, from 0 on, of the shard that a sample is in: an order can keep shards together."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}; received {index}")
+        return bisect_right(self._ends, index)
+
+    def key(self, index: int) -> str:
+        """The shard, and the sample's name in it."""
+        shard, row = self._find(index)
+        stem = self._samples[shard].stems[row]
+        printable = "".join(character if character.isprintable() else "?" for character in stem)
+        return f"{self._shards[shard].name}/{printable}"
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 over image, structure map and captions. BadSample."""
+        contents = [self._read(index, IMAGE)]
+        if self._layout.condition is not None:
+            contents.append(self._read(index, CONDITION))
+        return hash_sample(contents, self._captions(index), self.key(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the image, upright, from its header. BadSample."""
+        offset, size = self._place(index, IMAGE)
+        with self._open(index) as file:
+            member: io.BufferedReader = io.BufferedReader(Window(file, offset, size))
+            return read_size(member, "image", self.key(index))
+
+    def load(self, index: int) -> Sample:
+        """Decode a sample. BadSample."""
+        key, captions = self.key(index), self._captions(index)
+        image = read_image(self._read(index, IMAGE), "image", key)
+        condition = None
+        if self._layout.condition is not None:
+            condition = read_image(self._read(index, CONDITION), "condition", key)
+        return Sample(key, image, condition, captions)
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        return self._layout.read_captions(self._read(index, CAPTIONS), self.key(index))
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The shard, and the row in it."""
+        shard = self.shard_of(index)
+        return shard, index - (self._ends[shard] - len(self._samples[shard].stems))
+
+    def _open(self, index: int) -> io.FileIO:
+        shard = self.shard_of(index)
+        return self._shards[shard].open(self._versions[shard])
+
+    def _place(self, index: int, part: int) -> tuple[int, int]:
+        shard, row = self._find(index)
+        place = self._samples[shard].place(row, part)
+        if place is None:
+            name, extensions = next(
+                (name, ends) for wanted, name, ends in self._layout.wanted() if wanted == part
+            )
+            raise BadSample(
+                f"{name}: expected a file .{' or .'.join(extensions)}; received '{self.key(index)}' without"
+            )
+        return place
+
+    def _read(self, index: int, part: int) -> bytes:
+        offset, size = self._place(index, part)
+        with self._open(index) as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise BadSample(f"shards: expected {size} bytes; received {len(content)} of '{self.key(index)}'")
+        return content
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"index_folder: expected a folder that can be made; received '{folder}' ({error.strerror})"
+        ) from error
+    return folder
+
+
+def _version(shard: Shard) -> str | None:
+    try:
+        return shard.version()
+    except OSError as error:
+        raise ValueError(
+            f"shards: expected a file that can be read; received '{shard.name}' ({error.strerror})"
+        ) from error

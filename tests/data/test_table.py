@@ -1,0 +1,271 @@
+import json
+import pickle
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.image_files import DAMAGED, encoded, exif, picture
+
+from nexus_adapters.conditions import images
+from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.data.table import TableSource
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+CONTENT = {
+    "image": [{"bytes": encoded(picture(number)), "path": None} for number in range(3)],
+    "edges": [{"bytes": encoded(picture(10 + number)), "path": None} for number in range(3)],
+    "text": [f"picture {number}" for number in range(3)],
+    "texts": [["one", "two"], ["three"], []],
+    "number": [1, 2, 3],
+}
+IMAGE, TEXT = datasets.Image(), datasets.Value("string")
+FEATURES = {
+    "image": IMAGE,
+    "edges": IMAGE,
+    "text": TEXT,
+    "texts": datasets.List(TEXT),
+    "number": datasets.Value("int64"),
+}
+
+
+def made(content=None, features=None):
+    return datasets.Dataset.from_dict(content or CONTENT, datasets.Features(features or FEATURES))
+
+
+@pytest.fixture(params=["saved", "saved splits", "parquet", "image folder"])
+def folder(request, tmp_path):
+    """The same samples, in each kind of folder."""
+    path = tmp_path / "set"
+    if request.param == "saved":
+        made().save_to_disk(path)
+    elif request.param == "saved splits":
+        datasets.DatasetDict({"train": made(), "test": made().select([0])}).save_to_disk(path)
+    elif request.param == "parquet":
+        path.mkdir()
+        made().to_parquet(path / "train-00000.parquet")
+    else:
+        path.mkdir()
+        rows = []
+        for number in range(3):
+            (path / f"{number}.png").write_bytes(CONTENT["image"][number]["bytes"])
+            (path / f"edges-{number}.png").write_bytes(CONTENT["edges"][number]["bytes"])
+            row = {"file_name": f"{number}.png", "edges_file_name": f"edges-{number}.png"}
+            rows.append(
+                json.dumps(row | {name: CONTENT[name][number] for name in ("text", "texts", "number")})
+            )
+        (path / "metadata.jsonl").write_text("\n".join(rows))
+    return path
+
+
+def test_each_kind_of_folder_gives_the_same(folder):
+    source = TableSource(folder, condition_column="edges")
+    assert isinstance(source, Source)
+    assert len(source) == 3
+    for index in range(3):
+        sample = source.load(index)
+        assert sample.key == source.key(index) == f"{folder}/train/{index}"
+        assert np.array_equal(sample.image, picture(index))
+        assert sample.condition is not None
+        assert np.array_equal(sample.condition, picture(10 + index))
+        assert sample.captions == (f"picture {index}",)
+        assert source.size(index) == (24, 16)
+    assert TableSource(folder).load(0).condition is None
+
+
+def test_lists_of_captions(folder):
+    source = TableSource(str(folder), caption_column="texts")
+    assert source.load(0).captions == ("one", "two")
+    for read in (source.load, source.content_hash):
+        with pytest.raises(
+            BadSample, match=rf"^texts: expected a caption; received '{folder}/train/2' without"
+        ):
+            read(2)
+
+
+def test_it_can_go_to_another_process(folder):
+    source = TableSource(folder, condition_column="edges")
+    other = pickle.loads(pickle.dumps(source))
+    assert [other.content_hash(n) for n in range(3)] == [source.content_hash(n) for n in range(3)]
+
+
+def test_hashes_follow_each_part(tmp_path):
+    made().save_to_disk(tmp_path / "a")
+    plain = [TableSource(tmp_path / "a").content_hash(index) for index in range(3)]
+    mapped = [TableSource(tmp_path / "a", condition_column="edges").content_hash(index) for index in range(3)]
+    assert len({*plain, *mapped}) == 6
+    made(CONTENT | {"text": ["other", "picture 1", "picture 2"]}).save_to_disk(tmp_path / "b")
+    assert [TableSource(tmp_path / "b").content_hash(index) == plain[index] for index in range(3)] == [
+        0,
+        1,
+        1,
+    ]
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(folder, monkeypatch):
+    loaded = []
+    original = images._decode_upright
+    monkeypatch.setattr(images, "_decode_upright", lambda *a: loaded.append(a[0]) or original(*a))
+    monkeypatch.setattr(datasets.Image, "decode_example", None)  # nor by the library
+    source = TableSource(folder, condition_column="edges")
+    assert source.size(0)
+    assert source.content_hash(0)
+    assert loaded == []
+    source.load(0)
+    assert len(loaded) == 2
+
+
+def test_columns_of_paths_bytes_and_pairs(tmp_path):
+    paths = []
+    for number in range(2):
+        paths.append(str(tmp_path / f"{number}.png"))
+        (tmp_path / f"{number}.png").write_bytes(CONTENT["image"][number]["bytes"])
+    raw = [pair["bytes"] for pair in CONTENT["image"][:2]]
+    content = {
+        "paths": [*paths, str(tmp_path / "gone.png")],
+        "raw": [*raw, None],
+        "pair": [*CONTENT["image"][:2], None],
+    }
+    pair = {"bytes": datasets.Value("binary"), "path": TEXT}
+    features = {"paths": TEXT, "raw": datasets.Value("binary"), "pair": pair, "text": TEXT}
+    made(content | {"text": ["a", "b", "c"]}, features).save_to_disk(tmp_path / "set")
+    for column in ("paths", "raw", "pair"):
+        source = TableSource(tmp_path / "set", image_column=column)
+        assert [np.array_equal(source.load(n).image, picture(n)) for n in range(2)] == [True, True]
+        for read in (source.load, source.size, source.content_hash):
+            with pytest.raises(BadSample, match=r"expected .*; received '.*set/train/2'"):
+                read(2)
+
+
+def test_other_columns_are_left_alone(tmp_path):
+    damaged = [{"bytes": DAMAGED["random.jpg"], "path": None}] * 3
+    made(CONTENT | {"depth": damaged}, FEATURES | {"depth": IMAGE}).save_to_disk(tmp_path / "set")
+    source = TableSource(tmp_path / "set")
+    assert source.load(1).captions == ("picture 1",)
+    assert source.size(1) == (24, 16)
+
+
+def test_damage_and_turning(tmp_path):
+    contents = [*(c for c in DAMAGED.values() if c is not None), encoded(picture(), "JPEG", exif=exif(6))]
+    rows = {
+        "image": [{"bytes": content, "path": None} for content in contents],
+        "text": ["a"] * len(contents),
+    }
+    made(rows, {"image": IMAGE, "text": TEXT}).save_to_disk(tmp_path / "set")
+    source = TableSource(tmp_path / "set")
+    for index in range(len(source) - 1):
+        with pytest.raises(BadSample, match=rf"^image: expected .*; received '{tmp_path}/set/train/{index}'"):
+            source.load(index)
+    assert source.size(len(source) - 1) == source.load(len(source) - 1).image.size == (16, 24)
+
+
+def test_one_split_of_several(tmp_path):
+    datasets.DatasetDict({"train": made(), "test": made().select([2])}).save_to_disk(tmp_path / "set")
+    assert TableSource(tmp_path / "set", split="test").load(0).captions == ("picture 2",)
+    with pytest.raises(
+        ValueError, match=r"^split: expected one of train, test, as '.*set' has; received 'val'$"
+    ):
+        TableSource(tmp_path / "set", split="val")
+    (tmp_path / "files").mkdir()
+    made().to_parquet(tmp_path / "files" / "train.parquet")
+    assert len(TableSource(tmp_path / "files", split="train[:2]")) == 2
+    with pytest.raises(
+        ValueError, match=r"^path: expected .* with split 'val'; received '.*files' \(.*val"
+    ) as caught:
+        TableSource(tmp_path / "files", split="val")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"image_column": "imag"},
+            r"image_column: .* \(image, edges, text, .*\); received 'imag'; did you mean 'image'",
+        ),
+        ({"condition_column": "edge"}, r"condition_column: .*; received 'edge'; did you mean 'edges'"),
+        (
+            {"caption_column": "caption"},
+            r"caption_column: expected a column of '.*set' \(.*\); received 'caption'$",
+        ),
+        (
+            {"caption_column": "number"},
+            r"caption_column: expected strings or lists of strings; received 'number' of ",
+        ),
+        (
+            {"caption_column": "image"},
+            r"caption_column: expected strings or lists of strings; received 'image' of ",
+        ),
+        ({"image_column": "number"}, r"image_column: expected images, paths or bytes; received 'number' of "),
+        (
+            {"condition_column": "texts"},
+            r"condition_column: expected images, paths or bytes; received 'texts' of ",
+        ),
+    ],
+)
+def test_wrong_columns(tmp_path, columns, message):
+    made().save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match=rf"^{message}") as caught:
+        TableSource(tmp_path / "set", **columns)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_data_set(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "none").mkdir()
+    made().select([]).to_parquet(tmp_path / "none" / "train.parquet")
+    made().save_to_disk(tmp_path / "set")
+    for path, message in [
+        (
+            tmp_path / "empty",
+            r"path: expected a data set's name on the Hub or its folder, with split 'train'; rec",
+        ),
+        (tmp_path / "nowhere", r"path: expected a data set's name on the Hub or its folder"),
+        ("nobody/no-such-set", r"path: .*; received 'nobody/no-such-set' \(.+\)$"),
+        (tmp_path / "none", r"path: expected .*; received '.*none' \(ValueError: .*no data!\)$"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{message}") as caught:
+            TableSource(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^revision: expected none for the local '.*set'; received 'main'$"):
+        TableSource(tmp_path / "set", revision="main")
+
+
+def test_the_hub_is_asked_for_name_split_and_revision(monkeypatch):
+    asked = []
+
+    def load_dataset(path, **options):
+        asked.append((path, options))
+        return made()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = TableSource("me/set", split="train[:1]", revision="v2")
+    assert asked == [("me/set", {"split": "train[:1]", "revision": "v2"})]
+    assert source.key(0) == "me/set/train[:1]/0"
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made().select([]))
+    with pytest.raises(
+        ValueError, match=r"^path: expected a data set with rows; received 'me/set' without any$"
+    ):
+        TableSource("me/set")
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        ValueError, match=r"^path: expected the datasets library.*pip install nexus-adapters\[train\]$"
+    ):
+        TableSource(tmp_path)
+
+
+def test_pictures_made_by_the_library_itself(tmp_path):
+    """As people make them: from PIL images, without bytes of their own."""
+    table = datasets.Dataset.from_dict({"image": [Image.new("L", (6, 4), 9)], "text": ["grey"]})
+    table.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
+    assert TableSource(tmp_path / "set").load(0).image.getpixel((0, 0)) == (9, 9, 9)

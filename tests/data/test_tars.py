@@ -1,0 +1,220 @@
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from tests.data.image_files import DAMAGED, encoded, exif, picture
+from tests.data.tar_files import members, tar
+
+from nexus_adapters.conditions import images
+from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.data.shards import LocalShard
+from nexus_adapters.data.tars import TarSource
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a-000.tar").write_bytes(tar(members(range(4))))
+    (tmp_path / "a-001.tar").write_bytes(tar(members(range(4, 7))))
+    return tmp_path
+
+
+def opened(folder, *patterns, **columns):
+    return TarSource(
+        [str(folder / name) for name in patterns or ["a-*.tar"]], index_folder=folder / "kept", **columns
+    )
+
+
+def test_samples_in_the_order_of_the_tars(folder):
+    source = opened(folder, condition_column="canny.png")
+    assert isinstance(source, Source)
+    assert len(source) == 7
+    assert [source.shard_of(index) for index in range(7)] == [0, 0, 0, 0, 1, 1, 1]
+    for index in range(7):
+        sample = source.load(index)
+        assert sample.key == source.key(index) == f"{folder}/a-00{index // 4}.tar/{index:05d}"
+        assert np.array_equal(sample.image, picture(index))
+        assert sample.condition is not None
+        assert np.array_equal(sample.condition, picture(100 + index))
+        assert sample.captions == (f"picture {index}",)
+        assert source.size(index) == (24, 16)
+    assert opened(folder).load(3).condition is None
+    assert [len(opened(folder, pattern)) for pattern in ("a-{000..001}.tar", "a-001.tar")] == [7, 3]
+
+
+def test_a_json_member_of_captions(folder):
+    content = json.dumps({"texts": ["one", "two"], "width": 3}).encode()
+    (folder / "j.tar").write_bytes(tar([("0.jpg", encoded(picture())), ("0.json", content)]))
+    assert opened(folder, "j.tar", caption_column="json:texts").load(0).captions == ("one", "two")
+    assert opened(folder, "j.tar", caption_column="json").load(0).captions == (content.decode(),)
+
+
+def test_sizes_are_upright(folder):
+    turned = encoded(picture(), "JPEG", exif=exif(6))
+    (folder / "r.tar").write_bytes(tar([("0.jpg", turned), ("0.txt", b"")]))
+    source = opened(folder, "r.tar")
+    assert source.size(0) == source.load(0).image.size == (16, 24)
+
+
+def test_hashes_follow_each_part(folder):
+    plain = [opened(folder).content_hash(index) for index in range(7)]
+    mapped = [opened(folder, condition_column="canny.png").content_hash(index) for index in range(7)]
+    assert len({*plain, *mapped}) == 14
+    changed = [(name, b"other" if name == "00001.txt" else content) for name, content in members(range(4))]
+    (folder / "a-000.tar").write_bytes(tar(changed))
+    after = [opened(folder).content_hash(index) for index in range(7)]
+    assert [index for index in range(7) if after[index] != plain[index]] == [1]
+
+
+def test_it_can_go_to_another_process(folder):
+    source = opened(folder, condition_column="canny.png")
+    other = pickle.loads(pickle.dumps(source))
+    assert [other.content_hash(index) for index in range(7)] == [
+        source.content_hash(index) for index in range(7)
+    ]
+
+
+def test_index_files_serve_the_next_run(folder, monkeypatch):
+    opened(folder)
+    assert len(list((folder / "kept").glob("*.json"))) == 2
+
+    def refuse(*_):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(LocalShard, "open", refuse)
+    assert len(opened(folder)) == 7
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """(offset, size) of whatever is read of any tar."""
+    found = []
+
+    class Counting(io.FileIO):
+        def read(self, size=-1):
+            start = self.tell()
+            content = super().read(size)
+            found.append((start, len(content)))
+            return content
+
+        def readinto(self, buffer):
+            start = self.tell()
+            count = super().readinto(buffer)
+            found.append((start, count))
+            return count
+
+    monkeypatch.setattr(LocalShard, "open", lambda shard, version: Counting(shard.place))
+    return found
+
+
+def test_a_run_that_goes_on_reads_no_skipped_sample(folder, reads, monkeypatch):
+    large = [(f"{n:05d}.{kind}", bytes(200_000)) for n in range(6) for kind in ("jpg", "txt")]
+    large[10] = ("00005.jpg", encoded(picture(5)))
+    large[11] = ("00005.txt", b"the sixth")
+    (folder / "large.tar").write_bytes(tar(large))
+    opened(folder, "large.tar")
+    assert sum(size for _, size in reads) < 50_000  # headers
+    reads.clear()
+    decoded = []
+    original = images._decode_upright
+    monkeypatch.setattr(images, "_decode_upright", lambda *a: decoded.append(a) or original(*a))
+    source = opened(folder, "large.tar")
+    assert reads == []  # the index is kept
+    assert source.load(5).captions == ("the sixth",)
+    assert len(decoded) == 1
+    assert sorted(size for _, size in reads) == sorted([len(large[10][1]), len(b"the sixth")])
+    first = 10 * (200_000 + 512)  # nothing before the sixth sample
+    assert all(offset >= first for offset, _ in reads)
+
+
+def test_a_size_reads_the_header_alone(folder, reads):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    content = encoded(images.Image.fromarray(noise), "JPEG")
+    (folder / "n.tar").write_bytes(tar([("0.jpg", content), ("0.txt", b"")]))
+    source = opened(folder, "n.tar")
+    reads.clear()
+    assert source.size(0) == (400, 400)
+    assert sum(size for _, size in reads) < len(content) / 4
+
+
+def test_bad_samples(folder):
+    given = [
+        *[(f"{n}.png", content) for n, content in enumerate(c for c in DAMAGED.values() if c is not None)],
+        *[(f"{n}.txt", b"a caption") for n in range(len(DAMAGED) - 1)],
+        ("no-image.txt", b"a caption"),
+        ("no-caption.png", encoded(picture())),
+        ("latin.png", encoded(picture())),
+        ("latin.txt", b"caf\xe9"),
+        ("evil\nname.png", b""),
+        ("evil\nname.txt", b""),
+    ]
+    (folder / "bad.tar").write_bytes(tar(given))
+    source = opened(folder, "bad.tar")
+    assert len(source) == len(DAMAGED) - 1 + 4
+    messages = []
+    for index in range(len(source)):
+        with pytest.raises(BadSample) as caught:
+            source.load(index)
+        messages.append(str(caught.value))
+        assert source.key(index) in messages[-1]
+        assert "\n" not in messages[-1]
+    missing = f"received '{folder}/bad.tar/no-image' without"
+    assert messages[-4] == f"image_column: expected a file .jpg or .jpeg or .png or .webp; {missing}"
+    assert messages[-3].startswith("caption_column: expected a file .txt; received")
+    for read in (source.size, source.content_hash):
+        with pytest.raises(BadSample, match="no-image' without"):
+            read(len(source) - 4)
+
+
+def test_a_tar_that_ends_early_gives_its_whole_samples(folder):
+    whole = (folder / "a-001.tar").read_bytes()
+    (folder / "a-001.tar").write_bytes(whole[: whole.index(b"00006.txt")])
+    with pytest.warns(UserWarning, match=r"a-001\.tar' ends early") as caught:
+        source = opened(folder, condition_column="canny.png")
+    assert len(caught) == 1
+    assert len(source) == 6
+    assert source.load(5).captions == ("picture 5",)
+    with pytest.warns(UserWarning, match="ends early"):
+        assert (
+            len(opened(folder, caption_column="canny.png")) == 7
+        )  # of which 00006 is whole, without its text
+
+
+def test_a_tar_that_shrinks_meanwhile(folder):
+    source = opened(folder)
+    (folder / "a-001.tar").write_bytes((folder / "a-001.tar").read_bytes()[:600])
+    assert source.load(0)
+    with pytest.raises(BadSample, match=r"shards: expected \d+ bytes; received 0 of '.*a-001\.tar/00006'"):
+        source.load(6)
+
+
+def test_nothing_is_unpacked(folder, tmp_path):
+    unsafe = [("../../escaped.jpg", encoded(picture())), ("../../escaped.txt", b"")]
+    (folder / "u.tar").write_bytes(tar(unsafe))
+    before = sorted(path for path in tmp_path.parent.rglob("*escaped*"))
+    source = opened(folder, "u.tar")
+    assert source.load(0).key == f"{folder}/u.tar/../../escaped"
+    assert sorted(path for path in tmp_path.parent.rglob("*escaped*")) == before
+
+
+def test_errors_at_opening(folder):
+    (folder / "text.tar").write_text("text " * 1000)
+    (folder / "empty.tar").write_bytes(tar([]))
+    (folder / "file").touch()
+    with pytest.raises(ValueError, match=r"^shards: expected an uncompressed tar; received '.*text\.tar'"):
+        opened(folder, "text.tar")
+    with pytest.raises(ValueError, match=r"^shards: expected samples, .*; received none"):
+        opened(folder, "empty.tar")
+    with pytest.raises(
+        ValueError, match=r"^condition_column: .*canny\.png.*; received 'cany\.png'; did you mean"
+    ):
+        opened(folder, condition_column="cany.png")
+    with pytest.raises(ValueError, match=r"^keep_shards: expected at least 1; received 0"):
+        opened(folder, keep_shards=0)
+    with pytest.raises(
+        ValueError, match=r"^index_folder: expected a folder that can be made; received '.*file/x'"
+    ):
+        TarSource([str(folder / "a-000.tar")], index_folder=folder / "file" / "x")
+    with pytest.raises(IndexError, match="index: expected 0 to 6; received 7"):
+        opened(folder).load(7)
