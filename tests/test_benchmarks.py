@@ -112,6 +112,16 @@ def test_embedded_training(benchmark, tmp_path):
     assert losses["muon"]["500"] != losses["adamw"]["500"]
 
 
+def test_training_cost(benchmark, tmp_path):
+    name, measured = run(benchmark("training_cost"), tmp_path)
+    assert name == "training_cost"
+    assert set(measured) == {"sd15", "embedded"}
+    for found in measured.values():
+        assert found["samples_per_s_to_plain"]["median"] > 0
+        assert found["plain_peak_mib"] > 200
+        assert found["ours_peak_mib"] > 200
+
+
 def test_memory_format(benchmark, tmp_path):
     name, measured = run(benchmark("memory_format"), tmp_path)
     assert name == "memory_format"

@@ -78,11 +78,13 @@ def denoising_losses(
     timesteps: Int[Tensor, " b"],
     prompt_embeds: Float[Tensor, "b n d"],
     arguments: Callable[[Tensor], Mapping[str, Any]],
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " b"]:
     """Each sample's mean squared error of the UNet's prediction in the scheduler's own parametrisation.
 
     `unet` is a `UNet2DConditionModel`, wrapped or not; `latents` are scaled to unit variance; `arguments`
-    gives the UNet's further arguments for the noisy latents, (b, c, h, w).
+    gives the UNet's further arguments for the noisy latents, (b, c, h, w). `dtype`: of the UNet, where it is
+    another one than the latents'.
 
     Raises ValueError for a prediction type that is neither epsilon nor v_prediction.
     """
@@ -93,10 +95,10 @@ def denoising_losses(
         target = scheduler.get_velocity(latents, noise, timesteps)
     else:
         raise ValueError(f"scheduler.prediction_type: expected epsilon or v_prediction; received {kind!r}")
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    prediction = unet(
-        noisy, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False, **arguments(noisy)
-    )[0]
+    dtype = dtype or latents.dtype
+    noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
+    text, further = prompt_embeds.to(dtype), arguments(noisy)
+    prediction = unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False, **further)[0]
     return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
 
 

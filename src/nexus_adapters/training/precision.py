@@ -32,7 +32,7 @@ class Precision:
     dtype: torch.dtype
 
     def autocast(self) -> torch.autocast:
-        """For forward passes."""
+        """For the adapter's forward pass."""
         is_mixed = self.dtype != torch.float32
         return torch.autocast(self.device_type, self.dtype if is_mixed else None, enabled=is_mixed)
 

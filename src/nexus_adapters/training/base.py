@@ -1,0 +1,93 @@
+"""The frozen Stable Diffusion of a recipe: where it lies, its UNet, and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+
+from nexus_adapters.embedded import WEIGHTS
+from nexus_adapters.training.config import BaseOptions
+
+EMBEDDED = "embedded"
+
+
+def base_folder(options: BaseOptions) -> str:
+    """What `from_pretrained` is given."""
+    return str(WEIGHTS / "base") if options.path == EMBEDDED else options.path
+
+
+def load_unet(options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Any:
+    """The base's UNet, frozen."""
+    kind: Any = UNet2DConditionModel
+    unet = kind.from_pretrained(base_folder(options), subfolder="unet", torch_dtype=dtype, **source(options))
+    return nn.Module.to(unet, device, dtype).requires_grad_(False).eval()
+
+
+def noise_schedule(scheduler: Any) -> Any:
+    """The schedule that a pipeline's sampler follows, as training needs it."""
+    kind: Any = DDPMScheduler
+    return kind.from_config(scheduler.config)
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What the configs alone say.
+
+    Attributes:
+        unet: its config.
+        vae_scale_factor: image pixels per latent pixel, a side.
+        latent_channels: of the VAE.
+    """
+
+    unet: Mapping[str, Any]
+    vae_scale_factor: int
+    latent_channels: int
+
+    @property
+    def multiple(self) -> int:
+        """What images' sides must be multiples of, so that no level of the UNet rounds."""
+        return int(self.vae_scale_factor * 2 ** (len(self.unet["down_block_types"]) - 1))
+
+    def empty_unet(self) -> Any:
+        """The UNet without memory for its weights, to ask for shapes."""
+        with torch.device("meta"):
+            kind: Any = UNet2DConditionModel
+            return kind.from_config(dict(self.unet))
+
+
+def base_shape(options: BaseOptions) -> BaseShape:
+    """Read the base's configs; no weights are.
+
+    Raises ValueError where there is no such base, and where its UNet reads more than the latents.
+    """
+    folder = base_folder(options)
+    where = {key: value for key, value in source(options).items() if key != "variant"}
+    try:
+        unet: Mapping[str, Any] = UNet2DConditionModel.load_config(folder, subfolder="unet", **where)
+        vae: Mapping[str, Any] = AutoencoderKL.load_config(folder, subfolder="vae", **where)
+    except (OSError, ValueError) as error:  # each with a page of hints
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            "base.path: expected a Stable Diffusion pipeline, a folder or a Hub id; received "
+            f"'{options.path}' ({reason})"
+        ) from error
+    if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
+        raise ValueError(
+            f"base.path: expected a UNet that reads {vae.get('latent_channels', 4)} channels, as the VAE "
+            "has; "
+            f"received '{options.path}', whose UNet reads {unet.get('in_channels', 4)}"
+        )
+    return BaseShape(unet, 2 ** (len(vae["block_out_channels"]) - 1), int(vae.get("latent_channels", 4)))
+
+
+def source(options: BaseOptions) -> dict[str, Any]:
+    """Further arguments of `from_pretrained`. A folder is never looked for on the Hub."""
+    given = {"revision": options.revision, "variant": options.variant}
+    local = {"local_files_only": True} if Path(base_folder(options)).is_dir() else {}
+    return {name: value for name, value in given.items() if value} | local

@@ -1,0 +1,124 @@
+"""What comes beside a trained adapter's weights: how it was made and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from torch import nn
+
+from nexus_adapters import __version__
+from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.recipe import dump_config
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+
+
+def model_card(
+    adapter: nn.Module | Any,
+    config: TrainConfig,
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    folder: Path,
+) -> str:
+    """Markdown with the Hub's metadata. Folders of the machine are named by their last part alone."""
+    shown = _without_folders(config)
+    name = {"prime": "Nexus Prime", "slim": "Nexus Slim", "t2i": "T2I-Adapter"}[config.adapter.method]
+    is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
+    data = ModelCardData(
+        library_name="diffusers",
+        base_model=config.base.path if is_hub_base else None,
+        tags=["nexus-adapters", "adapter", config.data.condition, "diffusion"],
+    )
+    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name} for {config.data.condition}, on {shown.base.path}",
+        f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
+        + (", stopped early." if record["stopped_early"] else "."),
+        f"## Use\n\n```python\n{_usage(config, shown)}\n```",
+        _results(rows),
+        "![Conditions, and pictures drawn from them](samples.png)"
+        if (folder / "samples.png").exists()
+        else "",
+        "![Loss by step](loss.png)" if (folder / "loss.png").exists() else "",
+        f"## Settings\n\n```toml\n{dump_config(shown)}```",
+        "## Versions\n\n"
+        + ", ".join([f"nexus-adapters {__version__}", *(f"{lib} {version(lib)}" for lib in _LIBRARIES)]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The validation's loss by step, mean and by part of the schedule; without one, the steps' own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    measured = [row for row in rows if "val_loss" in row]
+    if measured:
+        steps = [row["step"] for row in measured]
+        for name in sorted(key for key in measured[0] if key.startswith("val_loss_")):
+            axes.plot(steps, [row[name] for row in measured], lw=1, label=f"t from {int(name[9:])}")
+        axes.plot(steps, [row["val_loss"] for row in measured], color="black", lw=2, label="mean")
+        axes.legend(fontsize=7, ncols=2)
+    else:
+        pairs = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+        axes.plot([step for step, _ in pairs], [loss for _, loss in pairs], lw=1)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss on held-out samples" if measured else "loss of the step")
+    figure.savefig(path, dpi=110)
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> str:
+    measured = [row for row in rows if "val_loss" in row]
+    if not measured:
+        return ""
+    lines = ["## Validation", "", "| Step | Loss | Structure score |", "|---|---|---|"]
+    kept = measured if len(measured) <= 12 else [*measured[:: -(-len(measured) // 11)], measured[-1]]
+    for row in kept:
+        score = f"{row['structure_score']:.3f}" if "structure_score" in row else ""
+        lines.append(f"| {row['step']:,} | {row['val_loss']:.5f} | {score} |")
+    return "\n".join(lines)
+
+
+def _usage(config: TrainConfig, shown: TrainConfig) -> str:
+    source = config.hub.repo_id or "path/to/adapter"
+    base = "embedded" if config.base.path == "embedded" else shown.base.path
+    kind = "from diffusers import T2IAdapter" if config.adapter.method == "t2i" else ""
+    loaded = "T2IAdapter" if config.adapter.method == "t2i" else "NexusAdapter"
+    names = "Control, attach" if config.adapter.method == "t2i" else "Control, NexusAdapter, attach"
+    pipe = (
+        "from nexus_adapters.embedded import load_embedded_base\n\npipe = load_embedded_base()"
+        if base == "embedded"
+        else f'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("{base}")'
+    )
+    lines = [
+        kind,
+        f"from nexus_adapters import {names}",
+        pipe,
+        f'adapter = {loaded}.from_pretrained("{source}")',
+        "with attach(pipe, Control(adapter, condition)):  # condition: a PIL image of the structure map",
+        '    image = pipe("a prompt").images[0]',
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _without_folders(config: TrainConfig) -> TrainConfig:
+    """The same with folders of the machine cut to their names: a card may be published."""
+    base = replace(config.base, path=_name(config.base.path))
+    adapter = replace(config.adapter, start_from=_name(config.adapter.start_from))
+    shards = tuple(shard if "://" in shard else Path(shard).name for shard in config.data.shards)
+    data = replace(config.data, path=_name(config.data.path), shards=shards)
+    cache = replace(config.cache, folder="")
+    return replace(
+        config, output_dir=Path(config.output_dir).name, base=base, adapter=adapter, data=data, cache=cache
+    )
+
+
+def _name(path: str) -> str:
+    return Path(path).name if path and Path(path).exists() else path

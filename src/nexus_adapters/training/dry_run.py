@@ -1,0 +1,115 @@
+"""What a recipe would do, from configs alone: parameters, memory, schedule. Nothing is trained or written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from nexus_adapters.adapter.geometry import text_width
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.injection.residuals import residuals
+from nexus_adapters.training.base import BaseShape
+from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.methods import build_adapter
+from nexus_adapters.training.precision import choose_precision
+from nexus_adapters.training.schedule import learning_rate_at
+
+_GIB = 2**30
+_OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon's matrices take 4
+
+
+def describe(config: TrainConfig, shape: BaseShape, samples: int | None) -> str:
+    """A report of a few lines. `samples`: in the data set; None where it was not opened."""
+    options, training = config.adapter, config.training
+    device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
+    precision = choose_precision(training.mixed_precision, device)
+    with torch.device("meta"):
+        unet = nn.Module.to(shape.empty_unet(), precision.dtype).requires_grad_(False)
+        adapter = build_adapter(
+            options.method, unet, shape.vae_scale_factor, options.residual, options.zero_init
+        )
+    parameters = _count(adapter)
+    held = parameters * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0))
+    base = _count(unet) * precision.dtype.itemsize
+    saved = activation_bytes(config, shape, unet, adapter, precision.dtype)
+    lines = [
+        f"adapter      {options.method}, {parameters:,} parameters",
+        f"base         {config.base.path}, UNet of {_count(unet):,} parameters, {_name(precision.dtype)}",
+        *_schedule(config, samples),
+        f"memory       about {(held + base + saved) / _GIB:.2f} GiB a device in training: base "
+        f"{base / _GIB:.2f}, "
+        f"adapter and optimizer {held / _GIB:.2f}, activations of {training.batch_size} samples "
+        f"{saved / _GIB:.2f}",
+    ]
+    return "\n".join(lines)
+
+
+def activation_bytes(
+    config: TrainConfig, shape: BaseShape, unet: Any, adapter: Any, dtype: torch.dtype
+) -> int:
+    """What a step keeps for its backward pass, found by running one without data or memory."""
+    count, side = config.training.batch_size, config.data.resolution
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # data_ptr is 0 for all on "meta"
+        held.append(tensor)  # or addresses would be used again
+        return tensor
+
+    held: list[Tensor] = []
+    if config.training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    with torch.device("meta"), saved_tensors_hooks(note, lambda tensor: tensor):
+        latents = torch.empty(
+            count, shape.latent_channels, *(2 * [side // shape.vae_scale_factor]), dtype=dtype
+        )
+        text = torch.empty(count, 77, text_width(shape.unet), dtype=dtype)
+        condition = torch.empty(count, 3, side, side)
+        reads_text = isinstance(adapter, NexusAdapter)
+        features = adapter(condition, text.float()) if reads_text else adapter(condition)
+        unet(
+            latents,
+            torch.zeros(count),
+            encoder_hidden_states=text,
+            **_added(shape, count, dtype),
+            **residuals(features, like=latents),
+        )
+    weights = {p.untyped_storage()._cdata for module in (unet, adapter) for p in module.parameters()}
+    return sum(size for key, size in kept.items() if key not in weights)
+
+
+def _schedule(config: TrainConfig, samples: int | None) -> list[str]:
+    training = config.training
+    batch = training.batch_size * training.gradient_accumulation_steps
+    steps = training.max_train_steps
+    read = f"{steps * batch:,} samples read on each device"
+    if samples:
+        read += f", of {samples:,}: {steps * batch / samples:.1f} epochs"
+    marks = sorted({0, training.warmup_steps, steps // 2, steps - 1})
+    rates = ", ".join(f"{learning_rate_at(training, step):.2e} at {step}" for step in marks)
+    parts = f"{training.batch_size} samples x {training.gradient_accumulation_steps} parts"
+    return [
+        f"steps        {steps:,} of {parts}; {read}",
+        f"rate         {training.optimizer}, {training.schedule}: {rates}",
+    ]
+
+
+def _added(shape: BaseShape, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What SDXL's UNet is told beside the text."""
+    if shape.unet.get("addition_embed_type") != "text_time":
+        return {}
+    width = shape.unet["projection_class_embeddings_input_dim"] - 6 * shape.unet["addition_time_embed_dim"]
+    embeds = torch.empty(count, width, dtype=dtype)
+    return {"added_cond_kwargs": {"text_embeds": embeds, "time_ids": torch.empty(count, 6, dtype=dtype)}}
+
+
+def _count(module: nn.Module | Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

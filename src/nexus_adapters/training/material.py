@@ -1,0 +1,186 @@
+"""What a run trains on, ready for its steps: samples in order, encoded before or in every step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.data.cache import TensorCache
+from nexus_adapters.data.conditioned import Prepared
+from nexus_adapters.data.draws import draw_for_sample
+from nexus_adapters.data.encoders import Encoders
+from nexus_adapters.data.entries import Entry, as_batch, encode
+from nexus_adapters.data.feed import Feed, Place, Read, Reader
+from nexus_adapters.data.order import SampleOrder
+from nexus_adapters.data.preparation import Preparation
+from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.encoding import CachedSamples, entry_names, fill_cache
+from nexus_adapters.training.samples import (
+    PreparedSamples,
+    Split,
+    members_by_shape,
+    samples_to_encode,
+    shards_to_keep_together,
+    split_samples,
+    substitutes,
+)
+from nexus_adapters.training.skips import SkipReport
+
+_HELD_OUT_STEP = 2**40  # a step that no training takes, whose draws are the validation's
+
+
+@dataclass
+class Material:
+    """Batches of every step, and of the validation.
+
+    Attributes:
+        feed: this process's samples by step.
+        reader: the same, by place.
+        empty: the encoded empty prompt.
+        encoders: where samples are encoded in every step; None where a cache has them.
+        held_out: the indices of samples for the validation.
+        report: of unreadable samples.
+        content: a hash of the samples' keys and the encoders.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    feed: Feed
+    reader: Reader
+    empty: Mapping[str, Tensor]
+    encoders: Encoders | None
+    held_out: Sequence[int]
+    report: SkipReport
+    content: str
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """This process's parts of a step."""
+        for reads in self.feed.step(step):
+            loss = self.config.loss
+            yield self._batch(reads, loss.prompt_dropout, loss.condition_dropout)
+
+    def held_out_batches(self, batch_size: int) -> list[Batch]:
+        """This process's share of the held-out samples, by shape; no prompt and no condition is dropped."""
+        places = [Place(index, _HELD_OUT_STEP, row) for row, index in enumerate(self.held_out)]
+        mine = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        by_shape: dict[tuple[int, ...], list[Read]] = {}
+        for read in map(self.reader.read, mine):
+            by_shape.setdefault(_shape(read.content), []).append(read)
+        return [
+            self._batch(reads[first : first + batch_size], 0.0, 0.0)
+            for reads in by_shape.values()
+            for first in range(0, len(reads), batch_size)
+        ]
+
+    def _batch(self, reads: Sequence[Read], prompt_dropout: float, condition_dropout: float) -> Batch:
+        self.report.add(skipped for read in reads for skipped in read.skipped)
+        contents = [read.content for read in reads]
+        entries = contents if self.encoders is None else encode(contents, self.encoders)
+        draws = [
+            draw_for_sample(self.config.seed, read.place.step, read.place.place, entry.mean.shape)
+            for read, entry in zip(reads, entries, strict=True)
+        ]
+        indices = [read.index for read in reads]
+        batch = as_batch(indices, entries, draws, self.empty, prompt_dropout, condition_dropout)
+        return batch.to(self.accelerator.device)
+
+
+def order_samples(config: TrainConfig, preparation: Preparation, processes: int) -> tuple[Split, SampleOrder]:
+    """What is trained on and in which order; ValueError for no data, and for a batch larger than the data."""
+    training = config.training
+    wanted = config.validation.samples if config.validation.every_steps else 0
+    split = split_samples(preparation, config.data, config.seed, wanted)
+    together = None if config.cache.enabled else shards_to_keep_together(config.data, preparation.source)
+    batch_size = training.batch_size * training.gradient_accumulation_steps * processes
+    return split, SampleOrder(split.trained, batch_size, config.seed, together)
+
+
+def gather_material(
+    config: TrainConfig,
+    preparation: Preparation,
+    split: Split,
+    order: SampleOrder,
+    encoders: Encoders,
+    cache: TensorCache | None,
+    accelerator: Accelerator,
+) -> Material:
+    """Fill the cache where there is one, and let go of the encoders that are then idle.
+
+    Raises ValueError for too many unreadable samples.
+    """
+    training, is_cached = config.training, cache is not None
+    report = SkipReport(
+        Path(config.output_dir) / "skipped.jsonl",
+        len(split.trained) + len(split.held_out) + len(split.unreadable),
+        config.data.max_bad_fraction,
+        writes=accelerator.is_main_process or not is_cached,
+    )
+    report.add(split.unreadable)
+    empty = {name: tensor.cpu() for name, tensor in encoders.encode_empty_prompt().items()}
+    encoders_hash = encoders.content_hash()
+    shapes = {**split.trained, **split.held_out}
+    held_out = list(split.held_out)
+    reader: Reader
+    if cache is not None:
+        needed = samples_to_encode(split, order, training.max_train_steps)
+        reader = _encoded(config, preparation, needed, encoders, encoders_hash, cache, accelerator, report)
+        held_out = [index for index in held_out if reader.names.get(index) in cache]
+        encoders.release()
+    else:
+        reader = PreparedSamples(preparation, shapes, members_by_shape(split.trained), config.seed)
+    return Material(
+        config,
+        accelerator,
+        Feed(
+            order,
+            reader,
+            training.batch_size,
+            training.gradient_accumulation_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.data.workers,
+        ),
+        reader,
+        empty,
+        None if is_cached else encoders,
+        held_out,
+        report,
+        _content(encoders_hash, preparation, shapes),
+    )
+
+
+def _encoded(
+    config: TrainConfig,
+    preparation: Preparation,
+    split: Split,
+    encoders: Encoders,
+    encoders_hash: str,
+    cache: TensorCache,
+    accelerator: Accelerator,
+    report: SkipReport,
+) -> CachedSamples:
+    indices = sorted([*split.trained, *split.held_out])
+    names, unreadable = entry_names(preparation, indices, encoders_hash, accelerator.is_main_process)
+    report.add(unreadable)
+    batch_size, workers = config.training.batch_size, config.data.workers
+    failed = fill_cache(cache, names, preparation, encoders, accelerator, batch_size, workers)
+    report.add(failed)
+    bad = {skipped.index for skipped in (*unreadable, *failed)}
+    return CachedSamples(cache, names, substitutes(split.trained, bad))
+
+
+def _content(encoders_hash: str, preparation: Preparation, indices: Iterable[int]) -> str:
+    digest = hashlib.sha256(encoders_hash.encode())
+    for index in indices:
+        digest.update(f"{preparation.source.key(index)}\n".encode())
+    return digest.hexdigest()
+
+
+def _shape(content: Entry | Prepared) -> tuple[int, ...]:
+    return tuple(content.mean.shape) if isinstance(content, Entry) else content.image.size

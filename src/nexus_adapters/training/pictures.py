@@ -1,0 +1,98 @@
+"""Pictures during a run: drawn by the stock pipeline with the adapter attached, as users will draw them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import nn
+
+from nexus_adapters.conditions import EXTRACTORS, extract
+from nexus_adapters.data.preparation import Preparation
+from nexus_adapters.embedded import no_loading_bars
+from nexus_adapters.injection import Control, attach
+from nexus_adapters.metrics.edges import edge_f1
+from nexus_adapters.training.base import base_folder, source
+from nexus_adapters.training.config import TrainConfig, ValidationOptions
+from nexus_adapters.training.precision import Precision
+from nexus_adapters.training.validation import Picture
+
+
+def draw_pictures(
+    config: TrainConfig,
+    unet: nn.Module,
+    adapter: nn.Module,
+    precision: Precision,
+    pictures: Sequence[Picture],
+) -> list[Image.Image]:
+    """One picture each, from noise that follows from the seed and the picture's place.
+
+    The base's other parts are loaded for this and let go again.
+    """
+    options, device = config.validation, next(adapter.parameters()).device
+    with no_loading_bars():
+        kind: Any = DiffusionPipeline
+        pipe = kind.from_pretrained(
+            base_folder(config.base),
+            unet=unet,
+            safety_checker=None,
+            torch_dtype=precision.dtype,
+            **source(config.base),
+        )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    drawn = []
+    with torch.no_grad():
+        for place, picture in enumerate(pictures):
+            with attach(pipe, Control(adapter, picture.condition)):
+                output = pipe(
+                    picture.prompt,
+                    width=picture.condition.width,
+                    height=picture.condition.height,
+                    num_inference_steps=options.num_inference_steps,
+                    guidance_scale=options.guidance_scale,
+                    generator=torch.Generator().manual_seed(config.seed + place),
+                )
+            drawn.append(output.images[0])
+    del pipe
+    gc.collect()
+    return drawn
+
+
+def held_out_pictures(
+    preparation: Preparation, held_out: Sequence[int], options: ValidationOptions
+) -> list[Picture]:
+    """What to draw: the first held-out samples' maps, with their first captions or the recipe's prompts."""
+    pictures = []
+    for place, index in enumerate(held_out[: options.images]):
+        sample = preparation.prepare(index)
+        prompts = options.prompts or (sample.captions[0],)
+        pictures.append(Picture(prompts[place % len(prompts)], sample.condition))
+    return pictures
+
+
+def structure_score(
+    condition_name: str, options: dict[str, float]
+) -> Callable[[Image.Image, Image.Image], float] | None:
+    """(condition, picture) -> how well the picture's own map agrees with the condition, in [0, 1].
+
+    The map is drawn from the picture by the condition's extractor. Maps of lines: F1 of their pixels at 1
+    pixel tolerance; others: 1 less the mean absolute difference. None where no extractor has that name.
+    """
+    if condition_name not in EXTRACTORS:
+        return None
+    has_lines = EXTRACTORS[condition_name].lines
+
+    def score(condition: Image.Image, picture: Image.Image) -> float:
+        wanted = np.asarray(condition.convert("L"))
+        found = np.asarray(extract(condition_name, picture, **options).convert("L"))
+        if has_lines:
+            return float(edge_f1(found > 127, wanted > 127))
+        return 1.0 - float(np.abs(found.astype(float) - wanted).mean()) / 255
+
+    return score

@@ -1,0 +1,239 @@
+"""From a recipe to an adapter: data, cache, base, adapter, loop, and the end of the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from torch import Tensor, nn
+
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.data.cache import TensorCache
+from nexus_adapters.data.encoders import load_encoders
+from nexus_adapters.data.order import SampleOrder
+from nexus_adapters.data.preparation import Preparation
+from nexus_adapters.training.base import BaseShape, base_folder, base_shape, load_unet, noise_schedule, source
+from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.dry_run import describe
+from nexus_adapters.training.export import IMAGES, export, push
+from nexus_adapters.training.loop import train
+from nexus_adapters.training.material import Material, gather_material, order_samples
+from nexus_adapters.training.methods import FeatureMethod, build_adapter
+from nexus_adapters.training.objective import Objective
+from nexus_adapters.training.optimizer import build_optimizer
+from nexus_adapters.training.output import (
+    ADAPTER,
+    check_output,
+    finished_steps,
+    identity,
+    occupied,
+    write_config,
+)
+from nexus_adapters.training.pictures import draw_pictures, held_out_pictures, structure_score
+from nexus_adapters.training.precision import Precision, choose_precision
+from nexus_adapters.training.samples import Split, open_samples
+from nexus_adapters.training.state import TrainState
+from nexus_adapters.training.validation import Validation
+from nexus_adapters.training.warm_start import starting_tensors
+
+
+def train_adapter(config: TrainConfig) -> Path:
+    """Train, or go on training, what a recipe says; the folder of the finished adapter.
+
+    Everything is in `config.output_dir`; a finished run there is left as it is. Under `accelerate launch` the
+    processes train together.
+
+    Raises:
+        ValueError: for a recipe that does not fit the base, the data, or what is in `output_dir`; before any
+            model is loaded where that can be told.
+        Stopped: after Ctrl-C or SIGTERM, with the last step saved.
+        OSError: where a disk is full or fails.
+    """
+    check_output(config)
+    output = Path(config.output_dir)
+    if (steps := finished_steps(config)) is not None:
+        print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
+    else:
+        shape = check_base(config)
+        preparation = open_samples(config.data, cache_folder(config), shape.multiple)
+        accelerator = _accelerator(config)
+        choose_precision(config.training.mixed_precision, accelerator.device)
+        split, order = order_samples(config, preparation, accelerator.num_processes)
+        cache = TensorCache(cache_folder(config)) if config.cache.enabled else None
+        with occupied(output) if accelerator.is_main_process else nullcontext():
+            _train(config, shape, preparation, split, order, cache, accelerator)
+    if config.hub.repo_id:
+        print(f"pushed to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
+    return output / ADAPTER
+
+
+def dry_run(config: TrainConfig) -> str:
+    """Check a recipe as `train_adapter` would, and say what it would do; nothing is loaded or written.
+
+    A data set on the Hub is not opened.
+    """
+    check_output(config)
+    shape = check_base(config)
+    is_remote = config.data.kind == "table" and not Path(config.data.path).exists()
+    opened = None if is_remote else open_samples(config.data, cache_folder(config), shape.multiple)
+    samples = None if opened is None else len(opened.source)
+    if samples is not None and config.data.count:
+        samples = min(samples, config.data.count)
+    return describe(config, shape, samples)
+
+
+def check_base(config: TrainConfig) -> BaseShape:
+    """ValueError unless the recipe's adapter can be built for its base; no weights are read."""
+    shape = base_shape(config.base)
+    with torch.device("meta"):
+        adapter = build_adapter(
+            config.adapter.method, shape.empty_unet(), shape.vae_scale_factor, config.adapter.residual
+        )
+    if config.adapter.start_from:
+        starting_tensors(adapter, config.adapter.start_from)
+    return shape
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    """Where encoded samples are kept."""
+    if config.cache.folder:
+        return Path(config.cache.folder)
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user / "nexus-adapters" / "training"
+
+
+def _train(
+    config: TrainConfig,
+    shape: BaseShape,
+    preparation: Preparation,
+    split: Split,
+    order: SampleOrder,
+    cache: TensorCache | None,
+    accelerator: Accelerator,
+) -> None:
+    training, device = config.training, accelerator.device
+    precision = choose_precision(training.mixed_precision, device)
+    if accelerator.is_main_process:
+        write_config(config)
+    encoders = load_encoders(base_folder(config.base), source(config.base), device, precision.dtype)
+    scheduler = noise_schedule(encoders.pipe.scheduler)
+    material = gather_material(config, preparation, split, order, encoders, cache, accelerator)
+    unet = load_unet(config.base, device, precision.dtype)
+    adapter = _new_adapter(config, unet, shape, device)
+    wrapped = accelerator.prepare_model(adapter)
+    called, called_unet = wrapped, unet
+    if training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if training.compile:
+        called, called_unet = torch.compile(wrapped), torch.compile(unet)
+    reads_text = isinstance(adapter, NexusAdapter)
+    objective = Objective(called_unet, scheduler, FeatureMethod(called, reads_text), precision, config.loss)
+    optimizer = build_optimizer(training, adapter)
+    state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
+
+    def losses(step: int) -> Iterator[Tensor]:
+        return (objective.of(batch) for batch in material.batches(step))
+
+    _start_trackers(config, accelerator)
+    steps = train(
+        state,
+        losses,
+        training,
+        config.checkpoint,
+        config.log,
+        Path(config.output_dir),
+        config.adapter.method,
+        _identity(config, material, accelerator),
+        accelerator,
+        wrapped if accelerator.num_processes > 1 else None,
+        _validation(config, material, objective, state, unet, preparation, precision, accelerator),
+    )
+    if accelerator.is_main_process:
+        export(state.result, config, steps, material.report.total)
+    accelerator.end_training()
+
+
+def _new_adapter(config: TrainConfig, unet: Any, shape: BaseShape, device: torch.device) -> Any:
+    options, training = config.adapter, config.training
+    torch.manual_seed(config.seed)
+    adapter = build_adapter(options.method, unet, shape.vae_scale_factor, options.residual, options.zero_init)
+    if options.start_from:
+        start = starting_tensors(adapter, options.start_from)
+        adapter.load_state_dict(adapter.state_dict() | start)
+    if training.channels_last:
+        to: Any = nn.Module.to  # diffusers' own warns of a dtype, even where none is given
+        to(unet, memory_format=torch.channels_last)
+        to(adapter, memory_format=torch.channels_last)
+    if training.gradient_checkpointing and isinstance(adapter, NexusAdapter):
+        adapter.enable_gradient_checkpointing()
+    return nn.Module.to(adapter, device).train()
+
+
+def _validation(
+    config: TrainConfig,
+    material: Material,
+    objective: Objective,
+    state: TrainState,
+    unet: Any,
+    preparation: Preparation,
+    precision: Precision,
+    accelerator: Accelerator,
+) -> Validation | None:
+    """Of the weights that the run is for: the average, where there is one."""
+    options = config.validation
+    if not options.every_steps or not material.held_out:
+        return None
+    method = FeatureMethod(state.result, isinstance(state.result, NexusAdapter))
+    measured = Objective(unet, objective.scheduler, method, precision, config.loss)
+    return Validation(
+        batches=material.held_out_batches(config.training.batch_size),
+        losses=measured.at,
+        num_train_timesteps=objective.scheduler.config.num_train_timesteps,
+        draw=lambda pictures: draw_pictures(config, unet, state.result, precision, pictures),
+        score=structure_score(config.data.condition, config.data.extractor),
+        pictures=held_out_pictures(preparation, material.held_out, options),
+        folder=Path(config.output_dir) / IMAGES,
+        accelerator=accelerator,
+        every_steps=options.every_steps,
+        patience=options.early_stop_patience,
+    )
+
+
+def _identity(config: TrainConfig, material: Material, accelerator: Accelerator) -> dict[str, Any]:
+    """What a checkpoint belongs to: the recipe, the samples, and how many of them make a step."""
+    training = config.training
+    batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
+    return identity(config) | {"samples": material.content, "global_batch_size": batch}
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    wanted = list(config.log.trackers)
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in wanted:
+        if name not in available:
+            raise ValueError(
+                f"log.trackers: expected installed ones ({', '.join(available) or 'none is'}); received "
+                f"{name!r}"
+            )
+    return Accelerator(
+        # Said so, or several processes without a GPU would each take themselves for the only one.
+        cpu=config.training.device == "cpu" or not torch.accelerator.is_available(),
+        mixed_precision="no",  # autocast and loss scale are this package's own
+        log_with=wanted or None,
+        project_dir=config.output_dir,
+    )
+
+
+def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
+    if config.log.trackers:
+        settings = {
+            key: value for key, value in identity(config).items() if isinstance(value, int | float | str)
+        }
+        accelerator.init_trackers(config.log.project, config=settings)

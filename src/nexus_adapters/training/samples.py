@@ -1,0 +1,191 @@
+"""The samples of a recipe: opened, fitted, split, and read one by one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nexus_adapters.conditions import EXTRACTORS
+from nexus_adapters.data.draws import draw_for_sample
+from nexus_adapters.data.feed import Place, Read, Skipped
+from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.geometry import Geometry
+from nexus_adapters.data.order import SampleOrder, permutation
+from nexus_adapters.data.preparation import Preparation
+from nexus_adapters.data.replacement import read_or_replace
+from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.data.scene_source import SceneSource
+from nexus_adapters.data.table import TableSource
+from nexus_adapters.data.tars import TarSource
+from nexus_adapters.training.config import DataOptions
+
+_ONE_SHAPE = ""
+_ENCODED_WHOLE = 10_000  # samples
+# Arguments of sources -> keys of a recipe.
+_KEYS = {
+    "folder": "data.path",
+    "path": "data.path",
+    "shards": "data.shards",
+    "split": "data.split",
+    "revision": "data.revision",
+    "image_column": "data.image_column",
+    "condition_column": "data.condition_column",
+    "caption_column": "data.caption_column",
+    "index_folder": "cache.folder",
+}
+_HOLD_OUT = 2**32  # the key that held-out samples are drawn by, beside the seed
+
+
+def open_source(data: DataOptions, cache_folder: Path) -> Source:
+    """The samples that `[data]` names; ValueError where they are not there. Nothing is decoded."""
+    columns = {
+        "image_column": data.image_column or None,
+        "condition_column": data.condition_column or None,
+        "caption_column": data.caption_column or None,
+    }
+    given: dict[str, Any] = {name: column for name, column in columns.items() if column}
+    if data.kind == "scenes":
+        return SceneSource(data.count)
+    with _names_as_keys():
+        if data.kind == "folder":
+            return FolderSource(data.path, **given)
+        if data.kind == "tars":
+            return TarSource(data.shards, index_folder=cache_folder / "tars", **given)
+        return TableSource(data.path, split=data.split, revision=data.revision or None, **given)
+
+
+@contextmanager
+def _names_as_keys() -> Iterator[None]:
+    """Let a ValueError of a source name an argument as recipes do: `folder` as `data.path`."""
+    try:
+        yield
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        if colon and name in _KEYS:
+            raise ValueError(f"{_KEYS[name]}:{rest}") from error
+        raise
+
+
+def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Preparation:
+    """The samples as they are trained on, with sides that are multiples of `multiple` pixels.
+
+    Raises ValueError for an unknown extractor, where one is needed, and for a resolution that does not fit.
+    """
+    if not data.condition_column and data.condition not in EXTRACTORS:
+        known = ", ".join(sorted(EXTRACTORS))
+        raise ValueError(
+            f"data.condition: expected one of {known}, or a data.condition_column; received "
+            f"{data.condition!r}"
+        )
+    if data.resolution % multiple:
+        raise ValueError(
+            f"data.resolution: expected a multiple of {multiple}, as the base needs; received "
+            f"{data.resolution}"
+        )
+    geometry = (
+        Geometry.bucketed(data.resolution, step=multiple)
+        if data.aspect_buckets
+        else Geometry(data.resolution, data.resolution)
+    )
+    return Preparation(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which samples are trained on and which are held out, with their shapes; which have none to read."""
+
+    trained: Mapping[int, Hashable]
+    held_out: Mapping[int, Hashable]
+    unreadable: Sequence[Skipped]
+
+
+def split_samples(preparation: Preparation, data: DataOptions, seed: int, held_out: int) -> Split:
+    """Hold out so many samples, drawn by the seed, but at most a tenth of all.
+
+    Raises ValueError for a data set without samples.
+    """
+    total = len(preparation.source)
+    count = min(total, data.count) if data.count else total
+    if count == 0:
+        raise ValueError(f"data: expected samples; received none in {data.path or data.shards}")
+    shapes, unreadable = {}, []
+    for index in range(count):
+        try:
+            shapes[index] = preparation.target(index) if data.aspect_buckets else _ONE_SHAPE
+        except BadSample as error:
+            unreadable.append(Skipped(index, preparation.source.key(index), str(error)))
+    drawn = [list(shapes)[place] for place in permutation(len(shapes), (seed, _HOLD_OUT))]
+    held = set(drawn[: min(held_out, len(drawn) // 10)])
+    return Split(
+        {index: shape for index, shape in shapes.items() if index not in held},
+        {index: shape for index, shape in shapes.items() if index in held},
+        unreadable,
+    )
+
+
+def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, Hashable] | None:
+    """Index -> shard, where shards are fetched: an order that jumps between them would fetch them anew."""
+    if isinstance(source, TarSource) and any("://" in shard for shard in data.shards):
+        return {index: source.shard_of(index) for index in range(len(source))}
+    return None
+
+
+def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
+    """What a cache must have for a run of so many steps: all, or of a large data set what will be read.
+
+    Small data sets are encoded whole, so that whatever is wrong with them is told before the first step.
+    """
+    if len(split.trained) <= _ENCODED_WHOLE or steps * order.global_batch_size >= len(split.trained):
+        return split
+    read = {int(index) for step in range(steps) for index in order.at(step)}
+    return replace(split, trained={i: shape for i, shape in split.trained.items() if i in read})
+
+
+def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]]:
+    """Shape -> its samples in ascending order, any of which may stand in for another."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index in sorted(shapes):
+        members[shapes[index]].append(index)
+    return dict(members)
+
+
+def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, int]:
+    """Stand-ins for those of the samples that are unreadable; ValueError where a shape has none."""
+    members = members_by_shape(shapes)
+
+    def read(index: int) -> None:
+        if index in unreadable:
+            raise BadSample("it is known to be unreadable")
+
+    return {
+        index: read_or_replace(index, members[shapes[index]], read, str).index
+        for index in sorted(unreadable)
+        if index in shapes
+    }
+
+
+@dataclass(frozen=True)
+class PreparedSamples:
+    """A `Reader` of samples that are decoded when they are needed, with one caption each.
+
+    `members`: as `members_by_shape`.
+    """
+
+    preparation: Preparation
+    shapes: Mapping[int, Hashable]
+    members: Mapping[Hashable, Sequence[int]]
+    seed: int
+
+    def read(self, place: Place) -> Read:
+        """The sample at a place, or the next readable one of its shape."""
+        candidates = self.members[self.shapes[place.index]]
+        found = read_or_replace(
+            place.index, candidates, self.preparation.prepare, self.preparation.source.key
+        )
+        drawn = draw_for_sample(self.seed, place.step, place.place, (0, 0, 0)).caption
+        caption = found.content.captions[int(drawn * len(found.content.captions))]
+        return Read(place, found.index, replace(found.content, captions=(caption,)), found.skipped)

@@ -1,0 +1,58 @@
+"""Samples that cannot be read: each reported once, and no more of them than the recipe allows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from nexus_adapters.data.feed import Skipped
+
+
+class SkipReport:
+    """Keeps `skipped.jsonl`, a line a sample, over all sittings of a run.
+
+    Args:
+        file: the report.
+        total: samples in the data set.
+        max_fraction: of them may be unreadable.
+        writes: whether this process writes; the others only count.
+    """
+
+    def __init__(self, file: Path, total: int, max_fraction: float, writes: bool) -> None:
+        self.file = file
+        self.total = total
+        self.max_fraction = max_fraction
+        self.writes = writes
+        self.known = set(self._reported())
+
+    def add(self, skipped: Iterable[Skipped]) -> None:
+        """Report those that are new. ValueError when they are too many."""
+        new = {each.index: each for each in skipped if each.index not in self.known}
+        if not new:
+            return
+        self.known |= set(new)
+        if self.writes:
+            with self.file.open("a") as stream:
+                stream.writelines(json.dumps(asdict(each)) + "\n" for each in new.values())
+            print(
+                f"data: {len(self.known)} of {self.total} samples cannot be read, others stand in for them: "
+                f"'{self.file}'",
+                file=sys.stderr,
+            )
+        if len(self.known) > self.max_fraction * self.total:
+            first = next(iter(new.values()))
+            raise ValueError(
+                f"data.max_bad_fraction: expected at most {self.max_fraction:g} of {self.total} samples to "
+                "be "
+                f"unreadable; received {len(self.known)}, such as {first.key} ({first.reason}); all stand in "
+                f"'{self.file}'"
+            )
+
+    def _reported(self) -> list[int]:
+        if not self.file.exists():
+            return []
+        complete = [line for line in self.file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [json.loads(line)["index"] for line in complete]

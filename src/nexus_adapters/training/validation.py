@@ -1,0 +1,132 @@
+"""What a run shows of itself: loss by timestep on fixed noise, and pictures with their structure score.
+
+The loss of single steps says little: it is dominated by which timesteps were drawn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from nexus_adapters.data.batch import Batch
+
+BINS = 10
+
+# A batch and its timesteps -> each sample's loss.
+SampleLosses = Callable[[Batch, Tensor], Float[Tensor, " b"]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a picture is drawn from."""
+
+    prompt: str
+    condition: Image.Image
+
+
+@dataclass
+class Validation:
+    """An `Observer` that validates every so many steps.
+
+    Attributes:
+        batches: this process's held-out samples, with the noise that is theirs in every validation.
+        losses: under the weights as they are at the time.
+        num_train_timesteps: of the noise schedule.
+        draw: pictures, drawn; called on the main process alone.
+        score: (condition, picture) -> in [0, 1], higher is better; None where nothing scores.
+        pictures: what to draw.
+        folder: where the sheets go.
+        accelerator: the processes that train together.
+        every_steps: between validations.
+        patience: validations without a better score until the run ends; 0 never ends it.
+    """
+
+    batches: Sequence[Batch]
+    losses: SampleLosses
+    num_train_timesteps: int
+    draw: Callable[[Sequence[Picture]], list[Image.Image]]
+    score: Callable[[Image.Image, Image.Image], float] | None
+    pictures: Sequence[Picture]
+    folder: Path
+    accelerator: Accelerator
+    every_steps: int
+    patience: int
+    best_score: float | None = None
+    worse_in_a_row: int = field(default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the score has not risen for as many validations as `patience` allows."""
+        return 0 < self.patience <= self.worse_in_a_row
+
+    def after_step(self, step: int) -> dict[str, Any]:
+        """The losses by timestep and the structure score, where it is time for them."""
+        if step % self.every_steps:
+            return {}
+        found: dict[str, Any] = self.loss_by_timestep()
+        score = self._draw_and_score(step) if self.pictures else None
+        if score is not None:
+            found["structure_score"] = round(score, 4)
+            is_better = self.best_score is None or score > self.best_score
+            self.best_score = score if is_better else self.best_score
+            self.worse_in_a_row = 0 if is_better else self.worse_in_a_row + 1
+        return found
+
+    @torch.no_grad()
+    def loss_by_timestep(self) -> dict[str, float]:
+        """The mean loss in the middle of each tenth of the schedule, and over all of them."""
+        sums = torch.zeros(BINS + 1, dtype=torch.float64, device=self.accelerator.device)
+        for batch in self.batches:
+            for place in range(BINS):
+                timestep = int((place + 0.5) * self.num_train_timesteps / BINS)
+                timesteps = torch.full((len(batch.indices),), timestep, device=self.accelerator.device)
+                sums[place] += self.losses(batch, timesteps).double().sum()
+            sums[BINS] += len(batch.indices)
+        total: Any = self.accelerator.reduce(sums, "sum")
+        means = (total[:BINS] / total[BINS]).tolist()
+        width = self.num_train_timesteps // BINS
+        named = {f"val_loss_{place * width:04d}": round(mean, 6) for place, mean in enumerate(means)}
+        return {"val_loss": round(sum(means) / BINS, 6), **named}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"best_score": self.best_score, "worse_in_a_row": self.worse_in_a_row}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.best_score, self.worse_in_a_row = state["best_score"], state["worse_in_a_row"]
+
+    def _draw_and_score(self, step: int) -> float | None:
+        """Draw on the main process, and tell the score to all."""
+        score = torch.zeros((), device=self.accelerator.device)
+        if self.accelerator.is_main_process:
+            drawn = self.draw(self.pictures)
+            save_sheet(self.folder / f"step-{step:08d}.png", self.pictures, drawn)
+            if self.score is not None:
+                pairs = zip(self.pictures, drawn, strict=True)
+                score += float(np.mean([self.score(p.condition, image) for p, image in pairs]))
+        summed: Any = self.accelerator.reduce(score, "sum")
+        return None if self.score is None else float(summed)
+
+
+def save_sheet(path: Path, pictures: Sequence[Picture], drawn: Sequence[Image.Image]) -> None:
+    """Conditions above what was drawn from them, side by side; written whole or not at all."""
+    width, height = drawn[0].size
+    sheet = Image.new("RGB", (width * len(drawn), 2 * height))
+    for column, (picture, image) in enumerate(zip(pictures, drawn, strict=True)):
+        sheet.paste(picture.condition.resize((width, height), Image.Resampling.BOX), (column * width, 0))
+        sheet.paste(image, (column * width, height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".unfinished")
+    sheet.save(partial, format="PNG")
+    os.replace(partial, path)

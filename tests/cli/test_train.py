@@ -1,0 +1,160 @@
+"""`nexus train`: what it says, and with which status it ends."""
+
+import subprocess
+import sys
+
+import pytest
+from tests import tiny
+from tests.training.runs import config, write_images
+
+from nexus_adapters.cli import main
+from nexus_adapters.training import run as module
+from nexus_adapters.training.recipe import dump_config
+from nexus_adapters.training.signals import Stopped
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    tiny.sd15().save_pretrained(root / "base")
+    write_images(root / "images")
+    return root
+
+
+@pytest.fixture
+def recipe(root, tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_config(config(root, tmp_path / "out")))
+    return path
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_trains_and_says_where_the_adapter_is(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--set", "training.max_train_steps=2"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'adapter'}\n"
+    assert (tmp_path / "out" / "adapter" / "config.json").is_file()
+    before = files(tmp_path / "out")
+    assert main(["train", str(recipe), "--set", "training.max_train_steps=2"]) == 0
+    assert "finished after 2 steps" in capsys.readouterr().err
+    assert files(tmp_path / "out") == before
+
+
+def test_a_dry_run_says_much_and_writes_nothing(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("prime, ", " parameters", "of 14: 0.6 epochs", "memory", "adamw, cosine: 1.00e-02 at 0"):
+        assert expected in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_run_that_was_stopped_says_so_by_its_status(recipe, monkeypatch, capsys, number):
+    def stopped(config):
+        raise Stopped(number, 7)
+
+    monkeypatch.setattr(module, "train_adapter", stopped)
+    assert main(["train", str(recipe)]) == 128 + number
+    assert "after step 7, which is saved; the same command goes on" in capsys.readouterr().err
+
+
+def test_the_hub_is_asked_for_by_an_option(recipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "train_adapter", lambda config: seen.append(config))
+    main(["train", str(recipe), "--push-to-hub", "me/adapter"])
+    assert seen[0].hub.repo_id == "me/adapter"
+
+
+def bad(recipe, capsys, *settings):
+    """The one line on stderr of a command that fails."""
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert main(["train", str(recipe), *options]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    return line.removeprefix("nexus train: error: ")
+
+
+BAD = {
+    "an unknown key": (["training.batchsize=2"], "training.batchsize: no such key; did you mean"),
+    "no such base": (["base.path=nowhere/to/be/found"], "base.path: expected a Stable Diffusion pipeline"),
+    "no such data": (["data.path=nowhere"], "data.path: expected an existing folder; received 'nowhere'"),
+    "a missing column": (["data.caption_column=title"], "data.caption_column: expected"),
+    "an odd resolution": (["data.resolution=60"], "data.resolution: expected a multiple of 64"),
+    "a batch larger than the data": (
+        ["training.batch_size=15"],
+        "training.batch_size: expected at most 14 samples an optimizer step",
+    ),
+    "an adapter that is none": (
+        ["adapter.start_from=nowhere"],
+        "adapter.start_from: expected a saved adapter",
+    ),
+    "a tracker that is not there": (['log.trackers=["comet_ml"]'], "log.trackers: expected installed ones"),
+    "fp16 on a CPU": (
+        ["training.mixed_precision=fp16", "training.device=cpu"],
+        "training.mixed_precision: expected auto, no or bf16 on a CPU; received 'fp16'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_before_any_model_is_loaded(recipe, monkeypatch, capsys, case):
+    settings, message = BAD[case]
+    monkeypatch.setattr(module, "load_encoders", lambda *_: pytest.fail("a model was loaded"))
+    assert bad(recipe, capsys, *settings).startswith(message)
+
+
+def test_no_recipe(tmp_path, capsys):
+    line = bad(tmp_path / "none.toml", capsys)
+    assert line == f"RECIPE: expected a TOML file; received '{tmp_path / 'none.toml'}', which is none"
+
+
+def test_an_empty_data_set(recipe, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert bad(recipe, capsys, f"data.path={tmp_path / 'empty'}").startswith("data.path: expected")
+
+
+def test_an_output_folder_of_something_else(recipe, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    assert bad(recipe, capsys).endswith("which has no config.toml but thesis.txt")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_output_folder_of_another_run(recipe, tmp_path, capsys):
+    main(["train", str(recipe), "--set", "training.max_train_steps=1"])
+    before = files(tmp_path / "out")
+    line = bad(recipe, capsys, "seed=5", "training.max_train_steps=1")
+    assert line.startswith("output_dir: expected a new folder for seed=5; received")
+    assert files(tmp_path / "out") == before
+
+
+def test_an_output_folder_in_use(recipe, tmp_path, capsys):
+    from nexus_adapters.training.output import occupied
+
+    with occupied(tmp_path / "out"):
+        assert bad(recipe, capsys).startswith("output_dir: expected a folder that no other run is using")
+
+
+def test_a_cache_that_cannot_be_read(root, recipe, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "shard-0.safetensors").write_bytes(b"\x08\x00\x00\x00")
+    line = bad(recipe, capsys, f"cache.folder={cache}")
+    assert line.startswith("cache.folder: expected readable shards; received")
+    assert "shard-0.safetensors" in line
+
+
+def test_help_is_quick():
+    """Nothing heavy is imported for it."""
+    code = """
+import sys
+from nexus_adapters.cli import main
+try:
+    main(["train", "--help"])
+except SystemExit:
+    print(sorted({"torch", "pydantic", "datasets"} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+    assert "--dry-run" in found.stdout

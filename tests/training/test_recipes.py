@@ -1,0 +1,86 @@
+"""The recipes that come along, against configs in the true shapes of their bases; nothing is downloaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tests.training.runs import write_images
+
+from nexus_adapters.training.recipe import load_recipe
+from nexus_adapters.training.run import dry_run
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+SDXL = {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Folders with the configs alone of SD 1.5 and SDXL."""
+    root = tmp_path_factory.mktemp("bases")
+    with torch.device("meta"):
+        shapes = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
+        for name, config in shapes.items():
+            UNet2DConditionModel(**config).save_config(root / name / "unet")
+            AutoencoderKL(block_out_channels=(128, 256, 512, 512), **_BLOCKS).save_config(root / name / "vae")
+    return root
+
+
+_BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+
+EXPECTED = {
+    "embedded-canny": ("1,197,120 parameters", "7,585,804", "1,000 of 32 samples x 1 parts"),
+    "sd15-canny": ("85,817,600 parameters", "859,520,964", "200,000 of 2 samples x 4 parts"),
+    "sdxl-canny": ("94,030,080 parameters", "2,567,463,684", "30,000 of 4 samples x 4 parts"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
+    settings = [f"output_dir={tmp_path / 'out'}"]
+    if not recipe.stem.startswith("embedded"):
+        folder = write_images(tmp_path / "images")
+        lines = (folder / "metadata.jsonl").read_text().replace('"text"', '"condition": "00.png", "text"')
+        (folder / "metadata.jsonl").write_text(lines)
+        settings += [
+            f"base.path={bases / recipe.stem.partition('-')[0]}",
+            "base.variant=",
+            f"data.path={folder}",
+        ]
+    report = dry_run(load_recipe(recipe, settings))
+    name = recipe.stem if recipe.stem in EXPECTED else "sd15-canny"
+    for expected in EXPECTED[name]:
+        assert expected in report
+    assert "GiB" in report
+
+
+def test_the_estimate_of_memory_is_near_what_is_known(bases, tmp_path):
+    """SD 1.5's UNet in float32 is 3.2 GiB; checkpointing saves most of the activations."""
+    folder = write_images(tmp_path / "images")
+    settings = [f"output_dir={tmp_path / 'o'}", f"base.path={bases / 'sd15'}", f"data.path={folder}"]
+    settings += ["training.mixed_precision=no", "training.device=cpu"]
+
+    def gib(*more):
+        line = dry_run(load_recipe(RECIPES[1], [*settings, *more])).splitlines()[-1]
+        return float(line.partition("base ")[2].partition(",")[0]), float(line.rpartition(" ")[2])
+
+    base, activations = gib()
+    assert base == pytest.approx(859_520_964 * 4 / 2**30, abs=0.01)
+    assert gib("training.batch_size=4")[1] == pytest.approx(2 * activations, rel=0.1)
+    assert gib("training.gradient_checkpointing=true")[1] < 0.3 * activations

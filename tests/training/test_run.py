@@ -1,0 +1,208 @@
+"""Whole runs on a tiny base: what comes out, and that every field of a recipe has an effect."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from PIL import Image
+from safetensors.torch import load_file
+from tests import tiny
+from tests.training.runs import config, run, write_images
+
+from nexus_adapters import NexusAdapter
+from nexus_adapters.data import encoders
+from nexus_adapters.training import run as module
+from nexus_adapters.training.recipe import load_recipe
+from nexus_adapters.training.signals import Stopped
+
+WEIGHTS = "adapter/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A base, images, and a cache that runs share."""
+    root = tmp_path_factory.mktemp("training")
+    tiny.sd15().save_pretrained(root / "base")
+    write_images(root / "images")
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(root):
+    """A run that was never stopped."""
+    out = root / "reference"
+    run(root, out)
+    return out
+
+
+def weights(out):
+    return load_file(out / WEIGHTS)
+
+
+def same_weights(a, b):
+    ours, theirs = weights(a), weights(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_adapter_loads_and_has_learned(root, reference):
+    adapter = NexusAdapter.from_pretrained(reference / "adapter")
+    assert (adapter.variant, adapter.config.residual) == ("prime", True)
+    assert {tensor.dtype for tensor in weights(reference).values()} == {torch.float32}
+    torch.manual_seed(0)
+    untrained = NexusAdapter.for_unet(tiny.unet(), "prime", residual=True).state_dict()
+    assert untrained.keys() == adapter.state_dict().keys()
+    moved = [
+        name for name, tensor in adapter.state_dict().items() if not torch.equal(tensor, untrained[name])
+    ]
+    assert len(moved) == len(untrained)  # gradients reach all of it
+
+
+def test_the_recipe_is_stored_whole(root, reference):
+    assert load_recipe(reference / "config.toml") == config(root, reference)
+
+
+def test_the_same_recipe_gives_the_same_weights(root, reference, tmp_path):
+    run(root, tmp_path / "out")
+    assert same_weights(tmp_path / "out", reference)
+
+
+def test_a_finished_run_is_left_as_it_is(root, reference, monkeypatch, capsys):
+    before = files(reference)
+    monkeypatch.setattr(module, "load_encoders", lambda *_: 1 / 0)
+    assert run(root, reference) == reference / "adapter"
+    assert files(reference) == before
+    assert "finished after 4 steps" in capsys.readouterr().err
+
+
+def test_the_card_says_how_it_came_about_and_its_code_runs(root, reference):
+    card = (reference / "adapter" / "README.md").read_text()
+    for expected in ("library_name: diffusers", "4 steps", "14 samples", "learning_rate = 0.01", "torch "):
+        assert expected in card
+    assert str(root) not in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    code = code.replace('"base"', repr(str(root / "base"))).replace(
+        "path/to/adapter", str(reference / "adapter")
+    )
+    code = code.replace('"a prompt"', '"a prompt", num_inference_steps=1')
+    known = {"condition": tiny.image()}
+    exec(code, known)
+    assert isinstance(known["image"], Image.Image)
+
+
+@pytest.mark.parametrize("changes", [{"adapter__method": "t2i", "adapter__residual": False}])
+def test_t2i_trains_too(root, tmp_path, changes):
+    adapter = T2IAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
+    assert adapter.config.channels == list(tiny.SD15_UNET["block_out_channels"])
+
+
+def test_sdxl_trains_too(root, tmp_path):
+    tiny.sdxl().save_pretrained(tmp_path / "sdxl")
+    changes = {"base__path": str(tmp_path / "sdxl"), "validation__every_steps": 2, "validation__images": 1}
+    adapter = NexusAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
+    assert adapter.config.text_width == 2 * tiny.TEXT_WIDTH
+    assert all(row["loss"] > 0 for row in rows(tmp_path / "out") if "loss" in row)
+
+
+def stopped_after(step, number=signal.SIGTERM):
+    """Lets a signal come in the midst of the step after so many."""
+    real = module.train
+
+    def train(state, losses, *args, **kwargs):
+        def signalled(done):
+            if done == step:
+                os.kill(os.getpid(), number)
+            return losses(done)
+
+        return real(state, signalled, *args, **kwargs)
+
+    return train
+
+
+LONG = {
+    "training__max_train_steps": 24,
+    "training__batch_size": 2,
+    "training__gradient_accumulation_steps": 2,
+    "training__ema_decay": 0.8,
+    "data__count": 33,  # 24 steps of 4 are three epochs of 32, or nearly
+    "checkpoint__every_steps": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def long_run(root, tmp_path_factory):
+    write_images(root / "more", count=33)
+    out = tmp_path_factory.mktemp("long") / "out"
+    run(root, out, data__path=str(root / "more"), **LONG)
+    return out
+
+
+@pytest.mark.parametrize("step", range(24))
+def test_stopped_at_any_step_and_continued_is_never_stopped(root, tmp_path, long_run, monkeypatch, step):
+    """Weights, optimizer, and the samples that every later step reads."""
+    out = tmp_path / "out"
+    options = {"data__path": str(root / "more"), **LONG}
+    if step < 23:  # in the last one nothing is left to stop
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "train", stopped_after(step))
+            with pytest.raises(Stopped):
+                run(root, out, **options)
+    run(root, out, **options)
+    assert same_weights(out, long_run)
+    for name in ("module", "optimizer", "average"):
+        file = f"checkpoints/step-00000024/{name}.safetensors"
+        ours, theirs = load_file(out / file), load_file(long_run / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    losses = [(row["step"], row["loss"], row["grad_norm"]) for row in rows(long_run)]
+    assert [(row["step"], row["loss"], row["grad_norm"]) for row in rows(out)] == losses
+
+
+def test_live_encoding_trains_on_the_same_samples(root, reference, tmp_path):
+    """Not to the bit: a cache rounds to half precision."""
+    run(root, tmp_path / "out", cache__enabled=False)
+    ours, theirs = rows(tmp_path / "out"), rows(reference)
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=0.02)
+    assert [row["loss"] for row in ours] != [row["loss"] for row in theirs]
+
+
+def test_the_encoders_leave_memory_when_the_cache_is_full(root, tmp_path, monkeypatch):
+    released = []
+    real = encoders.Encoders.release
+    monkeypatch.setattr(encoders.Encoders, "release", lambda self: released.append(1) or real(self))
+    run(root, tmp_path / "a")
+    assert released == [1]
+    run(root, tmp_path / "b", cache__enabled=False)
+    assert released == [1]
+
+
+def test_gradients_reach_the_adapter_alone_through_checkpointing(root, reference, tmp_path, monkeypatch):
+    seen = {}
+    real = module.build_optimizer
+
+    def build(options, adapter):
+        seen["optimizer"], seen["adapter"] = real(options, adapter), adapter
+        return seen["optimizer"]
+
+    load_unet = module.load_unet
+    monkeypatch.setattr(module, "build_optimizer", build)
+    monkeypatch.setattr(module, "load_unet", lambda *args: seen.setdefault("unet", load_unet(*args)))
+    run(root, tmp_path / "out", training__gradient_checkpointing=True)
+    assert seen["unet"].is_gradient_checkpointing
+    assert all(parameter.grad is None for parameter in seen["unet"].parameters())
+    assert not any(parameter.requires_grad for parameter in seen["unet"].parameters())
+    assert all(parameter.grad is not None for parameter in seen["adapter"].parameters())
+    trained = {id(p) for group in seen["optimizer"].param_groups for p in group["params"]}
+    assert trained == {id(parameter) for parameter in seen["adapter"].parameters()}
+    for name, tensor in weights(tmp_path / "out").items():
+        assert torch.allclose(tensor, weights(reference)[name], atol=1e-4), name

@@ -1,0 +1,56 @@
+"""A whole run on 200 images of which 40 cannot be read, and one on so many that it must not go on."""
+
+import json
+
+import pytest
+from tests import tiny
+from tests.data.test_corrupt import BAD_NAMES, COUNT, FILES
+from tests.training.runs import CAPTIONS, run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("unreadable")
+    tiny.sd15().save_pretrained(root / "base")
+    (root / "images").mkdir()
+    lines = []
+    for index, (name, content) in enumerate(FILES.items()):
+        if content is not None:
+            (root / "images" / name).write_bytes(content)
+        lines.append(json.dumps({"file_name": name, "text": CAPTIONS[index % 4]}))
+    (root / "images" / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def reported(out):
+    rows = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert all(row["reason"] for row in rows)
+    return sorted(row["key"].rpartition("/")[2] for row in rows)
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_the_run_completes_and_reports_each_by_its_path(root, tmp_path, buckets, capsys):
+    changes = {"training__batch_size": 20, "training__max_train_steps": 12, "data__resolution": 64}
+    run(root, tmp_path / "out", **changes, data__aspect_buckets=buckets)
+    assert (tmp_path / "out" / "adapter" / "config.json").is_file()
+    assert reported(tmp_path / "out") == sorted(BAD_NAMES)
+    assert f"{len(BAD_NAMES)} of {COUNT} samples cannot be read" in capsys.readouterr().err
+
+
+def test_without_a_cache_each_is_reported_when_it_comes_up(root, tmp_path):
+    """Once each, though three epochs come by them; and a run that goes on does not repeat them."""
+    changes = {"training__batch_size": 20, "cache__enabled": False, "training__schedule": "constant"}
+    run(root, tmp_path / "out", **changes, training__max_train_steps=10)
+    assert reported(tmp_path / "out") == sorted(BAD_NAMES)
+    run(root, tmp_path / "out", **changes, training__max_train_steps=12)
+    assert reported(tmp_path / "out") == sorted(BAD_NAMES)
+
+
+def test_too_many_stop_the_run(root, tmp_path):
+    message = (
+        r"^data.max_bad_fraction: expected at most 0.1 of 200 samples to be unreadable; received 40, such as"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(root, tmp_path / "out", data__max_bad_fraction=0.1)
+    assert reported(tmp_path / "out") == sorted(BAD_NAMES)
+    assert not (tmp_path / "out" / "adapter").exists()
