@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tests.training.test_objective import batch
+
+from nexus_adapters.training.pictures import structure_score
+from nexus_adapters.training.validation import BINS, Picture, Validation
+
+
+def by_timestep(given, timesteps):
+    return timesteps.float()
+
+
+def validation(losses, score=None, patience=0, pictures=(), folder=Path(), every=2):
+    return Validation(
+        batches=[batch(3), batch(2, seed=1)],
+        losses=losses,
+        num_train_timesteps=1000,
+        draw=lambda wanted: [picture.condition for picture in wanted],
+        score=score,
+        pictures=pictures,
+        folder=folder,
+        accelerator=Accelerator(cpu=True, mixed_precision="no"),
+        every_steps=every,
+        patience=patience,
+    )
+
+
+def test_losses_are_means_over_samples_in_the_middle_of_each_tenth():
+    seen = []
+
+    def losses(given, timesteps):
+        seen.append((len(given.indices), timesteps.unique().tolist()))
+        return timesteps.float() + torch.arange(len(timesteps))
+
+    found = validation(losses).loss_by_timestep()
+    assert seen == [(count, [50 + 100 * place]) for count in (3, 2) for place in range(BINS)]
+    extra = (0 + 1 + 2 + 0 + 1) / 5
+    assert found == {"val_loss": 500 + extra} | {
+        f"val_loss_{100 * p:04d}": 50 + 100 * p + extra for p in range(10)
+    }
+
+
+def test_only_when_it_is_time():
+    checked = validation(by_timestep)
+    assert [bool(checked.after_step(step)) for step in range(1, 7)] == [False, True] * 3
+
+
+def test_it_is_over_when_the_score_no_longer_rises(tmp_path):
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    picture = Picture("a star", Image.new("RGB", (8, 8)))
+    checked = validation(
+        by_timestep,
+        lambda condition, image: next(scores),
+        patience=2,
+        pictures=[picture],
+        folder=tmp_path,
+        every=1,
+    )
+    ends = []
+    for step in range(1, 5):
+        assert "structure_score" in checked.after_step(step)
+        ends.append(checked.is_over)
+        again = validation(by_timestep, patience=2)
+        again.restore(checked.state())
+        assert again.is_over == checked.is_over
+    assert ends == [False, False, False, True]
+    assert Image.open(tmp_path / "step-00000003.png").size == (8, 16)
+
+
+def lines(*columns):
+    image = Image.new("RGB", (32, 32))
+    for column in columns:
+        image.paste((255, 255, 255), (column, 0, column + 16, 32))
+    return image
+
+
+def test_the_structure_of_a_picture_is_its_own_map():
+    from nexus_adapters.conditions import extract
+
+    picture = lines(8)
+    score = structure_score("canny", {})
+    assert score(extract("canny", picture), picture) == 1.0
+    assert score(extract("canny", lines(0)), picture) == 0.0
+    assert 0 < score(extract("canny", lines(8, 28)), picture) < 1
+    assert structure_score("no such thing", {}) is None
+
+
+@pytest.mark.parametrize("high", [20.0, 1530.0])
+def test_the_extractors_options_count(high):
+    from nexus_adapters.conditions import extract
+
+    soft = Image.new("RGB", (32, 32), (100, 100, 100))
+    soft.paste((140, 140, 140), (8, 0, 24, 32))
+    options = {"low": 10.0, "high": high}
+    assert structure_score("canny", options)(extract("canny", soft, **options), soft) == 1.0
