@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -241,6 +242,24 @@ def test_the_text_is_swapped_for_the_adapter_alone(benchmark, tiny_weights, monk
         assert drawn == scenes
         assert options["adapter_prompts"] == [scenes[1].prompt, scenes[2].prompt, scenes[0].prompt]
     assert len({scene.prompt for scene in scenes}) == 3
+
+
+def test_retrained(benchmark, tmp_path, tiny_weights):
+    runs = {"prime": "prime-residual", "t2i": "t2i"}
+    for method, shipped in runs.items():
+        folder = tmp_path / "runs" / method / "adapter"
+        shutil.copytree(embedded.WEIGHTS / "canny" / shipped, folder)
+        (folder / "training.json").write_text('{"steps": 3}')
+    name, measured = run(benchmark("retrained"), tmp_path / "out", str(tmp_path / "runs"))
+    assert name == "retrained"
+    assert set(measured) == {"prime", "t2i"}
+    for found in measured.values():
+        assert set(found) == set(METRICS)
+        for value in found.values():  # the same weights
+            assert set(value) == {"value", "low", "high", "minus_shipped"}
+            assert value["minus_shipped"] == {"value": 0, "low": 0, "high": 0}
+    with pytest.raises(SystemExit):
+        benchmark("retrained").main([str(tmp_path / "none")])
 
 
 def test_guidance(benchmark, tmp_path, tiny_weights):
