@@ -73,6 +73,7 @@ def psnr_after_training(start: str, steps: int, batch_size: int, scenes: list[Te
     vae = train_autoencoder.build_autoencoder(STARTS[start])
     options = TrainingOptions(
         max_train_steps=steps,
+        batch_size=batch_size,
         gradient_accumulation_steps=1,
         learning_rate=2e-3,
         warmup_steps=50,
@@ -142,6 +143,7 @@ def loss_by_optimizer(
 
         options = TrainingOptions(
             max_train_steps=steps,
+            batch_size=batch_size,
             gradient_accumulation_steps=1,
             learning_rate=rate,
             optimizer=name,

@@ -112,6 +112,7 @@ def main() -> None:
     scenes = load_scenes(args.vae, base.tokenizer, args.scenes, *where)
     unseen = load_scenes(args.vae, base.tokenizer, VALIDATION_SCENES, *where, after=args.scenes)
     options = TrainingOptions(
+        batch_size=args.batch_size,
         gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,

@@ -106,6 +106,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     vae = build_autoencoder().to(args.device)
     options = TrainingOptions(
+        batch_size=args.batch_size,
         gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,

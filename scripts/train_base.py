@@ -152,6 +152,7 @@ def main() -> None:
     if args.start:
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start).state_dict())
     options = TrainingOptions(
+        batch_size=args.batch_size,
         gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,

@@ -126,6 +126,7 @@ def main() -> None:
         }
     )
     options = TrainingOptions(
+        batch_size=args.batch_size,
         gradient_accumulation_steps=1,
         max_train_steps=args.steps,
         learning_rate=args.learning_rate,

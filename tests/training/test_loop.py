@@ -338,10 +338,18 @@ def test_log_rows(tmp_path):
     logged = rows(tmp_path)
     assert [row["step"] for row in logged] == [3, 6, 9, 12]
     for row in logged:
-        assert set(row) == {"step", "loss", "grad_norm", "learning_rate", "step_s", "memory_gib"}
+        assert set(row) == {
+            "step",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "step_s",
+            "samples_per_s",
+            "memory_gib",
+        }
         assert row["learning_rate"] == learning_rate_at(options(), row["step"] - 1)
         assert row["grad_norm"] > 0
-        assert row["step_s"] >= 0
+        assert row["samples_per_s"] == pytest.approx(2 / row["step_s"], rel=0.5)
         assert row["memory_gib"] > 0.05
 
 

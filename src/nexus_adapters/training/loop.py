@@ -99,9 +99,9 @@ def train(
             step += 1
             bad_steps = 0 if is_finite else bad_steps + 1
             if step % log.every_steps == 0 or not is_finite:
-                row = _row(step, loss, norm, rate, is_finite, started, accelerator)
+                row = _row(step, loss, norm, rate, is_finite, started, training, accelerator)
                 run.log(row)
-                bar.set_postfix(loss=row["loss"], memory_gib=row["memory_gib"])
+                bar.set_postfix({name: row[name] for name in ("loss", "samples_per_s", "memory_gib")})
             bar.update()
             if bad_steps == training.max_bad_steps:
                 raise DivergedError(_diagnosis(bad_steps, step, rate, training))
@@ -160,15 +160,19 @@ def _row(
     rate: float,
     is_finite: bool,
     started: float,
+    training: TrainingOptions,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     mean: Any = accelerator.reduce(loss, "mean")  # over the processes, each of which has its own samples
+    spent_s = time.perf_counter() - started
+    samples = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
     row = {
         "step": step,
         "loss": round(float(mean), 6),
         "grad_norm": float(norm),
         "learning_rate": rate,
-        "step_s": round(time.perf_counter() - started, 4),
+        "step_s": round(spent_s, 4),
+        "samples_per_s": round(samples / spent_s, 2),
         "memory_gib": memory_gib(accelerator.device),
     }
     return row if is_finite else row | {"skipped": True}
