@@ -274,7 +274,7 @@ def validation_every_steps(root, out, monkeypatch):
 
 def validation_images(root, out, monkeypatch):
     validated(root, out / "a")
-    assert Image.open(out / "a/images/step-00000002.png").size == (64, 128)
+    assert Image.open(out / "a/images/step-00000002.png").size == (64, 128 + 70)
     validated(root, out / "b", validation__images=0)
     assert not (out / "b/images").exists()
 

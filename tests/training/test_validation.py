@@ -68,7 +68,7 @@ def test_it_is_over_when_the_score_no_longer_rises(tmp_path):
         again.restore(checked.state())
         assert again.is_over == checked.is_over
     assert ends == [False, False, False, True]
-    assert Image.open(tmp_path / "step-00000003.png").size == (8, 16)
+    assert Image.open(tmp_path / "step-00000003.png").size == (8, 16 + 70)
 
 
 def lines(*columns):

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import ModelCardData
 from torch import nn
 
@@ -55,6 +56,7 @@ def model_card(
 
 def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The validation's loss by step, mean and by part of the schedule; without one, the steps' own."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -62,10 +64,13 @@ def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     measured = [row for row in rows if "val_loss" in row]
     if measured:
         steps = [row["step"] for row in measured]
-        for name in sorted(key for key in measured[0] if key.startswith("val_loss_")):
-            axes.plot(steps, [row[name] for row in measured], lw=1, label=f"t from {int(name[9:])}")
-        axes.plot(steps, [row["val_loss"] for row in measured], color="black", lw=2, label="mean")
-        axes.legend(fontsize=7, ncols=2)
+        names = sorted(key for key in measured[0] if key.startswith("val_loss_"))
+        colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(names)))  # the noisier, the darker
+        for name, color in zip(names, colors, strict=True):
+            label = f"t from {int(name.removeprefix('val_loss_'))}"
+            axes.plot(steps, [row[name] for row in measured], ".-", lw=1, color=color, label=label)
+        axes.plot(steps, [row["val_loss"] for row in measured], ".-", color="black", lw=2, label="mean")
+        figure.legend(loc="outside right center", fontsize=8, frameon=False)
     else:
         pairs = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
         axes.plot([step for step, _ in pairs], [loss for _, loss in pairs], lw=1)

@@ -6,6 +6,7 @@ The loss of single steps says little: it is dominated by which timesteps were dr
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nexus_adapters.data.batch import Batch
 
 BINS = 10
+_FONT_SIZE = 10  # of the prompts on a sheet, pixels
+_TEXT_HEIGHT = 70
 
 # A batch and its timesteps -> each sample's loss.
 SampleLosses = Callable[[Batch, Tensor], Float[Tensor, " b"]]
@@ -120,12 +123,17 @@ class Validation:
 
 
 def save_sheet(path: Path, pictures: Sequence[Picture], drawn: Sequence[Image.Image]) -> None:
-    """Conditions above what was drawn from them, side by side; written whole or not at all."""
-    width, height = drawn[0].size
-    sheet = Image.new("RGB", (width * len(drawn), 2 * height))
+    """Conditions, what was drawn from them, and the prompts, side by side; written whole or not at all."""
+    width, height = (max(sides) for sides in zip(*(image.size for image in drawn), strict=True))
+    sheet = Image.new("RGB", (width * len(drawn), 2 * height + _TEXT_HEIGHT), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_FONT_SIZE)
     for column, (picture, image) in enumerate(zip(pictures, drawn, strict=True)):
-        sheet.paste(picture.condition.resize((width, height), Image.Resampling.BOX), (column * width, 0))
-        sheet.paste(image, (column * width, height))
+        left = column * width
+        sheet.paste(picture.condition.resize(image.size, Image.Resampling.BOX), (left, 0))
+        sheet.paste(image, (left, height))
+        lines = textwrap.wrap(picture.prompt, max(8, 2 * width // _FONT_SIZE))  # a letter is half as wide
+        text = "\n".join(lines[: _TEXT_HEIGHT // (_FONT_SIZE + 3)])
+        pen.multiline_text((left + 2, 2 * height + 2), text, "black", font, spacing=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".unfinished")
     sheet.save(partial, format="PNG")
