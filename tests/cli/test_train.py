@@ -90,6 +90,22 @@ BAD = {
         "adapter.start_from: expected a saved adapter",
     ),
     "a tracker that is not there": (['log.trackers=["comet_ml"]'], "log.trackers: expected installed ones"),
+    "an option that the extractor has not": (
+        ["data.extractor.lo=3"],
+        "data.extractor: expected options of canny (low, high); received 'lo'",
+    ),
+    "an optimizer that needs CUDA": (
+        ["training.optimizer=adamw8bit"],
+        "training.optimizer: expected CUDA and bitsandbytes",
+    ),
+    "weights that are not there": (
+        ["base.variant=fp16"],
+        "base.path: expected weights of variant 'fp16' of a UNet",
+    ),
+    "early stopping without pictures": (
+        ["validation.early_stop_patience=2"],
+        "validation.early_stop_patience: expected 0 without pictures",
+    ),
     "fp16 on a CPU": (
         ["training.mixed_precision=fp16", "training.device=cpu"],
         "training.mixed_precision: expected auto, no or bf16 on a CPU; received 'fp16'",
@@ -119,6 +135,13 @@ def test_an_output_folder_of_something_else(recipe, tmp_path, capsys):
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     assert bad(recipe, capsys).endswith("which has no config.toml but thesis.txt")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_kill_while_the_config_was_written_stands_in_nobodys_way(recipe, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.toml.unfinished").write_text("output_")
+    (tmp_path / "out" / ".lock").touch()
+    assert main(["train", str(recipe), "--set", "training.max_train_steps=1"]) == 0
 
 
 def test_an_output_folder_of_another_run(recipe, tmp_path, capsys):

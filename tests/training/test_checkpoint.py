@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,10 +84,19 @@ def test_a_damaged_one_is_replaced_by_the_same_step(tmp_path):
     assert names(tmp_path) == ["step-00000002"]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_one_that_comes_after_damaged_newer_ones_stays(tmp_path, keep):
+    for step in (1, 5, 6):
+        DAMAGE["no manifest"](save(tmp_path, step, keep=3))
+    save(tmp_path, 2, keep=keep)
+    assert latest_checkpoint(tmp_path).step == 2
+    assert not {"step-00000005", "step-00000006"} & set(names(tmp_path))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nothing_is_written_of_what_is_not_finite(tmp_path, bad):
     save(tmp_path, 1)
-    with pytest.raises(FloatingPointError, match=r"^checkpoint: .* module a$"):
+    with pytest.raises(ValueError, match=r"^checkpoint: .* module a$"):
         save(tmp_path, 2, value=bad)
     assert names(tmp_path) == ["step-00000001"]
 
@@ -105,7 +115,7 @@ def calls_of(monkeypatch, tmp_path):
         return call
 
     monkeypatch.setattr(module, "save_file", failing(module.save_file))
-    monkeypatch.setattr(module, "_write_synced", failing(module._write_synced))
+    monkeypatch.setattr(Path, "write_text", failing(Path.write_text))
     monkeypatch.setattr(module, "_sync_folder", failing(module._sync_folder))
     monkeypatch.setattr(os, "fsync", failing(os.fsync))
     monkeypatch.setattr(os, "rename", failing(os.rename))

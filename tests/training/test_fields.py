@@ -239,9 +239,10 @@ def training_channels_last(root, out, monkeypatch):
 
 def training_device(root, out, monkeypatch):
     seen = calls(monkeypatch, module, "Accelerator")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    run(root, out / "a")
-    run(root, out / "b", training__device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        for device in ("auto", "cpu"):
+            module._accelerator(parse_config(recipe(root, out, training__device=device)))
     assert [call["cpu"] for call in seen] == [False, True]
 
 
@@ -269,7 +270,9 @@ def validated(root, out, **changes):
 
 
 def validation_every_steps(root, out, monkeypatch):
-    assert [row["step"] for row in validated(root, out, validation__every_steps=1)] == [1, 2, 3, 4]
+    assert [row["step"] for row in validated(root, out / "a", validation__every_steps=1)] == [1, 2, 3, 4]
+    # The last step in any case, for the card.
+    assert [row["step"] for row in validated(root, out / "b", validation__every_steps=3)] == [3, 4]
 
 
 def validation_images(root, out, monkeypatch):
@@ -340,6 +343,9 @@ def hub_repo_id(root, out, monkeypatch):
     seen = {}
 
     class Api:
+        def __init__(self, token):
+            assert token == "from the environment"
+
         def create_repo(self, repo_id, private, exist_ok):
             seen.update(repo_id=repo_id, private=private)
 
@@ -348,6 +354,7 @@ def hub_repo_id(root, out, monkeypatch):
             return "https://hub/commit"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setenv("HF_TOKEN", "from the environment")
     run(root, out, hub__repo_id="me/adapter", hub__private=True)
     assert (seen["repo_id"], seen["private"]) == ("me/adapter", True)
     assert {"README.md", "config.json", "diffusion_pytorch_model.safetensors"} <= seen["files"]

@@ -162,6 +162,22 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path, reference):
     assert same(trained(tmp_path), reference)
 
 
+def test_a_second_sigterm_changes_nothing(tmp_path, reference):
+    """Schedulers send it to the launcher and to its processes, and the launcher sends it on."""
+    module = tiny()
+
+    def losses(step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses_of(module)(step)
+
+    with pytest.raises(Stopped):
+        trained(tmp_path, module, losses)
+    assert saved_step(tmp_path) == 8
+    assert same(trained(tmp_path), reference)
+
+
 def test_a_thread_can_train(tmp_path, reference):
     found = []
     thread = threading.Thread(target=lambda: found.append(trained(tmp_path)))
@@ -362,6 +378,16 @@ def test_logged_loss_and_norm_are_of_the_step(tmp_path):
     (row,) = rows(tmp_path)
     assert row["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert row["grad_norm"] == pytest.approx(norm)  # before clipping
+
+
+@pytest.mark.parametrize("damage", ["\0\0\0\0\n", '{"step": 7, "lo\n', "[1]\n", "\n"])
+def test_a_row_that_a_loss_of_power_has_damaged_is_dropped(tmp_path, damage):
+    trained(tmp_path)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(damage + whole)
+    trained(tmp_path)
+    assert log.read_text() == whole
 
 
 def test_a_row_that_a_kill_cut_short_is_dropped(tmp_path):

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 from tests import tiny
 from tests.data.test_corrupt import BAD_NAMES, COUNT, FILES
-from tests.training.runs import CAPTIONS, run
+from tests.training.runs import CAPTIONS, run, write_images
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,32 @@ def test_without_a_cache_each_is_reported_when_it_comes_up(root, tmp_path):
     assert reported(tmp_path / "out") == sorted(BAD_NAMES)
     run(root, tmp_path / "out", **changes, training__max_train_steps=12)
     assert reported(tmp_path / "out") == sorted(BAD_NAMES)
+
+
+def odd_one(root, tmp_path, cached):
+    """Images of one shape, and a single one of another, which cannot be read."""
+    folder = write_images(tmp_path / "images", count=40)
+    Image.new("RGB", (400, 200)).save(folder / "07.png")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:-40])
+    changes = {"data__resolution": 256, "data__aspect_buckets": True, "training__batch_size": 4}
+    run(root, tmp_path / "out", **changes, data__path=str(folder), cache__enabled=cached)
+    return tmp_path / "out"
+
+
+def test_one_without_a_stand_in_of_its_shape_is_left_out(root, tmp_path):
+    out = odd_one(root, tmp_path, cached=True)
+    assert reported(out) == ["07.png"]
+    assert (out / "adapter").is_dir()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_unreadable_samples_are_not_held_out(root, tmp_path, cached):
+    """They would be drawn, and stand-ins are trained on."""
+    changes = {"validation__every_steps": 2, "validation__samples": 20, "validation__images": 4}
+    run(root, tmp_path / "out", **changes, cache__enabled=cached)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val_loss" in row] == [2, 4]
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
 
 
 def test_too_many_stop_the_run(root, tmp_path):

@@ -64,6 +64,14 @@ def test_what_does_not_fit_is_named(saved, method, start, message):
         starting_tensors(fresh(method), str(saved / start))
 
 
+def test_another_form_has_the_same_tensors_and_is_told_by_its_config(saved):
+    adapter = build_adapter("prime", tiny.unet(), residual=True)
+    with pytest.raises(
+        ValueError, match=r"^adapter.start_from: expected one with residual=True, .*; received '.*False"
+    ):
+        starting_tensors(adapter, str(saved / "prime"))
+
+
 def test_another_bases_adapter_is_told_by_its_first_tensor(saved):
     wider = tiny.unet(block_out_channels=(16, 16, 24, 24))
     with pytest.raises(ValueError, match=r"of shape \(16.*; received \(8"):

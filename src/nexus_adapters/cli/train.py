@@ -1,6 +1,7 @@
 """`nexus train`: train an adapter as a recipe says, or go on where a run was stopped."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -50,5 +51,6 @@ def run(args: argparse.Namespace) -> int:
         except Stopped as stop:
             print(f"{args.prog}: {stop}; the same command goes on", file=sys.stderr)
             return stop.exit_status
-    print(folder)
+    if os.environ.get("RANK", "0") == "0":  # several processes say it once
+        print(folder)
     return 0

@@ -80,6 +80,13 @@ class Encoders:
             torch.cuda.empty_cache()
 
 
+def without_checker(folder: str, source: Mapping[str, Any]) -> dict[str, None]:
+    """The argument that leaves out a pipeline's safety checker, where it has one: it judges no latents."""
+    where = {key: value for key, value in source.items() if key != "variant"}
+    kind: Any = DiffusionPipeline
+    return {"safety_checker": None} if "safety_checker" in kind.load_config(folder, **where) else {}
+
+
 def load_encoders(
     folder: str, source: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Encoders:
@@ -89,7 +96,9 @@ def load_encoders(
     """
     with no_loading_bars():
         kind: Any = DiffusionPipeline
-        pipe = kind.from_pretrained(folder, unet=None, safety_checker=None, torch_dtype=dtype, **source)
+        pipe = kind.from_pretrained(
+            folder, unet=None, torch_dtype=dtype, **without_checker(folder, source), **source
+        )
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             is_delicate = name == "vae" and pipe.vae.config.get("force_upcast", True)

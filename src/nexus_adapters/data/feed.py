@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -81,7 +83,7 @@ class Feed:
         self.processes = processes
         self.workers = workers
         self._next_step = -1
-        self._batches: Iterator[list[Read]] = iter(())
+        self._batches: Iterator[list[Read] | bytes] = iter(())
 
     def step(self, step: int) -> Iterator[list[Read]]:
         """The parts of a step. Steps in a row are read ahead; any other step starts anew."""
@@ -91,12 +93,15 @@ class Feed:
                     _Places(self.reader),
                     batch_sampler=_Steps(self, step),  # type: ignore[arg-type]  # typed for indices
                     num_workers=self.workers,
-                    collate_fn=list,
+                    # As bytes: each tensor by itself would take up a file descriptor on its way.
+                    collate_fn=pickle.dumps if self.workers else list,
+                    worker_init_fn=leave_ctrl_c_to_the_trainer,
                 )
             )
         self._next_step = step + 1
         for _ in range(self.parts):
-            yield next(self._batches)
+            batch = next(self._batches)
+            yield pickle.loads(batch) if isinstance(batch, bytes) else batch
 
     def places(self, step: int) -> list[list[Place]]:
         """This process's places in a step, part by part."""
@@ -107,6 +112,11 @@ class Feed:
             own = range(first, first + self.batch_size)
             parts.append([Place(int(indices[place]), step, place) for place in own])
         return parts
+
+
+def leave_ctrl_c_to_the_trainer(_: int) -> None:
+    """For processes that read ahead: the trainer finishes its step, and needs them for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Steps:

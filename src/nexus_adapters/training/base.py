@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,24 @@ EMBEDDED = "embedded"
 def base_folder(options: BaseOptions) -> str:
     """What `from_pretrained` is given."""
     return str(WEIGHTS / "base") if options.path == EMBEDDED else options.path
+
+
+def check_weights(options: BaseOptions) -> None:
+    """ValueError where a base's folder has no weights of its UNet; what is on the Hub is not looked at."""
+    folder = Path(base_folder(options))
+    if not folder.is_dir():
+        return
+    files = [*(folder / "unet").glob("*.safetensors"), *(folder / "unet").glob("*.bin")]
+    found = [file for file in files if variant_of_file(file.name) == options.variant]
+    if not found:
+        what = f"weights of variant {options.variant!r}" if options.variant else "weights"
+        raise ValueError(f"base.path: expected {what} of a UNet in '{folder / 'unet'}'; received none")
+
+
+def variant_of_file(name: str) -> str:
+    """Of "diffusion_pytorch_model.fp16-00001-of-00002.safetensors" what diffusers calls variant: "fp16"."""
+    between = name.removeprefix("diffusion_pytorch_model").rpartition(".")[0]
+    return re.sub(r"-\d{5}-of-\d{5}", "", between).strip(".")
 
 
 def load_unet(options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Any:
@@ -83,7 +102,33 @@ def base_shape(options: BaseOptions) -> BaseShape:
             "has; "
             f"received '{options.path}', whose UNet reads {unet.get('in_channels', 4)}"
         )
+    for key in ("latents_mean", "latents_std"):
+        if vae.get(key) is not None:
+            raise ValueError(
+                f"base.path: expected a VAE without {key}; received '{options.path}', which has one"
+            )
+    _check_schedule(options, where)
     return BaseShape(unet, 2 ** (len(vae["block_out_channels"]) - 1), int(vae.get("latent_channels", 4)))
+
+
+def _check_schedule(options: BaseOptions, where: Mapping[str, Any]) -> None:
+    """ValueError for a sampler whose schedule or parametrisation is not trained here; none at all passes."""
+    try:
+        config = DDPMScheduler.load_config(base_folder(options), subfolder="scheduler", **where)
+    except (OSError, ValueError):
+        return
+    if config.get("beta_schedule") is None:
+        raise ValueError(
+            f"base.path: expected a scheduler with betas; received a {config.get('_class_name')} in "
+            f"'{options.path}'"
+        )
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            "base.path: expected a scheduler of prediction_type epsilon or v_prediction; received "
+            f"{kind!r} in "
+            f"'{options.path}'"
+        )
 
 
 def source(options: BaseOptions) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from nexus_adapters import __version__
 from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.public import without_folders
 from nexus_adapters.training.recipe import dump_config
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
@@ -27,7 +27,7 @@ def model_card(
     folder: Path,
 ) -> str:
     """Markdown with the Hub's metadata. Folders of the machine are named by their last part alone."""
-    shown = _without_folders(config)
+    shown = without_folders(config)
     name = {"prime": "Nexus Prime", "slim": "Nexus Slim", "t2i": "T2I-Adapter"}[config.adapter.method]
     is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
     data = ModelCardData(
@@ -111,19 +111,3 @@ def _usage(config: TrainConfig, shown: TrainConfig) -> str:
         '    image = pipe("a prompt").images[0]',
     ]
     return "\n".join(line for line in lines if line)
-
-
-def _without_folders(config: TrainConfig) -> TrainConfig:
-    """The same with folders of the machine cut to their names: a card may be published."""
-    base = replace(config.base, path=_name(config.base.path))
-    adapter = replace(config.adapter, start_from=_name(config.adapter.start_from))
-    shards = tuple(shard if "://" in shard else Path(shard).name for shard in config.data.shards)
-    data = replace(config.data, path=_name(config.data.path), shards=shards)
-    cache = replace(config.cache, folder="")
-    return replace(
-        config, output_dir=Path(config.output_dir).name, base=base, adapter=adapter, data=data, cache=cache
-    )
-
-
-def _name(path: str) -> str:
-    return Path(path).name if path and Path(path).exists() else path

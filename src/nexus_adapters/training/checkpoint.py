@@ -60,21 +60,26 @@ def save_checkpoint(
         keep: at least 1.
 
     Raises:
-        FloatingPointError: where a tensor is not finite; nothing is written.
+        ValueError: where a tensor is not finite; nothing is written.
         OSError: where the disk is full or fails. The checkpoints that were there stay as they were.
     """
     check_finite(tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder)
+    remove_unfinished(folder)
     target = folder / f"{_PREFIX}{step:08d}"
     with replacing_folder(target) as aside:
         for name, content in tensors.items():
             if content:
                 save_tensors(aside / f"{name}.safetensors", content)
-        _write_synced(aside / _STATE, json.dumps({"step": step, **state}, allow_nan=False).encode())
+        (aside / _STATE).write_text(json.dumps({"step": step, **state}, allow_nan=False))
         hashes = {file.name: file_sha256(file) for file in sorted(aside.iterdir())}
-        _write_synced(aside / MANIFEST, json.dumps({"sha256": hashes}, indent=1).encode())
-    for old in _checkpoints(folder)[keep:]:
+        (aside / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
+    # Newer ones are those that were damaged, or this step would not have been taken.
+    newest_first = _checkpoints(folder)
+    for old in (
+        *newest_first[: newest_first.index(target)],
+        *newest_first[newest_first.index(target) + keep :],
+    ):
         shutil.rmtree(_put_aside(old), ignore_errors=True)
     return target
 
@@ -105,24 +110,20 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """FloatingPointError, which names the tensor, unless every floating-point value is finite."""
+    """ValueError, which names the tensor, unless every floating-point value is finite."""
     for name, content in tensors.items():
         for key, tensor in content.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise FloatingPointError(
-                    f"checkpoint: expected finite values; received others in {name} {key}"
-                )
+                raise ValueError(f"checkpoint: expected finite values; received others in {name} {key}")
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A synced safetensors file. OSError, with the reason, where it cannot be written."""
+    """A safetensors file. OSError, with the reason, where it cannot be written."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, file)
     except SafetensorError as error:  # among them: no space left on device
         raise OSError(f"checkpoint: expected room for '{file}'; received an error ({error})") from error
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -135,6 +136,9 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
+        for file in aside.iterdir():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
         _sync_folder(aside)
         replaced = _put_aside(target) if target.exists() else None
         try:
@@ -163,13 +167,6 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(named, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
 
 
-def _write_synced(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _sync_folder(folder: Path) -> None:
     """So that the names in it survive a loss of power, where the system can do that (Windows cannot)."""
     if os.name != "posix":
@@ -188,6 +185,7 @@ def _put_aside(folder: Path) -> Path:
     return aside
 
 
-def _remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """What a kill has left in the midst of writing or deleting."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -150,7 +150,7 @@ class TrainingOptions:
     channels_last: bool = True
     """The memory layout in which convolutions take less time on most devices."""
     device: Literal["auto", "cpu"] = "auto"
-    """"cpu" leaves a GPU alone."""
+    """"auto" is CUDA where there is some; "cpu" leaves it alone."""
     max_bad_steps: Positive = 20
     """Steps whose gradient is not finite are skipped; after so many in a row the run stops."""
 
@@ -234,7 +234,7 @@ class TrainConfig:
 
 
 def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
-    adapter, data = config.adapter, config.data
+    adapter, data, validation = config.adapter, config.data, config.validation
     is_nexus = adapter.method != "t2i"
     low, high = config.loss.band
     needs_path = data.kind in ("folder", "table")
@@ -245,5 +245,11 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
         (not needs_path or data.path != "", "data.path", f"a path, for kind {data.kind}", data.path),
         (data.kind != "tars" or data.shards != (), "data.shards", "at least one, for kind tars", ()),
         (data.kind != "scenes" or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
+        (
+            validation.early_stop_patience == 0 or (validation.every_steps > 0 and validation.images > 0),
+            "validation.early_stop_patience",
+            "0 without pictures, whose structure it goes by",
+            validation.early_stop_patience,
+        ),
         (low < high, "loss.band", "a lower and then a higher fraction", config.loss.band),
     ]

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, encode
-from nexus_adapters.data.feed import Place, Read, Skipped
+from nexus_adapters.data.feed import Place, Read, Skipped, leave_ctrl_c_to_the_trainer
 from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.data.samples import BadSample
 
 FORMAT = 1  # of entries; a new number makes all caches anew
 _SHARD_SAMPLES = 256
+_BATCH = 8  # encoded at once; the same for every run, since the last bits may depend on it
 
 
 @dataclass
@@ -67,7 +68,6 @@ def fill_cache(
     preparation: Preparation,
     encoders: Encoders,
     accelerator: Accelerator,
-    batch_size: int,
     workers: int,
 ) -> list[Skipped]:
     """Encode what the cache lacks; the samples that turned out unreadable, on every process the same.
@@ -83,7 +83,11 @@ def fill_cache(
     if missing and accelerator.is_main_process:
         _announce(cache, missing, preparation, encoders)
     loader = DataLoader(
-        _Prepared(preparation, share), batch_size=batch_size, num_workers=workers, collate_fn=list
+        _Prepared(preparation, share),
+        batch_size=_BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=leave_ctrl_c_to_the_trainer,
     )
     reasons: dict[str, str] = {}  # name -> why it has no entry
     entries: dict[str, dict[str, Any]] = {}

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from safetensors import SafetensorError
 from torch import nn
 
 from nexus_adapters.training.card import loss_plot, model_card
-from nexus_adapters.training.checkpoint import replacing_folder
+from nexus_adapters.training.checkpoint import remove_unfinished, replacing_folder
 from nexus_adapters.training.config import HubOptions, TrainConfig
 from nexus_adapters.training.output import ADAPTER, FINISHED, identity
+from nexus_adapters.training.public import without_folders
+from nexus_adapters.training.run_folder import LOG, read_rows
 
-IMAGES, LOG = "images", "log.jsonl"
+IMAGES = "images"
 
 
 def export(adapter: Any, config: TrainConfig, steps: int, samples: int) -> Path:
     """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last pictures."""
     output = Path(config.output_dir)
-    rows = (
-        [json.loads(line) for line in (output / LOG).read_text().splitlines()]
-        if (output / LOG).exists()
-        else []
-    )
+    rows = read_rows(output / LOG)
     record = {
         "steps": steps,
         "stopped_early": steps < config.training.max_train_steps,
         "samples": samples,
-        "config": identity(config),
+        "config": identity(without_folders(config)),
     }
+    remove_unfinished(output)
     with replacing_folder(output / ADAPTER) as folder:
         # diffusers' own `to` warns of parts to keep in float32: here all are.
-        nn.Module.to(adapter, torch.float32).save_pretrained(folder, safe_serialization=True)
+        whole: Any = nn.Module.to(adapter, torch.float32)
+        try:
+            whole.save_pretrained(folder, safe_serialization=True)
+        except SafetensorError as error:  # among them: no space left on device
+            raise OSError(
+                f"output_dir: expected room for the adapter; received an error ({error})"
+            ) from error
         (folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n")
         if any("val_loss" in row or "loss" in row for row in rows):
             loss_plot(rows, folder / "loss.png")
@@ -46,9 +55,35 @@ def export(adapter: Any, config: TrainConfig, steps: int, samples: int) -> Path:
 
 
 def push(folder: Path, hub: HubOptions) -> str:
-    """Upload the finished adapter's folder; its address. The Hub's client finds the token itself."""
+    """Upload the finished adapter's folder; its address.
+
+    Raises OSError where the Hub cannot be reached or refuses; the adapter stays where it is.
+    """
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
-    return str(api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Add the adapter"))
+    api = HfApi(token=hub_token())
+    try:
+        api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
+        return str(
+            api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Add the adapter")
+        )
+    except Exception as error:  # the client and what lies below it have many of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"hub.repo_id: expected the Hub to take '{hub.repo_id}'; received an error ({reason})"
+        ) from error
+
+
+def check_hub(hub: HubOptions) -> None:
+    """ValueError for what is no repository's name, and where the environment has no token."""
+    try:
+        validate_repo_id(hub.repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"hub.repo_id: expected name/repository; received {hub.repo_id!r}") from error
+    if hub_token() is None:
+        raise ValueError("hub.repo_id: expected a token in the environment, HF_TOKEN; received none")
+
+
+def hub_token() -> str | None:
+    """From the environment alone: it is in no file, and so in none of ours."""
+    return os.environ.get("HF_TOKEN")

@@ -16,9 +16,10 @@ from nexus_adapters.data.conditioned import Prepared
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, as_batch, encode
-from nexus_adapters.data.feed import Feed, Place, Read, Reader
+from nexus_adapters.data.feed import Feed, Place, Read, Reader, Skipped
 from nexus_adapters.data.order import SampleOrder
 from nexus_adapters.data.preparation import Preparation
+from nexus_adapters.data.samples import BadSample
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.encoding import CachedSamples, entry_names, fill_cache
 from nexus_adapters.training.samples import (
@@ -29,6 +30,7 @@ from nexus_adapters.training.samples import (
     shards_to_keep_together,
     split_samples,
     substitutes,
+    usable_shapes,
 )
 from nexus_adapters.training.skips import SkipReport
 
@@ -129,10 +131,14 @@ def gather_material(
     reader: Reader
     if cache is not None:
         needed = samples_to_encode(split, order, training.max_train_steps)
-        reader = _encoded(config, preparation, needed, encoders, encoders_hash, cache, accelerator, report)
-        held_out = [index for index in held_out if reader.names.get(index) in cache]
+        names, bad = _encode(config, preparation, needed, encoders, encoders_hash, cache, accelerator, report)
+        usable = usable_shapes(needed.trained, bad)
+        order = SampleOrder(usable, order.global_batch_size, config.seed) if needed is split else order
+        reader = CachedSamples(cache, names, substitutes(usable, bad))
+        held_out = [index for index in held_out if names.get(index) in cache]
         encoders.release()
     else:
+        held_out = [index for index in held_out if _is_readable(preparation, index, report)]
         reader = PreparedSamples(preparation, shapes, members_by_shape(split.trained), config.seed)
     return Material(
         config,
@@ -155,7 +161,7 @@ def gather_material(
     )
 
 
-def _encoded(
+def _encode(
     config: TrainConfig,
     preparation: Preparation,
     split: Split,
@@ -164,15 +170,24 @@ def _encoded(
     cache: TensorCache,
     accelerator: Accelerator,
     report: SkipReport,
-) -> CachedSamples:
+) -> tuple[dict[int, str], set[int]]:
+    """Index -> name in the cache; and the samples that cannot be read."""
     indices = sorted([*split.trained, *split.held_out])
     names, unreadable = entry_names(preparation, indices, encoders_hash, accelerator.is_main_process)
     report.add(unreadable)
-    batch_size, workers = config.training.batch_size, config.data.workers
-    failed = fill_cache(cache, names, preparation, encoders, accelerator, batch_size, workers)
+    failed = fill_cache(cache, names, preparation, encoders, accelerator, config.data.workers)
     report.add(failed)
-    bad = {skipped.index for skipped in (*unreadable, *failed)}
-    return CachedSamples(cache, names, substitutes(split.trained, bad))
+    return names, {skipped.index for skipped in (*unreadable, *failed)}
+
+
+def _is_readable(preparation: Preparation, index: int, report: SkipReport) -> bool:
+    """Whether a held-out sample can be; none stands in for it, since those that could are trained on."""
+    try:
+        preparation.prepare(index)
+    except BadSample as error:
+        report.add([Skipped(index, preparation.source.key(index), str(error))])
+        return False
+    return True
 
 
 def _content(encoders_hash: str, preparation: Preparation, indices: Iterable[int]) -> str:

@@ -36,6 +36,12 @@ def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.
     return Muon(matrices, others, **settings)
 
 
+def check_optimizer(options: TrainingOptions) -> None:
+    """ValueError where the optimizer cannot be had here."""
+    if options.optimizer == "adamw8bit":
+        _adamw_8bit()
+
+
 def _adamw_8bit() -> Any:
     expected = "training.optimizer: expected CUDA and bitsandbytes for adamw8bit"
     if not torch.cuda.is_available():

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 
 from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.public import without_secrets
 from nexus_adapters.training.recipe import dump_config, load_recipe
 
 ADAPTER, CONFIG, LOCK, FINISHED = "adapter", "config.toml", ".lock", "training.json"
@@ -42,7 +45,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if config.training.schedule == "constant":
         free.add("training.max_train_steps")
     found: dict[str, Any] = {}
-    for key, value in flat(dataclasses.asdict(config)).items():
+    for key, value in flat(dataclasses.asdict(without_secrets(config))).items():
         if key.split(".")[0] not in _FREE_SECTIONS and key not in free | _SHARED_BATCH:
             found[key] = list(value) if isinstance(value, tuple) else value
     if config.validation.every_steps == 0:
@@ -68,7 +71,7 @@ def check_output(config: TrainConfig) -> None:
         raise ValueError(f"output_dir: expected a folder; received '{folder}', which is a file")
     if (folder / CONFIG).is_file():
         _check_same(config, folder)
-    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if p.name != LOCK)):
+    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not _is_ours(p.name))):
         raise ValueError(
             f"output_dir: expected a new or empty folder, or that of a run; received '{folder}', which has "
             f"no {CONFIG} but {others[0]}"
@@ -98,12 +101,37 @@ def occupied(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:
+    """ValueError on every process unless all of them see the same folder."""
+    if accelerator.num_processes == 1:
+        return
+    (number,) = broadcast_object_list([os.getpid()])  # the main process's
+    token = folder / f".shared-{number}"
+    if accelerator.is_main_process:
+        token.touch()
+    accelerator.wait_for_everyone()
+    seen = all(gather_object([token.exists()]))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        token.unlink()
+    if not seen:
+        raise ValueError(f"{name}: expected a folder that all processes share; received '{folder}'")
+
+
 def write_config(config: TrainConfig) -> None:
     """Store the whole recipe, from which the run can be repeated."""
     file = Path(config.output_dir) / CONFIG
     partial = file.with_name(f"{CONFIG}.unfinished")
-    partial.write_text(dump_config(config), encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(dump_config(without_secrets(config)))
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, file)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a run that was killed before it had a config may have left it."""
+    return name in (LOCK, f"{CONFIG}.unfinished")
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:

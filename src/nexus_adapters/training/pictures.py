@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from nexus_adapters.conditions import EXTRACTORS, extract
+from nexus_adapters.data.encoders import without_checker
 from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.embedded import no_loading_bars
 from nexus_adapters.injection import Control, attach
@@ -40,7 +41,7 @@ def draw_pictures(
         pipe = kind.from_pretrained(
             base_folder(config.base),
             unet=unet,
-            safety_checker=None,
+            **without_checker(base_folder(config.base), source(config.base)),
             torch_dtype=precision.dtype,
             **source(config.base),
         )
@@ -61,6 +62,8 @@ def draw_pictures(
             drawn.append(output.images[0])
     del pipe
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return drawn
 
 

@@ -19,18 +19,27 @@ from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import load_encoders
 from nexus_adapters.data.order import SampleOrder
 from nexus_adapters.data.preparation import Preparation
-from nexus_adapters.training.base import BaseShape, base_folder, base_shape, load_unet, noise_schedule, source
+from nexus_adapters.training.base import (
+    BaseShape,
+    base_folder,
+    base_shape,
+    check_weights,
+    load_unet,
+    noise_schedule,
+    source,
+)
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.dry_run import describe
-from nexus_adapters.training.export import IMAGES, export, push
+from nexus_adapters.training.export import IMAGES, check_hub, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.material import Material, gather_material, order_samples
 from nexus_adapters.training.methods import FeatureMethod, build_adapter
 from nexus_adapters.training.objective import Objective
-from nexus_adapters.training.optimizer import build_optimizer
+from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.output import (
     ADAPTER,
     check_output,
+    check_shared,
     finished_steps,
     identity,
     occupied,
@@ -38,6 +47,7 @@ from nexus_adapters.training.output import (
 )
 from nexus_adapters.training.pictures import draw_pictures, held_out_pictures, structure_score
 from nexus_adapters.training.precision import Precision, choose_precision
+from nexus_adapters.training.public import without_folders
 from nexus_adapters.training.samples import Split, open_samples
 from nexus_adapters.training.state import TrainState
 from nexus_adapters.training.validation import Validation
@@ -57,19 +67,23 @@ def train_adapter(config: TrainConfig) -> Path:
         OSError: where a disk is full or fails.
     """
     check_output(config)
-    output = Path(config.output_dir)
+    if config.hub.repo_id:
+        check_hub(config.hub)
+    output, is_main = Path(config.output_dir), int(os.environ.get("RANK", "0")) == 0
     if (steps := finished_steps(config)) is not None:
-        print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
+        if is_main:
+            print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
     else:
         shape = check_base(config)
         preparation = open_samples(config.data, cache_folder(config), shape.multiple)
         accelerator = _accelerator(config)
         choose_precision(config.training.mixed_precision, accelerator.device)
+        check_weights(config.base)
         split, order = order_samples(config, preparation, accelerator.num_processes)
         cache = TensorCache(cache_folder(config)) if config.cache.enabled else None
         with occupied(output) if accelerator.is_main_process else nullcontext():
             _train(config, shape, preparation, split, order, cache, accelerator)
-    if config.hub.repo_id:
+    if config.hub.repo_id and is_main:
         print(f"pushed to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
     return output / ADAPTER
 
@@ -77,20 +91,22 @@ def train_adapter(config: TrainConfig) -> Path:
 def dry_run(config: TrainConfig) -> str:
     """Check a recipe as `train_adapter` would, and say what it would do; nothing is loaded or written.
 
-    A data set on the Hub is not opened.
+    A data set on the Hub, and tars behind URLs, are not opened.
     """
     check_output(config)
     shape = check_base(config)
-    is_remote = config.data.kind == "table" and not Path(config.data.path).exists()
-    opened = None if is_remote else open_samples(config.data, cache_folder(config), shape.multiple)
-    samples = None if opened is None else len(opened.source)
-    if samples is not None and config.data.count:
-        samples = min(samples, config.data.count)
-    return describe(config, shape, samples)
+    is_far = config.data.kind == "table" and not Path(config.data.path).exists()
+    is_far |= any("://" in shard for shard in config.data.shards)
+    if is_far:
+        return describe(config, shape, None)
+    preparation = open_samples(config.data, cache_folder(config), shape.multiple)
+    split, _ = order_samples(config, preparation, processes=1)
+    return describe(config, shape, len(split.trained) + len(split.held_out) + len(split.unreadable))
 
 
 def check_base(config: TrainConfig) -> BaseShape:
-    """ValueError unless the recipe's adapter can be built for its base; no weights are read."""
+    """ValueError unless the recipe's adapter and optimizer can be built for its base; no weights are read."""
+    check_optimizer(config.training)
     shape = base_shape(config.base)
     with torch.device("meta"):
         adapter = build_adapter(
@@ -124,6 +140,9 @@ def _train(
         write_config(config)
     encoders = load_encoders(base_folder(config.base), source(config.base), device, precision.dtype)
     scheduler = noise_schedule(encoders.pipe.scheduler)
+    check_shared("output_dir", Path(config.output_dir), accelerator)
+    if cache is not None:
+        check_shared("cache.folder", cache.folder, accelerator)
     material = gather_material(config, preparation, split, order, encoders, cache, accelerator)
     unet = load_unet(config.base, device, precision.dtype)
     adapter = _new_adapter(config, unet, shape, device)
@@ -157,6 +176,7 @@ def _train(
     )
     if accelerator.is_main_process:
         export(state.result, config, steps, material.report.total)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
@@ -203,6 +223,7 @@ def _validation(
         accelerator=accelerator,
         every_steps=options.every_steps,
         patience=options.early_stop_patience,
+        last_step=config.training.max_train_steps,
     )
 
 
@@ -222,18 +243,26 @@ def _accelerator(config: TrainConfig) -> Accelerator:
                 f"log.trackers: expected installed ones ({', '.join(available) or 'none is'}); received "
                 f"{name!r}"
             )
-    return Accelerator(
+    accelerator = Accelerator(
         # Said so, or several processes without a GPU would each take themselves for the only one.
-        cpu=config.training.device == "cpu" or not torch.accelerator.is_available(),
+        cpu=config.training.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="no",  # autocast and loss scale are this package's own
         log_with=wanted or None,
         project_dir=config.output_dir,
     )
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise ValueError(
+            "accelerate: expected one process, or several that each hold the whole model; received "
+            f"{accelerator.distributed_type}"
+        )
+    return accelerator
 
 
 def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
     if config.log.trackers:
         settings = {
-            key: value for key, value in identity(config).items() if isinstance(value, int | float | str)
+            key: value
+            for key, value in identity(without_folders(config)).items()
+            if isinstance(value, int | float | str)
         }
         accelerator.init_trackers(config.log.project, config=settings)

@@ -117,13 +117,24 @@ def memory_gib(device: torch.device) -> float:
     return round(held / 2**30, 2)
 
 
+def read_rows(log: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, without those that a kill or a loss of power has cut short."""
+    rows = []
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def _forget_rows_after(step: int, log: Path) -> None:
     """Drop the rows of steps that a killed run took after its last checkpoint: they are taken again."""
     if not log.exists():
         return
-    complete = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = "".join(line for line in complete if json.loads(line)["step"] <= step)
-    if kept == log.read_text():
+    rows = read_rows(log)
+    kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+    if kept == log.read_text(errors="replace"):
         return
     partial = log.with_name(f"{log.name}.unfinished")
     partial.write_text(kept)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.conditions import EXTRACTORS
+from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.feed import Place, Read, Skipped
 from nexus_adapters.data.folder import FolderSource
@@ -81,6 +81,14 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Prepar
             f"data.condition: expected one of {known}, or a data.condition_column; received "
             f"{data.condition!r}"
         )
+    if not data.condition_column:
+        options = find_extractor(data.condition).options()
+        for option in data.extractor:
+            if option not in options:
+                raise ValueError(
+                    f"data.extractor: expected options of {data.condition} ({', '.join(options) or 'none'}); "
+                    f"received {option!r}"
+                )
     if data.resolution % multiple:
         raise ValueError(
             f"data.resolution: expected a multiple of {multiple}, as the base needs; received "
@@ -151,6 +159,15 @@ def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]
     for index in sorted(shapes):
         members[shapes[index]].append(index)
     return dict(members)
+
+
+def usable_shapes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, Hashable]:
+    """The samples without those of which no other of their shape could stand in; ValueError for none."""
+    members = members_by_shape(shapes)
+    usable = {shape for shape, indices in members.items() if not set(indices) <= set(unreadable)}
+    if not usable:
+        raise ValueError(f"data: expected readable samples; received none among {len(shapes)}")
+    return {index: shape for index, shape in shapes.items() if shape in usable}
 
 
 def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, int]:

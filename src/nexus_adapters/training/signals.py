@@ -28,7 +28,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While open, SIGINT and SIGTERM are noted and do nothing else; a second one acts at once.
+    """While open, SIGINT and SIGTERM are noted and do nothing else; a second SIGINT acts at once.
+
+    A second SIGTERM does not: schedulers and launchers send it to a process more than once.
 
     In a thread other than the main one, which cannot handle signals, none is ever noted.
     """
@@ -39,10 +41,9 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request.signal_number:
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-            signal.raise_signal(number)
-        request.signal_number = number
+        if request.signal_number == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal_number = request.signal_number or number
 
     try:
         for number in before:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nexus_adapters.data.feed import Skipped
+from nexus_adapters.training.run_folder import read_rows
 
 
 class SkipReport:
@@ -52,7 +53,4 @@ class SkipReport:
             )
 
     def _reported(self) -> list[int]:
-        if not self.file.exists():
-            return []
-        complete = [line for line in self.file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [json.loads(line)["index"] for line in complete]
+        return [row["index"] for row in read_rows(self.file)]

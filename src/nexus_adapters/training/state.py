@@ -76,9 +76,15 @@ class TrainState:
             state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
-    def _optimizer_state(self) -> Mapping[int, Mapping[str, Any]]:
-        state: Mapping[int, Mapping[str, Any]] = self.optimizer.state_dict()["state"]
-        return state
+    def _optimizer_state(self) -> dict[int, dict[str, Any]]:
+        """Of each parameter; what bitsandbytes wraps in a mapping of its own, it takes back without."""
+        found: dict[int, dict[str, Any]] = {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            inner = [value for value in state.values() if isinstance(value, Mapping)]
+            found[index] = {name: value for name, value in state.items() if not isinstance(value, Mapping)}
+            for part in inner:
+                found[index] |= part
+        return found
 
 
 def _average_of(module: nn.Module, decay: float) -> AveragedModel:

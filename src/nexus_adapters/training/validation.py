@@ -52,6 +52,7 @@ class Validation:
         accelerator: the processes that train together.
         every_steps: between validations.
         patience: validations without a better score until the run ends; 0 never ends it.
+        last_step: of the run, after which it validates in any case.
     """
 
     batches: Sequence[Batch]
@@ -64,6 +65,7 @@ class Validation:
     accelerator: Accelerator
     every_steps: int
     patience: int
+    last_step: int = 0
     best_score: float | None = None
     worse_in_a_row: int = field(default=0)
 
@@ -74,7 +76,7 @@ class Validation:
 
     def after_step(self, step: int) -> dict[str, Any]:
         """The losses by timestep and the structure score, where it is time for them."""
-        if step % self.every_steps:
+        if step % self.every_steps and step != self.last_step:
             return {}
         found: dict[str, Any] = self.loss_by_timestep()
         score = self._draw_and_score(step) if self.pictures else None

@@ -33,6 +33,14 @@ def starting_tensors(adapter: NexusAdapter | T2IAdapter | Any, start_from: str) 
             f"adapter.start_from: expected a NexusAdapter or T2IAdapter; received '{start_from}', a {kind}"
         )
     start = classes[kind].from_pretrained(start_from, **where)
+    if kind == "NexusAdapter" and isinstance(adapter, NexusAdapter):
+        skips = bool(start.config["residual"]), bool(adapter.config["residual"])
+        if skips[0] != skips[1]:
+            raise ValueError(
+                f"adapter.start_from: expected one with residual={skips[1]}, as adapter.residual is; "
+                "received "
+                f"'{start_from}' with {skips[0]}"
+            )
     ours, theirs = adapter.state_dict(), start.state_dict()
     only_trunk = isinstance(start, T2IAdapter) and isinstance(adapter, NexusAdapter)
     needed = {

@@ -1,0 +1,43 @@
+"""A recipe without what is nobody's business: secrets in URLs, and folders of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nexus_adapters.training.config import TrainConfig
+
+
+def without_secrets(config: TrainConfig) -> TrainConfig:
+    """The same with URLs that have lost user, password and query: the last is where signed ones keep theirs.
+
+    What is written to a run's folder is this.
+    """
+    shards = tuple(map(_bare, config.data.shards))
+    return replace(config, data=replace(config.data, shards=shards))
+
+
+def without_folders(config: TrainConfig) -> TrainConfig:
+    """As `without_secrets`, with folders cut to their names: what is published is this."""
+    config = without_secrets(config)
+    shards = tuple(shard if "://" in shard else Path(shard).name for shard in config.data.shards)
+    return replace(
+        config,
+        output_dir=Path(config.output_dir).name,
+        base=replace(config.base, path=_name(config.base.path)),
+        adapter=replace(config.adapter, start_from=_name(config.adapter.start_from)),
+        data=replace(config.data, path=_name(config.data.path), shards=shards),
+        cache=replace(config.cache, folder=""),
+    )
+
+
+def _bare(shard: str) -> str:
+    if "://" not in shard:
+        return shard
+    parts = urlsplit(shard)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _name(path: str) -> str:
+    return Path(path).name if path and Path(path).exists() else path
