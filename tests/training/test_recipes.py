@@ -55,7 +55,7 @@ EXPECTED = {
 def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
     settings = [f"output_dir={tmp_path / 'out'}"]
     if not recipe.stem.startswith("embedded"):
-        folder = write_images(tmp_path / "images")
+        folder = write_images(tmp_path / "images", count=20)
         lines = (folder / "metadata.jsonl").read_text().replace('"text"', '"condition": "00.png", "text"')
         (folder / "metadata.jsonl").write_text(lines)
         settings += [
@@ -72,7 +72,7 @@ def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
 
 def test_the_estimate_of_memory_is_near_what_is_known(bases, tmp_path):
     """SD 1.5's UNet in float32 is 3.2 GiB; checkpointing saves most of the activations."""
-    folder = write_images(tmp_path / "images")
+    folder = write_images(tmp_path / "images", count=20)
     settings = [f"output_dir={tmp_path / 'o'}", f"base.path={bases / 'sd15'}", f"data.path={folder}"]
     settings += ["training.mixed_precision=no", "training.device=cpu"]
 
