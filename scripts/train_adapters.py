@@ -29,6 +29,7 @@ from embedded_data import (
 from nexus_adapters import NexusAdapter
 from nexus_adapters.embedded import WEIGHTS
 from nexus_adapters.injection.residuals import ARGUMENT, residuals
+from nexus_adapters.training import methods
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.loss import denoising_loss, draw_timesteps
@@ -38,21 +39,12 @@ from train_base import speed_up
 VALIDATION_STEPS = range(10**9, 10**9 + 24)  # batches of noise and timesteps that no training draws
 VALIDATION_SCENES = 2000  # that no training draws either
 METHODS = ("t2i", "prime-residual", "slim-residual", "prime", "slim")
-PIXELS_PER_LATENT = 8
 
 
 def build_adapter(method: str, unet: UNet2DConditionModel) -> NexusAdapter | T2IAdapter:
     """The untrained adapter of one method, with the UNet's channels."""
-    if method == "t2i":
-        return T2IAdapter(
-            in_channels=3,
-            channels=list(unet.config.block_out_channels),
-            num_res_blocks=2,
-            downscale_factor=PIXELS_PER_LATENT,
-            adapter_type="full_adapter",
-        )
-    variant, _, skip = method.partition("-")
-    return NexusAdapter.for_unet(unet, variant, residual=skip == "residual")
+    name, _, skip = method.partition("-")
+    return methods.build_adapter(name, unet, residual=skip == "residual")
 
 
 def build_loss(

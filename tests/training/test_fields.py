@@ -13,7 +13,7 @@ from tests import tiny
 from tests.training.runs import CAPTIONS, recipe, run, write_images
 
 from nexus_adapters.data import feed
-from nexus_adapters.training import base
+from nexus_adapters.training import base, processes
 from nexus_adapters.training import run as module
 from nexus_adapters.training.config import BaseOptions, TrainConfig
 from nexus_adapters.training.output import flat
@@ -238,11 +238,11 @@ def training_channels_last(root, out, monkeypatch):
 
 
 def training_device(root, out, monkeypatch):
-    seen = calls(monkeypatch, module, "Accelerator")
+    seen = calls(monkeypatch, processes, "Accelerator")
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         for device in ("auto", "cpu"):
-            module._accelerator(parse_config(recipe(root, out, training__device=device)))
+            processes.open_accelerator(parse_config(recipe(root, out, training__device=device)))
     assert [call["cpu"] for call in seen] == [False, True]
 
 
@@ -317,11 +317,11 @@ def log_every_steps(root, out, monkeypatch):
 
 
 def log_trackers(root, out, monkeypatch):
-    monkeypatch.setattr(module, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"^log.trackers: expected installed ones \(tensorboard\)"):
         run(root, out / "a", log__trackers=["wandb"])
     started = []
-    monkeypatch.setattr(module, "Accelerator", lambda **given: fake(given, started))
+    monkeypatch.setattr(processes, "Accelerator", lambda **given: fake(given, started))
     run(root, out / "b", log__trackers=["tensorboard"], log__project="mine")
     assert started[0]["log_with"] == ["tensorboard"]
     assert started[1][0] == "mine"

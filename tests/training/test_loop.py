@@ -301,7 +301,7 @@ def test_a_skipped_step_is_none(tmp_path):
 def test_too_many_of_them_stop_the_run_with_a_diagnosis(tmp_path):
     module = tiny()
     with pytest.raises(
-        DivergedError, match=r"^training: .* received none in 4 steps in a row, up to step 11 "
+        DivergedError, match=r"^training: .* received none in 4 steps in a row, up to step 11, "
     ):
         trained(tmp_path, module, poisoned(module, set(range(7, 99))), max_bad_steps=4)
     kept = latest_checkpoint(tmp_path / "checkpoints")

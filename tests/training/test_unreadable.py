@@ -8,6 +8,10 @@ from tests import tiny
 from tests.data.test_corrupt import BAD_NAMES, COUNT, FILES
 from tests.training.runs import CAPTIONS, run, write_images
 
+from nexus_adapters.data.order import permutation
+
+HELD_OUT = int(permutation(20, (0, 2**32))[0])  # of twenty samples, where seed 0 holds out one
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -61,6 +65,19 @@ def test_one_without_a_stand_in_of_its_shape_is_left_out(root, tmp_path):
     out = odd_one(root, tmp_path, cached=True)
     assert reported(out) == ["07.png"]
     assert (out / "adapter").is_dir()
+
+
+def test_a_held_out_sample_may_be_alone_in_its_shape(tmp_path):
+    """Without a cache, too: nothing could stand in for it, and nothing has to."""
+    folder = write_images(tmp_path / "images", count=20)
+    for index in range(20):
+        Image.new("RGB", (400, 200) if index == HELD_OUT else (200, 200)).save(folder / f"{index:02d}.png")
+    tiny.sd15().save_pretrained(tmp_path / "base")
+    changes = {"data__resolution": 256, "data__aspect_buckets": True, "cache__enabled": False}
+    changes |= {"validation__every_steps": 4, "validation__samples": 1, "validation__images": 0}
+    run(tmp_path, tmp_path / "out", **changes)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val_loss" in row] == [4]
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
 from nexus_adapters.cli.checks import expect, expect_source
-from nexus_adapters.cli.saved_adapter import WEIGHTS, read_saved_adapter, variant_in_name
+from nexus_adapters.cli.saved_adapter import read_saved_adapter
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from nexus_adapters.adapter.arguments import check_arguments, variant_of
+from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
 
 CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model"  # diffusers' name; then an optional variant, shard numbers, .safetensors
 _READ_BYTES = 1 << 20
 
 
@@ -73,12 +72,6 @@ class SavedAdapter:
                     digest.update(block)
                     left -= len(block)
         return digest.hexdigest()
-
-
-def variant_in_name(file: Path) -> str | None:
-    """What diffusers calls `variant`, such as "fp16" of diffusion_pytorch_model.fp16.safetensors."""
-    between = file.name.removeprefix(WEIGHTS).removesuffix(".safetensors")
-    return re.sub(r"-\d{5}-of-\d{5}$", "", between).lstrip(".") or None
 
 
 def read_saved_adapter(folder: str | Path, argument: str = "PATH") -> SavedAdapter:

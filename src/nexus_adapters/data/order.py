@@ -41,8 +41,7 @@ class SampleOrder:
         if global_batch_size > len(buckets):
             raise ValueError(
                 f"training.batch_size: expected at most {len(buckets)} samples an optimizer step, as the "
-                "data "
-                f"has; received {global_batch_size}"
+                f"data has; received {global_batch_size}"
             )
         members: dict[Hashable, list[int]] = defaultdict(list)
         for index, bucket in buckets.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
+from nexus_adapters.adapter.file_names import variant_in_name
 from nexus_adapters.embedded import WEIGHTS
 from nexus_adapters.training.config import BaseOptions
 
@@ -29,16 +29,10 @@ def check_weights(options: BaseOptions) -> None:
     if not folder.is_dir():
         return
     files = [*(folder / "unet").glob("*.safetensors"), *(folder / "unet").glob("*.bin")]
-    found = [file for file in files if variant_of_file(file.name) == options.variant]
+    found = [file for file in files if variant_in_name(file) == (options.variant or None)]
     if not found:
         what = f"weights of variant {options.variant!r}" if options.variant else "weights"
         raise ValueError(f"base.path: expected {what} of a UNet in '{folder / 'unet'}'; received none")
-
-
-def variant_of_file(name: str) -> str:
-    """Of "diffusion_pytorch_model.fp16-00001-of-00002.safetensors" what diffusers calls variant: "fp16"."""
-    between = name.removeprefix("diffusion_pytorch_model").rpartition(".")[0]
-    return re.sub(r"-\d{5}-of-\d{5}", "", between).strip(".")
 
 
 def load_unet(options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Any:
@@ -98,8 +92,7 @@ def base_shape(options: BaseOptions) -> BaseShape:
         ) from error
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise ValueError(
-            f"base.path: expected a UNet that reads {vae.get('latent_channels', 4)} channels, as the VAE "
-            "has; "
+            f"base.path: expected a UNet that reads {vae.get('latent_channels', 4)} channels, as its VAE; "
             f"received '{options.path}', whose UNet reads {unet.get('in_channels', 4)}"
         )
     for key in ("latents_mean", "latents_std"):
@@ -125,9 +118,8 @@ def _check_schedule(options: BaseOptions, where: Mapping[str, Any]) -> None:
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(
-            "base.path: expected a scheduler of prediction_type epsilon or v_prediction; received "
-            f"{kind!r} in "
-            f"'{options.path}'"
+            "base.path: expected a scheduler of prediction_type epsilon or v_prediction; "
+            f"received {kind!r} in '{options.path}'"
         )
 
 

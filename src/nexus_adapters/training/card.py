@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from torch import nn
 
 from nexus_adapters import __version__
+from nexus_adapters.training.base import EMBEDDED
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.public import without_folders
 from nexus_adapters.training.recipe import dump_config
@@ -29,6 +30,7 @@ def model_card(
     """Markdown with the Hub's metadata. Folders of the machine are named by their last part alone."""
     shown = without_folders(config)
     name = {"prime": "Nexus Prime", "slim": "Nexus Slim", "t2i": "T2I-Adapter"}[config.adapter.method]
+    base = "the embedded Stable Diffusion" if config.base.path == EMBEDDED else shown.base.path
     is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
     data = ModelCardData(
         library_name="diffusers",
@@ -38,7 +40,7 @@ def model_card(
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {name} for {config.data.condition}, on {shown.base.path}",
+        f"# {name} for {config.data.condition}, on {base}",
         f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
         + (", stopped early." if record["stopped_early"] else "."),
         f"## Use\n\n```python\n{_usage(config, shown)}\n```",
@@ -93,14 +95,14 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _usage(config: TrainConfig, shown: TrainConfig) -> str:
     source = config.hub.repo_id or "path/to/adapter"
-    base = "embedded" if config.base.path == "embedded" else shown.base.path
     kind = "from diffusers import T2IAdapter" if config.adapter.method == "t2i" else ""
     loaded = "T2IAdapter" if config.adapter.method == "t2i" else "NexusAdapter"
     names = "Control, attach" if config.adapter.method == "t2i" else "Control, NexusAdapter, attach"
     pipe = (
         "from nexus_adapters.embedded import load_embedded_base\n\npipe = load_embedded_base()"
-        if base == "embedded"
-        else f'from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("{base}")'
+        if config.base.path == EMBEDDED
+        else "from diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{shown.base.path}")'
     )
     lines = [
         kind,

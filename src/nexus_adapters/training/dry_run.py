@@ -39,10 +39,9 @@ def describe(config: TrainConfig, shape: BaseShape, samples: int | None) -> str:
         f"adapter      {options.method}, {parameters:,} parameters",
         f"base         {config.base.path}, UNet of {_count(unet):,} parameters, {_name(precision.dtype)}",
         *_schedule(config, samples),
-        f"memory       about {(held + base + saved) / _GIB:.2f} GiB a device in training: base "
-        f"{base / _GIB:.2f}, "
-        f"adapter and optimizer {held / _GIB:.2f}, activations of {training.batch_size} samples "
-        f"{saved / _GIB:.2f}",
+        f"memory       about {(held + base + saved) / _GIB:.2f} GiB a device in training: "
+        f"base {base / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
+        f"activations of {training.batch_size} samples {saved / _GIB:.2f}",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 from safetensors import SafetensorError
 from torch import nn
 

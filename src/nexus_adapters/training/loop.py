@@ -189,8 +189,7 @@ def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
 def _diagnosis(bad_steps: int, step: int, rate: float, training: TrainingOptions) -> str:
     return (
         f"training: expected finite gradients; received none in {bad_steps} steps in a row, up to step "
-        f"{step} "
-        f"(learning rate {rate:g}, mixed_precision {training.mixed_precision}). The last checkpoint is from "
-        "before: try a lower training.learning_rate, a longer warm-up, or mixed_precision bf16 or no; if the "
-        "first steps fail already, look for odd values in the base or the data"
+        f"{step}, at learning rate {rate:g} and mixed_precision {training.mixed_precision}. The last "
+        "checkpoint is from before. Try a lower training.learning_rate, a longer warm-up, or mixed_precision "
+        "bf16 or no; where the first steps fail already, look for odd values in the base or the data"
     )

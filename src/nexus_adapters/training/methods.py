@@ -76,8 +76,7 @@ def build_adapter(
     if geometry["pools"] not in kinds:
         raise ValueError(
             f"adapter.method: expected a UNet that pools as {' or '.join(map(str, kinds))}, for which "
-            "diffusers "
-            f"has T2I-Adapters; received one that pools as {geometry['pools']}"
+            f"diffusers has T2I-Adapters; received one that pools as {geometry['pools']}"
         )
     return T2IAdapter(
         in_channels=3,

@@ -46,9 +46,8 @@ class Objective:
         """Each sample's loss at given timesteps."""
 
         def arguments(noisy: Tensor) -> dict[str, Any]:
-            with (
-                self.precision.autocast()
-            ):  # for the adapter, whose weights are float32; the base has its own
+            # For the adapter, whose weights are float32; the base computes in its own dtype.
+            with self.precision.autocast():
                 added = self.method.unet_arguments(batch, noisy, timesteps, batch.prompt_embeds)
             return batch.unet_arguments | added
 

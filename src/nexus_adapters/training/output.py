@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
 
 from nexus_adapters.training.config import TrainConfig
@@ -99,23 +97,6 @@ def occupied(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"output_dir: expected a folder that no other run is using; received '{folder}'"
         ) from error
-
-
-def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:
-    """ValueError on every process unless all of them see the same folder."""
-    if accelerator.num_processes == 1:
-        return
-    (number,) = broadcast_object_list([os.getpid()])  # the main process's
-    token = folder / f".shared-{number}"
-    if accelerator.is_main_process:
-        token.touch()
-    accelerator.wait_for_everyone()
-    seen = all(gather_object([token.exists()]))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        token.unlink()
-    if not seen:
-        raise ValueError(f"{name}: expected a folder that all processes share; received '{folder}'")
 
 
 def write_config(config: TrainConfig) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.model import NexusAdapter
@@ -39,7 +38,6 @@ from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.output import (
     ADAPTER,
     check_output,
-    check_shared,
     finished_steps,
     identity,
     occupied,
@@ -47,7 +45,7 @@ from nexus_adapters.training.output import (
 )
 from nexus_adapters.training.pictures import draw_pictures, held_out_pictures, structure_score
 from nexus_adapters.training.precision import Precision, choose_precision
-from nexus_adapters.training.public import without_folders
+from nexus_adapters.training.processes import check_shared, open_accelerator, start_trackers
 from nexus_adapters.training.samples import Split, open_samples
 from nexus_adapters.training.state import TrainState
 from nexus_adapters.training.validation import Validation
@@ -76,7 +74,7 @@ def train_adapter(config: TrainConfig) -> Path:
     else:
         shape = check_base(config)
         preparation = open_samples(config.data, cache_folder(config), shape.multiple)
-        accelerator = _accelerator(config)
+        accelerator = open_accelerator(config)
         choose_precision(config.training.mixed_precision, accelerator.device)
         check_weights(config.base)
         split, order = order_samples(config, preparation, accelerator.num_processes)
@@ -89,9 +87,9 @@ def train_adapter(config: TrainConfig) -> Path:
 
 
 def dry_run(config: TrainConfig) -> str:
-    """Check a recipe as `train_adapter` would, and say what it would do; nothing is loaded or written.
+    """Check a recipe as `train_adapter` would, and say what it would do; no model of the base is loaded.
 
-    A data set on the Hub, and tars behind URLs, are not opened.
+    A data set on the Hub, and tars behind URLs, are not opened; the index of local tars is kept.
     """
     check_output(config)
     shape = check_base(config)
@@ -160,7 +158,7 @@ def _train(
     def losses(step: int) -> Iterator[Tensor]:
         return (objective.of(batch) for batch in material.batches(step))
 
-    _start_trackers(config, accelerator)
+    start_trackers(config, accelerator)
     steps = train(
         state,
         losses,
@@ -232,37 +230,3 @@ def _identity(config: TrainConfig, material: Material, accelerator: Accelerator)
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
     return identity(config) | {"samples": material.content, "global_batch_size": batch}
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    wanted = list(config.log.trackers)
-    available = [str(tracker) for tracker in get_available_trackers()]
-    for name in wanted:
-        if name not in available:
-            raise ValueError(
-                f"log.trackers: expected installed ones ({', '.join(available) or 'none is'}); received "
-                f"{name!r}"
-            )
-    accelerator = Accelerator(
-        # Said so, or several processes without a GPU would each take themselves for the only one.
-        cpu=config.training.device == "cpu" or not torch.cuda.is_available(),
-        mixed_precision="no",  # autocast and loss scale are this package's own
-        log_with=wanted or None,
-        project_dir=config.output_dir,
-    )
-    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise ValueError(
-            "accelerate: expected one process, or several that each hold the whole model; received "
-            f"{accelerator.distributed_type}"
-        )
-    return accelerator
-
-
-def _start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
-    if config.log.trackers:
-        settings = {
-            key: value
-            for key, value in identity(without_folders(config)).items()
-            if isinstance(value, int | float | str)
-        }
-        accelerator.init_trackers(config.log.project, config=settings)

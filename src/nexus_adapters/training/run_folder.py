@@ -104,8 +104,7 @@ class RunFolder:
             if before.get(key) != self.identity.get(key):
                 raise ValueError(
                     f"output_dir: expected a run with {key} {before.get(key)!r}, as '{checkpoint.folder}' "
-                    "is of; "
-                    f"received {self.identity.get(key)!r}. Go on as before, or train into another folder"
+                    f"is of; received {self.identity.get(key)!r}. Go on as before, or in another folder"
                 )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.feed import Place, Read, Skipped
@@ -121,13 +123,15 @@ def split_samples(preparation: Preparation, data: DataOptions, seed: int, held_o
     if count == 0:
         raise ValueError(f"data: expected samples; received none in {data.path or data.shards}")
     shapes, unreadable = {}, []
-    for index in range(count):
+    is_slow = data.aspect_buckets  # reads the header of every image
+    for index in tqdm(range(count), desc="reading sizes", unit="sample", delay=2, disable=not is_slow):
         try:
             shapes[index] = preparation.target(index) if data.aspect_buckets else _ONE_SHAPE
         except BadSample as error:
             unreadable.append(Skipped(index, preparation.source.key(index), str(error)))
-    drawn = [list(shapes)[place] for place in permutation(len(shapes), (seed, _HOLD_OUT))]
-    held = set(drawn[: min(held_out, len(drawn) // 10)])
+    indices = list(shapes)
+    order = permutation(len(indices), (seed, _HOLD_OUT))
+    held = {indices[int(place)] for place in order[: min(held_out, len(indices) // 10)]}
     return Split(
         {index: shape for index, shape in shapes.items() if index not in held},
         {index: shape for index, shape in shapes.items() if index in held},
@@ -199,7 +203,8 @@ class PreparedSamples:
 
     def read(self, place: Place) -> Read:
         """The sample at a place, or the next readable one of its shape."""
-        candidates = self.members[self.shapes[place.index]]
+        # A held-out sample may be alone in its shape.
+        candidates = self.members.get(self.shapes[place.index], ())
         found = read_or_replace(
             place.index, candidates, self.preparation.prepare, self.preparation.source.key
         )

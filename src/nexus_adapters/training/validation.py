@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Validation:
     patience: int
     last_step: int = 0
     best_score: float | None = None
-    worse_in_a_row: int = field(default=0)
+    worse_in_a_row: int = 0
 
     @property
     def is_over(self) -> bool:

@@ -1,0 +1,71 @@
+"""The processes that train together, through Accelerate, and who else is told of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, gather_object
+
+from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.output import identity
+from nexus_adapters.training.public import without_folders
+
+
+def open_accelerator(config: TrainConfig) -> Accelerator:
+    """The processes of a recipe's run.
+
+    Raises ValueError for trackers that are not installed, and where processes would share one model.
+    """
+    wanted = list(config.log.trackers)
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in wanted:
+        if name not in available:
+            raise ValueError(
+                f"log.trackers: expected installed ones ({', '.join(available) or 'none is'}); received "
+                f"{name!r}"
+            )
+    accelerator = Accelerator(
+        # Said so, or several processes without a GPU would each take themselves for the only one.
+        cpu=config.training.device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no",  # autocast and loss scale are this package's own
+        log_with=wanted or None,
+        project_dir=config.output_dir,
+    )
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise ValueError(
+            "accelerate: expected one process, or several that each hold the whole model; received "
+            f"{accelerator.distributed_type}"
+        )
+    return accelerator
+
+
+def start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Tell them of the run; its folders stay here."""
+    if config.log.trackers:
+        settings = {
+            key: value
+            for key, value in identity(without_folders(config)).items()
+            if isinstance(value, int | float | str)
+        }
+        accelerator.init_trackers(config.log.project, config=settings)
+
+
+def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:
+    """ValueError on every process unless all of them see the same folder."""
+    if accelerator.num_processes == 1:
+        return
+    (number,) = broadcast_object_list([os.getpid()])  # the main process's
+    token = folder / f".shared-{number}"
+    if accelerator.is_main_process:
+        token.touch()
+    accelerator.wait_for_everyone()
+    seen = all(gather_object([token.exists()]))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        token.unlink()
+    if not seen:
+        raise ValueError(f"{name}: expected a folder that all processes share; received '{folder}'")
