@@ -4,6 +4,8 @@
 
 Same budget, data, seed and recipe for all. Trained for the base that comes with the package, unless `--base`
 and `--vae` name another. Continues where it was stopped.
+
+The adapters of the package come from here; recipes/embedded-canny.toml repeats them with the trainer.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from tests.training.runs import config, write_images
 
 from nexus_adapters.cli import main
 from nexus_adapters.training import run as module
+from nexus_adapters.training.loop import DivergedError
 from nexus_adapters.training.recipe import dump_config
 from nexus_adapters.training.signals import Stopped
 
@@ -48,6 +49,15 @@ def test_a_dry_run_says_much_and_writes_nothing(recipe, tmp_path, capsys):
     for expected in ("prime, ", " parameters", "of 14: 0.6 epochs", "memory", "adamw, cosine: 1.00e-02 at 0"):
         assert expected in out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_diverged_is_no_bad_input(recipe, monkeypatch, capsys):
+    def diverged(config):
+        raise DivergedError("training: expected finite gradients")
+
+    monkeypatch.setattr(module, "train_adapter", diverged)
+    assert main(["train", str(recipe)]) == 1
+    assert capsys.readouterr().err == "nexus train: error: training: expected finite gradients\n"
 
 
 @pytest.mark.parametrize("number", [2, 15])

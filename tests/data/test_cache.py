@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -53,6 +54,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cache.write({"x": entry(1)})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_goes_in_time(tmp_path):
+    (tmp_path / "shard-0.unfinished").write_bytes(b"x")
+    TensorCache(tmp_path)
+    assert (tmp_path / "shard-0.unfinished").exists()  # somebody may be at it
+    os.utime(tmp_path / "shard-0.unfinished", (0, 0))
+    TensorCache(tmp_path)
+    assert not (tmp_path / "shard-0.unfinished").exists()
 
 
 def test_it_can_be_handed_to_other_processes(tmp_path):

@@ -26,6 +26,9 @@ class OneSample:
     def content_hash(self, index):
         return ""
 
+    def stamp(self, index):
+        return None
+
     def size(self, index):
         return self.sample.image.size
 

@@ -62,6 +62,29 @@ def test_going_on_reads_nothing_of_what_was(monkeypatch):
     assert late.reader.reads <= GLOBAL + 3
 
 
+class Failing:
+    """Cannot read one place."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def read(self, place):
+        if place.place == 5:
+            raise self.error
+        return Read(place, place.index, None)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [ValueError("data: expected a sample"), OSError(5, "no such server")])
+def test_an_error_comes_as_it_was_raised(workers, error):
+    order = SampleOrder(dict.fromkeys(range(COUNT), ""), GLOBAL, seed=3)
+    reads = Feed(order, Failing(error), 3, 4, 0, 1, workers).step(0)
+    assert len(next(reads)) == 3
+    with pytest.raises(type(error)) as caught:
+        next(reads)
+    assert str(caught.value) == str(error)
+
+
 def test_other_processes_read_the_same():
     with_workers = feed(3, 4, workers=2)
     for number in (5, 6):

@@ -1,5 +1,6 @@
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_hashes_follow_each_part(folder):
     lines = (folder / "metadata.jsonl").read_text()
     (folder / "metadata.jsonl").write_text(lines.replace("the 1.png", "a 1.png"))
     assert hashes()[1] != before[1]
+
+
+def test_stamps_follow_each_file(folder):
+    source = FolderSource(folder, condition_column="edges")
+    before = source.stamp(0)
+    assert before == FolderSource(folder, condition_column="edges").stamp(0) != source.stamp(1)
+    assert FolderSource(folder).stamp(0) != before
+    Path(source.key(0)).touch()
+    touched = source.stamp(0)
+    assert touched != before
+    source._condition(0).touch()
+    assert source.stamp(0) != touched
+    lines = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(lines.replace("the 1.png", "a 1.png"))
+    assert FolderSource(folder, condition_column="edges").stamp(1) != source.stamp(1)
+    Path(source.key(0)).unlink()
+    assert source.stamp(0) is None
 
 
 def test_it_can_go_to_another_process(folder):

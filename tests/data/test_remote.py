@@ -13,6 +13,7 @@ from tests.data.image_files import picture
 from tests.data.tar_files import members, tar
 
 from nexus_adapters.data import remote
+from nexus_adapters.data.known_hashes import KnownHashes
 from nexus_adapters.data.remote import RemoteShard
 from nexus_adapters.data.tars import TarSource
 
@@ -120,6 +121,23 @@ def test_the_next_run_fetches_only_what_it_reads(server, tmp_path):
     assert source.load(4).captions == ("picture 4",)
     assert source.load(3).captions == ("picture 3",)
     assert server.gets() == {"/1.tar": 1}
+
+
+def test_the_next_run_fetches_nothing_to_know_the_samples(server, tmp_path):
+    def hashes():
+        source = opened(server, tmp_path, keep_shards=1)
+        with KnownHashes(tmp_path / "hashes.jsonl").kept() as known:
+            return [known.content_hash(source, index) for index in range(12)]
+
+    before = hashes()
+    server.requests.clear()
+    assert hashes() == before
+    assert server.gets() == {}
+    server.files["/2.tar"] = tar(members(range(60, 63)))
+    assert [ours == theirs for ours, theirs in zip(hashes(), before, strict=True)] == [
+        index not in (6, 7, 8) for index in range(12)
+    ]
+    assert set(server.gets()) == {"/2.tar"}
 
 
 def test_the_least_recently_used_go(server, tmp_path):

@@ -238,7 +238,24 @@ def test_what_is_no_data_set(tmp_path):
         TableSource(tmp_path / "set", revision="main")
 
 
-def test_the_hub_is_asked_for_name_split_and_revision(monkeypatch):
+def test_one_configuration_of_several(tmp_path):
+    configs = ["configs:"]
+    for name, count in (("small", 1), ("large", 3)):
+        (tmp_path / name).mkdir()
+        made().select(range(count)).to_parquet(tmp_path / name / "train.parquet")
+        configs += [f"- config_name: {name}", f"  data_files: {name}/*.parquet"]
+    (tmp_path / "README.md").write_text("\n".join(["---", *configs, "---\n"]))
+    assert [len(TableSource(tmp_path, config_name=name)) for name in ("small", "large")] == [1, 3]
+    with pytest.raises(ValueError, match=r"^path: expected a data set's name .* \(.*small.*large"):
+        TableSource(tmp_path)
+    made().save_to_disk(tmp_path / "set")
+    with pytest.raises(
+        ValueError, match=r"^config_name: expected none for '.*set', a saved table; received 'small'$"
+    ):
+        TableSource(tmp_path / "set", config_name="small")
+
+
+def test_the_hub_is_asked_for_config_split_and_revision(monkeypatch):
     asked = []
 
     def load_dataset(path, **options):
@@ -246,8 +263,8 @@ def test_the_hub_is_asked_for_name_split_and_revision(monkeypatch):
         return made()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = TableSource("me/set", split="train[:1]", revision="v2")
-    assert asked == [("me/set", {"split": "train[:1]", "revision": "v2"})]
+    source = TableSource("me/set", split="train[:1]", revision="v2", config_name="small")
+    assert asked == [("me/set", {"name": "small", "split": "train[:1]", "revision": "v2"})]
     assert source.key(0) == "me/set/train[:1]/0"
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made().select([]))
     with pytest.raises(

@@ -67,6 +67,15 @@ def test_hashes_follow_each_part(folder):
     assert [index for index in range(7) if after[index] != plain[index]] == [1]
 
 
+def test_stamps_follow_place_version_and_columns(folder):
+    stamps = [opened(folder).stamp(index) for index in range(7)]
+    assert len(set(stamps)) == 7
+    assert [opened(folder).stamp(index) for index in range(7)] == stamps
+    assert opened(folder, condition_column="canny.png").stamp(0) not in stamps
+    (folder / "a-001.tar").write_bytes(tar(members(range(4, 8))))
+    assert [opened(folder).stamp(index) == stamps[index] for index in range(7)] == 4 * [True] + 3 * [False]
+
+
 def test_it_can_go_to_another_process(folder):
     source = opened(folder, condition_column="canny.png")
     other = pickle.loads(pickle.dumps(source))

@@ -1,11 +1,17 @@
 """Tiny recipes that train in a second."""
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tests import tiny
 
+from nexus_adapters.training import loop
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -59,6 +65,46 @@ def config(root: Path, out: Path, **changes: Any) -> TrainConfig:
 
 def run(root: Path, out: Path, **changes: Any) -> Path:
     return train_adapter(config(root, out, **changes))
+
+
+def stopped_after(step: int, number: int = signal.SIGTERM) -> Any:
+    """In place of `run.train`: lets a signal come in the midst of the step after so many."""
+
+    def train(state: Any, losses: Any, *args: Any, **kwargs: Any) -> int:
+        def signalled(done: int) -> Any:
+            if done == step:
+                os.kill(os.getpid(), number)
+            return losses(done)
+
+        return loop.train(state, signalled, *args, **kwargs)
+
+    return train
+
+
+# Three epochs of 32, or nearly; `data.path` has at least 33 samples.
+LONG = {
+    "training__max_train_steps": 24,
+    "training__batch_size": 2,
+    "training__gradient_accumulation_steps": 2,
+    "training__ema_decay": 0.8,
+    "data__count": 33,
+    "checkpoint__every_steps": 5,
+}
+
+
+def same_to_the_bit(out: Path, other: Path, step: int) -> bool:
+    """Whether weights, average and optimizer after so many steps, and each step's loss, are equal."""
+    for name in ("module", "optimizer", "average"):
+        file = f"checkpoints/step-{step:08d}/{name}.safetensors"
+        ours, theirs = load_file(out / file), load_file(other / file)
+        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
+            return False
+    return losses(out) == losses(other)
+
+
+def losses(out: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
 
 
 def grey(size: tuple[int, int]) -> Image.Image:

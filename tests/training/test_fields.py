@@ -16,6 +16,7 @@ from nexus_adapters.data import feed
 from nexus_adapters.training import base, processes
 from nexus_adapters.training import run as module
 from nexus_adapters.training.config import BaseOptions, TrainConfig
+from nexus_adapters.training.loop import DivergedError
 from nexus_adapters.training.output import flat
 from nexus_adapters.training.recipe import parse_config
 
@@ -169,6 +170,16 @@ def data_revision(root, out, monkeypatch):
     assert seen[0]["revision"] == "v2"
 
 
+def data_config_name(root, out, monkeypatch):
+    from nexus_adapters.training import samples
+
+    seen = []
+    monkeypatch.setattr(samples, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(root, out, data__kind="table", data__path="somebody/images", data__config_name="small")
+    assert seen[0]["config_name"] == "small"
+
+
 def data_condition(root, out, monkeypatch):
     with pytest.raises(ValueError, match=r"^data.condition: expected one of .*; received 'hedges'$"):
         run(root, out / "drawn", data__condition="hedges")
@@ -250,7 +261,7 @@ def training_max_bad_steps(root, out, monkeypatch):
     real = module.Objective.of
     monkeypatch.setattr(module.Objective, "of", lambda self, batch: real(self, batch) * float("nan"))
     run(root, out / "patient", training__max_bad_steps=9)
-    with pytest.raises(ValueError, match=r"received none in 2 steps in a row"):
+    with pytest.raises(DivergedError, match=r"received none in 2 steps in a row"):
         run(root, out / "strict", training__max_bad_steps=2)
 
 
@@ -322,10 +333,30 @@ def log_trackers(root, out, monkeypatch):
         run(root, out / "a", log__trackers=["wandb"])
     started = []
     monkeypatch.setattr(processes, "Accelerator", lambda **given: fake(given, started))
-    run(root, out / "b", log__trackers=["tensorboard"], log__project="mine")
+    pictures = {"validation__every_steps": 4, "validation__images": 1}
+    run(root, out / "b", log__trackers=["tensorboard"], log__project="mine", **pictures)
     assert started[0]["log_with"] == ["tensorboard"]
     assert started[1][0] == "mine"
-    assert {row["step"] for row in started[2:]} == {1, 2, 3, 4}
+    assert {told["step"] for told in started[2:] if isinstance(told, dict)} == {1, 2, 3, 4}
+    assert [told for told in started[2:] if not isinstance(told, dict)] == [("pictures", 4), "finished"]
+
+
+class Tracker:
+    """Keeps what it is told."""
+
+    name = "wandb"
+
+    def __init__(self, told):
+        self.told = told
+
+    def log_images(self, values, step):
+        for name, pictures in values.items():
+            assert pictures.shape[0] == 1
+            assert pictures.shape[3] == 3
+            self.told.append((name, step))
+
+    def finish(self):
+        self.told.append("finished")
 
 
 def fake(given, started):
@@ -334,6 +365,7 @@ def fake(given, started):
 
     started.append(given)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator.trackers = [Tracker(started)]
     accelerator.init_trackers = lambda project, config: started.append((project, config))
     accelerator.log = lambda values, step: started.append(values | {"step": step})
     return accelerator
@@ -365,6 +397,7 @@ SHOW = {
     "base.revision": base_revision,
     "base.variant": base_variant,
     "data.split": data_split,
+    "data.config_name": data_config_name,
     "data.revision": data_revision,
     "data.condition": data_condition,
     "data.aspect_buckets": data_aspect_buckets,

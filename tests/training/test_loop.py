@@ -308,6 +308,20 @@ def test_too_many_of_them_stop_the_run_with_a_diagnosis(tmp_path):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors("module").values())
 
 
+def test_they_are_counted_across_a_stop(tmp_path):
+    module, other, bad = tiny(), tiny(), set(range(7, 99))
+
+    def losses(step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return poisoned(module, bad)(step)
+
+    with pytest.raises(Stopped):
+        trained(tmp_path, module, losses, max_bad_steps=4)
+    with pytest.raises(DivergedError, match=r" up to step 11,"):
+        trained(tmp_path, other, poisoned(other, bad), max_bad_steps=4)
+
+
 class Watcher:
     """Ends a run at a step; counts what it is asked."""
 

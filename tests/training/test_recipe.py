@@ -33,6 +33,8 @@ def test_what_a_recipe_leaves_out_keeps_its_default(recipe):
         ("base.path=2024-01-02", "2024-01-02"),
         ('base.path="quoted"', "quoted"),
         ("base.path=", ""),
+        ("output_dir=2024", "2024"),  # a folder
+        ("data.revision=1e5", "1e5"),
         ("loss.band=[0.25, 1]", (0.25, 1.0)),
         ('log.trackers=["wandb"]', ("wandb",)),
         ("data.extractor.low=50", None),
@@ -75,7 +77,7 @@ def test_the_whole_config_is_read_back(recipe):
         ("training.batch_size=many", "training.batch_size: expected an integer; received 'many'"),
         ("training.batch_size=1.5", "training.batch_size: expected an integer; received 1.5"),
         ("seed=true", "seed: expected an integer; received True"),
-        ("output_dir=3", "output_dir: expected a string; received 3"),
+        ("data.shards=[3]", "data.shards.0: expected a string; received 3"),
         ("training.learning_rate=nan", "training.learning_rate: expected a finite number; received nan"),
         ("training=3", "training: expected a table; received 3"),
         ("training.compile=1", "training.compile: expected true or false; received 1"),

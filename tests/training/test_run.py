@@ -1,8 +1,6 @@
 """Whole runs on a tiny base: what comes out, and that every field of a recipe has an effect."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from diffusers import T2IAdapter
 from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
-from tests.training.runs import config, run, write_images
+from tests.training.runs import LONG, config, run, same_to_the_bit, stopped_after, write_images
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.data import encoders
@@ -114,31 +112,6 @@ def test_sdxl_trains_too(root, tmp_path):
     assert all(row["loss"] > 0 for row in rows(tmp_path / "out") if "loss" in row)
 
 
-def stopped_after(step, number=signal.SIGTERM):
-    """Lets a signal come in the midst of the step after so many."""
-    real = module.train
-
-    def train(state, losses, *args, **kwargs):
-        def signalled(done):
-            if done == step:
-                os.kill(os.getpid(), number)
-            return losses(done)
-
-        return real(state, signalled, *args, **kwargs)
-
-    return train
-
-
-LONG = {
-    "training__max_train_steps": 24,
-    "training__batch_size": 2,
-    "training__gradient_accumulation_steps": 2,
-    "training__ema_decay": 0.8,
-    "data__count": 33,  # 24 steps of 4 are three epochs of 32, or nearly
-    "checkpoint__every_steps": 5,
-}
-
-
 @pytest.fixture(scope="module")
 def long_run(root, tmp_path_factory):
     write_images(root / "more", count=33)
@@ -159,13 +132,7 @@ def test_stopped_at_any_step_and_continued_is_never_stopped(root, tmp_path, long
                 run(root, out, **options)
     run(root, out, **options)
     assert same_weights(out, long_run)
-    for name in ("module", "optimizer", "average"):
-        file = f"checkpoints/step-00000024/{name}.safetensors"
-        ours, theirs = load_file(out / file), load_file(long_run / file)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    losses = [(row["step"], row["loss"], row["grad_norm"]) for row in rows(long_run)]
-    assert [(row["step"], row["loss"], row["grad_norm"]) for row in rows(out)] == losses
+    assert same_to_the_bit(out, long_run, 24)
 
 
 def test_live_encoding_trains_on_the_same_samples(root, reference, tmp_path):

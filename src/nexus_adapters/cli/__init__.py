@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (`nexus info PATH | head -1`); python would complain once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (KeyboardInterrupt, ValueError, OSError, MemoryError) as error:
+    except (KeyboardInterrupt, ValueError, OSError, MemoryError, FloatingPointError) as error:
         if args.debug:
             raise
         return _report(args.prog, error)

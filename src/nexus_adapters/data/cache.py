@@ -16,7 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nexus_adapters.data.abandoned import remove_abandoned
+
 _SHARD = "shard-*.safetensors"
+_UNFINISHED = ".unfinished"
 _SEPARATOR = "/"
 
 
@@ -43,6 +46,7 @@ class TensorCache:
         self._shard_of: dict[str, Path] = {}
         self._tensors_of: dict[str, tuple[str, ...]] = {}
         self._opened: dict[Path, Any] = {}
+        remove_abandoned(folder, f"*{_UNFINISHED}")
         self.refresh()
 
     def refresh(self) -> None:
@@ -69,7 +73,7 @@ class TensorCache:
         if not flat:
             return
         shard = self.folder / _SHARD.replace("*", secrets.token_hex(8))
-        partial = shard.with_suffix(".unfinished")
+        partial = shard.with_suffix(_UNFINISHED)
         try:
             save_file(flat, partial)
             os.replace(partial, shard)

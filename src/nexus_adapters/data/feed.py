@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,7 +101,9 @@ class Feed:
         self._next_step = step + 1
         for _ in range(self.parts):
             batch = next(self._batches)
-            yield pickle.loads(batch) if isinstance(batch, bytes) else batch
+            reads = pickle.loads(batch) if isinstance(batch, bytes) else batch
+            raise_errors(reads)
+            yield reads
 
     def places(self, step: int) -> list[list[Place]]:
         """This process's places in a step, part by part."""
@@ -112,6 +114,16 @@ class Feed:
             own = range(first, first + self.batch_size)
             parts.append([Place(int(indices[place]), step, place) for place in own])
         return parts
+
+
+def raise_errors(items: Iterable[Any]) -> None:
+    """Raise the first exception among what other processes gave.
+
+    Raised there, it would come with that process's traceback in its message.
+    """
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
 
 
 def leave_ctrl_c_to_the_trainer(_: int) -> None:
@@ -132,9 +144,12 @@ class _Steps:
             step += 1
 
 
-class _Places(Dataset[Read]):
+class _Places(Dataset[Read | Exception]):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __getitem__(self, place: Place) -> Read:
-        return self.reader.read(place)
+    def __getitem__(self, place: Place) -> Read | Exception:
+        try:
+            return self.reader.read(place)
+        except (ValueError, OSError) as error:
+            return error

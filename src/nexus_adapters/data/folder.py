@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -76,6 +77,16 @@ class FolderSource:
         contents = [self._image(index), self._condition(index)]
         return hash_sample(contents, self._captions(index), self.key(index))
 
+    def stamp(self, index: int) -> str | None:
+        """Names, sizes and times of the files, and the captions that metadata.jsonl has; None for no file."""
+        captions = self._listed[index].captions
+        texts = None if captions is not None else self._image(index).with_suffix(".txt")
+        files = [file for file in (self._image(index), self._condition(index), texts) if file is not None]
+        try:
+            return json.dumps([[_stamp(file) for file in files], captions])
+        except OSError:
+            return None
+
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""
         return read_size(self._image(index), "image", self.key(index))
@@ -103,3 +114,8 @@ class FolderSource:
         if not file.exists():
             raise BadSample(f"captions: expected '{file}'; received '{self.key(index)}' without")
         return (read_text(file, "captions", str(file)),)
+
+
+def _stamp(file: Path) -> list[str | int]:
+    status = file.stat()
+    return [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nexus_adapters.data.conditioned import Prepared, prepare
 from nexus_adapters.data.geometry import Geometry
+from nexus_adapters.data.known_hashes import KnownHashes
 from nexus_adapters.data.samples import Source
 
 
@@ -36,10 +37,10 @@ class Preparation:
         """(width, height) that the sample is fitted to; BadSample where its size cannot be read."""
         return self.geometry.target(self.source.size(index))
 
-    def content_hash(self, index: int) -> str:
+    def content_hash(self, index: int, known: KnownHashes) -> str:
         """SHA-256 over all that `prepare` makes the sample of; BadSample where it cannot be read."""
         made_of = [
-            self.source.content_hash(index),
+            known.content_hash(self.source, index),
             repr(self.geometry),
             self.extractor,
             sorted(self.options.items()),

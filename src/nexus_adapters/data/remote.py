@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from nexus_adapters.data.abandoned import remove_abandoned
+
 _TIMEOUT_S = 60.0
 _WAITS_S = (1.0, 4.0)  # before the second and the third attempt
-_ABANDONED_AFTER_S = 3600.0  # an unfinished file that nobody has written to for so long
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "created")  # fsspec's names
 
 
@@ -90,14 +91,14 @@ class RemoteShard:
 
     def _let_go(self, current: Path) -> None:
         used = {}
-        for file in [*self.folder.glob("*.tar"), *self.folder.glob("*.part")]:
+        for file in self.folder.glob("*.tar"):
             with suppress(FileNotFoundError):  # another process was faster
                 used[file] = file.stat().st_mtime
-        shards = sorted((f for f in used if f.suffix == ".tar" and f != current), key=used.__getitem__)
-        abandoned = [f for f in used if f.suffix == ".part" and time.time() - used[f] > _ABANDONED_AFTER_S]
-        for file in [*shards[: max(0, len(shards) + 1 - self.keep)], *abandoned]:
+        shards = sorted((file for file in used if file != current), key=used.__getitem__)
+        for file in shards[: max(0, len(shards) + 1 - self.keep)]:
             with suppress(OSError):  # gone already, or open on a system that holds on to such files
                 file.unlink()
+        remove_abandoned(self.folder, "*.part")
 
 
 def _is_final(error: Exception) -> bool:

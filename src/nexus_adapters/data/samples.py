@@ -49,6 +49,10 @@ class Source(Protocol):
         """SHA-256, in hex, over all that `load` reads: image, condition, captions. BadSample."""
         ...
 
+    def stamp(self, index: int) -> str | None:
+        """What changes when any of that may have, told without reading it; None where nothing tells."""
+        ...
+
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image as `load` gives it, upright, from the header alone. BadSample."""
         ...

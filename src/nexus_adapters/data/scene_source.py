@@ -46,6 +46,9 @@ class SceneSource:
         made_of = f"{self._drawing} {self._seed(index)} {self.phrasings}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
+    def stamp(self, index: int) -> None:
+        """None: the hash takes no longer."""
+
     def size(self, index: int) -> tuple[int, int]:
         """(width, height), always the same."""
         return SIZE, SIZE

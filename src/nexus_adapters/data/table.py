@@ -26,6 +26,7 @@ class TableSource:
         condition_column: of structure maps; None where there are none.
         caption_column: of strings, or of lists of strings.
         revision: branch, tag or commit on the Hub.
+        config_name: which of the data set's configurations, where it has several.
 
     Raises:
         ValueError: where the library is missing, finds no such data set or split, or where the data set is
@@ -40,11 +41,12 @@ class TableSource:
         condition_column: str | None = None,
         caption_column: str = "text",
         revision: str | None = None,
+        config_name: str | None = None,
     ) -> None:
         self.path, self.split = os.fspath(path), split
         self.image_column, self.condition_column = image_column, condition_column
         self.caption_column = caption_column
-        table = _open_table(self.path, split, revision)
+        table = _open_table(self.path, split, revision, config_name)
         if len(table) == 0:
             raise ValueError(f"path: expected a data set with rows; received '{self.path}' without any")
         images = {"image_column": image_column, "condition_column": condition_column}
@@ -73,6 +75,9 @@ class TableSource:
         if self.condition_column is not None:
             contents.append(self._content(row, self.condition_column, index))
         return hash_sample(contents, self._captions(row, index), self.key(index))
+
+    def stamp(self, index: int) -> None:
+        """None: where the library keeps what is in a row is its own affair."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""
@@ -108,7 +113,7 @@ class TableSource:
         return captions
 
 
-def _open_table(path: str, split: str, revision: str | None) -> Any:
+def _open_table(path: str, split: str, revision: str | None, config_name: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -118,9 +123,11 @@ def _open_table(path: str, split: str, revision: str | None) -> Any:
         ) from error
     if revision is not None and Path(path).exists():
         raise ValueError(f"revision: expected none for the local '{path}'; received '{revision}'")
+    if config_name is not None and _is_saved(Path(path)):
+        raise ValueError(f"config_name: expected none for '{path}', a saved table; received '{config_name}'")
     try:
         if not _is_saved(Path(path)):
-            return datasets.load_dataset(path, split=split, revision=revision)
+            return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
         saved = datasets.load_from_disk(path)
     except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

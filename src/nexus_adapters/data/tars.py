@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -105,6 +106,11 @@ class TarSource:
         if self._layout.condition is not None:
             contents.append(self._read(index, CONDITION))
         return hash_sample(contents, self._captions(index), self.key(index))
+
+    def stamp(self, index: int) -> str:
+        """The shard, its version, and the sample's place in it. Nothing is fetched."""
+        shard, row = self._find(index)
+        return json.dumps([self._shards[shard].place, self._versions[shard], repr(self._layout), row])
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""

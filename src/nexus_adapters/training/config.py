@@ -61,6 +61,8 @@ class DataOptions:
     """The folder, or the data set's Hub id or folder."""
     shards: tuple[str, ...] = ()
     """Of `tars`: paths, globs, URLs; ranges as in "train-{000..127}.tar"."""
+    config_name: str = ""
+    """Of a Hugging Face data set that has several, such as "2m_first_1k"; empty for its only one."""
     split: str = "train"
     """Of a Hugging Face data set."""
     revision: str = ""

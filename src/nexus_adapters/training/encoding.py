@@ -18,7 +18,8 @@ from tqdm import tqdm
 from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, encode
-from nexus_adapters.data.feed import Place, Read, Skipped, leave_ctrl_c_to_the_trainer
+from nexus_adapters.data.feed import Place, Read, Skipped, leave_ctrl_c_to_the_trainer, raise_errors
+from nexus_adapters.data.known_hashes import KnownHashes
 from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.data.samples import BadSample
 
@@ -48,18 +49,30 @@ class CachedSamples:
 
 
 def entry_names(
-    preparation: Preparation, indices: Sequence[int], encoders_hash: str, show_progress: bool
+    preparation: Preparation,
+    indices: Sequence[int],
+    encoders_hash: str,
+    known: KnownHashes,
+    accelerator: Accelerator,
 ) -> tuple[dict[int, str], list[Skipped]]:
-    """Names for a cache, by all that an entry is made of; and the samples that cannot be read at all."""
-    names, unreadable = {}, []
-    for index in tqdm(indices, desc="hashing samples", unit="sample", disable=not show_progress, delay=2):
-        try:
-            made_of = [FORMAT, encoders_hash, preparation.content_hash(index)]
-        except BadSample as error:
-            unreadable.append(Skipped(index, preparation.source.key(index), str(error)))
-            continue
-        names[index] = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    return names, unreadable
+    """Names for a cache, by all that an entry is made of; and the samples that cannot be read at all.
+
+    Each process hashes its share, and knows all in the end.
+    """
+    names, unreadable = [], []
+    share = indices[accelerator.process_index :: accelerator.num_processes]
+    shown = tqdm(
+        share, desc="hashing samples", unit="sample", disable=not accelerator.is_main_process, delay=2
+    )
+    with known.kept():
+        for index in shown:
+            try:
+                made_of = [FORMAT, encoders_hash, preparation.content_hash(index, known)]
+            except BadSample as error:
+                unreadable.append(Skipped(index, preparation.source.key(index), str(error)))
+                continue
+            names.append((index, hashlib.sha256(json.dumps(made_of).encode()).hexdigest()))
+    return dict(sorted(gather_object(names))), sorted(gather_object(unreadable), key=lambda bad: bad.index)
 
 
 def fill_cache(
@@ -95,6 +108,7 @@ def fill_cache(
         total=len(share), desc="encoding", unit="sample", disable=not accelerator.is_main_process or not share
     ) as bar:
         for prepared in loader if share else ():
+            raise_errors(sample for _, sample in prepared)
             good = [(index, sample) for index, sample in prepared if not isinstance(sample, Skipped)]
             reasons |= {
                 names[index]: sample.reason for index, sample in prepared if isinstance(sample, Skipped)
@@ -154,3 +168,5 @@ class _Prepared(Dataset[tuple[int, Any]]):
             return index, self.preparation.prepare(index)
         except BadSample as error:
             return index, Skipped(index, self.preparation.source.key(index), str(error))
+        except (ValueError, OSError) as error:
+            return index, error

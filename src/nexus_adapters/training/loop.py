@@ -28,7 +28,7 @@ from nexus_adapters.training.state import TrainState
 Losses = Callable[[int], Iterable[Tensor]]
 
 
-class DivergedError(ValueError):
+class DivergedError(FloatingPointError):
     """The gradient was not finite in too many steps in a row."""
 
 
@@ -79,7 +79,7 @@ def train(
         ValueError: where the run in `output_dir` has another identity.
     """
     run = RunFolder(output_dir, state, identity, accelerator, observer)
-    step, bad_steps = run.resume(), 0
+    step = run.resume()
     is_over = observer is not None and observer.is_over
     bar = tqdm(
         total=training.max_train_steps,
@@ -97,14 +97,14 @@ def train(
             is_finite = bool(torch.isfinite(norm))
             _update(state, rate, is_finite)
             step += 1
-            bad_steps = 0 if is_finite else bad_steps + 1
+            state.bad_steps = 0 if is_finite else state.bad_steps + 1
             if step % log.every_steps == 0 or not is_finite:
                 row = _row(step, loss, norm, rate, is_finite, started, training, accelerator)
                 run.log(row)
                 bar.set_postfix({name: row[name] for name in ("loss", "samples_per_s", "memory_gib")})
             bar.update()
-            if bad_steps == training.max_bad_steps:
-                raise DivergedError(_diagnosis(bad_steps, step, rate, training))
+            if state.bad_steps >= training.max_bad_steps:
+                raise DivergedError(_diagnosis(state.bad_steps, step, rate, training))
             if observer is not None:
                 if found := observer.after_step(step):
                     run.log({"step": step, **found})

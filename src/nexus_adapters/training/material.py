@@ -17,6 +17,7 @@ from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, as_batch, encode
 from nexus_adapters.data.feed import Feed, Place, Read, Reader, Skipped
+from nexus_adapters.data.known_hashes import KnownHashes
 from nexus_adapters.data.order import SampleOrder
 from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.data.samples import BadSample
@@ -25,6 +26,7 @@ from nexus_adapters.training.encoding import CachedSamples, entry_names, fill_ca
 from nexus_adapters.training.samples import (
     PreparedSamples,
     Split,
+    known_hashes_file,
     members_by_shape,
     samples_to_encode,
     shards_to_keep_together,
@@ -121,7 +123,6 @@ def gather_material(
         Path(config.output_dir) / "skipped.jsonl",
         len(split.trained) + len(split.held_out) + len(split.unreadable),
         config.data.max_bad_fraction,
-        writes=accelerator.is_main_process or not is_cached,
     )
     report.add(split.unreadable)
     empty = {name: tensor.cpu() for name, tensor in encoders.encode_empty_prompt().items()}
@@ -173,7 +174,8 @@ def _encode(
 ) -> tuple[dict[int, str], set[int]]:
     """Index -> name in the cache; and the samples that cannot be read."""
     indices = sorted([*split.trained, *split.held_out])
-    names, unreadable = entry_names(preparation, indices, encoders_hash, accelerator.is_main_process)
+    known = KnownHashes(known_hashes_file(config.data, cache.folder))
+    names, unreadable = entry_names(preparation, indices, encoders_hash, known, accelerator)
     report.add(unreadable)
     failed = fill_cache(cache, names, preparation, encoders, accelerator, config.data.workers)
     report.add(failed)

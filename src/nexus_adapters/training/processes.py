@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
 
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.output import identity
@@ -43,8 +47,9 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Tell them of the run; its folders stay here."""
+@contextmanager
+def told_to_trackers(config: TrainConfig, accelerator: Accelerator) -> Iterator[None]:
+    """While open, trackers are told of the run; its folders stay here. They are closed however it ends."""
     if config.log.trackers:
         settings = {
             key: value
@@ -52,6 +57,20 @@ def start_trackers(config: TrainConfig, accelerator: Accelerator) -> None:
             if isinstance(value, int | float | str)
         }
         accelerator.init_trackers(config.log.project, config=settings)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers = []
+
+
+def show_to_trackers(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:
+    """Show the validation's pictures to the trackers that take some: TensorBoard and W&B."""
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        if hasattr(tracker, "log_images"):
+            tracker.log_images({"pictures": np.asarray(sheet)[None]}, step=step, **layout)
 
 
 def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:

@@ -74,7 +74,9 @@ def _apply(content: dict[str, Any], setting: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ValueError(f"--set: expected the name of a section before '.{name}'; received {section!r}")
-    table[name] = _value(text)
+    value = _value(text)
+    is_text = not isinstance(value, str) and _types(sections).get(name) is str  # a folder may be called 2024
+    table[name] = text if is_text else value
 
 
 def _value(text: str) -> Any:
@@ -114,15 +116,17 @@ def _in_our_words(error: ValidationError) -> str:
 
 def _unknown_key(location: Sequence[str]) -> str:
     *sections, name = location
-    known = _fields(sections)
+    known = _types(sections)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     expected = f"{'.'.join([*sections, near[0]])}?" if near else f"one of {', '.join(known)}"
     meant = f"did you mean {expected}" if near else f"expected {expected}"
     return f"{'.'.join(location)}: no such key; {meant}"
 
 
-def _fields(sections: Sequence[str]) -> list[str]:
-    kind: Any = TrainConfig
+def _types(sections: Sequence[str]) -> dict[str, Any]:
+    """The fields of a section and their types; none where there is no such section."""
+    types = get_type_hints(TrainConfig)
     for section in sections:
-        kind = get_type_hints(kind)[section]
-    return [field.name for field in dataclasses.fields(kind)]
+        kind = types.get(section)
+        types = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    return types

@@ -45,7 +45,7 @@ from nexus_adapters.training.output import (
 )
 from nexus_adapters.training.pictures import draw_pictures, held_out_pictures, structure_score
 from nexus_adapters.training.precision import Precision, choose_precision
-from nexus_adapters.training.processes import check_shared, open_accelerator, start_trackers
+from nexus_adapters.training.processes import check_shared, open_accelerator, told_to_trackers
 from nexus_adapters.training.samples import Split, open_samples
 from nexus_adapters.training.state import TrainState
 from nexus_adapters.training.validation import Validation
@@ -158,20 +158,20 @@ def _train(
     def losses(step: int) -> Iterator[Tensor]:
         return (objective.of(batch) for batch in material.batches(step))
 
-    start_trackers(config, accelerator)
-    steps = train(
-        state,
-        losses,
-        training,
-        config.checkpoint,
-        config.log,
-        Path(config.output_dir),
-        config.adapter.method,
-        _identity(config, material, accelerator),
-        accelerator,
-        wrapped if accelerator.num_processes > 1 else None,
-        _validation(config, material, objective, state, unet, preparation, precision, accelerator),
-    )
+    with told_to_trackers(config, accelerator):
+        steps = train(
+            state,
+            losses,
+            training,
+            config.checkpoint,
+            config.log,
+            Path(config.output_dir),
+            config.adapter.method,
+            _identity(config, material, accelerator),
+            accelerator,
+            wrapped if accelerator.num_processes > 1 else None,
+            _validation(config, material, objective, state, unet, preparation, precision, accelerator),
+        )
     if accelerator.is_main_process:
         export(state.result, config, steps, material.report.total)
     accelerator.wait_for_everyone()

@@ -109,10 +109,14 @@ class RunFolder:
 
 
 def memory_gib(device: torch.device) -> float:
-    """What this process holds: the most so far on a GPU, else now in the machine's memory."""
+    """What this process holds: the most so far on a GPU, else now in the machine's memory.
+
+    Pages of the cache's files are not counted, where the system tells them apart: it may drop them at will.
+    """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    held: int = psutil.Process().memory_info().rss
+    info = psutil.Process().memory_info()
+    held: int = info.rss - getattr(info, "shared", 0)
     return round(held / 2**30, 2)
 
 

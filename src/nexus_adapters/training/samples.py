@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ _KEYS = {
     "path": "data.path",
     "shards": "data.shards",
     "split": "data.split",
+    "config_name": "data.config_name",
     "revision": "data.revision",
     "image_column": "data.image_column",
     "condition_column": "data.condition_column",
@@ -57,7 +60,19 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
             return FolderSource(data.path, **given)
         if data.kind == "tars":
             return TarSource(data.shards, index_folder=cache_folder / "tars", **given)
-        return TableSource(data.path, split=data.split, revision=data.revision or None, **given)
+        return TableSource(
+            data.path,
+            split=data.split,
+            config_name=data.config_name or None,
+            revision=data.revision or None,
+            **given,
+        )
+
+
+def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
+    """Where the content hashes of this data set's samples are kept, each data set's in a file of its own."""
+    named = hashlib.sha256(json.dumps([data.kind, data.path, data.shards]).encode()).hexdigest()
+    return cache_folder / "hashes" / f"{named[:32]}.jsonl"
 
 
 @contextmanager

@@ -8,36 +8,39 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import FileLock
+
 from nexus_adapters.data.feed import Skipped
 from nexus_adapters.training.run_folder import read_rows
 
 
 class SkipReport:
-    """Keeps `skipped.jsonl`, a line a sample, over all sittings of a run.
+    """Keeps `skipped.jsonl`, a line a sample, over all sittings of a run and for all its processes.
 
     Args:
-        file: the report.
+        file: the report, in a folder that the processes share.
         total: samples in the data set.
         max_fraction: of them may be unreadable.
-        writes: whether this process writes; the others only count.
     """
 
-    def __init__(self, file: Path, total: int, max_fraction: float, writes: bool) -> None:
+    def __init__(self, file: Path, total: int, max_fraction: float) -> None:
         self.file = file
         self.total = total
         self.max_fraction = max_fraction
-        self.writes = writes
-        self.known = set(self._reported())
+        self.known = self._reported()
 
     def add(self, skipped: Iterable[Skipped]) -> None:
         """Report those that are new. ValueError when they are too many."""
         new = {each.index: each for each in skipped if each.index not in self.known}
         if not new:
             return
-        self.known |= set(new)
-        if self.writes:
+        with FileLock(self.file.with_name(f".{self.file.stem}.lock")):
+            self.known = self._reported()  # by other processes, too
+            untold = [each for index, each in new.items() if index not in self.known]
             with self.file.open("a") as stream:
-                stream.writelines(json.dumps(asdict(each)) + "\n" for each in new.values())
+                stream.writelines(json.dumps(asdict(each)) + "\n" for each in untold)
+        self.known |= set(new)
+        if untold:
             print(
                 f"data: {len(self.known)} of {self.total} samples cannot be read, others stand in for them: "
                 f"'{self.file}'",
@@ -47,10 +50,9 @@ class SkipReport:
             first = next(iter(new.values()))
             raise ValueError(
                 f"data.max_bad_fraction: expected at most {self.max_fraction:g} of {self.total} samples to "
-                "be "
-                f"unreadable; received {len(self.known)}, such as {first.key} ({first.reason}); all stand in "
-                f"'{self.file}'"
+                f"be unreadable; received {len(self.known)}, such as {first.key} ({first.reason}); "
+                f"all stand in '{self.file}'"
             )
 
-    def _reported(self) -> list[int]:
-        return [row["index"] for row in read_rows(self.file)]
+    def _reported(self) -> set[int]:
+        return {row["index"] for row in read_rows(self.file)}

@@ -23,6 +23,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None = None
+    bad_steps: int = 0  # in a row, up to the last one
 
     @classmethod
     def of(
@@ -61,7 +62,12 @@ class TrainState:
             if not isinstance(value, Tensor)
         }
         averaged = 0 if self.average is None else int(self.average.n_averaged)
-        return {"optimizer": optimizer, "averaged_steps": averaged, "loss_scale": self.scaler.state_dict()}
+        return {
+            "optimizer": optimizer,
+            "averaged_steps": averaged,
+            "loss_scale": self.scaler.state_dict(),
+            "bad_steps": self.bad_steps,
+        }
 
     def restore(self, checkpoint: Checkpoint, scalars: Mapping[str, Any]) -> None:
         """Take what `tensors` and `scalars` gave."""
@@ -70,6 +76,7 @@ class TrainState:
             self.average.module.load_state_dict(checkpoint.tensors(AVERAGE))
             self.average.n_averaged.fill_(scalars["averaged_steps"])
         self.scaler.load_state_dict(scalars["loss_scale"])
+        self.bad_steps = scalars["bad_steps"]
         state: dict[int, dict[str, Any]] = {}
         for key, value in {**checkpoint.tensors(OPTIMIZER), **scalars["optimizer"]}.items():
             index, _, name = key.partition(".")

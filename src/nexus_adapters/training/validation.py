@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nexus_adapters.data.batch import Batch
+from nexus_adapters.training.processes import show_to_trackers
 
 BINS = 10
 _FONT_SIZE = 10  # of the prompts on a sheet, pixels
@@ -116,7 +117,8 @@ class Validation:
         score = torch.zeros((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             drawn = self.draw(self.pictures)
-            save_sheet(self.folder / f"step-{step:08d}.png", self.pictures, drawn)
+            sheet = save_sheet(self.folder / f"step-{step:08d}.png", self.pictures, drawn)
+            show_to_trackers(self.accelerator, sheet, step)
             if self.score is not None:
                 pairs = zip(self.pictures, drawn, strict=True)
                 score += float(np.mean([self.score(p.condition, image) for p, image in pairs]))
@@ -124,7 +126,7 @@ class Validation:
         return None if self.score is None else float(summed)
 
 
-def save_sheet(path: Path, pictures: Sequence[Picture], drawn: Sequence[Image.Image]) -> None:
+def save_sheet(path: Path, pictures: Sequence[Picture], drawn: Sequence[Image.Image]) -> Image.Image:
     """Conditions, what was drawn from them, and the prompts, side by side; written whole or not at all."""
     width, height = (max(sides) for sides in zip(*(image.size for image in drawn), strict=True))
     sheet = Image.new("RGB", (width * len(drawn), 2 * height + _TEXT_HEIGHT), "white")
@@ -140,3 +142,4 @@ def save_sheet(path: Path, pictures: Sequence[Picture], drawn: Sequence[Image.Im
     partial = path.with_suffix(".unfinished")
     sheet.save(partial, format="PNG")
     os.replace(partial, path)
+    return sheet
