@@ -52,7 +52,7 @@ def launch(root, out, **changes):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
 
 
@@ -85,7 +85,7 @@ def test_two_that_were_stopped_go_on_to_the_same_bits(root, two):
         time.sleep(0.01)
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode != 0
     assert not (out / "adapter").exists()
     finish(launch(root, out, checkpoint__every_steps=1))
@@ -117,7 +117,7 @@ def fork(root, out, step=None, **changes):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=600)
     return [process.exitcode for process in processes]
 
 
