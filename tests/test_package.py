@@ -14,6 +14,7 @@ PUBLIC = {
     "Control",
     "NexusAdapter",
     "StableDiffusionNexusPipeline",
+    "StableDiffusionXLNexusPipeline",
     "__version__",
     "attach",
     "extract",
@@ -39,7 +40,6 @@ def test_public_names_are_found_and_kept(name):
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'nexus_adapters' has no attribute 'NexusAdaptor'"):
         _ = nexus_adapters.NexusAdaptor
-    assert not hasattr(nexus_adapters, "StableDiffusionXLNexusPipeline")
 
 
 def test_import_loads_nothing_heavy():

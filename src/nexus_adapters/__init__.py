@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nexus_adapters.conditions import extract
     from nexus_adapters.embedded import load_embedded
     from nexus_adapters.injection import Control, attach
-    from nexus_adapters.pipelines import StableDiffusionNexusPipeline
+    from nexus_adapters.pipelines import StableDiffusionNexusPipeline, StableDiffusionXLNexusPipeline
 
 __version__ = "0.1.0.dev0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "Control",
     "NexusAdapter",
     "StableDiffusionNexusPipeline",
+    "StableDiffusionXLNexusPipeline",
     "__version__",
     "attach",
     "extract",
@@ -30,6 +31,7 @@ _HOME = {
     "Control": "nexus_adapters.injection",
     "attach": "nexus_adapters.injection",
     "StableDiffusionNexusPipeline": "nexus_adapters.pipelines",
+    "StableDiffusionXLNexusPipeline": "nexus_adapters.pipelines",
     "extract": "nexus_adapters.conditions",
     "load_embedded": "nexus_adapters.embedded",
     # diffusers looks this up in the module of a third-party model when it loads a saved pipeline.

@@ -175,7 +175,7 @@ def test_a_bare_unet_needs_per_branch(unet, adapter):
         ValueError, match=r'policy: expected "per_branch".*received "positive" for a call of the bare UNet'
     ):
         attach(unet, Control(adapter, tiny.condition()))
-    with pytest.raises(ValueError, match=r"start, end: expected 0 and 1 .* received a bare UNet"):
+    with pytest.raises(ValueError, match=r"start, end, scale: expected 0, 1 and .* received a bare UNet"):
         attach(unet, Control(adapter, tiny.condition(), policy="per_branch", end=0.5))
 
 

@@ -21,16 +21,22 @@ def control(adapter):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True])
 def test_scale_must_be_finite(adapter, control, value):
-    with pytest.raises(ValueError, match=r"^scale: expected a finite number; received"):
+    with pytest.raises(
+        ValueError, match=r"^scale: expected a finite number, a function of .*, or a list .*; received"
+    ):
         Control(adapter, tiny.condition(), scale=value)
-    with pytest.raises(ValueError, match=r"^scale: expected a finite number; received"):
+    with pytest.raises(
+        ValueError, match=r"^scale: expected a finite number, a function of .*, or a list .*; received"
+    ):
         control.scale = value
     assert control.scale == 1.0
 
 
-@pytest.mark.parametrize("value", ["1", None, [1.0]])
+@pytest.mark.parametrize("value", ["1", None, {}])
 def test_scale_must_be_a_number(control, value):
-    with pytest.raises(ValueError, match=r"^scale: expected a finite number; received"):
+    with pytest.raises(
+        ValueError, match=r"^scale: expected a finite number, a function of .*, or a list .*; received"
+    ):
         control.scale = value
 
 
@@ -55,11 +61,10 @@ def test_the_window_is_checked_when_changed(control):
 def test_the_ends_of_the_window():
     adapter = tiny.adapter(tiny.unet())
     middle = Control(adapter, tiny.condition(), start=0.25, end=0.75)
-    assert [middle.acts_at(p) for p in (0.2, 0.25, 0.5, 0.75, 0.8)] == [False, True, True, True, False]
+    assert [middle.scale_at(p) for p in (0.2, 0.25, 0.5, 0.75, 0.8)] == [0, 1, 1, 1, 0]
     # A schedule's last timestep need not be 0, nor its first the last one trained.
     whole = Control(adapter, tiny.condition())
-    assert whole.acts_at(-0.1)
-    assert whole.acts_at(1.1)
+    assert whole.scale_at(-0.1) == whole.scale_at(1.1) == 1
     assert not whole.is_windowed
     assert middle.is_windowed
 
@@ -72,12 +77,56 @@ def test_unknown_policies_are_named(adapter, control):
         control.policy = "both"
 
 
-@pytest.mark.parametrize("name", ["mask", "level_scales", "crop"])
-def test_what_is_not_there_yet_says_so(adapter, control, name):
-    with pytest.raises(ValueError, match=rf"^{name}: not available in this version"):
-        Control(adapter, tiny.condition(), **{name: (0.5,)})
-    with pytest.raises(ValueError, match=rf"^{name}: not available in this version"):
-        setattr(control, name, (0.5,))
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (5, "left, top, right, bottom.* received 5"),
+        ((0, 0, 8), r"received \(0, 0, 8\)"),
+        ((0, 0, 8, 8.5), "whole pixels"),
+        ((0, 0, True, 8), "whole pixels"),
+        ((-1, 0, 8, 8), "0 <= left < right and 0 <= top < bottom"),
+        ((8, 0, 8, 8), "0 <= left < right and 0 <= top < bottom"),
+        ((0, 9, 8, 8), "0 <= left < right and 0 <= top < bottom"),
+    ],
+)
+def test_a_crop_is_a_box(adapter, control, crop, message):
+    with pytest.raises(ValueError, match=rf"^crop: expected .*{message}"):
+        Control(adapter, tiny.condition(), crop=crop)
+    with pytest.raises(ValueError, match=r"^crop: "):
+        control.crop = crop
+    assert control.crop is None
+
+
+@pytest.mark.parametrize(
+    "wrong", ["white", torch.rand(8, 8), torch.rand(1, 3, 8, 8), torch.ones(1, 1, 8, 8) * 2]
+)
+def test_a_mask_has_one_channel(adapter, control, wrong):
+    with pytest.raises(ValueError, match=r"^mask: expected .*"):
+        Control(adapter, tiny.condition(), mask=wrong)
+    with pytest.raises(ValueError, match=r"^mask: expected .*"):
+        control.mask = wrong
+    assert control.mask is None
+
+
+def test_a_mask_is_grey_and_a_copy(adapter):
+    mask = torch.rand(1, 1, 8, 8)
+    control = Control(adapter, tiny.condition(), mask=mask)
+    mask.zero_()
+    assert control.mask.max() > 0
+    assert Control(adapter, tiny.condition(), mask=tiny.image()).mask.shape == (1, 1, 64, 64)
+
+
+def test_the_scale_along_the_schedule(adapter):
+    control = Control(adapter, tiny.condition(), scale=[1, 0.5, 0.25, 0], start=0.25, end=0.9)
+    found = [control.scale_at(position) for position in (0.0, 0.24, 0.25, 0.4, 0.5, 0.74, 0.75, 0.9, 1.0)]
+    assert found == [0, 0, 0.5, 0.5, 0.25, 0.25, 0, 0, 0]
+    control.scale = lambda position: 1 - position
+    assert control.scale_at(0.25) == 0.75
+    assert control.scale_at(0.95) == 0
+    assert control.reads_position
+    control.start, control.end, control.scale = 0, 1, 0.5
+    assert not control.reads_position
+    assert control.scale_at(None) == 0.5
 
 
 def test_the_condition_is_checked_against_the_adapter(adapter, control):
@@ -102,6 +151,10 @@ def test_only_what_changes_features_asks_for_new_ones(control):
     control.condition = tiny.image()
     control.policy = "per_branch"
     assert control.revision == before + 2
+    control.mask, control.level_scales, control.crop = tiny.image(), "prompt", (0, 0, 32, 32)
+    assert control.revision == before + 5
+    control.scale = [1, 0]
+    assert control.revision == before + 5
 
 
 def test_the_adapter_is_fixed(adapter, control):

@@ -4,17 +4,28 @@ import inspect
 
 import diffusers
 import pytest
+import torch
 
 from nexus_adapters.injection.rows import (
     KNOWN_PIPELINES,
+    CallLayout,
     RowPlan,
-    branches_of,
+    call_layout,
     check_policy,
     layout_of,
     plan_rows,
 )
+from nexus_adapters.injection.running import Running
 
 GUIDED = (False, True)
+
+
+def plan(policy, branches, rows, conditions, called=None):
+    return plan_rows(policy, CallLayout(torch.zeros(rows, 1, 1), branches, called), conditions)
+
+
+def branches_of(pipe, policy, rows=2, **variables):
+    return call_layout(Running(pipe, variables), policy, torch.zeros(rows, 1, 1)).branches
 
 
 @pytest.mark.parametrize(
@@ -41,7 +52,7 @@ GUIDED = (False, True)
     ],
 )
 def test_plans(policy, branches, rows, conditions, expected):
-    assert plan_rows(policy, branches, rows, conditions) == expected
+    assert plan(policy, branches, rows, conditions) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,15 +67,20 @@ def test_plans(policy, branches, rows, conditions, expected):
 )
 def test_what_does_not_divide_is_an_error(policy, branches, rows, conditions, message):
     with pytest.raises(ValueError, match=message):
-        plan_rows(policy, branches, rows, conditions)
+        plan(policy, branches, rows, conditions)
 
 
-@pytest.mark.parametrize("name", sorted(set(KNOWN_PIPELINES) - {"StableDiffusionNexusPipeline"}))
+@pytest.mark.parametrize("name", sorted(name for name in KNOWN_PIPELINES if "Nexus" not in name))
 def test_known_pipelines_have_the_layout_that_the_table_says(name):
     """Against diffusers' own source: the order in which the embeddings are put together."""
     cls = getattr(diffusers, name)
     source = inspect.getsource(cls.__call__).replace(" ", "").replace("\n", "")
     layout = KNOWN_PIPELINES[name].__name__
+    if layout == "_guided_by_variable":
+        assert "do_classifier_free_guidance=guidance_scale>1.0" in source
+        assert "prompt_embeds=torch.cat([negative_prompt_embeds,prompt_embeds]" in source
+        assert "uncond_emb,_=prompt_embeds.chunk(2)" in source  # the second call's
+        return
     assert isinstance(cls.do_classifier_free_guidance, property)
     if layout == "_single":
         assert inspect.getsource(cls.do_classifier_free_guidance.fget).rstrip().endswith("return False")
@@ -122,3 +138,25 @@ def test_guidance_is_read_at_every_call():
     assert branches_of(pipe, "positive") == (False, True)
     Pipe.do_classifier_free_guidance = False
     assert branches_of(pipe, "positive") == (True,)
+
+
+def test_a_second_call_for_the_negatives_alone():
+    """Self-attention guidance: the features are those that the negative branch got before."""
+    pipe = bare(diffusers.StableDiffusionSAGPipeline)
+    whole = torch.arange(8.0).reshape(8, 1, 1)
+    guided = {"prompt_embeds": whole, "do_classifier_free_guidance": True}
+
+    def planned(policy, text, variables=guided):
+        layout = call_layout(Running(pipe, variables), policy, text)
+        return layout.text, plan_rows(policy, layout, conditions=2)
+
+    for policy, factors in (("positive", (1.0, 1.0)), ("cond_only", (0.0, 1.0))):
+        text, first = planned(policy, whole)
+        assert (text is whole, first) == (True, RowPlan(4, 4, 2, 1, factors))
+        text, second = planned(policy, whole[:4])
+        assert (text is whole, second) == (True, RowPlan(4, 4, 2, 1, factors[:1]))
+        assert second.computed == first.computed
+    text, second = planned("per_branch", whole[:4])
+    assert (len(text), second) == (4, RowPlan(0, 4, 2, 1, (1.0,)))
+    unguided = guided | {"do_classifier_free_guidance": False}
+    assert planned("positive", whole, unguided)[1] == RowPlan(0, 8, 4, 1, (1.0,))

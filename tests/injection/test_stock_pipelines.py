@@ -1,6 +1,7 @@
 """Stock diffusers pipelines, unchanged, with a control attached to them."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -115,15 +116,36 @@ def test_stock_pipelines(name):
 
 
 @pytest.mark.parametrize("cls", [StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline])
-def test_cropped_inpainting_is_refused(cls):
+def test_cropped_inpainting_needs_to_know_the_crop(cls):
     pipe = (tiny.sdxl if "XL" in cls.__name__ else tiny.sd15)(cls)
     adapter = tiny.adapter(pipe.unet)
-    arguments = {"image": tiny.image(), "mask_image": LEFT_HALF, "num_inference_steps": 2}
+    mask = Image.new("L", (128, 96))
+    mask.paste(255, (72, 24, 100, 50))
+    arguments = {"image": tiny.image(96, 128), "mask_image": mask, "num_inference_steps": 2}
+    arguments |= {"width": 64, "height": 64, "output_type": "pil"}
+    whole = tiny.condition(1, 96, 128)
     for target in (pipe, pipe.unet):
-        with attach(target, Control(adapter, tiny.condition(), policy="per_branch")):
-            with pytest.raises(ValueError, match=r"padding_mask_crop: expected None .* received 8"):
+        with attach(target, Control(adapter, whole[:, :, :64, :64], policy="per_branch")) as handle:
+            with pytest.raises(
+                ValueError, match=r"padding_mask_crop: expected None, or .*crop=.* received 8"
+            ):
                 pipe("a red star", **arguments, padding_mask_crop=8)
+            handle.scale = 0
+            pipe("a red star", **arguments, padding_mask_crop=8)
+            handle.scale = 1
             pipe("a red star", **arguments)
+    box = pipe.mask_processor.get_crop_region(mask, 64, 64, pad=8)
+    left, top, right, bottom = box
+
+    def drawn(**settings):
+        with attach(pipe, Control(adapter, **settings)):
+            seeded = arguments | {"generator": tiny.generators(1)[0]}
+            return np.asarray(pipe("a red star", **seeded, padding_mask_crop=8).images[0])
+
+    cropped = drawn(condition=whole, crop=box)
+    part = drawn(condition=whole[:, :, top:bottom, left:right], crop=(0, 0, right - left, bottom - top))
+    assert np.array_equal(cropped, part)
+    assert not np.array_equal(cropped, drawn(condition=whole, crop=(0, 0, right - left, bottom - top)))
 
 
 def test_tiled_pipelines_are_refused():

@@ -16,9 +16,10 @@ from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.features import check_call, compute_features
 from nexus_adapters.injection.fit import check_fit, check_pixels
 from nexus_adapters.injection.residuals import ARGUMENT, add_residuals, residuals
-from nexus_adapters.injection.rows import branches_of, check_policy, plan_rows
-from nexus_adapters.injection.running import is_running, refuse_tiled, running_pipeline
+from nexus_adapters.injection.rows import call_layout, check_policy, plan_rows
+from nexus_adapters.injection.running import Running, is_running, refuse_tiled, running_pipeline
 from nexus_adapters.injection.schedule import schedule_position, training_timesteps
+from nexus_adapters.injection.strength import Scale
 
 
 def attach(
@@ -33,8 +34,8 @@ def attach(
 
     Args:
         pipe_or_unet: any pipeline with a `UNet2DConditionModel`, or such a UNet. A bare UNet, like a
-            pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window needs a
-            pipeline.
+            pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window, or a
+            scale that changes along the schedule, needs a pipeline.
         controls: one or more.
         shared: False: they act in calls by this very pipeline from this thread, and no other's. Needs a
             pipeline.
@@ -62,7 +63,7 @@ def attach(
         check_fit(control.adapter, unet)
         check_pixels(control.adapter, unet, getattr(pipe, "vae_scale_factor", None))
         check_policy(pipe, control.policy)
-        if control.is_windowed:
+        if control.reads_position:
             training_timesteps(pipe)
     return Attachment(unet, pipe, controls, None if shared else threading.current_thread())
 
@@ -91,12 +92,12 @@ class Attachment:
         self._unhook = hook_calls(unet, self._before, self._after)
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Scale:
         """The only control's scale; ValueError where there are several."""
         return self._only_control().scale
 
     @scale.setter
-    def scale(self, value: float | int) -> None:
+    def scale(self, value: Scale | Any) -> None:
         self._only_control().scale = value
 
     @property
@@ -176,22 +177,22 @@ class Attachment:
         # Where pipelines share the UNet, the one that runs is not always the one that was attached to; and
         # what it says of its layout holds only while it runs.
         running = running_pipeline(self._unet)
-        if (
-            self._pipe is None
-        ):  # attached to the UNet, which promises no layout; crops are refused all the same
-            running = None
         for control, cache in zip(self.controls, self._caches, strict=True):
-            if control.scale != 0 and _acts(control, call, running or self._pipe):
-                total = add_residuals(total, self._residuals_of(control, cache, call, running))
+            scale = _scale(control, call, running.pipe or self._pipe)
+            if scale != 0:
+                running.check_crop(control.crop)
+                # One that was attached to the UNet promises no layout.
+                laid_out = running if self._pipe is not None else Running(None, {})
+                total = add_residuals(total, self._residuals_of(control, scale, cache, call, laid_out))
         return total
 
     def _residuals_of(
-        self, control: Control, cache: FeatureCache, call: Call, running: DiffusionPipeline | None
+        self, control: Control, scale: float, cache: FeatureCache, call: Call, running: Running
     ) -> list[Tensor]:
         latents, text = check_call(call.get("sample"), call.get("encoder_hidden_states"))
-        branches = branches_of(running, control.policy)
-        plan = plan_rows(control.policy, branches, len(latents), len(control.condition))
-        key = (control.revision, plan, latents.shape[2:], latents.dtype, latents.device)
+        layout = call_layout(running, control.policy, text)
+        plan, text = plan_rows(control.policy, layout, len(control.condition)), layout.text
+        key = (control.revision, plan.computed, latents.shape[2:], latents.dtype, latents.device)
         # With gradients each call needs a graph of its own.
         may_keep = not torch.is_grad_enabled()
         features = cache.find(key, text, control.adapter) if may_keep else None
@@ -199,11 +200,11 @@ class Attachment:
             features = compute_features(control, plan, self._unet, latents, text)
             if may_keep:
                 cache.keep(key, text, control.adapter, features)
-        return residuals(features, control.scale, plan.factors)[ARGUMENT]
+        return residuals(features, scale, plan.factors)[ARGUMENT]
 
 
-def _acts(control: Control, call: Call, pipe: DiffusionPipeline | None) -> bool:
-    # Without a window the timestep is not read: on an accelerator that would stall every step.
-    if not control.is_windowed:
-        return True
-    return control.acts_at(schedule_position(call.get("timestep"), training_timesteps(pipe)))
+def _scale(control: Control, call: Call, pipe: DiffusionPipeline | None) -> float:
+    # Where nothing depends on it the timestep is not read: on an accelerator that would stall every step.
+    if not control.reads_position:
+        return control.scale_at(None)
+    return control.scale_at(schedule_position(call.get("timestep"), training_timesteps(pipe)))

@@ -111,7 +111,7 @@ def _check_values(condition: Tensor, name: str) -> None:
 
 
 def fit_condition(
-    condition: Float[Tensor, "k c h w"], height: int, width: int, multiple: int
+    condition: Float[Tensor, "k c h w"], height: int, width: int, multiple: int, name: str = "condition"
 ) -> Float[Tensor, "k c h_padded w_padded"]:
     """The condition at `height` x `width` pixels, padded to the multiple that the adapter's stem needs.
 
@@ -122,7 +122,7 @@ def fit_condition(
         ValueError: where the aspect differs by more than `ASPECT_TOLERANCE_PX` of the target's pixels.
     """
     if condition.shape[2:] != (height, width):
-        check_aspect(condition.shape[2], condition.shape[3], height, width)
+        check_aspect(condition.shape[2], condition.shape[3], height, width, name)
         shrinks = condition.shape[2] >= height and condition.shape[3] >= width
         # In float32: half precision has no area kernel on the CPU, and edges are thin.
         pixels, size = condition.float(), (height, width)
@@ -167,5 +167,5 @@ def check_aspect(
     if min(excess_height, excess_width) > ASPECT_TOLERANCE_PX:
         raise ValueError(
             f"{name}: expected the image's aspect, within {ASPECT_TOLERANCE_PX} pixels; received a "
-            f"condition of {height}x{width} for an image of {target_height}x{target_width} (height x width)"
+            f"{name} of {height}x{width} for an image of {target_height}x{target_width} (height x width)"
         )

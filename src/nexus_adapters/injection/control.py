@@ -1,16 +1,19 @@
 """A control: an adapter, its condition, and when, where and how strongly it acts."""
 
-import math
-from collections.abc import Callable
-from numbers import Real
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from torch import Tensor, nn
 
 from nexus_adapters.injection.condition import ConditionLike, as_condition
 from nexus_adapters.injection.fit import traits
+from nexus_adapters.injection.mask import as_mask
+from nexus_adapters.injection.strength import Scale, check_level_scales, check_scale, check_window, scale_at
 
 POLICIES = ("positive", "per_branch", "cond_only")
+
+Crop: TypeAlias = tuple[int, int, int, int]
 
 T = TypeVar("T")
 
@@ -41,37 +44,25 @@ class Checked(Generic[T]):
             control.revision += 1
 
 
-def check_number(value: object, name: str) -> float:
-    """`value` as a float; ValueError unless it is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number; received {value!r}")
-    return float(value)
-
-
-def check_window(
-    start: object, end: object, names: tuple[str, str] = ("start", "end")
-) -> tuple[float, float]:
-    """(start, end) as floats; ValueError unless 0 <= start <= end <= 1."""
-    first, last = check_number(start, names[0]), check_number(end, names[1])
-    if not 0 <= first <= last <= 1:
-        raise ValueError(f"{names[0]}, {names[1]}: expected 0 <= start <= end <= 1; received {first}, {last}")
-    return first, last
-
-
 def _check_policy(_: "Control", value: object) -> str:
     if value not in POLICIES:
         raise ValueError(f"policy: expected one of {', '.join(POLICIES)}; received {value!r}")
     return str(value)
 
 
-def _not_available(name: str) -> Callable[["Control", object], None]:
-    def check(_: "Control", value: object) -> None:
-        if value is not None:
-            raise ValueError(
-                f"{name}: not available in this version; expected None, received {type(value).__name__}"
-            )
-
-    return check
+def _check_crop(_: "Control", value: Any) -> Crop | None:
+    """ValueError unless it is None or a box, whose place in the condition is checked in each call."""
+    if value is None:
+        return None
+    is_box = isinstance(value, (tuple, list)) and len(value) == 4
+    if not is_box or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in value):
+        raise ValueError(
+            f"crop: expected (left, top, right, bottom) in whole pixels of the condition; received {value!r}"
+        )
+    left, top, right, bottom = (int(side) for side in value)
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise ValueError(f"crop: expected 0 <= left < right and 0 <= top < bottom; received {value!r}")
+    return left, top, right, bottom
 
 
 class Control:
@@ -83,14 +74,23 @@ class Control:
             tensors (C, H, W) or (1, C, H, W). One serves any number of images; otherwise the number of images
             must be a multiple of K, and each map serves that many consecutive ones. It is copied: to change
             it, assign a new one. Reading gives the tensor (K, C, H, W).
-        scale: factor of the features; any finite number, and 0 is exactly the base model.
+        scale: factor of the features; any finite number, and 0 is exactly the base model. Or a function that
+            gives one for a position in the schedule, 0 (noise) to 1 (image); or a list of n numbers, each of
+            which holds for an nth of the schedule.
         start, end: the part of the noise schedule in which the control acts, 0 <= start <= end <= 1. Position
             is 1 - t / num_train_timesteps, whichever steps a pipeline takes (image-to-image starts late;
             diffusers' ControlNet instead counts the steps taken). 0 and 1 always include the ends.
         policy: "positive": the adapter reads the prompt, and all guidance branches get its features, as in
             the paper's release. "per_branch": each row gets features of its own text. "cond_only": the
             negative branch gets none.
-        mask, level_scales, crop: not available in this version.
+        mask: where the control acts: white, in part where it is grey, and not where it is black. A PIL image,
+            a tensor (K, 1, H, W) in [0, 1], or a list of these; one for all conditions or one each. It covers
+            the image as the condition does, in whatever resolution; a feature gets the mean over its pixels.
+        level_scales: one more factor per feature, finest first, or the name of a balance: "balanced" is 1 for
+            all, "prompt" 0.25, 0.62, 0.825, 1, and "control" 1.5, 1.25, 1, 1.
+        crop: (left, top, right, bottom) in pixels of the condition: the part of it that the latents show,
+            where a pipeline denoises one: with `padding_mask_crop`, that is
+            `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
@@ -99,25 +99,28 @@ class Control:
     condition = Checked[Tensor](
         lambda control, value: as_condition(value, traits(control.adapter).in_channels), changes_features=True
     )
-    scale = Checked[float](lambda _, value: check_number(value, "scale"))
+    scale = Checked[Scale](lambda _, value: check_scale(value))
     start = Checked[float](lambda control, value: check_window(value, control.__dict__.get("end", 1.0))[0])
     end = Checked[float](lambda control, value: check_window(control.start, value)[1])
     policy = Checked[str](_check_policy, changes_features=True)
-    mask = Checked[None](_not_available("mask"))
-    level_scales = Checked[None](_not_available("level_scales"))
-    crop = Checked[None](_not_available("crop"))
+    mask = Checked[Tensor | None](lambda _, value: as_mask(value), changes_features=True)
+    level_scales = Checked[tuple[float, ...] | None](
+        lambda control, value: check_level_scales(value, len(traits(control.adapter).channels)),
+        changes_features=True,
+    )
+    crop = Checked[Crop | None](_check_crop, changes_features=True)
 
     def __init__(
         self,
         adapter: nn.Module | Any,
         condition: ConditionLike,
-        scale: float | int = 1.0,
+        scale: float | int | Callable[[float], float] | Sequence[float] | Any = 1.0,
         start: float | int = 0.0,
         end: float | int = 1.0,
-        mask: object = None,
+        mask: ConditionLike | None = None,
         policy: str = "positive",
-        level_scales: object = None,
-        crop: object = None,
+        level_scales: Sequence[float] | str | Any = None,
+        crop: tuple[int, int, int, int] | Any = None,
     ) -> None:
         self.revision = 0  # counts changes after which features must be computed again
         traits(adapter)  # refuses what is no adapter
@@ -148,6 +151,18 @@ class Control:
         """Whether the control acts in only a part of the schedule."""
         return self.start > 0 or self.end < 1
 
-    def acts_at(self, position: float) -> bool:
-        """Whether it acts at `position` in the schedule, 0 (noise) to 1 (image)."""
-        return (self.start == 0 or position >= self.start) and (self.end == 1 or position <= self.end)
+    @property
+    def reads_position(self) -> bool:
+        """Whether how it acts depends on the place in the schedule."""
+        return self.is_windowed or not isinstance(self.scale, float)
+
+    def scale_at(self, position: float | None) -> float:
+        """Its scale at a position in the schedule, 0 (noise) to 1 (image); 0 outside of its window.
+
+        `position` may be None where it does not depend on one.
+        """
+        if isinstance(self.scale, float) and not self.is_windowed:
+            return self.scale
+        assert position is not None
+        is_inside = (self.start == 0 or position >= self.start) and (self.end == 1 or position <= self.end)
+        return scale_at(self.scale, position) if is_inside else 0.0

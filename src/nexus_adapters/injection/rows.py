@@ -4,32 +4,40 @@ A pipeline hands the UNet R rows: g guidance branches, one behind the other, of 
 images of one prompt lie next to each other. How many branches and in which order differs between pipelines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from nexus_adapters.injection.running import Running
 
 # One entry per branch, in order: whether it reads the prompt (else the negative prompt).
 Branches = tuple[bool, ...]
-# Tells the branches of the call that a pipeline (of a class known to have these attributes) is making now.
-Layout = Callable[[Any], Branches]
+# Tells the branches of the prompt embeddings that a pipeline, of a class known to have these attributes or
+# variables in its `__call__`, is using now.
+Layout = Callable[[Any, Mapping[str, Any]], Branches]
 
 
-def _single(_: Any) -> Branches:
+def _single(_: Any, __: Mapping[str, Any]) -> Branches:
     return (True,)
 
 
-def _guided(pipe: Any) -> Branches:
+def _guided(pipe: Any, _: Mapping[str, Any]) -> Branches:
     return (False, True) if pipe.do_classifier_free_guidance else (True,)
 
 
-def _instructed(pipe: Any) -> Branches:
+def _guided_by_variable(_: Any, variables: Mapping[str, Any]) -> Branches:
+    return (False, True) if variables["do_classifier_free_guidance"] else (True,)
+
+
+def _instructed(pipe: Any, _: Mapping[str, Any]) -> Branches:
     return (True, False, False) if pipe.do_classifier_free_guidance else (True,)
 
 
-def _perturbed(pipe: Any) -> Branches:
-    branches = _guided(pipe)
+def _perturbed(pipe: Any, variables: Mapping[str, Any]) -> Branches:
+    branches = _guided(pipe, variables)
     return (*branches, True) if pipe.do_perturbed_attention_guidance else branches
 
 
@@ -44,14 +52,17 @@ _LAYOUTS: dict[Layout, str] = {
         StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
         StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetUnionPipeline
         StableDiffusionXLControlNetUnionImg2ImgPipeline StableDiffusionXLControlNetUnionInpaintPipeline
-        StableDiffusionAdapterPipeline StableDiffusionXLAdapterPipeline
+        StableDiffusionAdapterPipeline StableDiffusionXLAdapterPipeline StableDiffusionXLNexusPipeline
+        KolorsPipeline KolorsImg2ImgPipeline
     """,
+    _guided_by_variable: "StableDiffusionSAGPipeline",
     _instructed: "StableDiffusionInstructPix2PixPipeline",
     _perturbed: """
         StableDiffusionPAGPipeline StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline
         StableDiffusionXLPAGPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
         StableDiffusionControlNetPAGPipeline StableDiffusionControlNetPAGInpaintPipeline
         StableDiffusionXLControlNetPAGPipeline StableDiffusionXLControlNetPAGImg2ImgPipeline
+        KolorsPAGPipeline
     """,
     _single: "LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline",
 }
@@ -71,15 +82,37 @@ def layout_of(pipe: DiffusionPipeline | None) -> Layout | None:
     return None
 
 
-def branches_of(pipe: DiffusionPipeline | None, policy: str) -> Branches | None:
-    """The branches of the call that `pipe` is making now; None where `policy` can do without knowing.
+@dataclass(frozen=True)
+class CallLayout:
+    """What a call's rows are.
 
-    `pipe` is the pipeline that is running; None for a call of the UNet outside of one. ValueError as
-    `check_policy`.
+    Attributes:
+        text: the prompt embeddings of all branches.
+        branches: of the text; None where they are not known, and each row is on its own.
+        called: how many of the branches the call has, from the first on; None for all.
     """
-    check_policy(pipe, policy)
-    layout = layout_of(pipe)
-    return None if pipe is None or layout is None else layout(pipe)
+
+    text: Tensor
+    branches: Branches | None
+    called: int | None = None
+
+
+def call_layout(running: Running, policy: str, text: Tensor) -> CallLayout:
+    """The layout of the call that the running pipeline is making now with these prompt embeddings.
+
+    ValueError as `check_policy`.
+    """
+    check_policy(running.pipe, policy)
+    layout = layout_of(running.pipe)
+    if layout is None:
+        return CallLayout(text, None)
+    branches = layout(running.pipe, running.variables)
+    whole = running.variables.get("prompt_embeds")
+    if layout is _guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
+        # Self-attention guidance calls once more, for the negatives alone; what the adapter reads under the
+        # other policies is in the prompt's rows, which that call has not.
+        return CallLayout(text, (False,)) if policy == "per_branch" else CallLayout(whole, branches, called=1)
+    return CallLayout(text, branches)
 
 
 def check_policy(pipe: DiffusionPipeline | None, policy: str) -> None:
@@ -111,9 +144,15 @@ class RowPlan:
     tile: int
     factors: tuple[float, ...]
 
+    @property
+    def computed(self) -> tuple[int, int, int, int]:
+        """What the adapter's features depend on."""
+        return self.first, self.count, self.repeat, self.tile
 
-def plan_rows(policy: str, branches: Branches | None, rows: int, conditions: int) -> RowPlan:
-    """The plan for a call of `rows` rows with `conditions` conditions; ValueError if they do not divide."""
+
+def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
+    """The plan for a call with `conditions` conditions; ValueError if they do not divide."""
+    rows, branches = len(layout.text), layout.branches
     if branches is None or (policy == "per_branch" and conditions == 1):
         if conditions not in (1, rows):
             raise ValueError(
@@ -135,4 +174,4 @@ def plan_rows(policy: str, branches: Branches | None, rows: int, conditions: int
     if policy == "per_branch":
         return RowPlan(0, rows, images // conditions, len(branches), (1.0,))
     factors = tuple(1.0 if positive or policy == "positive" else 0.0 for positive in branches)
-    return RowPlan(branches.index(True) * images, images, images // conditions, 1, factors)
+    return RowPlan(branches.index(True) * images, images, images // conditions, 1, factors[: layout.called])

@@ -7,6 +7,7 @@ of the running `__call__`. The alternatives are a wrong layout, or a condition o
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,34 +17,48 @@ from torch import nn
 _TILED = ("StableDiffusionPanoramaPipeline",)
 
 
-def running_pipeline(unet: nn.Module) -> DiffusionPipeline | None:
+@dataclass(frozen=True)
+class Running:
+    """A pipeline's call that is going on: `pipe` is None where there is none; the variables of `__call__`."""
+
+    pipe: DiffusionPipeline | None
+    variables: Mapping[str, Any]
+
+    def check_crop(self, crop: object) -> None:
+        """ValueError where the pipeline denoises a crop and a control does not say which."""
+        padding = self.variables.get("padding_mask_crop")
+        if padding is not None and crop is None:
+            raise ValueError(
+                "padding_mask_crop: expected None, or a control with crop=(left, top, right, bottom), since "
+                f"the UNet is not told which part it denoises; received {padding}"
+            )
+
+
+def running_pipeline(unet: nn.Module) -> Running:
     """The pipeline in whose `__call__` this thread is and whose UNet this is, if any.
 
-    Raises:
-        ValueError: where it runs with `padding_mask_crop`, or denoises tiles.
+    ValueError where it denoises tiles.
     """
-    pipe, variables = _innermost_call(unet)
-    refuse_tiled(pipe)
-    _refuse_crop(variables.get("padding_mask_crop"))
-    return pipe
+    running = _innermost_call(unet)
+    refuse_tiled(running.pipe)
+    return running
 
 
 def is_running(pipe: DiffusionPipeline | None, unet: nn.Module) -> bool:
     """Whether it is this pipeline's `__call__` in which this thread uses the UNet now."""
-    return pipe is not None and _innermost_call(unet)[0] is pipe
+    return pipe is not None and _innermost_call(unet).pipe is pipe
 
 
-def _innermost_call(unet: nn.Module) -> tuple[DiffusionPipeline | None, Mapping[str, Any]]:
-    """The pipeline of `running_pipeline`, and the variables of its `__call__`."""
+def _innermost_call(unet: nn.Module) -> Running:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             variables = frame.f_locals
             pipe = variables.get("self")
             if isinstance(pipe, DiffusionPipeline) and getattr(pipe, "unet", None) is unet:
-                return pipe, variables
+                return Running(pipe, variables)
         frame = frame.f_back
-    return None, {}
+    return Running(None, {})
 
 
 def refuse_tiled(pipe: DiffusionPipeline | None) -> None:
@@ -53,12 +68,4 @@ def refuse_tiled(pipe: DiffusionPipeline | None) -> None:
         raise ValueError(
             f"pipe_or_unet: expected a pipeline that denoises the whole image at once; received "
             f"{type(pipe).__name__}, whose tiles the condition cannot be matched to"
-        )
-
-
-def _refuse_crop(crop: object) -> None:
-    if crop is not None:
-        raise ValueError(
-            f"padding_mask_crop: expected None while a control is attached, since the condition cannot be "
-            f"matched to the crop; received {crop}"
         )

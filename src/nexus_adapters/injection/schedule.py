@@ -13,7 +13,8 @@ def training_timesteps(pipe: DiffusionPipeline | None) -> int:
     if not isinstance(steps, int) or steps <= 0:
         received = "a bare UNet" if pipe is None else f"a {type(pipe).__name__}, whose scheduler has none"
         raise ValueError(
-            f"start, end: expected 0 and 1 where no scheduler tells num_train_timesteps; received {received}"
+            "start, end, scale: expected 0, 1 and a number where no scheduler tells num_train_timesteps; "
+            f"received {received}"
         )
     return steps
 

@@ -1,0 +1,100 @@
+"""How strongly a control acts: along the noise schedule, and level by level."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+# A number, a function of the position in the schedule, or numbers for equal parts of it.
+Scale: TypeAlias = float | Callable[[float], float] | tuple[float, ...]
+
+# Factors of the features, first level (the finest) to last, for four levels. "prompt" has the soft weights
+# that the web UI's ControlNet extension gives T2I-Adapters; "control" was measured (docs/decisions.md).
+BALANCES: dict[str, tuple[float, ...]] = {
+    "balanced": (1.0, 1.0, 1.0, 1.0),
+    "prompt": (0.25, 0.62, 0.825, 1.0),
+    "control": (1.5, 1.25, 1.0, 1.0),
+}
+
+
+def check_number(value: object, name: str) -> float:
+    """`value` as a float; ValueError unless it is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number; received {value!r}")
+    return float(value)
+
+
+def check_window(
+    start: object, end: object, names: tuple[str, str] = ("start", "end")
+) -> tuple[float, float]:
+    """(start, end) as floats; ValueError unless 0 <= start <= end <= 1."""
+    first, last = check_number(start, names[0]), check_number(end, names[1])
+    if not 0 <= first <= last <= 1:
+        raise ValueError(f"{names[0]}, {names[1]}: expected 0 <= start <= end <= 1; received {first}, {last}")
+    return first, last
+
+
+def check_scale(value: Any, name: str = "scale") -> Scale:
+    """A number, function or tuple of numbers; ValueError for anything else, and for numbers not finite."""
+    if callable(value):
+        return value  # type: ignore[no-any-return]  # what it gives is checked in `scale_at`
+    if _is_list(value):
+        return _numbers(value, name)
+    try:
+        return check_number(value, name)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: expected a finite number, a function of the position in the schedule, or a list of "
+            f"finite numbers; received {value!r}"
+        ) from error
+
+
+def scale_at(scale: Scale, position: float) -> float:
+    """The factor at a position, 0 (noise) to 1 (image). ValueError for a function that gives no number.
+
+    Of n numbers each holds for an nth of the schedule.
+    """
+    if isinstance(scale, tuple):
+        place = int(position * len(scale) + 1e-9)  # 0.29 * 100 is less than 29
+        return scale[max(0, min(place, len(scale) - 1))]
+    return check_number(scale(position), f"scale({position:g})") if callable(scale) else scale
+
+
+def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
+    """One number per feature: those given, or a balance's. ValueError for another count or other values.
+
+    Where an adapter has another number of features than four, a balance's numbers are interpolated.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in BALANCES:
+            known = ", ".join(BALANCES)
+            raise ValueError(
+                f"level_scales: expected {levels} numbers, or one of {known}; received {value!r}"
+            )
+        numbers = BALANCES[value]
+        places = np.linspace(0, len(numbers) - 1, levels)
+        return tuple(float(number) for number in np.interp(places, range(len(numbers)), numbers))
+    numbers = _numbers(value, "level_scales") if _is_list(value) else ()
+    if len(numbers) != levels:
+        received = f"{len(numbers)}" if _is_list(value) else repr(value)
+        raise ValueError(
+            f"level_scales: expected {levels} numbers, one per feature of the adapter, or one of "
+            f"{', '.join(BALANCES)}; received {received}"
+        )
+    return numbers
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray, Tensor)) and not isinstance(value, (str, bytes))
+
+
+def _numbers(values: Any, name: str) -> tuple[float, ...]:
+    listed = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{name}: expected at least one number; received {values!r}")
+    return tuple(check_number(value, f"{name}[{place}]") for place, value in enumerate(listed))

@@ -1,0 +1,6 @@
+"""Stock pipelines with a Nexus adapter as one of their parts."""
+
+from nexus_adapters.pipelines.stable_diffusion import StableDiffusionNexusPipeline
+from nexus_adapters.pipelines.stable_diffusion_xl import StableDiffusionXLNexusPipeline
+
+__all__ = ["StableDiffusionNexusPipeline", "StableDiffusionXLNexusPipeline"]

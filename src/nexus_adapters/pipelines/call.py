@@ -1,0 +1,171 @@
+"""What all pipelines with an adapter share: attach, generate, detach."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.injection.attach import attach
+from nexus_adapters.injection.condition import ConditionLike, as_condition, check_aspect, size_by_aspect
+from nexus_adapters.injection.control import Control
+from nexus_adapters.injection.fit import check_fit, check_pixels, traits
+from nexus_adapters.injection.strength import check_scale, check_window
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Else diffusers takes the adapter of a pipeline on the Hub for a file of code that is missing there.
+LOADABLE_CLASSES.setdefault("nexus_adapters", {"NexusAdapter": ["save_pretrained", "from_pretrained"]})
+
+# What the stock calls take in their **kwargs. They ignore everything else there, misspelled options too.
+_DEPRECATED = {"callback", "callback_steps"}
+
+
+def with_stock_arguments(stock: type[DiffusionPipeline]) -> Callable[[F], F]:
+    """Give a `__call__` the stock one's signature plus its own keyword-only arguments, for help()."""
+
+    def decorate(call: F) -> F:
+        signature = inspect.signature(stock.__call__)
+        theirs, own = signature.parameters.values(), inspect.signature(call).parameters.values()
+        shown = [p for p in theirs if p.kind is not p.VAR_KEYWORD]
+        shown += [p for p in own if p.kind is p.KEYWORD_ONLY]
+        shown += [p for p in theirs if p.kind is p.VAR_KEYWORD]
+        vars(call)["__signature__"] = signature.replace(parameters=shown)
+        return call
+
+    return decorate
+
+
+class NexusPipelineMixin:
+    """Generation under one adapter, for a subclass of a stock pipeline that comes behind in the bases.
+
+    The subclass takes `adapter` in its constructor, and calls `register_adapter`.
+    """
+
+    # The stock pipeline's class, whether its UNet is told of size and crop, and what its base is called.
+    stock: ClassVar[type[DiffusionPipeline]]
+    added_embedding: ClassVar[str | None]
+    base_name: ClassVar[str]
+
+    @classmethod
+    def check_base(cls, unet: Any, name: str) -> None:
+        """ValueError for a UNet of another kind of base; `name` is what has it."""
+        found = unet.config.get("addition_embed_type")
+        if found != cls.added_embedding:
+            raise ValueError(
+                f"unet: expected one of {cls.base_name}, with addition_embed_type {cls.added_embedding!r}; "
+                f"received one with {found!r} in a {name}. attach() works with it as it is"
+            )
+
+    def register_adapter(self, adapter: NexusAdapter) -> None:
+        """Make the adapter a part of the pipeline; ValueError, with both numbers, where it does not fit."""
+        pipe: Any = self
+        check_fit(adapter, pipe.unet)
+        check_pixels(adapter, pipe.unet, pipe.vae_scale_factor)
+        pipe.register_modules(adapter=adapter)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A pipeline of another's parts, and `adapter=adapter`; diffusers' own arguments, all of them.
+
+        The parts, which both pipelines share, keep the precision of the other's UNet, and the adapter takes
+        it. `torch_dtype` gives them all another one; diffusers' own default would make them float32.
+        """
+        name = type(pipeline).__name__
+        unet = getattr(pipeline, "unet", None)
+        if unet is None:
+            raise ValueError(f"pipeline: expected one of {cls.base_name}; received a {name}")
+        cls.check_base(unet, name)
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["torch_dtype"] = unet.dtype
+        with warnings.catch_warnings():  # newer diffusers call it `dtype`, which older ones refuse
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            from_pipe: Any = super().from_pipe  # type: ignore[misc]  # the stock pipeline's
+            return from_pipe(pipeline, **kwargs)
+
+    def generate(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        image: ConditionLike | Any,
+        scale: Any,
+        window: tuple[float, float],
+        policy: str,
+    ) -> Any:
+        """The stock call with these arguments, under a control with those settings."""
+        pipe: Any = self
+        signature = inspect.signature(self.stock.__call__)
+        call = signature.bind(self, *args, **kwargs)
+        unknown = sorted(set(call.arguments.pop("kwargs", {})) - _DEPRECATED)
+        if unknown:
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
+        given = dict(call.arguments)
+        if any(isinstance(given.get(name), Image | Tensor | list) for name in ("prompt_2", "height")):
+            _check_not_an_image(given)
+        condition = as_condition(image, traits(pipe.adapter).in_channels, name="image")
+        scale = check_scale(scale, "adapter_conditioning_scale")
+        start, end = check_window(*window, ("control_guidance_start", "control_guidance_end"))
+        check_counts(len(condition), _prompt_count(given), given.get("num_images_per_prompt") or 1)
+        control = Control(pipe.adapter, condition, scale, start, end, policy=policy)
+        size = image_size(condition, given.get("height"), given.get("width"), pipe.vae_scale_factor)
+        given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
+        given |= {"height": size[0], "width": size[1]}
+        del given["self"]
+        with attach(pipe, control, shared=False):
+            return self.stock.__call__(pipe, **given)
+
+
+def _check_not_an_image(given: dict[str, Any]) -> None:
+    """ValueError where an image came by position, as diffusers' T2I pipelines take it."""
+    second = given.get("prompt_2")
+    is_image = isinstance(second, Image | Tensor) or (
+        isinstance(second, list) and any(isinstance(part, Image | Tensor) for part in second)
+    )
+    if is_image or isinstance(given.get("height"), Image | Tensor | list):
+        raise ValueError("image: expected by keyword, `image=...`; received by position")
+
+
+def _prompt_count(given: dict[str, Any]) -> int | None:
+    """How many prompts the call has; None where it has none, which the stock pipeline refuses."""
+    prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
+    if prompt is None:
+        return None if embeds is None else len(embeds)
+    return len(prompt) if isinstance(prompt, list) else 1  # anything else the stock pipeline refuses
+
+
+def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -> None:
+    """ValueError unless the conditions can be dealt out without splitting a prompt's images unevenly."""
+    if prompts is None:
+        return
+    if prompts == 0:
+        raise ValueError("prompt: expected at least one; received an empty list")
+    whole_prompts_each = prompts % conditions == 0
+    several_each_prompt = conditions % prompts == 0 and images_per_prompt % (conditions // prompts) == 0
+    if not whole_prompts_each and not several_each_prompt:
+        raise ValueError(
+            f"image: expected one condition for all {prompts} prompts of {images_per_prompt} images each, or "
+            f"as many as prompts or images; received {conditions}"
+        )
+
+
+def image_size(
+    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, multiple: int
+) -> tuple[int, int]:
+    """(height, width) of the image, from what is given and from the condition by `size_by_aspect`.
+
+    ValueError where both are given in another aspect, or the condition is smaller than `multiple`.
+    """
+    from_height, from_width = condition.shape[2:]
+    if min(from_height, from_width) < multiple:
+        raise ValueError(
+            f"image: expected at least {multiple} pixels per side; received {from_height}x{from_width}"
+        )
+    size = size_by_aspect(from_height, from_width, height, width, multiple)
+    check_aspect(from_height, from_width, *size, name="image")
+    return size

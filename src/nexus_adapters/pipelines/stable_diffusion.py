@@ -1,0 +1,101 @@
+"""Stable Diffusion 1.x and 2.x with a Nexus adapter as one pipeline."""
+
+from typing import Any
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.injection.condition import ConditionLike
+from nexus_adapters.injection.strength import Scale
+from nexus_adapters.pipelines.call import NexusPipelineMixin, with_stock_arguments
+
+
+class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
+    """`StableDiffusionPipeline` whose images follow a structure map through a `NexusAdapter`.
+
+    Made from a base's parts, `StableDiffusionNexusPipeline(**base.components, adapter=adapter)`, or
+    `from_pipe(base, adapter=adapter)`, or `from_pretrained` of a base's folder with `adapter=adapter` or of a
+    folder that `save_pretrained` of this class wrote.
+
+    Raises:
+        ValueError: where the adapter does not fit the UNet, with both numbers.
+    """
+
+    # diffusers resolves classes by this name; it must survive moves of this file.
+    __module__ = "nexus_adapters"
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->adapter->unet->vae"
+
+    stock = StableDiffusionPipeline
+    added_embedding = None
+    base_name = "Stable Diffusion 1.x or 2.x"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        adapter: NexusAdapter,
+        scheduler: KarrasDiffusionSchedulers | Any,
+        safety_checker: StableDiffusionSafetyChecker | None,
+        feature_extractor: CLIPImageProcessor | None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        stock: dict[str, Any] = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "unet": unet,
+            "scheduler": scheduler,
+            "safety_checker": safety_checker,
+            "feature_extractor": feature_extractor,
+            "image_encoder": image_encoder,
+        }
+        self.check_base(unet, type(unet).__name__)
+        super().__init__(**stock, requires_safety_checker=requires_safety_checker)
+        self.register_adapter(adapter)
+
+    @with_stock_arguments(StableDiffusionPipeline)
+    def __call__(
+        self,
+        *args: Any,
+        image: ConditionLike | Any = None,
+        adapter_conditioning_scale: Scale | Any = 1.0,
+        control_guidance_start: float | int = 0.0,
+        control_guidance_end: float | int = 1.0,
+        policy: str = "positive",
+        **kwargs: Any,
+    ) -> Any:
+        """Generate. All arguments of `StableDiffusionPipeline.__call__`, and these:
+
+        Args:
+            *args: as in the stock pipeline, in its order.
+            image: the condition: a PIL image, a tensor (K, 3, H, W) in [0, 1], or a list of PIL images or of
+                tensors (3, H, W) or (1, 3, H, W). Required. One serves all prompts; K serve K prompts, or an
+                equal number of consecutive prompts or of images of one prompt each.
+            adapter_conditioning_scale: factor of the adapter's features; 0 is exactly the base model. Also a
+                function of the position in the schedule, or a list for its equal parts, as in `Control`.
+            control_guidance_start: where in the noise schedule the adapter begins to act, in [0, 1]. Position
+                is 1 - t / num_train_timesteps, not the share of steps taken as in diffusers' ControlNet.
+            control_guidance_end: where it ceases to; 0 and 1 always include the ends.
+            policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
+            **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
+                size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
+                then resized; with one of them, the other follows from the condition's aspect.
+
+        Returns:
+            What the stock pipeline returns.
+
+        Raises:
+            ValueError: names the argument, what was expected and what came.
+            TypeError: for an argument that the stock pipeline does not have.
+        """
+        window = control_guidance_start, control_guidance_end
+        return self.generate(args, kwargs, image, adapter_conditioning_scale, window, policy)

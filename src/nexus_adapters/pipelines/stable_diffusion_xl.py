@@ -1,0 +1,112 @@
+"""Stable Diffusion XL with a Nexus adapter as one pipeline."""
+
+from typing import Any
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.injection.condition import ConditionLike
+from nexus_adapters.injection.strength import Scale
+from nexus_adapters.pipelines.call import NexusPipelineMixin, with_stock_arguments
+
+
+class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeline):
+    """`StableDiffusionXLPipeline` whose images follow a structure map through a `NexusAdapter`.
+
+    Made as `StableDiffusionNexusPipeline` is. The adapter reads the embeddings of both text encoders, side by
+    side, as the UNet does.
+
+    Raises:
+        ValueError: where the adapter does not fit the UNet, with both numbers.
+    """
+
+    # diffusers resolves classes by this name; it must survive moves of this file.
+    __module__ = "nexus_adapters"
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->adapter->unet->vae"
+
+    stock = StableDiffusionXLPipeline
+    added_embedding = "text_time"
+    base_name = "Stable Diffusion XL"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        tokenizer_2: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        adapter: NexusAdapter,
+        scheduler: KarrasDiffusionSchedulers | Any,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:
+        stock: dict[str, Any] = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "text_encoder_2": text_encoder_2,
+            "tokenizer": tokenizer,
+            "tokenizer_2": tokenizer_2,
+            "unet": unet,
+            "scheduler": scheduler,
+            "image_encoder": image_encoder,
+            "feature_extractor": feature_extractor,
+        }
+        self.check_base(unet, type(unet).__name__)
+        super().__init__(
+            **stock,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            add_watermarker=add_watermarker,
+        )
+        self.register_adapter(adapter)
+
+    @with_stock_arguments(StableDiffusionXLPipeline)
+    def __call__(
+        self,
+        *args: Any,
+        image: ConditionLike | Any = None,
+        adapter_conditioning_scale: Scale | Any = 1.0,
+        control_guidance_start: float | int = 0.0,
+        control_guidance_end: float | int = 1.0,
+        policy: str = "positive",
+        **kwargs: Any,
+    ) -> Any:
+        """Generate. All arguments of `StableDiffusionXLPipeline.__call__`, and these:
+
+        Args:
+            *args: as in the stock pipeline, in its order.
+            image: the condition: a PIL image, a tensor (K, 3, H, W) in [0, 1], or a list of PIL images or of
+                tensors (3, H, W) or (1, 3, H, W). Required. One serves all prompts; K serve K prompts, or an
+                equal number of consecutive prompts or of images of one prompt each.
+            adapter_conditioning_scale: factor of the adapter's features; 0 is exactly the base model. Also a
+                function of the position in the schedule, or a list for its equal parts, as in `Control`.
+            control_guidance_start: where in the noise schedule the adapter begins to act, in [0, 1]. Position
+                is 1 - t / num_train_timesteps, not the share of steps taken as in diffusers' ControlNet.
+            control_guidance_end: where it ceases to; 0 and 1 always include the ends.
+            policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
+            **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
+                size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
+                then resized; with one of them, the other follows from the condition's aspect.
+
+        Returns:
+            What the stock pipeline returns.
+
+        Raises:
+            ValueError: names the argument, what was expected and what came.
+            TypeError: for an argument that the stock pipeline does not have.
+        """
+        window = control_guidance_start, control_guidance_end
+        return self.generate(args, kwargs, image, adapter_conditioning_scale, window, policy)

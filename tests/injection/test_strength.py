@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from nexus_adapters.injection.strength import BALANCES, check_level_scales, check_scale, scale_at
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (1, 1.0),
+        (-0.5, -0.5),
+        ([1, 0.5], (1.0, 0.5)),
+        ((2,), (2.0,)),
+        (np.linspace(0, 1, 3), (0.0, 0.5, 1.0)),
+        (torch.tensor([1.0, 0.0]), (1.0, 0.0)),
+    ],
+)
+def test_scales(given, kept):
+    assert check_scale(given) == kept
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, None, "1", float("nan"), [], ["a"], [1, float("inf")], np.ones((2, 2))]
+)
+def test_what_is_no_scale(wrong):
+    with pytest.raises(ValueError, match=r"^scale(\[\d\])?: expected "):
+        check_scale(wrong)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 10, 20, 50, 100])
+def test_numbers_for_steps_that_divide_the_schedule(count):
+    for timesteps in (
+        np.arange(count) * (1000 // count) + 1,
+        np.round(np.arange(1000, 0, -1000 / count)) - 1,
+    ):
+        positions = sorted((1000 - float(t)) / 1000 for t in timesteps)
+        assert [scale_at(tuple(map(float, range(count))), p) for p in positions] == list(range(count))
+
+
+def test_a_list_covers_the_whole_schedule():
+    scale = (1.0, 0.5, 0.25)
+    assert [scale_at(scale, p) for p in (-0.1, 0, 0.33, 0.34, 0.67, 1, 1.1)] == [
+        1,
+        1,
+        1,
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+    ]
+
+
+def test_a_function_must_give_a_number():
+    assert scale_at(lambda position: position**2, 0.5) == 0.25
+    with pytest.raises(ValueError, match=r"^scale\(0.5\): expected a finite number; received None"):
+        scale_at(lambda position: None, 0.5)
+
+
+def test_level_scales():
+    assert check_level_scales(None, 4) is None
+    assert check_level_scales([1, 0, 0.5, 2], 4) == (1.0, 0.0, 0.5, 2.0)
+    assert check_level_scales("prompt", 4) == (0.25, 0.62, 0.825, 1.0) == BALANCES["prompt"]
+    assert check_level_scales("balanced", 3) == (1.0, 1.0, 1.0)
+    assert check_level_scales("prompt", 3) == pytest.approx((0.25, 0.7225, 1.0))
+    assert check_level_scales("prompt", 1) == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([1, 1], "expected 4 numbers, one per feature .* received 2$"),
+        (1.0, "expected 4 numbers, .* received 1.0$"),
+        ("soft", "expected 4 numbers, or one of balanced, prompt, control; received 'soft'$"),
+    ],
+)
+def test_what_are_no_level_scales(wrong, message):
+    with pytest.raises(ValueError, match=rf"^level_scales: {message}"):
+        check_level_scales(wrong, 4)
+    with pytest.raises(ValueError, match=r"^level_scales\[1\]: expected a finite number; received 'a'"):
+        check_level_scales([1, "a"], 2)
