@@ -156,7 +156,8 @@ def test_a_second_call_for_the_negatives_alone():
         text, second = planned(policy, whole[:4])
         assert (text is whole, second) == (True, RowPlan(4, 4, 2, 1, factors[:1]))
         assert second.computed == first.computed
+    assert planned("per_branch", whole)[1] == RowPlan(0, 8, 2, 2, (1.0,))
     text, second = planned("per_branch", whole[:4])
-    assert (len(text), second) == (4, RowPlan(0, 4, 2, 1, (1.0,)))
+    assert (text is whole, second) == (True, RowPlan(0, 8, 2, 2, (1.0,), kept=4))
     unguided = guided | {"do_classifier_free_guidance": False}
     assert planned("positive", whole, unguided)[1] == RowPlan(0, 8, 4, 1, (1.0,))

@@ -28,6 +28,7 @@ LEFT_HALF.paste(255, (0, 0, 32, 64))
 IMG2IMG = {"image": [tiny.image(), tiny.image()], "strength": 0.5}
 INPAINT = {"image": [tiny.image(), tiny.image()], "mask_image": [LEFT_HALF, LEFT_HALF], "strength": 1.0}
 CONTROLNET = {"image": [tiny.image(seed=8), tiny.image(seed=8)]}
+SAG = {"sag_scale": 0.7}
 EDIT = {"image": [tiny.image(), tiny.image()], "image_guidance_scale": 1.5}
 
 
@@ -75,6 +76,7 @@ PIPELINES = {
         {"pag_scale": 2.0},
         4,
     ),
+    "self-attention guidance": (lambda: tiny.sd15(diffusers.StableDiffusionSAGPipeline), SAG, 8),
     "LCM": (latent_consistency, {}, 4),
 }
 

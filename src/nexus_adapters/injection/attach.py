@@ -200,7 +200,8 @@ class Attachment:
             features = compute_features(control, plan, self._unet, latents, text)
             if may_keep:
                 cache.keep(key, text, control.adapter, features)
-        return residuals(features, scale, plan.factors)[ARGUMENT]
+        kept = features if plan.kept is None else [feature[: plan.kept] for feature in features]
+        return residuals(kept, scale, plan.factors)[ARGUMENT]
 
 
 def _scale(control: Control, call: Call, pipe: DiffusionPipeline | None) -> float:

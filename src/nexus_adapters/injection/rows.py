@@ -109,9 +109,8 @@ def call_layout(running: Running, policy: str, text: Tensor) -> CallLayout:
     branches = layout(running.pipe, running.variables)
     whole = running.variables.get("prompt_embeds")
     if layout is _guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
-        # Self-attention guidance calls once more, for the negatives alone; what the adapter reads under the
-        # other policies is in the prompt's rows, which that call has not.
-        return CallLayout(text, (False,)) if policy == "per_branch" else CallLayout(whole, branches, called=1)
+        # Self-attention guidance calls once more, for the negatives alone: they get what they got before.
+        return CallLayout(whole, branches, called=1)
     return CallLayout(text, branches)
 
 
@@ -135,7 +134,8 @@ class RowPlan:
     """How a call's rows are computed.
 
     The adapter runs on the rows `first` to `first + count` of the text, with each condition repeated `repeat`
-    times in place, and the whole then `tile` times. Its features are laid out once per entry of `factors`.
+    times in place, and the whole then `tile` times. Its features, the first `kept` of them where that is not
+    None, are laid out once per entry of `factors`.
     """
 
     first: int
@@ -143,6 +143,7 @@ class RowPlan:
     repeat: int
     tile: int
     factors: tuple[float, ...]
+    kept: int | None = None
 
     @property
     def computed(self) -> tuple[int, int, int, int]:
@@ -153,13 +154,14 @@ class RowPlan:
 def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
     """The plan for a call with `conditions` conditions; ValueError if they do not divide."""
     rows, branches = len(layout.text), layout.branches
+    kept = None if layout.called is None or branches is None else rows // len(branches) * layout.called
     if branches is None or (policy == "per_branch" and conditions == 1):
         if conditions not in (1, rows):
             raise ValueError(
                 f"condition: expected 1 or {rows}, one for each row of the batch, since the layout of the "
                 f"rows is not known here; received {conditions}"
             )
-        return RowPlan(0, rows, rows // conditions, 1, (1.0,))
+        return RowPlan(0, rows, rows // conditions, 1, (1.0,), kept)
     if rows % len(branches):
         raise ValueError(
             f"encoder_hidden_states: expected a multiple of {len(branches)} rows, the pipeline's guidance "
@@ -172,6 +174,6 @@ def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
             f"images per prompt); received {conditions}"
         )
     if policy == "per_branch":
-        return RowPlan(0, rows, images // conditions, len(branches), (1.0,))
+        return RowPlan(0, rows, images // conditions, len(branches), (1.0,), kept)
     factors = tuple(1.0 if positive or policy == "positive" else 0.0 for positive in branches)
     return RowPlan(branches.index(True) * images, images, images // conditions, 1, factors[: layout.called])
