@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nexus_adapters import NexusAdapter
+from nexus_adapters.adapter.bases import describe_base
 from nexus_adapters.cli import main
-from nexus_adapters.cli.info import describe_base
 from nexus_adapters.cli.saved_adapter import read_saved_adapter
 from nexus_adapters.embedded import embedded_adapter
 

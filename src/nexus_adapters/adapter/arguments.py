@@ -94,11 +94,13 @@ def check_config(config: Mapping[str, Any], overridden: Collection[str] = ()) ->
     given = {*config, *overridden, *OPTIONAL_ARGUMENTS}
     missing = [name for name in ARGUMENTS if name not in given]
     unknown = [name for name in config if name not in {*ARGUMENTS, *DIFFUSERS_KEYS} and name[:1] != "_"]
-    if missing or unknown:
-        kind = config.get("_class_name", "NexusAdapter")
+    kind = config.get("_class_name", "NexusAdapter")
+    if missing or unknown or kind != "NexusAdapter":
+        hint = ". `nexus convert` reads T2I-Adapters and the public release's adapters"
         raise ValueError(
             f"config: expected a NexusAdapter's, with {', '.join(ARGUMENTS)}; received a {kind}'s "
             f"(missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})"
+            + (hint if "downscale_factor" in config else "")
         )
 
 

@@ -2,14 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, ClassVar
 
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import (
@@ -23,8 +23,11 @@ from nexus_adapters.adapter.arguments import (
     variant_of,
 )
 from nexus_adapters.adapter.block import Trunk
+from nexus_adapters.adapter.file_names import WEIGHTS
 from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
 from nexus_adapters.adapter.inputs import check_inputs
+from nexus_adapters.adapter.loaded import check_loaded
+from nexus_adapters.adapter.stored import add_hash, check_hash, read_header
 
 
 class NexusAdapter(ModelMixin, ConfigMixin):
@@ -190,10 +193,46 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         """Diffusers' own, told of the tensors that the files hold, in place of what an index says of them."""
         load: Any = super()._load_pretrained_model  # type: ignore[misc]  # diffusers' own, without types
         call = inspect.signature(load).bind(*args, **kwargs)
-        files = [str(file) for file in call.arguments.get("resolved_model_file") or ()]
-        if files and all(file.endswith(".safetensors") for file in files):
-            call.arguments["loaded_keys"] = [name for file in files for name in stored_names(file)]
+        files = [Path(file) for file in call.arguments.get("resolved_model_file") or ()]
+        for file in files:
+            if file.suffix != ".safetensors":
+                raise ValueError(
+                    f"weights: expected safetensors, which hold no code; received '{file}'. `nexus convert` "
+                    "reads the tensors of pickles, and runs nothing of what else is in them"
+                )
+        stored = {name: tensor for file in files for name, tensor in read_header(file).tensors.items()}
+        needed = {name: tuple(tensor.shape) for name, tensor in call.arguments["model"].state_dict().items()}
+        if {name: tensor.shape for name, tensor in stored.items()} == needed:
+            check_hash(files, "weights")  # else `check_loaded` has more to say
+        call.arguments["loaded_keys"] = list(stored)
         return load(*call.args, **call.kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save into a folder; diffusers' own arguments, all of them.
+
+        The SHA-256 of all tensors goes into the metadata of each weights file, by which loading tells
+        whether they are still the same.
+
+        Raises ValueError for `safe_serialization=False`: pickles can hold code, and are not loaded.
+        """
+        save: Any = super().save_pretrained  # type: ignore[misc]  # diffusers' own, without types
+        given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
+        if given.get("safe_serialization", True) is not True:
+            raise ValueError("safe_serialization: expected True; received False")
+        folder, before = Path(save_directory), _written(Path(save_directory))
+        options = {"repo_id", "commit_message", "private", "token", "create_pr"}
+        upload = {name: value for name, value in given.get("kwargs", {}).items() if name in options}
+        pushes = bool(given.pop("push_to_hub", False))
+        extra = {k: v for k, v in given.pop("kwargs", {}).items() if k not in options}
+        save(**given, **extra)
+        after = _written(folder)
+        new = [file for file, changed in after.items() if before.get(file) != changed]
+        if new and given.get("is_main_process", True):
+            add_hash(sorted(new))
+        if pushes:
+            push: Any = self.push_to_hub
+            upload.setdefault("repo_id", folder.name)
+            push(**upload, variant=given.get("variant"))
 
     @classmethod
     def from_config(
@@ -207,38 +246,6 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         )
 
 
-def _offloaded(adapter: nn.Module) -> set[str]:
-    """The parameters that a device map has put aside, and that accelerate's hooks fetch for each call."""
-    names = set()
-    for module_name, module in adapter.named_modules():
-        stored = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or ()
-        for name, _ in module.named_parameters(recurse=False):
-            if name in stored:
-                names.add(f"{module_name}.{name}")
-    return names
-
-
-def stored_names(file: str) -> list[str]:
-    """Of the tensors in a safetensors file."""
-    with safe_open(file, framework="pt") as stored:
-        return list(stored.keys())
-
-
-def check_loaded(adapter: nn.Module, info: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError unless diffusers' loading info says that every tensor was loaded, and no other."""
-    # Whatever diffusers may have overlooked: the parameter then stays on `meta`.
-    left_empty = {name for name, tensor in adapter.named_parameters() if tensor.is_meta}
-    left_empty -= _offloaded(adapter)
-    misshapen = {
-        f"{name} {tuple(found)}, expected {tuple(expected)}"
-        for name, found, expected in info.get("mismatched_keys", ())
-    }
-    left_empty -= {name for name, _, _ in info.get("mismatched_keys", ())}
-    problems = {
-        "missing": left_empty | set(info.get("missing_keys", ())),
-        "surplus": set(info.get("unexpected_keys", ())),
-        "misshapen": misshapen,
-    }
-    found = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
-    if found:
-        raise ValueError(f"weights in {path}: expected exactly the tensors of the config; received {found}")
+def _written(folder: Path) -> dict[Path, int]:
+    """The weights files in a folder, and when they were written."""
+    return {file: file.stat().st_mtime_ns for file in folder.glob(f"{WEIGHTS}*.safetensors")}

@@ -1,17 +1,6 @@
 """`nexus info`: describe a saved adapter."""
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
-
-_SD_CHANNELS = [320, 640, 1280, 1280]
-# (channels, pools, unshuffle, text_width) of the adapters for well-known bases.
-_BASES: list[tuple[str, list[int], list[int], int, int]] = [
-    ("Stable Diffusion 1.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 768),
-    ("Stable Diffusion 2.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 1024),
-    ("Stable Diffusion XL", _SD_CHANNELS, [0, 0, 1, 0], 16, 2048),
-    ("the embedded Stable Diffusion", [96, 96, 96, 128], [0, 1, 1, 1], 8, 160),
-]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the variant, the parameters, the base it fits, and the hash of the weights."""
+    from nexus_adapters.adapter.bases import describe_base
     from nexus_adapters.cli.saved_adapter import read_saved_adapter
 
     adapter = read_saved_adapter(args.path)
@@ -36,14 +26,3 @@ def run(args: argparse.Namespace) -> int:
     for label, value in rows.items():
         print(f"{label:12}{value}")
     return 0
-
-
-def describe_base(config: Mapping[str, Any]) -> str:
-    """Say which base an adapter of this config fits: by name where known, and by the numbers that count."""
-    pools = [int(pool) for pool in config["pools"]]
-    numbers_of_config = [list(config["channels"]), pools, config["unshuffle"], config["text_width"]]
-    numbers = f"text width {config['text_width']}, channels {', '.join(map(str, config['channels']))}"
-    for name, *numbers_of_base in _BASES:
-        if numbers_of_base == numbers_of_config:
-            return f"{name} ({numbers})"
-    return f"{numbers}, condition pixels per feature pixel {config['unshuffle']}"

@@ -1,6 +1,5 @@
 """What a saved adapter's files say about it, without building the model."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -8,24 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from nexus_adapters.adapter.arguments import check_arguments, variant_of
 from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
+from nexus_adapters.adapter.stored import StoredTensor, hash_tensors, read_header
 
 CONFIG = "config.json"
-_READ_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies in a safetensors file. `dtype` as written there, such as "F16"."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -57,21 +43,8 @@ class SavedAdapter:
         return tuple(sorted({tensor.dtype for tensor in self.tensors.values()}))
 
     def sha256(self) -> str:
-        """Hash of the weights: the same for the same weights, however they are sharded and described.
-
-        Over each tensor, in sorted order of the names: dtype, space, shape joined by commas, newline, in
-        ASCII; then the bytes as stored.
-        """
-        digest = hashlib.sha256()
-        for _, tensor in sorted(self.tensors.items()):
-            digest.update(f"{tensor.dtype} {','.join(map(str, tensor.shape))}\n".encode())
-            with tensor.file.open("rb") as stream:
-                stream.seek(tensor.start)
-                left = tensor.end - tensor.start
-                while left > 0 and (block := stream.read(min(left, _READ_BYTES))):
-                    digest.update(block)
-                    left -= len(block)
-        return digest.hexdigest()
+        """Hash of the weights, by `hash_tensors`."""
+        return hash_tensors(self.tensors)
 
 
 def read_saved_adapter(folder: str | Path, argument: str = "PATH") -> SavedAdapter:
@@ -88,7 +61,7 @@ def read_saved_adapter(folder: str | Path, argument: str = "PATH") -> SavedAdapt
     files = _weight_files(folder, argument)
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        tensors.update(_read_header(file, argument))
+        tensors.update(read_header(file, argument).tensors)
     return SavedAdapter(config, files, tensors)
 
 
@@ -150,22 +123,3 @@ def _shards(index: Path, argument: str) -> tuple[Path, ...]:
         if not file.is_file():
             raise ValueError(f"{argument}: expected the shard '{file}', which the index names; received none")
     return files
-
-
-def _read_header(file: Path, argument: str) -> dict[str, StoredTensor]:
-    try:
-        with safe_open(file, framework="np"):  # checks the header and that the bytes are all there
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{argument}: expected safetensors; received '{file}' ({error})") from error
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    data = 8 + length
-    return {
-        name: StoredTensor(
-            file, entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"])
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }

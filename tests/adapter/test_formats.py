@@ -1,0 +1,361 @@
+"""Adapters in others' formats, each written in that format's exact key layout."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from safetensors.torch import load_file, save_file
+from tests import tiny
+from torch import Tensor
+
+from nexus_adapters.adapter.formats import export_file, import_adapter
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.adapter.trunk import lost_norm, split_kernel
+
+SD = {"channels": [64, 128, 128, 128], "num_res_blocks": 2, "downscale_factor": 8}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def t2i(in_channels=3, **changes):
+    torch.manual_seed(2)
+    return T2IAdapter(in_channels=in_channels, **SD | changes).eval()
+
+
+def nexus(variant="prime", **changes):
+    torch.manual_seed(3)
+    arguments = {
+        "channels": SD["channels"],
+        "pools": [0, 1, 1, 1],
+        "unshuffle": 8,
+        "groups": 1 if variant == "prime" else 2,
+        "text_width": 768,
+        "heads": 1,
+        "head_width": 64,
+    }
+    return NexusAdapter(**arguments | changes).eval()
+
+
+def same(adapter, other):
+    ours, theirs = adapter.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def as_original(adapter: T2IAdapter) -> dict[str, Tensor]:
+    """The names under which T2I-Adapters were first published, written down one by one."""
+    stored, found = adapter.state_dict(), {}
+    for part in ("weight", "bias"):
+        found[f"conv_in.{part}"] = stored[f"adapter.conv_in.{part}"]
+        found[f"body.2.in_conv.{part}"] = stored[f"adapter.body.1.in_conv.{part}"]
+        for stage in range(4):
+            for unit in range(2):
+                for block in ("block1", "block2"):
+                    name = f"body.{2 * stage + unit}.{block}.{part}"
+                    found[name] = stored[f"adapter.body.{stage}.resnets.{unit}.{block}.{part}"]
+    return found
+
+
+# The release's config, and what it writes there: `groups` says nothing of the weights.
+RELEASE = {"_class_name": "NexusAdapter", "_diffusers_version": "0.30.0", "in_channels": 3, **SD}
+
+
+@pytest.mark.parametrize("variant", ["prime", "slim"])
+@pytest.mark.parametrize("form", ["folder", "folder of pickles", "state dict", "pickled state dict"])
+def test_the_releases_adapters_come_in_exactly(tmp_path, variant, form):
+    expected = nexus(variant)
+    stored = expected.state_dict()
+    assert ("adapter.body.0.resnets.0.block1.gwc.weight" in stored) == (variant == "slim")
+    source = tmp_path / "release"
+    if form.startswith("folder"):
+        source.mkdir()
+        config = RELEASE | {"adapter_type": "full_adapter", "groups": 2}
+        (source / "config.json").write_text(json.dumps(config))
+        if form == "folder":
+            save_file(stored, source / WEIGHTS)
+        else:
+            torch.save(stored, source / "diffusion_pytorch_model.bin")
+    elif form == "state dict":
+        source = tmp_path / "weights.safetensors"
+        save_file(stored, source)
+    else:
+        source = tmp_path / "weights.pth"
+        torch.save({"state_dict": stored}, source)
+    found = import_adapter(source)
+    assert found.kind == "an adapter of the public release"
+    assert found.adapter.variant == variant
+    assert same(found.adapter, expected)
+    assert dict(found.adapter.config)["residual"] is False
+    assert {k: v for k, v in found.adapter.config.items() if k[:1] != "_"} == {
+        k: v for k, v in expected.config.items() if k[:1] != "_"
+    }
+    text = torch.randn(1, 5, 768)
+    pairs = zip(found.adapter(tiny.condition(), text), expected(tiny.condition(), text), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_releases_xl_adapter(tmp_path):
+    expected = nexus(pools=[0, 0, 1, 0], unshuffle=16, text_width=2048)
+    save_file(expected.state_dict(), tmp_path / "xl.safetensors")
+    assert import_adapter(tmp_path / "xl.safetensors").adapter.config["pools"] == (0, 0, 1, 0)
+    source = tmp_path / "release"
+    source.mkdir()
+    config = RELEASE | {"adapter_type": "full_adapter_xl", "downscale_factor": 16, "groups": 1}
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(expected.state_dict(), source / WEIGHTS)
+    found = import_adapter(source).adapter
+    assert same(found, expected)
+    assert found.config["text_width"] == 2048
+
+
+def test_heads_of_the_release(tmp_path):
+    """Ten of 64 for SD's widths, told by the attention's tensors."""
+    expected = nexus(channels=[320, 640, 1280, 1280], heads=10, head_width=64)
+    save_file(expected.state_dict(), tmp_path / "sd.safetensors")
+    config = import_adapter(tmp_path / "sd.safetensors").adapter.config
+    assert (config["heads"], config["head_width"]) == (10, 64)
+    assert sum(p.numel() for p in expected.parameters()) == 85_817_600
+    narrow = nexus(heads=3, head_width=32)
+    save_file(narrow.state_dict(), tmp_path / "narrow.safetensors")
+    config = import_adapter(tmp_path / "narrow.safetensors").adapter.config
+    assert (config["heads"], config["head_width"]) == (3, 32)
+
+
+@pytest.mark.parametrize("form", ["folder", "pth", "flat safetensors"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_t2i_adapter_starts_a_prime(tmp_path, form, residual):
+    trunk = t2i()
+    source = tmp_path / "t2i"
+    if form == "folder":
+        trunk.save_pretrained(source)
+    elif form == "pth":
+        source = tmp_path / "t2iadapter_canny_sd14v1.pth"
+        torch.save(as_original(trunk), source)
+    else:
+        source = tmp_path / "t2i.safetensors"
+        save_file(as_original(trunk), source)
+    found = import_adapter(source, residual=residual, zero_init=residual)
+    assert found.kind == "a T2I-Adapter"
+    assert found.adapter.config["text_width"] == 768
+    ours, theirs = found.adapter.state_dict(), trunk.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    if residual:  # until it is trained it gives what the T2I-Adapter gives
+        pairs = zip(
+            found.adapter(tiny.condition(), torch.randn(1, 5, 768)), trunk(tiny.condition()), strict=True
+        )
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert same(import_adapter(source, residual=residual, zero_init=residual).adapter, found.adapter)
+    if not residual:
+        assert not same(import_adapter(source, seed=1).adapter, found.adapter)
+
+
+def test_a_stem_for_grey_maps_reads_three_channels(tmp_path):
+    trunk = t2i(in_channels=1)
+    torch.save(as_original(trunk), tmp_path / "depth.pth")
+    found = import_adapter(tmp_path / "depth.pth", residual=True, zero_init=True)
+    assert found.adapter.config["in_channels"] == 3
+    assert "one channel" in " ".join(found.notes)
+    grey = torch.rand(1, 1, 64, 64)
+    pairs = zip(found.adapter(grey.expand(1, 3, 64, 64), torch.randn(1, 5, 768)), trunk(grey), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_a_t2i_adapter_for_xl(tmp_path):
+    trunk = t2i(downscale_factor=16, adapter_type="full_adapter_xl")
+    trunk.save_pretrained(tmp_path / "xl")
+    torch.save(as_original(trunk), tmp_path / "xl.pth")
+    for source in ("xl", "xl.pth"):
+        found = import_adapter(tmp_path / source, residual=True, zero_init=True).adapter
+        assert (found.config["text_width"], found.config["pools"]) == (2048, (0, 0, 1, 0))
+        pairs = zip(found(tiny.condition(), torch.randn(1, 5, 2048)), trunk(tiny.condition()), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert import_adapter(tmp_path / "xl", text_width=1024).adapter.config["text_width"] == 1024
+
+
+def test_a_t2i_adapter_starts_a_slim(tmp_path):
+    t2i().save_pretrained(tmp_path)
+    found = import_adapter(tmp_path, "slim")
+    assert found.adapter.variant == "slim"
+    assert any("least squares" in note and "%" in note and "bias" in note for note in found.notes)
+    stored = found.adapter.state_dict()
+    dense = t2i().state_dict()["adapter.body.0.resnets.0.block1.weight"]
+    grouped, pointwise = split_kernel(dense, 2)
+    assert torch.equal(stored["adapter.body.0.resnets.0.block1.gwc.weight"], grouped)
+    assert torch.equal(stored["adapter.body.0.resnets.0.block1.pwc.weight"], pointwise)
+
+
+def test_the_split_kernel_is_the_least_squares_solution():
+    """Against lstsq over all the entries that a grouped 3x3 and a 1x1 can reach."""
+    channels, groups = 4, 2
+    dense = torch.randn(channels, channels, 3, 3, dtype=torch.float64)
+    columns = []
+    for out in range(channels):
+        for inner in range(channels):
+            same_group = out * groups // channels == inner * groups // channels
+            for place in range(9) if same_group else ():
+                entry = torch.zeros(channels, channels, 9, dtype=torch.float64)
+                entry[out, inner, place] = 1
+                columns.append(entry.flatten())
+            entry = torch.zeros(channels, channels, 9, dtype=torch.float64)
+            entry[out, inner, 4] = 1  # the 1x1
+            columns.append(entry.flatten())
+    matrix = torch.stack(columns, 1)
+    solution = torch.linalg.lstsq(matrix, dense.flatten()[:, None], driver="gelsd").solution
+    nearest = (matrix @ solution).reshape(dense.shape)
+    grouped, pointwise = split_kernel(dense, groups)
+    found = torch.zeros_like(dense)
+    for g in range(groups):
+        rows = slice(2 * g, 2 * g + 2)
+        found[rows, rows] += grouped[rows]
+    found[:, :, 1:2, 1:2] += pointwise
+    assert torch.allclose(found, nearest)
+    assert lost_norm(dense, groups) == pytest.approx(float((dense - nearest).square().sum()))
+    assert (grouped.square().sum() + pointwise.square().sum()) == pytest.approx(
+        float(solution.square().sum())
+    )
+
+
+@pytest.mark.parametrize("variant", ["prime", "slim"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_round_trips_are_exact(tmp_path, variant, dtype):
+    adapter = nexus(variant, residual=True).to(dtype)
+    export_file(adapter, tmp_path / "one.safetensors", {"base": "mine"})
+    once = import_adapter(tmp_path / "one.safetensors").adapter
+    once.save_pretrained(tmp_path / "folder", max_shard_size="300KB")
+    assert len(list((tmp_path / "folder").glob("*.safetensors"))) > 1
+    twice = import_adapter(tmp_path / "folder").adapter
+    export_file(twice, tmp_path / "two.safetensors", {"base": "mine"})
+    assert same(adapter, once)
+    assert same(adapter, twice)
+    assert once.dtype == twice.dtype == dtype
+    assert {k: v for k, v in twice.config.items() if k[:1] != "_"} == {
+        k: v for k, v in adapter.config.items() if k[:1] != "_"
+    }
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+class Trap:
+    """What a pickle with code does when it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_with_code_does_not_execute(tmp_path, protocol):
+    sprung = tmp_path / "sprung"
+    with (tmp_path / "trap.pth").open("wb") as file:
+        pickle.dump({"conv_in.weight": torch.zeros(1), "x": Trap(sprung)}, file, protocol=protocol)
+    torch.save({"conv_in.weight": Trap(sprung)}, tmp_path / "zip.pth")
+    for name in ("trap.pth", "zip.pth"):
+        with pytest.raises(
+            ValueError, match=rf"^source: expected pickled tensors.* '.*{name}', .*It was not run"
+        ):
+            import_adapter(tmp_path / name)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "seems"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", "a whole Stable Diffusion checkpoint"),
+        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
+        ("down_blocks.0.resnets.0.conv1.weight", "a UNet"),
+        ("unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "a LoRA"),
+        ("lora_unet_down_blocks_0.lora_up.weight", "a LoRA"),
+        ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter"),
+        ("text_model.embeddings.token_embedding.weight", "a text encoder"),
+        ("encoder.down_blocks.0.resnets.0.conv1.weight", "a VAE"),
+        ("emb_params", "a textual inversion"),
+        ("body.0.out_conv.weight", "a light T2I-Adapter"),
+        ("something.weight", r"something else \(something.weight\)"),
+    ],
+)
+def test_what_is_no_adapter_is_told_by_what_it_seems(tmp_path, name, seems):
+    save_file({name: torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"^source: expected an adapter; received '.*', which seems to be {seems}"
+    ):
+        import_adapter(tmp_path / "x.safetensors")
+
+
+def test_a_light_t2i_adapter_is_refused(tmp_path):
+    t2i(adapter_type="light_adapter").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a light T2I-Adapter, whose trunk is another"):
+        import_adapter(tmp_path)
+
+
+def mixed_up(change):
+    tensors = nexus().state_dict()
+    change(tensors)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("adapter.body.1.norm1.bias"), "received missing: adapter.body.1.norm1.bias"),
+        (lambda t: t.pop("adapter.conv_in.weight"), "expected adapter.conv_in.weight; received"),
+        (lambda t: t.update({"adapter.more": torch.zeros(1)}), "surplus: adapter.more"),
+        (
+            lambda t: t.update({"adapter.body.2.norm1.bias": torch.zeros(7)}),
+            r"misshapen: adapter.body.2.norm1.bias \(7,\), expected \(128,\)",
+        ),
+        (
+            lambda t: t["adapter.conv_in.bias"].fill_(float("nan")),
+            "expected finite numbers; .* adapter.conv_in.bias",
+        ),
+        (
+            lambda t: t.update({"adapter.body.1.resnets.0.block1.gwc.weight": torch.zeros(128, 64, 3, 3)}),
+            "surplus: adapter.body.1.resnets.0.block1.gwc.weight",
+        ),
+        (lambda t: t.update({"adapter.conv_in.weight": torch.zeros(64, 75, 3, 3)}), "received 75 inputs"),
+    ],
+)
+def test_mixed_up_files_are_refused(tmp_path, change, message):
+    save_file(mixed_up(change), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=message):
+        import_adapter(tmp_path / "x.safetensors")
+
+
+def test_what_cannot_be_read(tmp_path):
+    for name, content in {
+        "a.safetensors": b"x" * 20,
+        "b.pth": b"x" * 20,
+        "c.pth": b"",
+        "d.safetensors": b"",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^source: expected .*{name}"):
+            import_adapter(tmp_path / name)
+    with pytest.raises(ValueError, match=r"^source: .* which does not exist"):
+        import_adapter(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"^source: expected weights; received"):
+        import_adapter(tmp_path / "empty")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"^source: expected tensors by name; received .* a list"):
+        import_adapter(tmp_path / "list.pth")
+
+
+def test_folders_of_other_models(tmp_path):
+    tiny.unet().save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match="whose config is a UNet2DConditionModel's"):
+        import_adapter(tmp_path / "unet")
+    tiny.sd15().save_pretrained(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="a pipeline: give its adapter's folder"):
+        import_adapter(tmp_path / "pipe")
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    export_file(nexus(), tmp_path / "x.safetensors")
+    content = bytearray((tmp_path / "x.safetensors").read_bytes())
+    content[-9] ^= 4
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^source: expected tensors with the SHA-256"):
+        import_adapter(tmp_path / "x.safetensors")
+    assert load_file(tmp_path / "x.safetensors")
