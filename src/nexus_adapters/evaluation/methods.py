@@ -42,10 +42,12 @@ def generate(
     policy: str = "positive",
     adapter_prompts: Sequence[str] | None = None,
     show_progress: bool = True,
+    level_scales: Sequence[float] | str | None = None,
 ) -> Images:
     """One image a scene, from the scene's prompt and condition; each method starts from the same noise.
 
-    `adapter_prompts`: what a Nexus adapter reads instead of the prompts that the base reads.
+    `adapter_prompts`: what a Nexus adapter reads instead of the prompts that the base reads. `level_scales`
+    as in `Control`, of a Nexus adapter.
     """
     shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
     latents = initial_latents(len(scenes), shape, sampling.seed)
@@ -61,7 +63,7 @@ def generate(
             "output_type": "np",
         }
         swapped = None if adapter_prompts is None else adapter_prompts[part]
-        output = _run(base, adapter, chosen, arguments, policy, swapped)
+        output = _run(base, adapter, chosen, arguments, policy, swapped, level_scales)
         images += list(np.rint(output * 255).astype(np.uint8))
     return images
 
@@ -73,6 +75,7 @@ def _run(
     arguments: dict[str, Any],
     policy: str,
     adapter_prompts: Sequence[str] | None,
+    level_scales: Sequence[float] | str | None,
 ) -> Float[np.ndarray, "b h w 3"]:
     pipe: Any = base  # diffusers has no types for much of its pipelines
     reading = nullcontext() if adapter_prompts is None else _reading(adapter, pipe, adapter_prompts)
@@ -85,7 +88,7 @@ def _run(
         pipe.set_progress_bar_config(disable=True)
         if adapter is None or isinstance(adapter, T2IAdapter):
             return np.asarray(pipe(**arguments).images)
-        with attach(pipe, Control(adapter, conditions, policy=policy)):
+        with attach(pipe, Control(adapter, conditions, policy=policy, level_scales=level_scales)):
             return np.asarray(pipe(**arguments).images)
 
 

@@ -145,7 +145,7 @@ def _announce(
         tensors = entry.as_tensors().values()
         needed = len(missing) * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         free = shutil.disk_usage(cache.folder).free
-        size = f"{len(missing)} samples, about {needed / 2**30:.2f} GiB"
+        size = f"{len(missing)} samples, about {needed / 2**20:,.0f} MiB"
         print(f"cache: encoding {size}, into '{cache.folder}'", file=sys.stderr, flush=True)
         if needed > free:
             raise OSError(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from PIL import Image
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.output import identity
 from nexus_adapters.training.public import without_folders
+
+_OUTLIVING: list[Any] = []  # process groups
 
 
 def open_accelerator(config: TrainConfig) -> Accelerator:
@@ -71,6 +74,19 @@ def show_to_trackers(accelerator: Accelerator, sheet: Image.Image, step: int) ->
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         if hasattr(tracker, "log_images"):
             tracker.log_images({"pictures": np.asarray(sheet)[None]}, step=step, **layout)
+
+
+def leave_together(accelerator: Accelerator) -> None:
+    """End the run on all processes at once.
+
+    torch (2.13) ends a gloo group by waiting for the group's threads while it holds the interpreter. One of
+    them may just be giving back a tensor of the last exchange, for which it waits for the interpreter: then
+    neither moves on. So the group outlives the run.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        _OUTLIVING.append(torch.distributed.group.WORLD)
+    accelerator.end_training()
 
 
 def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:

@@ -45,7 +45,12 @@ from nexus_adapters.training.output import (
 )
 from nexus_adapters.training.pictures import draw_pictures, held_out_pictures, structure_score
 from nexus_adapters.training.precision import Precision, choose_precision
-from nexus_adapters.training.processes import check_shared, open_accelerator, told_to_trackers
+from nexus_adapters.training.processes import (
+    check_shared,
+    leave_together,
+    open_accelerator,
+    told_to_trackers,
+)
 from nexus_adapters.training.samples import Split, open_samples
 from nexus_adapters.training.state import TrainState
 from nexus_adapters.training.validation import Validation
@@ -174,8 +179,7 @@ def _train(
         )
     if accelerator.is_main_process:
         export(state.result, config, steps, material.report.total)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave_together(accelerator)
 
 
 def _new_adapter(config: TrainConfig, unet: Any, shape: BaseShape, device: torch.device) -> Any:

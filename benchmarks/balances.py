@@ -1,0 +1,67 @@
+"""What level scales do to structure and words: the choice of the balance "control".
+
+    python benchmarks/balances.py
+
+Draws test scenes that canny.py does not draw, with the package's Prime, under a few level scales, and writes
+results/balances.json: means with 95 % intervals of color binding and edge F1 for each.
+"""
+
+from __future__ import annotations
+
+from machine import benchmark_parser, folder_hash, report
+from tqdm import tqdm
+
+from nexus_adapters import embedded
+from nexus_adapters.embedded import BETTER_FORM, embedded_adapter, load_embedded_base
+from nexus_adapters.evaluation.methods import Sampling, generate
+from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
+from nexus_adapters.injection.strength import BALANCES
+from nexus_adapters.metrics.bootstrap import bootstrap_mean
+
+FIRST_SEED = 20_000
+METRICS = ("binding_color", "edge_f1")
+# Level scales and policy. The web UI's "control" is its soft weights for the prompt's branch alone.
+CANDIDATES: list[tuple[tuple[float, ...], str]] = [
+    (BALANCES["balanced"], "positive"),
+    (BALANCES["prompt"], "positive"),
+    (BALANCES["prompt"], "cond_only"),
+    (BALANCES["balanced"], "cond_only"),
+    ((1.25, 1.25, 1.25, 1.25), "positive"),
+    ((1.5, 1.5, 1.5, 1.5), "positive"),
+    ((1.5, 1.25, 1.0, 1.0), "positive"),
+    ((1.0, 1.0, 1.25, 1.5), "positive"),
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
+    args = parser.parse_args(arguments)
+    count, steps = (2, 2) if args.quick else (args.scenes, args.steps)
+    base, scenes = load_embedded_base(), load_test_scenes(count, first_seed=FIRST_SEED)
+    adapter = embedded_adapter(BETTER_FORM["prime"])
+    sampling = Sampling(steps, embedded.EMBEDDED_GUIDANCE)
+    rows = []
+    for numbers, policy in tqdm(CANDIDATES, unit="cell"):
+        images = generate(base, adapter, scenes, sampling, policy, show_progress=False, level_scales=numbers)
+        scores = score_images(images, scenes)
+        means = {
+            name: dict(zip(("value", "low", "high"), map(float, bootstrap_mean(scores[name])), strict=True))
+            for name in METRICS
+        }
+        rows.append({"level_scales": list(numbers), "policy": policy, **means})
+    settings = {
+        "test_scenes": count,
+        "first_seed": FIRST_SEED,
+        "steps": steps,
+        "guidance_scale": embedded.EMBEDDED_GUIDANCE,
+        "seed": sampling.seed,
+        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")},
+    }
+    report("balances", args, settings, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
