@@ -15,17 +15,17 @@ from nexus_adapters import embedded
 from nexus_adapters.embedded import BETTER_FORM, embedded_adapter, load_embedded_base
 from nexus_adapters.evaluation.methods import Sampling, generate
 from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
-from nexus_adapters.injection.strength import BALANCES
+from nexus_adapters.injection.strength import LEVEL_SCALES
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
 
 FIRST_SEED = 20_000
 METRICS = ("binding_color", "edge_f1")
 # Level scales and policy. The web UI's "control" is its soft weights for the prompt's branch alone.
 CANDIDATES: list[tuple[tuple[float, ...], str]] = [
-    (BALANCES["balanced"], "positive"),
-    (BALANCES["prompt"], "positive"),
-    (BALANCES["prompt"], "cond_only"),
-    (BALANCES["balanced"], "cond_only"),
+    (LEVEL_SCALES["balanced"], "positive"),
+    (LEVEL_SCALES["prompt"], "positive"),
+    (LEVEL_SCALES["prompt"], "cond_only"),
+    (LEVEL_SCALES["balanced"], "cond_only"),
     ((1.25, 1.25, 1.25, 1.25), "positive"),
     ((1.5, 1.5, 1.5, 1.5), "positive"),
     ((1.5, 1.25, 1.0, 1.0), "positive"),

@@ -25,6 +25,7 @@ from nexus_adapters.cli.demo_scenes import demo_scenes
 from nexus_adapters.cli.sheet import Row, Sheet, draw_sheet
 from nexus_adapters.embedded import BETTER_FORM, EMBEDDED_GUIDANCE, embedded_adapter, load_embedded_base
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
+from nexus_adapters.injection import balance
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import SIZE
@@ -199,9 +200,9 @@ def prompt_against_map(studio: Studio) -> tuple[str, list[Cell]]:
         (("Map", "of another scene"), scene.condition),
         (("Base", "prompt alone"), studio.draw(told)),
     ]
-    for balance in ("prompt", "balanced", "control"):
-        control = Control(studio.prime, scene.condition, level_scales=balance)
-        cells.append(((balance, "level scales"), studio.draw(told, control)))
+    for name in ("prompt", "balanced", "control"):
+        control = Control(studio.prime, scene.condition, **balance(name))
+        cells.append(((name, "balance"), studio.draw(told, control)))
     return told, cells
 
 

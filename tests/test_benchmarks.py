@@ -295,3 +295,22 @@ def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
     assert module.best_scale(scores) == scales[1]
     assert module.better_forms(scores, scales[1]) == {"prime": "prime", "slim": "slim"}
     assert module.better_forms(scores, scales[0]) == {"prime": "prime-residual", "slim": "slim"}
+
+
+def test_balances(benchmark, tmp_path, tiny_weights):
+    module = benchmark("balances")
+    name, measured = run(module, tmp_path)
+    assert name == "balances"
+    assert [(tuple(row["level_scales"]), row["policy"]) for row in measured["rows"]] == module.CANDIDATES
+    for row in measured["rows"]:
+        assert 0 <= row["edge_f1"]["low"] <= row["edge_f1"]["value"] <= row["edge_f1"]["high"] <= 1
+
+
+def test_true_size(benchmark, tmp_path):
+    name, measured = run(benchmark("true_size"), tmp_path, "--threads", "1")
+    assert name == "true_size"
+    assert set(measured) == {"tiny prime", "tiny slim"}
+    for found in measured.values():
+        assert found["scale_0_is_the_base"]
+        assert found["control_changes_the_output"]
+        assert found["peak_memory_gib"] > 0.1

@@ -554,7 +554,7 @@ def test_half_precision_follows_the_call(adapter):
 
 
 @pytest.mark.parametrize("config", [tiny.SD15_UNET, tiny.SDXL_UNET], ids=["sd15", "sdxl"])
-@pytest.mark.parametrize("size", [(8, 8), (72, 88), (104, 56), (24, 200)])
+@pytest.mark.parametrize("size", [(8, 8), (72, 88), (104, 56), (24, 200), (1000, 8), (8, 1016), (1016, 136)])
 def test_any_multiple_of_8(config, size):
     unet = tiny.unet(config)
     adapter = tiny.adapter(unet)

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from tests import tiny
 
-from nexus_adapters.injection.strength import BALANCES, check_level_scales, check_scale, scale_at
+from nexus_adapters.injection import Control
+from nexus_adapters.injection.strength import (
+    BALANCES,
+    LEVEL_SCALES,
+    balance,
+    check_level_scales,
+    check_scale,
+    scale_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,7 @@ def test_a_function_must_give_a_number():
 def test_level_scales():
     assert check_level_scales(None, 4) is None
     assert check_level_scales([1, 0, 0.5, 2], 4) == (1.0, 0.0, 0.5, 2.0)
-    assert check_level_scales("prompt", 4) == (0.25, 0.62, 0.825, 1.0) == BALANCES["prompt"]
+    assert check_level_scales("prompt", 4) == (0.25, 0.62, 0.825, 1.0) == LEVEL_SCALES["prompt"]
     assert check_level_scales("balanced", 3) == (1.0, 1.0, 1.0)
     assert check_level_scales("prompt", 3) == pytest.approx((0.25, 0.7225, 1.0))
     assert check_level_scales("prompt", 1) == (0.25,)
@@ -71,7 +80,8 @@ def test_level_scales():
     [
         ([1, 1], "expected 4 numbers, one per feature .* received 2$"),
         (1.0, "expected 4 numbers, .* received 1.0$"),
-        ("soft", "expected 4 numbers, or one of balanced, prompt, control; received 'soft'$"),
+        ("soft", "expected 4 numbers, or one of balanced, prompt; received 'soft'$"),
+        ("control", r"expected 4 .* received 'control', a balance: \*\*balance\(\"control\"\)$"),
     ],
 )
 def test_what_are_no_level_scales(wrong, message):
@@ -79,3 +89,17 @@ def test_what_are_no_level_scales(wrong, message):
         check_level_scales(wrong, 4)
     with pytest.raises(ValueError, match=r"^level_scales\[1\]: expected a finite number; received 'a'"):
         check_level_scales([1, "a"], 2)
+
+
+def test_balances_are_settings_of_a_control():
+    adapter = tiny.adapter(tiny.unet())
+    found = {name: Control(adapter, tiny.condition(), **balance(name)) for name in BALANCES}
+    assert {name: (control.level_scales, control.policy) for name, control in found.items()} == {
+        "balanced": ((1, 1, 1, 1), "positive"),
+        "prompt": ((0.25, 0.62, 0.825, 1), "positive"),
+        "control": ((1, 1, 1, 1), "cond_only"),
+    }
+    with pytest.raises(
+        ValueError, match=r"^balance: expected one of balanced, prompt, control; received 'both'$"
+    ):
+        balance("both")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextModel
 
 from nexus_adapters import NexusAdapter
@@ -19,6 +20,7 @@ from nexus_adapters.training.checkpoint import latest_checkpoint
 from nexus_adapters.training.loss import draw_timesteps
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+DOCS = SCRIPTS.parent / "docs"
 SCENES = 4
 SIZES = ("--scenes", SCENES, "--steps", 2, "--batch-size", 2)
 
@@ -297,3 +299,24 @@ def test_a_paraphrase_is_told_from_the_prompt_and_the_words_before(scripts):
     assert torch.allclose(paraphraser(later, prompt, is_padding)[:, :4], logits[:, :4], atol=1e-5)
     assert torch.allclose(paraphraser(tokens, padded, is_padding)[1], logits[1], atol=1e-5)
     assert not torch.allclose(paraphraser(tokens, read, is_padding), logits, atol=1e-3)
+
+
+def test_the_gallery(scripts, root, monkeypatch):
+    """One sheet of each kind of drawing, in two steps."""
+    gallery = scripts("gallery")
+    monkeypatch.setattr(gallery, "STEPS", 2)
+    gallery.main(["--out", str(root / "gallery"), "--only", "mask", "inpainting", "image-to-image"])
+    assert sorted(path.name for path in (root / "gallery").iterdir()) == [
+        "image-to-image.png",
+        "inpainting.png",
+        "mask.png",
+    ]
+    with Image.open(root / "gallery" / "mask.png") as sheet:
+        assert sheet.width > 1000
+
+
+def test_the_gallerys_page_shows_each_sheet(scripts):
+    page = (DOCS / "gallery.md").read_text()
+    for name in scripts("gallery").SHEETS:
+        assert f"(gallery/{name}.png)" in page
+        assert (DOCS / "gallery" / f"{name}.png").is_file()

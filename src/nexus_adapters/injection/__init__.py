@@ -7,5 +7,6 @@ embeddings and condition, keeps them for the following steps, and adds them to t
 from nexus_adapters.injection.attach import Attachment, attach
 from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.residuals import residuals
+from nexus_adapters.injection.strength import balance
 
-__all__ = ["Attachment", "Control", "attach", "residuals"]
+__all__ = ["Attachment", "Control", "attach", "balance", "residuals"]

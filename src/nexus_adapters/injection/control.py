@@ -86,8 +86,8 @@ class Control:
         mask: where the control acts: white, in part where it is grey, and not where it is black. A PIL image,
             a tensor (K, 1, H, W) in [0, 1], or a list of these; one for all conditions or one each. It covers
             the image as the condition does, in whatever resolution; a feature gets the mean over its pixels.
-        level_scales: one more factor per feature, finest first, or the name of a balance: "balanced" is 1 for
-            all, "prompt" 0.25, 0.62, 0.825, 1, and "control" 1.5, 1.25, 1, 1.
+        level_scales: one more factor per feature, finest first; or a name: "balanced" is 1 for all, "prompt"
+            0.25, 0.62, 0.825, 1. `balance` has more to choose from.
         crop: (left, top, right, bottom) in pixels of the condition: the part of it that the latents show,
             where a pipeline denoises one: with `padding_mask_crop`, that is
             `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`.

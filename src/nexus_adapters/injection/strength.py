@@ -11,13 +11,31 @@ from torch import Tensor
 # A number, a function of the position in the schedule, or numbers for equal parts of it.
 Scale: TypeAlias = float | Callable[[float], float] | tuple[float, ...]
 
-# Factors of the features, first level (the finest) to last, for four levels. "prompt" has the soft weights
-# that the web UI's ControlNet extension gives T2I-Adapters; "control" was measured (docs/decisions.md).
-BALANCES: dict[str, tuple[float, ...]] = {
+# Factors of the features by name, first level (the finest) to last, for four levels. "prompt" has the soft
+# weights that the web UI's ControlNet extension gives T2I-Adapters.
+LEVEL_SCALES: dict[str, tuple[float, ...]] = {
     "balanced": (1.0, 1.0, 1.0, 1.0),
     "prompt": (0.25, 0.62, 0.825, 1.0),
-    "control": (1.5, 1.25, 1.0, 1.0),
 }
+
+# What a control is to put first, as settings of one. Larger factors do not make structure stronger; leaving
+# the negative branch without features does (benchmarks/balances.py).
+BALANCES: dict[str, dict[str, Any]] = {
+    "balanced": {"level_scales": "balanced", "policy": "positive"},
+    "prompt": {"level_scales": "prompt", "policy": "positive"},
+    "control": {"level_scales": "balanced", "policy": "cond_only"},
+}
+
+
+def balance(name: str) -> dict[str, Any]:
+    """Settings of a control by what it is to put first: `Control(adapter, condition, **balance("control"))`.
+
+    "balanced" is the default: factors 1, 1, 1, 1 and the policy "positive". "prompt" has factors 0.25, 0.62,
+    0.825, 1. "control" has factors 1, 1, 1, 1 and the policy "cond_only". ValueError for another name.
+    """
+    if name not in BALANCES:
+        raise ValueError(f"balance: expected one of {', '.join(BALANCES)}; received {name!r}")
+    return dict(BALANCES[name])
 
 
 def check_number(value: object, name: str) -> float:
@@ -64,19 +82,20 @@ def scale_at(scale: Scale, position: float) -> float:
 
 
 def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
-    """One number per feature: those given, or a balance's. ValueError for another count or other values.
+    """One number per feature: those given, or those of a name. ValueError for another count or other values.
 
-    Where an adapter has another number of features than four, a balance's numbers are interpolated.
+    Where an adapter has another number of features than four, the numbers of a name are interpolated.
     """
     if value is None:
         return None
     if isinstance(value, str):
-        if value not in BALANCES:
-            known = ", ".join(BALANCES)
+        if value not in LEVEL_SCALES:
+            known, hint = ", ".join(LEVEL_SCALES), ', a balance: **balance("control")'
             raise ValueError(
                 f"level_scales: expected {levels} numbers, or one of {known}; received {value!r}"
+                + (hint if value in BALANCES else "")
             )
-        numbers = BALANCES[value]
+        numbers = LEVEL_SCALES[value]
         places = np.linspace(0, len(numbers) - 1, levels)
         return tuple(float(number) for number in np.interp(places, range(len(numbers)), numbers))
     numbers = _numbers(value, "level_scales") if _is_list(value) else ()
@@ -84,7 +103,7 @@ def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
         received = f"{len(numbers)}" if _is_list(value) else repr(value)
         raise ValueError(
             f"level_scales: expected {levels} numbers, one per feature of the adapter, or one of "
-            f"{', '.join(BALANCES)}; received {received}"
+            f"{', '.join(LEVEL_SCALES)}; received {received}"
         )
     return numbers
 
