@@ -93,7 +93,7 @@ def embedded_methods(condition: str = "canny") -> tuple[str, ...]:
     return METHODS[condition]
 
 
-def convert(pipe: StableDiffusionPipeline, torch_dtype: torch.dtype) -> None:
+def convert(pipe: Any, torch_dtype: torch.dtype) -> None:
     """Give all parts of a pipeline one dtype, and its UNet the layout in which a CPU needs less time.
 
     Loaded without a dtype, some parts keep what is stored and some do not.

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from tests import tiny
+from tests.single_file import save_single_file
 from tests.weights import write_tiny
 
-from nexus_adapters import NexusAdapter, StableDiffusionNexusPipeline, embedded, extract, load_embedded
+from nexus_adapters import NexusAdapter, embedded, extract, load_embedded
 from nexus_adapters.cli import main
+from nexus_adapters.cli.control_arguments import BALANCES, POLICIES
 from nexus_adapters.cli.files import read_settings
 from nexus_adapters.cli.generate import native_side
-from nexus_adapters.cli.generate_arguments import POLICIES
 from nexus_adapters.cli.structure import image_size
-from nexus_adapters.injection import control
+from nexus_adapters.injection import Control, attach, balance, control, strength
 
 STEPS = 2
 
@@ -129,6 +132,11 @@ def test_settings_make_the_image_again(edges, tmp_path):
         ("--width", "64"),
         ("--height", "64"),
         ("--dtype", "bfloat16"),
+        ("--level-scales", "0,1,1,1"),
+        ("--balance", "prompt"),
+        ("--balance", "control"),
+        ("--scheduler", "euler"),
+        ("--scheduler", "dpm++-karras"),
     ],
     ids=lambda options: " ".join(map(str, options)),
 )
@@ -197,12 +205,13 @@ def test_a_photo_is_resized_before_its_edges_are_drawn(photo, tmp_path, monkeypa
     seen = []
     blank = Image.new("RGB", (80, 64))
     monkeypatch.setattr(
-        "nexus_adapters.cli.generate.generate", lambda _, condition, settings: seen.append(condition) or blank
+        "nexus_adapters.cli.generate.generate", lambda _, controls, settings: seen.extend(controls) or blank
     )
     assert run(photo, tmp_path / "out.png", "--width", 80, "--low", 10, "--high", 30) == 0
     with Image.open(photo) as image:
         expected = extract("canny", image.resize((80, 64), Image.Resampling.LANCZOS), low=10, high=30)
-    assert np.array_equal(seen[0], expected)
+    found = seen[0].condition[0].permute(1, 2, 0) * 255
+    assert np.array_equal(found.round().byte(), expected)
     assert np.asarray(expected).any()
 
 
@@ -351,6 +360,23 @@ def test_scale_0_is_the_base(edges, tmp_path):
         (["--height", "-8"], "--height: expected a positive multiple of 8; received -8"),
         (["--condition", "cany"], "--condition: expected one of canny; received 'cany'"),
         (["--low", "3"], "--low: expected --image beside it"),
+        (["--scale", "1", "--scale", "2"], "--scale: expected 1 or 1, as many as maps; received 2"),
+        (["--level-scales", "1,x"], "--level-scales: expected numbers with commas between them"),
+        (
+            ["--balance", "prompt", "--policy", "positive"],
+            "--balance: expected no --policy and no --level-scales beside it; received 'prompt' with them",
+        ),
+        (["--mask", "none.png"], "--mask: expected an image file; received 'none.png', which does not exist"),
+        (["--lora", "none"], "--lora: expected a file, a folder or a Hub id; received 'none', which is none"),
+        (["--lora-scale", "1"], "--lora-scale: expected --lora beside it; received it alone"),
+        (
+            ["--base-config", "."],
+            "--base-config: expected --base FILE.safetensors beside it; received another base",
+        ),
+        (
+            ["--base", "none.safetensors", "--adapter", "a/b"],
+            "--base: expected an existing file; received 'none.safetensors'",
+        ),
         (["--out", "a.jpg"], "--out: expected a file name that ends in .png; received 'a.jpg'"),
         (["--out", "none/a.png"], "--out: expected an existing folder; received 'none'"),
         (["--max-megapixels", "0.001"], "--map: expected an image of at most 0.001 megapixels"),
@@ -376,8 +402,8 @@ def test_scale_0_is_the_base(edges, tmp_path):
         ),
         (
             ["--base", "a/b", "--adapter", "pyproject.toml"],
-            "--adapter: expected a folder or the Hub id of a saved NexusAdapter; received 'pyproject.toml', "
-            "which is a file",
+            "--adapter: expected a folder or the Hub id of a saved NexusAdapter or T2IAdapter; received "
+            "'pyproject.toml', which is a file",
         ),
     ],
 )
@@ -441,8 +467,6 @@ def test_a_missing_device_is_told(edges, tmp_path, capsys, no_model):
     ("argv", "message"),
     [
         (["--prompt", "a"], "the following arguments are required: --out"),
-        (["--prompt", "a", "--out", "a.png"], "one of the arguments --image --map is required"),
-        (["--prompt", "a", "--out", "a.png", "--image", "a", "--map", "b"], "--map: not allowed with"),
         (["--prompt", "a", "--out", "a.png", "--map", "b", "--policy", "all"], "--policy: invalid choice"),
         (["--prompt", "a", "--out", "a.png", "--map", "b", "--scale", "x"], "--scale: invalid float"),
     ],
@@ -481,9 +505,13 @@ def bad_models(weights, tmp_path):
             r"--adapter: expected channels \(8, 16, 24, 24\), as .*; received \(8, 16, 16, 24\)",
         ),
         "misfit of the embedded base": (None, tmp_path / "text", "--adapter: expected text_width 16"),
-        "t2i": (good_base, weights / "canny" / "t2i", "--adapter: .*, whose config.json says T2IAdapter"),
+        "unet as adapter": (good_base, good_base / "unet", "--adapter: .*, whose config.json says UNet2D"),
         "pipeline as adapter": (good_base, good_base, "--adapter: .*, which has no config.json"),
-        "xl": (tmp_path / "xl", good_adapter, "--base: .* 2.x pipeline; .*, a StableDiffusionXLPipeline"),
+        "xl": (
+            tmp_path / "xl",
+            good_adapter,
+            "--adapter: expected text_width 32, as .*; received 16|--adapter: expected pools",
+        ),
         "inpainting": (
             _with_inputs(weights / "base", tmp_path / "inpainting", 9),
             good_adapter,
@@ -573,7 +601,7 @@ def test_too_little_memory_is_one_line(edges, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
 
-    monkeypatch.setattr(StableDiffusionNexusPipeline, "__call__", full)
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", full)
     assert run(edges, tmp_path / "out.png") == 1
     expected = "nexus generate: error: not enough memory on cpu for 128x128; --width, --height"
     assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
@@ -589,6 +617,7 @@ def test_missing_weights_are_a_failure_of_one_line(edges, tmp_path, monkeypatch,
 
 def test_policies_are_those_of_control():
     assert POLICIES == control.POLICIES
+    assert tuple(strength.BALANCES) == BALANCES
 
 
 def test_a_bad_argument_imports_nothing_heavy():
@@ -618,3 +647,142 @@ def test_the_shipped_model_generates(edges, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert run(edges, tmp_path / "out.png", prompt="a striped red star on a green background") == 0
     assert pixels(tmp_path / "out.png").shape == (128, 128, 3)
+
+
+def another(tmp_path):
+    """A second map, and a mask."""
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[20:100, 30:90:12] = 255
+    Image.fromarray(pixels).save(tmp_path / "other.png")
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:, 64:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return tmp_path / "other.png", tmp_path / "mask.png"
+
+
+def test_several_controls(edges, tmp_path, weights):
+    """Each option once for all, or once for each map in order; variants and T2I-Adapters mix."""
+    other, mask = another(tmp_path)
+    t2i = weights / "canny" / "t2i"
+    options = ["--map", other, "--image", edges, "--scale", 1, "--scale", 0.5, "--scale", 0.25, "--end", 0.8]
+    options += ["--adapter", "slim", "--adapter", t2i, "--adapter", "prime", "--mask", mask]
+    options += ["--policy", "cond_only"]
+    assert run(edges, tmp_path / "out.png", *options) == 0
+    pipe = tiny.quiet(embedded.load_embedded_base())
+    adapters = [embedded.embedded_adapter(name) for name in ("slim-residual", "t2i", "prime-residual")]
+    maps = [Image.open(edges), Image.open(other), extract("canny", Image.open(edges).convert("RGB"))]
+    settings = {"end": 0.8, "policy": "cond_only", "mask": Image.open(mask)}
+    controls = [
+        Control(adapter, condition, scale, **settings)
+        for adapter, condition, scale in zip(adapters, maps, (1, 0.5, 0.25), strict=True)
+    ]
+    with attach(pipe, *controls):
+        expected = pipe(
+            "a red star",
+            negative_prompt="",
+            num_inference_steps=STEPS,
+            guidance_scale=embedded.EMBEDDED_GUIDANCE,
+            width=128,
+            height=128,
+            generator=torch.Generator().manual_seed(0),
+        ).images[0]
+    assert np.array_equal(pixels(tmp_path / "out.png"), np.asarray(expected))
+    told = read_settings(tmp_path / "out.png")
+    assert (told["scale"], told["adapter"], told["source"]) == (1, "embedded slim-residual", "map")
+    second, third = told["more_controls"]
+    assert (second["scale"], second["adapter"], second["source_file"]) == (0.5, str(t2i), str(other))
+    assert (third["adapter"], third["source"], third["mask"]) == (
+        "embedded prime-residual",
+        "image",
+        str(mask),
+    )
+    assert len({each["adapter_sha256"] for each in (told, second, third)}) == 3
+
+
+def test_a_mask_and_a_balance(edges, tmp_path, plain):
+    _, mask = another(tmp_path)
+    assert run(edges, tmp_path / "masked.png", "--mask", mask) == 0
+    assert np.abs(pixels(tmp_path / "masked.png") - plain).max() > 0
+    assert len(read_settings(tmp_path / "masked.png")["mask_sha256"]) == 64
+    assert run(edges, tmp_path / "balance.png", "--balance", "control") == 0
+    told = read_settings(tmp_path / "balance.png")
+    assert told["balance"] == "control"
+    assert {name: told[name] for name in ("policy", "level_scales")} == balance("control")
+    assert run(edges, tmp_path / "policy.png", "--policy", "cond_only") == 0
+    assert np.array_equal(pixels(tmp_path / "balance.png"), pixels(tmp_path / "policy.png"))
+
+
+def test_no_map_is_told(tmp_path, capsys, no_model):
+    assert main(["generate", "--prompt", "a", "--out", str(tmp_path / "a.png")]) == 2
+    assert "--image, --map: expected at least one of them; received none" in capsys.readouterr().err
+
+
+def test_level_scales_of_another_count_are_told(edges, tmp_path, capsys):
+    assert run(edges, tmp_path / "a.png", "--level-scales", "1,1") == 2
+    assert "--level-scales: expected 4 numbers, one per feature" in capsys.readouterr().err
+
+
+def lora(folder, seed):
+    unet = UNet2DConditionModel.from_pretrained(embedded.WEIGHTS / "base" / "unet")
+    torch.manual_seed(seed)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def test_loras(edges, tmp_path, plain, capsys):
+    first, second = lora(tmp_path / "a", 1), lora(tmp_path / "b", 2)
+    images = {}
+    for name, options in {
+        "one": ["--lora", first],
+        "folder": ["--lora", first.parent],
+        "half": ["--lora", first, "--lora-scale", 0.5],
+        "none": ["--lora", first, "--lora-scale", 0],
+        "both": ["--lora", first, "--lora", second, "--lora-scale", 1, "--lora-scale", 0.5],
+    }.items():
+        assert run(edges, tmp_path / f"{name}.png", *options) == 0
+        images[name] = pixels(tmp_path / f"{name}.png")
+    assert np.array_equal(images["one"], images["folder"])
+    assert np.abs(images["none"] - plain).max() <= 1
+    assert len({images[name].tobytes() for name in ("one", "half", "none", "both")}) == 4
+    told = read_settings(tmp_path / "both.png")["loras"]
+    assert [(each["path"], each["scale"]) for each in told] == [(str(first), 1), (str(second), 0.5)]
+    assert run(edges, tmp_path / "x.png", "--lora", edges) == 2
+    assert "--lora: expected LoRA weights for the base; received" in capsys.readouterr().err
+
+
+def test_xl(edges, tmp_path):
+    tiny.sdxl().save_pretrained(tmp_path / "xl")
+    tiny.adapter(tiny.unet(tiny.SDXL_UNET)).save_pretrained(tmp_path / "adapter")
+    given = ["--base", tmp_path / "xl", "--adapter", tmp_path / "adapter", "--width", 64]
+    assert run(edges, tmp_path / "a.png", *given) == 0
+    assert run(edges, tmp_path / "b.png", *given, "--scale", 0) == 0
+    assert np.abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).max() > 0
+
+
+def test_a_base_in_one_file(edges, tmp_path, weights):
+    """With its configs from a folder, of whose weights none are read; offline."""
+    pipe = StableDiffusionPipeline.from_pretrained(weights / "base")
+    save_single_file(pipe, tmp_path / "base.safetensors")
+    adapter = ["--adapter", weights / "canny" / "prime"]
+    assert run(edges, tmp_path / "folder.png", "--base", weights / "base", *adapter) == 0
+    configs = tmp_path / "configs"
+    shutil.copytree(weights / "base", configs, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    given = ["--base", tmp_path / "base.safetensors", "--base-config", configs, *adapter]
+    assert run(edges, tmp_path / "file.png", *given) == 0
+    difference = np.abs(pixels(tmp_path / "file.png") - pixels(tmp_path / "folder.png"))
+    assert difference.max() <= 1
+    told = read_settings(tmp_path / "file.png")
+    assert told["base_config"] == str(configs)
+    content = (tmp_path / "base.safetensors").read_bytes()
+    assert told["base_unet_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_base_in_one_file_needs_its_configs(edges, tmp_path, weights, capsys, no_model):
+    (tmp_path / "base.safetensors").write_bytes(b"x")
+    given = ["--base", tmp_path / "base.safetensors", "--adapter", weights / "canny" / "prime"]
+    assert run(edges, tmp_path / "a.png", *given) == 2
+    assert (
+        "--base-config: expected a folder beside a --base in one file; received none"
+        in capsys.readouterr().err
+    )

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
+from nexus_adapters.cli.checks import names_as_options
+from nexus_adapters.cli.control_arguments import settings_of_control, split_controls
 from nexus_adapters.cli.devices import choose_device, choose_dtype
 from nexus_adapters.cli.generate_arguments import check_numbers, declare
-from nexus_adapters.cli.model import EMBEDDED, Model, check_model, load_model
+from nexus_adapters.cli.loras import check_loras, load_loras, lora_settings
+from nexus_adapters.cli.model import EMBEDDED, LoadedAdapter, Model, check_model, load_model
+from nexus_adapters.cli.schedulers import set_scheduler
 from nexus_adapters.cli.structure import (
     check_size,
     draw_condition,
@@ -24,6 +28,8 @@ from nexus_adapters.cli.structure import (
 if TYPE_CHECKING:
     from PIL import Image
 
+    from nexus_adapters.injection import Control
+
 _GUIDANCE = 7.5  # of a given base, as in the stock pipeline
 
 
@@ -35,31 +41,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, load, generate one image after the other, and say where each went."""
     check_numbers(args)
-    check_model(args.base, args.adapter)
+    controls = split_controls(args)
+    check_model(args.base, args.base_config, [control.adapter for control in controls])
+    check_loras(args.lora)
     files = output_files(args.out, args.num, args.force)
-    source = read_source(args)
+    sources = [read_source(control) for control in controls]
+    masks = [read_mask(control) for control in controls]
 
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     device = choose_device(args.device)
     with library_logs_as_warnings():
-        check_size(args, source)
-        model = load_model(args.base, args.adapter, args.condition, choose_dtype(args.dtype, device))
+        for control, source in zip(controls, sources, strict=True):
+            check_size(control, source)
+        names = [control.adapter for control in controls]
+        dtype = choose_dtype(args.dtype, device)
+        model = load_model(args.base, args.base_config, names, controls[0].condition, dtype)
+        load_loras(model.pipe, args.lora, args.lora_scale)
         if device != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
             model.pipe.to(device)
+            for each in model.adapters:
+                each.adapter.to(device)
+        set_scheduler(model.pipe, args.scheduler)
         check_schedule(model.pipe.scheduler, args.steps)
         factor = model.pipe.vae_scale_factor
         native = native_side(model.pipe.unet.config.sample_size) * factor
-        size = image_size(source.size, args.width, args.height, native, factor)
-        condition = draw_condition(args, source, size)
-        settings = settings_of(args, model, size)
+        size = image_size(sources[0].size, args.width, args.height, native, factor)
+        attached = [
+            build_control(control, loaded, draw_condition(control, source, size), mask)
+            for control, loaded, source, mask in zip(controls, model.adapters, sources, masks, strict=True)
+        ]
+        settings = settings_of(args, controls, model, size)
         for index, file in enumerate(files):
-            model.pipe.set_progress_bar_config(  # type: ignore[no-untyped-call]  # diffusers' own
-                desc=file.name
-            )
+            model.pipe.set_progress_bar_config(desc=file.name)
             own = settings | {"seed": args.seed + index}
-            save(file, generate(model, condition, own), own, args.force)
+            save(file, generate(model, attached, own), own, args.force)
     return 0
+
+
+def read_mask(control: argparse.Namespace) -> "Image.Image | None":
+    """The mask of `--mask`, as grey."""
+    from nexus_adapters.conditions import load_image
+
+    if control.mask is None:
+        return None
+    with names_as_options():
+        return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
+
+
+def build_control(
+    args: argparse.Namespace, loaded: LoadedAdapter, condition: "Image.Image", mask: "Image.Image | None"
+) -> "Control":
+    """The control of one map. ValueError names the option."""
+    from nexus_adapters.injection import Control
+
+    with names_as_options():
+        return Control(loaded.adapter, condition, mask=mask, **settings_of_control(args))
 
 
 def check_schedule(scheduler: Any, steps: int) -> None:
@@ -90,60 +127,79 @@ def output_files(out: str, num: int, force: bool) -> list[Path]:
     return [check_output(each, ".png", force) for each in files]
 
 
-def settings_of(args: argparse.Namespace, model: Model, size: tuple[int, int]) -> dict[str, Any]:
-    """All that makes an image again, but its seed, which differs between the images of one call."""
+def settings_of(
+    args: argparse.Namespace, controls: Sequence[argparse.Namespace], model: Model, size: tuple[int, int]
+) -> dict[str, Any]:
+    """All that makes an image again, but its seed, which differs between the images of one call.
+
+    Of several controls the first one's stand as those of a single one do, the others' in "more_controls".
+    """
     from nexus_adapters.cli.versions import versions
     from nexus_adapters.embedded import EMBEDDED_GUIDANCE
 
-    file = Path(args.map if args.image is None else args.image)
     default_guidance = EMBEDDED_GUIDANCE if model.base == EMBEDDED else _GUIDANCE
-    chosen = ("prompt", "negative", "steps", "scale", "start", "end", "policy", "condition")
+    each = [of_control(*pair) for pair in zip(controls, model.adapters, strict=True)]
     return {
         "version": __version__,
         "command": "generate",
-        **{name: getattr(args, name) for name in chosen},
+        **{name: getattr(args, name) for name in ("prompt", "negative", "steps", "scheduler")},
         "guidance": default_guidance if args.guidance is None else args.guidance,
-        "source": source_argument(args).lstrip("-"),
-        "source_file": str(file),
-        "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "options": used_options(args),
-        "inverted": args.invert,
+        **each[0],
+        **({"more_controls": each[1:]} if each[1:] else {}),
         "width": size[0],
         "height": size[1],
         "base": model.base,
+        "base_config": args.base_config,
         "base_unet_sha256": model.base_unet_sha256,
-        "adapter": model.adapter,
-        "adapter_sha256": model.adapter_sha256,
+        "loras": lora_settings(args.lora, args.lora_scale),
         "device": model.pipe.device.type,
         "dtype": str(model.pipe.dtype).removeprefix("torch."),
         "versions": versions(),
     }
 
 
-def generate(model: Model, condition: "Image.Image", settings: Mapping[str, Any]) -> "Image.Image":
+def of_control(args: argparse.Namespace, loaded: LoadedAdapter) -> dict[str, Any]:
+    """A control's settings."""
+    file = Path(args.map if args.image is None else args.image)
+    mask = None if args.mask is None else Path(args.mask)
+    return {
+        **settings_of_control(args),
+        "balance": args.balance,
+        "condition": args.condition,
+        "source": source_argument(args).lstrip("-"),
+        "source_file": str(file),
+        "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "options": used_options(args),
+        "inverted": args.invert,
+        "mask": None if mask is None else str(mask),
+        "mask_sha256": None if mask is None else hashlib.sha256(mask.read_bytes()).hexdigest(),
+        "adapter": loaded.name,
+        "adapter_sha256": loaded.sha256,
+    }
+
+
+def generate(model: Model, controls: Sequence["Control"], settings: Mapping[str, Any]) -> "Image.Image":
     """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
 
     MemoryError where there is not enough of it, on whichever device.
     """
     import torch
 
+    from nexus_adapters.injection import attach
+
     # On the CPU on every device, so that a seed means the same noise everywhere.
     generator = torch.Generator().manual_seed(settings["seed"])
     try:
-        output = model.pipe(
-            prompt=settings["prompt"],
-            negative_prompt=settings["negative"],
-            num_inference_steps=settings["steps"],
-            guidance_scale=settings["guidance"],
-            width=settings["width"],
-            height=settings["height"],
-            generator=generator,
-            image=condition,
-            adapter_conditioning_scale=settings["scale"],
-            control_guidance_start=settings["start"],
-            control_guidance_end=settings["end"],
-            policy=settings["policy"],
-        )
+        with attach(model.pipe, *controls):
+            output = model.pipe(
+                prompt=settings["prompt"],
+                negative_prompt=settings["negative"],
+                num_inference_steps=settings["steps"],
+                guidance_scale=settings["guidance"],
+                width=settings["width"],
+                height=settings["height"],
+                generator=generator,
+            )
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise

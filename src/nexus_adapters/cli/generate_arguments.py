@@ -3,9 +3,10 @@
 import argparse
 
 from nexus_adapters.cli.checks import expect, expect_between, expect_finite, expect_side
+from nexus_adapters.cli.control_arguments import declare_controls
 from nexus_adapters.cli.devices import DEVICES, DTYPES
+from nexus_adapters.cli.schedulers import SCHEDULERS
 
-POLICIES = ("positive", "per_branch", "cond_only")
 _MAX_STEPS = 1000  # of training: no scheduler takes more
 _MAX_NUM = 9999  # of four digits in the files' names
 _MAX_SEED = 2**63 - 1
@@ -14,39 +15,21 @@ _MAX_SEED = 2**63 - 1
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to show")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", metavar="FILE", help="a photo, whose structure map is drawn first")
-    source.add_argument("--map", metavar="FILE", help="a structure map")
     parser.add_argument("--out", required=True, metavar="FILE", help="the image, a .png")
     parser.add_argument("--force", action="store_true", help="overwrite files")
+    declare_controls(parser)
     _add_structure(parser)
     _add_model(parser)
     _add_sampling(parser)
 
 
 def _add_structure(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("structure")
-    group.add_argument("--condition", default="canny", metavar="NAME", help="kind of map (default canny)")
+    group = parser.add_argument_group("maps")
     group.add_argument("--low", type=float, help="canny: lower threshold (default 100)")
     group.add_argument("--high", type=float, help="canny: upper threshold (default 200)")
     group.add_argument("--invert", action="store_true", help="exchange light and dark in the map")
     group.add_argument(
         "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger files (default 64)"
-    )
-    group.add_argument(
-        "--scale", type=float, default=1.0, help="of the adapter; 0 is the base alone (default 1)"
-    )
-    group.add_argument(
-        "--start", type=float, default=0.0, help="part of the schedule, 0 to 1, from which ..."
-    )
-    group.add_argument(
-        "--end", type=float, default=1.0, help="... to which the adapter acts (default 0 and 1)"
-    )
-    group.add_argument(
-        "--policy",
-        choices=POLICIES,
-        default="positive",
-        help="which text the adapter reads (default positive)",
     )
 
 
@@ -55,12 +38,23 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--base",
         metavar="PATH",
-        help="Stable Diffusion, a folder or Hub id (default: embedded), with an --adapter trained for it",
+        help="Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file (default: embedded), "
+        "with an --adapter trained for it",
     )
     group.add_argument(
-        "--adapter",
+        "--base-config",
         metavar="PATH",
-        help="a folder or Hub id, required with --base; without: prime (default) or slim, which are embedded",
+        help="of a --base in one file: a folder in diffusers' layout, of whose weights none are read",
+    )
+    group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="LoRA weights, a file or folder; repeatable",
+    )
+    group.add_argument(
+        "--lora-scale", action="append", type=float, metavar="N", help="of each --lora, or of all (default 1)"
     )
     group.add_argument(
         "--device", choices=DEVICES, default="auto", help="default: cuda, mps or cpu, as there is"
@@ -73,6 +67,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")
+    group.add_argument(
+        "--scheduler", choices=sorted(SCHEDULERS), help="the sampler (default: the base's own)"
+    )
     group.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     group.add_argument("--guidance", type=float, help="guidance scale (default: 7.5; embedded base: 2)")
     group.add_argument(
@@ -86,10 +83,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Raise a ValueError that names the argument, what was expected and what came."""
-    for name in ("scale", "start", "end"):
-        expect_finite(f"--{name}", getattr(args, name))
-    expect(0 <= args.start <= 1, "--start", "a number from 0 to 1", args.start)
-    expect(args.start <= args.end <= 1, "--end", f"a number from --start, {args.start}, to 1", args.end)
+    scales = args.lora_scale or [1.0]
+    for scale in scales:
+        expect_finite("--lora-scale", scale)
+    fits = len(scales) in (1, len(args.lora))
+    expect(fits, "--lora-scale", f"1 or {len(args.lora)}, as many as --lora", len(scales))
+    expect(args.lora_scale is None or bool(args.lora), "--lora-scale", "--lora beside it", "it alone")
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
     expect_between("--steps", args.steps, 1, _MAX_STEPS)

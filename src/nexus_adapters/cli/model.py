@@ -1,4 +1,4 @@
-"""From `--base` and `--adapter` to a pipeline: the embedded ones, folders, or what the Hub has."""
+"""From `--base` and `--adapter` to a pipeline and adapters: embedded ones, folders, files, or the Hub's."""
 
 import hashlib
 import json
@@ -10,39 +10,61 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
 from nexus_adapters.cli.checks import expect, expect_source
-from nexus_adapters.cli.saved_adapter import read_saved_adapter
+from nexus_adapters.cli.saved_adapter import CONFIG, read_saved_adapter
 
 if TYPE_CHECKING:
     import torch
 
-    from nexus_adapters.adapter.model import NexusAdapter
-    from nexus_adapters.pipelines import StableDiffusionNexusPipeline
-
 EMBEDDED = "embedded"  # what settings call the base and the adapters that come with the package
+SINGLE_FILE = ".safetensors"
 _VARIANTS = ("prime", "slim")
 _BASE = "a Stable Diffusion pipeline"
-_ADAPTER = "a saved NexusAdapter"
+_ADAPTER = "a saved NexusAdapter or T2IAdapter"
 _CONFIGS = ["model_index.json", "unet/config.json", "vae/config.json"]
 _ADAPTER_FILES = ["config.json", "diffusion_pytorch_model*"]
 _PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
 
 
 @dataclass(frozen=True)
-class Model:
-    """A pipeline, and what it was made of, as settings tell it."""
+class LoadedAdapter:
+    """An adapter, and what settings call it."""
 
-    pipe: "StableDiffusionNexusPipeline"
+    adapter: Any
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A stock pipeline, an adapter for each control, and what they were made of, as settings tell it."""
+
+    pipe: Any
     base: str
     base_unet_sha256: str
-    adapter: str
-    adapter_sha256: str
+    adapters: Sequence[LoadedAdapter]
 
 
-def check_model(base: str | None, adapter: str | None) -> None:
-    """What can be said of `--base` and `--adapter` before anything is imported or fetched."""
+def check_model(base: str | None, base_config: str | None, adapters: Sequence[str | None]) -> None:
+    """What can be said of the arguments before anything is imported or fetched."""
+    is_file = base is not None and base.endswith(SINGLE_FILE)
     if base is not None:
-        expect(adapter is not None, "--adapter", "a folder or Hub id beside --base", "none")
-        expect_source("--base", base, "model_index.json", _BASE)
+        for adapter in adapters:
+            expect(adapter is not None, "--adapter", "a folder or Hub id beside --base", "none")
+        if is_file:
+            expect(Path(base).is_file(), "--base", "an existing file", f"'{base}'")
+            expect(base_config is not None, "--base-config", "a folder beside a --base in one file", "none")
+        else:
+            expect_source("--base", base, "model_index.json", _BASE)
+    expect(
+        base_config is None or is_file, "--base-config", "--base FILE.safetensors beside it", "another base"
+    )
+    if base_config is not None:
+        expect_source("--base-config", base_config, "model_index.json", _BASE)
+    for adapter in adapters:
+        _check_adapter(base, adapter)
+
+
+def _check_adapter(base: str | None, adapter: str | None) -> None:
     if adapter is None or (base is None and adapter in _VARIANTS):
         return  # embedded
     # Not a Hub id, all of which have an owner now.
@@ -53,53 +75,105 @@ def check_model(base: str | None, adapter: str | None) -> None:
     expect_source("--adapter", adapter, "config.json", _ADAPTER)
 
 
-def load_model(base: str | None, adapter: str | None, condition: str, torch_dtype: "torch.dtype") -> Model:
-    """The pipeline on the CPU. ValueError names the argument that is wrong, in one line.
+def load_model(
+    base: str | None,
+    base_config: str | None,
+    adapters: Sequence[str | None],
+    condition: str,
+    torch_dtype: "torch.dtype",
+) -> Model:
+    """The pipeline and the adapters on the CPU. ValueError names the argument that is wrong, in one line.
 
     Args:
-        base: a folder or Hub id; None for the embedded one.
-        adapter: a folder or Hub id; without a base also "prime" or "slim", the embedded ones, and None is
-            "prime".
+        base: a folder, Hub id or .safetensors file; None for the embedded one.
+        base_config: of a file: a folder or Hub id in diffusers' layout, of which only the configs are read.
+        adapters: of each control a folder or Hub id; without a base also "prime" or "slim", the embedded
+            ones, and None is "prime". The same one is loaded once.
         condition: what the embedded adapter was trained on.
         torch_dtype: of all parts.
     """
     from nexus_adapters import embedded
-    from nexus_adapters.adapter.model import NexusAdapter
-    from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 
-    if base is None and (adapter is None or adapter in _VARIANTS):
-        variant = adapter or "prime"
-        method = embedded.BETTER_FORM[variant]
-        ours = embedded.load_embedded(condition, variant, torch_dtype)
-        saved = read_saved_adapter(embedded.WEIGHTS / condition / method)
-        unet_sha256 = files_sha256(weight_files(embedded.WEIGHTS / "base" / "unet"))
-        return Model(ours, EMBEDDED, unet_sha256, f"{EMBEDDED} {method}", saved.sha256())
-    assert adapter is not None
-    configs = embedded.WEIGHTS / "base" if base is None else fetch("--base", base, _BASE, _CONFIGS)
+    configs = embedded.WEIGHTS / "base"
     if base is not None:
-        check_kind(configs, base)
-    folder = fetch("--adapter", adapter, _ADAPTER, _ADAPTER_FILES)
-    saved = read_saved_adapter(folder, "--adapter")
+        configs = fetch(
+            "--base" if base_config is None else "--base-config", base_config or base, _BASE, _CONFIGS
+        )
+        check_kind(configs, base_config or base)
     with embedded.no_loading_bars():
-        with refused("--adapter", adapter, _ADAPTER):
-            loaded = NexusAdapter.from_pretrained(
-                folder, local_files_only=True, variant=saved.file_variant, use_safetensors=True
-            )
-        check_fits(loaded, configs)
-        # Only now what may be gigabytes.
-        base_folder = configs if base is None else fetch_pipeline(base)
-        files = file_variant(base_folder / "unet")
-        if base is None:
-            parts = embedded.load_embedded_base().components
-            pipe = StableDiffusionNexusPipeline(**parts, adapter=loaded, requires_safety_checker=False)
-        else:
-            with refused("--base", base, _BASE):
-                pipe = StableDiffusionNexusPipeline.from_pretrained(
-                    base_folder, adapter=loaded, local_files_only=True, variant=files
-                )
+        loaded = {name: load_adapter(name, condition) for name in dict.fromkeys(adapters)}
+        for each in loaded.values():
+            check_fits(each.adapter, configs)
+        pipe, files = _load_pipe(base, base_config, configs)
     embedded.convert(pipe, torch_dtype)
-    unet_sha256 = files_sha256(weight_files(base_folder / "unet", files))
-    return Model(pipe, base or EMBEDDED, unet_sha256, adapter, saved.sha256())
+    for each in loaded.values():
+        _torch_to(each.adapter, torch_dtype)
+    return Model(pipe, base or EMBEDDED, files_sha256(files), [loaded[name] for name in adapters])
+
+
+def _torch_to(adapter: Any, torch_dtype: "torch.dtype") -> None:
+    """Of all parts; diffusers' own `to` warns of those to keep in float32: here none."""
+    from torch import nn
+
+    nn.Module.to(adapter, torch_dtype)
+
+
+def load_adapter(name: str | None, condition: str) -> LoadedAdapter:
+    """The adapter of `load_model`'s name."""
+    from diffusers import T2IAdapter
+
+    from nexus_adapters import embedded
+    from nexus_adapters.adapter.model import NexusAdapter
+
+    if name is None or name in _VARIANTS:
+        method = embedded.BETTER_FORM[name or "prime"]
+        ours = embedded.embedded_adapter(method, condition)
+        sha256 = read_saved_adapter(embedded.WEIGHTS / condition / method).sha256()
+        return LoadedAdapter(ours, f"{EMBEDDED} {method}", sha256)
+    folder = fetch("--adapter", name, _ADAPTER, _ADAPTER_FILES)
+    if _class_name(folder) == "T2IAdapter":
+        with refused("--adapter", name, _ADAPTER):
+            kind: Any = T2IAdapter
+            t2i = kind.from_pretrained(folder, local_files_only=True, variant=file_variant(folder))
+        return LoadedAdapter(t2i.eval(), name, files_sha256(weight_files(folder, file_variant(folder))))
+    saved = read_saved_adapter(folder, "--adapter")
+    with refused("--adapter", name, _ADAPTER):
+        nexus = NexusAdapter.from_pretrained(
+            folder, local_files_only=True, variant=saved.file_variant, use_safetensors=True
+        )
+    return LoadedAdapter(nexus, name, saved.sha256())
+
+
+def _class_name(folder: Path) -> object:
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None  # `read_saved_adapter` says what is wrong
+    return config.get("_class_name") if isinstance(config, dict) else None
+
+
+def _load_pipe(base: str | None, base_config: str | None, configs: Path) -> tuple[Any, list[Path]]:
+    """The stock pipeline, and the files of its UNet. Only here what may be gigabytes is fetched."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    from nexus_adapters import embedded
+
+    if base is None:
+        return embedded.load_embedded_base(), weight_files(embedded.WEIGHTS / "base" / "unet")
+    kind: Any = StableDiffusionXLPipeline if is_xl(configs) else StableDiffusionPipeline
+    with refused("--base", base, _BASE):
+        if base_config is not None:
+            pipe = kind.from_single_file(base, config=str(configs), local_files_only=True)
+            return pipe, [Path(base)]
+        folder = fetch_pipeline(base)
+        variant = file_variant(folder / "unet")
+        pipe = kind.from_pretrained(folder, local_files_only=True, variant=variant)
+    return pipe, weight_files(folder / "unet", variant)
+
+
+def is_xl(folder: Path) -> bool:
+    """Whether a pipeline's index names a second text encoder."""
+    return "text_encoder_2" in json.loads((folder / "model_index.json").read_bytes())
 
 
 def fetch(argument: str, source: str, what: str, files: list[str]) -> Path:
@@ -117,9 +191,10 @@ def fetch_pipeline(base: str) -> Path:
     if Path(base).is_dir():
         return Path(base)
     with refused("--base", base, _BASE):
-        from diffusers import StableDiffusionPipeline
+        from diffusers import DiffusionPipeline
 
-        return Path(StableDiffusionPipeline.download(base))
+        kind: Any = DiffusionPipeline
+        return Path(kind.download(base))
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
@@ -153,12 +228,13 @@ def check_kind(folder: Path, base: str) -> None:
     """ValueError unless the folder's index is that of a pipeline that an adapter for it can be run in."""
     with refused("--base", base, _BASE):
         index: dict[str, Any] = json.loads((folder / "model_index.json").read_bytes())
-        fits = set(index) >= _PARTS and "text_encoder_2" not in index
         kind = index.get("_class_name")
-    expect(fits, "--base", "a Stable Diffusion 1.x or 2.x pipeline", f"'{base}', a {kind}")
+    expect(
+        set(index) >= _PARTS, "--base", "a Stable Diffusion 1.x, 2.x or XL pipeline", f"'{base}', a {kind}"
+    )
 
 
-def check_fits(adapter: "NexusAdapter", base: Path) -> None:
+def check_fits(adapter: Any, base: Path) -> None:
     """ValueError, with both numbers, unless the base draws from noise and the adapter fits it.
 
     From the configs of its UNet and VAE alone. Inpainting and the like have UNets that read more than the
