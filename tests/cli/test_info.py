@@ -168,3 +168,25 @@ def test_pipeline_folder_points_to_its_adapter(saved, capsys):
     (pipeline / "model_index.json").write_text("{}")
     assert main(["info", str(pipeline)]) == 2
     assert f"its adapter is '{pipeline / 'adapter'}'" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_told(saved, capsys):
+    file = saved / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    assert main(["info", str(saved)]) == 2
+    assert "nexus info: error: PATH: expected tensors with the SHA-256" in capsys.readouterr().err
+
+
+def test_files_without_a_hash(saved, capsys):
+    file = saved / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file)
+    assert rows(capsys, saved)["sha256"].endswith(" (its files tell none)")
+
+
+def test_a_config_of_another_variant_than_the_tensors_is_told(saved, capsys):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"groups": 3 - config["groups"]}))
+    assert main(["info", str(saved)]) == 2
+    assert "PATH: expected the tensors of a " in capsys.readouterr().err

@@ -11,9 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the variant, the parameters, the base it fits, and the hash of the weights."""
     from nexus_adapters.adapter.bases import describe_base
+    from nexus_adapters.adapter.stored import check_hash
     from nexus_adapters.cli.saved_adapter import read_saved_adapter
 
     adapter = read_saved_adapter(args.path)
+    sha256 = check_hash(adapter.files, "PATH") or f"{adapter.sha256()} (its files tell none)"
     config = adapter.config
     form = "residual" if config["residual"] else "without residual, as in the paper"
     rows = {
@@ -21,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
         "parameters": f"{adapter.parameters:,} ({', '.join(adapter.dtypes)})",
         "base": describe_base(config),
         "files": ", ".join(file.name for file in adapter.files),
-        "sha256": adapter.sha256(),
+        "sha256": sha256,
     }
     for label, value in rows.items():
         print(f"{label:12}{value}")

@@ -62,7 +62,21 @@ def read_saved_adapter(folder: str | Path, argument: str = "PATH") -> SavedAdapt
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors.update(read_header(file, argument).tensors)
+    _check_variant(config, tensors, folder, argument)
     return SavedAdapter(config, files, tensors)
+
+
+def _check_variant(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], folder: Path, argument: str
+) -> None:
+    """ValueError where the config tells another variant than the tensors, as the public release's does."""
+    found = "slim" if any(".gwc." in name for name in tensors) else "prime"
+    told = variant_of(config["groups"])
+    if found != told:
+        raise ValueError(
+            f"{argument}: expected the tensors of a {told}, as groups {config['groups']} in {CONFIG} says; "
+            f"received those of a {found} in '{folder}'"
+        )
 
 
 def _read_config(folder: Path, argument: str) -> Mapping[str, Any]:
