@@ -84,29 +84,9 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
         policy: str = "positive",
         **kwargs: Any,
     ) -> Any:
-        """Generate. All arguments of `StableDiffusionXLPipeline.__call__`, and these:
+        """Generate. All arguments of `StableDiffusionXLPipeline.__call__`, and those of the other pipeline.
 
-        Args:
-            *args: as in the stock pipeline, in its order.
-            image: the condition: a PIL image, a tensor (K, 3, H, W) in [0, 1], or a list of PIL images or of
-                tensors (3, H, W) or (1, 3, H, W). Required. One serves all prompts; K serve K prompts, or an
-                equal number of consecutive prompts or of images of one prompt each.
-            adapter_conditioning_scale: factor of the adapter's features; 0 is exactly the base model. Also a
-                function of the position in the schedule, or a list for its equal parts, as in `Control`.
-            control_guidance_start: where in the noise schedule the adapter begins to act, in [0, 1]. Position
-                is 1 - t / num_train_timesteps, not the share of steps taken as in diffusers' ControlNet.
-            control_guidance_end: where it ceases to; 0 and 1 always include the ends.
-            policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
-            **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
-                size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
-                then resized; with one of them, the other follows from the condition's aspect.
-
-        Returns:
-            What the stock pipeline returns.
-
-        Raises:
-            ValueError: names the argument, what was expected and what came.
-            TypeError: for an argument that the stock pipeline does not have.
+        What `StableDiffusionNexusPipeline` says of `image`, which is required, and of the others holds here.
         """
         window = control_guidance_start, control_guidance_end
         return self.generate(args, kwargs, image, adapter_conditioning_scale, window, policy)
