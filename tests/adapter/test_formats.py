@@ -235,6 +235,20 @@ def test_round_trips_are_exact(tmp_path, variant, dtype):
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
 
 
+def test_a_save_of_one_variant_of_files(tmp_path):
+    adapter = nexus().half()
+    for name, size in (("whole", "10GB"), ("shards", "300KB")):
+        adapter.save_pretrained(tmp_path / name, variant="fp16", max_shard_size=size)
+        assert same(import_adapter(tmp_path / name).adapter, adapter)
+
+
+def test_a_missing_shard_is_told(tmp_path):
+    nexus().save_pretrained(tmp_path, max_shard_size="300KB")
+    sorted(tmp_path.glob("*-of-*.safetensors"))[1].unlink()
+    with pytest.raises(ValueError, match=r"^source: expected safetensors; received '.*00002-of-"):
+        import_adapter(tmp_path)
+
+
 class Trap:
     """What a pickle with code does when it is loaded."""
 

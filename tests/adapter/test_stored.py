@@ -148,6 +148,13 @@ def test_a_config_of_another_class_is_refused(tiny: Build, tmp_path: Path) -> No
         NexusAdapter.from_pretrained(tmp_path)
 
 
+def test_saving_over_damaged_files(tiny: Build, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).write_bytes(b"damaged")
+    tiny().save_pretrained(tmp_path)
+    tiny().save_pretrained(tmp_path)
+    assert check_hash([tmp_path / WEIGHTS]) is not None
+
+
 def test_metadata_are_added_and_tensors_stay(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(5.0), "b": torch.ones(2, 3, dtype=torch.float16)}
     save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})

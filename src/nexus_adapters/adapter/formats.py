@@ -144,10 +144,12 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _weights_in(folder: Path) -> list[Path]:
     """One save's: the plain one first, else any."""
-    index = folder / f"{WEIGHTS}.safetensors.index.json"
+    plain = [folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.safetensors.index.json"]
+    indices = sorted(folder.glob(f"{WEIGHTS}.safetensors.index.*json"))
     others = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
-    for file in (folder / f"{WEIGHTS}.safetensors", index, folder / f"{WEIGHTS}.bin", *others):
-        if file == index and file.is_file():
+    whole = [file for file in others if "-of-" not in file.name]
+    for file in (*plain, *whole, *indices):
+        if file.is_file() and file.suffix == ".json":
             names = set(map(str, _read_json(file).get("weight_map", {}).values()))
             return [folder / Path(name).name for name in sorted(names)]
         if file.is_file():

@@ -27,7 +27,7 @@ from nexus_adapters.adapter.file_names import WEIGHTS
 from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
 from nexus_adapters.adapter.inputs import check_inputs
 from nexus_adapters.adapter.loaded import check_loaded
-from nexus_adapters.adapter.stored import add_hash, check_hash, read_header
+from nexus_adapters.adapter.stored import HASH, add_hash, check_hash, read_header
 
 
 class NexusAdapter(ModelMixin, ConfigMixin):
@@ -225,8 +225,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         pushes = bool(given.pop("push_to_hub", False))
         extra = {k: v for k, v in given.pop("kwargs", {}).items() if k not in options}
         save(**given, **extra)
-        after = _written(folder)
-        new = [file for file, changed in after.items() if before.get(file) != changed]
+        new = [file for file, changed in _written(folder).items() if before.get(file) != changed]
         if new and given.get("is_main_process", True):
             add_hash(sorted(new))
         if pushes:
@@ -246,6 +245,14 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         )
 
 
-def _written(folder: Path) -> dict[Path, int]:
-    """The weights files in a folder, and when they were written."""
-    return {file: file.stat().st_mtime_ns for file in folder.glob(f"{WEIGHTS}*.safetensors")}
+def _written(folder: Path) -> dict[Path, tuple[int, bool]]:
+    """The weights files in a folder: when they were written, and whether they have a hash."""
+    files = folder.glob(f"{WEIGHTS}*.safetensors")
+    return {file: (file.stat().st_mtime_ns, _has_hash(file)) for file in files}
+
+
+def _has_hash(file: Path) -> bool:
+    try:
+        return HASH in read_header(file).metadata
+    except ValueError:  # a damaged one that is in the way, and most likely to be written over
+        return False
