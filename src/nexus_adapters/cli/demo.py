@@ -74,7 +74,7 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
 
 def settings_of(sampling: "Sampling", methods: Sequence["Method"]) -> dict[str, Any]:
     """All that makes the images again. `weights_sha256`: of the weights' file, the base's UNet's for it."""
-    from nexus_adapters.cli.model import files_sha256, weight_files
+    from nexus_adapters.cli.sources import files_sha256, weight_files
     from nexus_adapters.cli.versions import versions
     from nexus_adapters.embedded import WEIGHTS
 

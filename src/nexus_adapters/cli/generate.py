@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
+from nexus_adapters.cli.adapters import EMBEDDED, LoadedAdapter
 from nexus_adapters.cli.checks import names_as_options
 from nexus_adapters.cli.control_arguments import settings_of_control, split_controls
 from nexus_adapters.cli.devices import choose_device, choose_dtype
 from nexus_adapters.cli.generate_arguments import check_numbers, declare
 from nexus_adapters.cli.loras import check_loras, load_loras, lora_settings
-from nexus_adapters.cli.model import EMBEDDED, LoadedAdapter, Model, check_model, load_model
+from nexus_adapters.cli.model import Model, check_model, load_model
 from nexus_adapters.cli.schedulers import set_scheduler
 from nexus_adapters.cli.structure import (
     check_size,

@@ -1,37 +1,22 @@
 """From `--base` and `--adapter` to a pipeline and adapters: embedded ones, folders, files, or the Hub's."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
+from nexus_adapters.cli.adapters import EMBEDDED, LoadedAdapter, check_adapter, load_adapter
 from nexus_adapters.cli.checks import expect, expect_source
-from nexus_adapters.cli.saved_adapter import CONFIG, read_saved_adapter
+from nexus_adapters.cli.sources import fetch, file_variant, files_sha256, refused, weight_files
 
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED = "embedded"  # what settings call the base and the adapters that come with the package
 SINGLE_FILE = ".safetensors"
-_VARIANTS = ("prime", "slim")
 _BASE = "a Stable Diffusion pipeline"
-_ADAPTER = "a saved NexusAdapter or T2IAdapter"
 _CONFIGS = ["model_index.json", "unet/config.json", "vae/config.json"]
-_ADAPTER_FILES = ["config.json", "diffusion_pytorch_model*"]
 _PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
-
-
-@dataclass(frozen=True)
-class LoadedAdapter:
-    """An adapter, and what settings call it."""
-
-    adapter: Any
-    name: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -61,18 +46,7 @@ def check_model(base: str | None, base_config: str | None, adapters: Sequence[st
     if base_config is not None:
         expect_source("--base-config", base_config, "model_index.json", _BASE)
     for adapter in adapters:
-        _check_adapter(base, adapter)
-
-
-def _check_adapter(base: str | None, adapter: str | None) -> None:
-    if adapter is None or (base is None and adapter in _VARIANTS):
-        return  # embedded
-    # Not a Hub id, all of which have an owner now.
-    is_name = "/" not in adapter and not Path(adapter).exists()
-    received = f"'{adapter}'" if base is None else f"'{adapter}' beside --base"
-    expected = f"a folder, a Hub id, or without --base one of {', '.join(_VARIANTS)}"
-    expect(not is_name, "--adapter", expected, received)
-    expect_source("--adapter", adapter, "config.json", _ADAPTER)
+        check_adapter(base, adapter)
 
 
 def load_model(
@@ -118,40 +92,6 @@ def _torch_to(adapter: Any, torch_dtype: "torch.dtype") -> None:
     nn.Module.to(adapter, torch_dtype)
 
 
-def load_adapter(name: str | None, condition: str) -> LoadedAdapter:
-    """The adapter of `load_model`'s name."""
-    from diffusers import T2IAdapter
-
-    from nexus_adapters import embedded
-    from nexus_adapters.adapter.model import NexusAdapter
-
-    if name is None or name in _VARIANTS:
-        method = embedded.BETTER_FORM[name or "prime"]
-        ours = embedded.embedded_adapter(method, condition)
-        sha256 = read_saved_adapter(embedded.WEIGHTS / condition / method).sha256()
-        return LoadedAdapter(ours, f"{EMBEDDED} {method}", sha256)
-    folder = fetch("--adapter", name, _ADAPTER, _ADAPTER_FILES)
-    if _class_name(folder) == "T2IAdapter":
-        with refused("--adapter", name, _ADAPTER):
-            kind: Any = T2IAdapter
-            t2i = kind.from_pretrained(folder, local_files_only=True, variant=file_variant(folder))
-        return LoadedAdapter(t2i.eval(), name, files_sha256(weight_files(folder, file_variant(folder))))
-    saved = read_saved_adapter(folder, "--adapter")
-    with refused("--adapter", name, _ADAPTER):
-        nexus = NexusAdapter.from_pretrained(
-            folder, local_files_only=True, variant=saved.file_variant, use_safetensors=True
-        )
-    return LoadedAdapter(nexus, name, saved.sha256())
-
-
-def _class_name(folder: Path) -> object:
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return None  # `read_saved_adapter` says what is wrong
-    return config.get("_class_name") if isinstance(config, dict) else None
-
-
 def _load_pipe(base: str | None, base_config: str | None, configs: Path) -> tuple[Any, list[Path]]:
     """The stock pipeline, and the files of its UNet. Only here what may be gigabytes is fetched."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -176,16 +116,6 @@ def is_xl(folder: Path) -> bool:
     return "text_encoder_2" in json.loads((folder / "model_index.json").read_bytes())
 
 
-def fetch(argument: str, source: str, what: str, files: list[str]) -> Path:
-    """The folder `source`, or the one into which these of the Hub's files of that id were put."""
-    if Path(source).is_dir():
-        return Path(source)
-    with refused(argument, source, what):
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(source, allow_patterns=files))
-
-
 def fetch_pipeline(base: str) -> Path:
     """The folder `base`, or the one into which all was put that the Hub's pipeline needs."""
     if Path(base).is_dir():
@@ -195,33 +125,6 @@ def fetch_pipeline(base: str) -> Path:
 
         kind: Any = DiffusionPipeline
         return Path(kind.download(base))
-
-
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """Those that diffusers loads from a model's folder, where others may lie beside them, such as fp16's."""
-    stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
-    for pattern in ("safetensors", "bin"):
-        for name in (f"{stem}.{pattern}", f"{stem}-*-of-*.{pattern}"):
-            if found := sorted(folder.glob(name)):
-                return found
-    return []
-
-
-def file_variant(folder: Path) -> str | None:
-    """What diffusers calls `variant`, of a model's folder without plain weights; the first of several."""
-    if weight_files(folder):
-        return None
-    return next(map(variant_in_name, sorted(folder.glob(f"{WEIGHTS}.*.safetensors"))), None)
-
-
-def files_sha256(files: Sequence[Path]) -> str:
-    """Hash of the files' contents, one behind the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def check_kind(folder: Path, base: str) -> None:
@@ -260,20 +163,3 @@ def check_fits(adapter: Any, base: Path) -> None:
     except ValueError as error:
         is_adapters = str(error).startswith("adapter:")
         raise ValueError(f"--{error}" if is_adapters else f"--base: {error}") from error
-
-
-@contextmanager
-def refused(argument: str, source: str, what: str) -> Iterator[None]:
-    """Turn whatever loading raises into a ValueError of one line.
-
-    Of any kind: the Hub's client, safetensors, JSON and torch each have their own, and damaged files bring
-    out more. `--debug` shows the original.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{argument}: expected a folder or the Hub id of {what}; received '{source}' "
-            f"({type(error).__name__}: {reason})"
-        ) from error
