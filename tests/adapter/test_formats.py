@@ -346,6 +346,11 @@ def test_what_cannot_be_read(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"^source: expected .*{name}"):
             import_adapter(tmp_path / name)
+    (tmp_path / "README.md").write_text("# words")
+    with pytest.raises(
+        ValueError, match=r"^source: expected tensors; received '.*README.md', which holds none$"
+    ):
+        import_adapter(tmp_path / "README.md")
     with pytest.raises(ValueError, match=r"^source: .* which does not exist"):
         import_adapter(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from nexus_adapters.adapter.trunk import name_as_diffusers
 
 CONFIG = "config.json"
 CONFIG_KEY = "nexus_adapters.config"  # of a single file's metadata
+_PICKLE = b"\x80"  # the first byte of pickles since protocol 2
 
 # What a file seems to be by the beginning of any of its names, most telling first.
 _SIGNS = {
@@ -94,6 +96,8 @@ def read_tensors(files: Sequence[Path], path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
+    if not _may_be_pickled(file):
+        raise ValueError(f"source: expected tensors; received '{file}', which holds none")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -111,6 +115,12 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"source: expected tensors by name; received '{file}', a {type(content).__name__}")
     return dict(content)
+
+
+def _may_be_pickled(file: Path) -> bool:
+    """Whether it begins as what `torch.save` writes does, now or in its first years."""
+    with file.open("rb") as stream:
+        return stream.read(1) == _PICKLE or zipfile.is_zipfile(file)
 
 
 def _seems(tensors: Mapping[str, Tensor]) -> str:
