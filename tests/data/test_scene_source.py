@@ -7,6 +7,7 @@ from nexus_adapters.data import scene_source
 from nexus_adapters.data.samples import Source
 from nexus_adapters.data.scene_source import SceneSource
 from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.maps import MAPS, draw_map
 from nexus_adapters.scenes.render import Rendering, render
 from nexus_adapters.scenes.scene import draw_scene
 
@@ -74,3 +75,18 @@ def test_bad_arguments(given, message):
 def test_indices_outside():
     with pytest.raises(IndexError, match="index: expected 0 to 4; received 5"):
         SceneSource(5).load(5)
+
+
+@pytest.mark.parametrize("condition", MAPS)
+def test_scenes_may_bring_a_map(condition):
+    source = SceneSource(5, first_seed=40, condition=condition)
+    sample = source.load(2)
+    assert np.array_equal(sample.condition, draw_map(condition, draw_scene(42)))
+    assert np.array_equal(sample.image, SceneSource(5, first_seed=40).load(2).image)
+    others = {None, *MAPS} - {condition}
+    assert source.content_hash(2) not in {SceneSource(5, 40, condition=c).content_hash(2) for c in others}
+
+
+def test_an_unknown_map_lists_the_known():
+    with pytest.raises(ValueError, match=r"condition: expected one of canny, depth, .*; received 'edges'"):
+        SceneSource(5, condition="edges")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from nexus_adapters.data.samples import Sample
 from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.maps import MAPS, draw_map
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import SIZE, draw_scene
 
@@ -16,23 +17,30 @@ _WITNESSES = range(8)  # seeds of the scenes that tell whether drawing is still 
 
 
 class SceneSource:
-    """Scenes of the training split, without structure maps; those are to be drawn by an extractor.
+    """Scenes of the training split.
 
     Args:
         count: how many.
         first_seed: of the first one; the others follow.
         phrasings: captions of each scene.
+        condition: the structure map that comes with each, one of `scenes.maps.MAPS`; None for none, which
+            leaves it to an extractor.
 
     Raises:
-        ValueError: for a count or phrasings below 1, or a seed below 0.
+        ValueError: for a count or phrasings below 1, a seed below 0, or an unknown condition.
     """
 
-    def __init__(self, count: int, first_seed: int = 0, phrasings: int = 3) -> None:
+    def __init__(
+        self, count: int, first_seed: int = 0, phrasings: int = 3, condition: str | None = None
+    ) -> None:
         least = {"count": (count, 1), "first_seed": (first_seed, 0), "phrasings": (phrasings, 1)}
         for argument, (received, expected) in least.items():
             if received < expected:
                 raise ValueError(f"{argument}: expected at least {expected}; received {received}")
+        if condition is not None and condition not in MAPS:
+            raise ValueError(f"condition: expected one of {', '.join(MAPS)}; received {condition!r}")
         self.count, self.first_seed, self.phrasings = count, first_seed, phrasings
+        self.condition = condition
 
     def __len__(self) -> int:
         return self.count
@@ -44,6 +52,8 @@ class SceneSource:
     def content_hash(self, index: int) -> str:
         """SHA-256 over the seed, the phrasings, and what drawing gives: other code, other hashes."""
         made_of = f"{self._drawing} {self._seed(index)} {self.phrasings}"
+        if self.condition is not None:
+            made_of += f" {self.condition}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
     def stamp(self, index: int) -> None:
@@ -57,7 +67,9 @@ class SceneSource:
         """Draw a scene."""
         scene = draw_scene(self._seed(index))
         captions = tuple(caption(scene, phrasing) for phrasing in range(self.phrasings))
-        return Sample(self.key(index), Image.fromarray(render(scene).image), None, captions)
+        rendering = render(scene)
+        condition = None if self.condition is None else draw_map(self.condition, scene, rendering)
+        return Sample(self.key(index), Image.fromarray(rendering.image), condition, captions)
 
     def _seed(self, index: int) -> int:
         if not 0 <= index < self.count:
@@ -69,6 +81,9 @@ class SceneSource:
         digest = hashlib.sha256()
         for seed in _WITNESSES:
             scene = draw_scene(seed)
-            digest.update(render(scene).image.tobytes())
+            rendering = render(scene)
+            digest.update(rendering.image.tobytes())
+            if self.condition is not None:
+                digest.update(draw_map(self.condition, scene, rendering).tobytes())
             digest.update("\n".join(caption(scene, phrasing) for phrasing in range(3)).encode())
         return digest.hexdigest()
