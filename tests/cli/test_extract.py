@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conditions import tiny_models
 
 from nexus_adapters import extract
 from nexus_adapters.cli import main
@@ -27,7 +28,7 @@ def test_writes_the_extractors_map(photo, tmp_path, capsys):
         assert written.mode == "RGB"
         assert np.array_equal(written, extract("canny", original, low=20, high=60))
     settings = read_settings(out)
-    assert (settings["extractor"], settings["options"]) == ("canny", {"low": 20, "high": 60})
+    assert (settings["extractor"], settings["options"]) == ("canny", {"low": 20, "high": 60, "auto": False})
     assert "30x20" in capsys.readouterr().out
 
 
@@ -43,7 +44,30 @@ def test_list(capsys):
     with pytest.raises(SystemExit) as stop:
         run("--list")
     assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith("canny")
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["canny", "depth", "segmentation", "sketch"]
+    assert "needs the model depth-anything/Depth-Anything-V2-Small-hf, 99 MB" in listed[1]
+
+
+def test_options_of_any_extractor(photo, tmp_path):
+    out = tmp_path / "map.png"
+    assert run("sketch", photo, "--out", out, "--option", "sigma=2", "--option", "coherence=0") == 0
+    with Image.open(out) as written, Image.open(photo) as original:
+        assert np.array_equal(written, extract("sketch", original, sigma=2, coherence=0))
+    assert read_settings(out)["options"] == {"sigma": 2, "threshold": 0.08, "coherence": 0, "model": ""}
+    assert run("canny", photo, "--out", out, "--option", "auto=true", "--force") == 0
+    with Image.open(out) as written, Image.open(photo) as original:
+        assert np.array_equal(written, extract("canny", original, auto=True))
+
+
+def test_a_learned_extractor_by_folder(photo, tmp_path, capfd):
+    model = tiny_models.segformer(tmp_path / "model")
+    Image.new("RGB", (64, 48), "red").save(photo)
+    capfd.readouterr()
+    assert run("segmentation", photo, "--out", tmp_path / "map.png", "--option", f"model={model}") == 0
+    assert capfd.readouterr().err == ""  # the library's bars and words for the programmer stay its own
+    with Image.open(tmp_path / "map.png") as written, Image.open(photo) as original:
+        assert np.array_equal(written, extract("segmentation", original, model=model))
 
 
 def test_transparency_is_told(photo, tmp_path, capsys):
@@ -69,7 +93,7 @@ def _argv(photo, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "cany"}, "NAME: expected one of canny; received 'cany'"),
+        ({"name": "cany"}, "NAME: expected one of canny, depth, segmentation, sketch; received 'cany'"),
         (
             {"image": "missing.png"},
             "IMAGE: expected an image file; received 'missing.png', which does not exist",
@@ -88,6 +112,31 @@ def _argv(photo, **changes):
         (
             {"more": ["--max-megapixels", "0"]},
             "--max-megapixels: expected a finite number above 0; received 0.0",
+        ),
+        ({"more": ["--option", "sigma"]}, "--option: expected KEY=VALUE; received 'sigma'"),
+        (
+            {"more": ["--option", "a=1", "--option", "a=2"]},
+            "--option: expected a once; received 'a=2' as well",
+        ),
+        (
+            {"more": ["--option", "low=[1]"]},
+            "--low: expected a number; received [1]",
+        ),
+        (
+            {"more": ["--low", "3", "--option", "low=4"]},
+            "--option: expected no low beside --low; received low=4",
+        ),
+        (
+            {"more": ["--option", "sigma=2"]},
+            "--option: expected those of canny (low, high, auto); received 'sigma'",
+        ),
+        (
+            {"name": "sketch", "more": ["--option", "sigma=wide"]},
+            "--option sigma: expected a number; received 'wide'",
+        ),
+        (
+            {"name": "depth", "more": ["--option", "model=no/such"]},
+            "--option model: expected a folder or the Hub id of a model for depth estimation; received",
         ),
         ({"more": ["--max-megapixels", "0.0005"]}, "IMAGE: expected an image of at most 0.0005 megapixels"),
     ],

@@ -219,9 +219,9 @@ def test_a_photo_becomes_an_image_with_its_options_in_the_settings(photo, tmp_pa
     assert run(photo, tmp_path / "out.png", "--low", 10, "--high", 30) == 0
     settings = read_settings(tmp_path / "out.png")
     assert (settings["source"], settings["condition"]) == ("image", "canny")
-    assert settings["options"] == {"low": 10, "high": 30}
+    assert settings["options"] == {"low": 10, "high": 30, "auto": False}
     assert run(photo, tmp_path / "plain.png") == 0
-    assert read_settings(tmp_path / "plain.png")["options"] == {"low": 100, "high": 200}
+    assert read_settings(tmp_path / "plain.png")["options"] == {"low": 100, "high": 200, "auto": False}
     assert pixels(tmp_path / "out.png").shape == (120, 160, 3)
 
 
@@ -358,7 +358,10 @@ def test_scale_0_is_the_base(edges, tmp_path):
         (["--seed", "-1"], "--seed: expected an integer from 0 to"),
         (["--width", "100"], "--width: expected a positive multiple of 8; received 100"),
         (["--height", "-8"], "--height: expected a positive multiple of 8; received -8"),
-        (["--condition", "cany"], "--condition: expected one of canny; received 'cany'"),
+        (
+            ["--condition", "cany"],
+            "--condition: expected one of canny, depth, segmentation, sketch; received 'cany'",
+        ),
         (["--low", "3"], "--low: expected --image beside it"),
         (["--scale", "1", "--scale", "2"], "--scale: expected 1 or 1, as many as maps; received 2"),
         (["--level-scales", "1,x"], "--level-scales: expected numbers with commas between them"),

@@ -5,6 +5,7 @@ from jaxtyping import config
 from PIL import Image
 
 from nexus_adapters.conditions import canny
+from nexus_adapters.conditions.canny import auto_thresholds
 
 
 def test_draws_white_lines_on_black_around_a_square():
@@ -49,6 +50,40 @@ def test_higher_thresholds_draw_less():
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     counts = [np.count_nonzero(canny(noise, low, high)) for low, high in [(0, 0), (200, 400), (500, 900)]]
     assert counts[0] > counts[1] > counts[2] > 0
+
+
+def square(light, dark, noise):
+    pixels = np.full((60, 60, 3), light, float)
+    pixels[15:45, 15:45] = dark
+    pixels += np.random.default_rng(0).normal(0, noise, pixels.shape)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def test_automatic_thresholds_draw_pale_images_as_they_draw_strong_ones():
+    strong, pale = square(240, 40, 0), square(130, 110, 0)
+    assert np.asarray(canny(strong)).any()
+    assert not np.asarray(canny(pale)).any()
+    assert np.array_equal(canny(pale, auto=True), canny(strong, auto=True))
+
+
+def test_automatic_thresholds_are_otsus_of_the_gradients_that_canny_compares():
+    pixels = np.asarray(square(200, 100, 4))
+    dx, dy = (cv2.Sobel(pixels, cv2.CV_64F, *order) for order in ((1, 0), (0, 1)))
+    gradients = (abs(dx) + abs(dy)).max(axis=2).ravel()
+
+    def spread(threshold):
+        parts = gradients[gradients <= threshold], gradients[gradients > threshold]
+        return sum(part.size * part.var() for part in parts if part.size)
+
+    low, high = auto_thresholds(pixels)
+    assert low == high / 2
+    assert spread(high) <= min(spread(t) for t in np.unique(gradients)) * (1 + 1e-9)
+
+
+def test_automatic_thresholds_of_a_flat_image_draw_nothing():
+    assert not np.asarray(canny(Image.new("RGB", (9, 9), "red"), auto=True)).any()
+    with pytest.raises(ValueError, match="auto: expected no low and high beside it; received 5 and 200"):
+        canny(Image.new("RGB", (9, 9)), low=5, auto=True)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (641, 5)])

@@ -186,6 +186,14 @@ def data_condition(root, out, monkeypatch):
     changes = {"validation__every_steps": 2, "validation__images": 1, "data__condition_column": "map"}
     run(root, out / "given", data__condition="hedges", **changes)  # maps that are there need no extractor
     assert not any("structure_score" in row for row in logged(out / "given"))
+    for condition in ("depth", "sketch"):  # which scenes bring along
+        changes = {"data__kind": "scenes", "data__count": 12, "data__condition": condition}
+        run(root, out / condition, **changes)
+    assert differ(out / "depth", out / "sketch")
+    with pytest.raises(ValueError, match=r"^data.condition: expected one of canny, depth.*, for kind scenes"):
+        run(root, out / "hedges", **changes | {"data__condition": "hedges"})
+    with pytest.raises(ValueError, match=r"^data.extractor: expected none, since scenes bring exact maps"):
+        run(root, out / "options", **changes, data__extractor={"sigma": 2.0})
 
 
 def data_aspect_buckets(root, out, monkeypatch):

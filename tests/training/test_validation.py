@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tests.training.test_objective import batch
 
+from nexus_adapters.training.config import DataOptions
 from nexus_adapters.training.pictures import structure_score
 from nexus_adapters.training.validation import BINS, Picture, Validation
 
@@ -82,11 +83,16 @@ def test_the_structure_of_a_picture_is_its_own_map():
     from nexus_adapters.conditions import extract
 
     picture = lines(8)
-    score = structure_score("canny", {})
+    score = structure_score(DataOptions(path="x"))
     assert score(extract("canny", picture), picture) == 1.0
     assert score(extract("canny", lines(0)), picture) == 0.0
     assert 0 < score(extract("canny", lines(8, 28)), picture) < 1
-    assert structure_score("no such thing", {}) is None
+    assert structure_score(DataOptions(path="x", condition="no such thing")) is None
+    # A model that nobody named is not fetched, and no extractor draws what a scene's own map shows.
+    assert structure_score(DataOptions(path="x", condition="depth")) is None
+    assert structure_score(DataOptions(path="x", condition="depth", extractor={"model": "m"})) is not None
+    assert structure_score(DataOptions(kind="scenes", count=1, condition="sketch")) is None
+    assert structure_score(DataOptions(kind="scenes", count=1)) is not None
 
 
 @pytest.mark.parametrize("high", [20.0, 1530.0])
@@ -96,4 +102,7 @@ def test_the_extractors_options_count(high):
     soft = Image.new("RGB", (32, 32), (100, 100, 100))
     soft.paste((140, 140, 140), (8, 0, 24, 32))
     options = {"low": 10.0, "high": high}
-    assert structure_score("canny", options)(extract("canny", soft, **options), soft) == 1.0
+    assert (
+        structure_score(DataOptions(path="x", extractor=options))(extract("canny", soft, **options), soft)
+        == 1.0
+    )

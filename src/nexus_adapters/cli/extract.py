@@ -5,6 +5,11 @@ from typing import Any
 
 from nexus_adapters import __version__
 from nexus_adapters.cli.checks import expect, names_as_options
+from nexus_adapters.cli.extractor_options import (
+    declare_extractor_options,
+    extractor_options,
+    running_extractor,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of the extractor; --list shows them")
     parser.add_argument("image", metavar="IMAGE", help="the image file")
     parser.add_argument("--out", required=True, metavar="FILE", help="the map, a .png")
-    parser.add_argument("--low", type=float, help="canny: lower threshold (default 100)")
-    parser.add_argument("--high", type=float, help="canny: upper threshold (default 200)")
+    declare_extractor_options(parser)
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in the map")
     parser.add_argument(
         "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger images (default 64)"
@@ -27,11 +31,12 @@ def run(args: argparse.Namespace) -> int:
     from nexus_adapters.cli.files import check_output, save_png
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
-    expect(args.name in EXTRACTORS, "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
+    expect(args.name in set(EXTRACTORS), "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
     check_output(args.out, ".png", args.force)
-    options = {name: getattr(args, name) for name in ("low", "high") if getattr(args, name) is not None}
+    options = extractor_options(args, args.name)
     with names_as_options():
         image = load_image(args.image, args.max_megapixels, argument="IMAGE")
+    with running_extractor(args.name, options):
         condition = extract(args.name, image, **options)
     if args.invert:
         condition = invert(condition)
@@ -56,7 +61,12 @@ class _ListExtractors(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from nexus_adapters.conditions import EXTRACTORS
 
-        for name, extractor in sorted(EXTRACTORS.items()):
+        for name in sorted(EXTRACTORS):
+            try:
+                extractor = EXTRACTORS[name]
+            except ValueError as error:  # another package's, which must not hide the others
+                print(f"{name:14}{error}")
+                continue
             needs = f" (needs {', '.join(extractor.needs)})" if extractor.needs else ""
             print(f"{name:14}{extractor.summary}{needs}")
         parser.exit()

@@ -5,6 +5,7 @@ import argparse
 from nexus_adapters.cli.checks import expect, expect_between, expect_finite, expect_side
 from nexus_adapters.cli.control_arguments import declare_controls
 from nexus_adapters.cli.devices import DEVICES, DTYPES
+from nexus_adapters.cli.extractor_options import declare_extractor_options
 from nexus_adapters.cli.schedulers import SCHEDULERS
 
 _MAX_STEPS = 1000  # of training: no scheduler takes more
@@ -25,8 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def _add_structure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("maps")
-    group.add_argument("--low", type=float, help="canny: lower threshold (default 100)")
-    group.add_argument("--high", type=float, help="canny: upper threshold (default 200)")
+    declare_extractor_options(group)
     group.add_argument("--invert", action="store_true", help="exchange light and dark in the map")
     group.add_argument(
         "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger files (default 64)"

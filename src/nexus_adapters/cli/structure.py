@@ -6,11 +6,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 from nexus_adapters.cli.checks import expect, names_as_options
+from nexus_adapters.cli.extractor_options import extractor_options, running_extractor
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SMALLEST_PX = 8  # one latent
+_SMALLEST_FOR_MODELS_PX = 64  # that models for depth and segmentation take
 # An image may be this many times the base's own area before the default size is cut down to that area.
 _LARGEST_AREA = 4
 
@@ -20,18 +22,13 @@ def source_argument(args: argparse.Namespace) -> str:
     return "--map" if args.image is None else "--image"
 
 
-def extractor_options(args: argparse.Namespace) -> dict[str, float]:
-    """The extractor's options that were given; `used_options` adds the others."""
-    return {name: getattr(args, name) for name in ("low", "high") if getattr(args, name) is not None}
-
-
 def used_options(args: argparse.Namespace) -> dict[str, object]:
     """All options that the map was drawn with; none where it came as it is."""
     from nexus_adapters.conditions import EXTRACTORS
 
     if source_argument(args) == "--map":
         return {}
-    return EXTRACTORS[args.condition].defaults() | extractor_options(args)
+    return EXTRACTORS[args.condition].defaults() | extractor_options(args, args.condition)
 
 
 def read_source(args: argparse.Namespace) -> "Image.Image":
@@ -40,19 +37,21 @@ def read_source(args: argparse.Namespace) -> "Image.Image":
 
     known = ", ".join(sorted(EXTRACTORS))
     expect(args.condition in EXTRACTORS, "--condition", f"one of {known}", repr(args.condition))
-    options, argument = extractor_options(args), source_argument(args)
+    options, argument = extractor_options(args, args.condition), source_argument(args)
     if argument == "--map":
         for name in options:
-            expect(False, f"--{name}", "--image beside it, from which a map is drawn", "it with --map")
+            flag = f"--{name}" if name in ("low", "high") else f"--option {name}"
+            expect(False, flag, "--image beside it, from which a map is drawn", "it with --map")
     path = args.map if args.image is None else args.image
     with names_as_options():
         source = load_image(path, args.max_megapixels, argument=argument)
     size = f"{source.width}x{source.height}"
     expect(min(source.size) >= SMALLEST_PX, argument, f"at least {SMALLEST_PX} pixels a side", size)
     if argument == "--image":
-        # The extractor judges its options itself; a corner is enough to hear it before the model is loaded.
-        with names_as_options():
-            extract(args.condition, source.crop((0, 0, SMALLEST_PX, SMALLEST_PX)), **options)
+        # The extractor judges its options itself; a corner is enough to hear it before the base is loaded.
+        side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[args.condition].model else SMALLEST_PX
+        with running_extractor(args.condition, options):
+            extract(args.condition, source.resize((side, side)), **options)
     return source
 
 
@@ -92,7 +91,9 @@ def draw_condition(args: argparse.Namespace, source: "Image.Image", size: tuple[
     condition = source
     if source_argument(args) == "--image":
         resized = source.resize(size, Image.Resampling.LANCZOS)
-        condition = extract(args.condition, resized, **extractor_options(args))
+        options = extractor_options(args, args.condition)
+        with running_extractor(args.condition, options):
+            condition = extract(args.condition, resized, **options)
     if args.invert:
         condition = invert(condition)
     if EXTRACTORS[args.condition].lines and looks_inverted(condition):

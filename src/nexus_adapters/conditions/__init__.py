@@ -4,10 +4,12 @@ A structure map is a PIL RGB image. Maps of lines are white on black.
 """
 
 from nexus_adapters.conditions.canny import canny
+from nexus_adapters.conditions.extractor import Extractor
 from nexus_adapters.conditions.images import load_image
 from nexus_adapters.conditions.polarity import invert, looks_inverted
 from nexus_adapters.conditions.rgb import to_rgb
-from nexus_adapters.conditions.table import EXTRACTORS, Extractor, extract, find_extractor
+from nexus_adapters.conditions.sketch import sketch
+from nexus_adapters.conditions.table import EXTRACTORS, extract, find_extractor
 
 __all__ = [
     "EXTRACTORS",
@@ -18,5 +20,6 @@ __all__ = [
     "invert",
     "load_image",
     "looks_inverted",
+    "sketch",
     "to_rgb",
 ]

@@ -1,16 +1,21 @@
 """Canny edges, by OpenCV."""
 
+from __future__ import annotations
+
 import math
 from numbers import Real
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from nexus_adapters.conditions.rgb import to_rgb
 
+_LOW, _HIGH = 100, 200
 
-def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Image:
+
+def canny(image: Image.Image, low: float = _LOW, high: float = _HIGH, auto: bool = False) -> Image.Image:
     """Draw the edges of `image`: white lines, one pixel wide, on black.
 
     Edges are sought in color: at each pixel the channel with the steepest gradient counts, so two colors of
@@ -21,12 +26,15 @@ def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Imag
         image: a PIL image of any mode that `to_rgb` takes.
         low: an edge is followed as long as its gradient stays above this.
         high: an edge must exceed this somewhere.
+        auto: find both in the image by `auto_thresholds`, which draws the edges of pale and dark ones, too.
+            `low` and `high` then must stay as they are.
 
     Returns:
         RGB, same size as `image`, every pixel (0, 0, 0) or (255, 255, 255).
 
     Raises:
-        ValueError: unless 0 <= low <= high, both finite; or for an image without pixels.
+        ValueError: unless 0 <= low <= high, both finite; for thresholds beside `auto`; for an image without
+            pixels.
     """
     if not (_is_finite(low) and low >= 0):
         raise ValueError(f"low: expected a finite threshold of at least 0; received {low!r}")
@@ -34,8 +42,26 @@ def canny(image: Image.Image, low: float = 100, high: float = 200) -> Image.Imag
         # OpenCV would exchange the two without a word.
         raise ValueError(f"high: expected a finite threshold of at least low, {low}; received {high!r}")
     pixels = np.asarray(to_rgb(image))
+    if auto:
+        if (low, high) != (_LOW, _HIGH):
+            raise ValueError(f"auto: expected no low and high beside it; received {low} and {high}")
+        low, high = auto_thresholds(pixels)
     edges = np.asarray(cv2.Canny(pixels, low, high))
     return Image.fromarray(edges).convert("RGB")
+
+
+def auto_thresholds(pixels: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float]:
+    """Give `low` and `high` for an image: Otsu's threshold of its gradients, and half of it.
+
+    Otsu (1979) splits a histogram where the two parts vary least within themselves: here into what is flat
+    and what is an edge. Gradients are those that `canny` compares; high is at least 1, so that nothing flat
+    is an edge.
+    """
+    dx, dy = (cv2.Sobel(pixels, cv2.CV_16S, *order) for order in ((1, 0), (0, 1)))
+    gradients = (np.abs(dx) + np.abs(dy)).max(axis=2).astype(np.uint16)
+    found, _ = cv2.threshold(gradients, 0, 1, cv2.THRESH_OTSU)
+    high = max(1.0, float(found))
+    return high / 2, high
 
 
 def _is_finite(value: object) -> bool:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from nexus_adapters.conditions import extract
+from nexus_adapters.conditions import EXTRACTORS, extract
 from nexus_adapters.data.geometry import Geometry, aspect_ratio
 from nexus_adapters.data.samples import BadSample, Source
 
 _MAX_ASPECT_RATIO = 1.01
-_LABELS = "segmentation"  # the extractor whose maps hold labels as colors
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def prepare(
         condition = extract(extractor_name, image, **options)
     else:
         _check_aspects(size, sample.condition.size, sample.key)
-        is_labels = extractor_name == _LABELS
+        is_labels = extractor_name in EXTRACTORS and EXTRACTORS[extractor_name].labels
         condition = geometry.fit(sample.condition, target, is_map=True, labels=is_labels, window_of=size)
     crop = geometry.crop_of(size, target)
     return Prepared(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)

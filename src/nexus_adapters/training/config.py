@@ -75,8 +75,8 @@ class DataOptions:
     """Name of the captions' column or tar member; empty for the kind's usual one."""
     condition: str = "canny"
     """What the maps are: an extractor's name. It draws missing maps, and scores the validation's pictures."""
-    extractor: dict[str, float] = field(default_factory=dict)
-    """Options of the extractor, such as canny's low and high."""
+    extractor: dict[str, bool | float | str] = field(default_factory=dict)
+    """Options of the extractor, such as canny's low and high, or depth's model."""
     count: NotNegative = 0
     """Read only so many samples; 0 for all. Scenes, which have no end, need it."""
     resolution: Positive = 512

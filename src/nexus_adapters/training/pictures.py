@@ -19,7 +19,7 @@ from nexus_adapters.embedded import no_loading_bars
 from nexus_adapters.injection import Control, attach
 from nexus_adapters.metrics.edges import edge_f1
 from nexus_adapters.training.base import base_folder, source
-from nexus_adapters.training.config import TrainConfig, ValidationOptions
+from nexus_adapters.training.config import DataOptions, TrainConfig, ValidationOptions
 from nexus_adapters.training.precision import Precision
 from nexus_adapters.training.validation import Picture
 
@@ -79,22 +79,24 @@ def held_out_pictures(
     return pictures
 
 
-def structure_score(
-    condition_name: str, options: dict[str, float]
-) -> Callable[[Image.Image, Image.Image], float] | None:
+def structure_score(data: DataOptions) -> Callable[[Image.Image, Image.Image], float] | None:
     """(condition, picture) -> how well the picture's own map agrees with the condition, in [0, 1].
 
     The map is drawn from the picture by the condition's extractor. Maps of lines: F1 of their pixels at 1
-    pixel tolerance; others: 1 less the mean absolute difference. None where no extractor has that name.
+    pixel tolerance; others: 1 less the mean absolute difference. None where no extractor has that name, where
+    it needs a model and the options name none (a run fetches no model that nobody asked for), and for the
+    exact maps of scenes, which no extractor would draw again.
     """
-    if condition_name not in EXTRACTORS:
+    if data.condition not in EXTRACTORS or (data.kind == "scenes" and data.condition != "canny"):
         return None
-    has_lines = EXTRACTORS[condition_name].lines
+    extractor = EXTRACTORS[data.condition]
+    if extractor.model and "model" not in data.extractor:
+        return None
 
     def score(condition: Image.Image, picture: Image.Image) -> float:
         wanted = np.asarray(condition.convert("L"))
-        found = np.asarray(extract(condition_name, picture, **options).convert("L"))
-        if has_lines:
+        found = np.asarray(extract(data.condition, picture, **data.extractor).convert("L"))
+        if extractor.lines:
             return float(edge_f1(found > 127, wanted > 127))
         return 1.0 - float(np.abs(found.astype(float) - wanted).mean()) / 255
 

@@ -219,7 +219,7 @@ def _validation(
         losses=measured.at,
         num_train_timesteps=objective.scheduler.config.num_train_timesteps,
         draw=lambda pictures: draw_pictures(config, unet, state.result, precision, pictures),
-        score=structure_score(config.data.condition, config.data.extractor),
+        score=structure_score(config.data),
         pictures=held_out_pictures(preparation, material.held_out, options),
         folder=Path(config.output_dir) / IMAGES,
         accelerator=accelerator,

@@ -25,6 +25,7 @@ from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.scene_source import SceneSource
 from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
+from nexus_adapters.scenes.maps import MAPS
 from nexus_adapters.training.config import DataOptions
 
 _ONE_SHAPE = ""
@@ -53,8 +54,8 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
         "caption_column": data.caption_column or None,
     }
     given: dict[str, Any] = {name: column for name, column in columns.items() if column}
-    if data.kind == "scenes":
-        return SceneSource(data.count)
+    if data.kind == "scenes":  # whose canny an extractor draws, with its options; other maps are exact
+        return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
     with _names_as_keys():
         if data.kind == "folder":
             return FolderSource(data.path, **given)
@@ -92,7 +93,9 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Prepar
 
     Raises ValueError for an unknown extractor, where one is needed, and for a resolution that does not fit.
     """
-    if not data.condition_column and data.condition not in EXTRACTORS:
+    if data.kind == "scenes":
+        _check_scenes(data)
+    elif not data.condition_column and data.condition not in EXTRACTORS:
         known = ", ".join(sorted(EXTRACTORS))
         raise ValueError(
             f"data.condition: expected one of {known}, or a data.condition_column; received "
@@ -117,6 +120,18 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Prepar
         else Geometry(data.resolution, data.resolution)
     )
     return Preparation(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+
+
+def _check_scenes(data: DataOptions) -> None:
+    if data.condition not in MAPS:
+        raise ValueError(
+            f"data.condition: expected one of {', '.join(MAPS)}, for kind scenes; received {data.condition!r}"
+        )
+    if data.condition != "canny" and data.extractor:
+        raise ValueError(
+            f"data.extractor: expected none, since scenes bring exact maps of {data.condition}; received "
+            f"{dict(data.extractor)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""Depth by any model of `transformers` that estimates it: near is bright."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt16
+from PIL import Image
+
+from nexus_adapters.conditions.learned import LearnedModel, in_batches_of_a_size, load_model, names_the_model
+from nexus_adapters.conditions.rgb import to_rgb
+
+DEFAULT_DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"  # Apache-2.0, 24.8M parameters, 99 MB
+PREDICTIONS = ("auto", "nearness", "distance")
+
+# Architectures whose numbers grow with the distance. The others' fall: relative inverse depth, as MiDaS's.
+_DISTANCE = ("chmv2", "depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
+_SMALLEST_DISTANCE = 1e-3  # of the unit that the model has, most often meters
+
+
+def depth(
+    image: Image.Image, model: str = DEFAULT_DEPTH_MODEL, predicts: str = "auto", device: str = "auto"
+) -> Image.Image:
+    """Draw how near each pixel is: the nearest white, the farthest black.
+
+    Args:
+        image: a PIL image of any mode that `to_rgb` takes.
+        model: folder or Hub id.
+        predicts: what the model's numbers are, "nearness" or "distance"; "auto" goes by its architecture and
+            its `depth_estimation_type`.
+        device: as in `load_model`.
+
+    Returns:
+        RGB, same size as `image`, grey; `nearness` in 8 bits.
+
+    Raises:
+        ValueError: for a wrong option, no such model, or what the model cannot take.
+    """
+    return depths([image], model, predicts, device)[0]
+
+
+def depths(
+    images: Sequence[Image.Image],
+    model: str = DEFAULT_DEPTH_MODEL,
+    predicts: str = "auto",
+    device: str = "auto",
+) -> list[Image.Image]:
+    """Do as `depth` for several images, those of equal size together."""
+    colors = [to_rgb(image) for image in images]
+    return in_batches_of_a_size(
+        colors, lambda batch: [_as_image(found) for found in nearness(batch, model, predicts, device)]
+    )
+
+
+def nearness(
+    images: Sequence[Image.Image],
+    model: str = DEFAULT_DEPTH_MODEL,
+    predicts: str = "auto",
+    device: str = "auto",
+) -> list[UInt16[np.ndarray, "h w"]]:
+    """Give 16-bit nearness of RGB images of one size.
+
+    The rule: inverse depth, linearly scaled for each image so that its farthest pixel is 0 and its nearest
+    65535; distances d are turned into 1 / d first. An image without any depth is 0 throughout.
+
+    Raises:
+        ValueError: as `depth`, and for numbers that are not finite.
+    """
+    if predicts not in PREDICTIONS:
+        raise ValueError(f"predicts: expected one of {', '.join(PREDICTIONS)}; received {predicts!r}")
+    loaded = load_model("depth estimation", model, device)
+    grows = _predicts_distance(loaded) if predicts == "auto" else predicts == "distance"
+    with names_the_model("depth estimation", model):
+        found = loaded.processor.post_process_depth_estimation(
+            loaded.run(images), target_sizes=[(image.height, image.width) for image in images]
+        )
+    return [_scaled(entry["predicted_depth"].float().cpu().numpy(), grows, model) for entry in found]
+
+
+def _predicts_distance(model: LearnedModel) -> bool:
+    config: Any = model.network.config
+    is_metric = getattr(config, "depth_estimation_type", "relative") == "metric"
+    return is_metric or model.kind in _DISTANCE
+
+
+def _scaled(values: Float[np.ndarray, "h w"], grows: bool, model: str) -> UInt16[np.ndarray, "h w"]:
+    if not np.isfinite(values).all():
+        raise ValueError(f"model: expected finite depth; received values of '{model}' that are not")
+    near = 1 / np.maximum(values, _SMALLEST_DISTANCE) if grows else values
+    near = near.astype(np.float64)
+    low, high = near.min(), near.max()
+    if high == low:
+        return np.zeros(near.shape, np.uint16)
+    return np.asarray(np.rint((near - low) / (high - low) * 65535), np.uint16)
+
+
+def _as_image(values: UInt16[np.ndarray, "h w"]) -> Image.Image:
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # as to_rgb has it: the nearest value
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,89 @@
+"""What an extractor is: a name, and a callable from image to structure map."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """One way to draw a structure map.
+
+    Attributes:
+        name: what users write.
+        draw: takes a PIL image first, then options by keyword; returns PIL RGB of the same size. The same
+            image and options give the same map.
+        summary: one line for lists.
+        lines: whether the map is white lines on black, so that `looks_inverted` applies to it.
+        needs: what it uses beyond a plain install, in words; empty for nothing.
+        draw_many: does as `draw` for a list of images; None where nothing is gained by it.
+        labels: whether the map's colors are names of things, of which no two have a mean.
+        model: the weights that it loads unless the option `model` names others; "" for none.
+    """
+
+    name: str
+    draw: Callable[..., Image.Image]
+    summary: str
+    lines: bool
+    needs: tuple[str, ...] = ()
+    draw_many: Callable[..., list[Image.Image]] | None = None
+    labels: bool = False
+    model: str = ""
+
+    def options(self) -> tuple[str, ...]:
+        """Give the names of the options that `draw` takes beside the image."""
+        return tuple(inspect.signature(self.draw).parameters)[1:]
+
+    def defaults(self) -> dict[str, object]:
+        """Give the values that these options have where they are not given."""
+        parameters = inspect.signature(self.draw).parameters
+        return {name: parameters[name].default for name in self.options()}
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Refuse options that it does not have, or of another type than their default's, by a ValueError."""
+        defaults = self.defaults()
+        for option, value in options.items():
+            if option not in defaults:
+                names = ", ".join(defaults) or "none"
+                raise ValueError(f"options: expected those of {self.name} ({names}); received {option!r}")
+            kind = _kind(defaults[option])
+            if kind and _kind(value) != kind:
+                raise ValueError(f"{option}: expected {kind}; received {value!r}")
+
+    def draw_all(self, images: Sequence[Image.Image], options: Mapping[str, object]) -> list[Image.Image]:
+        """Draw the maps of several images, together where that is worth it.
+
+        Raises:
+            ValueError: for an option that it does not have, or a map that is not PIL RGB of the image's size.
+        """
+        self.check_options(options)
+        if self.draw_many is not None and len(images) > 1:
+            drawn = self.draw_many(images, **options)
+        else:
+            drawn = [self.draw(image, **options) for image in images]
+        for image, condition in zip(images, drawn, strict=True):
+            _check_map(self.name, image, condition)
+        return drawn
+
+
+def _kind(value: object) -> str:
+    """What an option's value is, in words; "" for what is none of these."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, Real):
+        return "a number"
+    return "text" if isinstance(value, str) else ""
+
+
+def _check_map(name: str, image: Image.Image, condition: object) -> None:
+    expected = f"name: expected an extractor that gives PIL RGB of {image.width}x{image.height}; received"
+    if not isinstance(condition, Image.Image):
+        raise ValueError(f"{expected} a {type(condition).__name__} from {name}")
+    if condition.mode != "RGB" or condition.size != image.size:
+        shown = f"{condition.mode} of {condition.width}x{condition.height}"
+        raise ValueError(f"{expected} {shown} from {name}")

@@ -1,0 +1,139 @@
+"""Models of the `transformers` library that draw maps: loaded once a process, errors in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from PIL import Image
+
+Task = Literal["depth estimation", "segmentation"]
+_UNUSED = ("auxiliary_head",)  # parts that only training uses
+_KEPT = 4  # models in memory; a set of maps needs at most one of each task
+
+
+@dataclass(frozen=True)
+class LearnedModel:
+    """A model and what prepares its images.
+
+    Attributes:
+        source: the folder or Hub id.
+        processor: of images, from and to their own size.
+        network: in evaluation mode, in float32, on its device.
+    """
+
+    source: str
+    processor: Any
+    network: Any
+
+    @property
+    def kind(self) -> str:
+        """The architecture, as the library names it: "dpt", "segformer", ..."""
+        return str(self.network.config.model_type)
+
+    def run(self, images: Sequence[Image.Image], **extra: object) -> Any:
+        """The network's output for RGB images, which the processor must bring to one size."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = self.processor(images=list(images), return_tensors="pt", **extra)
+            return self.network(**{name: value.to(self.network.device) for name, value in inputs.items()})
+
+
+def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
+    """The model, from memory where it was loaded before.
+
+    Args:
+        task: what it is for.
+        source: a folder of `save_pretrained`, or an id on the Hub; whether the Hub may be reached is the
+            library's to decide, by HF_HUB_OFFLINE. Code that comes with a model is never run.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is some.
+
+    Raises:
+        ValueError: for no such model, one of another task, or a device that is not there.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device: expected auto, cpu or a device that is there; received {device!r}"
+        ) from error
+    return _load(task, source, device)
+
+
+@lru_cache(maxsize=_KEPT)
+def _load(task: Task, source: str, device: str) -> LearnedModel:
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        kind = _network_class(task, config)
+        prepares: Any = transformers.AutoProcessor if _reads_task(config) else transformers.AutoImageProcessor
+        processor = prepares.from_pretrained(source)
+        network, info = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        _check_whole(info)
+    except Exception as error:  # the library raises almost anything, in messages of many lines
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"model: expected a folder or the Hub id of a model for {task}; received '{source}' ({reason})"
+        ) from error
+    return LearnedModel(source, processor, network.eval().to(device))
+
+
+def _check_whole(info: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fill the network: the library would put noise in their place."""
+    missing = sorted(str(key) for key in info["missing_keys"] if not str(key).startswith(_UNUSED))
+    if missing:
+        raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
+
+
+def _network_class(task: Task, config: Any) -> Any:
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    if task == "depth estimation":
+        return transformers.AutoModelForDepthEstimation
+    names = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+    is_universal = config.model_type in names
+    return (
+        transformers.AutoModelForUniversalSegmentation
+        if is_universal
+        else transformers.AutoModelForSemanticSegmentation
+    )
+
+
+def _reads_task(config: Any) -> bool:
+    return str(config.model_type) == "oneformer"
+
+
+def in_batches_of_a_size(
+    images: Sequence[Image.Image], draw: Callable[[list[Image.Image]], list[Image.Image]]
+) -> list[Image.Image]:
+    """Draw images of equal size together, and give all maps back in the images' order."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(images):
+        places.setdefault(image.size, []).append(place)
+    drawn: dict[int, Image.Image] = {}
+    for members in places.values():
+        drawn.update(zip(members, draw([images[place] for place in members]), strict=True))
+    return [drawn[place] for place in range(len(images))]
+
+
+@contextmanager
+def names_the_model(task: Task, source: str) -> Iterator[None]:
+    """Let what goes wrong in a model, whatever it raises, say which one it was."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"model: expected a model for {task} that takes this image; received '{source}' ({reason})"
+        ) from error
