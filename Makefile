@@ -24,8 +24,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## draw the demo sheet into demo/
 	$(BIN)/nexus demo --force
 
+# A process for each core, four at most: each takes about 2 GiB.
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 check: $(INSTALLED)  ## lint, format check, types, import order, then the tests
 	$(BIN)/ruff check
