@@ -5,7 +5,7 @@ from tests.data.image_files import picture
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.data import conditioned
-from nexus_adapters.data.conditioned import prepare
+from nexus_adapters.data.conditioned import fit_sample
 from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.samples import BadSample, Sample, Source
 from nexus_adapters.data.scene_source import SceneSource
@@ -38,29 +38,29 @@ class OneSample:
 
 def test_a_missing_map_is_drawn_from_the_fitted_image():
     geometry = Geometry(96, 64)
-    prepared = prepare(SceneSource(3), 1, geometry, "canny", {"low": 400, "high": 900})
+    sample = fit_sample(SceneSource(3), 1, geometry, "canny", {"low": 400, "high": 900})
     scene = SceneSource(3).load(1)
     fitted = geometry.fit(scene.image, (96, 64))
-    assert np.array_equal(prepared.image, fitted)
-    assert np.array_equal(prepared.condition, extract("canny", fitted, low=400, high=900))
-    assert not np.array_equal(prepared.condition, extract("canny", fitted))
-    assert (prepared.key, prepared.captions) == ("scene 1", scene.captions)
+    assert np.array_equal(sample.image, fitted)
+    assert np.array_equal(sample.condition, extract("canny", fitted, low=400, high=900))
+    assert not np.array_equal(sample.condition, extract("canny", fitted))
+    assert (sample.key, sample.captions) == ("scene 1", scene.captions)
 
 
 def test_sdxl_is_told_of_size_and_crop():
     image = picture(0, 300, 100)
-    prepared = prepare(OneSample(image), 0, Geometry(64, 64), "canny", {})
-    assert prepared.original_size == (100, 300)
-    assert prepared.crop_top_left == (0, 64)
-    assert prepared.time_ids == (100.0, 300.0, 0.0, 64.0, 64.0, 64.0)
-    assert all(isinstance(number, float) for number in prepared.time_ids)
+    sample = fit_sample(OneSample(image), 0, Geometry(64, 64), "canny", {})
+    assert sample.original_size == (100, 300)
+    assert sample.crop_top_left == (0, 64)
+    assert sample.time_ids == (100.0, 300.0, 0.0, 64.0, 64.0, 64.0)
+    assert all(isinstance(number, float) for number in sample.time_ids)
 
 
 def test_buckets_give_the_nearest_shape():
     geometry = Geometry.bucketed(128, step=32)
     for size in [(300, 300), (300, 200), (200, 300)]:
-        prepared = prepare(OneSample(picture(0, *size)), 0, geometry, "canny", {})
-        assert prepared.image.size == prepared.condition.size == geometry.target(size)
+        sample = fit_sample(OneSample(picture(0, *size)), 0, geometry, "canny", {})
+        assert sample.image.size == sample.condition.size == geometry.target(size)
 
 
 def framed(width, height):
@@ -75,9 +75,9 @@ def framed(width, height):
 def test_a_map_of_another_size_shows_the_same_part(scale):
     image = framed(200, 100)
     condition = framed(int(200 * scale), int(100 * scale))
-    prepared = prepare(OneSample(image, condition), 0, Geometry(40, 40), "canny", {})
-    assert prepared.condition.size == (40, 40)
-    difference = np.abs(np.asarray(prepared.image, int) - np.asarray(prepared.condition, int))
+    sample = fit_sample(OneSample(image, condition), 0, Geometry(40, 40), "canny", {})
+    assert sample.condition.size == (40, 40)
+    difference = np.abs(np.asarray(sample.image, int) - np.asarray(sample.condition, int))
     assert np.median(difference) == 0
     assert (difference.max(axis=2) > 60).sum() <= 2 * 40 * 2  # at most two pixels beside either edge
 
@@ -85,15 +85,15 @@ def test_a_map_of_another_size_shows_the_same_part(scale):
 def test_a_given_map_is_not_drawn_again(monkeypatch):
     monkeypatch.setattr(conditioned, "extract", None)
     condition = Image.new("RGB", (24, 16), (1, 2, 3))
-    prepared = prepare(OneSample(picture(), condition), 0, Geometry(24, 16), "no such extractor", {})
-    assert np.array_equal(prepared.condition, condition)
+    sample = fit_sample(OneSample(picture(), condition), 0, Geometry(24, 16), "no such extractor", {})
+    assert np.array_equal(sample.condition, condition)
 
 
 def test_labels_are_not_mixed():
     labels = framed(37, 37)
     for name, is_mixed in [("canny", True), ("segmentation", False)]:
-        prepared = prepare(OneSample(picture(0, 37, 37), labels), 0, Geometry(16, 16), name, {})
-        assert (set(np.unique(prepared.condition)) - {0, 255} != set()) == is_mixed
+        sample = fit_sample(OneSample(picture(0, 37, 37), labels), 0, Geometry(16, 16), name, {})
+        assert (set(np.unique(sample.condition)) - {0, 255} != set()) == is_mixed
 
 
 @pytest.mark.parametrize("size", [(206, 100), (100, 200), (100, 103), (50, 23)])
@@ -103,7 +103,7 @@ def test_another_aspect_is_a_bad_sample_with_both_sizes(size):
         BadSample,
         match=rf"^condition: .* the image, 200x100; received {size[0]}x{size[1]} in 'the sample'$",
     ):
-        prepare(source, 0, Geometry(16, 16), "canny", {})
+        fit_sample(source, 0, Geometry(16, 16), "canny", {})
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_another_aspect_is_a_bad_sample_with_both_sizes(size):
 def test_rounding_to_whole_pixels_is_no_other_aspect(image, size):
     source, geometry = OneSample(picture(0, *image), picture(1, *size)), Geometry(16, 16)
     fitted = geometry.fit(picture(1, *size), (16, 16), is_map=True, window_of=image)
-    assert np.array_equal(prepare(source, 0, geometry, "canny", {}).condition, fitted)
+    assert np.array_equal(fit_sample(source, 0, geometry, "canny", {}).condition, fitted)
 
 
 def test_wrong_extractors_and_options_are_no_bad_samples():
     for name, options in [("cany", {}), ("canny", {"lo": 1})]:
         with pytest.raises(ValueError, match="expected") as caught:
-            prepare(SceneSource(1), 0, Geometry(16, 16), name, options)
+            fit_sample(SceneSource(1), 0, Geometry(16, 16), name, options)
         assert not isinstance(caught.value, BadSample)
 
 

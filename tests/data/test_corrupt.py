@@ -12,7 +12,7 @@ from tests.data.image_files import DAMAGED, GOOD, encoded, picture
 from tests.data.tar_files import tar
 from torch.utils.data import DataLoader, Dataset
 
-from nexus_adapters.data.conditioned import prepare
+from nexus_adapters.data.conditioned import fit_sample
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.order import SampleOrder
@@ -80,8 +80,8 @@ def source(request, folder, tars):
     return TarSource([str(tars / "{0..3}.tar")], index_folder=tars / "index")
 
 
-def prepared(source, index):
-    return prepare(source, index, GEOMETRY, "canny", {})
+def fitted(source, index):
+    return fit_sample(source, index, GEOMETRY, "canny", {})
 
 
 def test_there_are_forty_of_at_least_eight_kinds():
@@ -98,7 +98,7 @@ def test_just_the_forty_are_bad_each_with_its_name(source):
         warnings.simplefilter("error")  # 200 images may not give 200 lines
         for index in range(len(source)):
             try:
-                sample = prepared(source, index)
+                sample = fitted(source, index)
             except BadSample as error:
                 found[source.key(index)] = str(error)
             else:
@@ -132,7 +132,7 @@ class Reading(Dataset):
 
     def __getitem__(self, index):
         return read_or_replace(
-            index, self.candidates[index], lambda other: prepared(self.source, other), self.source.key
+            index, self.candidates[index], lambda other: fitted(self.source, other), self.source.key
         )
 
 
@@ -172,8 +172,8 @@ def test_two_epochs_complete_with_the_same_replacements_in_any_process(source):
 def test_what_stands_in_is_the_next_whole_sample(source):
     bad = [index for index, name in enumerate(FILES) if name in BAD_NAMES]
     for index in bad:
-        found = read_or_replace(index, range(COUNT), lambda other: prepared(source, other), source.key)
+        found = read_or_replace(index, range(COUNT), lambda other: fitted(source, other), source.key)
         following = [other % COUNT for other in range(index, index + COUNT)]
         assert found.index == next(other for other in following if other not in bad)
         assert [skipped.index for skipped in found.skipped] == following[: following.index(found.index)]
-        assert np.array_equal(found.content.image, prepared(source, found.index).image)
+        assert np.array_equal(found.content.image, fitted(source, found.index).image)

@@ -4,16 +4,16 @@ import torch
 from PIL import Image
 from tests import tiny
 
-from nexus_adapters.data.conditioned import Prepared
+from nexus_adapters.data.conditioned import FittedSample
 from nexus_adapters.data.draws import SampleDraws
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, as_batch, encode
 
 
-def prepared(seed=0, captions=("a red star",), size=(64, 64)):
+def fitted(seed=0, captions=("a red star",), size=(64, 64)):
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    return Prepared(f"{seed}", image, Image.fromarray(255 - pixels), captions, (100, 80), (3, 5))
+    return FittedSample(f"{seed}", image, Image.fromarray(255 - pixels), captions, (100, 80), (3, 5))
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -26,7 +26,7 @@ def close(a, b, atol):
 
 
 def test_samples_of_several_sizes_and_captions(encoders):
-    samples = [prepared(0), prepared(1, ("a cat", "a dog", ""), (128, 64)), prepared(2)]
+    samples = [fitted(0), fitted(1, ("a cat", "a dog", ""), (128, 64)), fitted(2)]
     entries = encode(samples, encoders)
     assert [tuple(entry.mean.shape) for entry in entries] == [(4, 8, 8), (4, 8, 16), (4, 8, 8)]
     assert [len(entry.prompts["prompt_embeds"]) for entry in entries] == [1, 3, 1]
@@ -40,7 +40,7 @@ def test_samples_of_several_sizes_and_captions(encoders):
 
 def test_latents_are_those_of_the_pipeline(encoders):
     """Scaled mode and deviation, by hand."""
-    sample = prepared(4)
+    sample = fitted(4)
     (entry,) = encode([sample], encoders)
     vae = encoders.pipe.vae
     pixels = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -51,7 +51,7 @@ def test_latents_are_those_of_the_pipeline(encoders):
 
 
 def test_a_cache_rounds_to_half_precision_and_loses_nothing_else(encoders):
-    (entry,) = encode([prepared(5, ("a cat", "a dog"))], encoders)
+    (entry,) = encode([fitted(5, ("a cat", "a dog"))], encoders)
     again = Entry.from_tensors(entry.as_tensors())
     assert torch.equal(again.condition, entry.condition)
     assert torch.equal(again.time_ids, entry.time_ids)
@@ -86,7 +86,7 @@ def draws(**changes):
 
 
 def test_a_batch_follows_its_draws(encoders):
-    (entry,) = encode([prepared(6, ("a cat", "a dog", "a ring"))], encoders)
+    (entry,) = encode([fitted(6, ("a cat", "a dog", "a ring"))], encoders)
     empty = encoders.encode_empty_prompt()
     drawn = [draws(caption=0.4), draws(prompt_dropout=0.09), draws(condition_dropout=0.19, caption=0.99)]
     batch = as_batch([7, 8, 9], [entry] * 3, drawn, empty, prompt_dropout=0.1, condition_dropout=0.2)

@@ -15,7 +15,7 @@ _MAX_ASPECT_RATIO = 1.01
 
 
 @dataclass(frozen=True)
-class Prepared:
+class FittedSample:
     """A fitted sample.
 
     Attributes:
@@ -41,9 +41,9 @@ class Prepared:
         return tuple(float(number) for number in told)
 
 
-def prepare(
+def fit_sample(
     source: Source, index: int, geometry: Geometry, extractor_name: str, options: Mapping[str, object]
-) -> Prepared:
+) -> FittedSample:
     """Load a sample, fit it, and draw its structure map where it has none.
 
     The map is drawn from the fitted image, at the scale that the base is trained at, as it is in generation:
@@ -73,7 +73,7 @@ def prepare(
         is_labels = extractor_name in EXTRACTORS and EXTRACTORS[extractor_name].labels
         condition = geometry.fit(sample.condition, target, is_map=True, labels=is_labels, window_of=size)
     crop = geometry.crop_of(size, target)
-    return Prepared(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)
+    return FittedSample(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)
 
 
 def _check_aspects(image: tuple[int, int], condition: tuple[int, int], key: str) -> None:

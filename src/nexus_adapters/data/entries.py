@@ -1,4 +1,4 @@
-"""From prepared samples to what a step reads of them: latents, map, and prompt embeddings."""
+"""From fitted samples to what a step reads of them: latents, map, and prompt embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nexus_adapters.data.batch import Batch
-from nexus_adapters.data.conditioned import Prepared
+from nexus_adapters.data.conditioned import FittedSample
 from nexus_adapters.data.draws import SampleDraws
 from nexus_adapters.data.encoders import Encoders
 
@@ -64,7 +64,7 @@ class Entry:
 _PROMPT_TENSORS = ("prompt_embeds", "text_embeds")
 
 
-def encode(samples: Sequence[Prepared], encoders: Encoders) -> list[Entry]:
+def encode(samples: Sequence[FittedSample], encoders: Encoders) -> list[Entry]:
     """The entries of samples, whose images may differ in size; those of one size are encoded at once."""
     latents = _encode_images([sample.image for sample in samples], encoders)
     captions = [caption for sample in samples for caption in sample.captions]

@@ -19,8 +19,8 @@ from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, encode
 from nexus_adapters.data.feed import Place, Read, Skipped, leave_ctrl_c_to_the_trainer, raise_errors
+from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.known_hashes import KnownHashes
-from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.data.samples import BadSample
 
 FORMAT = 1  # of entries; a new number makes all caches anew
@@ -49,7 +49,7 @@ class CachedSamples:
 
 
 def entry_names(
-    preparation: Preparation,
+    fitting: Fitting,
     indices: Sequence[int],
     encoders_hash: str,
     known: KnownHashes,
@@ -67,9 +67,9 @@ def entry_names(
     with known.kept():
         for index in shown:
             try:
-                made_of = [FORMAT, encoders_hash, preparation.content_hash(index, known)]
+                made_of = [FORMAT, encoders_hash, fitting.content_hash(index, known)]
             except BadSample as error:
-                unreadable.append(Skipped(index, preparation.source.key(index), str(error)))
+                unreadable.append(Skipped(index, fitting.source.key(index), str(error)))
                 continue
             names.append((index, hashlib.sha256(json.dumps(made_of).encode()).hexdigest()))
     return dict(sorted(gather_object(names))), sorted(gather_object(unreadable), key=lambda bad: bad.index)
@@ -78,7 +78,7 @@ def entry_names(
 def fill_cache(
     cache: TensorCache,
     names: Mapping[int, str],
-    preparation: Preparation,
+    fitting: Fitting,
     encoders: Encoders,
     accelerator: Accelerator,
     workers: int,
@@ -94,9 +94,9 @@ def fill_cache(
     accelerator.wait_for_everyone()  # all have looked before any writes
     share = missing[accelerator.process_index :: accelerator.num_processes]
     if missing and accelerator.is_main_process:
-        _announce(cache, missing, preparation, encoders)
+        _announce(cache, missing, fitting, encoders)
     loader = DataLoader(
-        _Prepared(preparation, share),
+        _Prepared(fitting, share),
         batch_size=_BATCH,
         num_workers=workers,
         collate_fn=list,
@@ -107,11 +107,11 @@ def fill_cache(
     with tqdm(
         total=len(share), desc="encoding", unit="sample", disable=not accelerator.is_main_process or not share
     ) as bar:
-        for prepared in loader if share else ():
-            raise_errors(sample for _, sample in prepared)
-            good = [(index, sample) for index, sample in prepared if not isinstance(sample, Skipped)]
+        for fitted in loader if share else ():
+            raise_errors(sample for _, sample in fitted)
+            good = [(index, sample) for index, sample in fitted if not isinstance(sample, Skipped)]
             reasons |= {
-                names[index]: sample.reason for index, sample in prepared if isinstance(sample, Skipped)
+                names[index]: sample.reason for index, sample in fitted if isinstance(sample, Skipped)
             }
             if good:
                 encoded = encode([sample for _, sample in good], encoders)
@@ -120,26 +120,22 @@ def fill_cache(
             if len(entries) >= _SHARD_SAMPLES:
                 cache.write(entries)
                 entries = {}
-            bar.update(len(prepared))
+            bar.update(len(fitted))
         cache.write(entries)
     accelerator.wait_for_everyone()
     cache.refresh()
     told = dict(gather_object(list(reasons.items())))
     # Samples of the same content have one entry, or none.
     return [
-        Skipped(index, preparation.source.key(index), told[name])
-        for index, name in names.items()
-        if name in told
+        Skipped(index, fitting.source.key(index), told[name]) for index, name in names.items() if name in told
     ]
 
 
-def _announce(
-    cache: TensorCache, missing: Sequence[int], preparation: Preparation, encoders: Encoders
-) -> None:
+def _announce(cache: TensorCache, missing: Sequence[int], fitting: Fitting, encoders: Encoders) -> None:
     """Say how much is to come, by the first sample that can be read; OSError where it has no room."""
     for index in missing:
         try:
-            (entry,) = encode([preparation.prepare(index)], encoders)
+            (entry,) = encode([fitting.fit(index)], encoders)
         except BadSample:
             continue
         tensors = entry.as_tensors().values()
@@ -156,8 +152,8 @@ def _announce(
 
 
 class _Prepared(Dataset[tuple[int, Any]]):
-    def __init__(self, preparation: Preparation, indices: Sequence[int]) -> None:
-        self.preparation, self.indices = preparation, indices
+    def __init__(self, fitting: Fitting, indices: Sequence[int]) -> None:
+        self.fitting, self.indices = fitting, indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -165,8 +161,8 @@ class _Prepared(Dataset[tuple[int, Any]]):
     def __getitem__(self, place: int) -> tuple[int, Any]:
         index = self.indices[place]
         try:
-            return index, self.preparation.prepare(index)
+            return index, self.fitting.fit(index)
         except BadSample as error:
-            return index, Skipped(index, self.preparation.source.key(index), str(error))
+            return index, Skipped(index, self.fitting.source.key(index), str(error))
         except (ValueError, OSError) as error:
             return index, error

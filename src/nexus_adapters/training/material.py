@@ -12,19 +12,19 @@ from torch import Tensor
 
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.cache import TensorCache
-from nexus_adapters.data.conditioned import Prepared
+from nexus_adapters.data.conditioned import FittedSample
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, as_batch, encode
 from nexus_adapters.data.feed import Feed, Place, Read, Reader, Skipped
+from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.known_hashes import KnownHashes
 from nexus_adapters.data.order import SampleOrder
-from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.encoding import CachedSamples, entry_names, fill_cache
 from nexus_adapters.training.samples import (
-    PreparedSamples,
+    FittedSamples,
     Split,
     known_hashes_file,
     members_by_shape,
@@ -95,19 +95,19 @@ class Material:
         return batch.to(self.accelerator.device)
 
 
-def order_samples(config: TrainConfig, preparation: Preparation, processes: int) -> tuple[Split, SampleOrder]:
+def order_samples(config: TrainConfig, fitting: Fitting, processes: int) -> tuple[Split, SampleOrder]:
     """What is trained on and in which order; ValueError for no data, and for a batch larger than the data."""
     training = config.training
     wanted = config.validation.samples if config.validation.every_steps else 0
-    split = split_samples(preparation, config.data, config.seed, wanted)
-    together = None if config.cache.enabled else shards_to_keep_together(config.data, preparation.source)
+    split = split_samples(fitting, config.data, config.seed, wanted)
+    together = None if config.cache.enabled else shards_to_keep_together(config.data, fitting.source)
     batch_size = training.batch_size * training.gradient_accumulation_steps * processes
     return split, SampleOrder(split.trained, batch_size, config.seed, together)
 
 
 def gather_material(
     config: TrainConfig,
-    preparation: Preparation,
+    fitting: Fitting,
     split: Split,
     order: SampleOrder,
     encoders: Encoders,
@@ -132,15 +132,15 @@ def gather_material(
     reader: Reader
     if cache is not None:
         needed = samples_to_encode(split, order, training.max_train_steps)
-        names, bad = _encode(config, preparation, needed, encoders, encoders_hash, cache, accelerator, report)
+        names, bad = _encode(config, fitting, needed, encoders, encoders_hash, cache, accelerator, report)
         usable = usable_shapes(needed.trained, bad)
         order = SampleOrder(usable, order.global_batch_size, config.seed) if needed is split else order
         reader = CachedSamples(cache, names, substitutes(usable, bad))
         held_out = [index for index in held_out if names.get(index) in cache]
         encoders.release()
     else:
-        held_out = [index for index in held_out if _is_readable(preparation, index, report)]
-        reader = PreparedSamples(preparation, shapes, members_by_shape(split.trained), config.seed)
+        held_out = [index for index in held_out if _is_readable(fitting, index, report)]
+        reader = FittedSamples(fitting, shapes, members_by_shape(split.trained), config.seed)
     return Material(
         config,
         accelerator,
@@ -158,13 +158,13 @@ def gather_material(
         None if is_cached else encoders,
         held_out,
         report,
-        _content(encoders_hash, preparation, shapes),
+        _content(encoders_hash, fitting, shapes),
     )
 
 
 def _encode(
     config: TrainConfig,
-    preparation: Preparation,
+    fitting: Fitting,
     split: Split,
     encoders: Encoders,
     encoders_hash: str,
@@ -175,29 +175,29 @@ def _encode(
     """Index -> name in the cache; and the samples that cannot be read."""
     indices = sorted([*split.trained, *split.held_out])
     known = KnownHashes(known_hashes_file(config.data, cache.folder))
-    names, unreadable = entry_names(preparation, indices, encoders_hash, known, accelerator)
+    names, unreadable = entry_names(fitting, indices, encoders_hash, known, accelerator)
     report.add(unreadable)
-    failed = fill_cache(cache, names, preparation, encoders, accelerator, config.data.workers)
+    failed = fill_cache(cache, names, fitting, encoders, accelerator, config.data.workers)
     report.add(failed)
     return names, {skipped.index for skipped in (*unreadable, *failed)}
 
 
-def _is_readable(preparation: Preparation, index: int, report: SkipReport) -> bool:
+def _is_readable(fitting: Fitting, index: int, report: SkipReport) -> bool:
     """Whether a held-out sample can be; none stands in for it, since those that could are trained on."""
     try:
-        preparation.prepare(index)
+        fitting.fit(index)
     except BadSample as error:
-        report.add([Skipped(index, preparation.source.key(index), str(error))])
+        report.add([Skipped(index, fitting.source.key(index), str(error))])
         return False
     return True
 
 
-def _content(encoders_hash: str, preparation: Preparation, indices: Iterable[int]) -> str:
+def _content(encoders_hash: str, fitting: Fitting, indices: Iterable[int]) -> str:
     digest = hashlib.sha256(encoders_hash.encode())
     for index in indices:
-        digest.update(f"{preparation.source.key(index)}\n".encode())
+        digest.update(f"{fitting.source.key(index)}\n".encode())
     return digest.hexdigest()
 
 
-def _shape(content: Entry | Prepared) -> tuple[int, ...]:
+def _shape(content: Entry | FittedSample) -> tuple[int, ...]:
     return tuple(content.mean.shape) if isinstance(content, Entry) else content.image.size

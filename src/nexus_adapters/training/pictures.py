@@ -14,7 +14,7 @@ from torch import nn
 
 from nexus_adapters.conditions import EXTRACTORS, extract
 from nexus_adapters.data.encoders import without_checker
-from nexus_adapters.data.preparation import Preparation
+from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.embedded import no_loading_bars
 from nexus_adapters.injection import Control, attach
 from nexus_adapters.metrics.edges import edge_f1
@@ -67,13 +67,11 @@ def draw_pictures(
     return drawn
 
 
-def held_out_pictures(
-    preparation: Preparation, held_out: Sequence[int], options: ValidationOptions
-) -> list[Picture]:
+def held_out_pictures(fitting: Fitting, held_out: Sequence[int], options: ValidationOptions) -> list[Picture]:
     """What to draw: the first held-out samples' maps, with their first captions or the recipe's prompts."""
     pictures = []
     for place, index in enumerate(held_out[: options.images]):
-        sample = preparation.prepare(index)
+        sample = fitting.fit(index)
         prompts = options.prompts or (sample.captions[0],)
         pictures.append(Picture(prompts[place % len(prompts)], sample.condition))
     return pictures

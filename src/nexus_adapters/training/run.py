@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import load_encoders
+from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.order import SampleOrder
-from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.training.base import (
     BaseShape,
     base_folder,
@@ -78,14 +78,14 @@ def train_adapter(config: TrainConfig) -> Path:
             print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
     else:
         shape = check_base(config)
-        preparation = open_samples(config.data, cache_folder(config), shape.multiple)
+        fitting = open_samples(config.data, cache_folder(config), shape.multiple)
         accelerator = open_accelerator(config)
         choose_precision(config.training.mixed_precision, accelerator.device)
         check_weights(config.base)
-        split, order = order_samples(config, preparation, accelerator.num_processes)
+        split, order = order_samples(config, fitting, accelerator.num_processes)
         cache = TensorCache(cache_folder(config)) if config.cache.enabled else None
         with occupied(output) if accelerator.is_main_process else nullcontext():
-            _train(config, shape, preparation, split, order, cache, accelerator)
+            _train(config, shape, fitting, split, order, cache, accelerator)
     if config.hub.repo_id and is_main:
         print(f"pushed to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
     return output / ADAPTER
@@ -102,8 +102,8 @@ def dry_run(config: TrainConfig) -> str:
     is_far |= any("://" in shard for shard in config.data.shards)
     if is_far:
         return describe(config, shape, None)
-    preparation = open_samples(config.data, cache_folder(config), shape.multiple)
-    split, _ = order_samples(config, preparation, processes=1)
+    fitting = open_samples(config.data, cache_folder(config), shape.multiple)
+    split, _ = order_samples(config, fitting, processes=1)
     return describe(config, shape, len(split.trained) + len(split.held_out) + len(split.unreadable))
 
 
@@ -131,7 +131,7 @@ def cache_folder(config: TrainConfig) -> Path:
 def _train(
     config: TrainConfig,
     shape: BaseShape,
-    preparation: Preparation,
+    fitting: Fitting,
     split: Split,
     order: SampleOrder,
     cache: TensorCache | None,
@@ -146,7 +146,7 @@ def _train(
     check_shared("output_dir", Path(config.output_dir), accelerator)
     if cache is not None:
         check_shared("cache.folder", cache.folder, accelerator)
-    material = gather_material(config, preparation, split, order, encoders, cache, accelerator)
+    material = gather_material(config, fitting, split, order, encoders, cache, accelerator)
     unet = load_unet(config.base, device, precision.dtype)
     adapter = _new_adapter(config, unet, shape, device)
     wrapped = accelerator.prepare_model(adapter)
@@ -175,7 +175,7 @@ def _train(
             _identity(config, material, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
-            _validation(config, material, objective, state, unet, preparation, precision, accelerator),
+            _validation(config, material, objective, state, unet, fitting, precision, accelerator),
         )
     if accelerator.is_main_process:
         export(state.result, config, steps, material.report.total)
@@ -204,7 +204,7 @@ def _validation(
     objective: Objective,
     state: TrainState,
     unet: Any,
-    preparation: Preparation,
+    fitting: Fitting,
     precision: Precision,
     accelerator: Accelerator,
 ) -> Validation | None:
@@ -220,7 +220,7 @@ def _validation(
         num_train_timesteps=objective.scheduler.config.num_train_timesteps,
         draw=lambda pictures: draw_pictures(config, unet, state.result, precision, pictures),
         score=structure_score(config.data),
-        pictures=held_out_pictures(preparation, material.held_out, options),
+        pictures=held_out_pictures(fitting, material.held_out, options),
         folder=Path(config.output_dir) / IMAGES,
         accelerator=accelerator,
         every_steps=options.every_steps,

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.feed import Place, Read, Skipped
+from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.order import SampleOrder, permutation
-from nexus_adapters.data.preparation import Preparation
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.scene_source import SceneSource
@@ -88,7 +88,7 @@ def _names_as_keys() -> Iterator[None]:
         raise
 
 
-def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Preparation:
+def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fitting:
     """The samples as they are trained on, with sides that are multiples of `multiple` pixels.
 
     Raises ValueError for an unknown extractor, where one is needed, and for a resolution that does not fit.
@@ -119,7 +119,7 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Prepar
         if data.aspect_buckets
         else Geometry(data.resolution, data.resolution)
     )
-    return Preparation(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+    return Fitting(open_source(data, cache_folder), geometry, data.condition, data.extractor)
 
 
 def _check_scenes(data: DataOptions) -> None:
@@ -143,12 +143,12 @@ class Split:
     unreadable: Sequence[Skipped]
 
 
-def split_samples(preparation: Preparation, data: DataOptions, seed: int, held_out: int) -> Split:
+def split_samples(fitting: Fitting, data: DataOptions, seed: int, held_out: int) -> Split:
     """Hold out so many samples, drawn by the seed, but at most a tenth of all.
 
     Raises ValueError for a data set without samples.
     """
-    total = len(preparation.source)
+    total = len(fitting.source)
     count = min(total, data.count) if data.count else total
     if count == 0:
         raise ValueError(f"data: expected samples; received none in {data.path or data.shards}")
@@ -156,9 +156,9 @@ def split_samples(preparation: Preparation, data: DataOptions, seed: int, held_o
     is_slow = data.aspect_buckets  # reads the header of every image
     for index in tqdm(range(count), desc="reading sizes", unit="sample", delay=2, disable=not is_slow):
         try:
-            shapes[index] = preparation.target(index) if data.aspect_buckets else _ONE_SHAPE
+            shapes[index] = fitting.target(index) if data.aspect_buckets else _ONE_SHAPE
         except BadSample as error:
-            unreadable.append(Skipped(index, preparation.source.key(index), str(error)))
+            unreadable.append(Skipped(index, fitting.source.key(index), str(error)))
     indices = list(shapes)
     order = permutation(len(indices), (seed, _HOLD_OUT))
     held = {indices[int(place)] for place in order[: min(held_out, len(indices) // 10)]}
@@ -220,13 +220,13 @@ def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> 
 
 
 @dataclass(frozen=True)
-class PreparedSamples:
+class FittedSamples:
     """A `Reader` of samples that are decoded when they are needed, with one caption each.
 
     `members`: as `members_by_shape`.
     """
 
-    preparation: Preparation
+    fitting: Fitting
     shapes: Mapping[int, Hashable]
     members: Mapping[Hashable, Sequence[int]]
     seed: int
@@ -235,9 +235,7 @@ class PreparedSamples:
         """The sample at a place, or the next readable one of its shape."""
         # A held-out sample may be alone in its shape.
         candidates = self.members.get(self.shapes[place.index], ())
-        found = read_or_replace(
-            place.index, candidates, self.preparation.prepare, self.preparation.source.key
-        )
+        found = read_or_replace(place.index, candidates, self.fitting.fit, self.fitting.source.key)
         drawn = draw_for_sample(self.seed, place.step, place.place, (0, 0, 0)).caption
         caption = found.content.captions[int(drawn * len(found.content.captions))]
         return Read(place, found.index, replace(found.content, captions=(caption,)), found.skipped)
