@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,lora,eval,app,dev
+EXTRAS := train,lora,ray,eval,app,dev
 INSTALLED := $(VENV)/.installed
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("nexus_adapters.cli.demo", "draw a sheet of what the embedded adapters do"),
     "generate": ("nexus_adapters.cli.generate", "generate an image from a prompt and a structure map"),
     "extract": ("nexus_adapters.cli.extract", "draw the structure map of an image"),
+    "prepare": ("nexus_adapters.cli.prepare", "make a training set of images, with structure maps"),
     "train": ("nexus_adapters.cli.train", "train an adapter as a recipe says"),
     "convert": ("nexus_adapters.cli.convert", "read an adapter of another format, and write it as ours"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),

@@ -54,9 +54,9 @@ class AdapterOptions:
 class DataOptions:
     """`[data]`: where samples come from, and how they are fitted to the base."""
 
-    kind: Literal["folder", "table", "tars", "scenes"] = "folder"
-    """An image folder, a Hugging Face data set ("table"), WebDataset shards, or the embedded world's scenes.
-    """
+    kind: Literal["folder", "prepared", "table", "tars", "scenes"] = "folder"
+    """An image folder, a set that `nexus prepare` made, a Hugging Face data set ("table"), WebDataset shards,
+    or the embedded world's scenes."""
     path: str = ""
     """The folder, or the data set's Hub id or folder."""
     shards: tuple[str, ...] = ()
@@ -239,12 +239,19 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
     adapter, data, validation = config.adapter, config.data, config.validation
     is_nexus = adapter.method != "t2i"
     low, high = config.loss.band
-    needs_path = data.kind in ("folder", "table")
+    needs_path = data.kind in ("folder", "prepared", "table")
+    columns = (data.image_column, data.condition_column, data.caption_column)
     return [
         (config.output_dir != "", "output_dir", "a folder", config.output_dir),
         (is_nexus or not adapter.residual, "adapter.residual", "false beside method t2i", True),
         (adapter.residual or not adapter.zero_init, "adapter.zero_init", "false without residual", True),
         (not needs_path or data.path != "", "data.path", f"a path, for kind {data.kind}", data.path),
+        (
+            data.kind != "prepared" or columns == ("", "", ""),
+            "data.kind",
+            "no columns beside prepared, whose are known",
+            columns,
+        ),
         (data.kind != "tars" or data.shards != (), "data.shards", "at least one, for kind tars", ()),
         (data.kind != "scenes" or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
         (

@@ -20,6 +20,7 @@ from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.order import SampleOrder, permutation
+from nexus_adapters.data.prepared_set import open_prepared
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.scene_source import SceneSource
@@ -32,6 +33,7 @@ _ONE_SHAPE = ""
 _ENCODED_WHOLE = 10_000  # samples
 # Arguments of sources -> keys of a recipe.
 _KEYS = {
+    "condition": "data.condition",
     "folder": "data.path",
     "path": "data.path",
     "shards": "data.shards",
@@ -57,6 +59,8 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
     if data.kind == "scenes":  # whose canny an extractor draws, with its options; other maps are exact
         return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
     with _names_as_keys():
+        if data.kind == "prepared":
+            return open_prepared(data.path, data.condition, cache_folder / "tars")
         if data.kind == "folder":
             return FolderSource(data.path, **given)
         if data.kind == "tars":
@@ -95,13 +99,13 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fittin
     """
     if data.kind == "scenes":
         _check_scenes(data)
-    elif not data.condition_column and data.condition not in EXTRACTORS:
+    elif data.kind != "prepared" and not data.condition_column and data.condition not in EXTRACTORS:
         known = ", ".join(sorted(EXTRACTORS))
         raise ValueError(
             f"data.condition: expected one of {known}, or a data.condition_column; received "
             f"{data.condition!r}"
         )
-    if not data.condition_column:
+    if not data.condition_column and data.condition in EXTRACTORS:
         options = find_extractor(data.condition).options()
         for option in data.extractor:
             if option not in options:

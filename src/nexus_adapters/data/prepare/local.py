@@ -1,0 +1,145 @@
+"""The engine of one machine: the work in this process, or in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_sentinels
+from typing import Any
+
+from nexus_adapters.data.prepare.folder import SetFolder
+from nexus_adapters.data.prepare.plan import Plan
+from nexus_adapters.data.prepare.worker import Worker
+
+_POLL_S = 0.2  # between looks at how far the processes are
+_AHEAD = 2  # shards that wait for each process
+
+
+def run_local(
+    plan: Plan,
+    folder: SetFolder,
+    step: str,
+    shards: Iterable[int],
+    progress: Callable[[int], None],
+    workers: int = 1,
+) -> None:
+    """Do a step ("survey" or "write") for these shards.
+
+    Args:
+        plan: what to make.
+        folder: where.
+        step: the method of `Worker`.
+        shards: by number.
+        progress: is told how many samples have been gone through since it was told last.
+        workers: processes; 1 does it in this one.
+
+    Raises:
+        OSError: where a process ended on its own, killed for memory, say.
+    """
+    if workers == 1:
+        with _one_opencv_thread():
+            worker = Worker(plan, folder, progress)
+            for shard in shards:
+                getattr(worker, step)(shard)
+        return
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    with ProcessPoolExecutor(workers, context, _start, (plan, folder, counter, workers)) as pool:
+        try:
+            told = 0
+            for _ in _completed(pool, step, iter(shards), workers * _AHEAD):
+                told = _tell(counter, told, progress)
+            _tell(counter, told, progress)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "workers: expected processes that run to their end; received one that was ended from "
+                "outside, for want of memory perhaps; the same command goes on"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _completed(pool: ProcessPoolExecutor, step: str, shards: Iterator[int], ahead: int) -> Iterator[None]:
+    """Hand out shards, a few ahead, and come back every moment to show how far it is."""
+    running: set[Future[None]] = set()
+    while True:
+        for shard in islice(shards, ahead - len(running)):
+            running.add(pool.submit(_do, step, shard))
+        if not running:
+            return
+        done, running = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        yield
+
+
+def _tell(counter: Any, told: int, progress: Callable[[int], None]) -> int:
+    now = int(counter.value)
+    progress(now - told)
+    return now
+
+
+_worker: Worker  # of a process that _start has made one
+
+
+def _start(plan: Plan, folder: SetFolder, counter: Any, workers: int) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+    _end_with_parent()
+
+    def count(samples: int) -> None:
+        with counter.get_lock():
+            counter.value += samples
+
+    _share_cores(plan, workers)
+    _worker = Worker(plan, folder, count)
+
+
+def _do(step: str, shard: int) -> None:
+    getattr(_worker, step)(shard)
+
+
+def _end_with_parent() -> None:
+    """Or a killed run would leave processes behind that write into the folder of the next one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for_sentinels([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _share_cores(plan: Plan, workers: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    if plan.uses_models():
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+class _one_opencv_thread:  # noqa: N801  # a context
+    """Its threads gain nothing on images of this size, and take the cores of other processes."""
+
+    def __enter__(self) -> None:
+        import cv2
+
+        self._before = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+
+    def __exit__(self, *_: object) -> None:
+        import cv2
+
+        cv2.setNumThreads(self._before)

@@ -1,0 +1,153 @@
+"""What is to be made of a source: every setting that decides the bytes of a prepared set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from nexus_adapters import __version__
+from nexus_adapters.conditions import find_extractor
+from nexus_adapters.data.geometry import Geometry
+from nexus_adapters.data.prepare.filters import Filters
+from nexus_adapters.data.samples import Source
+
+FORMAT = 1  # of prepared sets; another number cannot be gone on with
+IMAGE_FORMATS = ("jpg", "png", "webp")
+CAPTIONS = ("all", "first", "random")
+_PROBE = (64, 64)  # of an image on which every extractor is tried before the work begins
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A source, and what to make of it. Can be handed to other processes and machines.
+
+    Attributes:
+        source: the samples; maps that it may have are not looked at.
+        conditions: name of an extractor -> its options. One PNG for each goes beside the image.
+        geometry: what images are fitted to before maps are drawn; None leaves them as they are.
+        captions: which of a sample's captions are kept; "random" is one of them, drawn by seed and sample.
+        filters: what is left out.
+        image_format: "jpg" (quality 95, full color resolution), or without loss "png" and "webp".
+        shard_size: samples of the source to a shard, of which those left out are missing.
+        batch_size: images that an extractor is given at once.
+        seed: of what is random.
+        count: only so many samples of the source, from the first on; 0 for all.
+        root: what is cut from the beginning of keys where they are written down, such as a folder's path.
+
+    Raises:
+        ValueError: for values out of range, unknown extractors or options, and no conditions.
+    """
+
+    source: Source
+    conditions: Mapping[str, Mapping[str, Any]]
+    geometry: Geometry | None = None
+    captions: Literal["all", "first", "random"] = "all"
+    filters: Filters = field(default_factory=Filters)
+    image_format: Literal["jpg", "png", "webp"] = "jpg"
+    shard_size: int = 1000
+    batch_size: int = 8
+    seed: int = 0
+    count: int = 0
+    root: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.conditions:
+            raise ValueError("conditions: expected the name of at least one extractor; received none")
+        for name, options in self.conditions.items():
+            find_extractor(name).check_options(options)
+        for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
+            if getattr(self, argument) not in known:
+                received = getattr(self, argument)
+                raise ValueError(f"{argument}: expected one of {', '.join(known)}; received {received!r}")
+        for argument, least in (("shard_size", 1), ("batch_size", 1), ("seed", 0), ("count", 0)):
+            if getattr(self, argument) < least:
+                raise ValueError(f"{argument}: expected at least {least}; received {getattr(self, argument)}")
+
+    def __len__(self) -> int:
+        """Samples of the source that are looked at."""
+        return min(self.count, len(self.source)) if self.count else len(self.source)
+
+    @property
+    def shards(self) -> int:
+        """How many there are, of which those without any sample are not written."""
+        return -(-len(self) // self.shard_size)
+
+    def indices(self, shard: int) -> range:
+        """The source's samples in a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
+
+    def shown(self, text: str) -> str:
+        """A key or message without the source's place on this machine."""
+        return text.replace(self.root, "") if self.root else text
+
+    def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
+        """The captions that are kept of a sample's."""
+        if self.captions == "all":
+            return captions
+        if self.captions == "first":
+            return captions[:1]
+        return (random.Random(f"caption {self.seed} {index}").choice(captions),)
+
+    def uses_models(self) -> bool:
+        """Whether an extractor loads weights."""
+        return any(
+            find_extractor(name).model or options.get("model") for name, options in self.conditions.items()
+        )
+
+    def try_extractors(self) -> None:
+        """Draw each map once, so that a missing model is told before the work begins. ValueError."""
+        for name, options in self.conditions.items():
+            find_extractor(name).draw_all([Image.new("RGB", _PROBE)], options)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the set, as JSON has it; equal settings of an equal source give equal bytes."""
+        conditions = {
+            name: find_extractor(name).defaults() | dict(options) for name, options in self.conditions.items()
+        }
+        settings = {
+            "format": FORMAT,
+            "version": __version__,
+            "source": {"samples": len(self), "keys_sha256": self._keys_hash()},
+            "conditions": conditions,
+            "models": {
+                n: _weights_hash(o.get("model")) for n, o in conditions.items() if _is_folder(o.get("model"))
+            },
+            "geometry": None if self.geometry is None else asdict(self.geometry),
+            "captions": self.captions,
+            "filters": asdict(self.filters),
+            "image_format": self.image_format,
+            "shard_size": self.shard_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        read_back: dict[str, Any] = json.loads(json.dumps(settings))  # tuples are lists in JSON
+        return read_back
+
+    def _keys_hash(self) -> str:
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.shown(self.source.key(index)).encode(errors="surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+
+def _is_folder(model: object) -> bool:
+    return isinstance(model, str) and model != "" and Path(model).exists()
+
+
+def _weights_hash(model: object) -> str:
+    """SHA-256 over a local model's files, whose path says nothing of their content."""
+    place = Path(str(model))
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    digests = []
+    for file in files:
+        with file.open("rb") as content:
+            name = file.relative_to(place).as_posix() if place.is_dir() else file.name
+            digests.append([name, hashlib.file_digest(content, "sha256").hexdigest()])
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""From what a user names to a source: which kind of data set it is, and opening it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nexus_adapters.data.coco import CocoSource
+from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.samples import Source
+from nexus_adapters.data.scene_source import SceneSource
+
+Kind = Literal["auto", "folder", "coco", "table", "tars", "scenes"]
+KINDS = ("auto", "folder", "coco", "table", "tars", "scenes")
+
+_SCENES = "scenes"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which lists of URLs come
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a user names.
+
+    Attributes:
+        path: a folder, tars, a data set on the Hub, or "scenes".
+        kind: of it; "auto" looks.
+        split: of a table or of COCO; "" for "train", and "train2017".
+        config_name: of a table that has several.
+        revision: of a table on the Hub.
+        image_column: name of the images' column or tar member; "" for the usual one.
+        caption_column: likewise of the captions'.
+        count: of scenes.
+        index_folder: where indices of tars are kept.
+    """
+
+    path: str
+    kind: Kind = "auto"
+    split: str = ""
+    config_name: str = ""
+    revision: str = ""
+    image_column: str = ""
+    caption_column: str = ""
+    count: int = 0
+    index_folder: Path = Path("~/.cache/nexus-adapters/prepare")
+
+
+def open_source(options: SourceOptions) -> tuple[Source, str]:
+    """The source, and what stands before its keys: a folder that says nothing of the samples, or "".
+
+    Raises:
+        ValueError: for what is none of these, lists of URLs above all, and whatever a source refuses.
+    """
+    kind = find_kind(options.path) if options.kind == "auto" else options.kind
+    _check_options(options, kind)
+    opened: dict[str, Callable[[SourceOptions], tuple[Source, str]]] = {
+        "folder": _open_folder,
+        "coco": _open_coco,
+        "table": _open_table,
+        "tars": _open_tars,
+        "scenes": lambda options: (SceneSource(options.count), ""),
+    }
+    return opened[kind](options)
+
+
+def find_kind(path: str) -> Kind:
+    """Look what a path is. ValueError for what is none, with what to do about lists of URLs."""
+    place = Path(path)
+    if path == _SCENES:
+        return "scenes"
+    if place.is_dir():
+        if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
+            return "table"
+        if any(place.glob("annotations/captions_*.json")):
+            return "coco"
+        has_tars = any(place.glob("*.tar"))
+        has_parquet = any(place.rglob("*.parquet"))
+        return "tars" if has_tars else "table" if has_parquet else "folder"
+    if "://" in path or path.endswith(".tar"):
+        return "tars"
+    if place.suffix in _LISTS and place.is_file():
+        raise ValueError(
+            f"SOURCE: expected images, not a list of their URLs; received '{path}' (img2dataset fetches such "
+            "lists into shards, which are a source)"
+        )
+    if _HUB_ID.fullmatch(path):
+        return "table"
+    raise ValueError(
+        "SOURCE: expected a folder of images, COCO, tars, a data set's folder or Hub id, or scenes; received "
+        f"'{path}'"
+    )
+
+
+def _check_options(options: SourceOptions, kind: Kind) -> None:
+    """Refuse what would be passed over."""
+    reads = {
+        "folder": {"image_column", "caption_column"},
+        "coco": {"split"},
+        "table": {"split", "config_name", "revision", "image_column", "caption_column"},
+        "tars": {"image_column", "caption_column"},
+        "scenes": set[str](),
+    }[kind]
+    for name in ("split", "config_name", "revision", "image_column", "caption_column"):
+        if getattr(options, name) and name not in reads:
+            raise ValueError(
+                f"{name}: expected none for a source of kind {kind}; received '{getattr(options, name)}'"
+            )
+
+
+def _columns(options: SourceOptions) -> dict[str, Any]:
+    named = {"image_column": options.image_column, "caption_column": options.caption_column}
+    return {argument: column for argument, column in named.items() if column}
+
+
+def _open_folder(options: SourceOptions) -> tuple[Source, str]:
+    return FolderSource(options.path, **_columns(options)), f"{Path(options.path)}/"
+
+
+def _open_coco(options: SourceOptions) -> tuple[Source, str]:
+    split, folder = options.split or "train2017", Path(options.path)
+    source = CocoSource(folder / "annotations" / f"captions_{split}.json", folder / split)
+    return source, f"{folder}/"
+
+
+def _open_table(options: SourceOptions) -> tuple[Source, str]:
+    from nexus_adapters.data.table import TableSource
+
+    source = TableSource(
+        options.path,
+        split=options.split or "train",
+        config_name=options.config_name or None,
+        revision=options.revision or None,
+        **_columns(options),
+    )
+    root = f"{Path(options.path)}/" if Path(options.path).is_dir() else ""
+    return source, root
+
+
+def _open_tars(options: SourceOptions) -> tuple[Source, str]:
+    from nexus_adapters.data.tars import TarSource
+
+    place = Path(options.path)
+    shards = [str(place / "*.tar")] if place.is_dir() else [options.path]
+    folder: Any = options.index_folder.expanduser()
+    source = TarSource(shards, index_folder=folder, **_columns(options))
+    is_local = "://" not in options.path
+    return source, f"{place if place.is_dir() else place.parent}/" if is_local else ""

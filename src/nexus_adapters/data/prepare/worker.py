@@ -1,0 +1,167 @@
+"""One worker's part: a shard at a time, read, filtered, fitted, drawn and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from nexus_adapters.conditions import find_extractor
+from nexus_adapters.data.prepare.filters import LeftOut
+from nexus_adapters.data.prepare.folder import SetFolder
+from nexus_adapters.data.prepare.members import encode_image, encode_map, sample_members
+from nexus_adapters.data.prepare.near_duplicates import perceptual_hash
+from nexus_adapters.data.prepare.plan import Plan
+from nexus_adapters.data.prepare.shard_file import ShardFile
+from nexus_adapters.data.samples import BadSample, Sample
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A sample that is kept, with the number that it has in the source, and its size there."""
+
+    index: int
+    sample: Sample
+    original_size: tuple[int, int]
+
+
+@dataclass
+class Worker:
+    """Does whole shards, by number, in any order; what is done is not done again.
+
+    Attributes:
+        plan: what to make.
+        folder: where.
+        progress: is told how many samples have been gone through.
+    """
+
+    plan: Plan
+    folder: SetFolder
+    progress: Callable[[int], None] = lambda _: None
+
+    def survey(self, shard: int) -> None:
+        """Hash the images of a shard that pass the filters, for the search of near-duplicates."""
+        if self.folder.is_surveyed(shard):
+            return
+        indices, hashes = self.plan.indices(shard), {}
+        for index in indices:
+            with suppress(LeftOut):  # it will be again when the shard is written, and is listed then
+                hashes[index] = perceptual_hash(self._load(index).image)
+            self.progress(1)
+        self.folder.write_hashes(shard, hashes, indices)
+
+    def write(self, shard: int) -> None:
+        """Write a shard, and note what is in it and what was left out."""
+        if self.folder.is_written(shard):
+            return
+        left_out: list[tuple[int, LeftOut]] = []
+        file = ShardFile(self.folder.shard(shard), self.folder.part(shard))
+        try:
+            for batch in self._batches(shard, left_out):
+                for read, maps in self._drawn(batch, left_out):
+                    for name, content in self._members(read, maps):
+                        file.add(name, content)
+                    file.samples += 1
+            record = self._finish(file)
+        except BaseException:
+            file.abandon()
+            raise
+        skipped = [
+            {"source": self.plan.shown(self.plan.source.key(index)), "kind": why.kind, "reason": str(why)}
+            for index, why in sorted(left_out, key=lambda pair: pair[0])
+        ]
+        self.folder.write_record(shard, record | {"skipped": skipped})
+
+    @staticmethod
+    def _finish(file: ShardFile) -> dict[str, Any]:
+        if not file.samples:
+            file.abandon()
+            return {"samples": 0}
+        size, sha256 = file.finish()
+        return {"file": file.path.name, "samples": file.samples, "bytes": size, "sha256": sha256}
+
+    def _batches(self, shard: int, left_out: list[tuple[int, LeftOut]]) -> Iterator[list[_Read]]:
+        """The samples that are kept, so many at once as an extractor is given."""
+        batch: list[_Read] = []
+        for index in self.plan.indices(shard):
+            try:
+                batch.append(self._read(index))
+            except LeftOut as why:
+                left_out.append((index, why))
+                self.progress(1)
+            if len(batch) == self.plan.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _load(self, index: int) -> Sample:
+        """The sample with the captions that pass, or LeftOut."""
+        try:
+            sample = self.plan.source.load(index)
+        except BadSample as error:
+            raise LeftOut("unreadable", self.plan.shown(str(error))) from error
+        return self.plan.filters.apply(sample)
+
+    def _read(self, index: int) -> _Read:
+        sample = self._load(index)
+        if self.plan.filters.near_duplicates is not None and (earlier := int(self._duplicates[index])) >= 0:
+            key = self.plan.shown(self.plan.source.key(earlier))
+            raise LeftOut(
+                "near-duplicate", f"expected no near-duplicate of an earlier image; received that of '{key}'"
+            )
+        size, geometry = sample.image.size, self.plan.geometry
+        image = sample.image if geometry is None else geometry.fit(sample.image, geometry.target(size))
+        captions = self.plan.choose(sample.captions, index)
+        return _Read(index, replace(sample, image=image, captions=captions), size)
+
+    @cached_property
+    def _duplicates(self) -> Int[np.ndarray, " n"]:
+        return self.folder.read_duplicates()
+
+    def _drawn(
+        self, batch: Sequence[_Read], left_out: list[tuple[int, LeftOut]]
+    ) -> Iterator[tuple[_Read, dict[str, Image.Image]]]:
+        """Each sample with its maps; those of which one cannot be drawn are left out."""
+        try:
+            drawn = self._maps([read.sample.image for read in batch])
+        except MemoryError:
+            raise
+        except Exception:  # one of them is at fault, and extractors of others raise anything
+            drawn = []
+        for place, read in enumerate(batch):
+            try:
+                yield read, drawn[place] if drawn else self._maps([read.sample.image])[0]
+            except MemoryError:
+                raise
+            except Exception as error:
+                reason = " ".join(str(error).split())[:300]
+                left_out.append(
+                    (read.index, LeftOut("map", f"expected maps that can be drawn; received {reason}"))
+                )
+            self.progress(1)
+
+    def _maps(self, images: Sequence[Image.Image]) -> list[dict[str, Image.Image]]:
+        by_name = {
+            name: find_extractor(name).draw_all(images, options)
+            for name, options in self.plan.conditions.items()
+        }
+        return [{name: drawn[place] for name, drawn in by_name.items()} for place in range(len(images))]
+
+    def _members(self, read: _Read, maps: dict[str, Image.Image]) -> Iterator[tuple[str, bytes]]:
+        """The sample's files."""
+        sample = read.sample
+        about = {
+            "captions": list(sample.captions),
+            "source": self.plan.shown(sample.key),
+            "original_size": list(read.original_size),
+        }
+        image = self.plan.image_format, encode_image(sample.image, self.plan.image_format)
+        conditions = {name: encode_map(condition) for name, condition in maps.items()}
+        return sample_members(f"{read.index:09d}", image, conditions, about)

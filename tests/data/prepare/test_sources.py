@@ -1,0 +1,110 @@
+import json
+
+import datasets
+import pytest
+from PIL import Image
+from tests.data.image_files import picture
+from tests.data.prepare.sets import write_folder
+from tests.data.tar_files import members, tar
+
+from nexus_adapters.data.coco import CocoSource
+from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.prepare.sources import SourceOptions, find_kind, open_source
+from nexus_adapters.data.scene_source import SceneSource
+from nexus_adapters.data.table import TableSource
+from nexus_adapters.data.tars import TarSource
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("places")
+    write_folder(root / "folder", 3)
+    (root / "tars").mkdir()
+    (root / "tars" / "0.tar").write_bytes(tar(members(range(3))))
+    rows = {"image": [picture(n) for n in range(3)], "text": ["a", "b", "c"]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(root / "saved")
+    (root / "parquet").mkdir()
+    table.to_parquet(root / "parquet" / "train.parquet")
+    coco = root / "coco"
+    write_folder(coco / "train2017", 3)
+    write_folder(coco / "val2017", 2)
+    (coco / "annotations").mkdir()
+    for split, count in (("train2017", 3), ("val2017", 2)):
+        content = {
+            "images": [{"id": n, "file_name": f"{n:03d}.png"} for n in range(count)],
+            "annotations": [{"id": n, "image_id": n, "caption": f"caption {n}"} for n in range(count)],
+        }
+        (coco / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+    (root / "urls.txt").write_text("https://example.com/a.jpg\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "source", "key"),
+    [
+        ("folder", "folder", FolderSource, "001.png"),
+        ("tars", "tars", TarSource, "0.tar/00001"),
+        ("tars/0.tar", "tars", TarSource, "0.tar/00001"),
+        ("saved", "table", TableSource, "train/1"),
+        ("parquet", "table", TableSource, "train/1"),
+        ("coco", "coco", CocoSource, "train2017/001.png"),
+    ],
+)
+def test_what_a_path_is_is_found_out(places, tmp_path, name, kind, source, key):
+    path = str(places / name)
+    assert find_kind(path) == kind
+    for given in ("auto", kind):
+        opened, root = open_source(SourceOptions(path, given, index_folder=tmp_path))
+        assert isinstance(opened, source)
+        assert len(opened) == 3
+        assert opened.key(1).replace(root, "") == key
+        assert isinstance(opened.load(1).image, Image.Image)
+
+
+def test_scenes_urls_and_ids_are_known_by_their_form():
+    assert find_kind("scenes") == "scenes"
+    assert find_kind("somebody/images") == "table"
+    assert find_kind("https://example.com/{000..127}.tar") == "tars"
+    assert find_kind("s3://bucket/shard-{0..9}.tar") == "tars"
+    source, root = open_source(SourceOptions("scenes", count=4))
+    assert isinstance(source, SceneSource)
+    assert (len(source), root) == (4, "")
+
+
+def test_cocos_other_split(places):
+    source, _ = open_source(SourceOptions(str(places / "coco"), split="val2017"))
+    assert len(source) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"path": "{root}/urls.txt"},
+            r"SOURCE: expected images, not a list of their URLs; .*img2dataset fetches",
+        ),
+        (
+            {"path": "no such thing"},
+            "SOURCE: expected a folder of images, COCO, .*; received 'no such thing'",
+        ),
+        (
+            {"path": "{root}/folder", "split": "val"},
+            "split: expected none for a source of kind folder; rec.*'val'",
+        ),
+        (
+            {"path": "{root}/coco", "image_column": "x"},
+            "image_column: expected none for a source of kind coco",
+        ),
+        (
+            {"path": "{root}/coco", "split": "test"},
+            "images: expected an existing folder; received '.*coco/test'",
+        ),
+        ({"path": "scenes"}, "count: expected at least 1; received 0"),
+    ],
+)
+def test_what_is_no_source_is_told(places, options, message):
+    filled = {name: value.format(root=places) for name, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        open_source(SourceOptions(**filled))
