@@ -77,7 +77,12 @@ def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> 
     filters = Filters(
         args.min_side, args.max_aspect, args.min_caption_length, args.max_caption_length, args.near_duplicates
     )
-    expect(not args.aspect_buckets or args.resolution, "--aspect-buckets", "--resolution beside it", "none")
+    expect(
+        not args.aspect_buckets or args.resolution is not None,
+        "--aspect-buckets",
+        "--resolution beside it",
+        "none",
+    )
     geometry = None
     if args.resolution is not None:
         side = args.resolution

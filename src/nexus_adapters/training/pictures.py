@@ -15,6 +15,7 @@ from torch import nn
 from nexus_adapters.conditions import EXTRACTORS, extract
 from nexus_adapters.data.encoders import without_checker
 from nexus_adapters.data.fitting import Fitting
+from nexus_adapters.data.prepared_set import options_of
 from nexus_adapters.embedded import no_loading_bars
 from nexus_adapters.injection import Control, attach
 from nexus_adapters.metrics.edges import edge_f1
@@ -90,10 +91,12 @@ def structure_score(data: DataOptions) -> Callable[[Image.Image, Image.Image], f
     extractor = EXTRACTORS[data.condition]
     if extractor.model and "model" not in data.extractor:
         return None
+    drawn_by = options_of(data.path, data.condition) if data.kind == "prepared" else {}
+    options = drawn_by | data.extractor
 
     def score(condition: Image.Image, picture: Image.Image) -> float:
         wanted = np.asarray(condition.convert("L"))
-        found = np.asarray(extract(data.condition, picture, **data.extractor).convert("L"))
+        found = np.asarray(extract(data.condition, picture, **options).convert("L"))
         if extractor.lines:
             return float(edge_f1(found > 127, wanted > 127))
         return 1.0 - float(np.abs(found.astype(float) - wanted).mean()) / 255

@@ -11,7 +11,7 @@ def test_the_page_shows_samples_from_all_over_the_set(tmp_path):
     assert page.count("<figure>") == ROWS == 12
     assert page.count("<img ") == 36
     assert [f"{index:09d}" in page for index in (0, 5, 55)] == [True] * 3
-    assert "60 samples in 9 shards" in page
+    assert "Samples: 60. Shards: 9. Left out: none." in page
     assert "http" not in page  # everything is in it
 
 

@@ -141,7 +141,7 @@ def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
             f"{folder.path / SKIPPED})"
         )
     files = [(folder.path / shard["file"], shard["samples"]) for shard in shards]
-    summary = f"{samples} samples in {len(shards)} shards; left out: {_shown(counts)}"
+    summary = f"Samples: {samples}. Shards: {len(shards)}. Left out: {_shown(counts)}."
     folder.publish(PREVIEW, preview_page(files, list(plan.conditions), plan.image_format, summary))
     index = {
         "samples": samples,

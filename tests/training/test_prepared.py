@@ -1,0 +1,85 @@
+"""From photos to an adapter on the embedded base, by the commands that users have."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.data.image_files import encoded
+
+from nexus_adapters import NexusAdapter
+from nexus_adapters.cli import main
+from nexus_adapters.data.scene_source import SceneSource
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "embedded-canny.toml"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    photos, source = root / "photos", SceneSource(12)
+    photos.mkdir()
+    for index in range(12):
+        sample = source.load(index)
+        (photos / f"{index:02d}.jpg").write_bytes(
+            encoded(sample.image.resize((300, 200)), "JPEG", quality=95)
+        )
+        (photos / f"{index:02d}.txt").write_text(sample.captions[0])
+    argv = [
+        "--conditions",
+        "canny,sketch",
+        "--resolution",
+        "128",
+        "--shard-size",
+        "5",
+        "--out",
+        str(root / "set"),
+    ]
+    assert main(["prepare", str(photos), *argv]) == 0
+    return root
+
+
+@pytest.mark.parametrize(("condition", "is_cached"), [("canny", True), ("sketch", False)])
+def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
+    settings = {
+        "output_dir": tmp_path / "run",
+        "data.kind": "prepared",
+        "data.path": prepared / "set",
+        "data.condition": condition,
+        "data.count": 0,
+        "cache.enabled": str(is_cached).lower(),
+        "cache.folder": tmp_path / "cache",
+        "training.max_train_steps": 2,
+        "training.batch_size": 2,
+        "training.warmup_steps": 0,
+        "validation.every_steps": 2,
+        "validation.images": 1,
+        "validation.num_inference_steps": 2,
+        "log.every_steps": 1,
+    }
+    pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main(["train", str(RECIPE), *pairs]) == 0
+    assert isinstance(NexusAdapter.from_pretrained(tmp_path / "run" / "adapter"), NexusAdapter)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any("structure_score" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.condition": "depth"}, "data.condition: expected one of canny, sketch, as"),
+        (
+            {"data.path": "nowhere"},
+            "data.path: expected a set that nexus prepare has made; received 'nowhere'",
+        ),
+        ({"data.caption_column": "txt"}, "data.kind: expected no columns beside prepared"),
+    ],
+)
+def test_what_is_no_such_set_is_told(prepared, tmp_path, capsys, changes, message):
+    settings = {
+        "output_dir": tmp_path / "run",
+        "data.kind": "prepared",
+        "data.path": prepared / "set",
+    } | changes
+    pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main(["train", str(RECIPE), "--dry-run", *pairs]) == 2
+    assert f"nexus train: error: {message}" in capsys.readouterr().err
