@@ -83,7 +83,8 @@ def test_hook_measures_sd15s_unet(benchmark):
 def test_scenes(benchmark, tmp_path):
     name, measured = run(benchmark("scenes"), tmp_path)
     assert name == "scenes"
-    assert {"draw", "render", "canny", "caption", "score"} < set(measured)
+    assert {"draw", "render", "canny", "depth", "segmentation", "sketch", "caption", "score"} < set(measured)
+    assert measured["draw_render_all_maps_scenes_per_s"] > 0
     assert measured["draw_render_canny_scenes_per_s"] > 0
 
 
@@ -304,6 +305,14 @@ def test_balances(benchmark, tmp_path, tiny_weights):
     assert [(tuple(row["level_scales"]), row["policy"]) for row in measured["rows"]] == module.CANDIDATES
     for row in measured["rows"]:
         assert 0 <= row["edge_f1"]["low"] <= row["edge_f1"]["value"] <= row["edge_f1"]["high"] <= 1
+
+
+def test_prepare(benchmark, tmp_path):
+    name, measured = run(benchmark("prepare"), tmp_path)
+    assert name == "prepare"
+    assert {"bare_loop", "one_process", "two_processes"} == set(measured["seconds"])
+    assert measured["peak_memory_mib_after_all"] >= measured["peak_memory_mib_after_a_tenth"] > 0
+    assert measured["near_duplicates_bytes_a_sample"] > 0
 
 
 def test_true_size(benchmark, tmp_path):

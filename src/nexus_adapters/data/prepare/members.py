@@ -24,11 +24,11 @@ def encode_image(image: Image.Image, image_format: Literal["jpg", "png", "webp"]
 def encode_map(condition: Image.Image) -> bytes:
     """PNG of RGB, in grey or black and white where that says the same: read as RGB, it is the same map."""
     pixels = np.asarray(condition)
-    red = pixels[..., 0]
+    red = np.ascontiguousarray(pixels[..., 0])
     if not ((red == pixels[..., 1]).all() and (red == pixels[..., 2]).all()):
         return _saved(condition, _PNG)
-    grey = Image.fromarray(np.ascontiguousarray(red))
-    is_two_toned = bool(((red == 0) | (red == 255)).all())
+    grey = Image.fromarray(red)
+    is_two_toned = not (red + np.uint8(1) > 1).any()  # 0 and 255 alone become 1 and 0
     return _saved(grey.convert("1", dither=Image.Dither.NONE) if is_two_toned else grey, _PNG)
 
 
