@@ -1,0 +1,129 @@
+"""How well the structure of an image agrees with the map that it was to follow."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_jaccard_index
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+# Wang, Simoncelli and Bovik 2003, finest scale first.
+_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_WINDOW = 11
+
+
+def depth_rmse(
+    # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    depth: Float[Tensor, "h w"] | Tensor,
+    reference: Float[Tensor, "h w"] | Tensor,
+) -> float:
+    """The root of the mean squared difference of two depth maps in [0, 1], in float64.
+
+    Args:
+        depth: (H, W).
+        reference: of the same size.
+
+    Raises:
+        ValueError: for other shapes, sizes that differ, or values outside [0, 1].
+    """
+    a, b = _planes("depth", depth, reference)
+    return float((a - b).square().mean().sqrt())
+
+
+def rank_correlation(depth: Float[Tensor, "h w"] | Tensor, reference: Float[Tensor, "h w"] | Tensor) -> float:
+    """Spearman's correlation of two depth maps' pixels, by scipy, -1 to 1: whether what is near is near.
+
+    Equal pixels share their mean rank. A map without any depth orders nothing: 0.
+
+    Args:
+        depth: (H, W), in [0, 1].
+        reference: of the same size.
+
+    Raises:
+        ValueError: as `depth_rmse`.
+    """
+    a, b = _planes("depth", depth, reference)
+    if a.min() == a.max() or b.min() == b.max():
+        return 0.0
+    return float(stats.spearmanr(a.flatten().cpu().numpy(), b.flatten().cpu().numpy()).statistic)
+
+
+def mean_iou(
+    labels: Int[Tensor, "h w"] | Tensor, reference: Int[Tensor, "h w"] | Tensor, classes: int
+) -> float:
+    """The mean over classes of intersection over union, by torchmetrics; classes in neither map do not count.
+
+    Args:
+        labels: (H, W), 0 to classes - 1.
+        reference: of the same size.
+        classes: how many there are.
+
+    Raises:
+        ValueError: for other shapes or types, sizes that differ, or labels out of range.
+    """
+    for name, plane in (("labels", labels), ("reference", reference)):
+        if plane.ndim != 2 or plane.is_floating_point() or plane.numel() == 0:
+            raise ValueError(
+                f"{name}: expected whole numbers (H, W); received {plane.dtype} {tuple(plane.shape)}"
+            )
+        if plane.min() < 0 or plane.max() >= classes:
+            received = f"{int(plane.min())} to {int(plane.max())}"
+            raise ValueError(f"{name}: expected labels from 0 to {classes - 1}; received {received}")
+    if labels.shape != reference.shape:
+        raise ValueError(
+            f"reference: expected shape {tuple(labels.shape)}; received {tuple(reference.shape)}"
+        )
+    # At least two classes, or the library refuses; one that is in neither map does not count.
+    found = multiclass_jaccard_index(
+        labels[None].long(), reference[None].long(), max(2, classes), average="macro"
+    )
+    return float(found)
+
+
+def ms_ssim(image: Float[Tensor, "c h w"] | Tensor, reference: Float[Tensor, "c h w"] | Tensor) -> float:
+    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) in [0, 1] or a little below 0.
+
+    By torchmetrics, of images or sketches in [0, 1], with an 11x11 Gaussian window. Its five scales need
+    sides of 176 pixels; smaller images have as many of the finest as fit, weighed so that they sum to 1.
+
+    Args:
+        image: (C, H, W).
+        reference: of the same size.
+
+    Raises:
+        ValueError: for other shapes, sides below 11 pixels, sizes that differ, or values outside [0, 1].
+    """
+    a, b = _planes("image", image, reference, dimensions=3)
+    side = min(a.shape[1:])
+    if side < _WINDOW:
+        raise ValueError(f"image: expected sides of at least {_WINDOW} pixels; received {tuple(a.shape[1:])}")
+    # The window must fit into the coarsest scale, and the library wants a little more for the fourth and fifth.
+    fits = [side // max(2**scale, scale**2) >= _WINDOW for scale in range(len(_MS_SSIM_WEIGHTS))]
+    scales = sum(fits)
+    weights = _MS_SSIM_WEIGHTS[:scales]
+    found = multiscale_structural_similarity_index_measure(
+        a[None],
+        b[None],
+        kernel_size=_WINDOW,
+        data_range=1.0,
+        betas=tuple(weight / sum(weights) for weight in weights),
+        normalize="relu",
+    )
+    assert isinstance(found, torch.Tensor)
+    return float(found)
+
+
+def _planes(name: str, values: Tensor, reference: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor]:
+    for argument, plane in ((name, values), ("reference", reference)):
+        if plane.ndim != dimensions or not plane.is_floating_point() or plane.numel() == 0:
+            received = f"{plane.dtype} {tuple(plane.shape)}"
+            raise ValueError(f"{argument}: expected floats of {dimensions} dimensions; received {received}")
+        if not bool(((plane >= 0) & (plane <= 1)).all()):
+            raise ValueError(f"{argument}: expected values in [0, 1]; received others")
+    if values.shape != reference.shape:
+        raise ValueError(
+            f"reference: expected shape {tuple(values.shape)}; received {tuple(reference.shape)}"
+        )
+    return values.double(), reference.double()

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config
+
+from nexus_adapters.metrics.structure import depth_rmse, mean_iou, ms_ssim, rank_correlation
+
+DRAW = torch.Generator().manual_seed(0)
+DEPTH, OTHER = torch.rand((2, 20, 30), generator=DRAW)
+
+
+def test_rmse_is_that_of_numpy():
+    expected = np.sqrt(np.mean((DEPTH.numpy().astype(float) - OTHER.numpy().astype(float)) ** 2))
+    assert depth_rmse(DEPTH, OTHER) == pytest.approx(expected, abs=1e-9)
+    assert depth_rmse(DEPTH, DEPTH) == 0
+    assert depth_rmse(torch.zeros(3, 3), torch.ones(3, 3)) == 1
+
+
+def ranks(values):
+    """Mean ranks of equals, the slow way."""
+    return np.array([np.mean([k for k, w in enumerate(sorted(values)) if w == v]) for v in values])
+
+
+def test_rank_correlation_is_that_of_mean_ranks():
+    coarse = (DEPTH * 4).round() / 4  # many equal ones
+    a, b = ranks(coarse.flatten().tolist()), ranks(OTHER.flatten().tolist())
+    assert rank_correlation(coarse, OTHER) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    assert rank_correlation(DEPTH, DEPTH**3) == pytest.approx(1)
+    assert rank_correlation(DEPTH, 1 - DEPTH) == pytest.approx(-1)
+    assert rank_correlation(DEPTH, torch.zeros_like(DEPTH)) == 0
+
+
+def test_iou_is_the_mean_over_classes_that_are_there():
+    labels = torch.tensor([[0, 0, 1, 1], [0, 2, 1, 1]])
+    reference = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 2]])
+    # 0: 3 of 4; 1: 3 of 4; 2: 0 of 2; 3: in neither
+    assert mean_iou(labels, reference, 4) == pytest.approx((3 / 4 + 3 / 4 + 0) / 3, abs=1e-6)
+    assert mean_iou(labels, labels, 9) == 1
+    assert mean_iou(torch.zeros(2, 2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.int64), 2) == 0
+    assert mean_iou(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 1) == 1
+
+
+def ssim_terms(a, b):
+    """Contrast-structure and whole similarity of one scale, by scipy."""
+    from scipy.ndimage import gaussian_filter
+
+    def blur(x):
+        return gaussian_filter(x, 1.5, truncate=5 / 1.5)[5:-5, 5:-5]  # 11x11, whole windows alone
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    both = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    contrast = (2 * both + c2) / (var_a + var_b + c2)
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return contrast.mean(), (luminance * contrast).mean()
+
+
+def test_ms_ssim_agrees_with_an_independent_calculation():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:176, 0:192] / 24
+    a = 0.5 + 0.4 * np.sin(x) * np.cos(y)
+    b = np.clip(a + rng.normal(0, 0.08, a.shape), 0, 1)
+    found = ms_ssim(torch.from_numpy(a)[None], torch.from_numpy(b)[None])
+    weights, expected = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333), 1.0
+    for scale, weight in enumerate(weights):
+        contrast, whole = ssim_terms(a, b)
+        expected *= (whole if scale == 4 else contrast) ** weight
+        a, b = (
+            p.reshape(p.shape[0] // 2, 2, p.shape[1] // 2, 2).mean((1, 3)) if scale < 4 else p for p in (a, b)
+        )
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (64, 80), (128, 128), (200, 170)])
+def test_ms_ssim_takes_any_size_from_its_window_on(size):
+    image = torch.rand((3, *size), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn((3, *size), generator=torch.Generator().manual_seed(2))
+    scores = [ms_ssim((image + s * noise).clamp(0, 1), image) for s in (0, 0.05, 0.2, 1.0)]
+    assert scores[0] == pytest.approx(1, abs=1e-6)
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: depth_rmse(DEPTH, OTHER[:5]), r"reference: expected shape \(20, 30\); received \(5, 30\)"),
+        (lambda: depth_rmse(2 * DEPTH, OTHER), r"depth: expected values in \[0, 1\]; received others"),
+        (lambda: rank_correlation(DEPTH, OTHER * torch.nan), r"reference: expected values in \[0, 1\]"),
+        (
+            lambda: depth_rmse(DEPTH[0], OTHER),
+            "depth: expected floats of 2 dimensions; received torch.float32",
+        ),
+        (
+            lambda: mean_iou(DEPTH, OTHER, 2),
+            r"labels: expected whole numbers \(H, W\); received torch.float32",
+        ),
+        (
+            lambda: mean_iou(torch.tensor([[3]]), torch.tensor([[0]]), 3),
+            "labels: expected labels from 0 to 2; received 3 to 3",
+        ),
+        (lambda: ms_ssim(DEPTH[None, :10], OTHER[None, :10]), "image: expected sides of at least 11 pixels"),
+    ],
+)
+def test_wrong_maps_are_refused(call, message, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        call()
