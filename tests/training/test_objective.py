@@ -8,8 +8,8 @@ from torch import nn
 
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.training.config import LossOptions
-from nexus_adapters.training.loss import min_snr_weights, timesteps_at
-from nexus_adapters.training.methods import FeatureMethod, build_adapter
+from nexus_adapters.training.loss import denoising_losses, min_snr_weights, timesteps_at
+from nexus_adapters.training.methods import ControlNetMethod, FeatureMethod, build_adapter, method_of
 from nexus_adapters.training.objective import Objective
 from nexus_adapters.training.precision import Precision
 
@@ -126,6 +126,44 @@ def test_every_method_fits_its_unet(method, config):
         features = adapter(tiny.condition(1, 128, 128), text)
     assert len(features) == 4
     assert adapter.config["unshuffle" if method != "t2i" else "downscale_factor"] in (8, 16)
+
+
+def test_a_controlnet_starts_as_the_base_and_learns():
+    unet = tiny.unet().requires_grad_(False)
+    controlnet = build_adapter("controlnet", unet).train()
+    method = method_of(controlnet)
+    assert isinstance(method, ControlNetMethod)
+    under = Objective(unet, DDPMScheduler(), method, FULL, LossOptions())
+    timesteps = torch.tensor([10, 400, 900])
+    plain = denoising_losses(
+        unet, DDPMScheduler(), batch().latents, batch().noise, timesteps, batch().prompt_embeds, lambda _: {}
+    )
+    assert torch.allclose(under.at(batch(), timesteps), plain)  # its last layers are zero
+    under.of(batch()).backward()
+    assert all(p.grad is None for p in unet.parameters())
+    assert controlnet.controlnet_mid_block.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        for parameter in (
+            controlnet.controlnet_mid_block.weight,
+            controlnet.controlnet_down_blocks[0].weight,
+        ):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        changed = under.at(batch(), timesteps)
+        assert not torch.isclose(changed, plain).any()
+        dropped = batch(has_condition=torch.tensor([True, False, True]))
+        mixed = under.at(dropped, timesteps)
+    assert torch.isclose(mixed, plain).tolist() == [False, True, False]
+    assert torch.allclose(mixed[[0, 2]], changed[[0, 2]])
+
+
+@pytest.mark.parametrize(("factor", "channels"), [(2, (96, 256)), (4, (32, 96, 256)), (8, (16, 32, 96, 256))])
+def test_a_controlnet_shrinks_its_condition_as_the_vae_does(factor, channels):
+    controlnet = build_adapter("controlnet", tiny.unet(), vae_scale_factor=factor)
+    assert tuple(controlnet.config.conditioning_embedding_out_channels) == channels
+    embedded = controlnet.controlnet_cond_embedding(torch.rand(1, 3, 64, 64))
+    assert embedded.shape[-2:] == (64 // factor, 64 // factor)
+    with pytest.raises(ValueError, match=r"^adapter.method: expected a VAE that shrinks by 2, 4 or 8"):
+        build_adapter("controlnet", tiny.unet(), vae_scale_factor=16)
 
 
 def test_t2i_has_two_shapes_only():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import T2IAdapter
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
@@ -102,6 +102,42 @@ def test_the_card_says_how_it_came_about_and_its_code_runs(root, reference):
 def test_t2i_trains_too(root, tmp_path, changes):
     adapter = T2IAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
     assert adapter.config.channels == list(tiny.SD15_UNET["block_out_channels"])
+
+
+@pytest.mark.parametrize("is_sdxl", [False, True])
+def test_controlnet_trains_too(root, tmp_path, is_sdxl):
+    """A copy of the UNet's half whose zero layers let it begin as the base: after steps it no longer is."""
+    changes = {
+        "adapter__method": "controlnet",
+        "adapter__residual": False,
+        "validation__every_steps": 2,
+        "validation__images": 1,
+        "training__gradient_checkpointing": True,
+    }
+    if is_sdxl:
+        tiny.sdxl().save_pretrained(tmp_path / "sdxl")
+        changes["base__path"] = str(tmp_path / "sdxl")
+    out = run(root, tmp_path / "out", **changes)
+    controlnet = ControlNetModel.from_pretrained(out)
+    unet = UNet2DConditionModel.from_pretrained(changes.get("base__path", root / "base"), subfolder="unet")
+    trained, start = controlnet.state_dict(), unet.state_dict()
+    assert not torch.equal(trained["conv_in.weight"], start["conv_in.weight"])
+    assert trained["controlnet_mid_block.weight"].abs().sum() > 0
+    assert all(row["loss"] > 0 for row in rows(tmp_path / "out") if "loss" in row)
+    assert any("structure_score" in row for row in rows(tmp_path / "out"))
+    assert "ControlNet for canny" in (out / "README.md").read_text()
+
+
+def test_a_controlnets_card_shows_code_that_runs(root, tmp_path):
+    out = run(root, tmp_path / "out", adapter__method="controlnet", adapter__residual=False)
+    text = (out / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert '.from_pretrained("base")' in code  # the folder's last part alone
+    code = code.replace('"base"', repr(str(root / "base"))).replace('"path/to/adapter"', repr(str(out)))
+    code = code.replace('"a prompt"', '"a prompt", num_inference_steps=1')
+    known = {"condition": tiny.image()}
+    exec(code, known)
+    assert isinstance(known["image"], Image.Image)
 
 
 def test_sdxl_trains_too(root, tmp_path):

@@ -99,7 +99,7 @@ def ms_ssim(image: Float[Tensor, "c h w"] | Tensor, reference: Float[Tensor, "c 
     side = min(a.shape[1:])
     if side < _WINDOW:
         raise ValueError(f"image: expected sides of at least {_WINDOW} pixels; received {tuple(a.shape[1:])}")
-    # The window must fit into the coarsest scale, and the library wants a little more for the fourth and fifth.
+    # The window must fit into the coarsest scale, and the library wants a little more for the last two.
     fits = [side // max(2**scale, scale**2) >= _WINDOW for scale in range(len(_MS_SSIM_WEIGHTS))]
     scales = sum(fits)
     weights = _MS_SSIM_WEIGHTS[:scales]

@@ -17,6 +17,12 @@ from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.public import without_folders
 from nexus_adapters.training.recipe import dump_config
 
+_NAMES = {
+    "prime": "Nexus Prime",
+    "slim": "Nexus Slim",
+    "t2i": "T2I-Adapter",
+    "controlnet": "ControlNet",
+}
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -29,7 +35,7 @@ def model_card(
 ) -> str:
     """Markdown with the Hub's metadata. Folders of the machine are named by their last part alone."""
     shown = without_folders(config)
-    name = {"prime": "Nexus Prime", "slim": "Nexus Slim", "t2i": "T2I-Adapter"}[config.adapter.method]
+    name = _NAMES[config.adapter.method]
     base = "the embedded Stable Diffusion" if config.base.path == EMBEDDED else shown.base.path
     is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
     data = ModelCardData(
@@ -94,6 +100,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _usage(config: TrainConfig, shown: TrainConfig) -> str:
+    if config.adapter.method == "controlnet":
+        return _controlnet_usage(config, shown)
     source = config.hub.repo_id or "path/to/adapter"
     kind = "from diffusers import T2IAdapter" if config.adapter.method == "t2i" else ""
     loaded = "T2IAdapter" if config.adapter.method == "t2i" else "NexusAdapter"
@@ -111,5 +119,20 @@ def _usage(config: TrainConfig, shown: TrainConfig) -> str:
         f'adapter = {loaded}.from_pretrained("{source}")',
         "with attach(pipe, Control(adapter, condition)):  # condition: a PIL image of the structure map",
         '    image = pipe("a prompt").images[0]',
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _controlnet_usage(config: TrainConfig, shown: TrainConfig) -> str:
+    source = config.hub.repo_id or "path/to/adapter"
+    base = "load_embedded_base()" if config.base.path == EMBEDDED else ""
+    base = base or f'DiffusionPipeline.from_pretrained("{shown.base.path}")'
+    lines = [
+        "from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline",
+        "from nexus_adapters.embedded import load_embedded_base" if config.base.path == EMBEDDED else "",
+        f"base = {base}",
+        f'controlnet = ControlNetModel.from_pretrained("{source}")',
+        "pipe = AutoPipelineForText2Image.from_pipe(base, controlnet=controlnet)",
+        'image = pipe("a prompt", image=condition).images[0]  # condition: a PIL image of the structure map',
     ]
     return "\n".join(line for line in lines if line)

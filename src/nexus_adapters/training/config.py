@@ -20,7 +20,7 @@ Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-MethodName = Literal["prime", "slim", "t2i"]
+MethodName = Literal["prime", "slim", "t2i", "controlnet"]
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 
 
@@ -41,7 +41,7 @@ class AdapterOptions:
     """`[adapter]`: what is trained."""
 
     method: MethodName = "prime"
-    """Nexus "prime" or "slim", or "t2i", diffusers' T2I-Adapter."""
+    """Nexus "prime" or "slim", or diffusers' "t2i" (T2I-Adapter) or "controlnet"."""
     residual: bool = False
     """A skip around the attention of each stage (Nexus only). False is the paper."""
     zero_init: bool = False
@@ -237,13 +237,13 @@ class TrainConfig:
 
 def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
     adapter, data, validation = config.adapter, config.data, config.validation
-    is_nexus = adapter.method != "t2i"
+    is_nexus = adapter.method in ("prime", "slim")
     low, high = config.loss.band
     needs_path = data.kind in ("folder", "prepared", "table")
     columns = (data.image_column, data.condition_column, data.caption_column)
     return [
         (config.output_dir != "", "output_dir", "a folder", config.output_dir),
-        (is_nexus or not adapter.residual, "adapter.residual", "false beside method t2i", True),
+        (is_nexus or not adapter.residual, "adapter.residual", f"false beside method {adapter.method}", True),
         (adapter.residual or not adapter.zero_init, "adapter.zero_init", "false without residual", True),
         (not needs_path or data.path != "", "data.path", f"a path, for kind {data.kind}", data.path),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -68,17 +69,27 @@ def activation_bytes(
         )
         text = torch.empty(count, 77, text_width(shape.unet), dtype=dtype)
         condition = torch.empty(count, 3, side, side)
-        reads_text = isinstance(adapter, NexusAdapter)
-        features = adapter(condition, text.float()) if reads_text else adapter(condition)
-        unet(
-            latents,
-            torch.zeros(count),
-            encoder_hidden_states=text,
-            **_added(shape, count, dtype),
-            **residuals(features, like=latents),
-        )
+        added = _added(shape, count, dtype)
+        controls = _controls(adapter, latents, text, condition, added)
+        unet(latents, torch.zeros(count), encoder_hidden_states=text, **added, **controls)
     weights = {p.untyped_storage()._cdata for module in (unet, adapter) for p in module.parameters()}
     return sum(size for key, size in kept.items() if key not in weights)
+
+
+def _controls(
+    adapter: Any, latents: Tensor, text: Tensor, condition: Tensor, added: dict[str, Any]
+) -> dict[str, Any]:
+    """What an adapter gives the UNet."""
+    if isinstance(adapter, ControlNetModel):
+        down, middle = adapter(
+            latents.float(), torch.zeros(len(latents)), text.float(), condition, return_dict=False, **added
+        )
+        down = [part.to(latents.dtype) for part in down]
+        middle = middle.to(latents.dtype)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    reads_text = isinstance(adapter, NexusAdapter)
+    features = adapter(condition, text.float()) if reads_text else adapter(condition)
+    return residuals(features, like=latents)
 
 
 def _schedule(config: TrainConfig, samples: int | None) -> list[str]:

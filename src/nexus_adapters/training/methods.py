@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from diffusers.models.adapter import T2IAdapter
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.residuals import residuals
 
 # diffusers' adapter types, and before which of their stages they pool.
+_CONDITION_CHANNELS = (16, 32, 96, 256)  # of ControlNet's encoder of conditions, diffusers' default
 _T2I_POOLS = {"full_adapter": (False, True, True, True), "full_adapter_xl": (False, False, True, False)}
 
 
@@ -54,6 +57,43 @@ class FeatureMethod:
         return residuals(features, scale=batch.has_condition.to(noisy.dtype), like=noisy)
 
 
+@dataclass
+class ControlNetMethod:
+    """diffusers' ControlNet: reads noisy latents, time, text and condition, and runs in every step."""
+
+    module: nn.Module
+
+    def unet_arguments(
+        self,
+        batch: Batch,
+        noisy: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        prompt_embeds: Float[Tensor, "b n d"],
+    ) -> dict[str, Any]:
+        """As in its pipelines. Dropped conditions' residuals are zero."""
+        down, middle = self.module(
+            noisy,
+            timesteps,
+            encoder_hidden_states=prompt_embeds,
+            controlnet_cond=batch.condition,
+            return_dict=False,
+            **batch.unet_arguments,
+        )
+        scale = batch.has_condition.to(noisy.dtype)[:, None, None, None]
+        return {
+            "down_block_additional_residuals": [(scale * part).to(noisy.dtype) for part in down],
+            "mid_block_additional_residual": (scale * middle).to(noisy.dtype),
+        }
+
+
+def method_of(adapter: nn.Module | Any, module: nn.Module | None = None) -> Method:
+    """How a UNet is controlled by an adapter; `module` is the same one wrapped, where it is."""
+    called = adapter if module is None else module
+    if isinstance(adapter, ControlNetModel):
+        return ControlNetMethod(called)
+    return FeatureMethod(called, isinstance(adapter, NexusAdapter))
+
+
 def build_adapter(
     method: str,
     unet: nn.Module | Any,
@@ -61,12 +101,15 @@ def build_adapter(
     residual: bool = False,
     zero_init: bool = False,
 ) -> Any:
-    """The untrained `NexusAdapter` or `T2IAdapter` of a method, of the shapes that fit the UNet.
+    """The untrained `NexusAdapter`, `T2IAdapter` or `ControlNetModel` of a method, of the UNet's shapes.
 
-    `method`: "prime", "slim" or "t2i". `vae_scale_factor`: image pixels per latent pixel, a side.
+    `method`: "prime", "slim", "t2i" or "controlnet", which starts as a copy of the UNet's first half.
+    `vae_scale_factor`: image pixels per latent pixel, a side.
 
     Raises ValueError for a UNet that takes no features, and where diffusers has no T2I-Adapter of its shape.
     """
+    if method == "controlnet":
+        return _build_controlnet(unet, vae_scale_factor)
     geometry = adapter_geometry(unet_config(unet), vae_scale_factor)
     if method != "t2i":
         return NexusAdapter.for_unet(
@@ -85,3 +128,17 @@ def build_adapter(
         downscale_factor=geometry["unshuffle"],
         adapter_type=kinds[geometry["pools"]],
     )
+
+
+def _build_controlnet(unet: Any, vae_scale_factor: int) -> ControlNetModel:
+    """Zhang et al. 2023, with as many halvings of the condition as the VAE has of the image."""
+    halvings = vae_scale_factor.bit_length() - 1
+    if vae_scale_factor != 2**halvings or not 1 <= halvings < len(_CONDITION_CHANNELS):
+        raise ValueError(
+            f"adapter.method: expected a VAE that shrinks by 2, 4 or 8, for controlnet; received one that "
+            f"shrinks by {vae_scale_factor}"
+        )
+    channels = _CONDITION_CHANNELS[-1 - halvings :]
+    built: Any = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
+    controlnet: ControlNetModel = nn.Module.to(built, torch.float32).requires_grad_(True)
+    return controlnet

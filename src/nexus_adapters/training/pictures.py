@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
 from torch import nn
 
@@ -51,8 +54,8 @@ def draw_pictures(
     drawn = []
     with torch.no_grad():
         for place, picture in enumerate(pictures):
-            with attach(pipe, Control(adapter, picture.condition)):
-                output = pipe(
+            with _controlled(pipe, adapter, picture.condition) as draw:
+                output = draw(
                     picture.prompt,
                     width=picture.condition.width,
                     height=picture.condition.height,
@@ -66,6 +69,19 @@ def draw_pictures(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return drawn
+
+
+@contextmanager
+def _controlled(pipe: Any, adapter: nn.Module, condition: Image.Image) -> Iterator[Callable[..., Any]]:
+    """The pipeline's call, under the adapter."""
+    if isinstance(adapter, ControlNetModel):
+        kind: Any = AutoPipelineForText2Image
+        controlled = kind.from_pipe(pipe, controlnet=adapter)
+        controlled.set_progress_bar_config(disable=True)
+        yield partial(controlled, image=condition)
+        return
+    with attach(pipe, Control(adapter, condition)):
+        yield pipe
 
 
 def held_out_pictures(fitting: Fitting, held_out: Sequence[int], options: ValidationOptions) -> list[Picture]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.adapter import T2IAdapter
 from torch import Tensor, nn
 
-from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import load_encoders
 from nexus_adapters.data.fitting import Fitting
@@ -32,7 +32,7 @@ from nexus_adapters.training.dry_run import describe
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.material import Material, gather_material, order_samples
-from nexus_adapters.training.methods import FeatureMethod, build_adapter
+from nexus_adapters.training.methods import build_adapter, method_of
 from nexus_adapters.training.objective import Objective
 from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.output import (
@@ -155,8 +155,8 @@ def _train(
         unet.enable_gradient_checkpointing()
     if training.compile:
         called, called_unet = torch.compile(wrapped), torch.compile(unet)
-    reads_text = isinstance(adapter, NexusAdapter)
-    objective = Objective(called_unet, scheduler, FeatureMethod(called, reads_text), precision, config.loss)
+    method = method_of(adapter, called)
+    objective = Objective(called_unet, scheduler, method, precision, config.loss)
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
 
@@ -193,7 +193,7 @@ def _new_adapter(config: TrainConfig, unet: Any, shape: BaseShape, device: torch
         to: Any = nn.Module.to  # diffusers' own warns of a dtype, even where none is given
         to(unet, memory_format=torch.channels_last)
         to(adapter, memory_format=torch.channels_last)
-    if training.gradient_checkpointing and isinstance(adapter, NexusAdapter):
+    if training.gradient_checkpointing and not isinstance(adapter, T2IAdapter):
         adapter.enable_gradient_checkpointing()
     return nn.Module.to(adapter, device).train()
 
@@ -212,7 +212,7 @@ def _validation(
     options = config.validation
     if not options.every_steps or not material.held_out:
         return None
-    method = FeatureMethod(state.result, isinstance(state.result, NexusAdapter))
+    method = method_of(state.result)
     measured = Objective(unet, objective.scheduler, method, precision, config.loss)
     return Validation(
         batches=material.held_out_batches(config.training.batch_size),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.models.adapter import T2IAdapter
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
@@ -27,10 +28,14 @@ def starting_tensors(adapter: NexusAdapter | T2IAdapter | Any, start_from: str) 
         raise ValueError(
             f"adapter.start_from: expected a saved adapter; received '{start_from}' ({reason})"
         ) from error
-    classes: dict[str, Any] = {"NexusAdapter": NexusAdapter, "T2IAdapter": T2IAdapter}
+    classes: dict[str, Any] = {
+        "NexusAdapter": NexusAdapter,
+        "T2IAdapter": T2IAdapter,
+        "ControlNetModel": ControlNetModel,
+    }
     if kind not in classes:
         raise ValueError(
-            f"adapter.start_from: expected a NexusAdapter or T2IAdapter; received '{start_from}', a {kind}"
+            f"adapter.start_from: expected one of {', '.join(classes)}; received '{start_from}', a {kind}"
         )
     start = classes[kind].from_pretrained(start_from, **where)
     if kind == "NexusAdapter" and isinstance(adapter, NexusAdapter):
