@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from PIL import Image
 from torch import nn
@@ -75,6 +75,8 @@ def draw_pictures(
 def _controlled(pipe: Any, adapter: nn.Module, condition: Image.Image) -> Iterator[Callable[..., Any]]:
     """The pipeline's call, under the adapter."""
     if isinstance(adapter, ControlNetModel):
+        from diffusers import AutoPipelineForText2Image  # slow: it brings all pipelines
+
         kind: Any = AutoPipelineForText2Image
         controlled = kind.from_pipe(pipe, controlnet=adapter)
         controlled.set_progress_bar_config(disable=True)
