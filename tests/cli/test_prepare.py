@@ -209,7 +209,11 @@ def test_a_signal_ends_it_at_once_and_the_same_command_goes_on(tmp_path, number,
         "--out", str(tmp_path / "set"),
     ]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "nexus_adapters.cli", "prepare", *argv], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "nexus_adapters.cli", "prepare", *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells let what they start in the background ignore Ctrl-C, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(tmp_path.glob("set/*.tar")):
         assert process.poll() is None

@@ -102,7 +102,11 @@ BAD = {
     "a tracker that is not there": (['log.trackers=["comet_ml"]'], "log.trackers: expected installed ones"),
     "an option that the extractor has not": (
         ["data.extractor.lo=3"],
-        "data.extractor: expected options of canny (low, high); received 'lo'",
+        "data.extractor: expected those of canny (low, high, auto); received 'lo'",
+    ),
+    "an option of another type": (
+        ["data.extractor.low=a"],
+        "data.extractor.low: expected a number; received 'a'",
     ),
     "an optimizer that needs CUDA": (
         ["training.optimizer=adamw8bit"],

@@ -90,9 +90,15 @@ def test_the_whole_config_is_read_back(recipe):
             "loss.prompt_dropout=1.5",
             "loss.prompt_dropout: expected a number less than or equal to 1; received 1.5",
         ),
-        ("adapter.method=foo", "adapter.method: expected 'prime', 'slim' or 't2i'; received 'foo'"),
+        (
+            "adapter.method=foo",
+            "adapter.method: expected 'prime', 'slim', 't2i' or 'controlnet'; received 'foo'",
+        ),
         ("adapter.zero_init=true", "adapter.zero_init: expected false without residual; received True"),
-        ("data.extractor.low=a", "data.extractor.low: expected a number; received 'a'"),
+        (
+            "data.extractor.low=[1]",
+            "data.extractor.low: expected a number, true, false or a string; received [1]",
+        ),
         ("output_dir=", "output_dir: expected a folder; received ''"),
         ("data.path=", "data.path: expected a path, for kind folder; received ''"),
         ("data.kind=tars", "data.shards: expected at least one, for kind tars; received ()"),

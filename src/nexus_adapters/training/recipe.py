@@ -102,6 +102,9 @@ def _in_our_words(error: ValidationError) -> str:
     key = ".".join(location)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return _unknown_key(location)
+    if location[-1:] == ["bool"]:  # the first of the types that an extractor's option may have
+        key = ".".join(location[:-1])
+        return f"{key}: expected a number, true, false or a string; received {problem['input']!r}"
     if problem["type"] == "value_error":  # from __post_init__, which names the key itself
         return str(problem["ctx"]["error"])
     expected = problem["msg"].removeprefix("Input should be ")

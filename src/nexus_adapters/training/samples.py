@@ -106,13 +106,7 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fittin
             f"{data.condition!r}"
         )
     if not data.condition_column and data.condition in EXTRACTORS:
-        options = find_extractor(data.condition).options()
-        for option in data.extractor:
-            if option not in options:
-                raise ValueError(
-                    f"data.extractor: expected options of {data.condition} ({', '.join(options) or 'none'}); "
-                    f"received {option!r}"
-                )
+        _check_options(data)
     if data.resolution % multiple:
         raise ValueError(
             f"data.resolution: expected a multiple of {multiple}, as the base needs; received "
@@ -124,6 +118,15 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fittin
         else Geometry(data.resolution, data.resolution)
     )
     return Fitting(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+
+
+def _check_options(data: DataOptions) -> None:
+    try:
+        find_extractor(data.condition).check_options(data.extractor)
+    except ValueError as error:
+        name, _, rest = str(error).partition(":")
+        key = "data.extractor" if name == "options" else f"data.extractor.{name}"
+        raise ValueError(f"{key}:{rest}") from error
 
 
 def _check_scenes(data: DataOptions) -> None:
