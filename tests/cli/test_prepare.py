@@ -171,7 +171,15 @@ def coco_command():
         ),
         (
             ["--conditions", "canny", "--option", "canny.size=3"],
-            "--options: expected those of canny (low, high",
+            "--option canny.options: expected those of canny (low, high",
+        ),
+        (
+            ["--conditions", "canny", "--option", "canny.low=x"],
+            "--option canny.low: expected a number; received 'x'",
+        ),
+        (
+            ["--conditions", "depth", "--option", "depth.model=no/such"],
+            "--option depth.model: expected a folder or the Hub id of a model for depth estimation; received",
         ),
         (["--conditions", "canny", "--workers", "0"], "--workers: expected at least 1; received 0"),
         (

@@ -4,7 +4,8 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
             "prepare: expected what it needs, pip install 'nexus-adapters[data]'; received an installation "
             f"without {error.name}"
         ) from error
-    with names_as_options():
+    with _names_arguments():
         plan = plan_of(args, conditions)
     signal.signal(signal.SIGTERM, _terminate)
-    with _quiet(plan), names_as_options():
+    with _quiet(plan), _names_arguments():
         result = prepare(plan, Path(args.out), engine_of(args, plan))
     _report(args, result)
     return 0
@@ -89,13 +90,18 @@ def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> 
         geometry = Geometry.bucketed(side) if args.aspect_buckets else Geometry(side, side)
     options = SourceOptions(
         args.source, args.kind, args.split, args.config_name, args.revision, args.image_column,
-        args.caption_column, args.count,
+        args.caption_column, args.count, _index_folder(),
     )  # fmt: skip
     source, root = open_source(options)
     return Plan(
         source, conditions, geometry, args.captions, filters, args.image_format, args.shard_size,
         args.batch_size, args.seed, args.count, root,
     )  # fmt: skip
+
+
+def _index_folder() -> Path:
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user / "nexus-adapters" / "prepare"
 
 
 def engine_of(args: argparse.Namespace, plan: "Plan") -> Callable[..., None]:
@@ -125,6 +131,19 @@ def _quiet(plan: "Plan") -> Any:
         stack.enter_context(library_logs_as_warnings())
         stack.enter_context(no_loading_bars())
     return stack
+
+
+@contextmanager
+def _names_arguments() -> Iterator[None]:
+    """Let a ValueError name an argument as users wrote it, a map's option as `--option depth.model`."""
+    try:
+        with names_as_options():
+            yield
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        if colon and name.startswith("conditions."):
+            raise ValueError(f"{name.replace('conditions.', '--option ', 1)}:{rest}") from error
+        raise
 
 
 def _report(args: argparse.Namespace, result: "Result") -> None:

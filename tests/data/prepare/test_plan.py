@@ -69,7 +69,11 @@ def test_captions_are_chosen_by_seed_and_sample():
     [
         ({"conditions": {}}, "conditions: expected the name of at least one extractor; received none"),
         ({"conditions": {"edges": {}}}, "name: expected one of canny, depth.*; received 'edges'"),
-        ({"conditions": {"canny": {"sigma": 1}}}, r"options: expected those of canny \(low, high, auto\)"),
+        ({"conditions": {"canny": {"low": "x"}}}, r"conditions.canny.low: expected a number; received 'x'"),
+        (
+            {"conditions": {"canny": {"sigma": 1}}},
+            r"conditions.canny.options: expected those of canny \(low, high, auto\)",
+        ),
         ({"captions": "last"}, "captions: expected one of all, first, random; received 'last'"),
         ({"image_format": "gif"}, "image_format: expected one of jpg, png, webp; received 'gif'"),
         ({"shard_size": 0}, "shard_size: expected at least 1; received 0"),

@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+from tests.data.image_files import encoded, picture
 from tests.data.prepare.sets import digests, index, make, samples, skipped, write_folder
 
 from nexus_adapters.data.folder import FolderSource
@@ -267,7 +268,9 @@ def test_shards_without_samples_are_not_written(tmp_path):
 
 
 def test_a_map_that_cannot_be_drawn_at_all_is_told_before_the_work(tmp_path):
-    with pytest.raises(ValueError, match=r"model: expected a folder or the Hub id .*; received 'no/such'"):
+    with pytest.raises(
+        ValueError, match=r"conditions.depth.model: expected a folder or the Hub id .*; received 'no/such'"
+    ):
         make(plan(conditions={"depth": {"model": "no/such"}}), tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
@@ -327,6 +330,35 @@ def test_the_list_of_what_is_left_out_keeps_the_sources_order(tmp_path):
     )
     assert [row["source"] for row in skipped(tmp_path / "set")] == ["001.png", "005.png", "008.png"]
     assert json.loads((tmp_path / "set" / "index.json").read_text())["skipped"] == {"unreadable": 3}
+
+
+def test_conditions_have_one_order_whatever_was_asked_for(expected, tmp_path):
+    make(plan(conditions={"sketch": {}, "canny": {}}), tmp_path)
+    assert digests(tmp_path) == expected
+
+
+def test_names_and_captions_that_utf8_cannot_say(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    data = folder / "data"
+    data.mkdir()
+    for number, name in enumerate((b"\xff.png", "Blüte.png".encode())):
+        path = os.path.join(os.fsencode(data), name)
+        with open(path, "wb") as file:
+            file.write(encoded(picture(number)))
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        '{"file_name": "data/Bl\\u00fcte.png", "text": "lone \\ud800 half"}',
+        '{"file_name": "data/\\udcff.png", "text": "a picture"}',
+        '{"file_name": "data/gone.png", "text": "none"}',
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    make(Plan(FolderSource("a"), {"canny": {}}, root="a/"), tmp_path / "set")
+    found = [json.loads(files["json"]) for files in samples(tmp_path / "set").values()]
+    assert [about["source"] for about in found] == ["data/Blüte.png", "data/\ufffd.png"]
+    assert found[0]["captions"] == ["lone ? half"]
+    (left,) = skipped(tmp_path / "set")
+    assert (left["source"], "'data/gone.png'" in left["reason"]) == ("data/gone.png", True)
 
 
 def test_progress_counts_every_sample_once(tmp_path):

@@ -4,11 +4,12 @@ import datasets
 import pytest
 from PIL import Image
 from tests.data.image_files import picture
-from tests.data.prepare.sets import write_folder
+from tests.data.prepare.sets import digests, make, write_folder
 from tests.data.tar_files import members, tar
 
 from nexus_adapters.data.coco import CocoSource
 from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.prepare.plan import Plan
 from nexus_adapters.data.prepare.sources import SourceOptions, find_kind, open_source
 from nexus_adapters.data.scene_source import SceneSource
 from nexus_adapters.data.table import TableSource
@@ -61,6 +62,15 @@ def test_what_a_path_is_is_found_out(places, tmp_path, name, kind, source, key):
         assert len(opened) == 3
         assert opened.key(1).replace(root, "") == key
         assert isinstance(opened.load(1).image, Image.Image)
+
+
+@pytest.mark.parametrize("name", ["folder", "tars", "saved", "coco"])
+def test_every_source_can_be_shared_by_processes(places, tmp_path, name):
+    source, root = open_source(SourceOptions(str(places / name), index_folder=tmp_path))
+    for workers in (1, 2):
+        make(Plan(source, {"canny": {}}, shard_size=1, root=root), tmp_path / str(workers), workers)
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+    assert len(list((tmp_path / "2").glob("*.tar"))) == 3
 
 
 def test_scenes_urls_and_ids_are_known_by_their_form():

@@ -50,8 +50,8 @@ def sample_members(
     yield f"{key}.{extension}", content
     for name, png in conditions.items():
         yield f"{key}.{name}.png", png
-    yield f"{key}.json", json.dumps(about, ensure_ascii=False, sort_keys=True).encode()
-    yield f"{key}.txt", about["captions"][0].encode()
+    yield f"{key}.json", json.dumps(about, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
+    yield f"{key}.txt", about["captions"][0].encode("utf-8", "replace")
 
 
 def _saved(image: Image.Image, options: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +61,12 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.conditions:
             raise ValueError("conditions: expected the name of at least one extractor; received none")
+        # In one order, whatever was asked for: it is that of the files in a shard.
+        object.__setattr__(self, "conditions", dict(sorted(self.conditions.items())))
         for name, options in self.conditions.items():
-            find_extractor(name).check_options(options)
+            extractor = find_extractor(name)
+            with _names_condition(name):
+                extractor.check_options(options)
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
             if getattr(self, argument) not in known:
                 received = getattr(self, argument)
@@ -83,9 +88,13 @@ class Plan:
         """The source's samples in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
 
-    def shown(self, text: str) -> str:
-        """A key or message without the source's place on this machine."""
-        return text.replace(self.root, "") if self.root else text
+    def key(self, index: int) -> str:
+        """A sample's key as it is written down: without the source's place on this machine, in UTF-8."""
+        return _in_utf8(self.source.key(index).removeprefix(self.root))
+
+    def message(self, text: str) -> str:
+        """A message as it is written down, likewise: the names in it are quoted."""
+        return _in_utf8(text.replace(f"'{self.root}", "'") if self.root else text)
 
     def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
         """The captions that are kept of a sample's."""
@@ -104,7 +113,8 @@ class Plan:
     def try_extractors(self) -> None:
         """Draw each map once, so that a missing model is told before the work begins. ValueError."""
         for name, options in self.conditions.items():
-            find_extractor(name).draw_all([Image.new("RGB", _PROBE)], options)
+            with _names_condition(name):
+                find_extractor(name).draw_all([Image.new("RGB", _PROBE)], options)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the set, as JSON has it; equal settings of an equal source give equal bytes."""
@@ -133,8 +143,23 @@ class Plan:
     def _keys_hash(self) -> str:
         digest = hashlib.sha256()
         for index in range(len(self)):
-            digest.update(self.shown(self.source.key(index)).encode(errors="surrogateescape") + b"\0")
+            digest.update(self.key(index).encode() + b"\0")
         return digest.hexdigest()
+
+
+@contextmanager
+def _names_condition(name: str) -> Iterator[None]:
+    """Let a ValueError of an extractor say whose option it is about: `model` as `conditions.depth.model`."""
+    try:
+        yield
+    except ValueError as error:
+        option, _, rest = str(error).partition(":")
+        raise ValueError(f"conditions.{name}.{option}:{rest}") from error
+
+
+def _in_utf8(text: str) -> str:
+    """Without what UTF-8 cannot say: file names may hold any bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _is_folder(model: object) -> bool:

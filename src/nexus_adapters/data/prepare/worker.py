@@ -73,7 +73,7 @@ class Worker:
             file.abandon()
             raise
         skipped = [
-            {"source": self.plan.shown(self.plan.source.key(index)), "kind": why.kind, "reason": str(why)}
+            {"source": self.plan.key(index), "kind": why.kind, "reason": str(why)}
             for index, why in sorted(left_out, key=lambda pair: pair[0])
         ]
         self.folder.write_record(shard, record | {"skipped": skipped})
@@ -106,13 +106,13 @@ class Worker:
         try:
             sample = self.plan.source.load(index)
         except BadSample as error:
-            raise LeftOut("unreadable", self.plan.shown(str(error))) from error
+            raise LeftOut("unreadable", self.plan.message(str(error))) from error
         return self.plan.filters.apply(sample)
 
     def _read(self, index: int) -> _Read:
         sample = self._load(index)
         if self.plan.filters.near_duplicates is not None and (earlier := int(self._duplicates[index])) >= 0:
-            key = self.plan.shown(self.plan.source.key(earlier))
+            key = self.plan.key(earlier)
             raise LeftOut(
                 "near-duplicate", f"expected no near-duplicate of an earlier image; received that of '{key}'"
             )
@@ -159,7 +159,7 @@ class Worker:
         sample = read.sample
         about = {
             "captions": list(sample.captions),
-            "source": self.plan.shown(sample.key),
+            "source": self.plan.key(read.index),
             "original_size": list(read.original_size),
         }
         image = self.plan.image_format, encode_image(sample.image, self.plan.image_format)
