@@ -186,6 +186,7 @@ def coco_command():
             ["--conditions", "canny", "--ray-address", "auto"],
             "--ray-address: expected --engine ray beside it",
         ),
+        (["--conditions", "canny", "--gpus-each", "1"], "--gpus-each: expected --engine ray beside it"),
         (["--conditions", "canny", "--aspect-buckets"], "--aspect-buckets: expected --resolution beside it"),
         (["--conditions", "canny", "--min-side", "-1"], "--min-side: expected at least 0; received -1"),
         (["--conditions", "canny", "--resolution", "0"], "--width: expected at least 1 pixel; received 0"),

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,12 +26,9 @@ def run(args: argparse.Namespace) -> int:
     """Check, prepare, and say what is there and what was left out. The same command goes on after a stop."""
     conditions = read_conditions(args)
     expect(args.workers is None or args.workers >= 1, "--workers", "at least 1", args.workers)
-    expect(
-        args.ray_address is None or args.engine == "ray",
-        "--ray-address",
-        "--engine ray beside it",
-        args.engine,
-    )
+    for option in ("ray_address", "gpus_each"):
+        is_used = not getattr(args, option) or args.engine == "ray"
+        expect(is_used, f"--{option.replace('_', '-')}", "--engine ray beside it", args.engine)
     try:
         from nexus_adapters.data.prepare.run import prepare
     except ImportError as error:
@@ -40,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     with _names_arguments():
         plan = plan_of(args, conditions)
-    signal.signal(signal.SIGTERM, _terminate)
-    with _quiet(plan), _names_arguments():
+    with _quiet(plan), _names_arguments(), _ended_by_sigterm():
         result = prepare(plan, Path(args.out), engine_of(args, plan))
     _report(args, result)
     return 0
@@ -155,5 +152,18 @@ def _report(args: argparse.Namespace, result: "Result") -> None:
     print(f"{args.out}: {result.samples} samples, {Path(args.out) / 'preview.html'} shows some")
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise SystemExit(_TERMINATED)
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends it as Ctrl-C does, with the processes it has started, and with a status of its own."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # others cannot handle signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -52,6 +52,15 @@ def test_a_models_weights_count_and_not_only_its_folder(tmp_path):
     assert plan.settings()["models"] != before["models"]
 
 
+def test_near_duplicates_need_their_library(monkeypatch):
+    monkeypatch.setattr("nexus_adapters.data.prepare.plan.find_spec", lambda _: None)
+    Plan(SceneSource(2), CANNY)
+    with pytest.raises(
+        ValueError, match=r"near_duplicates: expected imagehash, pip install 'nexus-adapters\[data\]'"
+    ):
+        Plan(SceneSource(2), CANNY, filters=Filters(near_duplicates=4))
+
+
 def test_captions_are_chosen_by_seed_and_sample():
     captions = ("a", "b", "c")
     assert Plan(SceneSource(2), CANNY).choose(captions, 0) == captions

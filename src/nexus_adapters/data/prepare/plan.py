@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,11 @@ class Plan:
             extractor = find_extractor(name)
             with _names_condition(name):
                 extractor.check_options(options)
+        if self.filters.near_duplicates is not None and find_spec("imagehash") is None:
+            raise ValueError(
+                "near_duplicates: expected imagehash, pip install 'nexus-adapters[data]'; received an "
+                "installation without"
+            )
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
             if getattr(self, argument) not in known:
                 received = getattr(self, argument)
