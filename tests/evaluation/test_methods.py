@@ -1,13 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionAdapterPipeline, T2IAdapter
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionControlNetPipeline,
+    T2IAdapter,
+)
 from tests import tiny
 from tests.weights import write_tiny
 
 from nexus_adapters import Control, attach, embedded
 from nexus_adapters.evaluation.methods import Sampling, generate, reconstruct
 from nexus_adapters.evaluation.scenes import initial_latents, load_test_scenes
+from nexus_adapters.training.methods import build_adapter
 
 SAMPLING = Sampling(steps=2, batch_size=2)
 
@@ -39,6 +45,21 @@ def test_each_method_draws_every_scene_and_differs_from_the_base(base, scenes, m
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
+def controlnet(base):
+    """One whose last layers are not zero, as after training."""
+    torch.manual_seed(0)
+    built = build_adapter("controlnet", base.unet)
+    with torch.no_grad():
+        for layer in (built.controlnet_mid_block, *built.controlnet_down_blocks):
+            layer.weight.add_(0.3 * torch.randn_like(layer.weight))
+    return built.eval()
+
+
+def test_a_controlnet_acts(base, scenes):
+    images, plain = (generate(base, a, scenes, SAMPLING) for a in (controlnet(base), None))
+    assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
+
+
 def drawn_directly(base, adapter, scenes, guidance_scale):
     """By the stock pipelines alone, in one call."""
     arguments = {
@@ -53,16 +74,19 @@ def drawn_directly(base, adapter, scenes, guidance_scale):
         parts = {name: part for name, part in base.components.items() if name != "image_encoder"}
         pipe = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
         return tiny.quiet(pipe)(**arguments, image=maps).images
+    if isinstance(adapter, ControlNetModel):
+        pipe = StableDiffusionControlNetPipeline.from_pipe(base, controlnet=adapter)
+        return tiny.quiet(pipe)(**arguments, image=maps).images
     if adapter is None:
         return base(**arguments).images
     with attach(base, Control(adapter, maps)):
         return base(**arguments).images
 
 
-@pytest.mark.parametrize("method", [None, "t2i", "prime-residual"])
+@pytest.mark.parametrize("method", [None, "t2i", "prime-residual", "controlnet"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_every_method_gets_the_same_noise_prompts_maps_and_guidance(base, scenes, method, guidance_scale):
-    adapter = None if method is None else embedded.embedded_adapter(method)
+    adapter = controlnet(base) if method == "controlnet" else method and embedded.embedded_adapter(method)
     sampling = Sampling(steps=2, guidance_scale=guidance_scale, seed=5, batch_size=2)
     images = generate(base, adapter, scenes, sampling)
     expected = np.rint(drawn_directly(base, adapter, scenes, guidance_scale) * 255)

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
 from nexus_adapters.evaluation.scenes import METRICS, initial_latents, load_test_scenes, score_images
+from nexus_adapters.scenes.maps import MAPS, draw_map
 from nexus_adapters.scenes.scene import draw_scene
 
 
@@ -12,6 +14,18 @@ def test_test_scenes_are_those_of_their_split():
     assert all(item.color in entry.prompt for entry in loaded for item in entry.scene.objects)
     later = load_test_scenes(1, "novel", first_seed=2)
     assert [entry.scene for entry in later] == [draw_scene(2, "novel")]
+
+
+@pytest.mark.parametrize("condition", MAPS)
+def test_scenes_come_with_any_of_their_maps(condition):
+    loaded = load_test_scenes(3, condition=condition)
+    for entry in loaded:
+        assert np.array_equal(entry.condition, draw_map(condition, entry.scene))
+        assert entry.condition_name == condition
+    scores = score_images([entry.rendering.image for entry in loaded], loaded)
+    assert all((values == 1).all() for values in scores.values())
+    with pytest.raises(ValueError, match=r"condition: expected one of canny, depth, .*; received 'edges'"):
+        load_test_scenes(1, condition="edges")
 
 
 def test_noise_of_a_row_depends_on_nothing_but_seed_and_row():

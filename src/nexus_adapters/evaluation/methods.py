@@ -1,4 +1,4 @@
-"""Images of test scenes by every method: the base, T2I-Adapter in its own pipeline, Nexus by `attach`."""
+"""Images of test scenes by every method, each in the pipeline that users would take for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.adapter import T2IAdapter
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_adapter import StableDiffusionAdapterPipeline
 from jaxtyping import Float, UInt8
@@ -36,7 +38,7 @@ class Sampling:
 
 def generate(
     base: StableDiffusionPipeline,
-    adapter: NexusAdapter | T2IAdapter | None,
+    adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
     scenes: Sequence[TestScene],
     sampling: Sampling,
     policy: str = "positive",
@@ -70,7 +72,7 @@ def generate(
 
 def _run(
     base: StableDiffusionPipeline,
-    adapter: NexusAdapter | T2IAdapter | None,
+    adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
     scenes: Sequence[TestScene],
     arguments: dict[str, Any],
     policy: str,
@@ -85,8 +87,13 @@ def _run(
             parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
             pipe = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
             arguments = arguments | {"image": conditions}
+        if isinstance(adapter, ControlNetModel):
+            pipe = StableDiffusionControlNetPipeline(
+                **pipe.components, controlnet=adapter, requires_safety_checker=False
+            )
+            arguments = arguments | {"image": conditions}
         pipe.set_progress_bar_config(disable=True)
-        if adapter is None or isinstance(adapter, T2IAdapter):
+        if adapter is None or isinstance(adapter, T2IAdapter | ControlNetModel):
             return np.asarray(pipe(**arguments).images)
         with attach(pipe, Control(adapter, conditions, policy=policy, level_scales=level_scales)):
             return np.asarray(pipe(**arguments).images)
