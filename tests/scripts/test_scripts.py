@@ -1,19 +1,22 @@
-"""The training scripts in miniature, end to end: autoencoder, base and adapters."""
+"""The training scripts in miniature, end to end: autoencoder, base, adapters, and what judges them."""
 
 import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel
 
-from nexus_adapters import NexusAdapter
+from nexus_adapters import NexusAdapter, extract
+from nexus_adapters.metrics.vision_models import load_features
 from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.maps import depth_map, segmentation_map
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import draw_scene
 from nexus_adapters.training.checkpoint import latest_checkpoint
@@ -320,3 +323,66 @@ def test_the_gallerys_page_shows_each_sheet(scripts):
     for name in scripts("gallery").SHEETS:
         assert f"(gallery/{name}.png)" in page
         assert (DOCS / "gallery" / f"{name}.png").is_file()
+
+
+def test_the_clip_is_one_that_features_are_taken_of(scripts, root):
+    script = scripts("train_clip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "TEST_SCENES", 6)
+        run(script, "--out", root / "clip", "--steps", 2, "--batch-size", 2)
+    measured = json.loads((root / "clip" / "retrieval.json").read_text())
+    assert measured["test_scenes"] == 6
+    assert all(0 <= measured[key] <= 1 for key in measured if key != "test_scenes")
+    model = load_features(str(root / "clip" / "model"))
+    scene = draw_scene(0, "test")
+    image = Image.fromarray(render(scene).image)
+    assert model.images([image]).shape == model.texts([caption(scene)]).shape == (1, script.PROJECTION)
+    pixels, tokens, nearly = script.draw_batch([0], "test", script.build_clip()[1], 0)
+    with torch.no_grad():
+        clip = CLIPModel.from_pretrained(root / "clip" / "model", dtype=torch.float32).eval()
+        expected, _ = script.embed(clip, pixels, tokens, int(tokens[0, -1]))
+    found = torch.nn.functional.normalize(model.images([image]), dim=1)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert tokens.shape == nearly.shape == (1, 77)
+
+
+def test_exchanged_captions_differ_in_two_objects_alone(scripts):
+    script = scripts("train_clip")
+    for seed in range(50):
+        scene = draw_scene(seed)
+        other = script.exchanged(scene, Random(seed))
+        if other is None:
+            continue
+        changed = [a != b for a, b in zip(scene.objects, other.objects, strict=True)]
+        assert sum(changed) == 2
+        assert sorted(item.shape for item in other.objects) == sorted(item.shape for item in scene.objects)
+        assert caption(other) != caption(scene)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_judges_are_models_that_extractors_load(scripts, root, task):
+    script = scripts("train_judges")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "TEST_SCENES", 2)
+        run(script, task, "--out", root / "judges", "--steps", 2, "--batch-size", 2)
+    measured = json.loads((root / "judges" / task / "measured.json").read_text())
+    assert 0 <= measured["depth_rmse" if task == "depth" else "mean_iou"] <= 1
+    image = Image.fromarray(render(draw_scene(0, "test")).image)
+    options = {"model": str(root / "judges" / task / "model")}
+    options |= {"palette": "voc"} if task == "segmentation" else {}
+    drawn = extract(task, image, **options)
+    assert drawn.size == image.size
+
+
+def test_judges_learn_from_scenes_true_maps(scripts):
+    script = scripts("train_judges")
+    images, labels, near = script.draw_batch([3], "train", is_spoiled=False)
+    scene = draw_scene(3)
+    rendering = render(scene)
+    colors = np.array(script.CLASSES)[labels[0].numpy()]
+    assert np.array_equal(colors, segmentation_map(scene, rendering))
+    assert np.array_equal(np.rint(near[0].numpy() * 255), depth_map(rendering)[..., 0])
+    assert np.array_equal(np.rint(images[0].numpy().transpose(1, 2, 0) * 255), rendering.image)
+    spoiled, again, _ = script.draw_batch([3], "train", is_spoiled=True)
+    assert not torch.allclose(spoiled, images)
+    assert torch.equal(again, labels)
