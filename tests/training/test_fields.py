@@ -161,20 +161,20 @@ def data_split(root, out, monkeypatch):
 
 
 def data_revision(root, out, monkeypatch):
-    from nexus_adapters.training import samples
+    from nexus_adapters.training import sources
 
     seen = []
-    monkeypatch.setattr(samples, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
+    monkeypatch.setattr(sources, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(root, out, data__kind="table", data__path="somebody/images", data__revision="v2")
     assert seen[0]["revision"] == "v2"
 
 
 def data_config_name(root, out, monkeypatch):
-    from nexus_adapters.training import samples
+    from nexus_adapters.training import sources
 
     seen = []
-    monkeypatch.setattr(samples, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
+    monkeypatch.setattr(sources, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(root, out, data__kind="table", data__path="somebody/images", data__config_name="small")
     assert seen[0]["config_name"] == "small"

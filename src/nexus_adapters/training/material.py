@@ -26,7 +26,6 @@ from nexus_adapters.training.encoding import CachedSamples, entry_names, fill_ca
 from nexus_adapters.training.samples import (
     FittedSamples,
     Split,
-    known_hashes_file,
     members_by_shape,
     samples_to_encode,
     shards_to_keep_together,
@@ -35,6 +34,7 @@ from nexus_adapters.training.samples import (
     usable_shapes,
 )
 from nexus_adapters.training.skips import SkipReport
+from nexus_adapters.training.sources import known_hashes_file
 
 _HELD_OUT_STEP = 2**40  # a step that no training takes, whose draws are the validation's
 

@@ -51,7 +51,8 @@ from nexus_adapters.training.processes import (
     open_accelerator,
     told_to_trackers,
 )
-from nexus_adapters.training.samples import Split, open_samples
+from nexus_adapters.training.samples import Split
+from nexus_adapters.training.sources import open_samples
 from nexus_adapters.training.state import TrainState
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.warm_start import starting_tensors

@@ -1,144 +1,25 @@
-"""The samples of a recipe: opened, fitted, split, and read one by one."""
+"""The samples of a recipe: split, and read one by one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.feed import Place, Read, Skipped
 from nexus_adapters.data.fitting import Fitting
-from nexus_adapters.data.folder import FolderSource
-from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.order import SampleOrder, permutation
-from nexus_adapters.data.prepared_set import open_prepared
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample, Source
-from nexus_adapters.data.scene_source import SceneSource
-from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
-from nexus_adapters.scenes.maps import MAPS
 from nexus_adapters.training.config import DataOptions
 
 _ONE_SHAPE = ""
 _ENCODED_WHOLE = 10_000  # samples
-# Arguments of sources -> keys of a recipe.
-_KEYS = {
-    "condition": "data.condition",
-    "folder": "data.path",
-    "path": "data.path",
-    "shards": "data.shards",
-    "split": "data.split",
-    "config_name": "data.config_name",
-    "revision": "data.revision",
-    "image_column": "data.image_column",
-    "condition_column": "data.condition_column",
-    "caption_column": "data.caption_column",
-    "index_folder": "cache.folder",
-}
 _HOLD_OUT = 2**32  # the key that held-out samples are drawn by, beside the seed
-
-
-def open_source(data: DataOptions, cache_folder: Path) -> Source:
-    """The samples that `[data]` names; ValueError where they are not there. Nothing is decoded."""
-    columns = {
-        "image_column": data.image_column or None,
-        "condition_column": data.condition_column or None,
-        "caption_column": data.caption_column or None,
-    }
-    given: dict[str, Any] = {name: column for name, column in columns.items() if column}
-    if data.kind == "scenes":  # whose canny an extractor draws, with its options; other maps are exact
-        return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
-    with _names_as_keys():
-        if data.kind == "prepared":
-            return open_prepared(data.path, data.condition, cache_folder / "tars")
-        if data.kind == "folder":
-            return FolderSource(data.path, **given)
-        if data.kind == "tars":
-            return TarSource(data.shards, index_folder=cache_folder / "tars", **given)
-        return TableSource(
-            data.path,
-            split=data.split,
-            config_name=data.config_name or None,
-            revision=data.revision or None,
-            **given,
-        )
-
-
-def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
-    """Where the content hashes of this data set's samples are kept, each data set's in a file of its own."""
-    named = hashlib.sha256(json.dumps([data.kind, data.path, data.shards]).encode()).hexdigest()
-    return cache_folder / "hashes" / f"{named[:32]}.jsonl"
-
-
-@contextmanager
-def _names_as_keys() -> Iterator[None]:
-    """Let a ValueError of a source name an argument as recipes do: `folder` as `data.path`."""
-    try:
-        yield
-    except ValueError as error:
-        name, colon, rest = str(error).partition(":")
-        if colon and name in _KEYS:
-            raise ValueError(f"{_KEYS[name]}:{rest}") from error
-        raise
-
-
-def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fitting:
-    """The samples as they are trained on, with sides that are multiples of `multiple` pixels.
-
-    Raises ValueError for an unknown extractor, where one is needed, and for a resolution that does not fit.
-    """
-    if data.kind == "scenes":
-        _check_scenes(data)
-    elif data.kind != "prepared" and not data.condition_column and data.condition not in EXTRACTORS:
-        known = ", ".join(sorted(EXTRACTORS))
-        raise ValueError(
-            f"data.condition: expected one of {known}, or a data.condition_column; received "
-            f"{data.condition!r}"
-        )
-    if not data.condition_column and data.condition in EXTRACTORS:
-        _check_options(data)
-    if data.resolution % multiple:
-        raise ValueError(
-            f"data.resolution: expected a multiple of {multiple}, as the base needs; received "
-            f"{data.resolution}"
-        )
-    geometry = (
-        Geometry.bucketed(data.resolution, step=multiple)
-        if data.aspect_buckets
-        else Geometry(data.resolution, data.resolution)
-    )
-    return Fitting(open_source(data, cache_folder), geometry, data.condition, data.extractor)
-
-
-def _check_options(data: DataOptions) -> None:
-    try:
-        find_extractor(data.condition).check_options(data.extractor)
-    except ValueError as error:
-        name, _, rest = str(error).partition(":")
-        key = "data.extractor" if name == "options" else f"data.extractor.{name}"
-        raise ValueError(f"{key}:{rest}") from error
-
-
-def _check_scenes(data: DataOptions) -> None:
-    if data.condition not in MAPS:
-        raise ValueError(
-            f"data.condition: expected one of {', '.join(MAPS)}, for kind scenes; received {data.condition!r}"
-        )
-    if data.condition != "canny" and data.extractor:
-        raise ValueError(
-            f"data.extractor: expected none, since scenes bring exact maps of {data.condition}; received "
-            f"{dict(data.extractor)}"
-        )
 
 
 @dataclass(frozen=True)
