@@ -81,6 +81,7 @@ def test_another_bases_adapter_is_told_by_its_first_tensor(saved):
 def test_a_folder_of_something_else(saved, tmp_path):
     tiny.unet().save_pretrained(tmp_path / "unet")
     with pytest.raises(
-        ValueError, match=r"expected a NexusAdapter or T2IAdapter; received '.*', a UNet2DCond"
+        ValueError,
+        match=r"expected one of NexusAdapter, T2IAdapter, ControlNetModel; received '.*', a UNet2D",
     ):
         starting_tensors(fresh("prime"), str(tmp_path / "unet"))
