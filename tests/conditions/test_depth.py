@@ -64,6 +64,20 @@ def test_metric_variants_of_an_architecture_are_told_by_their_config(models, mon
     assert np.array_equal(metric, told)
 
 
+def test_padding_is_undone_where_a_processor_pads(models, monkeypatch):
+    """As ZoeDepth's does, whose own processor needs torchvision (transformers 5.23)."""
+    kind = type(load_model("depth estimation", models["dpt"], "cpu").processor)
+    real, seen = kind.post_process_depth_estimation, []
+
+    def post_process(self, outputs, source_sizes=None, target_sizes=None):
+        seen.append((source_sizes, target_sizes))
+        return real(self, outputs, target_sizes)
+
+    monkeypatch.setattr(kind, "post_process_depth_estimation", post_process)
+    nearness([NOISE, NOISE], models["dpt"])
+    assert seen == [([(50, 70)] * 2, [(50, 70)] * 2)]
+
+
 def test_several_images_of_several_sizes_keep_their_order(models):
     images = [NOISE, NOISE.resize((64, 40)), NOISE.rotate(180), NOISE.convert("L")]
     together = extract("depth", images, model=models["dpt"])

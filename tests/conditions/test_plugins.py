@@ -58,6 +58,18 @@ def test_a_callable_of_another_package_is_an_extractor(installed):
         extract("negative", NOISE, power=1)
 
 
+def test_a_callable_may_take_any_option_and_need_one(installed):
+    def any_of_them(image, depth, **options):
+        """ """
+        return image.point(lambda value: min(255, value + depth + sum(options.values())))
+
+    installed(any=any_of_them)
+    found = EXTRACTORS["any"]
+    assert (found.options(), found.defaults(), found.summary) == (("depth",), {}, "their_package:any")
+    expected = np.minimum(np.asarray(NOISE, int) + 3, 255)
+    assert np.array_equal(extract("any", NOISE, depth=1, more=2), expected)
+
+
 def test_an_extractor_of_another_package_is_taken_as_it_is(installed):
     theirs = Extractor("theirs", negative, "theirs", lines=True)
     installed(theirs=theirs)

@@ -57,6 +57,14 @@ def test_each_pixel_has_its_classs_color(models, name):
     assert np.array_equal(drawn, segmentation(NOISE, models[name], palette=name))
 
 
+def test_a_model_whose_processor_cuts_images_into_squares(tmp_path):
+    """EoMT's: its patches' places are lists and no tensors."""
+    drawn = segmentation(NOISE, tiny_models.eomt(tmp_path / "eomt"))
+    colors = {(0, 0, 0), *map(tuple, PALETTES["ade20k"].tolist())}
+    assert drawn.size == NOISE.size
+    assert {tuple(color) for color in np.asarray(drawn).reshape(-1, 3).tolist()} <= colors
+
+
 def test_pixels_without_a_class_are_black(models, monkeypatch):
     loaded = load_model("segmentation", models["ade20k"], "cpu")
     labels = torch.full((50, 70), -1)

@@ -97,6 +97,26 @@ def maskformer(folder: Path, classes: int = 133) -> str:
     return _save(folder, t.MaskFormerForInstanceSegmentation(config), processor)
 
 
+def eomt(folder: Path) -> str:
+    """Segmentation, of images that its processor cuts into squares."""
+    torch.manual_seed(5)
+    config = t.EomtConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+        num_queries=4,
+        num_blocks=1,
+        num_upscale_blocks=1,
+        num_labels=150,
+        mlp_ratio=1,
+    )
+    size = {"shortest_edge": 32, "longest_edge": None}
+    processor = t.EomtImageProcessor(size=size, do_split_image=True, do_pad=False)
+    return _save(folder, t.EomtForUniversalSegmentation(config), processor)
+
+
 def onnx_edges(file: Path, weight: float = 4.0, last: str = "Sigmoid") -> str:
     """An edge model by ONNX, for any size: the last node's function of weight * (red - its 3x3 mean)."""
     from onnx import TensorProto, helper, numpy_helper, save

@@ -73,6 +73,11 @@ def test_hashes_and_stamps_follow_image_and_captions(coco, tmp_path):
         ('{"images": [], "annotations": []}', "captions.json' without images"),
         ('{"images": [{"id": 1}], "annotations": []}', "captions.json' without 'file_name'"),
         (
+            '{"images": [{"id": 1, "file_name": "x"}], '
+            '"annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
+            r"captions.json' \(None where text is expected\)",
+        ),
+        (
             '{"images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}',
             r"with the name '../x.png', which leaves the folder",
         ),

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     with _names_arguments():
         plan = plan_of(args, conditions)
     with _quiet(plan), _names_arguments(), _ended_by_sigterm():
-        result = prepare(plan, Path(args.out), engine_of(args, plan))
+        result = prepare(plan, Path(args.out).absolute(), engine_of(args, plan))
     _report(args, result)
     return 0
 
@@ -70,7 +70,7 @@ def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> 
     from nexus_adapters.data.geometry import Geometry
     from nexus_adapters.data.prepare.filters import Filters
     from nexus_adapters.data.prepare.plan import Plan
-    from nexus_adapters.data.prepare.sources import SourceOptions, open_source
+    from nexus_adapters.data.prepare.sources import SourceOptions, open_source, source_settings
 
     filters = Filters(
         args.min_side, args.max_aspect, args.min_caption_length, args.max_caption_length, args.near_duplicates
@@ -92,7 +92,7 @@ def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> 
     source, root = open_source(options)
     return Plan(
         source, conditions, geometry, args.captions, filters, args.image_format, args.shard_size,
-        args.batch_size, args.seed, args.count, root,
+        args.batch_size, args.seed, args.count, root, source_settings(options, source),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,9 +74,11 @@ def nearness(
     loaded = load_model("depth estimation", model, device)
     grows = _predicts_distance(loaded) if predicts == "auto" else predicts == "distance"
     with names_the_model("depth estimation", model):
-        found = loaded.processor.post_process_depth_estimation(
-            loaded.run(images), target_sizes=[(image.height, image.width) for image in images]
-        )
+        sizes = [(image.height, image.width) for image in images]
+        post_process = loaded.processor.post_process_depth_estimation
+        pads = "source_sizes" in inspect.signature(post_process).parameters  # which ZoeDepth's undoes
+        extra = {"source_sizes": sizes} if pads else {}
+        found = post_process(loaded.run(images), target_sizes=sizes, **extra)
     return [_scaled(entry["predicted_depth"].float().cpu().numpy(), grows, model) for entry in found]
 
 

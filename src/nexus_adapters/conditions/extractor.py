@@ -37,21 +37,25 @@ class Extractor:
 
     def options(self) -> tuple[str, ...]:
         """Give the names of the options that `draw` takes beside the image."""
-        return tuple(inspect.signature(self.draw).parameters)[1:]
+        return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.VAR_KEYWORD)
 
     def defaults(self) -> dict[str, object]:
         """Give the values that these options have where they are not given."""
-        parameters = inspect.signature(self.draw).parameters
-        return {name: parameters[name].default for name in self.options()}
+        given = (p for p in self._parameters() if p.default is not inspect.Parameter.empty)
+        return {parameter.name: parameter.default for parameter in given}
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.draw).parameters.values())[1:]
 
     def check_options(self, options: Mapping[str, object]) -> None:
         """Refuse options that it does not have, or of another type than their default's, by a ValueError."""
-        defaults = self.defaults()
+        known, defaults = self.options(), self.defaults()
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
         for option, value in options.items():
-            if option not in defaults:
-                names = ", ".join(defaults) or "none"
+            if option not in known and not takes_any:
+                names = ", ".join(known) or "none"
                 raise ValueError(f"options: expected those of {self.name} ({names}); received {option!r}")
-            kind = _kind(defaults[option])
+            kind = _kind(defaults.get(option))
             if kind and _kind(value) != kind:
                 raise ValueError(f"{option}: expected {kind}; received {value!r}")
 

@@ -40,7 +40,15 @@ class LearnedModel:
 
         with torch.inference_mode():
             inputs = self.processor(images=list(images), return_tensors="pt", **extra)
-            return self.network(**{name: value.to(self.network.device) for name, value in inputs.items()})
+            device = self.network.device
+            return self.network(**{name: _moved(value, device) for name, value in inputs.items()})
+
+
+def _moved(value: Any, device: Any) -> Any:
+    """On the device, if it is a tensor or a list of them, as of images that a processor cuts up."""
+    if isinstance(value, list | tuple):
+        return [_moved(part, device) for part in value]
+    return value.to(device) if hasattr(value, "to") else value
 
 
 def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:

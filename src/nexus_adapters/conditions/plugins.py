@@ -71,7 +71,7 @@ def _from_entry_point(point: EntryPoint) -> Extractor:
         return found
     if not callable(found):
         raise ValueError(f"{expected}; received {point.value}, a {type(found).__name__}")
-    summary = (found.__doc__ or point.value).strip().splitlines()[0]
+    summary = ((found.__doc__ or "").strip() or point.value).splitlines()[0]
     return Extractor(point.name, found, summary, lines=False, needs=(point.value.partition(":")[0],))
 
 

@@ -78,10 +78,10 @@ def _read(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
         raise ValueError(f"{expected}; received '{file}', which is no file")
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
-        listed = sorted((int(image["id"]), str(image["file_name"])) for image in content["images"])
+        listed = sorted((int(image["id"]), _text(image["file_name"])) for image in content["images"])
         captions: dict[int, list[str]] = {}
         for row in sorted(content["annotations"], key=lambda row: int(row["id"])):
-            captions.setdefault(int(row["image_id"]), []).append(str(row["caption"]).strip())
+            captions.setdefault(int(row["image_id"]), []).append(_text(row["caption"]).strip())
     except KeyError as error:
         raise ValueError(f"{expected}; received '{file}' without {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -92,3 +92,9 @@ def _read(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{expected}; received '{file}' with the name '{name}', which leaves the folder")
     return listed, captions
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where text is expected")
+    return value

@@ -61,6 +61,11 @@ class TableSource:
                 table = _left_encoded(table, argument, column)
         self._table = table
 
+    @property
+    def fingerprint(self) -> str:
+        """What the library tells this data set's state by."""
+        return str(self._table._fingerprint)
+
     def __len__(self) -> int:
         return len(self._table)
 

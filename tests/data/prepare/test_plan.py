@@ -38,6 +38,7 @@ def test_every_setting_that_decides_bytes_is_told(tmp_path):
         Plan(SceneSource(25), CANNY, batch_size=2),
         Plan(SceneSource(25), CANNY, seed=1),
         Plan(SceneSource(25), CANNY, count=3),
+        Plan(SceneSource(25), CANNY, source_settings={"caption_column": "long"}),
     ]
     told = [str(plan.settings()) for plan in changed]
     assert len({str(plain), *told}) == len(changed) + 1

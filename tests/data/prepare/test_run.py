@@ -257,6 +257,27 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path):
     assert not list(tmp_path.glob("*.tar"))
 
 
+def test_a_source_that_was_mended_is_read_anew(tmp_path):
+    folder = write_folder(tmp_path / "images", 1)
+    whole = (folder / "000.png").read_bytes()
+    (folder / "000.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"received none of 1 \(1 unreadable; "):
+        make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set")
+    (folder / "000.png").write_bytes(whole)
+    assert make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set").samples == 1
+    assert skipped(tmp_path / "set") == []
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", "no JSON"])
+def test_an_index_of_something_else_is_left_alone(tmp_path, content):
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"out: expected a new or empty folder; .* which has another's index.json"
+    ):
+        make(plan(), tmp_path)
+    assert (tmp_path / "index.json").read_text() == content
+
+
 def test_shards_without_samples_are_not_written(tmp_path):
     folder = write_folder(tmp_path / "images", 12)
     for number in range(4, 8):

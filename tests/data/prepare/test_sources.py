@@ -10,7 +10,7 @@ from tests.data.tar_files import members, tar
 from nexus_adapters.data.coco import CocoSource
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.prepare.plan import Plan
-from nexus_adapters.data.prepare.sources import SourceOptions, find_kind, open_source
+from nexus_adapters.data.prepare.sources import SourceOptions, find_kind, open_source, source_settings
 from nexus_adapters.data.scene_source import SceneSource
 from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
@@ -86,6 +86,30 @@ def test_scenes_urls_and_ids_are_known_by_their_form():
 def test_cocos_other_split(places):
     source, _ = open_source(SourceOptions(str(places / "coco"), split="val2017"))
     assert len(source) == 2
+
+
+def settings_of(path, **changes):
+    options = SourceOptions(str(path), **changes)
+    return source_settings(options, open_source(options)[0])
+
+
+def test_what_else_says_which_samples_a_source_has(places, tmp_path):
+    rows = [{"file_name": "000.png", "text": "short", "long": "a long one"}]
+    folder = write_folder(tmp_path / "folder", 1)
+    (folder / "metadata.jsonl").write_text(json.dumps(rows[0]))
+    plain = settings_of(folder)
+    assert plain == settings_of(folder)
+    assert settings_of(folder, caption_column="long") != plain
+    (folder / "metadata.jsonl").write_text(json.dumps(rows[0] | {"text": "other"}))
+    assert settings_of(folder) != plain
+    other = datasets.Dataset.from_dict({"image": [b"a", b"b", b"c"], "text": ["x", "y", "z"]})
+    other.save_to_disk(tmp_path / "saved")
+    assert settings_of(tmp_path / "saved") != settings_of(places / "saved") == settings_of(f"{places}/saved/")
+    assert settings_of(places / "coco") != settings_of(places / "coco", split="val2017")
+    tars = settings_of(places / "tars", index_folder=tmp_path)
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(tar(members(range(4))))
+    assert settings_of(tmp_path / "tars", index_folder=tmp_path) != tars
 
 
 @pytest.mark.parametrize(

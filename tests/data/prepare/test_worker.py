@@ -1,7 +1,10 @@
 """What becomes of images of every kind."""
 
+import errno
+import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -14,6 +17,7 @@ from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.prepare.filters import Filters
 from nexus_adapters.data.prepare.plan import Plan
+from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.scene_source import SceneSource
 
 FRAMES = [picture(number) for number in range(3)]
@@ -139,6 +143,81 @@ def test_maps_are_drawn_in_batches_and_one_bad_image_harms_no_other(tmp_path, mo
     assert all(np.array_equal(image(files["png"]), image(files["copy.png"])) for files in found.values())
     assert result.skipped["map"] == 10 - len(found) > 0
     assert skipped(tmp_path)[0]["reason"] == "expected maps that can be drawn; received no map"
+
+
+@pytest.mark.parametrize(("image_format", "size"), [("jpg", (66000, 4)), ("webp", (20000, 4))])
+def test_what_a_format_cannot_hold_is_left_out(tmp_path, image_format, size):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, content in {"a": picture(0), "long": picture(1, *size)}.items():
+        content.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(name)
+    make(Plan(FolderSource(folder), {"canny": {}}, image_format=image_format), tmp_path / "set")
+    assert len(samples(tmp_path / "set")) == 1
+    (left,) = skipped(tmp_path / "set")
+    assert left["kind"] == "image"
+    assert left["reason"].startswith(f"expected what {image_format} and PNG can hold; received ")
+
+
+def test_comments_and_profiles_of_the_source_stay_there(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture(0).save(folder / "a.jpg", comment=b"where I live", icc_profile=b"a profile")
+    picture(1).convert("P").save(folder / "b.gif", comment=b"x" * 70_000)
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(name)
+    for image_format in ("jpg", "png", "webp"):
+        out = tmp_path / image_format
+        make(Plan(FolderSource(folder), {"canny": {}}, image_format=image_format), out)
+        found = samples(out)
+        assert len(found) == 2
+        for files in found.values():
+            assert b"where I live" not in files[image_format]
+            with Image.open(io.BytesIO(files[image_format])) as written:
+                assert not {"icc_profile", "comment"} & set(written.info)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        OSError(errno.EIO, "Input/output error"),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"),
+    ],
+)
+def test_a_machine_in_trouble_stops_the_run_and_leaves_nothing_out(tmp_path, monkeypatch, error):
+    calls = []
+
+    def draw(image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise error
+        return image
+
+    monkeypatch.setitem(table.BUILT_IN, "copy", Extractor("copy", draw, "", lines=False))
+    monkeypatch.setattr(Plan, "try_extractors", lambda _: None)
+    plan = Plan(SceneSource(6), {"copy": {}}, batch_size=2)
+    with pytest.raises(type(error)):
+        make(plan, tmp_path)
+    assert make(plan, tmp_path).skipped == {}
+    assert len(samples(tmp_path)) == 6
+
+
+def test_a_disk_in_trouble_stops_the_run(tmp_path):
+    class FailingSource(SceneSource):
+        def load(self, index):
+            try:
+                raise OSError(errno.EIO, "Input/output error")
+            except OSError as error:
+                raise BadSample(
+                    "image: expected a readable file; received 'a' (Input/output error)"
+                ) from error
+
+    with pytest.raises(
+        OSError, match=r"image: expected a readable file; received 'a' \(Input/output error\)"
+    ):
+        make(Plan(FailingSource(2), {"canny": {}}), tmp_path)
 
 
 def test_near_duplicates_are_left_out_but_not_of_what_is_left_out_itself(tmp_path):

@@ -12,7 +12,7 @@ class LeftOut(Exception):  # noqa: N818  # not an error: the user asked for it, 
     """A sample that is not in the set.
 
     Attributes:
-        kind: of reason: "unreadable", "small", "aspect", "caption", "near-duplicate" or "map".
+        kind: of reason: "unreadable", "small", "aspect", "caption", "near-duplicate", "map" or "image".
         reason: what was expected and what came.
     """
 

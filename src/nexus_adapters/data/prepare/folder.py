@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class SetFolder:
         return self.path / f"{number:05d}.tar"
 
     def part(self, number: int) -> Path:
-        """The tar while it grows, by this process."""
-        return self.unfinished / f"{number:05d}.{os.getpid()}.part"
+        """The tar while it grows; another name each time, since machines share the folder."""
+        return self.unfinished / f"{number:05d}.{secrets.token_hex(6)}.part"
 
     def is_written(self, number: int) -> bool:
         """Whether the shard is done."""
@@ -115,7 +116,7 @@ def as_json(content: object) -> str:
 
 def write_json(file: Path, content: object) -> None:
     """Whole or not at all, on disk when this returns."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f"{file.name}.{secrets.token_hex(6)}.part")
     _write_text(part, as_json(content))
     os.replace(part, file)
 
@@ -128,7 +129,7 @@ def _write_text(file: Path, text: str) -> None:
 
 
 def _write_array(file: Path, rows: np.ndarray) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = file.with_name(f"{file.name}.{secrets.token_hex(6)}.part")
     with part.open("wb") as stream:
         np.save(stream, rows)
         stream.flush()

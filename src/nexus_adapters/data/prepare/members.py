@@ -56,5 +56,7 @@ def sample_members(
 
 def _saved(image: Image.Image, options: Mapping[str, Any]) -> bytes:
     stream = io.BytesIO()
+    image = image.copy()
+    image.info = {}  # comments and profiles of the source, which would not fit the pixels any more
     image.save(stream, **options)
     return stream.getvalue()

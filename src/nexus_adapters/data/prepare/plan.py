@@ -41,6 +41,7 @@ class Plan:
         batch_size: images that an extractor is given at once.
         seed: of what is random.
         count: only so many samples of the source, from the first on; 0 for all.
+        source_settings: what else says which samples these are, as JSON has it: columns, splits, listings.
         root: what is cut from the beginning of keys where they are written down, such as a folder's path.
 
     Raises:
@@ -58,6 +59,7 @@ class Plan:
     seed: int = 0
     count: int = 0
     root: str = ""
+    source_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.conditions:
@@ -130,7 +132,7 @@ class Plan:
         settings = {
             "format": FORMAT,
             "version": __version__,
-            "source": {"samples": len(self), "keys_sha256": self._keys_hash()},
+            "source": {"samples": len(self), "keys_sha256": self._keys_hash(), **self.source_settings},
             "conditions": conditions,
             "models": {
                 n: _weights_hash(o.get("model")) for n, o in conditions.items() if _is_folder(o.get("model"))
@@ -143,7 +145,7 @@ class Plan:
             "batch_size": self.batch_size,
             "seed": self.seed,
         }
-        read_back: dict[str, Any] = json.loads(json.dumps(settings))  # tuples are lists in JSON
+        read_back: dict[str, Any] = json.loads(json.dumps(settings, default=str))  # tuples are lists in JSON
         return read_back
 
     def _keys_hash(self) -> str:

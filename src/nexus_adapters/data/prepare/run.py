@@ -61,41 +61,57 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
     if (out / INDEX).exists():
         return _finished(folder, settings)
     plan.try_extractors()
-    _begin(folder, settings)
+    _check_place(folder)
+    folder.unfinished.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder.unfinished / "lock", timeout=0):
+            if (out / INDEX).exists():  # which another run has finished meanwhile
+                return _finished(folder, settings)
+            _begin(folder, settings)
             if plan.filters.near_duplicates is not None and not folder.duplicates.exists():
                 _search_duplicates(plan, folder, engine, plan.filters.near_duplicates)
             _do("write", plan, folder, engine, folder.is_written)
             result = _finish(plan, folder, settings)
+            folder.clear()
+            return result
     except Timeout as error:
         raise ValueError(
             f"out: expected a folder that no other run is at work in; received '{out}'"
         ) from error
-    folder.clear()
-    return result
 
 
-def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
+def _check_place(folder: SetFolder) -> None:
+    """ValueError for a file, and for a folder with files of something else."""
     if folder.settings.exists():
-        begun = json.loads(folder.settings.read_text(encoding="utf-8"))
-        _check_same(begun, settings, folder.path)
         return
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"out: expected a folder; received '{folder.path}', which is a file")
-    if folder.path.exists() and any(p != folder.unfinished for p in folder.path.iterdir()):
+    ours = (folder.unfinished, folder.path / SKIPPED)  # the latter of a run that found nothing usable
+    if folder.path.exists() and any(path not in ours for path in folder.path.iterdir()):
         raise ValueError(
             f"out: expected a new or empty folder; received '{folder.path}', which has other files"
         )
-    folder.unfinished.mkdir(parents=True, exist_ok=True)
-    write_json(folder.settings, settings)
+
+
+def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
+    """Note the settings, or check that they are those by which it was begun. The folder must be locked."""
+    if folder.settings.exists():
+        _check_same(json.loads(folder.settings.read_text(encoding="utf-8")), settings, folder.path)
+    else:
+        write_json(folder.settings, settings)
 
 
 def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
-    index = json.loads((folder.path / INDEX).read_text(encoding="utf-8"))
-    _check_same(index["settings"], settings | {"version": index["settings"]["version"]}, folder.path)
+    try:
+        index = json.loads((folder.path / INDEX).read_text(encoding="utf-8"))
+        begun, samples, counts = index["settings"], index["samples"], Counter(index["skipped"])
+        version = begun["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        received = f"'{folder.path}', which has another's {INDEX}"
+        raise ValueError(f"out: expected a new or empty folder; received {received}") from error
+    _check_same(begun, settings | {"version": version}, folder.path)
     folder.clear()  # which a stop at the very end may have left
-    return Result(index["samples"], Counter(index["skipped"]), was_finished=True)
+    return Result(samples, counts, was_finished=True)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], path: Path) -> None:
@@ -136,6 +152,7 @@ def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
     part.replace(folder.path / SKIPPED)
     samples = sum(shard["samples"] for shard in shards)
     if not samples:
+        folder.clear()  # so that a mended source is read anew
         raise ValueError(
             f"SOURCE: expected a usable sample; received none of {len(plan)} ({_shown(counts)}; "
             f"{folder.path / SKIPPED})"

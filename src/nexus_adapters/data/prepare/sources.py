@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from nexus_adapters.data.coco import CocoSource
 from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.folder_listing import METADATA
 from nexus_adapters.data.samples import Source
 from nexus_adapters.data.scene_source import SceneSource
 
 Kind = Literal["auto", "folder", "coco", "table", "tars", "scenes"]
 KINDS = ("auto", "folder", "coco", "table", "tars", "scenes")
 
+_NAMED = ("split", "config_name", "revision", "image_column", "caption_column")
 _SCENES = "scenes"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which lists of URLs come
@@ -56,6 +60,8 @@ def open_source(options: SourceOptions) -> tuple[Source, str]:
     """
     kind = find_kind(options.path) if options.kind == "auto" else options.kind
     _check_options(options, kind)
+    if kind != "scenes" and Path(options.path).exists():  # also for workers that were started elsewhere
+        options = replace(options, path=os.path.abspath(options.path))
     opened: dict[str, Callable[[SourceOptions], tuple[Source, str]]] = {
         "folder": _open_folder,
         "coco": _open_coco,
@@ -64,6 +70,35 @@ def open_source(options: SourceOptions) -> tuple[Source, str]:
         "scenes": lambda options: (SceneSource(options.count), ""),
     }
     return opened[kind](options)
+
+
+def source_settings(options: SourceOptions, source: Source) -> dict[str, Any]:
+    """What says which samples a source has beyond their names: columns and splits, and a hash of its listing.
+
+    The listing is metadata.jsonl, COCO's annotations, a table's fingerprint, or the sizes of local tars;
+    images themselves are not read.
+    """
+    kind = find_kind(options.path) if options.kind == "auto" else options.kind
+    named = {name: getattr(options, name) for name in _NAMED if getattr(options, name)}
+    return {
+        "kind": kind,
+        **named,
+        "listing_sha256": hashlib.sha256(_listing(kind, options, source)).hexdigest(),
+    }
+
+
+def _listing(kind: Kind, options: SourceOptions, source: Source) -> bytes:
+    place = Path(options.path)
+    if kind == "folder" and (place / METADATA).exists():
+        return (place / METADATA).read_bytes()
+    if kind == "coco":
+        return (place / "annotations" / f"captions_{options.split or 'train2017'}.json").read_bytes()
+    if kind == "table":
+        return str(getattr(source, "fingerprint", "")).encode()
+    if kind == "tars" and "://" not in options.path:
+        files = sorted(place.glob("*.tar")) if place.is_dir() else [place] if place.is_file() else []
+        return repr([(file.name, file.stat().st_size) for file in files]).encode()
+    return b""
 
 
 def find_kind(path: str) -> Kind:
@@ -103,7 +138,7 @@ def _check_options(options: SourceOptions, kind: Kind) -> None:
         "tars": {"image_column", "caption_column"},
         "scenes": set[str](),
     }[kind]
-    for name in ("split", "config_name", "revision", "image_column", "caption_column"):
+    for name in _NAMED:
         if getattr(options, name) and name not in reads:
             raise ValueError(
                 f"{name}: expected none for a source of kind {kind}; received '{getattr(options, name)}'"

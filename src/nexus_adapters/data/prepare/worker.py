@@ -19,6 +19,7 @@ from nexus_adapters.data.prepare.members import encode_image, encode_map, sample
 from nexus_adapters.data.prepare.near_duplicates import perceptual_hash
 from nexus_adapters.data.prepare.plan import Plan
 from nexus_adapters.data.prepare.shard_file import ShardFile
+from nexus_adapters.data.prepare.trouble import is_machines
 from nexus_adapters.data.samples import BadSample, Sample
 
 
@@ -64,8 +65,8 @@ class Worker:
         file = ShardFile(self.folder.shard(shard), self.folder.part(shard))
         try:
             for batch in self._batches(shard, left_out):
-                for read, maps in self._drawn(batch, left_out):
-                    for name, content in self._members(read, maps):
+                for members in self._drawn(batch, left_out):
+                    for name, content in members:
                         file.add(name, content)
                     file.samples += 1
             record = self._finish(file)
@@ -106,6 +107,8 @@ class Worker:
         try:
             sample = self.plan.source.load(index)
         except BadSample as error:
+            if is_machines(error):
+                raise OSError(str(error)) from error
             raise LeftOut("unreadable", self.plan.message(str(error))) from error
         return self.plan.filters.apply(sample)
 
@@ -127,24 +130,27 @@ class Worker:
 
     def _drawn(
         self, batch: Sequence[_Read], left_out: list[tuple[int, LeftOut]]
-    ) -> Iterator[tuple[_Read, dict[str, Image.Image]]]:
-        """Each sample with its maps; those of which one cannot be drawn are left out."""
+    ) -> Iterator[list[tuple[str, bytes]]]:
+        """Each sample's files; those whose maps cannot be drawn, or that cannot be written, are left out."""
         try:
             drawn = self._maps([read.sample.image for read in batch])
-        except MemoryError:
-            raise
-        except Exception:  # one of them is at fault, and extractors of others raise anything
+        except Exception as error:  # one of them is at fault, and extractors of others raise anything
+            if is_machines(error):
+                raise
             drawn = []
         for place, read in enumerate(batch):
+            kind, expected = "map", "maps that can be drawn"
             try:
-                yield read, drawn[place] if drawn else self._maps([read.sample.image])[0]
-            except MemoryError:
-                raise
+                maps = drawn[place] if drawn else self._maps([read.sample.image])[0]
+                kind, expected = "image", f"what {self.plan.image_format} and PNG can hold"
+                members = list(self._members(read, maps))
             except Exception as error:
+                if is_machines(error):
+                    raise
                 reason = " ".join(str(error).split())[:300]
-                left_out.append(
-                    (read.index, LeftOut("map", f"expected maps that can be drawn; received {reason}"))
-                )
+                left_out.append((read.index, LeftOut(kind, f"expected {expected}; received {reason}")))
+            else:
+                yield members
             self.progress(1)
 
     def _maps(self, images: Sequence[Image.Image]) -> list[dict[str, Image.Image]]:
