@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from nexus_adapters.cli.files import check_output, save_png
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
-    expect(args.name in set(EXTRACTORS), "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
+    expect(args.name in EXTRACTORS, "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
     check_output(args.out, ".png", args.force)
     options = extractor_options(args, args.name)
     with names_as_options():

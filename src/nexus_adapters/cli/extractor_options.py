@@ -3,7 +3,7 @@
 import argparse
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from nexus_adapters.cli.checks import expect
@@ -55,19 +55,26 @@ def _by_toml(text: str) -> Any:
 
 
 @contextmanager
+def without_chatter(uses_models: bool) -> Iterator[None]:
+    """Without the words and bars of model libraries; where no models are used, these are not imported."""
+    if not uses_models:
+        yield
+        return
+    from nexus_adapters.cli.library_logs import library_logs_as_warnings
+    from nexus_adapters.embedded import no_loading_bars
+
+    with library_logs_as_warnings(), no_loading_bars():
+        yield
+
+
+@contextmanager
 def running_extractor(name: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Around a call: without the chatter of libraries, and with errors that name options as users wrote them.
 
     So `sigma` is `--option sigma`.
     """
     try:
-        with ExitStack() as stack:
-            if _loads_model(name, options):
-                from nexus_adapters.cli.library_logs import library_logs_as_warnings
-                from nexus_adapters.embedded import no_loading_bars
-
-                stack.enter_context(library_logs_as_warnings())
-                stack.enter_context(no_loading_bars())
+        with without_chatter(_loads_model(name, options)):
             yield
     except ValueError as error:
         name, colon, rest = str(error).partition(":")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.cli.checks import expect, names_as_options
+from nexus_adapters.cli.extractor_options import read_pairs, without_chatter
 from nexus_adapters.cli.prepare_arguments import declare
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     with _names_arguments():
         plan = plan_of(args, conditions)
-    with _quiet(plan), _names_arguments(), _ended_by_sigterm():
+    with without_chatter(plan.uses_models()), _names_arguments(), _ended_by_sigterm():
         result = prepare(plan, Path(args.out).absolute(), engine_of(args, plan))
     _report(args, result)
     return 0
@@ -46,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
 
 def read_conditions(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Name -> options of each map. ValueError names the argument."""
-    from nexus_adapters.cli.extractor_options import read_pairs
     from nexus_adapters.conditions import EXTRACTORS
 
     names = [name.strip() for name in args.conditions.split(",")]
@@ -87,18 +87,13 @@ def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> 
         geometry = Geometry.bucketed(side) if args.aspect_buckets else Geometry(side, side)
     options = SourceOptions(
         args.source, args.kind, args.split, args.config_name, args.revision, args.image_column,
-        args.caption_column, args.count, _index_folder(),
+        args.caption_column, args.count,
     )  # fmt: skip
     source, root = open_source(options)
     return Plan(
         source, conditions, geometry, args.captions, filters, args.image_format, args.shard_size,
         args.batch_size, args.seed, args.count, root, source_settings(options, source),
     )  # fmt: skip
-
-
-def _index_folder() -> Path:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user / "nexus-adapters" / "prepare"
 
 
 def engine_of(args: argparse.Namespace, plan: "Plan") -> Callable[..., None]:
@@ -114,20 +109,6 @@ def engine_of(args: argparse.Namespace, plan: "Plan") -> Callable[..., None]:
     from nexus_adapters.data.prepare.local import run_local
 
     return partial(run_local, workers=min(workers, max(1, plan.shards)))
-
-
-def _quiet(plan: "Plan") -> Any:
-    """Without the chatter of model libraries, where there are models."""
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    if plan.uses_models():
-        from nexus_adapters.cli.library_logs import library_logs_as_warnings
-        from nexus_adapters.embedded import no_loading_bars
-
-        stack.enter_context(library_logs_as_warnings())
-        stack.enter_context(no_loading_bars())
-    return stack
 
 
 @contextmanager

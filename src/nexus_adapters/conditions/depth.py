@@ -17,7 +17,7 @@ DEFAULT_DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"  # Apache-2.0,
 PREDICTIONS = ("auto", "nearness", "distance")
 
 # Architectures whose numbers grow with the distance. The others' fall: relative inverse depth, as MiDaS's.
-_DISTANCE = ("chmv2", "depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
+_DISTANCE = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
 _SMALLEST_DISTANCE = 1e-3  # of the unit that the model has, most often meters
 
 

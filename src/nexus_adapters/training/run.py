@@ -18,6 +18,7 @@ from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.encoders import load_encoders
 from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.order import SampleOrder
+from nexus_adapters.data.user_cache import user_cache
 from nexus_adapters.training.base import (
     BaseShape,
     base_folder,
@@ -125,8 +126,7 @@ def cache_folder(config: TrainConfig) -> Path:
     """Where encoded samples are kept."""
     if config.cache.folder:
         return Path(config.cache.folder)
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user / "nexus-adapters" / "training"
+    return user_cache() / "training"
 
 
 def _train(

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -23,7 +24,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 def test_a_map_read_back_is_the_map(pixels, mode):
     png = encode_map(Image.fromarray(pixels))
     assert np.array_equal(decoded(png), pixels)
-    assert Image.open(__import__("io").BytesIO(png)).mode == mode
+    assert Image.open(io.BytesIO(png)).mode == mode
     assert encode_map(Image.fromarray(pixels)) == png
 
 

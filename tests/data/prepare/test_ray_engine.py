@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_set_begun_by_one_engine_is_finished_by_the_other(cluster, tmp_path):
 
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
         ValueError, match=r"engine: expected Ray, pip install 'nexus-adapters\[ray\]'; received an"
     ):

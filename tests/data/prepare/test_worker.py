@@ -204,6 +204,16 @@ def test_a_machine_in_trouble_stops_the_run_and_leaves_nothing_out(tmp_path, mon
     assert len(samples(tmp_path)) == 6
 
 
+def test_a_bad_file_may_be_called_as_it_likes(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    picture(0).save(folder / "good.png")
+    (folder / "CUDA error, out of memory.png").write_bytes(b"broken")
+    for name in ("good", "CUDA error, out of memory"):
+        (folder / f"{name}.txt").write_text("a picture")
+    assert make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set").skipped == {"unreadable": 1}
+
+
 def test_a_disk_in_trouble_stops_the_run(tmp_path):
     class FailingSource(SceneSource):
         def load(self, index):

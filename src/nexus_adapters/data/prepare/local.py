@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_sentinels
 from typing import Any
@@ -130,16 +131,14 @@ def _share_cores(plan: Plan, workers: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
-class _one_opencv_thread:  # noqa: N801  # a context
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
     """Its threads gain nothing on images of this size, and take the cores of other processes."""
+    import cv2
 
-    def __enter__(self) -> None:
-        import cv2
-
-        self._before = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-
-    def __exit__(self, *_: object) -> None:
-        import cv2
-
-        cv2.setNumThreads(self._before)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)

@@ -42,7 +42,7 @@ def find_near_duplicates(
         distance: in bits, 0 to 15.
 
     Returns:
-        The earliest image that stays and is that near, or -1 for images that stay.
+        An earlier image that stays and is that near; -1 for images that stay.
     """
     nearest: Int[np.ndarray, " n"] = np.full(len(hashes), -1, np.int64 if len(hashes) >= 2**31 else np.int32)
     # Unknown is who has an earlier neighbor of which it is not known whether it stays.
@@ -102,7 +102,7 @@ def _compare(
     nearest: Int[np.ndarray, " n"],
     waits: Bool[np.ndarray, " n"],
 ) -> None:
-    """Note of each unknown member the earliest neighbor that stays, and whether it must wait for another."""
+    """Note of each unknown member a neighbor that is known to stay, and whether it must wait for another."""
     asking = np.flatnonzero(is_unknown[members])
     for first in range(0, len(asking), _ROWS):
         rows = asking[first : first + _ROWS]

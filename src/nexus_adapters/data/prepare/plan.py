@@ -41,8 +41,8 @@ class Plan:
         batch_size: images that an extractor is given at once.
         seed: of what is random.
         count: only so many samples of the source, from the first on; 0 for all.
-        source_settings: what else says which samples these are, as JSON has it: columns, splits, listings.
         root: what is cut from the beginning of keys where they are written down, such as a folder's path.
+        source_settings: what else says which samples these are, as JSON has it: columns, splits, listings.
 
     Raises:
         ValueError: for values out of range, unknown extractors or options, and no conditions.

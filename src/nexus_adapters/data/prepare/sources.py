@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.folder_listing import METADATA
 from nexus_adapters.data.samples import Source
 from nexus_adapters.data.scene_source import SceneSource
+from nexus_adapters.data.user_cache import user_cache
 
 Kind = Literal["auto", "folder", "coco", "table", "tars", "scenes"]
 KINDS = ("auto", "folder", "coco", "table", "tars", "scenes")
@@ -49,7 +50,7 @@ class SourceOptions:
     image_column: str = ""
     caption_column: str = ""
     count: int = 0
-    index_folder: Path = Path("~/.cache/nexus-adapters/prepare")
+    index_folder: Path = field(default_factory=lambda: user_cache() / "prepare")
 
 
 def open_source(options: SourceOptions) -> tuple[Source, str]:
@@ -179,7 +180,7 @@ def _open_tars(options: SourceOptions) -> tuple[Source, str]:
 
     place = Path(options.path)
     shards = [str(place / "*.tar")] if place.is_dir() else [options.path]
-    folder: Any = options.index_folder.expanduser()
+    folder: Any = options.index_folder
     source = TarSource(shards, index_folder=folder, **_columns(options))
     is_local = "://" not in options.path
     return source, f"{place if place.is_dir() else place.parent}/" if is_local else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+import cv2
+
 _ERRNOS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOSPC, errno.ETIMEDOUT)
 _WORDS = ("out of memory", "insufficient memory", "cuda error", "cublas", "cudnn")
 
@@ -15,7 +17,13 @@ def is_machines(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             return True
-        if any(words in str(error).lower() for words in _WORDS):
+        # Not of a ValueError or OSError, whose text may hold the name of a file.
+        if isinstance(error, RuntimeError | cv2.error) and _names_trouble(error):
             return True
         error = error.__cause__
     return False
+
+
+def _names_trouble(error: BaseException) -> bool:
+    text = str(error).lower()
+    return any(words in text for words in _WORDS)
