@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers as t
+from tests import tiny
 
 
 def _save(folder: Path, network, processor) -> str:
@@ -136,3 +137,22 @@ def onnx_edges(file: Path, weight: float = 4.0, last: str = "Sigmoid") -> str:
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
     return str(file)
+
+
+def clip(folder: Path) -> str:
+    """A CLIP of images and texts, 12 numbers each."""
+    torch.manual_seed(0)
+    tokenizer = tiny.sd15().tokenizer
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    network = t.CLIPModel(
+        t.CLIPConfig(
+            text_config=small | {"vocab_size": len(tokenizer), "max_position_embeddings": 77},
+            vision_config=small | {"image_size": 32, "patch_size": 16},
+            projection_dim=12,
+        )
+    )
+    network.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    t.CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

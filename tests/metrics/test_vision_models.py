@@ -3,7 +3,7 @@ import pytest
 import torch
 import transformers as t
 from PIL import Image
-from tests import tiny
+from tests.conditions.tiny_models import clip
 
 from nexus_adapters.metrics.vision_models import TransformersFeatures, load_features
 
@@ -16,20 +16,7 @@ NOISE = [
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    tokenizer = tiny.sd15().tokenizer
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    clip = t.CLIPModel(
-        t.CLIPConfig(
-            text_config=small | {"vocab_size": len(tokenizer), "max_position_embeddings": 77},
-            vision_config=small | {"image_size": 32, "patch_size": 16},
-            projection_dim=12,
-        )
-    )
-    clip.save_pretrained(root / "clip")
-    size = {"height": 32, "width": 32}
-    t.CLIPImageProcessor(size=size, crop_size=size).save_pretrained(root / "clip")
-    tokenizer.save_pretrained(root / "clip")
+    clip(root / "clip")
     dino = t.Dinov2Model(
         t.Dinov2Config(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14

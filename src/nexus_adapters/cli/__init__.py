@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "extract": ("nexus_adapters.cli.extract", "draw the structure map of an image"),
     "prepare": ("nexus_adapters.cli.prepare", "make a training set of images, with structure maps"),
     "train": ("nexus_adapters.cli.train", "train an adapter as a recipe says"),
+    "evaluate": (
+        "nexus_adapters.cli.evaluate",
+        "draw the same samples by several adapters, and score",
+    ),
     "convert": ("nexus_adapters.cli.convert", "read an adapter of another format, and write it as ours"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
 }
@@ -45,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.simplefilter("ignore", FutureWarning)  # libraries to developers; users cannot act on it
+            warnings.filterwarnings(
+                "ignore", r"The `local_dir_use_symlinks`"
+            )  # diffusers to the Hub's client
             warnings.showwarning = _warn_in_one_line(args.prog)
             status: int = args.run(args)
         sys.stdout.flush()

@@ -75,8 +75,8 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
 def settings_of(sampling: "Sampling", methods: Sequence["Method"]) -> dict[str, Any]:
     """All that makes the images again. `weights_sha256`: of the weights' file, the base's UNet's for it."""
     from nexus_adapters.cli.sources import files_sha256, weight_files
-    from nexus_adapters.cli.versions import versions
     from nexus_adapters.embedded import WEIGHTS
+    from nexus_adapters.evaluation.provenance import versions
 
     folders = {
         method.name: "base/unet" if method.adapter_name is None else f"canny/{method.adapter_name}"
@@ -99,7 +99,7 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"]) -> dict[str, 
 
 def report_of(settings: Mapping[str, Any], results: Sequence["Result"], total_s: float) -> dict[str, Any]:
     """What goes into demo.json."""
-    from nexus_adapters.cli.versions import machine, peak_memory_gib
+    from nexus_adapters.evaluation.provenance import machine, peak_memory_gib
 
     return {
         **settings,

@@ -135,8 +135,8 @@ def settings_of(
 
     Of several controls the first one's stand as those of a single one do, the others' in "more_controls".
     """
-    from nexus_adapters.cli.versions import versions
     from nexus_adapters.embedded import EMBEDDED_GUIDANCE
+    from nexus_adapters.evaluation.provenance import versions
 
     default_guidance = EMBEDDED_GUIDANCE if model.base == EMBEDDED else _GUIDANCE
     each = [of_control(*pair) for pair in zip(controls, model.adapters, strict=True)]

@@ -61,16 +61,7 @@ class Encoders:
 
     def content_hash(self) -> str:
         """SHA-256 over the encoders' weights and the tokenizers' words."""
-        digest = hashlib.sha256()
-        for name, part in sorted(self.pipe.components.items()):
-            if isinstance(part, nn.Module):
-                for key, tensor in sorted(part.state_dict().items()):
-                    digest.update(f"{name} {key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                    flat = tensor.detach().cpu().contiguous().reshape(-1)
-                    digest.update(flat.view(torch.uint8).numpy().tobytes())
-            elif hasattr(part, "get_vocab"):
-                digest.update(repr(sorted(part.get_vocab().items())).encode())
-        return digest.hexdigest()
+        return parts_sha256(self.pipe.components)
 
     def release(self) -> None:
         """Let go of the models."""
@@ -78,6 +69,20 @@ class Encoders:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def parts_sha256(parts: Mapping[str, Any]) -> str:
+    """SHA-256 over modules' weights, as they lie in memory, and tokenizers' words; of nothing else."""
+    digest = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        if isinstance(part, nn.Module):
+            for key, tensor in sorted(part.state_dict().items()):
+                digest.update(f"{name} {key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
+        elif hasattr(part, "get_vocab"):
+            digest.update(repr(sorted(part.get_vocab().items())).encode())
+    return digest.hexdigest()
 
 
 def without_checker(folder: str, source: Mapping[str, Any]) -> dict[str, None]:

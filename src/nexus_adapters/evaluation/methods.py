@@ -1,20 +1,26 @@
-"""Images of test scenes by every method, each in the pipeline that users would take for it."""
+"""Pictures by every method, each in the pipeline that users would take for it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl import StableDiffusionXLControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_adapter import StableDiffusionAdapterPipeline
+from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_xl_adapter import (
+    StableDiffusionXLAdapterPipeline,
+)
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +30,17 @@ from nexus_adapters.evaluation.scenes import TestScene, initial_latents
 from nexus_adapters.injection import Control, attach
 
 Images = list[UInt8[np.ndarray, "h w 3"]]
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """What a picture is drawn from."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def condition(self) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Sampling:
 def generate(
     base: StableDiffusionPipeline,
     adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
-    scenes: Sequence[TestScene],
+    scenes: Sequence[Prompted],
     sampling: Sampling,
     policy: str = "positive",
     adapter_prompts: Sequence[str] | None = None,
@@ -51,59 +68,97 @@ def generate(
     `adapter_prompts`: what a Nexus adapter reads instead of the prompts that the base reads. `level_scales`
     as in `Control`, of a Nexus adapter.
     """
-    shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
-    latents = initial_latents(len(scenes), shape, sampling.seed)
     images: Images = []
     for first in tqdm(range(0, len(scenes), sampling.batch_size), unit="batch", disable=not show_progress):
         part = slice(first, first + sampling.batch_size)
-        chosen = scenes[part]
-        arguments: dict[str, Any] = {
-            "prompt": [scene.prompt for scene in chosen],
-            "latents": latents[part],
-            "num_inference_steps": sampling.steps,
-            "guidance_scale": sampling.guidance_scale,
-            "output_type": "np",
-        }
         swapped = None if adapter_prompts is None else adapter_prompts[part]
-        output = _run(base, adapter, chosen, arguments, policy, swapped, level_scales)
-        images += list(np.rint(output * 255).astype(np.uint8))
+        images += draw_batch(
+            base, adapter, scenes[part], first, sampling, policy, swapped, level_scales=level_scales
+        )
     return images
 
 
-def _run(
-    base: StableDiffusionPipeline,
+def draw_batch(
+    base: StableDiffusionPipeline | Any,
     adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
-    scenes: Sequence[TestScene],
+    cases: Sequence[Prompted],
+    first: int,
+    sampling: Sampling,
+    policy: str = "positive",
+    adapter_prompts: Sequence[str] | None = None,
+    scale: float = 1.0,
+    level_scales: Sequence[float] | str | None = None,
+) -> Images:
+    """The images of cases whose conditions are of one size, drawn together.
+
+    `first`: the place of the first one among all cases, which decides their noise. `scale`: of the control.
+    Others as in `generate`.
+    """
+    pipe: Any = base  # diffusers has no types for much of its pipelines
+    conditions = [case.condition for case in cases]
+    shape = _latent_shape(pipe, conditions[0])
+    arguments: dict[str, Any] = {
+        "prompt": [case.prompt for case in cases],
+        "latents": initial_latents(len(cases), shape, sampling.seed, first).to(pipe.device, pipe.unet.dtype),
+        "height": conditions[0].height,
+        "width": conditions[0].width,
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "output_type": "np",
+    }
+    reading = nullcontext() if adapter_prompts is None else _reading(adapter, pipe, adapter_prompts)
+    with reading:
+        output = _run(pipe, adapter, conditions, arguments, policy, scale, level_scales)
+    return list(np.rint(output * 255).astype(np.uint8))
+
+
+def _run(
+    pipe: Any,
+    adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
+    conditions: list[Image.Image],
     arguments: dict[str, Any],
     policy: str,
-    adapter_prompts: Sequence[str] | None,
+    scale: float,
     level_scales: Sequence[float] | str | None,
 ) -> Float[np.ndarray, "b h w 3"]:
-    pipe: Any = base  # diffusers has no types for much of its pipelines
-    reading = nullcontext() if adapter_prompts is None else _reading(adapter, pipe, adapter_prompts)
-    conditions = [scene.condition for scene in scenes]
-    with reading:
-        if isinstance(adapter, T2IAdapter):
-            parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
-            pipe = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
-            arguments = arguments | {"image": conditions}
-        if isinstance(adapter, ControlNetModel):
-            pipe = StableDiffusionControlNetPipeline(
-                **pipe.components, controlnet=adapter, requires_safety_checker=False
-            )
-            arguments = arguments | {"image": conditions}
-        pipe.set_progress_bar_config(disable=True)
-        if adapter is None or isinstance(adapter, T2IAdapter | ControlNetModel):
-            return np.asarray(pipe(**arguments).images)
-        with attach(pipe, Control(adapter, conditions, policy=policy, level_scales=level_scales)):
-            return np.asarray(pipe(**arguments).images)
+    kind: Any
+    is_xl = hasattr(pipe, "text_encoder_2")
+    if isinstance(adapter, T2IAdapter):
+        kind = StableDiffusionXLAdapterPipeline if is_xl else StableDiffusionAdapterPipeline
+        pipe = _pipeline(kind, pipe, adapter=adapter)
+        arguments |= {"image": conditions, "adapter_conditioning_scale": scale}
+    elif isinstance(adapter, ControlNetModel):
+        kind = StableDiffusionXLControlNetPipeline if is_xl else StableDiffusionControlNetPipeline
+        pipe = _pipeline(kind, pipe, controlnet=adapter)
+        arguments |= {"image": conditions, "controlnet_conditioning_scale": scale}
+    pipe.set_progress_bar_config(disable=True)
+    controlled: Any = nullcontext()
+    if isinstance(adapter, NexusAdapter):
+        control = Control(adapter, conditions, scale=scale, policy=policy, level_scales=level_scales)
+        controlled = attach(pipe, control)
+    with controlled:
+        return np.asarray(pipe(**arguments).images)
+
+
+def _pipeline(kind: Any, base: Any, **added: object) -> Any:
+    """A pipeline of another kind with the base's parts, as far as it takes them."""
+    taken = inspect.signature(kind).parameters
+    parts = {name: part for name, part in base.components.items() if name in taken}
+    if "requires_safety_checker" in taken:
+        added["requires_safety_checker"] = False
+    return kind(**parts, **added)
+
+
+def _latent_shape(pipe: Any, condition: Image.Image) -> tuple[int, int, int]:
+    factor = pipe.vae_scale_factor
+    return pipe.unet.config.in_channels, condition.height // factor, condition.width // factor
 
 
 def _reading(adapter: object, pipe: Any, prompts: Sequence[str]) -> Any:
     """While open, a Nexus adapter reads `prompts`, whatever text it is handed."""
     if not isinstance(adapter, NexusAdapter):
         raise ValueError(f"adapter_prompts: expected None without a NexusAdapter; received {len(prompts)}")
-    text, _ = pipe.encode_prompt(list(prompts), "cpu", 1, False)
+    text, _ = pipe.encode_prompt(list(prompts), pipe.device, 1, False)
 
     def swap(_: torch.nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return args[0], text.to(args[1])

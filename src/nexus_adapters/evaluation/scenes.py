@@ -51,10 +51,13 @@ def load_test_scenes(
     return loaded
 
 
-def initial_latents(count: int, shape: Sequence[int], seed: int) -> Float[Tensor, "b c h w"]:
-    """Standard normal noise; each row follows from (seed, row), so every method starts from the same."""
+def initial_latents(count: int, shape: Sequence[int], seed: int, first: int = 0) -> Float[Tensor, "b c h w"]:
+    """Standard normal noise of the rows from `first` on.
+
+    Each row follows from (seed, row), so every method starts from the same.
+    """
     rows = []
-    for row in range(count):
+    for row in range(first, first + count):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
         rows.append(torch.randn(tuple(shape), generator=generator))
     return torch.stack(rows)

@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
+from nexus_adapters import embedded
 from nexus_adapters.adapter.file_names import variant_in_name
-from nexus_adapters.embedded import WEIGHTS
 from nexus_adapters.training.config import BaseOptions
 
 EMBEDDED = "embedded"
@@ -20,7 +20,7 @@ EMBEDDED = "embedded"
 
 def base_folder(options: BaseOptions) -> str:
     """What `from_pretrained` is given."""
-    return str(WEIGHTS / "base") if options.path == EMBEDDED else options.path
+    return str(embedded.WEIGHTS / "base") if options.path == EMBEDDED else options.path
 
 
 def check_weights(options: BaseOptions) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -24,7 +24,7 @@ MethodName = Literal["prime", "slim", "t2i", "controlnet"]
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class BaseOptions:
     """`[base]`: the Stable Diffusion that stays frozen."""
 
@@ -36,7 +36,7 @@ class BaseOptions:
     """Which of several saves to read, such as "fp16"; empty for the plain one."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class AdapterOptions:
     """`[adapter]`: what is trained."""
 
@@ -50,7 +50,7 @@ class AdapterOptions:
     """Folder or Hub id of a saved adapter to start from. A T2I-Adapter gives Prime its trunk."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class DataOptions:
     """`[data]`: where samples come from, and how they are fitted to the base."""
 
@@ -89,7 +89,7 @@ class DataOptions:
     """Processes that read samples ahead, for each process that trains; 0 reads between the steps."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class CacheOptions:
     """`[cache]`: latents, maps and prompt embeddings, computed once."""
 
@@ -99,7 +99,7 @@ class CacheOptions:
     """Where; empty for nexus-adapters/training below the user's cache folder."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class LossOptions:
     """`[loss]`: what is minimised."""
 
@@ -115,7 +115,7 @@ class LossOptions:
     """In this fraction of the samples the base gets no features."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class TrainingOptions:
     """`[training]`: how long, how fast, on what."""
 
@@ -157,7 +157,7 @@ class TrainingOptions:
     """Steps whose gradient is not finite are skipped; after so many in a row the run stops."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class CheckpointOptions:
     """`[checkpoint]`: what survives a kill."""
 
@@ -167,7 +167,7 @@ class CheckpointOptions:
     """How many stay."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class ValidationOptions:
     """`[validation]`: what is measured and drawn during the run, on samples that are not trained on."""
 
@@ -187,7 +187,7 @@ class ValidationOptions:
     """Stop after so many validations without a better structure score; 0 never."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class LogOptions:
     """`[log]`: log.jsonl is always written."""
 
@@ -199,7 +199,7 @@ class LogOptions:
     """What trackers file the run under."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class HubOptions:
     """`[hub]`: where the finished adapter goes. The token comes from the environment alone."""
 
@@ -209,7 +209,7 @@ class HubOptions:
     """Whether a repository that is created is private."""
 
 
-@dataclass(frozen=True, config=_SECTION)
+@dataclass(frozen=True, config=SECTION)
 class TrainConfig:
     """A recipe with nothing left out."""
 

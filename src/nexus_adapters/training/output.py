@@ -87,15 +87,15 @@ def finished_steps(config: TrainConfig) -> int | None:
 
 
 @contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """While open, no other run works in the folder. ValueError where one does."""
+def occupied(folder: Path, argument: str = "output_dir") -> Iterator[None]:
+    """While open, no other run works in the folder. ValueError, which names the argument, where one does."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
     except Timeout as error:
         raise ValueError(
-            f"output_dir: expected a folder that no other run is using; received '{folder}'"
+            f"{argument}: expected a folder that no other run is using; received '{folder}'"
         ) from error
 
 

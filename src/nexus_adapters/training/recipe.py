@@ -9,12 +9,14 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from nexus_adapters.training.config import TrainConfig
+
+Config = TypeVar("Config")
 
 _TYPES = {
     "int_type": "an integer",
@@ -52,11 +54,16 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
 
 def parse_config(content: Mapping[str, Any]) -> TrainConfig:
     """The config of nested mappings as TOML gives them; ValueError as `load_recipe`."""
+    return validated(TrainConfig, content)
+
+
+def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
+    """A config dataclass of nested mappings as TOML gives them. ValueError names the key."""
     try:
         # As JSON, in which strict validation takes a table for a dataclass and a list for a tuple.
-        return TypeAdapter(TrainConfig).validate_json(json.dumps(content, default=str))
+        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise ValueError(_in_our_words(error)) from error
+        raise ValueError(_in_our_words(error, kind)) from error
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -95,13 +102,13 @@ def _with_lists(content: Any) -> Any:
     return list(map(_with_lists, content)) if isinstance(content, tuple) else content
 
 
-def _in_our_words(error: ValidationError) -> str:
+def _in_our_words(error: ValidationError, kind: type) -> str:
     """The first problem: key, expected, received."""
     problem = error.errors(include_url=False)[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return _unknown_key(location)
+        return _unknown_key(location, kind)
     if location[-1:] == ["bool"]:  # the first of the types that an extractor's option may have
         key = ".".join(location[:-1])
         return f"{key}: expected a number, true, false or a string; received {problem['input']!r}"
@@ -117,19 +124,19 @@ def _in_our_words(error: ValidationError) -> str:
     return f"{key}: expected {expected}; received {problem['input']!r}"
 
 
-def _unknown_key(location: Sequence[str]) -> str:
+def _unknown_key(location: Sequence[str], kind: type) -> str:
     *sections, name = location
-    known = _types(sections)
+    known = _types(sections, kind)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     expected = f"{'.'.join([*sections, near[0]])}?" if near else f"one of {', '.join(known)}"
     meant = f"did you mean {expected}" if near else f"expected {expected}"
     return f"{'.'.join(location)}: no such key; {meant}"
 
 
-def _types(sections: Sequence[str]) -> dict[str, Any]:
+def _types(sections: Sequence[str], kind: type = TrainConfig) -> dict[str, Any]:
     """The fields of a section and their types; none where there is no such section."""
-    types = get_type_hints(TrainConfig)
+    types = get_type_hints(kind)
     for section in sections:
-        kind = types.get(section)
-        types = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        part = types.get(section)
+        types = get_type_hints(part) if dataclasses.is_dataclass(part) else {}
     return types

@@ -91,8 +91,13 @@ def _row(files: dict[str, bytes], key: str, conditions: Sequence[str], image_for
 
 def _thumbnail(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
-        small = image.convert("RGB")
-    small.thumbnail((_SIDE, _SIDE))
+        return as_data(image, _SIDE)
+
+
+def as_data(image: Image.Image, side: int) -> str:
+    """A thumbnail whose longer side has at most `side` pixels, as WebP in base64, for a page."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
     stream = io.BytesIO()
     small.save(stream, "WEBP", quality=85)
     return base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,147 @@
+"""What pictures are drawn from and compared with, by number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import overload
+
+from PIL import Image
+from tqdm import tqdm
+
+from nexus_adapters.data.fitting import Fitting
+from nexus_adapters.data.samples import BadSample
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
+from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.scene import Scene, Split
+from nexus_adapters.scenes.vocabulary import SHAPES
+from nexus_adapters.training.sources import open_samples
+
+_KEPT = 64  # cases in memory: a batch is read for each method
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample to draw.
+
+    Attributes:
+        key: names it.
+        prompt: what the base reads, and every adapter that reads.
+        words: its own caption, by which CLIP scores go whatever the prompt is.
+        condition: RGB, of the picture's size.
+        picture: what the condition was drawn from, RGB.
+        scene: in the embedded world.
+    """
+
+    key: str
+    prompt: str
+    words: str
+    condition: Image.Image
+    picture: Image.Image
+    scene: TestScene | None = None
+
+
+class Cases:
+    """The cases of an evaluation; each is read when it is asked for, and the last ones are kept."""
+
+    def __init__(self, count: int, load: Callable[[int], Case]) -> None:
+        self._count, self._load = count, lru_cache(_KEPT)(load)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Case]:
+        return map(self.__getitem__, range(self._count))
+
+    @overload
+    def __getitem__(self, place: int) -> Case: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Case]: ...
+    def __getitem__(self, place: int | slice) -> Case | list[Case]:
+        if isinstance(place, slice):
+            return [self._load(each) for each in range(*place.indices(self._count))]
+        if not 0 <= place < self._count:
+            raise IndexError(f"place: expected 0 to {self._count - 1}; received {place}")
+        return self._load(place)
+
+
+def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> Cases:
+    """The cases of a config; nothing is read yet.
+
+    Args:
+        config: of the evaluation.
+        cache_folder: where indices of tars are kept.
+        multiple: of which the base needs sides to be, in pixels.
+
+    Raises ValueError where the data are not there, or fewer than `first` asks for.
+    """
+    data = config.data
+    if data.kind == "scenes":
+        return Cases(data.count, lambda place: _of_scene(config, place))
+    fitting = open_samples(data, cache_folder, multiple)
+    there = len(fitting.source) - config.first
+    if there < 1 or there < data.count:
+        raise ValueError(
+            f"data.count: expected at most the {max(there, 0)} samples from {config.first} on; received "
+            f"{data.count or 'all'}"
+        )
+    return Cases(data.count or there, lambda place: _of_sample(config, fitting, place))
+
+
+def contradicting(scene: Scene) -> str:
+    """The scene's caption with every shape exchanged for another that the scene does not have."""
+    others = [shape for shape in SHAPES if all(shape != item.shape for item in scene.objects)]
+    Random(f"nexus contradiction {scene!r}").shuffle(others)
+    changed = [replace(item, shape=shape) for item, shape in zip(scene.objects, others, strict=False)]
+    return caption(replace(scene, objects=tuple(changed)))
+
+
+def content_sha256(cases: Cases, show_progress: bool = True) -> str:
+    """SHA-256 over prompts, conditions and pictures; reads everything once.
+
+    Raises ValueError for a sample that cannot be read or has no caption: an evaluation replaces none.
+    """
+    digest = hashlib.sha256()
+    for case in tqdm(cases, "reading", unit="sample", leave=False, disable=not show_progress):
+        digest.update(f"{case.prompt}\n{case.words}\n".encode())
+        digest.update(case.condition.tobytes())
+        digest.update(case.picture.tobytes())
+    return digest.hexdigest()
+
+
+def _of_scene(config: EvaluationConfig, place: int) -> Case:
+    split: Split = "novel" if config.data.split == "novel" else "test"
+    seed = config.first + place
+    (loaded,) = load_test_scenes(1, split, seed, config.data.condition)
+    prompt = loaded.prompt
+    if config.prompts != "own":
+        prompt = "" if config.prompts == "empty" else contradicting(loaded.scene)
+    picture = Image.fromarray(loaded.rendering.image)
+    return Case(f"{split} scene {seed}", prompt, loaded.prompt, loaded.condition, picture, loaded)
+
+
+def _of_sample(config: EvaluationConfig, fitting: Fitting, place: int) -> Case:
+    index = config.first + place
+    try:
+        sample = fitting.fit(index)
+        words = _words(sample.captions, sample.key)
+        prompt = words
+        if config.prompts == "empty":
+            prompt = ""
+        elif config.prompts == "contradicting":
+            other = fitting.source.load((index + 1) % len(fitting.source))
+            prompt = _words(other.captions, other.key)
+    except BadSample as error:
+        raise ValueError(f"data: expected samples that can be read; received {error}") from error
+    return Case(sample.key, prompt, words, sample.condition, sample.image)
+
+
+def _words(captions: Sequence[str], key: str) -> str:
+    if not captions[0].strip():
+        raise ValueError(f"data: expected a caption with each sample; received '{key}' without one")
+    return captions[0]

@@ -1,0 +1,84 @@
+"""What an evaluation is of: base, data, how pictures are drawn and by what they are scored."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from nexus_adapters.evaluation.methods import Sampling
+from nexus_adapters.scenes.maps import MAPS
+from nexus_adapters.training.config import SECTION, AtLeast0, BaseOptions, DataOptions, NotNegative, Positive
+
+Prompts = Literal["own", "empty", "contradicting"]
+
+
+@dataclass(frozen=True, config=SECTION)
+class EvaluationConfig:
+    """An evaluation with nothing left out. It names no adapters: all are evaluated alike."""
+
+    base: BaseOptions = field(default_factory=BaseOptions)
+    """The Stable Diffusion that draws."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """The samples, as in a recipe; of scenes, `split` is "test" or "novel"."""
+    first: NotNegative = 0
+    """How many samples to leave out at the beginning; of scenes, the first seed."""
+    prompts: Prompts = "own"
+    """"empty" draws without words; "contradicting" takes words that do not fit the map: a scene's own
+    caption with every shape exchanged for one that it does not have; else the next sample's caption."""
+    num_inference_steps: Positive = 20
+    """Of the base's own sampler."""
+    guidance_scale: AtLeast0 = 7.5
+    """1 is no guidance; the embedded base likes 2."""
+    seed: NotNegative = 0
+    """Of the noise. Sample and seed decide it, so all methods start from the same."""
+    batch_size: Positive = 8
+    """Pictures at once on each device."""
+    policy: Literal["positive", "per_branch", "cond_only"] = "positive"
+    """Which guidance branches get a Nexus adapter's features."""
+    scale: AtLeast0 = 1.0
+    """Strength of the control."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """What models compute in: "auto" is float16 on CUDA, float32 elsewhere."""
+    features: str = ""
+    """A vision model, folder or Hub id (or TorchScript file), over whose features sets are compared."""
+    clip: str = ""
+    """A CLIP, folder or Hub id, for CLIP scores."""
+    judge: dict[str, bool | float | str] = field(default_factory=dict)
+    """Options of the extractor that draws the pictures' maps again, where they are not `data.extractor`'s."""
+
+    def __post_init__(self) -> None:
+        """What one field alone cannot tell."""
+        data = self.data
+        is_scenes = data.kind == "scenes"
+        checks: list[tuple[bool, str, str, Any]] = [
+            (not data.aspect_buckets, "data.aspect_buckets", "false: all pictures are of one size", True),
+            (
+                not is_scenes or data.split in ("test", "novel"),
+                "data.split",
+                "test or novel, for kind scenes",
+                data.split,
+            ),
+            (
+                not is_scenes or data.condition in MAPS,
+                "data.condition",
+                f"one of {', '.join(MAPS)}, for kind scenes",
+                data.condition,
+            ),
+            (not is_scenes or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
+            (
+                not is_scenes or data.resolution == 128,
+                "data.resolution",
+                "128, as scenes are drawn",
+                data.resolution,
+            ),
+        ]
+        for fits, key, expected, received in checks:
+            if not fits:
+                raise ValueError(f"{key}: expected {expected}; received {received!r}")
+
+    @property
+    def sampling(self) -> Sampling:
+        """As `draw_batch` takes it."""
+        return Sampling(self.num_inference_steps, self.guidance_scale, self.seed, self.batch_size)

@@ -1,0 +1,122 @@
+"""From scores of pictures to what can be said of a method: means, distances, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from nexus_adapters.metrics.bootstrap import bootstrap_mean
+from nexus_adapters.metrics.frechet import frechet_distance
+from nexus_adapters.metrics.jackknife import jackknife_interval, jackknife_replicates
+from nexus_adapters.metrics.mmd import mmd
+
+GROUPS = 20  # of the jackknife
+LEAST_FOR_DISTANCES = 2 * GROUPS
+LOWER_IS_BETTER = ("frechet", "mmd", "depth_rmse")
+_DISTANCES = {"frechet": frechet_distance, "mmd": mmd}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval. `n`: of how many pictures."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference is one."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one method.
+
+    Attributes:
+        scores: metric -> a number a picture, in the order of the cases.
+        distances: metric -> value of the whole set, and its jackknife replicates.
+    """
+
+    scores: Mapping[str, Float[np.ndarray, " n"]]
+    distances: Mapping[str, tuple[float, Float[np.ndarray, " groups"]]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What was measured."""
+        return (*self.scores, *self.distances)
+
+    def estimate(self, metric: str) -> Estimate:
+        """A mean by bootstrap, a distance by jackknife."""
+        if metric in self.scores:
+            return Estimate(*bootstrap_mean(self.scores[metric]), len(self.scores[metric]))
+        count = len(next(iter(self.scores.values())))
+        return Estimate(*jackknife_interval(*self.distances[metric]), count)
+
+    def value(self, metric: str) -> float:
+        """The number alone."""
+        return float(self.scores[metric].mean()) if metric in self.scores else self.distances[metric][0]
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Of every metric."""
+        return {metric: self.estimate(metric) for metric in self.metrics}
+
+    def minus(self, other: Measured) -> Measured:
+        """The paired differences to a method that was measured on the same cases, of common metrics."""
+        scores = {n: values - other.scores[n] for n, values in self.scores.items() if n in other.scores}
+        distances = {
+            name: (value - other.distances[name][0], replicates - other.distances[name][1])
+            for name, (value, replicates) in self.distances.items()
+            if name in other.distances
+        }
+        return Measured(scores, distances)
+
+
+def mean_of(measured: list[Measured]) -> Measured:
+    """Several trainings of one method, measured on the same cases, as one: the mean of each picture's scores.
+
+    Its intervals say what other pictures could change, not what other trainings could.
+    """
+    first = measured[0]
+    scores = {name: np.mean([each.scores[name] for each in measured], axis=0) for name in first.scores}
+    distances = {
+        name: (
+            float(np.mean([each.distances[name][0] for each in measured])),
+            np.mean([each.distances[name][1] for each in measured], axis=0),
+        )
+        for name in first.distances
+    }
+    return Measured(scores, distances)
+
+
+def distances(
+    features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "n d"]
+) -> dict[str, tuple[float, Float[np.ndarray, " groups"]]]:
+    """Fréchet and CLIP-MMD distance between drawn and true pictures; replicates leave out both of a pair."""
+    drawn, true = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
+    found = {}
+    for name, distance in _DISTANCES.items():
+
+        def of(kept: Int[np.ndarray, " kept"], distance: Any = distance) -> float:
+            return float(distance(drawn[kept], true[kept]))
+
+        found[name] = (distance(drawn, true), jackknife_replicates(of, len(drawn), GROUPS))
+    return found
+
+
+def best_beyond_doubt(measured: Mapping[str, Measured], metric: str) -> str | None:
+    """The best method, where the intervals of its paired differences to all others exclude zero."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    values = {name: each.value(metric) for name, each in measured.items() if metric in each.metrics}
+    if len(values) < 2:
+        return None
+    best = max(values, key=lambda name: sign * values[name])
+    differences = (measured[best].minus(measured[name]) for name in values if name != best)
+    return best if all(each.estimate(metric).excludes_zero for each in differences) else None

@@ -1,0 +1,212 @@
+"""What people read of an evaluation: a table in Markdown, and a page with the pictures side by side."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from nexus_adapters.data.prepare.preview import as_data
+from nexus_adapters.evaluation.estimates import LOWER_IS_BETTER, Estimate, Measured, best_beyond_doubt
+from nexus_adapters.evaluation.run import REFERENCE, Evaluation, batches, result_json
+from nexus_adapters.evaluation.store import Store, write_text
+
+RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
+Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold
+METRICS = ("frechet", "mmd", "clip_score", "binding_color", "binding_material", "background", "edge_f1")
+ROWS = 16  # of pictures
+_SIDE = 160  # pixels, of a thumbnail
+
+_HTML = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Evaluation</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
+  max-width: max(60rem, {width}px); color: #1a1a1a; }}
+h1 {{ font-size: 1.3rem; margin: 0 0 .4rem; }}
+p {{ margin: .2rem 0; color: #555; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; margin: 1.2rem 0; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: right; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+td small {{ color: #777; }}
+.grid td {{ border: 0; padding: 0 8px 2px 0; }}
+.grid th {{ border: 0; padding: 0 8px .3rem 0; text-align: left; }}
+.grid td.prompt {{ text-align: left; white-space: normal; color: #555; padding-bottom: 1rem;
+  font-size: 14px; }}
+img {{ display: block; width: {side}px; height: auto; }}
+</style>
+<h1>{title}</h1>
+<p>{summary}</p>
+<div class="scroll">{table}</div>
+<p>{legend}</p>
+<div class="scroll"><table class="grid"><tr>{heads}</tr>
+{rows}
+</table></div>
+</html>
+"""
+
+
+def write_report(found: Evaluation) -> str:
+    """Write `RESULTS`, `TABLE`, `PAGE` and `SCORES` into the evaluation's folder; the table."""
+    rows = rows_of({name: method.measured for name, method in found.methods.items()})
+    texts = {
+        RESULTS: json.dumps(result_json(found), indent=2) + "\n",
+        TABLE: markdown(found, rows),
+        PAGE: page(found, rows),
+        SCORES: scores_csv(found),
+    }
+    for name, text in texts.items():
+        write_text(found.folder / name, text)
+    return texts[TABLE]
+
+
+def markdown(found: Evaluation, table: Rows) -> str:
+    """The settings in a sentence, the table, and how it is to be read."""
+    heads = ["Method", "Parameters", *(_head(metric) for metric in _metrics(found))]
+    lines = [f"# Evaluation\n\n{_summary(found)}\n", "| " + " | ".join(heads) + " |"]
+    lines.append("|---" * len(heads) + "|")
+    for name, cells in table.items():
+        count = found.methods[name].parameters
+        shown = [_cell(*cells[metric]) if metric in cells else "" for metric in _metrics(found)]
+        lines.append("| " + " | ".join([name, f"{count / 1e6:.2f}M" if count else "", *shown]) + " |")
+    return "\n".join([*lines, "", _legend(found)]) + "\n"
+
+
+def rows_of(measured: Mapping[str, Measured]) -> Rows:
+    """Every estimate, and whether it is the best beyond doubt; `REFERENCE` does not compete."""
+    competing = {name: each for name, each in measured.items() if name != REFERENCE}
+    metrics = {metric for each in measured.values() for metric in each.metrics}
+    best = {metric: best_beyond_doubt(competing, metric) for metric in metrics}
+    return {
+        name: {metric: (estimate, best[metric] == name) for metric, estimate in each.estimates().items()}
+        for name, each in measured.items()
+    }
+
+
+def scores_csv(found: Evaluation) -> str:
+    """Every picture's scores, a line a picture and method."""
+    metrics = [m for m in _metrics(found) if any(m in e.measured.scores for e in found.methods.values())]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["method", "place", *metrics])
+    for name, method in found.methods.items():
+        scores = method.measured.scores
+        for place in range(len(found.cases)):
+            cells = [f"{scores[metric][place]:.6g}" if metric in scores else "" for metric in metrics]
+            writer.writerow([name, place, *cells])
+    return stream.getvalue()
+
+
+def page(found: Evaluation, table: Rows) -> str:
+    """The table, and maps, data's pictures and every method's side by side, in one file."""
+    names = [name for name in found.methods if name != REFERENCE]
+    size = int(found.settings["batch_size"])
+    count = min(ROWS, len(found.cases))
+    chosen = [row * len(found.cases) // count for row in range(count)]
+    whole = batches(len(found.cases), size)
+    drawn: dict[tuple[str, int], Image.Image] = {}
+    for name in names:
+        store = Store(found.folder / name, "")
+        for places in whole:
+            wanted = [place for place in chosen if place in places]
+            images = store.images(places) if wanted else None
+            for place in wanted:
+                assert images is not None
+                drawn[name, place] = images[place - places.start]
+    return _HTML.format(
+        title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",
+        width=(_SIDE + 8) * (len(names) + 2),
+        side=_SIDE,
+        summary=html.escape(_summary(found)),
+        table=_html_table(found, table),
+        legend=html.escape(_legend(found)),
+        heads="".join(f"<th>{html.escape(name)}</th>" for name in ("map", "original", *names)),
+        rows="\n".join(_html_row(found, place, drawn, names) for place in chosen),
+    )
+
+
+def _html_row(
+    found: Evaluation, place: int, drawn: Mapping[tuple[str, int], Image.Image], names: Sequence[str]
+) -> str:
+    case = found.cases[place]
+    cells = [_image(case.condition, "map"), _image(case.picture, "original")]
+    for name in names:
+        scores = found.methods[name].measured.scores
+        told = ", ".join(f"{metric} {values[place]:.3g}" for metric, values in scores.items())
+        cells.append(_image(drawn[name, place], f"{name}: {told}"))
+    words = html.escape(case.prompt) or "(no prompt)"
+    return (
+        f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        f'<tr><td class="prompt" colspan="{len(cells)}">{words} <small>{html.escape(case.key)}</small></td>'
+        "</tr>"
+    )
+
+
+def _image(image: Image.Image, title: str) -> str:
+    return (
+        f'<img src="data:image/webp;base64,{as_data(image, 2 * _SIDE)}" title="{html.escape(title)}" alt="">'
+    )
+
+
+def _html_table(found: Evaluation, table: Rows) -> str:
+    heads = "".join(f"<th>{html.escape(_head(metric))}</th>" for metric in _metrics(found))
+    lines = [f"<table><tr><th>Method</th><th>Parameters</th>{heads}</tr>"]
+    for name, cells in table.items():
+        count = found.methods[name].parameters
+        shown = "".join(f"<td>{_html_cell(cells.get(metric))}</td>" for metric in _metrics(found))
+        size = f"{count / 1e6:.2f}M" if count else ""
+        lines.append(f"<tr><td>{html.escape(name)}</td><td>{size}</td>{shown}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _html_cell(cell: tuple[Estimate, bool] | None) -> str:
+    if cell is None:
+        return ""
+    estimate, is_best = cell
+    value = f"<b>{estimate.value:.3f}</b>" if is_best else f"{estimate.value:.3f}"
+    return f"{value} <small>{estimate.low:.3f} to {estimate.high:.3f}</small>"
+
+
+def _cell(estimate: Estimate, is_best: bool) -> str:
+    value = f"**{estimate.value:.3f}**" if is_best else f"{estimate.value:.3f}"
+    return f"{value} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _head(metric: str) -> str:
+    return f"{metric.replace('_', ' ')} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+
+
+def _metrics(found: Evaluation) -> list[str]:
+    """All that any method has: `METRICS` first, others as they come."""
+    names = dict.fromkeys(name for method in found.methods.values() for name in method.measured.metrics)
+    return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
+
+
+def _summary(found: Evaluation) -> str:
+    settings = found.settings
+    prompts = {"own": "their own prompts", "empty": "no prompt", "contradicting": "contradicting prompts"}
+    return (
+        f"{len(found.cases)} samples of {settings['data']['kind']} with maps of "
+        f"{settings['data']['condition']} and {prompts[settings['prompts']]}; "
+        f"{settings['num_inference_steps']} steps, guidance scale {settings['guidance_scale']:g}, "
+        f"policy {settings['policy']}, seed {settings['seed']}, {settings['dtype']}."
+    )
+
+
+def _legend(found: Evaluation) -> str:
+    parts = [
+        "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
+        "interval of each paired difference excludes zero. The row reference is the data's own pictures, "
+        "scored alike: what it lacks is the judges' doing."
+    ]
+    if any(method.measured.distances for method in found.methods.values()):
+        parts.append(
+            "Distances shrink with the number of samples: only those of equal numbers and of the same "
+            "features compare."
+        )
+    return " ".join(parts)

@@ -1,0 +1,125 @@
+"""An evaluation's folder: pictures and scores, batch by batch, so that a stopped one goes on.
+
+settings.json           what was drawn, from what, by which adapters
+METHOD/images/*.png     the pictures, by number
+METHOD/drawn/*.json     of each batch that is drawn, how long it took
+METHOD/scores-*/*.npz   of each batch that is scored; other scoring settings, another folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from nexus_adapters.training.output import flat
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where one method's batches lie. `scoring`: a hash of what decides the scores."""
+
+    folder: Path
+    scoring: str
+
+    def images(self, places: range) -> list[Image.Image] | None:
+        """The pictures of a batch; None unless it was drawn whole."""
+        if not self._mark(places).is_file():
+            return None
+        images = []
+        for place in places:
+            with Image.open(self._image(place), formats=("PNG",)) as image:
+                images.append(image.convert("RGB"))
+        return images
+
+    def draw_s(self, places: range) -> float:
+        """How long the batch took to draw."""
+        return float(json.loads(self._mark(places).read_bytes())["draw_s"])
+
+    def keep_images(self, places: range, images: Sequence[Image.Image], draw_s: float) -> None:
+        """Write a batch's pictures, and then that they are there."""
+        for place, image in zip(places, images, strict=True):
+            write(self._image(place), partial(image.save, format="PNG", compress_level=1))
+        write_text(self._mark(places), json.dumps({"draw_s": round(draw_s, 3), "pictures": len(places)}))
+
+    def scores(self, places: range) -> dict[str, np.ndarray] | None:
+        """The scores of a batch; None where it was not scored so."""
+        file = self._scores(places)
+        if not file.is_file():
+            return None
+        with np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+
+    def keep_scores(self, places: range, scores: Mapping[str, np.ndarray]) -> None:
+        """Write a batch's scores."""
+        write(self._scores(places), lambda stream: np.savez(stream, **scores))  # type: ignore[arg-type]
+
+    def _image(self, place: int) -> Path:
+        return self.folder / "images" / f"{place:05d}.png"
+
+    def _mark(self, places: range) -> Path:
+        return self.folder / "drawn" / f"{places.start:05d}-{places.stop:05d}.json"
+
+    def _scores(self, places: range) -> Path:
+        return self.folder / f"scores-{self.scoring[:12]}" / f"{places.start:05d}-{places.stop:05d}.npz"
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as stream:
+            fill(stream)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write`, a text in UTF-8."""
+    write(path, lambda stream: stream.write(text.encode()))
+
+
+def claim(folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str]) -> None:
+    """Make the folder this evaluation's, or go on with it.
+
+    Args:
+        folder: new, empty, or of an evaluation.
+        settings: all that decides the pictures, adapters aside.
+        adapters: name -> SHA-256; those of an earlier call stay.
+
+    Raises:
+        ValueError: for a folder of something else, and where pictures of other settings lie in it.
+    """
+    file = folder / SETTINGS
+    if file.is_file():
+        before = json.loads(file.read_bytes())
+        _compare(flat(before["drawing"]), flat(settings), folder)
+        common = [name for name in adapters if name in before["adapters"]]
+        _compare({n: before["adapters"][n] for n in common}, {n: adapters[n] for n in common}, folder)
+        adapters = {**before["adapters"], **adapters}
+    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if p.name != ".lock")):
+        raise ValueError(
+            f"out: expected a new or empty folder, or that of an evaluation; received '{folder}', which has "
+            f"no {SETTINGS} but {others[0]}"
+        )
+    write_text(file, json.dumps({"drawing": settings, "adapters": adapters}, indent=2) + "\n")
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"out: expected a new folder for {key}={now.get(key)!r}; received '{folder}', where "
+                f"pictures of {before.get(key)!r} lie"
+            )

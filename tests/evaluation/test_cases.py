@@ -1,0 +1,83 @@
+import pytest
+
+from nexus_adapters.evaluation.cases import Cases, content_sha256, contradicting, open_cases
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.scenes.scene import draw_scene
+from nexus_adapters.scenes.vocabulary import SHAPES
+from nexus_adapters.training.config import DataOptions
+
+
+def scenes(**changes):
+    data = {"kind": "scenes", "split": "test", "count": 6, "resolution": 128}
+    of_data = {name: changes.pop(name) for name in tuple(changes) if name in ("split", "count", "condition")}
+    return EvaluationConfig(data=DataOptions(**data | of_data), **changes)
+
+
+def cases(tmp_path, **changes):
+    return open_cases(scenes(**changes), tmp_path, 8)
+
+
+def test_contradicting_words_keep_all_but_the_shapes():
+    for seed in range(50):
+        scene = draw_scene(seed, "test")
+        words = contradicting(scene).replace(",", "").replace(".", "").split()
+        assert words == contradicting(scene).replace(",", "").replace(".", "").split()
+        own = {item.shape for item in scene.objects}
+        assert not own & set(words)
+        assert sum(word in SHAPES for word in words) == len(own)
+        assert all(item.color in words for item in scene.objects)
+        assert scene.background in words
+
+
+def test_prompts_change_and_words_stay(tmp_path):
+    own, empty, wrong = (cases(tmp_path, prompts=p) for p in ("own", "empty", "contradicting"))
+    for place in range(6):
+        assert own[place].prompt == own[place].words == empty[place].words == wrong[place].words
+        assert empty[place].prompt == ""
+        assert wrong[place].prompt != own[place].prompt
+        assert wrong[place].condition == own[place].condition
+
+
+def test_splits_and_first_choose_other_scenes(tmp_path):
+    later = cases(tmp_path, first=2, count=3)
+    assert [case.key for case in later] == ["test scene 2", "test scene 3", "test scene 4"]
+    assert later[0].condition == cases(tmp_path)[2].condition
+    assert cases(tmp_path, split="novel")[0].scene.scene == draw_scene(0, "novel")
+
+
+def test_the_hash_covers_prompts_maps_and_pictures(tmp_path):
+    hashes = [
+        content_sha256(cases(tmp_path, **changes), show_progress=False)
+        for changes in (
+            {},
+            {"prompts": "empty"},
+            {"condition": "depth"},
+            {"first": 1},
+            {"count": 5},
+            {"split": "novel"},
+        )
+    ]
+    assert len(set(hashes)) == 6
+    assert content_sha256(cases(tmp_path), show_progress=False) == hashes[0]
+
+
+def test_a_case_is_read_once_while_it_is_kept(tmp_path):
+    read = []
+    drawn = cases(tmp_path)
+    few = Cases(4, lambda place: read.append(place) or drawn[place])
+    assert [case.key for case in (few[1], few[1], *few[0:3])] == [f"test scene {n}" for n in (1, 1, 0, 1, 2)]
+    assert read == [1, 0, 2]
+    with pytest.raises(IndexError, match="place: expected 0 to 3; received 4"):
+        few[4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "train"}, "data.split: expected test or novel, for kind scenes; received 'train'"),
+        ({"count": 0}, "data.count: expected at least 1, for kind scenes; received 0"),
+    ],
+)
+def test_scenes_of_training_and_endless_ones_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        scenes(**changes)

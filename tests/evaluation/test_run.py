@@ -1,0 +1,272 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests import tiny
+from tests.training.runs import write_images
+from tests.weights import write_tiny
+
+from nexus_adapters import embedded
+from nexus_adapters.evaluation import run as module
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.methods import generate
+from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
+from nexus_adapters.evaluation.run import evaluate
+from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
+from nexus_adapters.training.config import BaseOptions, DataOptions
+from nexus_adapters.training.methods import build_adapter
+
+ADAPTERS = {"prime": "prime", "t2i": "t2i"}
+SCENES = DataOptions(kind="scenes", split="test", count=5, resolution=128)
+FAST = {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2}
+
+
+def config(data=SCENES, **changes):
+    return EvaluationConfig(data=data, **FAST | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = write_tiny(tmp_path_factory.mktemp("weights"))
+        patch.setattr(embedded, "WEIGHTS", folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "out"
+    found = evaluate(config(), ADAPTERS, out, show_progress=False)
+    write_report(found)
+    return found
+
+
+def pixels(folder):
+    return {
+        str(file.relative_to(folder)): np.asarray(Image.open(file)).tobytes()
+        for file in sorted(folder.rglob("*.png"))
+    }
+
+
+def without_times(text):
+    content = json.loads(text)
+    for method in content["methods"].values():
+        del method["draw_s"], method["score_s"]
+    return content
+
+
+def test_pictures_and_scores_are_those_of_generate_and_score_images(finished):
+    scenes = load_test_scenes(5)
+    base = tiny.quiet(embedded.load_embedded_base())
+    for name, adapter in {"base": None, **{n: embedded.embedded_adapter(n) for n in ADAPTERS}}.items():
+        expected = generate(base, adapter, scenes, config().sampling)
+        for place, image in enumerate(expected):
+            drawn = np.asarray(Image.open(finished.folder / name / "images" / f"{place:05d}.png"))
+            assert np.array_equal(drawn, image)
+        for metric, values in score_images(expected, scenes).items():
+            assert np.array_equal(finished.methods[name].measured.scores[metric], values)
+    assert list(finished.methods) == ["reference", "base", "prime", "t2i"]
+    assert finished.methods["prime"].parameters > 0 == finished.methods["base"].parameters
+
+
+def test_the_datas_own_pictures_are_scored_alike(finished):
+    for metric, values in finished.methods["reference"].measured.scores.items():
+        assert values == pytest.approx(1), metric
+
+
+def test_the_report_tells_everything(finished):
+    content = json.loads((finished.folder / RESULTS).read_text())
+    assert content["settings"]["num_inference_steps"] == 2
+    assert content["settings"]["data_sha256"]
+    assert set(content["versions"]) >= {"torch", "diffusers"}
+    assert content["machine"]["cores"]
+    found = content["methods"]["prime"]["metrics"]["edge_f1"]
+    assert found["low"] <= found["value"] <= found["high"]
+    assert found["n"] == 5
+    lines = (finished.folder / SCORES).read_text().splitlines()
+    assert lines[0].startswith("method,place,binding_color")
+    assert len(lines) == 1 + 4 * 5
+    assert "| prime | 0.0" in (finished.folder / TABLE).read_text()
+    page = (finished.folder / PAGE).read_text()
+    assert page.count("<img") == 5 * (2 + 3)
+    assert "scene 4" in page
+
+
+def test_what_was_stopped_goes_on_to_the_same_pictures_and_results(finished, tmp_path, monkeypatch):
+    drawn = 0
+
+    def until_the_third(*args, **arguments):
+        nonlocal drawn
+        drawn += 1
+        if drawn == 4:
+            raise KeyboardInterrupt
+        return generate_batch(*args, **arguments)
+
+    generate_batch = module.draw_batch
+    monkeypatch.setattr(module, "draw_batch", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config(), ADAPTERS, tmp_path / "out", show_progress=False)
+    monkeypatch.setattr(module, "draw_batch", generate_batch)
+    found = evaluate(config(), ADAPTERS, tmp_path / "out", show_progress=False)
+    write_report(found)
+    assert pixels(tmp_path / "out") == pixels(finished.folder)
+    texts = [(folder / RESULTS).read_text() for folder in (tmp_path / "out", finished.folder)]
+    assert without_times(texts[0]) == without_times(texts[1])
+    monkeypatch.setattr(module, "draw_batch", None)  # nothing is left to draw
+    evaluate(config(), ADAPTERS, tmp_path / "out", show_progress=False)
+
+
+def test_another_adapter_joins_and_other_metrics_redraw_nothing(finished, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    evaluate(config(), {"t2i": "t2i"}, out, show_progress=False)
+    evaluate(config(), ADAPTERS, out, show_progress=False)
+    assert pixels(out) == pixels(finished.folder)
+    monkeypatch.setattr(module, "draw_batch", None)
+    found = evaluate(config(judge={"low": 50.0}), ADAPTERS, out, show_progress=False)
+    assert set(found.methods) == {"reference", "base", "prime", "t2i"}
+
+
+def test_a_folder_of_other_settings_is_refused_before_anything_is_drawn(finished, tmp_path):
+    with pytest.raises(ValueError, match=r"out: expected a new folder for num_inference_steps=3; received"):
+        evaluate(config(num_inference_steps=3), ADAPTERS, finished.folder, show_progress=False)
+    with pytest.raises(ValueError, match=r"out: expected a new folder for prime='[0-9a-f]{64}'; received"):
+        evaluate(config(), {"prime": "slim"}, finished.folder, show_progress=False)
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(ValueError, match=r"out: expected a new or empty folder, .* but note\.txt"):
+        evaluate(config(), ADAPTERS, tmp_path, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapters": {"base": "prime"}}, "adapter: expected a name .* other than base and reference"),
+        ({"adapters": {"a b": "prime"}}, "adapter: expected a name of letters"),
+        ({"adapters": {"x": "none"}}, r"method: expected one of t2i, prime.*; received 'none'"),
+        ({"adapters": {"x": "no/where"}}, "adapter: expected a saved NexusAdapter.* received 'no/where'"),
+        ({"features": "no/where"}, "features: expected at least 40 samples, .*; received 5"),
+        (
+            {"clip": "no/where"},
+            "model: expected a folder or the Hub id of a vision model; received 'no/where'",
+        ),
+        ({"judge": {"lower": 1.0}}, "judge: options: expected those of canny"),
+        ({"dtype": "float16"}, "dtype: expected auto, float32 or bfloat16 on a CPU"),
+    ],
+)
+def test_wrong_input_is_one_error_before_anything_is_drawn(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(module, "draw_batch", None)
+    adapters = changes.pop("adapters", ADAPTERS) if "adapters" in changes else ADAPTERS
+    with pytest.raises(ValueError, match=message):
+        evaluate(config(**changes), adapters, tmp_path / "out", show_progress=False)
+    assert not (tmp_path / "out" / "base").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    unet = tiny.unet(sample_size=16, block_out_channels=(8, 16, 16, 16))
+    tiny.adapter(unet).save_pretrained(tmp_path / "nexus")
+    build_adapter("controlnet", unet).save_pretrained(tmp_path / "controlnet")
+    for name in ("nexus", "controlnet"):
+        with pytest.raises(
+            ValueError, match=rf"adapter: {name} does not fit the base: .*\[8, 16, |\(8, 16, "
+        ):
+            evaluate(config(), {name: str(tmp_path / name)}, tmp_path / "out", show_progress=False)
+
+
+class TestFolder:
+    """A user's own pictures."""
+
+    @pytest.fixture
+    def photos(self, tmp_path):
+        return write_images(tmp_path / "photos", 4)
+
+    def of(self, photos, weights, **changes):
+        data = DataOptions(kind="folder", path=str(photos), resolution=64)
+        return config(data, base=BaseOptions(path=str(weights / "base")), **changes)
+
+    def test_is_drawn_and_scored_by_its_structure(self, photos, weights, tmp_path):
+        adapters = {"prime": str(weights / "canny" / "prime")}
+        found = evaluate(self.of(photos, weights), adapters, tmp_path / "out", show_progress=False)
+        assert set(found.methods["prime"].measured.scores) == {"edge_f1", "ms_ssim"}
+        assert [found.cases[place].prompt for place in range(2)] == ["a red star", "a blue ring"]
+        assert found.cases[0].condition.size == (64, 64)
+
+    def test_contradicting_prompts_are_other_samples(self, photos, weights, tmp_path):
+        adapters = {"prime": str(weights / "canny" / "prime")}
+        chosen = self.of(photos, weights, prompts="contradicting")
+        found = evaluate(chosen, adapters, tmp_path / "out", show_progress=False)
+        prompts = [found.cases[place].prompt for place in range(4)]
+        assert prompts == ["a blue ring", "a green cat", "photo of a dog", "a red star"]
+        assert [found.cases[place].words for place in range(4)] == prompts[-1:] + prompts[:-1]
+
+    def test_without_captions_is_refused(self, photos, weights, tmp_path):
+        text = (photos / "metadata.jsonl").read_text().replace("a blue ring", " ")
+        (photos / "metadata.jsonl").write_text(text)
+        with pytest.raises(
+            ValueError, match=r"data: expected a caption with each sample; received '.*01\.png'"
+        ):
+            evaluate(self.of(photos, weights), {}, tmp_path / "out", show_progress=False)
+
+    def test_an_unreadable_sample_is_refused(self, photos, weights, tmp_path):
+        (photos / "02.png").write_bytes(b"no picture")
+        with pytest.raises(ValueError, match=r"data: expected samples that can be read; received .*02\.png"):
+            evaluate(self.of(photos, weights), {}, tmp_path / "out", show_progress=False)
+
+    def test_too_few_samples_are_refused(self, photos, weights, tmp_path):
+        with pytest.raises(ValueError, match=r"data.count: expected at most the 0 samples from 4 on"):
+            evaluate(self.of(photos, weights, first=4), {}, tmp_path / "out", show_progress=False)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from nexus_adapters import embedded
+from nexus_adapters.cli import main
+embedded.WEIGHTS = Path(sys.argv.pop(1))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_draw_the_same_as_one(finished, weights, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [
+        "--adapter",
+        "prime",
+        "--adapter",
+        "t2i",
+        "--count",
+        "5",
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+    ]
+    subprocess.run(
+        [
+            *command,
+            str(tmp_path / "script.py"),
+            str(weights),
+            "evaluate",
+            *arguments,
+            "--out",
+            tmp_path / "out",
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
+    one, two = pixels(finished.folder), pixels(tmp_path / "out")
+    assert one.keys() == two.keys()
+    for name, content in one.items():
+        difference = np.frombuffer(content, np.uint8).astype(int) - np.frombuffer(two[name], np.uint8)
+        assert np.abs(difference).max() <= 1  # another number of threads may round otherwise
+    texts = [json.loads((folder / RESULTS).read_text()) for folder in (finished.folder, tmp_path / "out")]
+    for name, method in texts[0]["methods"].items():
+        for metric, estimate in method["metrics"].items():
+            other = texts[1]["methods"][name]["metrics"][metric]
+            assert other["value"] == pytest.approx(estimate["value"], abs=0.01)
