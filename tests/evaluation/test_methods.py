@@ -60,6 +60,24 @@ def test_a_controlnet_acts(base, scenes):
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
+def controlnet_xs(base):
+    """One whose zero layers are not zero any more."""
+    torch.manual_seed(1)
+    built = build_adapter("controlnet-xs", base.unet, size_ratio=1.0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return built.eval()
+
+
+def test_a_controlnet_xs_acts_and_leaves_the_base_as_it_was(base, scenes):
+    plain = generate(base, None, scenes, SAMPLING)
+    images = generate(base, controlnet_xs(base), scenes, SAMPLING)
+    again = generate(base, None, scenes, SAMPLING)
+    assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(plain, again, strict=True))
+
+
 def drawn_directly(base, adapter, scenes, guidance_scale):
     """By the stock pipelines alone, in one call."""
     arguments = {

@@ -72,6 +72,7 @@ DECIDE = {
     "adapter.method": ("slim", {}),
     "adapter.residual": (False, {}),
     "adapter.zero_init": (True, {}),
+    "adapter.size_ratio": (0.5, {"adapter__method": "controlnet-xs", "adapter__residual": False}),
     "adapter.start_from": ("{root}/reference/adapter", {}),
     "data.path": ("{root}/other images", {}),
     "data.kind": ("scenes", {"data__count": 12}),

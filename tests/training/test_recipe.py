@@ -92,7 +92,8 @@ def test_the_whole_config_is_read_back(recipe):
         ),
         (
             "adapter.method=foo",
-            "adapter.method: expected 'prime', 'slim', 't2i' or 'controlnet'; received 'foo'",
+            "adapter.method: expected 'prime', 'slim', 't2i', 'controlnet' or 'controlnet-xs'; "
+            "received 'foo'",
         ),
         ("adapter.zero_init=true", "adapter.zero_init: expected false without residual; received True"),
         (

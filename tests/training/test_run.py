@@ -13,6 +13,7 @@ from tests.training.runs import LONG, config, run, same_to_the_bit, stopped_afte
 from nexus_adapters import NexusAdapter
 from nexus_adapters.data import encoders
 from nexus_adapters.training import run as module
+from nexus_adapters.training.controlnet_xs import ReshapedControlNetXS
 from nexus_adapters.training.recipe import load_recipe
 from nexus_adapters.training.signals import Stopped
 
@@ -128,8 +129,37 @@ def test_controlnet_trains_too(root, tmp_path, is_sdxl):
     assert "ControlNet for canny" in (out / "README.md").read_text()
 
 
-def test_a_controlnets_card_shows_code_that_runs(root, tmp_path):
-    out = run(root, tmp_path / "out", adapter__method="controlnet", adapter__residual=False)
+@pytest.mark.parametrize("is_sdxl", [False, True])
+def test_controlnet_xs_trains_too(root, tmp_path, is_sdxl):
+    changes = {
+        "data__resolution": 128,  # or the deepest level has one pixel, which the norms refuse
+        "adapter__method": "controlnet-xs",
+        "adapter__residual": False,
+        "adapter__size_ratio": 1.0,
+        "training__ema_decay": 0.5,
+        "training__gradient_checkpointing": True,
+        "validation__every_steps": 2,
+        "validation__images": 1,
+    }
+    if is_sdxl:
+        tiny.sdxl().save_pretrained(tmp_path / "sdxl")
+        changes["base__path"] = str(tmp_path / "sdxl")
+    out = run(root, tmp_path / "out", **changes)
+    adapter = ReshapedControlNetXS.from_pretrained(out)
+    assert adapter.control_to_base_for_conv_in.weight.abs().sum() > 0  # it started at zero
+    assert all(row["loss"] > 0 for row in rows(tmp_path / "out") if "loss" in row)
+    assert any("structure_score" in row for row in rows(tmp_path / "out"))
+    assert "ControlNet-XS for canny" in (out / "README.md").read_text()
+    goes_on = changes | {"adapter__start_from": str(out)}
+    again = ReshapedControlNetXS.from_pretrained(run(root, tmp_path / "again", **goes_on))
+    assert not torch.equal(again.conv_in.weight, adapter.conv_in.weight)
+
+
+@pytest.mark.parametrize("method", ["controlnet", "controlnet-xs"])
+def test_a_controlnets_card_shows_code_that_runs(root, tmp_path, method):
+    changes = {"adapter__method": method, "adapter__residual": False, "adapter__size_ratio": 1.0}
+    changes["data__resolution"] = 128
+    out = run(root, tmp_path / "out", **changes)
     text = (out / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert '.from_pretrained("base")' in code  # the folder's last part alone

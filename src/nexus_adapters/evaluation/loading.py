@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from torch import nn
 
 from nexus_adapters import embedded
@@ -19,11 +20,14 @@ from nexus_adapters.data.encoders import without_checker
 from nexus_adapters.injection.fit import check_fit, check_pixels
 from nexus_adapters.training.base import EMBEDDED, BaseShape, base_folder, source
 from nexus_adapters.training.config import BaseOptions
+from nexus_adapters.training.controlnet_xs import ReshapedControlNetXS
 
 ADAPTER_KINDS: Mapping[str, Any] = {
     "NexusAdapter": NexusAdapter,
     "T2IAdapter": T2IAdapter,
     "ControlNetModel": ControlNetModel,
+    "ControlNetXSAdapter": ControlNetXSAdapter,
+    "ReshapedControlNetXS": ReshapedControlNetXS,
 }
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -85,16 +89,23 @@ def load_adapter(name: str, adapter: str, condition: str, options: BaseOptions) 
 def check_adapter(name: str, adapter: Any, shape: BaseShape) -> None:
     """ValueError unless the adapter fits the base's UNet."""
     unet = shape.empty_unet()
-    if not isinstance(adapter, ControlNetModel):
+    if isinstance(adapter, NexusAdapter | T2IAdapter):
         try:
             check_fit(adapter, unet)
             check_pixels(adapter, unet, shape.vae_scale_factor)
         except ValueError as error:
             raise ValueError(f"adapter: {name} does not fit the base: {error}") from error
         return
-    for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
-        found, needed = adapter.config[key], unet.config[key]
-        if found != needed and tuple(_as_tuple(found)) != tuple(_as_tuple(needed)):
+    is_xs = isinstance(adapter, ControlNetXSAdapter)
+    first = adapter.conv_in.in_channels if is_xs else adapter.config["in_channels"]
+    widths = adapter.config["base_block_out_channels" if is_xs else "block_out_channels"]
+    for key, found in (
+        ("in_channels", first),
+        ("cross_attention_dim", adapter.config["cross_attention_dim"]),
+        ("block_out_channels", widths),
+    ):
+        needed = unet.config[key]
+        if _as_tuple(found) != _as_tuple(needed):
             raise ValueError(
                 f"adapter: {name} does not fit the base: expected {key} {needed}; received {found}"
             )

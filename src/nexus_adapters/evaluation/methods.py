@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from diffusers.pipelines.controlnet.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl import StableDiffusionXLControlNetPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -28,6 +29,7 @@ from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.embedded import EMBEDDED_GUIDANCE
 from nexus_adapters.evaluation.scenes import TestScene, initial_latents
 from nexus_adapters.injection import Control, attach
+from nexus_adapters.training.controlnet_xs import controlled_by_xs
 
 Images = list[UInt8[np.ndarray, "h w 3"]]
 
@@ -55,7 +57,7 @@ class Sampling:
 
 def generate(
     base: StableDiffusionPipeline,
-    adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
+    adapter: NexusAdapter | T2IAdapter | ControlNetModel | ControlNetXSAdapter | None,
     scenes: Sequence[Prompted],
     sampling: Sampling,
     policy: str = "positive",
@@ -80,7 +82,7 @@ def generate(
 
 def draw_batch(
     base: StableDiffusionPipeline | Any,
-    adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
+    adapter: NexusAdapter | T2IAdapter | ControlNetModel | ControlNetXSAdapter | None,
     cases: Sequence[Prompted],
     first: int,
     sampling: Sampling,
@@ -114,7 +116,7 @@ def draw_batch(
 
 def _run(
     pipe: Any,
-    adapter: NexusAdapter | T2IAdapter | ControlNetModel | None,
+    adapter: NexusAdapter | T2IAdapter | ControlNetModel | ControlNetXSAdapter | None,
     conditions: list[Image.Image],
     arguments: dict[str, Any],
     policy: str,
@@ -133,6 +135,8 @@ def _run(
         arguments |= {"image": conditions, "controlnet_conditioning_scale": scale}
     pipe.set_progress_bar_config(disable=True)
     controlled: Any = nullcontext()
+    if isinstance(adapter, ControlNetXSAdapter):
+        controlled = controlled_by_xs(pipe, adapter, conditions, scale)
     if isinstance(adapter, NexusAdapter):
         control = Control(adapter, conditions, scale=scale, policy=policy, level_scales=level_scales)
         controlled = attach(pipe, control)

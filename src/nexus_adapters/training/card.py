@@ -22,6 +22,7 @@ _NAMES = {
     "slim": "Nexus Slim",
     "t2i": "T2I-Adapter",
     "controlnet": "ControlNet",
+    "controlnet-xs": "ControlNet-XS",
 }
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
@@ -49,7 +50,7 @@ def model_card(
         f"# {name} for {config.data.condition}, on {base}",
         f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
         + (", stopped early." if record["stopped_early"] else "."),
-        f"## Use\n\n```python\n{_usage(config, shown)}\n```",
+        f"## Use\n\n```python\n{_usage(adapter, config, shown)}\n```",
         _results(rows),
         "![Conditions, and pictures drawn from them](samples.png)"
         if (folder / "samples.png").exists()
@@ -99,9 +100,11 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _usage(config: TrainConfig, shown: TrainConfig) -> str:
+def _usage(adapter: nn.Module | Any, config: TrainConfig, shown: TrainConfig) -> str:
     if config.adapter.method == "controlnet":
         return _controlnet_usage(config, shown)
+    if config.adapter.method == "controlnet-xs":
+        return _controlnet_xs_usage(adapter, config, shown)
     source = config.hub.repo_id or "path/to/adapter"
     kind = "from diffusers import T2IAdapter" if config.adapter.method == "t2i" else ""
     loaded = "T2IAdapter" if config.adapter.method == "t2i" else "NexusAdapter"
@@ -121,6 +124,26 @@ def _usage(config: TrainConfig, shown: TrainConfig) -> str:
         '    image = pipe("a prompt").images[0]',
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _controlnet_xs_usage(adapter: nn.Module | Any, config: TrainConfig, shown: TrainConfig) -> str:
+    source = config.hub.repo_id or "path/to/adapter"
+    is_embedded = config.base.path == EMBEDDED
+    kind = type(adapter).__name__
+    is_stock = kind == "ControlNetXSAdapter"
+    module = "nexus_adapters.training.controlnet_xs"
+    loaded = f'DiffusionPipeline.from_pretrained("{shown.base.path}")'
+    lines = [
+        *(["from diffusers import DiffusionPipeline"] if not is_embedded else []),
+        *([f"from diffusers import {kind}"] if is_stock else []),
+        *(["from nexus_adapters.embedded import load_embedded_base"] if is_embedded else []),
+        f"from {module} import controlled_by_xs" + ("" if is_stock else f", {kind}"),
+        f"pipe = {'load_embedded_base()' if is_embedded else loaded}",
+        f'adapter = {kind}.from_pretrained("{source}")',
+        "with controlled_by_xs(pipe, adapter, condition):  # condition: a PIL image of the structure map",
+        '    image = pipe("a prompt").images[0]',
+    ]
+    return "\n".join(lines)
 
 
 def _controlnet_usage(config: TrainConfig, shown: TrainConfig) -> str:

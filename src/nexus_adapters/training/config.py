@@ -20,7 +20,7 @@ Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-MethodName = Literal["prime", "slim", "t2i", "controlnet"]
+MethodName = Literal["prime", "slim", "t2i", "controlnet", "controlnet-xs"]
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 
 
@@ -41,11 +41,13 @@ class AdapterOptions:
     """`[adapter]`: what is trained."""
 
     method: MethodName = "prime"
-    """Nexus "prime" or "slim", or diffusers' "t2i" (T2I-Adapter) or "controlnet"."""
+    """Nexus "prime" or "slim", or diffusers' "t2i" (T2I-Adapter), "controlnet" or "controlnet-xs"."""
     residual: bool = False
     """A skip around the attention of each stage (Nexus only). False is the paper."""
     zero_init: bool = False
     """Start the attention's output at zero; needs `residual`."""
+    size_ratio: Above0 = 0.125
+    """Of ControlNet-XS alone: its channels as a fraction of the base's."""
     start_from: str = ""
     """Folder or Hub id of a saved adapter to start from. A T2I-Adapter gives Prime its trunk."""
 

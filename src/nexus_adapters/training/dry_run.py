@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -14,7 +15,7 @@ from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.injection.residuals import residuals
 from nexus_adapters.training.base import BaseShape
 from nexus_adapters.training.config import TrainConfig
-from nexus_adapters.training.methods import build_adapter
+from nexus_adapters.training.methods import build_adapter, trained_module
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.schedule import learning_rate_at
 
@@ -30,7 +31,12 @@ def describe(config: TrainConfig, shape: BaseShape, samples: int | None) -> str:
     with torch.device("meta"):
         unet = nn.Module.to(shape.empty_unet(), precision.dtype).requires_grad_(False)
         adapter = build_adapter(
-            options.method, unet, shape.vae_scale_factor, options.residual, options.zero_init
+            options.method,
+            unet,
+            shape.vae_scale_factor,
+            options.residual,
+            options.zero_init,
+            options.size_ratio,
         )
     parameters = _count(adapter)
     held = parameters * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0))
@@ -70,8 +76,9 @@ def activation_bytes(
         text = torch.empty(count, 77, text_width(shape.unet), dtype=dtype)
         condition = torch.empty(count, 3, side, side)
         added = _added(shape, count, dtype)
+        called = trained_module(adapter, unet) if isinstance(adapter, ControlNetXSAdapter) else unet
         controls = _controls(adapter, latents, text, condition, added)
-        unet(latents, torch.zeros(count), encoder_hidden_states=text, **added, **controls)
+        called(latents, torch.zeros(count), encoder_hidden_states=text, **added, **controls)
     weights = {p.untyped_storage()._cdata for module in (unet, adapter) for p in module.parameters()}
     return sum(size for key, size in kept.items() if key not in weights)
 
@@ -80,6 +87,8 @@ def _controls(
     adapter: Any, latents: Tensor, text: Tensor, condition: Tensor, added: dict[str, Any]
 ) -> dict[str, Any]:
     """What an adapter gives the UNet."""
+    if isinstance(adapter, ControlNetXSAdapter):
+        return {"controlnet_cond": condition.to(latents.dtype)}
     if isinstance(adapter, ControlNetModel):
         down, middle = adapter(
             latents.float(), torch.zeros(len(latents)), text.float(), condition, return_dict=False, **added

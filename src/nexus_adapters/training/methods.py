@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.residuals import residuals
+from nexus_adapters.training.controlnet_xs import build_controlnet_xs, fuse
 
 # diffusers' adapter types, and before which of their stages they pool.
 _CONDITION_CHANNELS = (16, 32, 96, 256)  # of ControlNet's encoder of conditions, diffusers' default
@@ -58,6 +60,26 @@ class FeatureMethod:
 
 
 @dataclass
+class ControlNetXSMethod:
+    """ControlNet-XS, whose `module` is the fused network: it is called in place of the UNet."""
+
+    module: nn.Module
+
+    def unet_arguments(
+        self,
+        batch: Batch,
+        noisy: Float[Tensor, "b c h w"],
+        timesteps: Int[Tensor, " b"],
+        prompt_embeds: Float[Tensor, "b n d"],
+    ) -> dict[str, Any]:
+        """What the fused network takes beside the UNet's own. Dropped conditions have scale zero."""
+        return {
+            "controlnet_cond": batch.condition.to(noisy.dtype),
+            "conditioning_scale": batch.has_condition.to(noisy.dtype)[:, None, None, None],
+        }
+
+
+@dataclass
 class ControlNetMethod:
     """diffusers' ControlNet: reads noisy latents, time, text and condition, and runs in every step."""
 
@@ -89,9 +111,22 @@ class ControlNetMethod:
 def method_of(adapter: nn.Module | Any, module: nn.Module | None = None) -> Method:
     """How a UNet is controlled by an adapter; `module` is the same one wrapped, where it is."""
     called = adapter if module is None else module
+    if isinstance(adapter, ControlNetXSAdapter):
+        return ControlNetXSMethod(called)
     if isinstance(adapter, ControlNetModel):
         return ControlNetMethod(called)
     return FeatureMethod(called, isinstance(adapter, NexusAdapter))
+
+
+def trained_module(adapter: nn.Module | Any, unet: nn.Module | Any) -> nn.Module:
+    """What computes in a step: the adapter, or where it only works in one network with the base, that."""
+    fused: nn.Module = fuse(unet, adapter) if isinstance(adapter, ControlNetXSAdapter) else adapter
+    return fused
+
+
+def called_unet(method: Method, unet: nn.Module) -> nn.Module:
+    """What is called as the UNet: the base's, or the network that it is fused into."""
+    return method.module if isinstance(method, ControlNetXSMethod) else unet
 
 
 def build_adapter(
@@ -100,16 +135,20 @@ def build_adapter(
     vae_scale_factor: int = 8,
     residual: bool = False,
     zero_init: bool = False,
+    size_ratio: float = 0.125,
 ) -> Any:
-    """The untrained `NexusAdapter`, `T2IAdapter` or `ControlNetModel` of a method, of the UNet's shapes.
+    """The untrained adapter of a method, of the UNet's shapes: a `NexusAdapter`, or a class of diffusers.
 
-    `method`: "prime", "slim", "t2i" or "controlnet", which starts as a copy of the UNet's first half.
+    `method`: "prime", "slim", "t2i", "controlnet", which starts as a copy of the UNet's first half, or
+    "controlnet-xs", whose channels are the UNet's times `size_ratio`.
     `vae_scale_factor`: image pixels per latent pixel, a side.
 
     Raises ValueError for a UNet that takes no features, and where diffusers has no T2I-Adapter of its shape.
     """
     if method == "controlnet":
         return _build_controlnet(unet, vae_scale_factor)
+    if method == "controlnet-xs":
+        return build_controlnet_xs(unet, size_ratio, _condition_channels(method, vae_scale_factor))
     geometry = adapter_geometry(unet_config(unet), vae_scale_factor)
     if method != "t2i":
         return NexusAdapter.for_unet(
@@ -131,14 +170,19 @@ def build_adapter(
 
 
 def _build_controlnet(unet: Any, vae_scale_factor: int) -> ControlNetModel:
-    """Zhang et al. 2023, with as many halvings of the condition as the VAE has of the image."""
-    halvings = vae_scale_factor.bit_length() - 1
-    if vae_scale_factor != 2**halvings or not 1 <= halvings < len(_CONDITION_CHANNELS):
-        raise ValueError(
-            f"adapter.method: expected a VAE that shrinks by 2, 4 or 8, for controlnet; received one that "
-            f"shrinks by {vae_scale_factor}"
-        )
-    channels = _CONDITION_CHANNELS[-1 - halvings :]
+    """Zhang et al. 2023."""
+    channels = _condition_channels("controlnet", vae_scale_factor)
     built: Any = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
     controlnet: ControlNetModel = nn.Module.to(built, torch.float32).requires_grad_(True)
     return controlnet
+
+
+def _condition_channels(method: str, vae_scale_factor: int) -> tuple[int, ...]:
+    """Of the encoder of conditions, which halves a condition as often as the VAE does the image."""
+    halvings = vae_scale_factor.bit_length() - 1
+    if vae_scale_factor != 2**halvings or not 1 <= halvings < len(_CONDITION_CHANNELS):
+        raise ValueError(
+            f"adapter.method: expected a VAE that shrinks by 2, 4 or 8, for {method}; received one that "
+            f"shrinks by {vae_scale_factor}"
+        )
+    return _CONDITION_CHANNELS[-1 - halvings :]

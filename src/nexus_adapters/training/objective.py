@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.loss import NoiseSchedule, denoising_losses, min_snr_weights, timesteps_at
-from nexus_adapters.training.methods import Method
+from nexus_adapters.training.methods import ControlNetXSMethod, Method
 from nexus_adapters.training.precision import Precision
 
 
@@ -51,13 +52,16 @@ class Objective:
                 added = self.method.unet_arguments(batch, noisy, timesteps, batch.prompt_embeds)
             return batch.unet_arguments | added
 
-        return denoising_losses(
-            self.unet,
-            self.scheduler,
-            batch.latents,
-            batch.noise,
-            timesteps,
-            batch.prompt_embeds,
-            arguments,
-            self.precision.dtype,
-        )
+        # A network that base and adapter share has weights of both precisions.
+        is_fused = isinstance(self.method, ControlNetXSMethod)
+        with self.precision.autocast() if is_fused else nullcontext():
+            return denoising_losses(
+                self.unet,
+                self.scheduler,
+                batch.latents,
+                batch.noise,
+                timesteps,
+                batch.prompt_embeds,
+                arguments,
+                self.precision.dtype,
+            )

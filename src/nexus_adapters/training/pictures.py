@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from PIL import Image
 from torch import nn
 
@@ -24,6 +25,7 @@ from nexus_adapters.injection import Control, attach
 from nexus_adapters.metrics.edges import edge_f1
 from nexus_adapters.training.base import base_folder, source
 from nexus_adapters.training.config import DataOptions, TrainConfig, ValidationOptions
+from nexus_adapters.training.controlnet_xs import controlled_by_xs
 from nexus_adapters.training.precision import Precision
 from nexus_adapters.training.validation import Picture
 
@@ -82,7 +84,9 @@ def _controlled(pipe: Any, adapter: nn.Module, condition: Image.Image) -> Iterat
         controlled.set_progress_bar_config(disable=True)
         yield partial(controlled, image=condition)
         return
-    with attach(pipe, Control(adapter, condition)):
+    is_xs = isinstance(adapter, ControlNetXSAdapter)
+    control = Control(adapter, condition) if not is_xs else None
+    with controlled_by_xs(pipe, adapter, condition) if control is None else attach(pipe, control):
         yield pipe
 
 

@@ -33,7 +33,7 @@ from nexus_adapters.training.dry_run import describe
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.material import Material, gather_material, order_samples
-from nexus_adapters.training.methods import build_adapter, method_of
+from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
 from nexus_adapters.training.objective import Objective
 from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.output import (
@@ -115,7 +115,11 @@ def check_base(config: TrainConfig) -> BaseShape:
     shape = base_shape(config.base)
     with torch.device("meta"):
         adapter = build_adapter(
-            config.adapter.method, shape.empty_unet(), shape.vae_scale_factor, config.adapter.residual
+            config.adapter.method,
+            shape.empty_unet(),
+            shape.vae_scale_factor,
+            config.adapter.residual,
+            size_ratio=config.adapter.size_ratio,
         )
     if config.adapter.start_from:
         starting_tensors(adapter, config.adapter.start_from)
@@ -150,14 +154,18 @@ def _train(
     material = gather_material(config, fitting, split, order, encoders, cache, accelerator)
     unet = load_unet(config.base, device, precision.dtype)
     adapter = _new_adapter(config, unet, shape, device)
-    wrapped = accelerator.prepare_model(adapter)
-    called, called_unet = wrapped, unet
+    trained: Any = trained_module(adapter, unet)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if training.compile:
-        called, called_unet = torch.compile(wrapped), torch.compile(unet)
-    method = method_of(adapter, called)
-    objective = Objective(called_unet, scheduler, method, precision, config.loss)
+        if not isinstance(trained, T2IAdapter):
+            trained.enable_gradient_checkpointing()
+    wrapped = accelerator.prepare_model(trained)
+    compiled: Any = torch.compile if training.compile else _as_it_is
+    method = method_of(adapter, compiled(wrapped))
+    called = called_unet(method, unet)
+    objective = Objective(
+        compiled(called) if called is unet else called, scheduler, method, precision, config.loss
+    )
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
 
@@ -183,10 +191,21 @@ def _train(
     leave_together(accelerator)
 
 
+def _as_it_is(module: nn.Module) -> nn.Module:
+    return module
+
+
 def _new_adapter(config: TrainConfig, unet: Any, shape: BaseShape, device: torch.device) -> Any:
     options, training = config.adapter, config.training
     torch.manual_seed(config.seed)
-    adapter = build_adapter(options.method, unet, shape.vae_scale_factor, options.residual, options.zero_init)
+    adapter = build_adapter(
+        options.method,
+        unet,
+        shape.vae_scale_factor,
+        options.residual,
+        options.zero_init,
+        options.size_ratio,
+    )
     if options.start_from:
         start = starting_tensors(adapter, options.start_from)
         adapter.load_state_dict(adapter.state_dict() | start)
@@ -194,8 +213,6 @@ def _new_adapter(config: TrainConfig, unet: Any, shape: BaseShape, device: torch
         to: Any = nn.Module.to  # diffusers' own warns of a dtype, even where none is given
         to(unet, memory_format=torch.channels_last)
         to(adapter, memory_format=torch.channels_last)
-    if training.gradient_checkpointing and not isinstance(adapter, T2IAdapter):
-        adapter.enable_gradient_checkpointing()
     return nn.Module.to(adapter, device).train()
 
 
@@ -213,8 +230,8 @@ def _validation(
     options = config.validation
     if not options.every_steps or not material.held_out:
         return None
-    method = method_of(state.result)
-    measured = Objective(unet, objective.scheduler, method, precision, config.loss)
+    method = method_of(state.result, trained_module(state.result, unet))
+    measured = Objective(called_unet(method, unet), objective.scheduler, method, precision, config.loss)
     return Validation(
         batches=material.held_out_batches(config.training.batch_size),
         losses=measured.at,

@@ -7,9 +7,11 @@ from typing import Any
 
 from diffusers.models.adapter import T2IAdapter
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.training.controlnet_xs import ReshapedControlNetXS
 
 
 def starting_tensors(adapter: NexusAdapter | T2IAdapter | Any, start_from: str) -> dict[str, Tensor]:
@@ -32,6 +34,8 @@ def starting_tensors(adapter: NexusAdapter | T2IAdapter | Any, start_from: str) 
         "NexusAdapter": NexusAdapter,
         "T2IAdapter": T2IAdapter,
         "ControlNetModel": ControlNetModel,
+        "ControlNetXSAdapter": ControlNetXSAdapter,
+        "ReshapedControlNetXS": ReshapedControlNetXS,
     }
     if kind not in classes:
         raise ValueError(
