@@ -15,6 +15,7 @@ from nexus_adapters.data import encoders
 from nexus_adapters.training import run as module
 from nexus_adapters.training.controlnet_xs import ReshapedControlNetXS
 from nexus_adapters.training.recipe import load_recipe
+from nexus_adapters.training.run import dry_run
 from nexus_adapters.training.signals import Stopped
 
 WEIGHTS = "adapter/diffusion_pytorch_model.safetensors"
@@ -239,3 +240,11 @@ def test_gradients_reach_the_adapter_alone_through_checkpointing(root, reference
     assert trained == {id(parameter) for parameter in seen["adapter"].parameters()}
     for name, tensor in weights(tmp_path / "out").items():
         assert torch.allclose(tensor, weights(reference)[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("method", ["prime", "slim", "t2i", "controlnet", "controlnet-xs"])
+def test_a_dry_run_describes_every_method(root, tmp_path, method):
+    changes = {"adapter__residual": method in ("prime", "slim"), "adapter__size_ratio": 1.0}
+    said = dry_run(config(root, tmp_path / "out", adapter__method=method, **changes))
+    assert said.startswith(f"adapter      {method}, ")
+    assert "activations of 2 samples 0.0" in said

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "nexus_adapters.cli.evaluate",
         "draw the same samples by several adapters, and score",
     ),
+    "study": ("nexus_adapters.cli.study", "train and evaluate all that a plan compares"),
     "convert": ("nexus_adapters.cli.convert", "read an adapter of another format, and write it as ours"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
 }

@@ -37,6 +37,8 @@ class EvaluationConfig:
     """Pictures at once on each device."""
     policy: Literal["positive", "per_branch", "cond_only"] = "positive"
     """Which guidance branches get a Nexus adapter's features."""
+    adapter_reads_prompt: bool = True
+    """False hands Nexus adapters the empty prompt, on which `adapter.reads_prompt = false` trained them."""
     scale: AtLeast0 = 1.0
     """Strength of the control."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

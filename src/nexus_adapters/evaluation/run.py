@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.encoders import parts_sha256
 from nexus_adapters.data.user_cache import user_cache
 from nexus_adapters.evaluation.cases import Cases, content_sha256, open_cases
@@ -69,7 +70,11 @@ class Evaluation:
 
 
 def evaluate(
-    config: EvaluationConfig, adapters: Mapping[str, str], out: Path, show_progress: bool = True
+    config: EvaluationConfig,
+    adapters: Mapping[str, str],
+    out: Path,
+    show_progress: bool = True,
+    with_base: bool = True,
 ) -> Evaluation | None:
     """Draw and score what is not drawn and scored yet, by the base alone and by each adapter.
 
@@ -81,6 +86,7 @@ def evaluate(
         adapters: name -> folder, Hub id, or beside the embedded base one of `embedded.METHODS`.
         out: a new folder, or one of an evaluation of the same settings, which goes on.
         show_progress: on the main process.
+        with_base: whether the base alone draws too.
 
     Returns:
         What was found; None on all processes but the main one.
@@ -102,7 +108,7 @@ def evaluate(
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device, is_main = accelerator.device, accelerator.is_main_process
     dtype = choose_dtype(config.dtype, device)
-    loaded: dict[str, Any] = {BASE: None}
+    loaded: dict[str, Any] = {BASE: None} if with_base else {}
     for name, adapter in adapters.items():
         loaded[name] = load_adapter(name, adapter, config.data.condition, config.base)
         check_adapter(name, loaded[name], shape)
@@ -233,8 +239,16 @@ def _drawn(
     images = store.images(places)
     if images is None:
         started = time.perf_counter()
+        reads_nothing = isinstance(adapter, NexusAdapter) and not config.adapter_reads_prompt
         drawn = draw_batch(
-            base, adapter, chosen, places.start, config.sampling, config.policy, scale=config.scale
+            base,
+            adapter,
+            chosen,
+            places.start,
+            config.sampling,
+            config.policy,
+            [""] * len(chosen) if reads_nothing else None,
+            config.scale,
         )
         images = [Image.fromarray(image) for image in drawn]
         store.keep_images(places, images, time.perf_counter() - started)

@@ -49,8 +49,8 @@ class Scorer:
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case]) -> dict[str, np.ndarray]:
         """Metric -> a number a picture; and `FEATURES`, a row a picture."""
-        rows: list[dict[str, float]] = [
-            {"ms_ssim": ms_ssim(_planes(image), _planes(case.picture))}
+        rows: list[dict[str, float]] = [  # MS-SSIM of luminance, as its authors have it
+            {"ms_ssim": ms_ssim(_grey(image), _grey(case.picture))}
             for image, case in zip(images, cases, strict=True)
         ]
         if self._structure is not None:
@@ -142,12 +142,8 @@ def _recolored(pixels: np.ndarray, palette: np.ndarray, colors: np.ndarray) -> n
     return recolored
 
 
-def _planes(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).double() / 255
-
-
 def _grey(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image.convert("L")))[None].double() / 255
+    return torch.from_numpy(np.array(image.convert("L")))[None].float() / 255
 
 
 def _lines(image: Image.Image) -> np.ndarray:

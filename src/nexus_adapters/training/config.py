@@ -46,6 +46,14 @@ class AdapterOptions:
     """A skip around the attention of each stage (Nexus only). False is the paper."""
     zero_init: bool = False
     """Start the attention's output at zero; needs `residual`."""
+    groups: NotNegative = 0
+    """Of Slim's 3x3 convolutions; 0 for the paper's."""
+    heads: NotNegative = 0
+    """Of the attention (Nexus only); 0 for as many as the base's widths give."""
+    head_width: NotNegative = 0
+    """Of each head (Nexus only); 0 as `heads`."""
+    reads_prompt: bool = True
+    """False trains an adapter that always reads the empty prompt, to see what reading does (Nexus only)."""
     size_ratio: Above0 = 0.125
     """Of ControlNet-XS alone: its channels as a fraction of the base's."""
     start_from: str = ""
@@ -247,6 +255,28 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
         (config.output_dir != "", "output_dir", "a folder", config.output_dir),
         (is_nexus or not adapter.residual, "adapter.residual", f"false beside method {adapter.method}", True),
         (adapter.residual or not adapter.zero_init, "adapter.zero_init", "false without residual", True),
+        (
+            adapter.method == "slim" or adapter.groups == 0,
+            "adapter.groups",
+            f"0 beside method {adapter.method}",
+            adapter.groups,
+        ),
+        *(
+            (is_nexus or value == 0, f"adapter.{name}", f"0 beside method {adapter.method}", value)
+            for name, value in (("heads", adapter.heads), ("head_width", adapter.head_width))
+        ),
+        (
+            is_nexus or adapter.reads_prompt,
+            "adapter.reads_prompt",
+            f"true beside method {adapter.method}",
+            False,
+        ),
+        (
+            adapter.reads_prompt or validation.every_steps == 0 or validation.images == 0,
+            "validation.images",
+            "0 beside an adapter that reads no prompt, since pictures hand it one",
+            validation.images,
+        ),
         (not needs_path or data.path != "", "data.path", f"a path, for kind {data.kind}", data.path),
         (
             data.kind != "prepared" or columns == ("", "", ""),

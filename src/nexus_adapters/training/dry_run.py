@@ -15,7 +15,7 @@ from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.injection.residuals import residuals
 from nexus_adapters.training.base import BaseShape
 from nexus_adapters.training.config import TrainConfig
-from nexus_adapters.training.methods import build_adapter, trained_module
+from nexus_adapters.training.methods import adapter_of, trained_module
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.schedule import learning_rate_at
 
@@ -30,14 +30,7 @@ def describe(config: TrainConfig, shape: BaseShape, samples: int | None) -> str:
     precision = choose_precision(training.mixed_precision, device)
     with torch.device("meta"):
         unet = nn.Module.to(shape.empty_unet(), precision.dtype).requires_grad_(False)
-        adapter = build_adapter(
-            options.method,
-            unet,
-            shape.vae_scale_factor,
-            options.residual,
-            options.zero_init,
-            options.size_ratio,
-        )
+        adapter = adapter_of(options, unet, shape.vae_scale_factor)
     parameters = _count(adapter)
     held = parameters * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0))
     base = _count(unet) * precision.dtype.itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.residuals import residuals
+from nexus_adapters.training.config import AdapterOptions
 from nexus_adapters.training.controlnet_xs import build_controlnet_xs, fuse
 
 # diffusers' adapter types, and before which of their stages they pool.
@@ -45,6 +47,8 @@ class FeatureMethod:
 
     module: nn.Module
     reads_text: bool
+    reads_instead: Float[Tensor, "1 n d"] | None = None
+    """Embeddings that a text-reading adapter gets in place of every prompt's."""
 
     def unet_arguments(
         self,
@@ -54,6 +58,8 @@ class FeatureMethod:
         prompt_embeds: Float[Tensor, "b n d"],
     ) -> dict[str, Any]:
         """As in generation. Dropped conditions' features are zero: the module always runs, as DDP needs."""
+        if self.reads_instead is not None:
+            prompt_embeds = self.reads_instead.expand(len(prompt_embeds), -1, -1)
         inputs = (batch.condition, prompt_embeds) if self.reads_text else (batch.condition,)
         features = self.module(*inputs)
         return residuals(features, scale=batch.has_condition.to(noisy.dtype), like=noisy)
@@ -129,6 +135,19 @@ def called_unet(method: Method, unet: nn.Module) -> nn.Module:
     return method.module if isinstance(method, ControlNetXSMethod) else unet
 
 
+def adapter_of(options: AdapterOptions, unet: nn.Module | Any, vae_scale_factor: int) -> Any:
+    """The untrained adapter of a recipe. ValueError as `build_adapter`."""
+    return build_adapter(
+        options.method,
+        unet,
+        vae_scale_factor,
+        options.residual,
+        options.zero_init,
+        options.size_ratio,
+        {name: getattr(options, name) for name in ("groups", "heads", "head_width")},
+    )
+
+
 def build_adapter(
     method: str,
     unet: nn.Module | Any,
@@ -136,12 +155,14 @@ def build_adapter(
     residual: bool = False,
     zero_init: bool = False,
     size_ratio: float = 0.125,
+    shape: Mapping[str, int] | None = None,
 ) -> Any:
     """The untrained adapter of a method, of the UNet's shapes: a `NexusAdapter`, or a class of diffusers.
 
     `method`: "prime", "slim", "t2i", "controlnet", which starts as a copy of the UNet's first half, or
     "controlnet-xs", whose channels are the UNet's times `size_ratio`.
-    `vae_scale_factor`: image pixels per latent pixel, a side.
+    `vae_scale_factor`: image pixels per latent pixel, a side. `shape`: arguments of a
+    `NexusAdapter` in place of those that the UNet gives; 0 leaves one out.
 
     Raises ValueError for a UNet that takes no features, and where diffusers has no T2I-Adapter of its shape.
     """
@@ -151,8 +172,9 @@ def build_adapter(
         return build_controlnet_xs(unet, size_ratio, _condition_channels(method, vae_scale_factor))
     geometry = adapter_geometry(unet_config(unet), vae_scale_factor)
     if method != "t2i":
+        given = {name: value for name, value in (shape or {}).items() if value}
         return NexusAdapter.for_unet(
-            unet, method, vae_scale_factor=vae_scale_factor, residual=residual, zero_init=zero_init
+            unet, method, vae_scale_factor=vae_scale_factor, residual=residual, zero_init=zero_init, **given
         )
     kinds = {pools: name for name, pools in _T2I_POOLS.items()}
     if geometry["pools"] not in kinds:

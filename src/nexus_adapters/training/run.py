@@ -33,7 +33,14 @@ from nexus_adapters.training.dry_run import describe
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.material import Material, gather_material, order_samples
-from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
+from nexus_adapters.training.methods import (
+    FeatureMethod,
+    Method,
+    adapter_of,
+    called_unet,
+    method_of,
+    trained_module,
+)
 from nexus_adapters.training.objective import Objective
 from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.output import (
@@ -114,13 +121,7 @@ def check_base(config: TrainConfig) -> BaseShape:
     check_optimizer(config.training)
     shape = base_shape(config.base)
     with torch.device("meta"):
-        adapter = build_adapter(
-            config.adapter.method,
-            shape.empty_unet(),
-            shape.vae_scale_factor,
-            config.adapter.residual,
-            size_ratio=config.adapter.size_ratio,
-        )
+        adapter = adapter_of(config.adapter, shape.empty_unet(), shape.vae_scale_factor)
     if config.adapter.start_from:
         starting_tensors(adapter, config.adapter.start_from)
     return shape
@@ -161,7 +162,7 @@ def _train(
             trained.enable_gradient_checkpointing()
     wrapped = accelerator.prepare_model(trained)
     compiled: Any = torch.compile if training.compile else _as_it_is
-    method = method_of(adapter, compiled(wrapped))
+    method = _blinded(config, method_of(adapter, compiled(wrapped)), material)
     called = called_unet(method, unet)
     objective = Objective(
         compiled(called) if called is unet else called, scheduler, method, precision, config.loss
@@ -195,17 +196,18 @@ def _as_it_is(module: nn.Module) -> nn.Module:
     return module
 
 
+def _blinded(config: TrainConfig, method: Method, material: Material) -> Method:
+    """The method, reading the empty prompt alone where the recipe says so."""
+    if isinstance(method, FeatureMethod) and not config.adapter.reads_prompt:
+        empty = material.empty["prompt_embeds"][:1]
+        method.reads_instead = empty.to(material.accelerator.device)
+    return method
+
+
 def _new_adapter(config: TrainConfig, unet: Any, shape: BaseShape, device: torch.device) -> Any:
     options, training = config.adapter, config.training
     torch.manual_seed(config.seed)
-    adapter = build_adapter(
-        options.method,
-        unet,
-        shape.vae_scale_factor,
-        options.residual,
-        options.zero_init,
-        options.size_ratio,
-    )
+    adapter = adapter_of(options, unet, shape.vae_scale_factor)
     if options.start_from:
         start = starting_tensors(adapter, options.start_from)
         adapter.load_state_dict(adapter.state_dict() | start)
@@ -230,7 +232,7 @@ def _validation(
     options = config.validation
     if not options.every_steps or not material.held_out:
         return None
-    method = method_of(state.result, trained_module(state.result, unet))
+    method = _blinded(config, method_of(state.result, trained_module(state.result, unet)), material)
     measured = Objective(called_unet(method, unet), objective.scheduler, method, precision, config.loss)
     return Validation(
         batches=material.held_out_batches(config.training.batch_size),

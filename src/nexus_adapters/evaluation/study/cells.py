@@ -1,0 +1,138 @@
+"""Running a study: each cell is trained, evaluated from every view, and kept; a stopped one goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nexus_adapters.adapter.file_names import WEIGHTS
+from nexus_adapters.evaluation.cost import control_gmacs
+from nexus_adapters.evaluation.estimates import Measured
+from nexus_adapters.evaluation.loading import load_adapter, parameter_count
+from nexus_adapters.evaluation.provenance import machine, versions
+from nexus_adapters.evaluation.run import BASE, evaluate
+from nexus_adapters.evaluation.study.plan import Cell, Study
+from nexus_adapters.evaluation.study.results import CellResult, load_result, save_result
+from nexus_adapters.training.base import base_shape
+from nexus_adapters.training.output import ADAPTER, finished_steps, identity
+from nexus_adapters.training.run import train_adapter
+
+
+def run_study(study: Study) -> list[Cell]:
+    """Run what is not done, in the plan's order; the cells that another process is at are left to it.
+
+    Returns:
+        The cells that are left.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM in a training, with its last step saved.
+        ValueError: where a run or an evaluation refuses; the message names the cell.
+    """
+    cells, left = study.cells(), []
+    for number, cell in enumerate(cells, 1):
+        with _alone(study.folder, cell) as is_ours:
+            if not is_ours:
+                left.append(cell)
+                continue
+            if not is_done(study, cell):
+                print(f"[{number}/{len(cells)}] {cell.name}", file=sys.stderr, flush=True)
+                try:
+                    save_result(study.folder, cell, _run(study, cell))
+                except ValueError as error:
+                    raise ValueError(f"cell {cell.name}: {error}") from error
+    return left
+
+
+def is_done(study: Study, cell: Cell) -> bool:
+    """Whether the cell's result is there and of the plan's settings and the run's weights."""
+    config = study.train_config(cell)
+    if config is not None and finished_steps(config) is None:
+        return False
+    found = load_result(study.folder, cell)
+    return found is not None and found.settings == _settings(study, cell)
+
+
+def _run(study: Study, cell: Cell) -> CellResult:
+    config = study.train_config(cell)
+    adapters: dict[str, str] = {}
+    facts: dict[str, float] = {}
+    if config is not None:
+        adapters[cell.method] = str(train_adapter(config))
+        facts |= _facts_of_run(study, cell, Path(config.output_dir))
+    views: dict[str, Measured] = {}
+    for view in study.views():
+        out = study.folder / "evaluations" / f"{cell.name}@{view}"
+        found = evaluate(study.evaluation_config(cell, view), adapters, out, with_base=config is None)
+        assert found is not None  # one process
+        method = found.methods[cell.method]
+        views[view] = method.measured
+        for name, seconds in (("draw_s", method.draw_s), ("score_s", method.score_s)):
+            facts[name] = round(facts.get(name, 0.0) + seconds, 2)
+    made_with = {"versions": versions(), "machine": machine()}
+    return CellResult(_settings(study, cell), facts, views, made_with)
+
+
+def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
+    config = study.train_config(cell)
+    assert config is not None
+    adapter = load_adapter(cell.method, str(folder / ADAPTER), cell.condition, config.base)
+    facts: dict[str, float] = {"parameters": parameter_count(adapter)}
+    if study.views():
+        drawn = study.evaluation_config(cell, study.views()[0])
+        shape = base_shape(config.base)
+        facts["gmacs"] = control_gmacs(adapter, shape, drawn.data.resolution, drawn.num_inference_steps)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    if losses:
+        facts["val_loss"] = losses[-1]
+    times = [row["step_s"] for row in rows if row.get("step_s") is not None]
+    if times:
+        facts["step_s"] = round(sum(times) / len(times), 3)
+    return facts
+
+
+def _settings(study: Study, cell: Cell) -> dict[str, Any]:
+    """As JSON gives it back."""
+    config = study.train_config(cell)
+    found: dict[str, Any] = {"train": {}, "adapter_sha256": ""}
+    if config is not None:
+        weights = Path(config.output_dir) / ADAPTER / f"{WEIGHTS}.safetensors"
+        found = {
+            "train": identity(config),
+            "adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        }
+    found["views"] = {view: dataclasses.asdict(study.evaluation_config(cell, view)) for view in study.views()}
+    found["versions"] = versions()
+    settings: dict[str, Any] = json.loads(json.dumps(found))
+    return settings
+
+
+@contextmanager
+def _alone(folder: Path, cell: Cell) -> Iterator[bool]:
+    """Whether no other process is at a cell, or at one that shares its training."""
+    lock = folder / "locks" / f"{cell.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield True
+    except Timeout:
+        yield False
+
+
+def described(study: Study) -> str:
+    """What is done and what is left, a line a cell."""
+    lines = []
+    for cell in study.cells():
+        config = study.train_config(cell)
+        is_trained = cell.method == BASE or (config is not None and finished_steps(config) is not None)
+        state = "done" if is_done(study, cell) else "trained" if is_trained else "to train"
+        lines.append(f"{cell.name:40} {state}")
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""What a study is to compare: a TOML plan, and the recipe and evaluation of each of its cells."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from nexus_adapters.data.user_cache import user_cache
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.run import BASE
+from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
+from nexus_adapters.training.recipe import parse_config, validated
+
+OWN = "own"  # the view that every study has: the evaluation as it is
+Some = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=SECTION)
+class MethodPlan:
+    """`[methods.NAME]`: one row of the tables."""
+
+    train: dict[str, Any] = field(default_factory=dict)
+    """On top of the recipe and of `[train]`."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """On top of `[evaluate]`."""
+    trained_as: str = ""
+    """Another method, whose adapters this one draws with in another way; nothing is trained for it."""
+
+
+@dataclass(frozen=True, config=SECTION)
+class CellGroup:
+    """`[[cells]]`: all combinations of these, in this order."""
+
+    conditions: Some
+    """Names of maps."""
+    methods: Some
+    """Names of `[methods]`, or "base", which is the base alone."""
+    seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
+    """Of the trainings; the base alone has one cell for each condition."""
+
+
+@dataclass(frozen=True, config=SECTION)
+class StudyPlan:
+    """A plan with nothing left out."""
+
+    recipe: str
+    """What all methods are trained by: a recipe of `nexus train`, relative to the plan."""
+    methods: dict[str, MethodPlan]
+    """Name -> what sets it apart."""
+    cells: Annotated[tuple[CellGroup, ...], Field(min_length=1)]
+    """What is run, first things first; what comes twice is run once."""
+    folder: str = ""
+    """Where runs and pictures are kept; empty for nexus-adapters/study/PLAN below the user's cache folder."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """On top of the recipe, for all."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """Of the evaluation, as in `EvaluationConfig`; empty for a study of training losses alone."""
+    views: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> what of the evaluation is changed to look from there, such as `prompts = "empty"`."""
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a map -> what of the evaluation is changed for it, such as its judge."""
+    compare_to: str = ""
+    """The method to which all others' paired differences are told."""
+
+    def __post_init__(self) -> None:
+        """What one field alone cannot tell."""
+        known = {BASE, *self.methods}
+        for name in self.methods:
+            if name == BASE:
+                raise ValueError(f"methods: expected names other than {BASE}; received {name!r}")
+            other = self.methods[name].trained_as
+            if other and (other not in self.methods or self.methods[other].trained_as):
+                raise ValueError(
+                    f"methods.{name}.trained_as: expected a method that is trained; received {other!r}"
+                )
+        for group in self.cells:
+            for name in group.methods:
+                if name not in known:
+                    raise ValueError(f"cells: expected methods among {', '.join(known)}; received {name!r}")
+        if self.compare_to and self.compare_to not in known:
+            raise ValueError(f"compare_to: expected one of {', '.join(known)}; received {self.compare_to!r}")
+        if OWN in self.views:
+            raise ValueError(f"views: expected names other than {OWN}, which every study has; received it")
+
+
+class Cell(NamedTuple):
+    """One training and what is drawn with it."""
+
+    condition: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.condition}-{self.method}-{self.seed}"
+
+
+class Study:
+    """A plan, and where it and its results lie.
+
+    Args:
+        path: of the plan.
+
+    Raises:
+        ValueError: for a missing file, what is no TOML, and a plan or a cell's recipe that is not valid; the
+            error names the key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = validated(StudyPlan, _read(path, "PLAN"))
+        self._recipe = _read(path.parent / self.plan.recipe, "recipe")
+        folder = self.plan.folder
+        self.folder = Path(folder).expanduser() if folder else user_cache() / "study" / path.stem
+        for cell in self.cells():
+            self.train_config(cell)
+            for view in self.views():
+                self.evaluation_config(cell, view)
+
+    def cells(self) -> list[Cell]:
+        """In the plan's order, each once."""
+        return list(dict.fromkeys(self._all_cells()))
+
+    def views(self) -> tuple[str, ...]:
+        """The names of the evaluations of each cell; none in a study of training losses."""
+        return (OWN, *self.plan.views) if self.plan.evaluate else ()
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Of the cell's training."""
+        method = self.plan.methods[cell.method]
+        return self.folder / "runs" / cell._replace(method=method.trained_as or cell.method).name
+
+    def train_config(self, cell: Cell) -> TrainConfig | None:
+        """The recipe of a cell; None for the base alone."""
+        if cell.method == BASE:
+            return None
+        method = self.plan.methods[cell.method]
+        if method.trained_as:
+            return self.train_config(cell._replace(method=method.trained_as))
+        own = {
+            "seed": cell.seed,
+            "output_dir": str(self.run_folder(cell)),
+            "data": {"condition": cell.condition},
+        }
+        return parse_config(_merged(self._recipe, self.plan.train, method.train, own))
+
+    def evaluation_config(self, cell: Cell, view: str) -> EvaluationConfig:
+        """How a cell is evaluated from a view."""
+        parts = [self.plan.evaluate, self.plan.conditions.get(cell.condition, {})]
+        parts.append(self.plan.views.get(view, {}))
+        if cell.method != BASE:
+            parts.append(self.plan.methods[cell.method].evaluate)
+        merged = _merged(*parts, {"data": {"condition": cell.condition}})
+        return validated(EvaluationConfig, _with_homes(merged))
+
+    def _all_cells(self) -> Iterator[Cell]:
+        for group in self.plan.cells:
+            for condition in group.conditions:
+                for seed in group.seeds:
+                    for method in group.methods:
+                        yield Cell(condition, method, 0 if method == BASE else seed)
+
+
+def _read(path: Path, argument: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{argument}: expected a TOML file; received '{path}', which does not exist")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{argument}: expected TOML; received '{path}' ({error})") from error
+
+
+def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, the later over the earlier."""
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = _merged(merged[key], value) if both else deepcopy(value)
+    return merged
+
+
+def _with_homes(content: Any) -> Any:
+    """With `~/` at the beginning of texts written out."""
+    if isinstance(content, dict):
+        return {key: _with_homes(value) for key, value in content.items()}
+    is_path = isinstance(content, str) and content.startswith("~/")
+    return str(Path(content).expanduser()) if is_path else content

@@ -1,0 +1,52 @@
+"""Writing what a study found: tables and plots, of whatever cells are done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from nexus_adapters.evaluation.store import write, write_text
+from nexus_adapters.evaluation.study.plan import Study
+from nexus_adapters.evaluation.study.plots import cost_figure, metrics_figure
+from nexus_adapters.evaluation.study.results import load_result
+from nexus_adapters.evaluation.study.tables import Results, losses_csv, study_csv, study_markdown
+
+_DPI = 120
+
+
+def results_of(study: Study) -> Results:
+    """The cells that have a result, in the plan's order."""
+    found = {cell: load_result(study.folder, cell) for cell in study.cells()}
+    return {cell: result for cell, result in found.items() if result is not None}
+
+
+def write_study(study: Study, out: Path) -> list[Path]:
+    """Write NAME.csv, NAME.json, and of pictures NAME.md and two plots; NAME is the plan's.
+
+    Raises ValueError where no cell has a result.
+    """
+    results, name = results_of(study), study.path.stem
+    if not results:
+        raise ValueError(f"PLAN: expected at least one cell with a result; received '{study.path}' without")
+    facts: dict[str, Any] = {
+        "cells": {cell.name: {"facts": result.facts, **result.made_with} for cell, result in results.items()},
+        "missing": [cell.name for cell in study.cells() if cell not in results],
+    }
+    texts = {"json": json.dumps(facts, indent=2) + "\n"}
+    if not study.views():
+        texts["csv"] = losses_csv(results)
+    else:
+        texts |= {"csv": study_csv(results), "md": study_markdown(study, results)}
+        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(results))):
+            _save(figure, out / f"{name}-{kind}.png")
+    for suffix, text in texts.items():
+        write_text(out / f"{name}.{suffix}", text)
+    return sorted(out.glob(f"{name}[.-]*"))
+
+
+def _save(figure: Any, path: Path) -> None:
+    def fill(stream: IO[bytes]) -> None:
+        figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+
+    write(path, fill)

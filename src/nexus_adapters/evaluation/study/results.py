@@ -1,0 +1,71 @@
+"""What is known of a cell, kept in files of which all tables and plots are made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nexus_adapters.evaluation.estimates import Measured
+from nexus_adapters.evaluation.store import write, write_text
+from nexus_adapters.evaluation.study.plan import Cell
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell's.
+
+    Attributes:
+        settings: all that decides the numbers; where they differ, the cell is measured anew.
+        facts: numbers of the whole cell: `parameters`, `gmacs`, `val_loss`, `train_s`, `draw_s`, `score_s`.
+        views: what was measured from each.
+        made_with: versions and machine.
+    """
+
+    settings: Mapping[str, Any]
+    facts: Mapping[str, float]
+    views: Mapping[str, Measured]
+    made_with: Mapping[str, Any]
+
+
+def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
+    """Write it; the settings last, so that what is there is whole."""
+    arrays: dict[str, np.ndarray] = {}
+    for view, measured in result.views.items():
+        arrays |= {f"{view}/score/{metric}": values for metric, values in measured.scores.items()}
+        for metric, (value, replicates) in measured.distances.items():
+            arrays[f"{view}/distance/{metric}"] = np.array([value, *replicates])
+    numbers, content = _files(folder, cell)
+    write(numbers, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+    text = {"settings": result.settings, "facts": result.facts, "made_with": result.made_with}
+    write_text(content, json.dumps(text, indent=2) + "\n")
+
+
+def load_result(folder: Path, cell: Cell) -> CellResult | None:
+    """What `save_result` wrote; None where it did not."""
+    numbers, content = _files(folder, cell)
+    if not (numbers.is_file() and content.is_file()):
+        return None
+    told = json.loads(content.read_bytes())
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    distances: dict[str, dict[str, tuple[float, np.ndarray]]] = {}
+    with np.load(numbers) as stored:
+        for key in stored.files:
+            view, kind, metric = key.split("/")
+            scores.setdefault(view, {})
+            distances.setdefault(view, {})
+            if kind == "score":
+                scores[view][metric] = stored[key]
+            else:
+                distances[view][metric] = (float(stored[key][0]), stored[key][1:])
+    views = {view: Measured(scores[view], distances[view]) for view in scores}
+    return CellResult(told["settings"], told["facts"], views, told["made_with"])
+
+
+def _files(folder: Path, cell: Cell) -> tuple[Path, Path]:
+    place = folder / "results" / cell.name
+    return place.with_name(f"{cell.name}.npz"), place.with_name(f"{cell.name}.json")

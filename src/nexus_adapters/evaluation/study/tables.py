@@ -1,0 +1,173 @@
+"""A study told in numbers: a row a cell and metric, and tables of methods, made from the results alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nexus_adapters.evaluation.estimates import (
+    LOWER_IS_BETTER,
+    Estimate,
+    Measured,
+    best_beyond_doubt,
+    mean_of,
+)
+from nexus_adapters.evaluation.run import BASE
+from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
+from nexus_adapters.evaluation.study.results import CellResult
+
+FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
+# Which columns there are, in this order, of those that were measured.
+COLUMNS = (
+    "frechet", "mmd", "clip_score", "binding_color", "binding_material", "background", "edge_f1", "ms_ssim",
+    "sketch_ms_ssim", "depth_rmse", "depth_rank_correlation", "mean_iou",
+)  # fmt: skip
+VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
+_FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
+_HEADS = {"clip_score": "CLIP score", "edge_f1": "edge F1", "ms_ssim": "MS-SSIM", "mmd": "MMD"}
+_HEADS |= {"frechet": "Fréchet", "mean_iou": "mIoU", "depth_rmse": "depth RMSE"}
+_HEADS |= {"sketch_ms_ssim": "sketch MS-SSIM", "depth_rank_correlation": "depth rank corr."}
+
+Results = Mapping[Cell, CellResult]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of a table: all its seeds together."""
+
+    method: str
+    seeds: tuple[int, ...]
+    parameters: float
+    gmacs: float
+    measured: Measured
+
+
+def study_csv(results: Results) -> str:
+    """One row a cell and metric; views other than the own one as `metric@view`."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for cell, result in results.items():
+        head = (cell.method, cell.condition, cell.seed)
+        for fact in _FACTS:
+            if fact in result.facts:
+                value = f"{result.facts[fact]:.6g}"
+                writer.writerow((*head, fact, value, value, value, 1))
+        for view, measured in result.views.items():
+            for metric, estimate in measured.estimates().items():
+                name = metric if view == OWN else f"{metric}@{view}"
+                numbers = (f"{number:.5g}" for number in (estimate.value, estimate.low, estimate.high))
+                writer.writerow((*head, name, *numbers, estimate.n))
+    return stream.getvalue()
+
+
+def losses_csv(results: Results) -> str:
+    """Of a study without pictures: the validation's loss at each training's end."""
+    lines = ["method,condition,seed,parameters,val_loss"]
+    for cell, result in results.items():
+        facts = result.facts
+        lines.append(
+            f"{cell.method},{cell.condition},{cell.seed},{facts.get('parameters', 0):.0f},"
+            f"{facts.get('val_loss', float('nan')):.6f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(results: Results, condition: str, view: str) -> list[Row]:
+    """The methods that were measured on a condition from a view, in the order of the results."""
+    methods = dict.fromkeys(cell.method for cell in results if cell.condition == condition)
+    rows = []
+    for method in methods:
+        found = {
+            cell: result
+            for cell, result in results.items()
+            if (cell.method, cell.condition) == (method, condition) and view in result.views
+        }
+        if found:
+            first = next(iter(found.values()))
+            rows.append(
+                Row(
+                    method,
+                    tuple(cell.seed for cell in found),
+                    first.facts.get("parameters", 0.0),
+                    first.facts.get("gmacs", 0.0),
+                    mean_of([result.views[view] for result in found.values()]),
+                )
+            )
+    return rows
+
+
+def study_markdown(study: Study, results: Results) -> str:
+    """For every condition a table of methods, one of differences, and one of each further view's."""
+    parts = []
+    for condition in dict.fromkeys(cell.condition for cell in results):
+        parts.append(f"## {condition}")
+        rows = rows_of(results, condition, OWN)
+        parts.append(_table(rows, COLUMNS, with_cost=True))
+        if difference := _differences(rows, study.plan.compare_to):
+            parts.append(difference)
+        for view in study.plan.views:
+            if rows := rows_of(results, condition, view):
+                parts.append(f"### {condition}, {view}\n\n" + _table(rows, VIEW_COLUMNS, with_cost=False))
+    parts.append(_legend(study))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
+    measured = {row.method: row.measured for row in rows}
+    shown = [metric for metric in columns if any(metric in each.metrics for each in measured.values())]
+    best = {metric: best_beyond_doubt(measured, metric) for metric in shown}
+    cost = ["Parameters", "GMACs"] if with_cost else []
+    heads = ["Method", "Seeds", *cost, *(head(metric) for metric in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row.method, ", ".join(map(str, row.seeds)) if row.method != BASE else ""]
+        if with_cost:
+            cells += [f"{row.parameters / 1e6:.2f}M", f"{row.gmacs:.2f}"] if row.parameters else ["", ""]
+        for metric in shown:
+            has_it = metric in row.measured.metrics
+            cells.append(_cell(row.measured.estimate(metric), best[metric] == row.method) if has_it else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _differences(rows: Sequence[Row], reference: str) -> str:
+    """What each method is above the reference, paired picture by picture; nothing without one."""
+    found = [row for row in rows if row.method == reference]
+    others = [row for row in rows if row.method not in (reference, BASE)]
+    if not found or not others:
+        return ""
+    (own,) = found
+    apart = {row.method: row.measured.minus(own.measured) for row in others}
+    shown = [m for m in COLUMNS if any(m in each.metrics for each in apart.values())]
+    heads = [f"Minus {reference}", *(head(metric) for metric in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for method, measured in apart.items():
+        estimates = [measured.estimate(metric) if metric in measured.metrics else None for metric in shown]
+        cells = ["" if each is None else _cell(each, each.excludes_zero, sign="+") for each in estimates]
+        lines.append("| " + " | ".join([method, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def head(metric: str) -> str:
+    """A metric in words, with an arrow to where it is better."""
+    name = _HEADS.get(metric, metric.replace("_", " "))
+    return f"{name} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+
+
+def _cell(estimate: Estimate, is_bold: bool, sign: str = "") -> str:
+    value = f"{estimate.value:{sign}.3f}"
+    return f"{f'**{value}**' if is_bold else value} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _legend(study: Study) -> str:
+    parts = [
+        "In brackets 95 % intervals over the pictures; several seeds are averaged picture by picture first. "
+        "Bold in a table of methods: the best, where the interval of its paired difference to every other "
+        "method excludes zero."
+    ]
+    if study.plan.compare_to:
+        parts.append("Bold in a table of differences: the interval excludes zero.")
+    return " ".join(parts)

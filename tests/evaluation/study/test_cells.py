@@ -1,0 +1,156 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.evaluation.study.plans import PLAN, study, write_plan, write_world
+
+from nexus_adapters.cli import main
+from nexus_adapters.evaluation.study import cells as module
+from nexus_adapters.evaluation.study.cells import described, is_done, run_study
+from nexus_adapters.evaluation.study.plan import Cell
+from nexus_adapters.evaluation.study.report import results_of, write_study
+from nexus_adapters.evaluation.study.results import load_result
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    planned = study(root)
+    assert run_study(planned) == []
+    write_study(planned, root / "out")
+    return planned
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Whatever trains or draws fails."""
+    monkeypatch.setattr(module, "train_adapter", None)
+    monkeypatch.setattr(module, "evaluate", None)
+
+
+def table(root):
+    return list(csv.DictReader((root / "out" / "tiny.csv").read_text().splitlines()))
+
+
+def test_every_cell_is_trained_and_measured_from_every_view(finished, root):
+    rows = table(root)
+    assert {(row["method"], row["seed"]) for row in rows} == {
+        ("base", "0"), ("t2i", "0"), ("prime", "0"), ("prime+per_branch", "0"), ("prime", "1"), ("t2i", "1"),
+    }  # fmt: skip
+    assert {row["condition"] for row in rows} == {"canny"}
+    metrics = {row["metric"] for row in rows if row["method"] == "prime"}
+    assert metrics == {"parameters", "gmacs", "edge_f1", "ms_ssim", "edge_f1@empty", "ms_ssim@empty"}
+    for row in rows:
+        assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    runs = sorted(path.name for path in (root / "study" / "runs").iterdir())
+    assert runs == ["canny-prime-0", "canny-prime-1", "canny-t2i-0", "canny-t2i-1"]
+
+
+def test_cells_differ_by_seed_and_by_how_they_are_drawn(finished):
+    results = results_of(finished)
+    prime, other, per_branch = (
+        results[Cell("canny", *rest)].views["own"].scores["ms_ssim"]
+        for rest in (("prime", 0), ("prime", 1), ("prime+per_branch", 0))
+    )
+    assert not np.array_equal(prime, other)
+    assert not np.array_equal(prime, per_branch)
+
+
+def test_a_finished_study_does_nothing_more(finished, untrained):
+    assert run_study(finished) == []
+    assert described(finished).splitlines()[0].split() == ["canny-base-0", "done"]
+
+
+def test_deleted_results_come_back_the_same(finished, root):
+    before = {path.name: path.read_bytes() for path in sorted((root / "out").glob("tiny*"))}
+    assert set(before) == {"tiny.csv", "tiny.md", "tiny.json", "tiny-metrics.png", "tiny-cost.png"}
+    shutil.rmtree(root / "study" / "results")
+    shutil.rmtree(root / "study" / "evaluations")
+    shutil.rmtree(root / "out")
+    run_study(finished)
+    write_study(finished, root / "out")
+    for name, content in before.items():
+        if name != "tiny.json":  # which has times
+            assert (root / "out" / name).read_bytes() == content, name
+
+
+def test_the_report_needs_the_results_alone(finished, root, tmp_path, untrained):
+    assert main(["study", str(finished.path), "--out", str(tmp_path), "--report"]) == 0
+    text = (tmp_path / "tiny.md").read_text()
+    assert text == (root / "out" / "tiny.md").read_text()
+    assert "| prime | 0, 1 |" in text
+    assert "| Minus t2i |" in text
+    assert "### canny, empty" in text
+    assert Image.open(tmp_path / "tiny-metrics.png").size[0] > 300
+
+
+def test_other_settings_are_measured_anew_and_others_stay(finished, root):
+    text = PLAN.replace('policy = "per_branch"', 'policy = "cond_only"')
+    changed = study(root, name="changed", text=text)
+    assert not is_done(changed, Cell("canny", "prime+per_branch", 0))
+    assert is_done(changed, Cell("canny", "prime", 0))
+    with pytest.raises(
+        ValueError, match=r"cell canny-prime\+per_branch-0: out: expected a new folder for po"
+    ):
+        run_study(changed)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(finished, root):
+    longer = "[train.training]\nmax_train_steps = 3\n[evaluate]"
+    changed = study(root, name="longer", text=PLAN.replace("[evaluate]", longer))
+    with pytest.raises(ValueError, match=r"cell canny-t2i-0: output_dir: expected a new folder for training"):
+        run_study(changed)
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(finished):
+    cell = Cell("canny", "prime", 1)
+    with module._alone(finished.folder, cell) as is_ours:
+        assert is_ours
+        assert run_study(finished) == [cell]
+
+
+def test_results_are_kept_whole(finished):
+    found = load_result(finished.folder, Cell("canny", "prime", 0))
+    assert found.facts["parameters"] > 0
+    assert found.facts["gmacs"] > 0
+    assert found.settings["views"]["empty"]["prompts"] == "empty"
+    assert found.made_with["versions"]["torch"]
+    assert load_result(finished.folder, Cell("canny", "prime", 7)) is None
+
+
+LOSSES = """
+recipe = "recipe.toml"
+folder = "{root}/losses"
+
+[train.validation]
+every_steps = 2
+images = 0
+samples = 2
+
+[methods.fast]
+train.training.learning_rate = 0.1
+
+[methods.slow]
+
+[[cells]]
+conditions = ["canny"]
+methods = ["fast", "slow"]
+"""
+
+
+def test_a_study_of_losses_draws_nothing(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "evaluate", None)
+    path = write_plan(root, "losses", LOSSES)
+    assert main(["study", str(path), "--out", str(tmp_path)]) == 0
+    rows = list(csv.DictReader((tmp_path / "losses.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["fast", "slow"]
+    assert float(rows[0]["val_loss"]) != float(rows[1]["val_loss"])
+    assert json.loads((tmp_path / "losses.json").read_text())["missing"] == []
+    assert not (tmp_path / "losses.md").exists()
