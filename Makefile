@@ -6,7 +6,7 @@ EXTRAS := train,lora,ray,eval,app,dev
 INSTALLED := $(VENV)/.installed
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test check format constraints clean
+.PHONY: help demo test check study format constraints clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ check: $(INSTALLED)  ## lint, format check, types, import order, then the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+study: $(INSTALLED)  ## a miniature study, in minutes: build/study
+	$(BIN)/nexus study benchmarks/plans/miniature.toml --out build/study
 
 format: $(INSTALLED)  ## format, and mend what the linter can
 	$(BIN)/ruff check --fix

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.conditions import tiny_models
 from tests.weights import write_tiny
 
 from nexus_adapters import embedded
@@ -29,6 +30,7 @@ def benchmark(monkeypatch):
 
 
 def run(module, out, *options):
+    out.mkdir(exist_ok=True)
     module.main(["--quick", "--out", str(out), *options])
     (written,) = out.glob("*.json")
     result = json.loads(written.read_text())
@@ -323,3 +325,13 @@ def test_true_size(benchmark, tmp_path):
         assert found["scale_0_is_the_base"]
         assert found["control_changes_the_output"]
         assert found["peak_memory_gib"] > 0.1
+
+
+def test_evaluation_share(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path / "weights"))
+    module = benchmark("evaluation_share")
+    monkeypatch.setattr(module, "write_clip", tiny_models.clip)
+    name, measured = run(module, tmp_path / "out")
+    assert name == "evaluation_share"
+    assert set(measured["seconds"]) == {"bare_loop", "evaluator"}
+    assert measured["share_over_drawing_median"] > -1

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from nexus_adapters.data.prepare.preview import as_data
-from nexus_adapters.evaluation.estimates import LOWER_IS_BETTER, Estimate, Measured, best_beyond_doubt
+from nexus_adapters.evaluation.columns import head, in_order
+from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt
 from nexus_adapters.evaluation.run import REFERENCE, Evaluation, batches, result_json
 from nexus_adapters.evaluation.store import Store, write_text
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold
-METRICS = ("frechet", "mmd", "clip_score", "binding_color", "binding_material", "background", "edge_f1")
 ROWS = 16  # of pictures
 _SIDE = 160  # pixels, of a thumbnail
 
@@ -25,7 +25,7 @@ _HTML = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Evaluation</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem;
-  max-width: max(60rem, {width}px); color: #1a1a1a; }}
+  max-width: max(90rem, {width}px); color: #1a1a1a; }}
 h1 {{ font-size: 1.3rem; margin: 0 0 .4rem; }}
 p {{ margin: .2rem 0; color: #555; }}
 .scroll {{ overflow-x: auto; }}
@@ -67,7 +67,7 @@ def write_report(found: Evaluation) -> str:
 
 def markdown(found: Evaluation, table: Rows) -> str:
     """The settings in a sentence, the table, and how it is to be read."""
-    heads = ["Method", "Parameters", *(_head(metric) for metric in _metrics(found))]
+    heads = ["Method", "Parameters", *(head(metric) for metric in _metrics(found))]
     lines = [f"# Evaluation\n\n{_summary(found)}\n", "| " + " | ".join(heads) + " |"]
     lines.append("|---" * len(heads) + "|")
     for name, cells in table.items():
@@ -154,7 +154,7 @@ def _image(image: Image.Image, title: str) -> str:
 
 
 def _html_table(found: Evaluation, table: Rows) -> str:
-    heads = "".join(f"<th>{html.escape(_head(metric))}</th>" for metric in _metrics(found))
+    heads = "".join(f"<th>{html.escape(head(metric))}</th>" for metric in _metrics(found))
     lines = [f"<table><tr><th>Method</th><th>Parameters</th>{heads}</tr>"]
     for name, cells in table.items():
         count = found.methods[name].parameters
@@ -177,14 +177,9 @@ def _cell(estimate: Estimate, is_best: bool) -> str:
     return f"{value} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
-def _head(metric: str) -> str:
-    return f"{metric.replace('_', ' ')} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
-
-
 def _metrics(found: Evaluation) -> list[str]:
-    """All that any method has: `METRICS` first, others as they come."""
-    names = dict.fromkeys(name for method in found.methods.values() for name in method.measured.metrics)
-    return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
+    """All that any method has."""
+    return in_order(name for method in found.methods.values() for name in method.measured.metrics)
 
 
 def _summary(found: Evaluation) -> str:

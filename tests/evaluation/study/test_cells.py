@@ -110,10 +110,9 @@ def test_another_recipe_in_the_same_folder_is_refused(finished, root):
 
 
 def test_a_cell_that_another_process_is_at_is_left_to_it(finished):
-    cell = Cell("canny", "prime", 1)
-    with module._alone(finished.folder, cell) as is_ours:
+    with module.alone(finished, Cell("canny", "prime", 0)) as is_ours:
         assert is_ours
-        assert run_study(finished) == [cell]
+        assert run_study(finished) == [Cell("canny", "prime", 0), Cell("canny", "prime+per_branch", 0)]
 
 
 def test_results_are_kept_whole(finished):

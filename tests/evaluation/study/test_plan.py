@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 from tests.evaluation.study.plans import PLAN, study, write_plan, write_world
 
 from nexus_adapters.cli import main
 from nexus_adapters.evaluation.study.plan import Cell, Study
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +95,17 @@ def test_a_dry_run_says_what_is_left(root, capsys):
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [["canny-base-0", "trained"], ["canny-t2i-0", "to train"]]
     assert not (root / "none").exists()
+
+
+@pytest.mark.parametrize("plan", sorted((ROOT / "benchmarks" / "plans").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_projects_plans_are_valid(plan):
+    cells = Study(plan).cells()
+    assert len({cell.name for cell in cells}) == len(cells) > 1
+
+
+def test_the_main_study_has_what_it_is_to_compare():
+    cells = Study(ROOT / "benchmarks" / "plans" / "study.toml").cells()
+    for condition in ("canny", "depth", "sketch", "segmentation"):
+        methods = {cell.method for cell in cells if cell.condition == condition}
+        assert methods >= {"base", "t2i", "controlnet", "prime", "slim", "prime+residual", "slim+residual"}
+    assert {cell.seed for cell in cells if cell.method in ("t2i", "prime", "slim")} == {0, 1}

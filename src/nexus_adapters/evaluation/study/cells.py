@@ -38,7 +38,7 @@ def run_study(study: Study) -> list[Cell]:
     """
     cells, left = study.cells(), []
     for number, cell in enumerate(cells, 1):
-        with _alone(study.folder, cell) as is_ours:
+        with alone(study, cell) as is_ours:
             if not is_ours:
                 left.append(cell)
                 continue
@@ -116,9 +116,10 @@ def _settings(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 @contextmanager
-def _alone(folder: Path, cell: Cell) -> Iterator[bool]:
-    """Whether no other process is at a cell, or at one that shares its training."""
-    lock = folder / "locks" / f"{cell.name}.lock"
+def alone(study: Study, cell: Cell) -> Iterator[bool]:
+    """Whether no other process is at a cell, or at one that shares its training; while open, none begins."""
+    name = cell.name if cell.method == BASE else study.run_folder(cell).name
+    lock = study.folder / "locks" / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=0):

@@ -7,9 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nexus_adapters.evaluation.columns import head
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN
-from nexus_adapters.evaluation.study.tables import Results, Row, head, rows_of
+from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
 
 METRICS = ("binding_color", "binding_material", "edge_f1", "frechet")
 

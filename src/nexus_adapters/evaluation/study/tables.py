@@ -7,28 +7,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nexus_adapters.evaluation.estimates import (
-    LOWER_IS_BETTER,
-    Estimate,
-    Measured,
-    best_beyond_doubt,
-    mean_of,
-)
+from nexus_adapters.evaluation.columns import COLUMNS, head
+from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult
 
 FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
-# Which columns there are, in this order, of those that were measured.
-COLUMNS = (
-    "frechet", "mmd", "clip_score", "binding_color", "binding_material", "background", "edge_f1", "ms_ssim",
-    "sketch_ms_ssim", "depth_rmse", "depth_rank_correlation", "mean_iou",
-)  # fmt: skip
 VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
 _FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
-_HEADS = {"clip_score": "CLIP score", "edge_f1": "edge F1", "ms_ssim": "MS-SSIM", "mmd": "MMD"}
-_HEADS |= {"frechet": "Fréchet", "mean_iou": "mIoU", "depth_rmse": "depth RMSE"}
-_HEADS |= {"sketch_ms_ssim": "sketch MS-SSIM", "depth_rank_correlation": "depth rank corr."}
 
 Results = Mapping[Cell, CellResult]
 
@@ -149,12 +136,6 @@ def _differences(rows: Sequence[Row], reference: str) -> str:
         cells = ["" if each is None else _cell(each, each.excludes_zero, sign="+") for each in estimates]
         lines.append("| " + " | ".join([method, *cells]) + " |")
     return "\n".join(lines)
-
-
-def head(metric: str) -> str:
-    """A metric in words, with an arrow to where it is better."""
-    name = _HEADS.get(metric, metric.replace("_", " "))
-    return f"{name} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
 
 
 def _cell(estimate: Estimate, is_bold: bool, sign: str = "") -> str:

@@ -1,0 +1,100 @@
+"""What `nexus evaluate` takes beyond drawing the pictures.
+
+    python benchmarks/evaluation_share.py
+
+Scenes of the embedded world by its base, T2I-Adapter and Prime with the skip. In each round two ways take
+turns: a bare loop that draws the same batches in memory, and the evaluator with all metrics of a scene, with a
+CLIP of the embedded world's size for CLIP scores and distances, with pictures, scores and report written. Base
+and adapters are loaded once in either; reading the data is the evaluator's. Writes
+results/evaluation_share.json. The target is 15 %.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from machine import benchmark_parser, report
+
+from nexus_adapters import embedded
+from nexus_adapters.evaluation.cases import Cases, open_cases
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.loading import load_base
+from nexus_adapters.evaluation.methods import draw_batch
+from nexus_adapters.evaluation.report import write_report
+from nexus_adapters.evaluation.run import batches, evaluate
+from nexus_adapters.training.config import DataOptions
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+ADAPTERS = {"t2i": "t2i", "prime": "prime-residual"}
+
+
+def write_clip(folder: Path) -> str:
+    """A CLIP of the size that scripts/train_clip.py trains, with random weights: the time is the same."""
+    from train_clip import build_clip, save
+
+    torch.manual_seed(0)
+    save(*build_clip(), folder)
+    return str(folder)
+
+
+def bare_loop(config: EvaluationConfig, cases: Cases) -> None:
+    """Load, and draw all batches by every method; nothing is kept."""
+    base = load_base(config.base, torch.device("cpu"), torch.float32)
+    adapters = [None, *(embedded.embedded_adapter(name) for name in ADAPTERS.values())]
+    for places in batches(len(cases), config.batch_size):
+        chosen = cases[places.start : places.stop]
+        for adapter in adapters:
+            draw_batch(base, adapter, chosen, places.start, config.sampling)
+
+
+def measure(count: int, steps: int, rounds: int) -> dict[str, object]:
+    """Seconds of both ways in every round, and the evaluator's share over drawing."""
+    seconds: dict[str, list[float]] = {"bare_loop": [], "evaluator": []}
+    with tempfile.TemporaryDirectory() as place:
+        clip = write_clip(Path(place) / "clip")
+        config = EvaluationConfig(
+            data=DataOptions(kind="scenes", split="test", count=count, resolution=128),
+            num_inference_steps=steps,
+            guidance_scale=embedded.EMBEDDED_GUIDANCE,
+            batch_size=20,
+            clip=clip,
+            features=clip,
+        )
+        for number in range(rounds):
+            cases = open_cases(config, Path(place), 8)
+            list(cases)  # drawn before the clock starts: a user's data are files
+            start = time.perf_counter()
+            bare_loop(config, cases)
+            middle = time.perf_counter()
+            found = evaluate(config, ADAPTERS, Path(place) / str(number), show_progress=False)
+            assert found is not None
+            write_report(found)
+            seconds["bare_loop"].append(middle - start)
+            seconds["evaluator"].append(time.perf_counter() - middle)
+    shares = [own / bare - 1 for own, bare in zip(seconds["evaluator"], seconds["bare_loop"], strict=True)]
+    return {
+        "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
+        "share_over_drawing": [round(value, 4) for value in shares],
+        "share_over_drawing_median": round(statistics.median(shares), 4),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(arguments)
+    count, steps, rounds = (40, 1, 1) if args.quick else (args.scenes, 20, args.rounds)
+    settings = {"scenes": count, "steps": steps, "rounds": rounds, "methods": ["base", *ADAPTERS]}
+    report("evaluation_share", args, settings, measure(count, steps, rounds))
+
+
+if __name__ == "__main__":
+    main()
