@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conditions import tiny_models
 from tests.weights import write_tiny
 
 from nexus_adapters import embedded
@@ -330,7 +329,6 @@ def test_true_size(benchmark, tmp_path):
 def test_evaluation_share(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path / "weights"))
     module = benchmark("evaluation_share")
-    monkeypatch.setattr(module, "write_clip", tiny_models.clip)
     name, measured = run(module, tmp_path / "out")
     assert name == "evaluation_share"
     assert set(measured["seconds"]) == {"bare_loop", "evaluator"}

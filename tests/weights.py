@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import T2IAdapter
 from tests import tiny
+from tests.conditions import tiny_models
 
 from nexus_adapters import embedded
 
@@ -22,5 +23,6 @@ def write_tiny(root: Path) -> Path:
             variant, _, skip = method.partition("-")
             made = tiny.adapter(unet, variant=variant, residual=bool(skip))
         made.half().save_pretrained(folder)
+    tiny_models.clip(root / "clip")
     tiny.sd15(unet=unet).to(dtype=torch.float16).save_pretrained(root / "base")
     return root

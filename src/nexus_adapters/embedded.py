@@ -15,7 +15,8 @@ from torch import nn
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 
-# base/ is a pipeline in diffusers' layout, <condition>/<method>/ an adapter each; all of it fp16 safetensors.
+# base/ is a pipeline in diffusers' layout, clip/ a model of transformers, <condition>/<method>/ an adapter
+# each; all of it fp16 safetensors.
 WEIGHTS = Path(__file__).parent / "weights"
 
 # The adapters of each condition. "t2i" is diffusers' T2IAdapter, the peer; "prime" and "slim" are the paper's
@@ -84,6 +85,14 @@ def embedded_adapter(
     loaded = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     adapter: NexusAdapter | T2IAdapter = nn.Module.to(loaded, torch_dtype)
     return adapter
+
+
+def embedded_clip() -> Path:
+    """The folder of the embedded world's CLIP, by which its pictures are judged, in transformers' layout.
+
+    Its retrieval.json says how well it tells unseen scenes' captions. FileNotFoundError where it is missing.
+    """
+    return _present(WEIGHTS / "clip", "config.json")
 
 
 def embedded_methods(condition: str = "canny") -> tuple[str, ...]:

@@ -4,7 +4,8 @@ import pytest
 from tests.weights import write_tiny
 
 from nexus_adapters import embedded
-from nexus_adapters.cli import main
+from nexus_adapters.cli import evaluate, main
+from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
 
 FAST = ["--count", "3", "--steps", "2", "--batch-size", "3"]
 
@@ -40,6 +41,17 @@ def test_it_draws_scores_and_prints_the_table(weights, tmp_path, capsys):
     content = json.loads((out / "results.json").read_text())
     assert list(content["methods"]) == ["reference", "base", "prime", "peer"]
     assert content["methods"]["prime"]["adapter"].endswith("canny/prime")
+
+
+def test_the_limit_of_distances_is_the_evaluators():
+    assert evaluate._LEAST_FOR_DISTANCES == LEAST_FOR_DISTANCES
+
+
+def test_scenes_are_judged_by_the_embedded_clip(tmp_path, capsys):
+    assert run("--out", tmp_path / "out", "--count", 40, "--steps", 1, "--batch-size", 40) == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"clip_score", "frechet", "mmd"} <= set(content["methods"]["base"]["metrics"])
+    assert "frechet" not in content["methods"]["reference"]["metrics"]
 
 
 @pytest.mark.parametrize(

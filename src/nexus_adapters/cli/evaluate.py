@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nexus_adapters.evaluation.config import EvaluationConfig
 
 _OPTIONS = {"num_inference_steps": "steps", "base.path": "base", "data.path": "data", "out": "out"}
+_LEAST_FOR_DISTANCES = 40  # as in evaluation.estimates, which is slow to import
 _KINDS = ("folder", "prepared", "table", "tars", "scenes")
 
 
@@ -78,9 +79,13 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 def _add_metrics(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("metrics", "Structure is always scored; of scenes, binding too.")
     group.add_argument(
-        "--features", default="", metavar="PATH", help="vision model for Fréchet and MMD distances"
+        "--features",
+        metavar="PATH",
+        help="vision model for Fréchet and MMD distances (default: of 40 scenes or more embedded)",
     )
-    group.add_argument("--clip", default="", metavar="PATH", help="CLIP model for CLIP scores")
+    group.add_argument(
+        "--clip", metavar="PATH", help="CLIP model for CLIP scores (default: of scenes embedded)"
+    )
     group.add_argument(
         "--judge",
         action="append",
@@ -147,6 +152,7 @@ def read_config(args: argparse.Namespace) -> "EvaluationConfig":
         "extractor": read_pairs(args.option, "--option", args.condition) if args.option else {},
     }
     data |= {"shards": [args.data]} if kind == "tars" else {"path": args.data}
+    own, count = "embedded" if is_scenes else "", int(data["count"])
     guidance = args.guidance_scale
     if guidance is None:
         guidance = 2.0 if args.base == "embedded" else 7.5
@@ -162,8 +168,10 @@ def read_config(args: argparse.Namespace) -> "EvaluationConfig":
         "policy": args.policy,
         "scale": args.scale,
         "dtype": args.dtype,
-        "features": args.features,
-        "clip": args.clip,
+        "features": (own if count >= _LEAST_FOR_DISTANCES else "")
+        if args.features is None
+        else args.features,
+        "clip": own if args.clip is None else args.clip,
         "judge": read_pairs(args.judge, "--judge", args.condition) if args.judge else {},
     }
     with _names_arguments():

@@ -44,9 +44,10 @@ class EvaluationConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What models compute in: "auto" is float16 on CUDA, float32 elsewhere."""
     features: str = ""
-    """A vision model, folder or Hub id (or TorchScript file), over whose features sets are compared."""
+    """A vision model, folder or Hub id (or TorchScript file), over whose features sets are compared;
+    "embedded" is the CLIP of the embedded world."""
     clip: str = ""
-    """A CLIP, folder or Hub id, for CLIP scores."""
+    """A CLIP, folder or Hub id, for CLIP scores; "embedded" as in `features`."""
     judge: dict[str, bool | float | str] = field(default_factory=dict)
     """Options of the extractor that draws the pictures' maps again, where they are not `data.extractor`'s."""
 

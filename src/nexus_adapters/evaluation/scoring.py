@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from nexus_adapters import embedded
 from nexus_adapters.conditions import EXTRACTORS, extract, find_extractor
 from nexus_adapters.conditions.palettes import PALETTES
 from nexus_adapters.data.prepared_set import options_of
@@ -22,6 +23,7 @@ from nexus_adapters.metrics.edges import edge_f1
 from nexus_adapters.metrics.structure import depth_rmse, mean_iou, ms_ssim, rank_correlation
 from nexus_adapters.metrics.vision_models import FeatureModel, TransformersFeatures, load_features
 from nexus_adapters.scenes.maps import BACKGROUND_COLOR, SHAPE_COLORS
+from nexus_adapters.training.base import EMBEDDED
 
 FEATURES = "features"  # beside the scores: a row a picture, for distances between sets
 _MOST_CLASSES = 512
@@ -41,11 +43,11 @@ class Scorer:
         self._condition = config.data.condition
         self._options = _extractor_options(config)
         self._structure = _structure(config, self._options)
-        self._clip = TransformersFeatures(config.clip, device) if config.clip else None
+        self._clip = TransformersFeatures(_model(config.clip), device) if config.clip else None
         self._features: FeatureModel | None = None
         if config.features:
             is_same = self._clip is not None and config.features == config.clip
-            self._features = self._clip if is_same else load_features(config.features, device)
+            self._features = self._clip if is_same else load_features(_model(config.features), device)
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case]) -> dict[str, np.ndarray]:
         """Metric -> a number a picture; and `FEATURES`, a row a picture."""
@@ -69,6 +71,10 @@ class Scorer:
             rows_of = embeds if self._features is self._clip else self._features.images(images)
             scores[FEATURES] = rows_of.numpy()
         return scores
+
+
+def _model(name: str) -> str:
+    return str(embedded.embedded_clip()) if name == EMBEDDED else name
 
 
 def _extractor_options(config: EvaluationConfig) -> dict[str, Any]:
