@@ -13,6 +13,7 @@ from nexus_adapters.evaluation.study.cells import described, is_done, run_study
 from nexus_adapters.evaluation.study.plan import Cell
 from nexus_adapters.evaluation.study.report import results_of, write_study
 from nexus_adapters.evaluation.study.results import load_result
+from nexus_adapters.training.config import LossOptions
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,12 @@ def test_a_study_of_losses_draws_nothing(root, tmp_path, monkeypatch):
     assert float(rows[0]["val_loss"]) != float(rows[1]["val_loss"])
     assert json.loads((tmp_path / "losses.json").read_text())["missing"] == []
     assert not (tmp_path / "losses.md").exists()
+
+
+def test_losses_are_weighed_as_the_training_draws_timesteps():
+    row = {"val_loss": 0.0} | {f"val_loss_{place}00": float(place == 9) for place in range(10)}
+    uniform, cubic = (module._loss_as_trained(row, LossOptions(timesteps=t)) for t in ("uniform", "cubic"))
+    assert uniform == pytest.approx(0.1, abs=1e-3)
+    assert cubic == pytest.approx(0.1 ** (1 / 3), abs=1e-3)  # t = 1 - u^3 is above 0.9 for u below this
+    upper = module._loss_as_trained(row, LossOptions(timesteps="uniform", band=(0.5, 1.0)))
+    assert upper == pytest.approx(0.2, abs=1e-3)

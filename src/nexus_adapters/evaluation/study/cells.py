@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from nexus_adapters.adapter.file_names import WEIGHTS
@@ -22,8 +23,12 @@ from nexus_adapters.evaluation.run import BASE, evaluate
 from nexus_adapters.evaluation.study.plan import Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult, load_result, save_result
 from nexus_adapters.training.base import base_shape
+from nexus_adapters.training.config import LossOptions
+from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.output import ADAPTER, finished_steps, identity
 from nexus_adapters.training.run import train_adapter
+
+_DRAWS = 100_000  # of timesteps, evenly, to weigh losses by
 
 
 def run_study(study: Study) -> list[Cell]:
@@ -90,13 +95,23 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
         shape = base_shape(config.base)
         facts["gmacs"] = control_gmacs(adapter, shape, drawn.data.resolution, drawn.num_inference_steps)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    losses = [row["val_loss"] for row in rows if "val_loss" in row]
-    if losses:
-        facts["val_loss"] = losses[-1]
+    validated = [row for row in rows if "val_loss" in row]
+    if validated:
+        facts["val_loss"] = validated[-1]["val_loss"]
+        facts["val_loss_as_trained"] = round(_loss_as_trained(validated[-1], config.loss), 6)
     times = [row["step_s"] for row in rows if row.get("step_s") is not None]
     if times:
         facts["step_s"] = round(sum(times) / len(times), 3)
     return facts
+
+
+def _loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:
+    """The validation's losses by timestep, weighed as the training draws each part of the schedule."""
+    places = sorted(key for key in row if key.startswith("val_loss_"))
+    even = (torch.arange(_DRAWS, dtype=torch.float64) + 0.5) / _DRAWS
+    timesteps = timesteps_at(even, loss.timesteps, _DRAWS, loss.band)
+    shares = torch.histc(timesteps.double(), bins=len(places), min=0, max=_DRAWS) / _DRAWS
+    return float((shares * torch.tensor([row[place] for place in places], dtype=torch.float64)).sum())
 
 
 def _settings(study: Study, cell: Cell) -> dict[str, Any]:

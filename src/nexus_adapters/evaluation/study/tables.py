@@ -51,13 +51,16 @@ def study_csv(results: Results) -> str:
 
 
 def losses_csv(results: Results) -> str:
-    """Of a study without pictures: the validation's loss at each training's end."""
-    lines = ["method,condition,seed,parameters,val_loss"]
+    """Of a study without pictures: the validation's loss at each training's end.
+
+    As the mean over the schedule, and weighed as the training draws it.
+    """
+    lines = ["method,condition,seed,parameters,val_loss,val_loss_as_trained"]
     for cell, result in results.items():
         facts = result.facts
         lines.append(
             f"{cell.method},{cell.condition},{cell.seed},{facts.get('parameters', 0):.0f},"
-            f"{facts.get('val_loss', float('nan')):.6f}"
+            f"{facts.get('val_loss', float('nan')):.6f},{facts.get('val_loss_as_trained', float('nan')):.6f}"
         )
     return "\n".join(lines) + "\n"
 
