@@ -14,6 +14,7 @@ from nexus_adapters.cli.demo_scenes import PROMPTS_PER_MAP, SCENE_SEEDS, demo_sc
 from nexus_adapters.cli.files import read_settings
 from nexus_adapters.cli.sheet import CELL, Row, Sheet, changed_words, draw_sheet, wrap
 from nexus_adapters.evaluation.scenes import METRICS
+from nexus_adapters.scenes.maps import draw_map
 from nexus_adapters.scenes.scene import draw_scene
 
 METHODS = ["base", "t2i", "slim", "prime"]
@@ -136,6 +137,18 @@ def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
             assert scene.condition is maps[row][0].condition
 
 
+def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch):
+    weights = write_tiny(tmp_path / "weights")
+    (weights / "canny").rename(weights / "depth")
+    monkeypatch.setattr(embedded, "WEIGHTS", weights)
+    monkeypatch.setitem(embedded.METHODS, "depth", ("prime-residual", "slim-residual"))
+    assert main(["demo", "--condition", "depth", "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
+    report = json.loads((tmp_path / "out" / "demo.json").read_text())
+    assert report["condition"] == "depth"
+    assert list(report["methods"]) == ["base", "slim", "prime"]
+    assert np.array_equal(demo_scenes(8, "depth")[0].condition, draw_map("depth", draw_scene(8, "test")))
+
+
 @pytest.mark.parametrize("name", ["demo.png", "demo.json"])
 def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weights, name):
     (tmp_path / name).write_text("mine")
@@ -151,6 +164,7 @@ def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weight
     ("options", "message"),
     [
         (["--steps", "0"], "--steps: expected an integer from 1 to 1000; received 0"),
+        (["--condition", "pose"], "--condition: expected one of canny; received 'pose'"),
         (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295; received -1"),
         (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
         (["--out", "file"], "--out: expected a folder; received 'file', which is a file"),

@@ -270,3 +270,28 @@ def test_two_processes_draw_the_same_as_one(finished, weights, tmp_path):
         for metric, estimate in method["metrics"].items():
             other = texts[1]["methods"][name]["metrics"][metric]
             assert other["value"] == pytest.approx(estimate["value"], abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sdxl_is_evaluated_with_every_kind_of_adapter(tmp_path, dtype):
+    pipe = tiny.sdxl()
+    pipe.save_pretrained(tmp_path / "base")
+    photos = write_images(tmp_path / "photos", 2)
+    adapters = {}
+    for method in ("prime", "t2i", "controlnet", "controlnet-xs"):
+        adapters[method] = str(tmp_path / method)
+        build_adapter(method, pipe.unet, size_ratio=1.0).save_pretrained(adapters[method])
+    data = DataOptions(kind="folder", path=str(photos), resolution=128)
+    chosen = config(data, base=BaseOptions(path=str(tmp_path / "base")), dtype=dtype)
+    found = evaluate(chosen, adapters, tmp_path / "out", show_progress=False)
+    drawn = pixels(tmp_path / "out")
+    plain = drawn["base/images/00000.png"]
+    for name in ("prime", "t2i"):
+        assert drawn[f"{name}/images/00000.png"] != plain
+    if dtype == "float32":  # untrained, both add exactly nothing
+        for name in ("controlnet", "controlnet-xs"):
+            difference = np.frombuffer(drawn[f"{name}/images/00000.png"], np.uint8).astype(int)
+            assert np.abs(difference - np.frombuffer(plain, np.uint8)).max() <= 1
+    for name in adapters:
+        assert np.isfinite(found.methods[name].measured.scores["edge_f1"]).all()
+    assert found.settings["dtype"] == dtype

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
-from nexus_adapters.cli.checks import expect, expect_between, expect_finite
+from nexus_adapters.cli.checks import expect, expect_between, expect_finite, names_as_options
 
 if TYPE_CHECKING:
     from nexus_adapters.cli.demo_methods import Method, Result
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="demo", metavar="DIR", help="for demo.png and demo.json (default demo/)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite these two")
+    parser.add_argument("--condition", default="canny", metavar="NAME", help="which maps (default canny)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the embedded base's, 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
@@ -34,9 +35,13 @@ def run(args: argparse.Namespace) -> int:
     expect_between("--seed", args.seed, 0, _MAX_SEED)
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
-    png, json = output_files(Path(args.out), args.force)
-
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
+
+    with library_logs_as_warnings(), names_as_options():
+        from nexus_adapters.embedded import embedded_methods
+
+        embedded_methods(args.condition)  # asked for before a folder is made
+    png, json = output_files(Path(args.out), args.force)
 
     with library_logs_as_warnings():
         from nexus_adapters.cli.demo_methods import generate_all, load_methods, sampling_of
@@ -45,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
         from nexus_adapters.cli.files import save_json, save_png
         from nexus_adapters.cli.sheet import draw_sheet
 
-        base, methods = load_methods()
+        base, methods = load_methods(args.condition)
         sampling = sampling_of(args.steps, args.guidance, args.seed)
-        maps = [demo_scenes(seed) for seed in SCENE_SEEDS]
+        maps = [demo_scenes(seed, args.condition) for seed in SCENE_SEEDS]
         results = generate_all(base, methods, maps, sampling)
-    settings = settings_of(sampling, methods)
-    save_png(png, draw_sheet(lay_out(maps, results, sampling)), settings, args.force)
+    settings = settings_of(sampling, methods, args.condition)
+    save_png(png, draw_sheet(lay_out(maps, results, sampling, args.condition)), settings, args.force)
     report = report_of(settings, results, time.perf_counter() - started_s)
     save_json(json, report, args.force)
     print(f"{png}\n{json}\n")
@@ -72,20 +77,21 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     )
 
 
-def settings_of(sampling: "Sampling", methods: Sequence["Method"]) -> dict[str, Any]:
+def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition: str) -> dict[str, Any]:
     """All that makes the images again. `weights_sha256`: of the weights' file, the base's UNet's for it."""
     from nexus_adapters.cli.sources import files_sha256, weight_files
     from nexus_adapters.embedded import WEIGHTS
     from nexus_adapters.evaluation.provenance import versions
 
     folders = {
-        method.name: "base/unet" if method.adapter_name is None else f"canny/{method.adapter_name}"
+        method.name: "base/unet" if method.adapter_name is None else f"{condition}/{method.adapter_name}"
         for method in methods
     }
 
     return {
         "version": __version__,
         "command": "demo",
+        "condition": condition,
         "steps": sampling.steps,
         "guidance": sampling.guidance_scale,
         "seed": sampling.seed,

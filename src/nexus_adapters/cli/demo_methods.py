@@ -13,7 +13,13 @@ from tqdm import tqdm
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.cli.demo_scenes import SCENE_SEEDS
-from nexus_adapters.embedded import BETTER_FORM, EMBEDDED_GUIDANCE, embedded_adapter, load_embedded_base
+from nexus_adapters.embedded import (
+    BETTER_FORM,
+    EMBEDDED_GUIDANCE,
+    embedded_adapter,
+    embedded_methods,
+    load_embedded_base,
+)
 from nexus_adapters.evaluation.methods import Images, Sampling, generate
 from nexus_adapters.evaluation.scenes import METRICS, TestScene, score_images
 
@@ -68,12 +74,14 @@ def sampling_of(steps: int, guidance: float | None, seed: int) -> Sampling:
     return Sampling(steps=steps, guidance_scale=scale, seed=seed)
 
 
-def load_methods() -> tuple[StableDiffusionPipeline, list[Method]]:
-    """The embedded base; and the base alone, T2I, and the better forms of Slim and Prime."""
+def load_methods(condition: str = "canny") -> tuple[StableDiffusionPipeline, list[Method]]:
+    """The embedded base; and the base alone, T2I, and the better forms of Slim and Prime, those there are."""
     names = {"base": None, "t2i": "t2i", "slim": BETTER_FORM["slim"], "prime": BETTER_FORM["prime"]}
+    there = embedded_methods(condition)
     methods = [
-        Method(name, adapter, None if adapter is None else embedded_adapter(adapter))
+        Method(name, adapter, None if adapter is None else embedded_adapter(adapter, condition))
         for name, adapter in names.items()
+        if adapter is None or adapter in there
     ]
     return load_embedded_base(), methods
 

@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-from PIL import Image
-
-from nexus_adapters.conditions import extract
 from nexus_adapters.evaluation.scenes import TestScene
 from nexus_adapters.scenes.caption import caption
+from nexus_adapters.scenes.maps import draw_map
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import Scene, draw_scene
 from nexus_adapters.scenes.vocabulary import COLORS, NOVEL_COMBINATIONS
@@ -17,15 +15,16 @@ SCENE_SEEDS = (8, 6)
 PROMPTS_PER_MAP = 3
 
 
-def demo_scenes(seed: int) -> list[TestScene]:
+def demo_scenes(seed: int, condition: str = "canny") -> list[TestScene]:
     """A test scene in its own colors, then in others: the map stays, and is the same image in all of them.
 
     Only colors change. What an object is made of shows in the map, so other words for it would contradict it.
     """
     first = draw_scene(seed, "test")
-    condition = extract("canny", Image.fromarray(render(first).image))
+    drawn = draw_map(condition, first)
     return [
-        TestScene(scene, render(scene), condition, caption(scene)) for scene in [first, *other_colors(first)]
+        TestScene(scene, render(scene), drawn, caption(scene), condition)
+        for scene in [first, *other_colors(first)]
     ]
 
 

@@ -10,21 +10,30 @@ from nexus_adapters.cli.sheet import Row, Sheet
 from nexus_adapters.evaluation.methods import Sampling
 from nexus_adapters.evaluation.scenes import TestScene
 
+_MAPS = {"canny": "canny edges"}
 _TITLES = {"base": "Base", "t2i": "T2I-Adapter", "slim": "Nexus Slim", "prime": "Nexus Prime"}
 
 
-def lay_out(maps: Sequence[Sequence[TestScene]], results: Sequence[Result], sampling: Sampling) -> Sheet:
+def lay_out(
+    maps: Sequence[Sequence[TestScene]],
+    results: Sequence[Result],
+    sampling: Sampling,
+    condition: str = "canny",
+) -> Sheet:
     """A column for the map and each method, a group for each map, a row for each of its prompts."""
     return Sheet(
-        columns=[("Condition", "canny edges"), *(heading(result.method) for result in results)],
+        columns=[
+            ("Condition", _MAPS.get(condition, condition)),
+            *(heading(result.method) for result in results),
+        ],
         groups=[
             [row(scene, results, index * len(maps) + number) for index, scene in enumerate(scenes)]
             for number, scenes in enumerate(maps)
         ],
         footer=[
             "Each map is used with several prompts, which differ in the marked words; noise and map stay the "
-            "same. Colors: objects that have the color of the prompt. Edges: agreement with the map (F1, 1 "
-            "pixel tolerance).",
+            "same. Colors: objects that have the color of the prompt. Edges: agreement with "
+            f"{'the map' if condition == 'canny' else 'the edges of the scene'} (F1, 1 pixel tolerance).",
             f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}. "
             f"nexus-adapters {__version__}.",
         ],
