@@ -136,6 +136,13 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_drawn(finished
         evaluate(config(num_inference_steps=3), ADAPTERS, finished.folder, show_progress=False)
     with pytest.raises(ValueError, match=r"out: expected a new folder for prime='[0-9a-f]{64}'; received"):
         evaluate(config(), {"prime": "slim"}, finished.folder, show_progress=False)
+    settings = finished.folder / "settings.json"
+    content = json.loads(settings.read_text())
+    del content["drawing"]["scale"]  # as an earlier version would have written it, which had no such field
+    settings.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"out: expected a new folder for scale=0.5; received .* of 1.0 lie"):
+        evaluate(config(scale=0.5), ADAPTERS, finished.folder, show_progress=False)
+    evaluate(config(), ADAPTERS, finished.folder, show_progress=False)
     (tmp_path / "note.txt").touch()
     with pytest.raises(ValueError, match=r"out: expected a new or empty folder, .* but note\.txt"):
         evaluate(config(), ADAPTERS, tmp_path, show_progress=False)

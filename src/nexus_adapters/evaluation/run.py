@@ -119,7 +119,7 @@ def evaluate(
     settings = _settings(config, data_sha256, parts_sha256(base.components), dtype)
     with occupied(out, "out") if is_main else nullcontext():
         if is_main:
-            claim(out, settings, hashes)
+            claim(out, settings, hashes, dataclasses.asdict(EvaluationConfig()))
         accelerator.wait_for_everyone()
         for adapter in loaded.values():
             if adapter is not None:

@@ -90,13 +90,16 @@ def write_text(path: Path, text: str) -> None:
     write(path, lambda stream: stream.write(text.encode()))
 
 
-def claim(folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str]) -> None:
+def claim(
+    folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str], defaults: Mapping[str, Any]
+) -> None:
     """Make the folder this evaluation's, or go on with it.
 
     Args:
         folder: new, empty, or of an evaluation.
         settings: all that decides the pictures, adapters aside.
         adapters: name -> SHA-256; those of an earlier call stay.
+        defaults: of settings that an earlier version may not have known.
 
     Raises:
         ValueError: for a folder of something else, and where pictures of other settings lie in it.
@@ -104,7 +107,9 @@ def claim(folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str]
     file = folder / SETTINGS
     if file.is_file():
         before = json.loads(file.read_bytes())
-        _compare(flat(before["drawing"]), flat(settings), folder)
+        now = flat(settings)
+        unknown = {key: value for key, value in flat(defaults).items() if key in now}
+        _compare(unknown | flat(before["drawing"]), now, folder)
         common = [name for name in adapters if name in before["adapters"]]
         _compare({n: before["adapters"][n] for n in common}, {n: adapters[n] for n in common}, folder)
         adapters = {**before["adapters"], **adapters}
