@@ -32,7 +32,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 def test_misshapen_input_is_refused():
     with pytest.raises(ValueError, match="groups: expected at least 2; received 1"):
         jackknife_replicates(lambda kept: 0.0, 10, groups=1)
-    with pytest.raises(ValueError, match="count: expected at least 40 samples, for 20 groups; received 39"):
+    with pytest.raises(ValueError, match="count: expected at least 40 samples for 20 groups; received 39"):
         jackknife_replicates(lambda kept: 0.0, 39)
     with pytest.raises(ValueError, match=r"replicates: expected at least 2; received shape \(1,\)"):
         jackknife_interval(1.0, np.zeros(1))

@@ -82,6 +82,6 @@ def test_a_folder_of_something_else(saved, tmp_path):
     tiny.unet().save_pretrained(tmp_path / "unet")
     with pytest.raises(
         ValueError,
-        match=r"expected one of NexusAdapter, T2IAdapter, ControlNetModel; received '.*', a UNet2D",
+        match=r"expected one of NexusAdapter, T2IAdapter, ControlNetModel, .*; received '.*', a UNet2D",
     ):
         starting_tensors(fresh("prime"), str(tmp_path / "unet"))
