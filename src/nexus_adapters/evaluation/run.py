@@ -37,7 +37,7 @@ from nexus_adapters.evaluation.methods import draw_batch
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.scoring import FEATURES, Scorer
 from nexus_adapters.evaluation.store import Store, claim
-from nexus_adapters.training.base import base_shape, check_weights
+from nexus_adapters.training.base import BaseShape, base_shape, check_weights
 from nexus_adapters.training.output import occupied
 from nexus_adapters.training.processes import leave_together
 
@@ -97,14 +97,7 @@ def evaluate(
             the first picture.
     """
     _check_names(adapters)
-    shape = base_shape(config.base)
-    check_weights(config.base)
-    cases = open_cases(config, user_cache() / "training", shape.multiple)
-    if config.features and len(cases) < LEAST_FOR_DISTANCES:
-        raise ValueError(
-            f"features: expected at least {LEAST_FOR_DISTANCES} samples, for distances between sets; "
-            f"received {len(cases)}"
-        )
+    shape, cases = open_evaluation(config)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device, is_main = accelerator.device, accelerator.is_main_process
     dtype = choose_dtype(config.dtype, device)
@@ -133,6 +126,19 @@ def evaluate(
             found = Evaluation(settings, methods, cases, out)
         leave_together(accelerator)
     return found
+
+
+def open_evaluation(config: EvaluationConfig) -> tuple[BaseShape, Cases]:
+    """The base's shape, and the cases, not yet read. ValueError where either is missing or too few."""
+    shape = base_shape(config.base)
+    check_weights(config.base)
+    cases = open_cases(config, user_cache() / "training", shape.multiple)
+    if config.features and len(cases) < LEAST_FOR_DISTANCES:
+        raise ValueError(
+            f"features: expected at least {LEAST_FOR_DISTANCES} samples, for distances between sets; "
+            f"received {len(cases)}"
+        )
+    return shape, cases
 
 
 def batches(count: int, size: int) -> list[range]:

@@ -163,3 +163,18 @@ def test_losses_are_weighed_as_the_training_draws_timesteps():
     assert cubic == pytest.approx(0.1 ** (1 / 3), abs=1e-3)  # t = 1 - u^3 is above 0.9 for u below this
     upper = module._loss_as_trained(row, LossOptions(timesteps="uniform", band=(0.5, 1.0)))
     assert upper == pytest.approx(0.2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('clip = "no/where"', "cell canny-t2i-0: model: expected a folder or the Hub id of a vision model"),
+        ('features = "embedded"', "cell canny-t2i-0: features: expected at least 40 samples"),
+    ],
+)
+def test_what_an_evaluation_lacks_is_told_before_the_training(root, monkeypatch, line, message):
+    monkeypatch.setattr(module, "train_adapter", None)
+    text = PLAN.replace("/study", "/early").replace("batch_size = 3", f"batch_size = 3\n{line}")
+    planned = study(root, name="early", text=text.replace('methods = ["base", "t2i"', 'methods = ["t2i"'))
+    with pytest.raises(ValueError, match=message):
+        run_study(planned)

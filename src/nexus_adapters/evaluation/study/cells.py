@@ -19,7 +19,8 @@ from nexus_adapters.evaluation.cost import control_gmacs
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.loading import load_adapter, parameter_count
 from nexus_adapters.evaluation.provenance import machine, versions
-from nexus_adapters.evaluation.run import BASE, evaluate
+from nexus_adapters.evaluation.run import BASE, evaluate, open_evaluation
+from nexus_adapters.evaluation.scoring import Scorer
 from nexus_adapters.evaluation.study.plan import Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult, load_result, save_result
 from nexus_adapters.training.base import base_shape
@@ -67,6 +68,10 @@ def is_done(study: Study, cell: Cell) -> bool:
 
 def _run(study: Study, cell: Cell) -> CellResult:
     config = study.train_config(cell)
+    for view in study.views():  # before anything is trained for it
+        drawn = study.evaluation_config(cell, view)
+        open_evaluation(drawn)
+        Scorer(drawn)
     adapters: dict[str, str] = {}
     facts: dict[str, float] = {}
     if config is not None:
