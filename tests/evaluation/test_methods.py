@@ -3,6 +3,7 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    EulerAncestralDiscreteScheduler,
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
     T2IAdapter,
@@ -11,7 +12,7 @@ from tests import tiny
 from tests.weights import write_tiny
 
 from nexus_adapters import Control, attach, embedded
-from nexus_adapters.evaluation.methods import Sampling, generate, reconstruct
+from nexus_adapters.evaluation.methods import Sampling, draw_batch, generate, reconstruct
 from nexus_adapters.evaluation.scenes import initial_latents, load_test_scenes
 from nexus_adapters.training.methods import build_adapter
 
@@ -118,6 +119,32 @@ def test_batches_do_not_matter(base, scenes):
     at_once = generate(base, adapter, scenes, Sampling(steps=2, batch_size=3))
     for one, other in zip(in_twos, at_once, strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("method", [None, "t2i", "prime"])
+def test_samplers_that_draw_noise_on_the_way_draw_the_same(base, scenes, method):
+    before = base.scheduler
+    base.scheduler = EulerAncestralDiscreteScheduler.from_config(before.config)
+    try:
+        adapter = method and embedded.embedded_adapter(method)
+        sampling = Sampling(steps=3, batch_size=2)
+        first = generate(base, adapter, scenes, sampling)
+        torch.manual_seed(123)
+        again = generate(base, adapter, scenes, sampling)
+        alone = draw_batch(base, adapter, scenes[2:], 2, sampling)
+    finally:
+        base.scheduler = before
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert np.abs(first[2].astype(int) - alone[0]).max() <= 1
+
+
+def test_a_t2i_adapter_of_one_channel_reads_grey_maps(base, scenes):
+    torch.manual_seed(0)
+    channels = list(base.unet.config.block_out_channels)
+    adapter = T2IAdapter(in_channels=1, channels=channels, num_res_blocks=2, downscale_factor=8)
+    images = generate(base, adapter, scenes, SAMPLING)
+    plain = generate(base, None, scenes, SAMPLING)
+    assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
 def test_the_policy_reaches_the_adapter(base, scenes):

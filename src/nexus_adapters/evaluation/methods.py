@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.embedded import EMBEDDED_GUIDANCE
-from nexus_adapters.evaluation.scenes import TestScene, initial_latents
+from nexus_adapters.evaluation.scenes import TestScene, initial_latents, row_generator
 from nexus_adapters.injection import Control, attach
 from nexus_adapters.training.controlnet_xs import controlled_by_xs
 
@@ -104,6 +104,8 @@ def draw_batch(
         "latents": initial_latents(len(cases), shape, sampling.seed, first).to(pipe.device, pipe.unet.dtype),
         "height": conditions[0].height,
         "width": conditions[0].width,
+        # What a sampler draws on the way, as ancestral ones do, follows from the same.
+        "generator": [row_generator(sampling.seed, first + row) for row in range(len(cases))],
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
         "output_type": "np",
@@ -126,6 +128,8 @@ def _run(
     kind: Any
     is_xl = hasattr(pipe, "text_encoder_2")
     if isinstance(adapter, T2IAdapter):
+        if adapter.config["in_channels"] == 1:
+            conditions = [condition.convert("L") for condition in conditions]
         kind = StableDiffusionXLAdapterPipeline if is_xl else StableDiffusionAdapterPipeline
         pipe = _pipeline(kind, pipe, adapter=adapter)
         arguments |= {"image": conditions, "adapter_conditioning_scale": scale}

@@ -42,7 +42,7 @@ from nexus_adapters.training.output import occupied
 from nexus_adapters.training.processes import leave_together
 
 BASE, REFERENCE = "base", "reference"  # no adapter; and the data's own pictures
-_NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
+NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
 _SCORING_FIELDS = ("features", "clip", "judge")  # they change no picture
 
 
@@ -171,7 +171,7 @@ def result_json(found: Evaluation) -> dict[str, Any]:
 
 def _check_names(adapters: Mapping[str, str]) -> None:
     for name in adapters:
-        if name in (BASE, REFERENCE) or not _NAME.fullmatch(name):
+        if name in (BASE, REFERENCE) or not NAME.fullmatch(name):
             raise ValueError(
                 f"adapter: expected a name of letters, digits and . + @ - _, other than {BASE} and "
                 f"{REFERENCE}; received {name!r}"
@@ -250,7 +250,7 @@ def _drawn(
             base,
             adapter,
             chosen,
-            places.start,
+            config.first + places.start,
             config.sampling,
             config.policy,
             [""] * len(chosen) if reads_nothing else None,

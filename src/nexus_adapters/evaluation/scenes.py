@@ -58,9 +58,13 @@ def initial_latents(count: int, shape: Sequence[int], seed: int, first: int = 0)
     """
     rows = []
     for row in range(first, first + count):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + row)
-        rows.append(torch.randn(tuple(shape), generator=generator))
+        rows.append(torch.randn(tuple(shape), generator=row_generator(seed, row)))
     return torch.stack(rows)
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """What all that is random about one picture is drawn from."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + row)
 
 
 def score_images(

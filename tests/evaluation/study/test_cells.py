@@ -156,6 +156,12 @@ def test_a_study_of_losses_draws_nothing(root, tmp_path, monkeypatch):
     assert not (tmp_path / "losses.md").exists()
 
 
+def test_processes_that_were_launched_together_are_refused(finished, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"study: expected one process at a time, .*; received 2"):
+        run_study(finished)
+
+
 def test_losses_are_weighed_as_the_training_draws_timesteps():
     row = {"val_loss": 0.0} | {f"val_loss_{place}00": float(place == 9) for place in range(10)}
     uniform, cubic = (module._loss_as_trained(row, LossOptions(timesteps=t)) for t in ("uniform", "cubic"))

@@ -63,6 +63,8 @@ def test_conditions_may_have_a_judge(root):
         ),
         ('compare_to = "t2i"', 'compare_to = "t3i"', "compare_to: expected one of .*; received 't3i'"),
         ("[views.empty]", "[views.own]", "views: expected names other than own"),
+        ("[views.empty]", '[views."a/b"]', "views: expected names of letters, .*; received 'a/b'"),
+        ("[methods.prime]", "[methods.reference]", "methods: expected names of letters, .* than reference"),
         ("[methods.prime]", "[methods.base]", "methods: expected names other than base"),
         ("num_inference_steps = 2", "num_steps = 2", "num_steps: no such key"),
         (

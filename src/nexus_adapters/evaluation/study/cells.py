@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ def run_study(study: Study) -> list[Cell]:
         Stopped: after Ctrl-C or SIGTERM in a training, with its last step saved.
         ValueError: where a run or an evaluation refuses; the message names the cell.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "study: expected one process at a time, or several that are started apart; received "
+            f"{os.environ['WORLD_SIZE']} that were launched together"
+        )
     cells, left = study.cells(), []
     for number, cell in enumerate(cells, 1):
         with alone(study, cell) as is_ours:
@@ -81,7 +87,7 @@ def _run(study: Study, cell: Cell) -> CellResult:
     for view in study.views():
         out = study.folder / "evaluations" / f"{cell.name}@{view}"
         found = evaluate(study.evaluation_config(cell, view), adapters, out, with_base=config is None)
-        assert found is not None  # one process
+        assert found is not None  # there is one process
         method = found.methods[cell.method]
         views[view] = method.measured
         for name, seconds in (("draw_s", method.draw_s), ("score_s", method.score_s)):

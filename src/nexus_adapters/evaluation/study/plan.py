@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.data.user_cache import user_cache
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.run import BASE
+from nexus_adapters.evaluation.run import BASE, NAME, REFERENCE
 from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
 from nexus_adapters.training.recipe import parse_config, validated
 
@@ -72,6 +72,13 @@ class StudyPlan:
     def __post_init__(self) -> None:
         """What one field alone cannot tell."""
         known = {BASE, *self.methods}
+        for key, names in (("methods", self.methods), ("views", self.views)):
+            for name in names:
+                if name == REFERENCE or not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{key}: expected names of letters, digits and . + @ - _, other than {REFERENCE}; "
+                        f"received {name!r}"
+                    )
         for name in self.methods:
             if name == BASE:
                 raise ValueError(f"methods: expected names other than {BASE}; received {name!r}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nexus_adapters.evaluation.columns import head
+from nexus_adapters.evaluation.columns import COLUMNS, head
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN
 from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
@@ -19,7 +19,8 @@ def metrics_figure(results: Results) -> Figure:
     """A panel a condition and metric: each method's value with its interval."""
     conditions = list(dict.fromkeys(cell.condition for cell in results))
     tables = {condition: rows_of(results, condition, OWN) for condition in conditions}
-    shown = [m for m in METRICS if any(m in row.measured.metrics for rows in tables.values() for row in rows)]
+    measured = {m for rows in tables.values() for row in rows for m in row.measured.metrics}
+    shown = [m for m in METRICS if m in measured] or [m for m in COLUMNS if m in measured][: len(METRICS)]
     most = max(len(rows) for rows in tables.values())
     figure = Figure(figsize=(3.2 * len(shown), (0.32 * most + 0.9) * len(conditions)), layout="constrained")
     panels: Any = figure.subplots(len(conditions), len(shown), squeeze=False)
