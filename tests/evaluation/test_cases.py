@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from nexus_adapters.conditions import extract
 from nexus_adapters.evaluation.cases import Cases, content_sha256, contradicting, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.scenes.scene import draw_scene
@@ -36,6 +39,19 @@ def test_prompts_change_and_words_stay(tmp_path):
         assert empty[place].prompt == ""
         assert wrong[place].prompt != own[place].prompt
         assert wrong[place].condition == own[place].condition
+
+
+def test_scenes_edges_are_drawn_as_training_draws_them(tmp_path):
+    data = DataOptions(
+        kind="scenes", split="test", count=2, resolution=128, extractor={"low": 300.0, "high": 600.0}
+    )
+    case = open_cases(EvaluationConfig(data=data), tmp_path, 8)[0]
+    assert case.condition == extract("canny", case.picture, low=300.0, high=600.0)
+    assert case.condition == case.scene.condition != cases(tmp_path)[0].condition
+    with pytest.raises(
+        ValueError, match=r"data.extractor: expected none, since scenes bring exact maps of dep"
+    ):
+        EvaluationConfig(data=replace(data, condition="depth"))
 
 
 def test_splits_and_first_choose_other_scenes(tmp_path):

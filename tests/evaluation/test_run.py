@@ -143,8 +143,16 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_drawn(finished
     with pytest.raises(ValueError, match=r"out: expected a new folder for scale=0.5; received .* of 1.0 lie"):
         evaluate(config(scale=0.5), ADAPTERS, finished.folder, show_progress=False)
     evaluate(config(), ADAPTERS, finished.folder, show_progress=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out: expected a folder; received .*file', which is a file"):
+        evaluate(config(), ADAPTERS, tmp_path / "file", show_progress=False)
+    (tmp_path / "file").unlink()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "settings.json").write_text('{"editor": 1}')
+    with pytest.raises(ValueError, match=r"out: expected a new .* whose settings.json is something else's"):
+        evaluate(config(), ADAPTERS, tmp_path / "mine", show_progress=False)
     (tmp_path / "note.txt").touch()
-    with pytest.raises(ValueError, match=r"out: expected a new or empty folder, .* but note\.txt"):
+    with pytest.raises(ValueError, match=r"out: expected a new or empty folder, .* but mine"):
         evaluate(config(), ADAPTERS, tmp_path, show_progress=False)
 
 
@@ -158,7 +166,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_drawn(finished
         ({"features": "no/where"}, "features: expected at least 40 samples, .*; received 5"),
         (
             {"clip": "no/where"},
-            "model: expected a folder or the Hub id of a vision model; received 'no/where'",
+            "clip: expected a folder or the Hub id of a vision model; received 'no/where'",
         ),
         ({"judge": {"lower": 1.0}}, "judge: options: expected those of canny"),
         ({"dtype": "float16"}, "dtype: expected auto, float32 or bfloat16 on a CPU"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nexus_adapters.evaluation.config import EvaluationConfig
 
 _OPTIONS = {"num_inference_steps": "steps", "base.path": "base", "data.path": "data", "out": "out"}
+_OPTIONS |= {"data.extractor": "option", "data.shards": "data"}
 _LEAST_FOR_DISTANCES = 40  # as in evaluation.estimates, which is slow to import
 _KINDS = ("folder", "prepared", "table", "tars", "scenes")
 

@@ -13,6 +13,7 @@ from typing import overload
 from PIL import Image
 from tqdm import tqdm
 
+from nexus_adapters.conditions import extract
 from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.evaluation.config import EvaluationConfig
@@ -122,6 +123,8 @@ def _of_scene(config: EvaluationConfig, place: int) -> Case:
     if config.prompts != "own":
         prompt = "" if config.prompts == "empty" else contradicting(loaded.scene)
     picture = Image.fromarray(loaded.rendering.image)
+    if config.data.condition == "canny" and config.data.extractor:  # as training draws it
+        loaded = replace(loaded, condition=extract("canny", picture, **config.data.extractor))
     return Case(f"{split} scene {seed}", prompt, loaded.prompt, loaded.condition, picture, loaded)
 
 

@@ -69,6 +69,12 @@ class EvaluationConfig:
                 f"one of {', '.join(MAPS)}, for kind scenes",
                 data.condition,
             ),
+            (
+                not is_scenes or data.condition == "canny" or not data.extractor,
+                "data.extractor",
+                f"none, since scenes bring exact maps of {data.condition}",
+                dict(data.extractor),
+            ),
             (not is_scenes or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
             (
                 not is_scenes or data.resolution == 128,

@@ -97,6 +97,8 @@ def evaluate(
             the first picture.
     """
     _check_names(adapters)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: expected a folder; received '{out}', which is a file")
     shape, cases = open_evaluation(config)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device, is_main = accelerator.device, accelerator.is_main_process

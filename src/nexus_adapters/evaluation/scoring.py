@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,13 @@ class Scorer:
         self._condition = config.data.condition
         self._options = _extractor_options(config)
         self._structure = _structure(config, self._options)
-        self._clip = TransformersFeatures(_model(config.clip), device) if config.clip else None
+        with _named("clip"):
+            self._clip = TransformersFeatures(_model(config.clip), device) if config.clip else None
         self._features: FeatureModel | None = None
         if config.features:
             is_same = self._clip is not None and config.features == config.clip
-            self._features = self._clip if is_same else load_features(_model(config.features), device)
+            with _named("features"):
+                self._features = self._clip if is_same else load_features(_model(config.features), device)
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case]) -> dict[str, np.ndarray]:
         """Metric -> a number a picture; and `FEATURES`, a row a picture."""
@@ -62,7 +65,9 @@ class Scorer:
         scores = {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]}
         scenes = [case.scene for case in cases if case.scene is not None]
         if scenes:
-            scores |= score_images([np.asarray(image) for image in images], scenes)
+            of_scenes = score_images([np.asarray(image) for image in images], scenes)
+            # Under canny the edges are those of the extractor with its options, as drawn above.
+            scores = scores | of_scenes | (scores if self._condition == "canny" else {})
         if self._clip is not None:
             embeds = self._clip.images(images)
             texts = self._clip.texts([case.words for case in cases])
@@ -71,6 +76,15 @@ class Scorer:
             rows_of = embeds if self._features is self._clip else self._features.images(images)
             scores[FEATURES] = rows_of.numpy()
         return scores
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Let a ValueError about a model name the field that it came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{field}:{str(error).partition(':')[2]}") from error
 
 
 def _model(name: str) -> str:
@@ -97,7 +111,8 @@ def _structure(config: EvaluationConfig, options: Mapping[str, Any]) -> _Structu
     try:
         extractor.check_options(options)
     except ValueError as error:
-        raise ValueError(f"judge: {error}") from error
+        field = "judge" if config.judge else "data.extractor"
+        raise ValueError(f"{field}: {error}") from error
     if name == "sketch":
         return lambda found, wanted: {
             "sketch_ms_ssim": ms_ssim(_grey(found), _grey(wanted)),

@@ -106,7 +106,7 @@ def claim(
     """
     file = folder / SETTINGS
     if file.is_file():
-        before = json.loads(file.read_bytes())
+        before = _read_settings(file)
         now = flat(settings)
         unknown = {key: value for key, value in flat(defaults).items() if key in now}
         _compare(unknown | flat(before["drawing"]), now, folder)
@@ -119,6 +119,18 @@ def claim(
             f"no {SETTINGS} but {others[0]}"
         )
     write_text(file, json.dumps({"drawing": settings, "adapters": adapters}, indent=2) + "\n")
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+        content["drawing"], content["adapters"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"out: expected a new or empty folder, or that of an evaluation; received '{file.parent}', whose "
+            f"{SETTINGS} is something else's"
+        ) from error
+    return content
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

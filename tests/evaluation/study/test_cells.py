@@ -174,7 +174,7 @@ def test_losses_are_weighed_as_the_training_draws_timesteps():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('clip = "no/where"', "cell canny-t2i-0: model: expected a folder or the Hub id of a vision model"),
+        ('clip = "no/where"', "cell canny-t2i-0: clip: expected a folder or the Hub id of a vision model"),
         ('features = "embedded"', "cell canny-t2i-0: features: expected at least 40 samples"),
     ],
 )
