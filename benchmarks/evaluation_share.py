@@ -5,7 +5,8 @@
 Scenes of the embedded world by its base, T2I-Adapter and Prime with the skip. In each round two ways take
 turns: a bare loop that draws the same batches in memory, and the evaluator with all metrics of a scene and
 the embedded CLIP's scores and distances, with pictures, scores and report written. Either loads base and
-adapters once; reading the data is the evaluator's. Writes results/evaluation_share.json. The target is 15 %.
+adapters once; the evaluator reads the data once more, to hash them. Writes results/evaluation_share.json.
+The target is 15 %.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from nexus_adapters.evaluation.cases import Cases, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.loading import load_base
 from nexus_adapters.evaluation.methods import draw_batch
+from nexus_adapters.evaluation.outcome import batches
 from nexus_adapters.evaluation.report import write_report
-from nexus_adapters.evaluation.run import batches, evaluate
+from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.training.config import DataOptions
 
 ADAPTERS = {"t2i": "t2i", "prime": "prime-residual"}
@@ -54,7 +56,6 @@ def measure(count: int, steps: int, rounds: int) -> dict[str, object]:
         )
         for number in range(rounds):
             cases = open_cases(config, Path(place), 8)
-            list(cases)  # drawn before the clock starts: a user's data are files
             start = time.perf_counter()
             bare_loop(config, cases)
             middle = time.perf_counter()

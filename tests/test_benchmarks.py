@@ -332,4 +332,8 @@ def test_evaluation_share(benchmark, tmp_path, monkeypatch):
     name, measured = run(module, tmp_path / "out")
     assert name == "evaluation_share"
     assert set(measured["seconds"]) == {"bare_loop", "evaluator"}
-    assert measured["share_over_drawing_median"] > -1
+    (bare,), (own,) = measured["seconds"]["bare_loop"], measured["seconds"]["evaluator"]
+    assert bare > 0
+    assert own > 0
+    assert measured["share_over_drawing_median"] == pytest.approx(own / bare - 1, abs=0.02)
+    assert (BENCHMARKS / "results" / "evaluation_share.json").is_file()

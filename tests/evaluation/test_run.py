@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -7,16 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import tiny
+from tests.conditions import tiny_models
 from tests.training.runs import write_images
 from tests.weights import write_tiny
 
 from nexus_adapters import embedded
+from nexus_adapters.data.encoders import parts_sha256
 from nexus_adapters.evaluation import run as module
+from nexus_adapters.evaluation import scoring
+from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.methods import generate
+from nexus_adapters.evaluation.cost import control_gmacs
+from nexus_adapters.evaluation.loading import model_sha256
+from nexus_adapters.evaluation.methods import draw_batch, generate
 from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
+from nexus_adapters.evaluation.scoring import scoring_sha256
+from nexus_adapters.training.base import base_shape
 from nexus_adapters.training.config import BaseOptions, DataOptions
 from nexus_adapters.training.methods import build_adapter
 
@@ -85,6 +94,8 @@ def test_the_report_tells_everything(finished):
     assert content["settings"]["data_sha256"]
     assert set(content["versions"]) >= {"torch", "diffusers"}
     assert content["machine"]["cores"]
+    assert content["asked_for"]["clip"] == content["asked_for"]["features"] == ""
+    assert content["asked_for"]["data"]["kind"] == "scenes"
     found = content["methods"]["prime"]["metrics"]["edge_f1"]
     assert found["low"] <= found["value"] <= found["high"]
     assert found["n"] == 5
@@ -285,6 +296,59 @@ def test_two_processes_draw_the_same_as_one(finished, weights, tmp_path):
         for metric, estimate in method["metrics"].items():
             other = texts[1]["methods"][name]["metrics"][metric]
             assert other["value"] == pytest.approx(estimate["value"], abs=0.01)
+
+
+def test_another_sampler_in_the_base_is_another_base(weights, tmp_path):
+    photos = write_images(tmp_path / "photos", 2)
+    shutil.copytree(weights / "base", tmp_path / "base")
+    data = DataOptions(kind="folder", path=str(photos), resolution=64)
+    chosen = config(data, base=BaseOptions(path=str(tmp_path / "base")))
+    evaluate(chosen, {}, tmp_path / "out", show_progress=False)
+    file = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.02}))
+    with pytest.raises(ValueError, match="out: expected a new folder for base_sha256="):
+        evaluate(chosen, {}, tmp_path / "out", show_progress=False)
+
+
+def test_an_adapters_config_counts(weights):
+    one, other = (tiny.adapter(tiny.unet(), residual=skip) for skip in (False, True))
+    assert parts_sha256({"adapter": one}) == parts_sha256({"adapter": other})
+    assert model_sha256({"adapter": one}) != model_sha256({"adapter": other})
+
+
+def test_other_versions_and_other_judges_score_anew(weights, tmp_path, monkeypatch):
+    clip = tiny_models.clip(tmp_path / "clip")
+    chosen = config(clip=clip)
+    before = scoring_sha256(chosen)
+    assert scoring_sha256(chosen) == before
+    (tmp_path / "clip" / "note").write_text("retrained")
+    changed = scoring_sha256(chosen)
+    assert changed != before
+    monkeypatch.setattr(scoring, "versions", lambda: {"torch": "9"})
+    assert scoring_sha256(chosen) != changed
+
+
+def test_sdxl_adapters_may_read_the_empty_prompt(tmp_path):
+    pipe = tiny.sdxl()
+    adapter = tiny.adapter(pipe.unet)
+    cases = [Case("a", "a red star", "a red star", tiny.image(128, 128), tiny.image(), None)]
+    own, nothing = (
+        draw_batch(pipe, adapter, cases, 0, config().sampling, adapter_prompts=prompts)
+        for prompts in (None, [""])
+    )
+    assert not np.array_equal(own, nothing)
+
+
+@pytest.mark.parametrize("method", ["prime", "t2i", "controlnet", "controlnet-xs"])
+@pytest.mark.parametrize("is_sdxl", [False, True])
+def test_what_a_control_costs_is_counted_for_every_base(tmp_path, method, is_sdxl):
+    pipe = tiny.sdxl() if is_sdxl else tiny.sd15()
+    pipe.save_pretrained(tmp_path / "base")
+    shape = base_shape(BaseOptions(path=str(tmp_path / "base")))
+    adapter = build_adapter(method, pipe.unet, size_ratio=1.0)
+    few, many = (control_gmacs(adapter, shape, 128, steps) for steps in (1, 10))
+    assert few > 0
+    assert many == pytest.approx(few * (10 if "controlnet" in method else 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import config
 
 from nexus_adapters.metrics.structure import depth_rmse, mean_iou, ms_ssim, rank_correlation
+from nexus_adapters.scenes.render import render
+from nexus_adapters.scenes.scene import draw_scene
 
 DRAW = torch.Generator().manual_seed(0)
 DEPTH, OTHER = torch.rand((2, 20, 30), generator=DRAW)
@@ -106,3 +108,12 @@ def test_wrong_maps_are_refused(call, message, monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_ms_ssim_in_float32_is_nearly_that_in_float64():
+    for seed in range(5):
+        a, b = (
+            torch.from_numpy(render(draw_scene(number, "test")).image).permute(2, 0, 1).double() / 255
+            for number in (seed, seed + 100)
+        )
+        assert ms_ssim(a.float(), b.float()) == pytest.approx(ms_ssim(a, b), abs=1e-4)

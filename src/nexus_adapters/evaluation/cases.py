@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import overload
@@ -22,8 +21,6 @@ from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.scene import Scene, Split
 from nexus_adapters.scenes.vocabulary import SHAPES
 from nexus_adapters.training.sources import open_samples
-
-_KEPT = 64  # cases in memory: a batch is read for each method
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,10 @@ class Case:
 
 
 class Cases:
-    """The cases of an evaluation; each is read when it is asked for, and the last ones are kept."""
+    """The cases of an evaluation; each is read when it is asked for."""
 
     def __init__(self, count: int, load: Callable[[int], Case]) -> None:
-        self._count, self._load = count, lru_cache(_KEPT)(load)
+        self._count, self._load = count, load
 
     def __len__(self) -> int:
         return self._count

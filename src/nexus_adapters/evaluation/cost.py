@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nexus_adapters.adapter.geometry import text_width
 from nexus_adapters.training.base import BaseShape
 from nexus_adapters.training.controlnet_xs import fuse
+from nexus_adapters.training.dry_run import added_arguments
 
 _TOKENS = 77
 
@@ -39,20 +40,21 @@ def control_gmacs(adapter: nn.Module | Any, shape: BaseShape, resolution: int, s
         condition = torch.empty(1, 3, resolution, resolution)
         text = torch.empty(1, _TOKENS, text_width(shape.unet))
         latents, time = torch.empty(1, shape.latent_channels, side, side), torch.zeros(1)
+        added = added_arguments(shape, 1, torch.float32)
         kind: Any = type(adapter)
         copy = kind.from_config(adapter.config)
         if isinstance(adapter, T2IAdapter):
             return _gmacs(copy, condition)
         if isinstance(adapter, ControlNetModel):
-            return steps * _gmacs(copy, latents, time, text, condition)
+            return steps * _gmacs(copy, latents, time, text, condition, **added)
         if isinstance(adapter, ControlNetXSAdapter):
-            both = _gmacs(fuse(unet, copy), latents, time, text, condition)
-            return steps * (both - _gmacs(unet, latents, time, text))
+            both = _gmacs(fuse(unet, copy), latents, time, text, condition, **added)
+            return steps * (both - _gmacs(unet, latents, time, text, **added))
         return _gmacs(copy, condition, text)
 
 
-def _gmacs(module: nn.Module, *inputs: Any) -> float:
+def _gmacs(module: nn.Module, *inputs: Any, **arguments: Any) -> float:
     # Of attention torch counts the plain kind on all devices.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(*inputs)
+        module(*inputs, **arguments)
     return float(counter.get_total_flops()) / 2e9

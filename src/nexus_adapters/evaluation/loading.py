@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 
 from nexus_adapters import embedded
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.data.encoders import without_checker
+from nexus_adapters.data.encoders import parts_sha256, without_checker
 from nexus_adapters.injection.fit import check_fit, check_pixels
 from nexus_adapters.training.base import EMBEDDED, BaseShape, base_folder, source
 from nexus_adapters.training.config import BaseOptions
@@ -113,6 +114,44 @@ def check_adapter(name: str, adapter: Any, shape: BaseShape) -> None:
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 over what models compute by: weights and words, and their configs, a scheduler's too.
+
+    Args:
+        parts: modules, tokenizers, schedulers.
+        config: of what holds them, such as a pipeline.
+    """
+    configs = {"": _public(config or {})}
+    for name, part in parts.items():
+        own = getattr(part, "config", {})
+        configs[name] = _public(own.to_dict() if hasattr(own, "to_dict") else own)
+        configs[name]["class"] = type(part).__name__
+    told = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def source_sha256(name: str) -> str:
+    """Of a model that users name: SHA-256 over a folder's or file's content; the name itself for a Hub id."""
+    path = Path(name)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256(b"" if path.exists() else name.encode())
+    for file in files:
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)}\n".encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without where it was loaded from and by which version."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+    }
 
 
 def parameter_count(adapter: nn.Module | None) -> int:

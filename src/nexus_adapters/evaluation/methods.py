@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.embedded import EMBEDDED_GUIDANCE
 from nexus_adapters.evaluation.scenes import TestScene, initial_latents, row_generator
 from nexus_adapters.injection import Control, attach
@@ -154,6 +155,8 @@ def _pipeline(kind: Any, base: Any, **added: object) -> Any:
     parts = {name: part for name, part in base.components.items() if name in taken}
     if "requires_safety_checker" in taken:
         added["requires_safety_checker"] = False
+    if "force_zeros_for_empty_prompt" in taken:
+        added["force_zeros_for_empty_prompt"] = base.config.force_zeros_for_empty_prompt
     return kind(**parts, **added)
 
 
@@ -166,7 +169,11 @@ def _reading(adapter: object, pipe: Any, prompts: Sequence[str]) -> Any:
     """While open, a Nexus adapter reads `prompts`, whatever text it is handed."""
     if not isinstance(adapter, NexusAdapter):
         raise ValueError(f"adapter_prompts: expected None without a NexusAdapter; received {len(prompts)}")
-    text, _ = pipe.encode_prompt(list(prompts), pipe.device, 1, False)
+    encoders = Encoders(pipe)
+    if any(prompts):
+        text = encoders.encode_prompts(prompts)["prompt_embeds"]
+    else:  # as guidance reads none
+        text = encoders.encode_empty_prompt()["prompt_embeds"].expand(len(prompts), -1, -1)
 
     def swap(_: torch.nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return args[0], text.to(args[1])

@@ -13,7 +13,7 @@ from PIL import Image
 from nexus_adapters.data.prepare.preview import as_data
 from nexus_adapters.evaluation.columns import head, in_order
 from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt
-from nexus_adapters.evaluation.run import REFERENCE, Evaluation, batches, result_json
+from nexus_adapters.evaluation.outcome import REFERENCE, Evaluation, batches, result_json
 from nexus_adapters.evaluation.store import Store, write_text
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
@@ -189,8 +189,17 @@ def _summary(found: Evaluation) -> str:
         f"{len(found.cases)} samples of {settings['data']['kind']} with maps of "
         f"{settings['data']['condition']} and {prompts[settings['prompts']]}; "
         f"{settings['num_inference_steps']} steps, guidance scale {settings['guidance_scale']:g}, "
-        f"policy {settings['policy']}, seed {settings['seed']}, {settings['dtype']}."
+        f"policy {settings['policy']}, seed {settings['seed']}, {settings['dtype']}." + _judges(found)
     )
+
+
+def _judges(found: Evaluation) -> str:
+    """Which models the numbers are of."""
+    config = found.config
+    judges = {"CLIP": config.clip, "features": config.features}
+    judges["map drawn again by"] = ", ".join(f"{key}={value}" for key, value in config.judge.items())
+    told = "; ".join(f"{name} {model}" for name, model in judges.items() if model)
+    return f" Judges: {told}." if told else ""
 
 
 def _legend(found: Evaluation) -> str:

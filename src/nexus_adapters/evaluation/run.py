@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +19,29 @@ from torch import nn
 from tqdm import tqdm
 
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.data.encoders import parts_sha256
 from nexus_adapters.data.user_cache import user_cache
 from nexus_adapters.evaluation.cases import Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES, Measured, distances
+from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
 from nexus_adapters.evaluation.loading import (
     check_adapter,
     choose_dtype,
     load_adapter,
     load_base,
-    parameter_count,
+    model_sha256,
 )
 from nexus_adapters.evaluation.methods import draw_batch
-from nexus_adapters.evaluation.provenance import machine, versions
-from nexus_adapters.evaluation.scoring import FEATURES, Scorer
+from nexus_adapters.evaluation.outcome import REFERENCE, Evaluation, batches, collect
+from nexus_adapters.evaluation.provenance import versions
+from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
 from nexus_adapters.evaluation.store import Store, claim
 from nexus_adapters.training.base import BaseShape, base_shape, check_weights
 from nexus_adapters.training.output import occupied
 from nexus_adapters.training.processes import leave_together
 
-BASE, REFERENCE = "base", "reference"  # no adapter; and the data's own pictures
+BASE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
-_SCORING_FIELDS = ("features", "clip", "judge")  # they change no picture
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to draw, and what it cost. Times are of all processes together."""
-
-    name: str
-    source: str
-    sha256: str
-    parameters: int
-    measured: Measured
-    draw_s: float = 0.0
-    score_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found: its settings, its methods in order, and the cases that they drew."""
-
-    settings: Mapping[str, Any]
-    methods: Mapping[str, Method]
-    cases: Cases
-    folder: Path
+SCORING_FIELDS = ("features", "clip", "judge")  # they change no picture
 
 
 def evaluate(
@@ -107,11 +82,12 @@ def evaluate(
     for name, adapter in adapters.items():
         loaded[name] = load_adapter(name, adapter, config.data.condition, config.base)
         check_adapter(name, loaded[name], shape)
-    hashes = {name: parts_sha256({"adapter": each}) for name, each in loaded.items() if each is not None}
+    hashes = {name: model_sha256({"adapter": each}) for name, each in loaded.items() if each is not None}
     scorer = Scorer(config, str(device))
     data_sha256 = content_sha256(cases, show_progress and is_main)
     base = load_base(config.base, device, dtype)
-    settings = _settings(config, data_sha256, parts_sha256(base.components), dtype)
+    base_sha256 = model_sha256(base.components, base.config)
+    settings = _settings(config, data_sha256, base_sha256, dtype)
     with occupied(out, "out") if is_main else nullcontext():
         if is_main:
             claim(out, settings, hashes, dataclasses.asdict(EvaluationConfig()))
@@ -119,13 +95,13 @@ def evaluate(
         for adapter in loaded.values():
             if adapter is not None:
                 nn.Module.to(adapter, device, dtype)
-        stores = _stores(config, out, [REFERENCE, *loaded], data_sha256, versions()["transformers"])
+        stores = _stores(config, out, [REFERENCE, *loaded])
         _work(config, cases, loaded, stores, base, scorer, accelerator, show_progress)
         accelerator.wait_for_everyone()
         found = None
         if is_main:
-            methods = _collect(config, cases, stores, {**adapters, BASE: ""}, hashes, loaded)
-            found = Evaluation(settings, methods, cases, out)
+            methods = collect(cases, config.batch_size, stores, {**adapters, BASE: ""}, hashes, loaded)
+            found = Evaluation(config, settings, methods, cases, out)
         leave_together(accelerator)
     return found
 
@@ -143,34 +119,6 @@ def open_evaluation(config: EvaluationConfig) -> tuple[BaseShape, Cases]:
     return shape, cases
 
 
-def batches(count: int, size: int) -> list[range]:
-    """The places of each batch."""
-    return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-
-def result_json(found: Evaluation) -> dict[str, Any]:
-    """Everything that a reader needs beside the pictures: settings, versions, machine, and every estimate."""
-    return {
-        "settings": found.settings,
-        "methods": {
-            name: {
-                "adapter": method.source,
-                "sha256": method.sha256,
-                "parameters": method.parameters,
-                "draw_s": round(method.draw_s, 2),
-                "score_s": round(method.score_s, 2),
-                "metrics": {
-                    metric: dataclasses.asdict(estimate)
-                    for metric, estimate in method.measured.estimates().items()
-                },
-            }
-            for name, method in found.methods.items()
-        },
-        "versions": versions(),
-        "machine": machine(),
-    }
-
-
 def _check_names(adapters: Mapping[str, str]) -> None:
     for name in adapters:
         if name in (BASE, REFERENCE) or not NAME.fullmatch(name):
@@ -183,7 +131,7 @@ def _check_names(adapters: Mapping[str, str]) -> None:
 def _settings(config: EvaluationConfig, data: str, base: str, dtype: torch.dtype) -> dict[str, Any]:
     """What decides the pictures. Paths are left out: contents count."""
     fields = dataclasses.asdict(config)
-    for name in (*_SCORING_FIELDS, "dtype"):
+    for name in (*SCORING_FIELDS, "dtype"):
         del fields[name]
     fields["base"], fields["data"] = (
         config.base.path,
@@ -194,17 +142,14 @@ def _settings(config: EvaluationConfig, data: str, base: str, dtype: torch.dtype
         },
     )
     fields |= {"data_sha256": data, "base_sha256": base, "dtype": str(dtype).split(".")[1]}
+    fields["versions"] = versions()
     settings: dict[str, Any] = json.loads(json.dumps(fields))
     return settings
 
 
-def _stores(
-    config: EvaluationConfig, out: Path, names: list[str], data: str, version: str
-) -> dict[str, Store]:
-    scoring = {name: getattr(config, name) for name in _SCORING_FIELDS}
-    key = json.dumps([scoring, dict(config.data.extractor), data, version], sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    return {name: Store(out / name, digest) for name in names}
+def _stores(config: EvaluationConfig, out: Path, names: list[str]) -> dict[str, Store]:
+    scoring = scoring_sha256(config)
+    return {name: Store(out / name, scoring) for name in names}
 
 
 def _work(
@@ -261,39 +206,3 @@ def _drawn(
         images = [Image.fromarray(image) for image in drawn]
         store.keep_images(places, images, time.perf_counter() - started)
     return images
-
-
-def _collect(
-    config: EvaluationConfig,
-    cases: Cases,
-    stores: Mapping[str, Store],
-    sources: Mapping[str, str],
-    hashes: Mapping[str, str],
-    adapters: Mapping[str, Any],
-) -> dict[str, Method]:
-    found: dict[str, Method] = {}
-    reference: np.ndarray | None = None
-    for name, store in stores.items():
-        parts = [store.scores(places) for places in batches(len(cases), config.batch_size)]
-        whole = [part for part in parts if part is not None]
-        assert len(whole) == len(parts)
-        columns = {key: np.concatenate([part[key] for part in whole]) for key in whole[0] if key != "score_s"}
-        features = columns.pop(FEATURES, None)
-        if name == REFERENCE:
-            reference = features
-        apart = {}
-        if features is not None and reference is not None and name != REFERENCE:
-            apart = distances(features, reference)
-        draw_s = 0.0
-        if name != REFERENCE:
-            draw_s = sum(store.draw_s(places) for places in batches(len(cases), config.batch_size))
-        found[name] = Method(
-            name,
-            sources.get(name, ""),
-            hashes.get(name, ""),
-            parameter_count(adapters.get(name)),
-            Measured(columns, apart),
-            draw_s,
-            float(sum(part["score_s"] for part in whole)),
-        )
-    return found

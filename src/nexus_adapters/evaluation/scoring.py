@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,8 @@ from nexus_adapters.conditions.palettes import PALETTES
 from nexus_adapters.data.prepared_set import options_of
 from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.loading import source_sha256
+from nexus_adapters.evaluation.provenance import versions
 from nexus_adapters.evaluation.scenes import score_images
 from nexus_adapters.metrics.clip_score import clip_scores
 from nexus_adapters.metrics.edges import edge_f1
@@ -85,6 +89,15 @@ def _named(field: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{field}:{str(error).partition(':')[2]}") from error
+
+
+def scoring_sha256(config: EvaluationConfig) -> str:
+    """SHA-256 over what decides a picture's scores beside the case: metrics, models, versions."""
+    options = _extractor_options(config)
+    models = (config.clip, config.features, str(options.get("model", "")))
+    content = [source_sha256(_model(name)) if name else "" for name in models]
+    told = json.dumps([content, options, versions()], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _model(name: str) -> str:

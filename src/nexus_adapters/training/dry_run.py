@@ -68,7 +68,7 @@ def activation_bytes(
         )
         text = torch.empty(count, 77, text_width(shape.unet), dtype=dtype)
         condition = torch.empty(count, 3, side, side)
-        added = _added(shape, count, dtype)
+        added = added_arguments(shape, count, dtype)
         called = trained_module(adapter, unet) if isinstance(adapter, ControlNetXSAdapter) else unet
         controls = _controls(adapter, latents, text, condition, added)
         called(latents, torch.zeros(count), encoder_hidden_states=text, **added, **controls)
@@ -110,7 +110,7 @@ def _schedule(config: TrainConfig, samples: int | None) -> list[str]:
     ]
 
 
-def _added(shape: BaseShape, count: int, dtype: torch.dtype) -> dict[str, Any]:
+def added_arguments(shape: BaseShape, count: int, dtype: torch.dtype) -> dict[str, Any]:
     """What SDXL's UNet is told beside the text."""
     if shape.unet.get("addition_embed_type") != "text_time":
         return {}

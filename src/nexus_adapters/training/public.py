@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.config import DataOptions, TrainConfig
 
 
 def without_secrets(config: TrainConfig) -> TrainConfig:
@@ -14,8 +14,12 @@ def without_secrets(config: TrainConfig) -> TrainConfig:
 
     What is written to a run's folder is this.
     """
-    shards = tuple(map(_bare, config.data.shards))
-    return replace(config, data=replace(config.data, shards=shards))
+    return replace(config, data=data_without_secrets(config.data))
+
+
+def data_without_secrets(data: DataOptions) -> DataOptions:
+    """As `without_secrets`, of the data alone."""
+    return replace(data, shards=tuple(map(_bare, data.shards)))
 
 
 def without_folders(config: TrainConfig) -> TrainConfig:

@@ -74,6 +74,11 @@ def test_conditions_may_have_a_judge(root):
         ),
         ("seeds = [0, 1]", "seeds = []", "cells.1.seeds"),
         ('method = "t2i"', 'method = "t9i"', "adapter.method: expected 'prime'"),
+        (
+            'evaluate.policy = "per_branch"',
+            "evaluate.seed = 3",
+            "methods.prime.per_branch.evaluate: expected some of policy, .*; received 'seed'",
+        ),
         ("[evaluate]", "[evaluat", "PLAN: expected TOML"),
     ],
 )

@@ -16,18 +16,19 @@ import torch
 from filelock import FileLock, Timeout
 
 from nexus_adapters.adapter.file_names import WEIGHTS
+from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.cost import control_gmacs
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.loading import load_adapter, parameter_count
 from nexus_adapters.evaluation.provenance import machine, versions
-from nexus_adapters.evaluation.run import BASE, evaluate, open_evaluation
+from nexus_adapters.evaluation.run import BASE, SCORING_FIELDS, evaluate, open_evaluation
 from nexus_adapters.evaluation.scoring import Scorer
 from nexus_adapters.evaluation.study.plan import Cell, Study
-from nexus_adapters.evaluation.study.results import CellResult, load_result, save_result
+from nexus_adapters.evaluation.study.results import CellResult, load_result, planned_settings, save_result
 from nexus_adapters.training.base import base_shape
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.loss import timesteps_at
-from nexus_adapters.training.output import ADAPTER, finished_steps, identity
+from nexus_adapters.training.output import ADAPTER, finished_steps
 from nexus_adapters.training.run import train_adapter
 
 _DRAWS = 100_000  # of timesteps, evenly, to weigh losses by
@@ -85,8 +86,9 @@ def _run(study: Study, cell: Cell) -> CellResult:
         facts |= _facts_of_run(study, cell, Path(config.output_dir))
     views: dict[str, Measured] = {}
     for view in study.views():
-        out = study.folder / "evaluations" / f"{cell.name}@{view}"
-        found = evaluate(study.evaluation_config(cell, view), adapters, out, with_base=config is None)
+        drawn = study.evaluation_config(cell, view)
+        out = _evaluation_folder(study, cell, view, drawn)
+        found = evaluate(drawn, adapters, out, with_base=config is None)
         assert found is not None  # there is one process
         method = found.methods[cell.method]
         views[view] = method.measured
@@ -94,6 +96,24 @@ def _run(study: Study, cell: Cell) -> CellResult:
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
     made_with = {"versions": versions(), "machine": machine()}
     return CellResult(_settings(study, cell), facts, views, made_with)
+
+
+def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationConfig) -> Path:
+    """Where a cell's pictures go: other settings, weights or versions have a folder of their own."""
+    fields = dataclasses.asdict(config)
+    for name in SCORING_FIELDS:
+        del fields[name]
+    told = json.dumps([fields, _adapter_sha256(study, cell), versions()], sort_keys=True)
+    key = hashlib.sha256(told.encode()).hexdigest()[:8]
+    return study.folder / "evaluations" / f"{cell.name}@{view}-{key}"
+
+
+def _adapter_sha256(study: Study, cell: Cell) -> str:
+    """Of the weights' file of a finished run; nothing for the base alone."""
+    if cell.method == BASE:
+        return ""
+    weights = study.run_folder(cell) / ADAPTER / f"{WEIGHTS}.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
@@ -127,18 +147,8 @@ def _loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:
 
 def _settings(study: Study, cell: Cell) -> dict[str, Any]:
     """As JSON gives it back."""
-    config = study.train_config(cell)
-    found: dict[str, Any] = {"train": {}, "adapter_sha256": ""}
-    if config is not None:
-        weights = Path(config.output_dir) / ADAPTER / f"{WEIGHTS}.safetensors"
-        found = {
-            "train": identity(config),
-            "adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        }
-    found["views"] = {view: dataclasses.asdict(study.evaluation_config(cell, view)) for view in study.views()}
-    found["versions"] = versions()
-    settings: dict[str, Any] = json.loads(json.dumps(found))
-    return settings
+    found = planned_settings(study, cell)
+    return found | {"adapter_sha256": _adapter_sha256(study, cell), "versions": versions()}
 
 
 @contextmanager

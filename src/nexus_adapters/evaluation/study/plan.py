@@ -14,11 +14,13 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.data.user_cache import user_cache
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.run import BASE, NAME, REFERENCE
+from nexus_adapters.evaluation.outcome import REFERENCE
+from nexus_adapters.evaluation.run import BASE, NAME
 from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
 from nexus_adapters.training.recipe import parse_config, validated
 
 OWN = "own"  # the view that every study has: the evaluation as it is
+_OF_METHODS = ("policy", "scale", "adapter_reads_prompt")  # what may differ without other samples or noise
 Some = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -29,7 +31,7 @@ class MethodPlan:
     train: dict[str, Any] = field(default_factory=dict)
     """On top of the recipe and of `[train]`."""
     evaluate: dict[str, Any] = field(default_factory=dict)
-    """On top of `[evaluate]`."""
+    """On top of `[evaluate]`: how it is used, not on what."""
     trained_as: str = ""
     """Another method, whose adapters this one draws with in another way; nothing is trained for it."""
 
@@ -82,6 +84,12 @@ class StudyPlan:
         for name in self.methods:
             if name == BASE:
                 raise ValueError(f"methods: expected names other than {BASE}; received {name!r}")
+            for key in self.methods[name].evaluate:
+                if key not in _OF_METHODS:
+                    raise ValueError(
+                        f"methods.{name}.evaluate: expected some of {', '.join(_OF_METHODS)}, since all "
+                        f"methods draw the same samples; received {key!r}"
+                    )
             other = self.methods[name].trained_as
             if other and (other not in self.methods or self.methods[other].trained_as):
                 raise ValueError(

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from nexus_adapters.evaluation.columns import COLUMNS, head
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN
 from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
 
+_FAR_APART = 2.5  # the largest over the smallest
 METRICS = ("binding_color", "binding_material", "edge_f1", "frechet")
 
 
@@ -51,12 +53,23 @@ def cost_figure(results: Results) -> Figure:
                 if (cell.condition, cell.method) == (condition, row.method) and OWN in result.views:
                     value = result.views[OWN].value(metric)
                     panel.plot(row.parameters / 1e6, value, ".", color=color, markersize=4, alpha=0.6)
-        panel.set_xscale("log")
+        _number_axis(panel)
         panel.set_title(condition, fontsize=9)
         panel.set_xlabel("trained parameters, millions")
         panel.legend(fontsize=7, frameon=False)
     panels[0][0].set_ylabel(head(metric))
     return figure
+
+
+def _number_axis(panel: Any) -> None:
+    """Plain numbers; a logarithmic axis where they lie far apart."""
+    low, high = panel.get_xlim()
+    if high > _FAR_APART * max(low, 1e-9):
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.tick_params(labelsize=8)
 
 
 def _draw(panel: Any, rows: Sequence[Row], metric: str) -> None:

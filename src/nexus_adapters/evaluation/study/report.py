@@ -9,16 +9,20 @@ from typing import IO, Any
 from nexus_adapters.evaluation.store import write, write_text
 from nexus_adapters.evaluation.study.plan import Study
 from nexus_adapters.evaluation.study.plots import cost_figure, metrics_figure
-from nexus_adapters.evaluation.study.results import load_result
+from nexus_adapters.evaluation.study.results import is_planned, load_result
 from nexus_adapters.evaluation.study.tables import Results, losses_csv, study_csv, study_markdown
 
 _DPI = 120
 
 
 def results_of(study: Study) -> Results:
-    """The cells that have a result, in the plan's order."""
+    """The cells that have a result of the plan as it is now, in its order."""
     found = {cell: load_result(study.folder, cell) for cell in study.cells()}
-    return {cell: result for cell, result in found.items() if result is not None}
+    return {
+        cell: result
+        for cell, result in found.items()
+        if result is not None and is_planned(study, cell, result)
+    }
 
 
 def write_study(study: Study, out: Path) -> list[Path]:
@@ -38,10 +42,11 @@ def write_study(study: Study, out: Path) -> list[Path]:
         texts["csv"] = losses_csv(results)
     else:
         texts |= {"csv": study_csv(results), "md": study_markdown(study, results)}
-        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(results))):
-            _save(figure, out / f"{name}-{kind}.png")
     for suffix, text in texts.items():
         write_text(out / f"{name}.{suffix}", text)
+    if study.views():
+        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(results))):
+            _save(figure, out / f"{name}-{kind}.png")
     return sorted(out.glob(f"{name}[.-]*"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.store import write, write_text
-from nexus_adapters.evaluation.study.plan import Cell
+from nexus_adapters.evaluation.study.plan import Cell, Study
+from nexus_adapters.training.output import identity
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,22 @@ def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
     write(numbers, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
     text = {"settings": result.settings, "facts": result.facts, "made_with": result.made_with}
     write_text(content, json.dumps(text, indent=2) + "\n")
+
+
+def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
+    """What the plan asks of a cell, as JSON gives it back."""
+    config = study.train_config(cell)
+    asked = {
+        "train": {} if config is None else identity(config),
+        "views": {view: asdict(study.evaluation_config(cell, view)) for view in study.views()},
+    }
+    settings: dict[str, Any] = json.loads(json.dumps(asked))
+    return settings
+
+
+def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
+    """Whether a result is of the plan as it is now."""
+    return all(result.settings.get(key) == value for key, value in planned_settings(study, cell).items())
 
 
 def load_result(folder: Path, cell: Cell) -> CellResult | None:
