@@ -10,7 +10,7 @@ from tests.data.prepare.sets import digests, make
 
 from nexus_adapters.data.prepare.filters import Filters
 from nexus_adapters.data.prepare.plan import Plan
-from nexus_adapters.data.prepare.ray_engine import run_ray
+from nexus_adapters.data.prepare.ray_engine import run_ray, sigterm_kept
 from nexus_adapters.data.prepare.run import prepare
 from nexus_adapters.data.scene_source import SceneSource
 
@@ -22,7 +22,8 @@ def cluster():
     """One Ray for all tests: it takes seconds to start."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    with sigterm_kept():
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
@@ -90,6 +91,19 @@ def test_a_set_begun_by_one_engine_is_finished_by_the_other(cluster, tmp_path):
     prepare(plan(SceneSource(20)), tmp_path / "both", partial(run_ray, workers=2))
     make(plan(SceneSource(20)), tmp_path / "local")
     assert digests(tmp_path / "both") == digests(tmp_path / "local")
+
+
+def test_sigterm_stays_the_callers(monkeypatch, tmp_path):
+    def taking(**arguments):  # as Ray does when it starts
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        raise RuntimeError("no cluster")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", taking)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="no cluster"):
+        prepare(plan(SceneSource(2)), tmp_path / "out", run_ray)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch, tmp_path):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nexus_adapters.data.prepare.folder import SetFolder
@@ -57,7 +60,8 @@ def run_ray(
         logging.getLogger(name).setLevel(logging.ERROR)
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with sigterm_kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         done = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
@@ -73,6 +77,17 @@ def run_ray(
     finally:
         if is_ours:
             ray.shutdown()
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whoever had it: `ray.init` takes it for good, and ends processes with status 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray, too, leaves it alone in others
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Actor:
