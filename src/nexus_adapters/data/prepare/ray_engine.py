@@ -81,7 +81,7 @@ def run_ray(
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Give SIGTERM back to whoever had it: `ray.init` takes it for good, and ends processes with status 15."""
+    """Give SIGTERM back to whoever had it: `ray.init` takes it for good, and exits with status 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
