@@ -337,3 +337,19 @@ def test_evaluation_share(benchmark, tmp_path, monkeypatch):
     assert own > 0
     assert measured["share_over_drawing_median"] == pytest.approx(own / bare - 1, abs=0.02)
     assert (BENCHMARKS / "results" / "evaluation_share.json").is_file()
+
+
+def test_sd15_cost_counts_at_true_size(benchmark, tmp_path):
+    name, measured = run(benchmark("sd15_cost"), tmp_path)
+    assert name == "sd15_cost"
+    (method,) = measured["methods"]
+    found = measured["methods"][method]
+    assert found["parameters"] == 77_369_280  # of T2I-Adapter, ../docs
+    call = measured["unet_call_gmacs"]
+    assert 300 < call < 500  # literature gives SD 1.5's UNet about 340 without attention's products
+    # Forward through the base and back through what follows the first feature: less than three calls.
+    assert 2 * call < found["gmacs_per_trained_sample"] < 3 * call
+    assert found["gmacs_per_picture"] > 2 * 20 * call
+    assert found["gmacs_per_cell"] == round(
+        1_600_000 * found["gmacs_per_trained_sample"] + 5_000 * found["gmacs_per_picture"]
+    )

@@ -1,0 +1,133 @@
+"""What the study would cost on Stable Diffusion 1.5 and COCO: multiplications, counted, not timed.
+
+    python benchmarks/sd15_cost.py
+
+For every method: trained weights, and billions of multiply-accumulates of one training sample (512x512,
+forward and backward, latents and embeddings read from a cache) and of one drawn picture (20 steps with
+guidance, decoded). Counted by torch on shapes alone, so it takes seconds and no weights. Where
+results/training_cost.json has a timed step of Prime at this size, it follows how many a second that machine
+does, and from that the hours of a cell: its training and its pictures. Writes results/sd15_cost.json, which
+docs/study.md reads out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from machine import RESULTS, benchmark_parser, report
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from training_cost import VAE_BLOCKS
+
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.evaluation.cost import control_gmacs
+from nexus_adapters.training.base import BaseShape
+from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
+
+METHODS = ("t2i", "slim", "prime", "controlnet-xs", "controlnet")
+UNET: dict[str, Any] = {
+    "cross_attention_dim": 768,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": 8,
+}
+PIXELS, TOKENS = 512, 77
+SAMPLER_STEPS = 20
+# The paper's budget: 200,000 steps of 2 x 4 samples. COCO's val2017 has 5,000 pictures.
+TRAINED_SAMPLES, DRAWN_PICTURES = 1_600_000, 5_000
+
+
+def gmacs(run: Any) -> float:
+    """Billions of multiply-accumulates, those of attention included."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return float(counter.get_total_flops()) / 2e9
+
+
+def training_gmacs(method: str, unet: UNet2DConditionModel | Any) -> tuple[int, float]:
+    """Trained weights, and what one sample of a training step costs, forward and backward."""
+    with torch.device("meta"):
+        adapter = build_adapter(method, unet)
+        called = trained_module(adapter, unet)
+        control = method_of(adapter, called if method == "controlnet-xs" else adapter)
+        time, text = torch.zeros(1, dtype=torch.long), torch.empty(1, TOKENS, 768)
+        latents, condition = torch.empty(1, 4, 64, 64), torch.empty(1, 3, PIXELS, PIXELS)
+        given, number = torch.ones(1, dtype=torch.bool), torch.zeros(1)
+        batch = Batch(time, latents, latents, number, condition, given, text)
+
+        def step() -> None:
+            arguments = control.unet_arguments(batch, latents, time, text)
+            predicted: Tensor = called_unet(control, unet)(
+                latents, time, encoder_hidden_states=text, return_dict=False, **arguments
+            )[0]
+            predicted.sum().backward()
+
+        return sum(p.numel() for p in adapter.parameters()), gmacs(step)
+
+
+def base_gmacs(unet: nn.Module) -> tuple[float, float]:
+    """Of one call of the UNet for one picture, and of decoding it."""
+    with torch.device("meta"), torch.no_grad():
+        decoder = AutoencoderKL(block_out_channels=(128, 256, 512, 512), latent_channels=4, **VAE_BLOCKS)
+        latents, text = torch.empty(1, 4, 64, 64), torch.empty(1, TOKENS, 768)
+        call = gmacs(lambda: unet(latents, torch.zeros(1), encoder_hidden_states=text))
+        return call, gmacs(lambda: decoder.decode(latents))
+
+
+def measured_rate(prime_gmacs: float) -> float | None:
+    """Billions of multiply-accumulates a second in the timed step of Prime, where there is one."""
+    file = RESULTS / "training_cost.json"
+    if not file.exists():
+        return None
+    seconds: float = json.loads(file.read_text())["measured"]["sd15"]["ours_s"]["median"]
+    return prime_gmacs / seconds
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Count and write."""
+    args = benchmark_parser(__doc__).parse_args(arguments)
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(**UNET)
+    unet.requires_grad_(False)
+    shape = BaseShape(dict(unet.config), 8, 4)
+    call, decoding = base_gmacs(unet)
+    found: dict[str, Any] = {}
+    for method in tqdm(METHODS[:1] if args.quick else METHODS, unit="method"):
+        parameters, trained = training_gmacs(method, unet)
+        with torch.device("meta"):
+            adapter = build_adapter(method, unet)
+        # What a control that runs in every step adds, it adds to both branches of guidance.
+        times = 2 if method.startswith("controlnet") else 1
+        added = times * control_gmacs(adapter, shape, PIXELS, SAMPLER_STEPS)
+        found[method] = {
+            "parameters": parameters,
+            "gmacs_per_trained_sample": round(trained, 1),
+            "gmacs_per_picture": round(2 * SAMPLER_STEPS * call + decoding + added, 1),
+        }
+    rate = measured_rate(found["prime"]["gmacs_per_trained_sample"]) if "prime" in found else None
+    for costs in found.values():
+        costs["gmacs_per_cell"] = round(
+            TRAINED_SAMPLES * costs["gmacs_per_trained_sample"] + DRAWN_PICTURES * costs["gmacs_per_picture"]
+        )
+        if rate:
+            costs["hours_per_cell_on_this_cpu"] = round(costs["gmacs_per_cell"] / rate / 3600)
+    settings = {
+        "pixels": PIXELS,
+        "sampler_steps": SAMPLER_STEPS,
+        "trained_samples": TRAINED_SAMPLES,
+        "drawn_pictures": DRAWN_PICTURES,
+    }
+    measured = {
+        "unet_call_gmacs": round(call, 1),
+        "gmacs_per_s_on_this_cpu": None if rate is None else round(rate, 1),
+        "methods": found,
+    }
+    report("sd15_cost", args, settings, measured)
+
+
+if __name__ == "__main__":
+    main()
