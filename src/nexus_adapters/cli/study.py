@@ -12,6 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN", help="a TOML file; benchmarks/plans has examples")
     parser.add_argument("--out", required=True, metavar="DIR", help="where tables and plots go")
     parser.add_argument("--report", action="store_true", help="only make them, of what is there")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also draw N scenes each of the best, middle and worst by all methods, for each condition",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check the plan and say what is done")
 
 
@@ -20,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     expect(Path(args.plan).is_file(), "PLAN", "a TOML file", f"'{args.plan}', which is none")
     out = Path(args.out)
     expect(not out.exists() or out.is_dir(), "--out", "a folder", f"'{out}', which is a file")
+    expect(args.pictures >= 0, "--pictures", "a number of scenes, 0 for none", args.pictures)
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     with library_logs_as_warnings():
@@ -46,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
                 return stop.exit_status
             for cell in left:
                 print(f"{args.prog}: {cell.name} is left to another process", file=sys.stderr)
-        for path in write_study(study, out):
+        for path in write_study(study, out, args.pictures):
             print(path)
     return 0

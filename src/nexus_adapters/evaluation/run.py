@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.user_cache import user_cache
-from nexus_adapters.evaluation.cases import Cases, content_sha256, open_cases
+from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
 from nexus_adapters.evaluation.loading import (
@@ -192,17 +192,24 @@ def _drawn(
     images = store.images(places)
     if images is None:
         started = time.perf_counter()
-        reads_nothing = isinstance(adapter, NexusAdapter) and not config.adapter_reads_prompt
-        drawn = draw_batch(
-            base,
-            adapter,
-            chosen,
-            config.first + places.start,
-            config.sampling,
-            config.policy,
-            [""] * len(chosen) if reads_nothing else None,
-            config.scale,
-        )
-        images = [Image.fromarray(image) for image in drawn]
+        images = draw_cases(config, places.start, chosen, base, adapter)
         store.keep_images(places, images, time.perf_counter() - started)
     return images
+
+
+def draw_cases(
+    config: EvaluationConfig, place: int, cases: Sequence[Case], base: Any, adapter: Any
+) -> list[Image.Image]:
+    """The pictures of cases that follow each other from `place` on, from the noise that is theirs."""
+    reads_nothing = isinstance(adapter, NexusAdapter) and not config.adapter_reads_prompt
+    drawn = draw_batch(
+        base,
+        adapter,
+        cases,
+        config.first + place,
+        config.sampling,
+        config.policy,
+        [""] * len(cases) if reads_nothing else None,
+        config.scale,
+    )
+    return [Image.fromarray(image) for image in drawn]

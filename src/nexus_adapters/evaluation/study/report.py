@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nexus_adapters.evaluation.store import write, write_text
+from nexus_adapters.evaluation.study.pictures import pictures_figure
 from nexus_adapters.evaluation.study.plan import Study
 from nexus_adapters.evaluation.study.plots import cost_figure, metrics_figure
 from nexus_adapters.evaluation.study.results import is_planned, load_result
@@ -25,10 +26,13 @@ def results_of(study: Study) -> Results:
     }
 
 
-def write_study(study: Study, out: Path) -> list[Path]:
+def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
     """Write NAME.csv, NAME.json, and of pictures NAME.md and two plots; NAME is the plan's.
 
-    Raises ValueError where no cell has a result.
+    With `pictures`, so many scenes each of successes, middle and failures are drawn again by all methods,
+    and NAME-pictures-CONDITION.png is written; that needs the trained adapters.
+
+    Raises ValueError where no cell has a result, or an adapter is missing.
     """
     results, name = results_of(study), study.path.stem
     if not results:
@@ -47,6 +51,9 @@ def write_study(study: Study, out: Path) -> list[Path]:
     if study.views():
         for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(results))):
             _save(figure, out / f"{name}-{kind}.png")
+    for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
+        figure = pictures_figure(study, results, condition, pictures)
+        _save(figure, out / f"{name}-pictures-{condition}.png")
     return sorted(out.glob(f"{name}[.-]*"))
 
 

@@ -1,0 +1,135 @@
+"""Successes and failures side by side: scenes chosen by a rule, drawn again by every method."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from nexus_adapters.evaluation.columns import head
+from nexus_adapters.evaluation.estimates import Measured
+from nexus_adapters.evaluation.loading import choose_dtype, load_adapter, load_base
+from nexus_adapters.evaluation.run import BASE, draw_cases, open_evaluation
+from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
+from nexus_adapters.evaluation.study.tables import Results
+from nexus_adapters.training.output import ADAPTER
+
+# What a picture is judged by, as far as it is measured; all of it higher is better, at most 1.
+_MERITS = ("binding_color", "edge_f1", "depth_rank_correlation", "mean_iou", "sketch_ms_ssim")
+_SHORT = {
+    "binding_color": "colors",
+    "edge_f1": "edges",
+    "depth_rank_correlation": "depth",
+    "mean_iou": "mIoU",
+}
+# Inches: a picture with its margin, a row of them with the words above and below, and what is over all.
+_SIDE, _ROW, _TITLE, _HEAD = 1.45, 2.05, 0.25, 0.45
+_LETTERS = 24  # of a row's title, for each column
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sample that is shown. `place`: its number in the evaluation; `why`: what it stands for."""
+
+    place: int
+    why: str
+
+
+def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> tuple[str, list[Chosen]]:
+    """Which method is looked at, and its `count` best, middle and worst samples beside another's.
+
+    Looked at is the adapter of the highest mean merit other than `compare_to`, whose merit is subtracted
+    sample by sample; merit is the mean of `_MERITS`, or MS-SSIM where none of them is measured.
+    """
+    merit = {method: _merit(each) for method, each in measured.items()}
+    adapters = [method for method in merit if method not in (BASE, compare_to)] or list(merit)
+    subject = max(adapters, key=lambda method: float(np.nanmean(merit[method])))
+    other = merit[compare_to] if compare_to in merit and compare_to != subject else 0.0
+    difference = merit[subject] - other
+    order = [int(place) for place in np.argsort(-difference, kind="stable") if np.isfinite(difference[place])]
+    count = min(count, len(order) // 3)
+    middle = (len(order) - count) // 2
+    beside = f" beside {compare_to}" if compare_to in merit else ""
+    kinds = {
+        f"{subject} best{beside}": order[:count],
+        f"{subject} in the middle{beside}": order[middle : middle + count],
+        f"{subject} worst{beside}": order[len(order) - count :],
+    }
+    return subject, [Chosen(place, why) for why, places in kinds.items() for place in places]
+
+
+def pictures_figure(study: Study, results: Results, condition: str, count: int) -> Figure:
+    """`count` scenes each of the best, middle and worst, by all methods of a condition that have a result.
+
+    Each method by its first seed, from the noise that the evaluation had. What else a batch holds changes a
+    picture by rounding alone.
+
+    Raises:
+        ValueError: where a cell's adapter is no longer there.
+    """
+    cells: dict[str, Cell] = {}
+    for cell, result in results.items():
+        if cell.condition == condition and OWN in result.views:
+            cells.setdefault(cell.method, cell)
+    measured = {method: results[cell].views[OWN] for method, cell in cells.items()}
+    _, chosen = choose(measured, study.plan.compare_to, count)
+    drawn = {method: _draw(study, cell, [each.place for each in chosen]) for method, cell in cells.items()}
+    config = study.evaluation_config(next(iter(cells.values())), OWN)
+    _, cases = open_evaluation(config)
+    columns = ["map", "original", *cells]
+    width, height = _SIDE * len(columns), _ROW * len(chosen) + _HEAD
+    figure = Figure(figsize=(width, height))
+    for column, name in enumerate(columns):
+        figure.text((column + 0.5) * _SIDE / width, 1 - 0.6 * _HEAD / height, name, fontsize=9, ha="center")
+    for number, each in enumerate(chosen):
+        case, top = cases[each.place], height - _HEAD - number * _ROW
+        title = textwrap.shorten(f"{each.why}: {case.prompt}", _LETTERS * len(columns), placeholder=" ...")
+        figure.text(0.04 / width, (top - _TITLE) / height, title, fontsize=8)
+        images = [case.condition, case.picture, *(pictures[number] for pictures in drawn.values())]
+        notes = ["", "", *(_note(measured[method], each.place) for method in cells)]
+        for column, (image, note) in enumerate(zip(images, notes, strict=True)):
+            left, side = (column + 0.03) * _SIDE, 0.94 * _SIDE
+            bottom = top - _TITLE - 0.08 - side
+            panel = figure.add_axes((left / width, bottom / height, side / width, side / height))
+            panel.imshow(image, interpolation="nearest")
+            panel.set_axis_off()
+            middle = (column + 0.5) * _SIDE / width
+            figure.text(middle, (bottom - 0.17) / height, note, fontsize=7, color="0.3", ha="center")
+    return figure
+
+
+def _merit(measured: Measured) -> Float[np.ndarray, " n"]:
+    names = [name for name in _MERITS if name in measured.scores] or ["ms_ssim"]
+    merit: np.ndarray = np.mean([measured.scores[name] for name in names], axis=0)
+    return merit
+
+
+def _note(measured: Measured, place: int) -> str:
+    shown = [name for name in _MERITS if name in measured.scores] or ["ms_ssim"]
+    return ", ".join(
+        f"{_SHORT.get(name, head(name)[:-2])} {measured.scores[name][place]:.2f}" for name in shown
+    )
+
+
+def _draw(study: Study, cell: Cell, places: Sequence[int]) -> list[Image.Image]:
+    config = study.evaluation_config(cell, OWN)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype(config.dtype, device)
+    adapter: Any = None
+    if cell.method != BASE:
+        folder = str(study.run_folder(cell) / ADAPTER)
+        adapter = load_adapter(cell.method, folder, cell.condition, config.base)
+        nn.Module.to(adapter, device, dtype)  # diffusers' own `to` warns of parts to keep in float32: none
+    base = load_base(config.base, device, dtype)
+    _, cases = open_evaluation(config)
+    shown = tqdm(places, f"drawing {cell.name}", unit="picture", leave=False)
+    return [draw_cases(config, place, [cases[place]], base, adapter)[0] for place in shown]

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from PIL import Image
+from tests.evaluation.study.plans import study, write_world
+
+from nexus_adapters.cli import main
+from nexus_adapters.evaluation.estimates import Measured
+from nexus_adapters.evaluation.study.cells import run_study
+from nexus_adapters.evaluation.study.pictures import choose
+
+
+def measured(**scores):
+    return Measured({name: np.array(values, dtype=float) for name, values in scores.items()}, {})
+
+
+def test_the_best_middle_and_worst_are_chosen_beside_the_other():
+    found = {
+        "base": measured(binding_color=[1, 1, 1, 1, 1], edge_f1=[1, 1, 1, 1, 1]),
+        "t2i": measured(binding_color=[0.5, 0.5, 0.5, 0.5, 0.5], edge_f1=[0.4, 0.4, 0.4, 0.4, 0.4]),
+        "prime": measured(binding_color=[0.5, 1.0, 0.0, 0.6, 0.7], edge_f1=[0.4, 0.8, 0.2, 0.4, 0.4]),
+        "slim": measured(binding_color=[0, 0, 0, 0, 0], edge_f1=[0, 0, 0, 0, 0]),
+    }
+    subject, chosen = choose(found, "t2i", 1)
+    assert subject == "prime"  # the base is no adapter, and slim is worse
+    assert [(each.place, each.why) for each in chosen] == [
+        (1, "prime best beside t2i"),
+        (3, "prime in the middle beside t2i"),
+        (2, "prime worst beside t2i"),
+    ]
+
+
+def test_without_another_a_method_is_chosen_by_its_own_merit():
+    subject, chosen = choose({"base": measured(ms_ssim=[0.1, 0.9, 0.5])}, "t2i", 2)
+    assert subject == "base"
+    assert [each.place for each in chosen] == [1, 2, 0]  # three samples have no more than one of each
+
+
+def test_samples_that_were_not_measured_are_not_shown():
+    _, chosen = choose({"prime": measured(ms_ssim=[np.nan, 0.9, 0.5, 0.1])}, "", 1)
+    assert [each.place for each in chosen] == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = write_world(tmp_path_factory.mktemp("world"))
+    planned = study(root)
+    run_study(planned)
+    return planned
+
+
+def test_all_methods_draw_the_chosen_scenes_as_in_their_evaluation(finished, tmp_path, monkeypatch):
+    from nexus_adapters.evaluation.study import pictures
+
+    drawn = {}
+
+    def spy(config, place, cases, base, adapter):
+        images = real(config, place, cases, base, adapter)
+        drawn[len(drawn)] = (place, images[0])
+        return images
+
+    real = pictures.draw_cases
+    monkeypatch.setattr(pictures, "draw_cases", spy)
+    command = ["study", str(finished.path), "--out", str(tmp_path), "--report", "--pictures", "1"]
+    assert main(command) == 0
+    with Image.open(tmp_path / "tiny-pictures-canny.png") as sheet:
+        assert min(sheet.size) > 300
+    assert len(drawn) == 3 * 4  # scenes, methods
+    (stored,) = (finished.folder / "evaluations").glob("canny-base-0@own-*")
+    for place, image in list(drawn.values())[:3]:
+        (file,) = stored.glob(f"base/**/*{place}.png")
+        assert np.abs(np.asarray(image, int) - np.asarray(Image.open(file), int)).max() <= 2
+
+
+def test_a_negative_number_is_refused(finished, tmp_path, capsys):
+    assert main(["study", str(finished.path), "--out", str(tmp_path), "--pictures", "-1"]) == 2
+    assert "--pictures: expected a number of scenes, 0 for none; received -1" in capsys.readouterr().err
