@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "head_width": 4,
     "residual": False,
     "zero_init": False,
+    "noise_exponent": 0.0,
 }
 
 
@@ -62,6 +63,8 @@ def test_good_arguments_pass() -> None:
         ("residual", 1, "True or False; received 1"),
         ("zero_init", None, "True or False; received None"),
         ("zero_init", True, "received zero_init=True, residual=False"),
+        ("noise_exponent", -0.5, "a finite number of at least 0; received -0.5"),
+        ("noise_exponent", False, "a finite number of at least 0; received False"),
     ],
 )
 def test_bad_argument_is_named(name: str, value: Any, message: str) -> None:
@@ -78,9 +81,8 @@ def test_config_of_another_model_is_named() -> None:
 
 
 def test_config_may_leave_out_defaults_and_hold_diffusers_keys() -> None:
-    needed = {
-        name: GOOD[name] for name in GOOD if name not in ("in_channels", "groups", "residual", "zero_init")
-    }
+    optional = ("in_channels", "groups", "residual", "zero_init", "noise_exponent")
+    needed = {name: GOOD[name] for name in GOOD if name not in optional}
     check_config({**needed, "_diffusers_version": "0.42.0", "quantization_config": None})
     check_config({name: needed[name] for name in needed if name != "heads"}, overridden={"heads": 1})
 

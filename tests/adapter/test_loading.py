@@ -37,7 +37,15 @@ def assert_same(loaded: NexusAdapter, saved: NexusAdapter) -> None:
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize(
-    "changes", [{}, {"groups": 2}, {"residual": True, "zero_init": True}, {"pools": [0, 2, False]}], ids=str
+    "changes",
+    [
+        {},
+        {"groups": 2},
+        {"noise_exponent": 0.5},
+        {"residual": True, "zero_init": True},
+        {"pools": [0, 2, False]},
+    ],
+    ids=str,
 )
 def test_save_and_load_are_exact(
     tiny: Build, tmp_path: Path, low_cpu_mem_usage: bool, changes: dict[str, Any]

@@ -116,11 +116,20 @@ def test_variant_is_the_number_of_groups(tiny: Build) -> None:
 def test_overrides(build_unet: Callable[..., UNet2DConditionModel]) -> None:
     unet = build_unet("CrossAttnDownBlock2D", "DownBlock2D")
     adapter = NexusAdapter.for_unet(
-        unet, "slim", groups=4, in_channels=1, residual=True, zero_init=True, heads=3, head_width=5
+        unet,
+        "slim",
+        groups=4,
+        in_channels=1,
+        residual=True,
+        zero_init=True,
+        heads=3,
+        head_width=5,
+        noise_exponent=1,
     )
     assert {name: value for name, value in adapter.config.items() if name[0] != "_"} == {
         "in_channels": 1, "channels": (16, 32), "pools": (False, True), "unshuffle": 8, "groups": 4,
         "text_width": 12, "heads": 3, "head_width": 5, "residual": True, "zero_init": True,
+        "noise_exponent": 1,
     }  # fmt: skip
     assert NexusAdapter.for_unet(unet, unshuffle=4).config.unshuffle == 4
     assert NexusAdapter.for_unet(unet, vae_scale_factor=16).config.unshuffle == 16

@@ -177,3 +177,19 @@ def test_reconstructions_are_the_autoencoders(base, scenes):
     shown = ((expected[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     assert len(images) == 3
     assert np.abs(images[0].astype(int) - shown.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("method", ["t2i", "prime"])
+def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
+    adapter = embedded.embedded_adapter(method)
+    plain, as_trained, faded = (
+        draw_batch(base, adapter, scenes[:1], 0, SAMPLING, noise_exponent=exponent)[0]
+        for exponent in (0.0, None, 1.0)
+    )
+    assert np.array_equal(plain, as_trained)
+    with attach(base, Control(adapter, [scenes[0].condition], noise_exponent=1.0)):
+        latents = initial_latents(1, (4, 16, 16), SAMPLING.seed)
+        arguments = {"num_inference_steps": 2, "guidance_scale": SAMPLING.guidance_scale, "output_type": "np"}
+        (expected,) = base(scenes[0].prompt, latents=latents, **arguments).images
+    assert np.abs(faded - expected * 255).max() <= 1
+    assert not np.array_equal(faded, plain)

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
 from tests import tiny
 
+from nexus_adapters import NexusAdapter
 from nexus_adapters.injection import Control, attach, residuals
 from nexus_adapters.injection.cache import FeatureCache
 from nexus_adapters.injection.calls import CallGuard
+from nexus_adapters.training.methods import build_adapter
 
 PROMPTS = ["a red star", "a blue ring on a green cat", "photo of a dog"]
 
@@ -175,7 +178,9 @@ def test_a_bare_unet_needs_per_branch(unet, adapter):
         ValueError, match=r'policy: expected "per_branch".*received "positive" for a call of the bare UNet'
     ):
         attach(unet, Control(adapter, tiny.condition()))
-    with pytest.raises(ValueError, match=r"start, end, scale: expected 0, 1 and .* received a bare UNet"):
+    with pytest.raises(
+        ValueError, match=r"start, end, scale, noise_exponent: expected 0, 1, a .* received a bare UNet"
+    ):
         attach(unet, Control(adapter, tiny.condition(), policy="per_branch", end=0.5))
 
 
@@ -615,3 +620,57 @@ def test_controls_are_required(pipe, adapter):
         attach(pipe)
     with pytest.raises(ValueError, match="controls: expected one or more of Control; received NexusAdapter"):
         attach(pipe, adapter)
+
+
+@pytest.mark.parametrize("kind", ["nexus", "t2i"])
+def test_features_fade_with_the_noise(pipe, adapter, kind):
+    """A noise exponent is the very scale along the schedule that the scheduler's noise gives."""
+    if kind == "t2i":
+        adapter = build_adapter("t2i", pipe.unet).eval()
+    share = 1 - pipe.scheduler.alphas_cumprod
+
+    def scale(position):
+        return 2 * float(share[min(999, round(1000 * (1 - position)))]) ** 1.5
+
+    with attach(pipe, Control(adapter, tiny.condition(), scale=scale)):
+        expected = generate(pipe)
+    with attach(pipe, Control(adapter, tiny.condition(), scale=2, noise_exponent=1.5)) as handle:
+        assert torch.allclose(generate(pipe), expected, atol=1e-5)
+        handle.controls[0].noise_exponent = 0
+        plain = generate(pipe)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    with attach(pipe, Control(adapter, tiny.condition(), scale=2)):
+        assert torch.equal(generate(pipe), plain)
+
+
+def test_an_adapter_brings_its_noise_exponent(pipe):
+    torch.manual_seed(0)
+    trained = NexusAdapter.for_unet(pipe.unet, noise_exponent=1).eval()
+    with attach(pipe, Control(trained, tiny.condition())) as handle:
+        assert handle.controls[0].noise_exponent == 1
+        faded = generate(pipe)
+    with attach(pipe, Control(trained, tiny.condition(), noise_exponent=0)):
+        assert not torch.equal(generate(pipe), faded)
+
+
+def test_noise_is_known_where_a_pipeline_has_a_schedule_of_it(pipe, unet, adapter):
+    fading = Control(adapter, tiny.condition(2), policy="per_branch", noise_exponent=1)
+    with pytest.raises(
+        ValueError, match=r"^start, end, scale, noise_exponent: expected .* received a bare UNet$"
+    ):
+        attach(unet, fading)
+    other = StableDiffusionPipeline(
+        **{**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler()}, requires_safety_checker=False
+    )
+    with pytest.raises(ValueError, match=r"^noise_exponent: expected 0 where .* received a FlowMatch"):
+        attach(other, fading)
+    fading.noise_exponent = 0
+    attach(unet, fading).remove()
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), True, "1"])
+def test_a_noise_exponent_is_a_number(adapter, wrong):
+    with pytest.raises(
+        ValueError, match=r"^noise_exponent: expected a finite number of at least 0; received"
+    ):
+        Control(adapter, tiny.condition(), noise_exponent=wrong)

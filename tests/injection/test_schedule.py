@@ -1,7 +1,8 @@
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from nexus_adapters.injection.schedule import schedule_position
+from nexus_adapters.injection.schedule import noise_factors, schedule_position
 
 
 @pytest.mark.parametrize("timesteps", [1000, 30])
@@ -12,3 +13,31 @@ def test_a_boundary_is_the_number_that_a_user_writes(timesteps):
         assert schedule_position(timesteps - timesteps * tenth // 10, timesteps) == written
         as_tensor = torch.tensor([timesteps - timesteps * tenth // 10] * 2)
         assert schedule_position(as_tensor, timesteps) == written
+
+
+def test_noise_factors_are_the_noises_share_to_a_power():
+    scheduler = DDIMScheduler()
+    timesteps = torch.tensor([[0, 1], [500, 999]])
+    share = (
+        1 - scheduler.alphas_cumprod[timesteps]
+    )  # of the variance: abar of the image, the rest of the noise
+    assert torch.equal(noise_factors(scheduler, timesteps, 1), share)
+    assert torch.allclose(noise_factors(scheduler, timesteps, 0.5), share.sqrt())
+    assert torch.equal(noise_factors(scheduler, timesteps, 0), torch.ones(2, 2))
+    assert share[0, 0] < 0.001
+    assert share[1, 1] > 0.99
+
+
+def test_noise_factors_between_timesteps():
+    """Some samplers take fractions; what an Euler sampler calls t is the training's t."""
+    scheduler = EulerDiscreteScheduler()
+    low, high = (1 - scheduler.alphas_cumprod[[10, 11]]).tolist()
+    assert float(noise_factors(scheduler, 10.25, 1)) == pytest.approx(0.75 * low + 0.25 * high)
+    assert float(noise_factors(scheduler, 1000, 1)) == float(noise_factors(scheduler, 999, 1))
+
+
+def test_noise_factors_need_a_schedule_of_noise():
+    with pytest.raises(
+        ValueError, match=r"^noise_exponent: expected 0 where no scheduler .* a FlowMatchEulerDiscreteSch"
+    ):
+        noise_factors(FlowMatchEulerDiscreteScheduler(), 5, 1)

@@ -75,6 +75,7 @@ DECIDE = {
     "adapter.groups": (4, {"adapter__method": "slim"}),
     "adapter.heads": (2, {}),
     "adapter.head_width": (3, {}),
+    "adapter.noise_exponent": (1.0, {}),
     "adapter.reads_prompt": (False, {}),
     "adapter.size_ratio": (0.5, {"adapter__method": "controlnet-xs", "adapter__residual": False}),
     "adapter.start_from": ("{root}/reference/adapter", {}),

@@ -171,3 +171,19 @@ def test_t2i_has_two_shapes_only():
     build_adapter("prime", unet)
     with pytest.raises(ValueError, match=r"^adapter.method: expected a UNet that pools as .*; received"):
         build_adapter("t2i", unet)
+
+
+@pytest.mark.parametrize("method", ["prime", "t2i"])
+def test_features_fade_with_each_samples_noise(method):
+    unet = tiny.unet().requires_grad_(False)
+    torch.manual_seed(0)
+    adapter, scheduler = build_adapter(method, unet), DDPMScheduler()
+    timesteps, given = torch.tensor([10, 400, 900]), batch()
+    plain, faded = (
+        method_of(adapter, None, exponent, scheduler).unet_arguments(
+            given, given.latents, timesteps, given.prompt_embeds
+        )["down_intrablock_additional_residuals"]
+        for exponent in (0.0, 2.0)
+    )
+    factors = (1 - scheduler.alphas_cumprod[timesteps]).square()[:, None, None, None]
+    assert all(torch.allclose(theirs * factors, ours) for ours, theirs in zip(faded, plain, strict=True))

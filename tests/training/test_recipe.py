@@ -123,6 +123,12 @@ def test_t2i_has_no_skip(recipe):
         load_recipe(recipe, ["adapter.method=t2i", "adapter.residual=true"])
 
 
+def test_a_controlnet_reads_the_timestep_itself(recipe):
+    settings = ["adapter.method=controlnet", "adapter.residual=false", "adapter.noise_exponent=1"]
+    with pytest.raises(ValueError, match=r"^adapter.noise_exponent: expected 0 beside method controlnet, "):
+        load_recipe(recipe, settings)
+
+
 def test_files_that_are_no_recipe(tmp_path):
     with pytest.raises(
         ValueError, match=r"^RECIPE: expected a TOML file; received '.*', which does not exist"

@@ -106,6 +106,19 @@ def test_t2i_trains_too(root, tmp_path, changes):
     assert adapter.config.channels == list(tiny.SD15_UNET["block_out_channels"])
 
 
+@pytest.mark.parametrize("method", ["t2i", "prime"])
+def test_a_noise_exponent_goes_with_the_adapter(root, tmp_path, method):
+    """In its config, or where that has no place for it, in what the card shows."""
+    changes = {"adapter__method": method, "adapter__residual": False, "adapter__noise_exponent": 0.5}
+    out = run(root, tmp_path / "out", validation__every_steps=2, validation__images=1, **changes)
+    code = (out / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    if method == "prime":
+        assert NexusAdapter.from_pretrained(out).config["noise_exponent"] == 0.5
+        assert "Control(adapter, condition))" in code
+    else:
+        assert "Control(adapter, condition, noise_exponent=0.5))" in code
+
+
 @pytest.mark.parametrize("is_sdxl", [False, True])
 def test_controlnet_trains_too(root, tmp_path, is_sdxl):
     """A copy of the UNet's half whose zero layers let it begin as the base: after steps it no longer is."""

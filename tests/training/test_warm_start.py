@@ -85,3 +85,12 @@ def test_a_folder_of_something_else(saved, tmp_path):
         match=r"expected one of NexusAdapter, T2IAdapter, ControlNetModel, .*; received '.*', a UNet2D",
     ):
         starting_tensors(fresh("prime"), str(tmp_path / "unet"))
+
+
+def test_another_noise_exponent_is_told_by_its_config(saved):
+    adapter = build_adapter("prime", tiny.unet(), shape={"noise_exponent": 1.0})
+    with pytest.raises(
+        ValueError, match=r"^adapter.start_from: expected one with noise_exponent=1.0, .*; received '.* 0.0$"
+    ):
+        starting_tensors(adapter, str(saved / "prime"))
+    starting_tensors(adapter, str(saved / "t2i"))  # whose config cannot say

@@ -3,7 +3,9 @@
 Nothing here imports torch: commands that only read a config start fast.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 # Everything in which the variants differ. `groups` is the number of groups of the 3x3 convolutions:
@@ -26,11 +28,12 @@ ARGUMENTS = (
     "head_width",
     "residual",
     "zero_init",
+    "noise_exponent",
 )
 
 
 # Those with a default: Prime as in the paper, on RGB maps.
-OPTIONAL_ARGUMENTS = ("in_channels", "groups", "residual", "zero_init")
+OPTIONAL_ARGUMENTS = ("in_channels", "groups", "residual", "zero_init", "noise_exponent")
 
 # What diffusers itself writes into a config, beside names that begin with an underscore.
 DIFFUSERS_KEYS = ("auto_map", "quantization_config")
@@ -63,6 +66,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_positive(name, arguments[name])
     for name in ("residual", "zero_init"):
         _expect(isinstance(arguments[name], bool), name, "True or False", arguments[name])
+    check_noise_exponent(arguments["noise_exponent"])
     _check_stages(arguments["channels"], arguments["pools"], arguments["groups"])
     if arguments["zero_init"] and not arguments["residual"]:
         raise ValueError(
@@ -74,6 +78,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 def check_positive(name: str, value: Any) -> None:
     """ValueError, naming the argument `name`, unless the value is a positive integer."""
     _expect(_is_positive_int(value), name, "a positive integer", value)
+
+
+def check_noise_exponent(value: Any) -> float:
+    """The value as a float; ValueError unless it is a finite number of at least 0."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    _expect(is_number and 0 <= value < math.inf, "noise_exponent", "a finite number of at least 0", value)
+    return float(value)
 
 
 def check_channels(channels: Any) -> None:

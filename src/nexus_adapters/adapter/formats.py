@@ -143,6 +143,7 @@ def _from_release(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path
         "head_width": head_width,
         "residual": False,
         "zero_init": False,
+        "noise_exponent": 0.0,
     }
     return _built(arguments, tensors, path)
 

@@ -46,6 +46,9 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         heads, head_width: of the cross-attention, the same in every stage.
         residual: add the attention's input to its output. False, as in the paper, is the attention alone.
         zero_init: start the attention's output projection at zero; needs `residual`.
+        noise_exponent: of the noise's share of the latents' variance, by whose power the features are
+            multiplied in every step, in training and in generation (`noise_factors`). 0, as in the paper, is
+            the same strength in all steps. The forward pass returns the features themselves.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
@@ -73,6 +76,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         groups: int = 1,
         residual: bool = False,
         zero_init: bool = False,
+        noise_exponent: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers' own
         check_arguments(self.config)

@@ -20,6 +20,7 @@ _DEFAULTS: dict[str, Any] = {
     "balance": None,
     "level_scales": None,
     "mask": None,
+    "noise_exponent": None,
 }
 
 
@@ -65,6 +66,13 @@ def declare_controls(parser: argparse.ArgumentParser) -> None:
     add("policy", choices=POLICIES, help="which text the adapter reads (default positive)")
     add("balance", choices=BALANCES, help="what comes first, in place of --policy and --level-scales")
     add("level-scales", metavar="N,N,...", help="a factor for each feature of the adapter, finest first")
+    add(
+        "noise-exponent",
+        type=float,
+        metavar="P",
+        help="how features fade with the noise: times its share of the variance to this power (default: as "
+        "the adapter was trained)",
+    )
     add("mask", metavar="FILE", help="an image, white where the control acts")
 
 
@@ -97,6 +105,9 @@ def _checked(control: argparse.Namespace) -> argparse.Namespace:
         f"a number from --start, {control.start}, to 1",
         control.end,
     )
+    if control.noise_exponent is not None:
+        expect_finite("--noise-exponent", control.noise_exponent)
+        expect(control.noise_exponent >= 0, "--noise-exponent", "at least 0", control.noise_exponent)
     is_alone = control.balance is None or (control.policy is None and control.level_scales is None)
     expect(
         is_alone, "--balance", "no --policy and no --level-scales beside it", f"'{control.balance}' with them"
@@ -116,7 +127,8 @@ def _numbers(text: str) -> list[float]:
 
 def settings_of_control(control: argparse.Namespace) -> dict[str, Any]:
     """What a control's `Control` takes beside adapter, condition and mask."""
-    settings: dict[str, Any] = {"scale": control.scale, "start": control.start, "end": control.end}
+    names = ("scale", "start", "end", "noise_exponent")
+    settings: dict[str, Any] = {name: getattr(control, name) for name in names}
     if control.balance is not None:
         from nexus_adapters.injection import balance
 

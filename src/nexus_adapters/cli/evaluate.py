@@ -72,6 +72,12 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--policy", default="positive", help="positive (default), per_branch or cond_only")
     group.add_argument("--scale", type=float, default=1.0, metavar="X", help="of the control (default 1)")
+    group.add_argument(
+        "--noise-exponent",
+        type=float,
+        metavar="P",
+        help="of Nexus and T2I-Adapters: how features fade with the noise (default: the adapter's)",
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default 8)")
     group.add_argument("--dtype", default="auto", help="auto (default), float32, float16 or bfloat16")
@@ -168,6 +174,7 @@ def read_config(args: argparse.Namespace) -> "EvaluationConfig":
         "batch_size": args.batch_size,
         "policy": args.policy,
         "scale": args.scale,
+        "noise_exponent": args.noise_exponent,
         "dtype": args.dtype,
         "features": (own if count >= _LEAST_FOR_DISTANCES else "")
         if args.features is None

@@ -41,6 +41,9 @@ class EvaluationConfig:
     """False hands Nexus adapters the empty prompt, on which `adapter.reads_prompt = false` trained them."""
     scale: AtLeast0 = 1.0
     """Strength of the control."""
+    noise_exponent: AtLeast0 | None = None
+    """Of Nexus and T2I-Adapters, as in `Control`; None is what an adapter's config says, which a
+    T2I-Adapter's cannot."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What models compute in: "auto" is float16 on CUDA, float32 elsewhere."""
     features: str = ""

@@ -91,11 +91,12 @@ def draw_batch(
     adapter_prompts: Sequence[str] | None = None,
     scale: float = 1.0,
     level_scales: Sequence[float] | str | None = None,
+    noise_exponent: float | None = None,
 ) -> Images:
     """The images of cases whose conditions are of one size, drawn together.
 
     `first`: the place of the first one among all cases, which decides their noise. `scale`: of the control.
-    Others as in `generate`.
+    `noise_exponent`: as in `Control`, of a Nexus adapter or a T2I-Adapter. Others as in `generate`.
     """
     pipe: Any = base  # diffusers has no types for much of its pipelines
     conditions = [case.condition for case in cases]
@@ -113,7 +114,7 @@ def draw_batch(
     }
     reading = nullcontext() if adapter_prompts is None else _reading(adapter, pipe, adapter_prompts)
     with reading:
-        output = _run(pipe, adapter, conditions, arguments, policy, scale, level_scales)
+        output = _run(pipe, adapter, conditions, arguments, policy, scale, level_scales, noise_exponent)
     return list(np.rint(output * 255).astype(np.uint8))
 
 
@@ -125,10 +126,12 @@ def _run(
     policy: str,
     scale: float,
     level_scales: Sequence[float] | str | None,
+    noise_exponent: float | None,
 ) -> Float[np.ndarray, "b h w 3"]:
     kind: Any
     is_xl = hasattr(pipe, "text_encoder_2")
-    if isinstance(adapter, T2IAdapter):
+    is_ours = isinstance(adapter, NexusAdapter) or (isinstance(adapter, T2IAdapter) and bool(noise_exponent))
+    if isinstance(adapter, T2IAdapter) and not is_ours:  # in the pipeline that it is made for
         if adapter.config["in_channels"] == 1:
             conditions = [condition.convert("L") for condition in conditions]
         kind = StableDiffusionXLAdapterPipeline if is_xl else StableDiffusionAdapterPipeline
@@ -142,8 +145,15 @@ def _run(
     controlled: Any = nullcontext()
     if isinstance(adapter, ControlNetXSAdapter):
         controlled = controlled_by_xs(pipe, adapter, conditions, scale)
-    if isinstance(adapter, NexusAdapter):
-        control = Control(adapter, conditions, scale=scale, policy=policy, level_scales=level_scales)
+    if is_ours:
+        control = Control(
+            adapter,
+            conditions,
+            scale=scale,
+            policy=policy,
+            level_scales=level_scales,
+            noise_exponent=noise_exponent,
+        )
         controlled = attach(pipe, control)
     with controlled:
         return np.asarray(pipe(**arguments).images)

@@ -211,5 +211,6 @@ def draw_cases(
         config.policy,
         [""] * len(cases) if reads_nothing else None,
         config.scale,
+        noise_exponent=config.noise_exponent,
     )
     return [Image.fromarray(image) for image in drawn]

@@ -18,7 +18,7 @@ from nexus_adapters.injection.fit import check_fit, check_pixels
 from nexus_adapters.injection.residuals import ARGUMENT, add_residuals, residuals
 from nexus_adapters.injection.rows import call_layout, check_policy, plan_rows
 from nexus_adapters.injection.running import Running, is_running, refuse_tiled, running_pipeline
-from nexus_adapters.injection.schedule import schedule_position, training_timesteps
+from nexus_adapters.injection.schedule import noise_factors, schedule_position, training_timesteps
 from nexus_adapters.injection.strength import Scale
 
 
@@ -34,8 +34,8 @@ def attach(
 
     Args:
         pipe_or_unet: any pipeline with a `UNet2DConditionModel`, or such a UNet. A bare UNet, like a
-            pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window, or a
-            scale that changes along the schedule, needs a pipeline.
+            pipeline whose batch layout is not known, needs the policy "per_branch"; a schedule window, a
+            scale that changes along the schedule, or a noise exponent needs a pipeline.
         controls: one or more.
         shared: False: they act in calls by this very pipeline from this thread, and no other's. Needs a
             pipeline.
@@ -65,6 +65,8 @@ def attach(
         check_policy(pipe, control.policy)
         if control.reads_position:
             training_timesteps(pipe)
+        if control.noise_exponent:
+            noise_factors(getattr(pipe, "scheduler", None), 0, control.noise_exponent)
     return Attachment(unet, pipe, controls, None if shared else threading.current_thread())
 
 
@@ -208,4 +210,10 @@ def _scale(control: Control, call: Call, pipe: DiffusionPipeline | None) -> floa
     # Where nothing depends on it the timestep is not read: on an accelerator that would stall every step.
     if not control.reads_position:
         return control.scale_at(None)
-    return control.scale_at(schedule_position(call.get("timestep"), training_timesteps(pipe)))
+    steps = training_timesteps(pipe)
+    position = schedule_position(call.get("timestep"), steps)
+    scale = control.scale_at(position)
+    if control.noise_exponent and scale:
+        scheduler = getattr(pipe, "scheduler", None)
+        scale *= float(noise_factors(scheduler, (1 - position) * steps, control.noise_exponent))
+    return scale

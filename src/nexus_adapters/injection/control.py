@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from torch import Tensor, nn
 
+from nexus_adapters.adapter.arguments import check_noise_exponent
 from nexus_adapters.injection.condition import ConditionLike, as_condition
 from nexus_adapters.injection.fit import traits
 from nexus_adapters.injection.mask import as_mask
@@ -50,6 +51,10 @@ def _check_policy(_: "Control", value: object) -> str:
     return str(value)
 
 
+def _trained_exponent(control: "Control") -> Any:
+    return control.adapter.config.get("noise_exponent", 0.0)  # type: ignore[union-attr,operator]
+
+
 def _check_crop(_: "Control", value: Any) -> Crop | None:
     """ValueError unless it is None or a box, whose place in the condition is checked in each call."""
     if value is None:
@@ -88,6 +93,9 @@ class Control:
             the image as the condition does, in whatever resolution; a feature gets the mean over its pixels.
         level_scales: one more factor per feature, finest first; or a name: "balanced" is 1 for all, "prompt"
             0.25, 0.62, 0.825, 1. `balance` has more to choose from.
+        noise_exponent: of the noise's share of the latents' variance, by whose power the features are
+            multiplied in each step (`noise_factors`); 0 leaves them alike in all. None, the default, is what
+            the adapter was trained with; 1 suits T2I-Adapters that were trained without it, too.
         crop: (left, top, right, bottom) in pixels of the condition: the part of it that the latents show,
             where a pipeline denoises one: with `padding_mask_crop`, that is
             `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`.
@@ -109,6 +117,9 @@ class Control:
         changes_features=True,
     )
     crop = Checked[Crop | None](_check_crop, changes_features=True)
+    noise_exponent = Checked[float](
+        lambda control, value: check_noise_exponent(_trained_exponent(control) if value is None else value)
+    )
 
     def __init__(
         self,
@@ -121,6 +132,7 @@ class Control:
         policy: str = "positive",
         level_scales: Sequence[float] | str | Any = None,
         crop: tuple[int, int, int, int] | Any = None,
+        noise_exponent: float | Any = None,
     ) -> None:
         self.revision = 0  # counts changes after which features must be computed again
         traits(adapter)  # refuses what is no adapter
@@ -133,6 +145,7 @@ class Control:
         self.policy = policy
         self.level_scales = level_scales
         self.crop = crop
+        self.noise_exponent = noise_exponent
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse settings that do not exist: a misspelled one would do nothing, without a word."""
@@ -154,10 +167,12 @@ class Control:
     @property
     def reads_position(self) -> bool:
         """Whether how it acts depends on the place in the schedule."""
-        return self.is_windowed or not isinstance(self.scale, float)
+        return self.is_windowed or not isinstance(self.scale, float) or self.noise_exponent > 0
 
     def scale_at(self, position: float | None) -> float:
         """Its scale at a position in the schedule, 0 (noise) to 1 (image); 0 outside of its window.
+
+        Without the noise's share, which a scheduler tells.
 
         `position` may be None where it does not depend on one.
         """

@@ -52,6 +52,8 @@ class AdapterOptions:
     """Of the attention (Nexus only); 0 for as many as the base's widths give."""
     head_width: NotNegative = 0
     """Of each head (Nexus only); 0 as `heads`."""
+    noise_exponent: AtLeast0 = 0.0
+    """Features times (1 - alphas_cumprod) to this power in each step (not ControlNets). 0 is the paper."""
     reads_prompt: bool = True
     """False trains an adapter that always reads the empty prompt, to see what reading does (Nexus only)."""
     size_ratio: Above0 = 0.125
@@ -264,6 +266,12 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
         *(
             (is_nexus or value == 0, f"adapter.{name}", f"0 beside method {adapter.method}", value)
             for name, value in (("heads", adapter.heads), ("head_width", adapter.head_width))
+        ),
+        (
+            not adapter.method.startswith("controlnet") or adapter.noise_exponent == 0,
+            "adapter.noise_exponent",
+            f"0 beside method {adapter.method}, which reads the timestep",
+            adapter.noise_exponent,
         ),
         (
             is_nexus or adapter.reads_prompt,

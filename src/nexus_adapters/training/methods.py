@@ -17,6 +17,7 @@ from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.residuals import residuals
+from nexus_adapters.injection.schedule import noise_factors
 from nexus_adapters.training.config import AdapterOptions
 from nexus_adapters.training.controlnet_xs import build_controlnet_xs, fuse
 
@@ -49,6 +50,10 @@ class FeatureMethod:
     reads_text: bool
     reads_instead: Float[Tensor, "1 n d"] | None = None
     """Embeddings that a text-reading adapter gets in place of every prompt's."""
+    noise_exponent: float = 0.0
+    """As `NexusAdapter`'s; needs `scheduler`."""
+    scheduler: Any = None
+    """The noise schedule."""
 
     def unet_arguments(
         self,
@@ -62,7 +67,10 @@ class FeatureMethod:
             prompt_embeds = self.reads_instead.expand(len(prompt_embeds), -1, -1)
         inputs = (batch.condition, prompt_embeds) if self.reads_text else (batch.condition,)
         features = self.module(*inputs)
-        return residuals(features, scale=batch.has_condition.to(noisy.dtype), like=noisy)
+        scale = batch.has_condition.to(noisy.dtype)
+        if self.noise_exponent:
+            scale = scale * noise_factors(self.scheduler, timesteps, self.noise_exponent).to(noisy.dtype)
+        return residuals(features, scale=scale, like=noisy)
 
 
 @dataclass
@@ -114,14 +122,25 @@ class ControlNetMethod:
         }
 
 
-def method_of(adapter: nn.Module | Any, module: nn.Module | None = None) -> Method:
-    """How a UNet is controlled by an adapter; `module` is the same one wrapped, where it is."""
+def method_of(
+    adapter: nn.Module | Any,
+    module: nn.Module | None = None,
+    noise_exponent: float = 0.0,
+    scheduler: Any = None,
+) -> Method:
+    """How a UNet is controlled by an adapter; `module` is the same one wrapped, where it is.
+
+    `noise_exponent`: as `NexusAdapter`'s, with the `scheduler` that tells the noise; of ControlNets, which
+    read the timestep, it must be 0.
+    """
     called = adapter if module is None else module
     if isinstance(adapter, ControlNetXSAdapter):
         return ControlNetXSMethod(called)
     if isinstance(adapter, ControlNetModel):
         return ControlNetMethod(called)
-    return FeatureMethod(called, isinstance(adapter, NexusAdapter))
+    return FeatureMethod(
+        called, isinstance(adapter, NexusAdapter), noise_exponent=noise_exponent, scheduler=scheduler
+    )
 
 
 def trained_module(adapter: nn.Module | Any, unet: nn.Module | Any) -> nn.Module:
@@ -144,7 +163,7 @@ def adapter_of(options: AdapterOptions, unet: nn.Module | Any, vae_scale_factor:
         options.residual,
         options.zero_init,
         options.size_ratio,
-        {name: getattr(options, name) for name in ("groups", "heads", "head_width")},
+        {name: getattr(options, name) for name in ("groups", "heads", "head_width", "noise_exponent")},
     )
 
 
@@ -155,7 +174,7 @@ def build_adapter(
     residual: bool = False,
     zero_init: bool = False,
     size_ratio: float = 0.125,
-    shape: Mapping[str, int] | None = None,
+    shape: Mapping[str, float] | None = None,
 ) -> Any:
     """The untrained adapter of a method, of the UNet's shapes: a `NexusAdapter`, or a class of diffusers.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.public import without_secrets
 from nexus_adapters.training.recipe import dump_config, load_recipe
 
@@ -49,6 +49,12 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if config.validation.every_steps == 0:
         found["validation.samples"] = 0
     return found
+
+
+def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity from before an option existed, which had the option's default."""
+    defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
+    return {**defaults, **found}
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

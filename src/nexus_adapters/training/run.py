@@ -162,7 +162,8 @@ def _train(
             trained.enable_gradient_checkpointing()
     wrapped = accelerator.prepare_model(trained)
     compiled: Any = torch.compile if training.compile else _as_it_is
-    method = _blinded(config, method_of(adapter, compiled(wrapped)), material)
+    exponent = config.adapter.noise_exponent
+    method = _blinded(config, method_of(adapter, compiled(wrapped), exponent, scheduler), material)
     called = called_unet(method, unet)
     objective = Objective(
         compiled(called) if called is unet else called, scheduler, method, precision, config.loss
@@ -232,12 +233,14 @@ def _validation(
     options = config.validation
     if not options.every_steps or not material.held_out:
         return None
-    method = _blinded(config, method_of(state.result, trained_module(state.result, unet)), material)
-    measured = Objective(called_unet(method, unet), objective.scheduler, method, precision, config.loss)
+    module, scheduler = trained_module(state.result, unet), objective.scheduler
+    method = method_of(state.result, module, config.adapter.noise_exponent, scheduler)
+    method = _blinded(config, method, material)
+    measured = Objective(called_unet(method, unet), scheduler, method, precision, config.loss)
     return Validation(
         batches=material.held_out_batches(config.training.batch_size),
         losses=measured.at,
-        num_train_timesteps=objective.scheduler.config.num_train_timesteps,
+        num_train_timesteps=scheduler.config.num_train_timesteps,
         draw=lambda pictures: draw_pictures(config, unet, state.result, precision, pictures),
         score=structure_score(config.data),
         pictures=held_out_pictures(fitting, material.held_out, options),

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from nexus_adapters.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from nexus_adapters.training.output import with_defaults
 from nexus_adapters.training.state import TrainState
 
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
@@ -99,12 +100,12 @@ class RunFolder:
             self.accelerator.log(numbers, step=row["step"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        before = checkpoint.state["identity"]
-        for key in sorted({*before, *self.identity}):
-            if before.get(key) != self.identity.get(key):
+        before, now = with_defaults(checkpoint.state["identity"]), with_defaults(self.identity)
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
                 raise ValueError(
                     f"output_dir: expected a run with {key} {before.get(key)!r}, as '{checkpoint.folder}' "
-                    f"is of; received {self.identity.get(key)!r}. Go on as before, or in another folder"
+                    f"is of; received {now.get(key)!r}. Go on as before, or in another folder"
                 )
 
 

@@ -187,3 +187,22 @@ def test_what_an_evaluation_lacks_is_told_before_the_training(root, monkeypatch,
     planned = study(root, name="early", text=text.replace('methods = ["base", "t2i"', 'methods = ["t2i"'))
     with pytest.raises(ValueError, match=message):
         run_study(planned)
+
+
+def test_a_result_from_before_an_option_existed_had_its_default(finished, untrained):
+    cell = Cell("canny", "prime", 0)
+    file = finished.folder / "results" / f"{cell.name}.json"
+    before = file.read_text()
+    content = json.loads(before)
+    del content["settings"]["train"]["adapter.noise_exponent"]
+    del content["settings"]["views"]["own"]["noise_exponent"]
+    del content["settings"]["views"]["own"]["data"]["aspect_buckets"]
+    try:
+        file.write_text(json.dumps(content))
+        assert is_done(finished, cell)
+        assert cell in results_of(finished)
+        content["settings"]["views"]["own"]["policy"] = "cond_only"
+        file.write_text(json.dumps(content))
+        assert not is_done(finished, cell)
+    finally:
+        file.write_text(before)

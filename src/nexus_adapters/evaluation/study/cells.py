@@ -24,7 +24,13 @@ from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.run import BASE, SCORING_FIELDS, evaluate, open_evaluation
 from nexus_adapters.evaluation.scoring import Scorer
 from nexus_adapters.evaluation.study.plan import Cell, Study
-from nexus_adapters.evaluation.study.results import CellResult, load_result, planned_settings, save_result
+from nexus_adapters.evaluation.study.results import (
+    CellResult,
+    completed,
+    load_result,
+    planned_settings,
+    save_result,
+)
 from nexus_adapters.training.base import base_shape
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.loss import timesteps_at
@@ -70,7 +76,7 @@ def is_done(study: Study, cell: Cell) -> bool:
     if config is not None and finished_steps(config) is None:
         return False
     found = load_result(study.folder, cell)
-    return found is not None and found.settings == _settings(study, cell)
+    return found is not None and completed(found.settings) == completed(_settings(study, cell))
 
 
 def _run(study: Study, cell: Cell) -> CellResult:

@@ -20,7 +20,8 @@ from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
 from nexus_adapters.training.recipe import parse_config, validated
 
 OWN = "own"  # the view that every study has: the evaluation as it is
-_OF_METHODS = ("policy", "scale", "adapter_reads_prompt")  # what may differ without other samples or noise
+# What may differ without other samples or noise.
+_OF_METHODS = ("policy", "scale", "noise_exponent", "adapter_reads_prompt")
 Some = Annotated[tuple[str, ...], Field(min_length=1)]
 
 

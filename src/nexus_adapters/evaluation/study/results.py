@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.store import write, write_text
 from nexus_adapters.evaluation.study.plan import Cell, Study
-from nexus_adapters.training.output import identity
+from nexus_adapters.training.output import identity, with_defaults
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,24 @@ def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
 
 def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
     """Whether a result is of the plan as it is now."""
-    return all(result.settings.get(key) == value for key, value in planned_settings(study, cell).items())
+    return completed(result.settings) == completed({**result.settings, **planned_settings(study, cell)})
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of the options that did not exist when they were written."""
+    defaults = json.loads(json.dumps(asdict(EvaluationConfig())))
+    train = settings["train"] and json.loads(json.dumps(with_defaults(settings["train"])))
+    views = {name: _over(defaults, view) for name, view in settings["views"].items()}
+    return {**settings, "train": train, "views": views}
+
+
+def _over(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, `found` over `defaults`; tables that are empty by default have no defaults."""
+    both = {**defaults, **found}
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and value:
+            both[key] = _over(value, found.get(key, {}))
+    return both
 
 
 def load_result(folder: Path, cell: Cell) -> CellResult | None:
