@@ -353,3 +353,16 @@ def test_sd15_cost_counts_at_true_size(benchmark, tmp_path):
     assert found["gmacs_per_cell"] == round(
         1_600_000 * found["gmacs_per_trained_sample"] + 5_000 * found["gmacs_per_picture"]
     )
+
+
+def test_fading(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path / "weights"))
+    name, measured = run(benchmark("fading"), tmp_path / "out")
+    assert name == "fading"
+    assert set(measured["loss"]) == set(measured["best_factor"]) == set(embedded.METHODS["canny"])
+    alone = {rows["50"]["0"] for rows in measured["loss"].values()}
+    assert len(alone) == 1  # times 0 every adapter is the base
+    for method, rows in measured["loss"].items():
+        for timestep, row in rows.items():
+            assert row[f"{measured['best_factor'][method][timestep]:g}"] == min(row.values())
+    assert 0 < measured["noise_share"]["50"] < measured["noise_share"]["150"] < 1

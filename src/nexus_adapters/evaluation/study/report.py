@@ -14,6 +14,7 @@ from nexus_adapters.evaluation.study.results import is_planned, load_result
 from nexus_adapters.evaluation.study.tables import Results, losses_csv, study_csv, study_markdown
 
 _DPI = 120
+_QUALITY = 85  # of pictures, which as PNG take four times as much
 
 
 def results_of(study: Study) -> Results:
@@ -30,7 +31,7 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
     """Write NAME.csv, NAME.json, and of pictures NAME.md and two plots; NAME is the plan's.
 
     With `pictures`, so many scenes each of successes, middle and failures are drawn again by all methods,
-    and NAME-pictures-CONDITION.png is written; that needs the trained adapters.
+    and NAME-pictures-CONDITION.jpg is written; that needs the trained adapters.
 
     Raises ValueError where no cell has a result, or an adapter is missing.
     """
@@ -53,12 +54,15 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
             _save(figure, out / f"{name}-{kind}.png")
     for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
         figure = pictures_figure(study, results, condition, pictures)
-        _save(figure, out / f"{name}-pictures-{condition}.png")
+        _save(figure, out / f"{name}-pictures-{condition}.jpg")
     return sorted(out.glob(f"{name}[.-]*"))
 
 
 def _save(figure: Any, path: Path) -> None:
     def fill(stream: IO[bytes]) -> None:
-        figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+        if path.suffix == ".jpg":
+            figure.savefig(stream, format="jpg", dpi=_DPI, pil_kwargs={"quality": _QUALITY})
+        else:
+            figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
 
     write(path, fill)

@@ -1,0 +1,83 @@
+"""How strong a static adapter should be at every level of noise: what features that fade rest on.
+
+    python benchmarks/fading.py
+
+The embedded adapters' features are times a factor, the same for all levels, and the base's loss is measured
+on scenes that no training has, at ten timesteps, from the same noise. Writes results/fading.json: the loss by
+method, timestep and factor, the factor of the lowest loss, and the noise's share of the variance there. A
+factor above 0 that is worse than 0 means that the adapter spoils what the base can do alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from machine import benchmark_parser, folder_hash, report
+from torch import Tensor
+from tqdm import tqdm
+
+from nexus_adapters import NexusAdapter, embedded
+from nexus_adapters.embedded import embedded_adapter, load_embedded_base
+from nexus_adapters.evaluation.methods import encode
+from nexus_adapters.evaluation.scenes import load_test_scenes
+from nexus_adapters.injection import noise_factors, residuals
+from nexus_adapters.training.loss import denoising_loss
+
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+TIMESTEPS = tuple(range(50, 1000, 100))
+FIRST_SEED = 20_000  # test scenes that no other result draws
+
+
+@torch.no_grad()
+def losses(method: str, count: int, timesteps: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Timestep -> factor -> mean loss."""
+    base = load_embedded_base()
+    scenes = load_test_scenes(count, first_seed=FIRST_SEED)
+    tokens = base.tokenizer(
+        [scene.prompt for scene in scenes], padding="max_length", truncation=True, return_tensors="pt"
+    )
+    text = base.text_encoder(tokens.input_ids)[0]
+    latents = encode(base.vae, scenes) * base.vae.config["scaling_factor"]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    maps = np.stack([np.asarray(scene.condition) for scene in scenes])
+    condition = torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
+    adapter = embedded_adapter(method).eval()
+    features = adapter(condition, text) if isinstance(adapter, NexusAdapter) else adapter(condition)
+
+    def loss(timestep: int, factor: float) -> float:
+        added: list[Tensor] = next(iter(residuals(features, factor).values()))
+        at = torch.full((count,), timestep)
+        return denoising_loss(base.unet, base.scheduler, latents, noise, at, text, added).item()
+
+    return {
+        str(t): {f"{factor:g}": round(loss(t, factor), 5) for factor in FACTORS}
+        for t in tqdm(timesteps, method, unit="timestep")
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write."""
+    args = benchmark_parser(__doc__).parse_args(arguments)
+    count, timesteps = (2, TIMESTEPS[:2]) if args.quick else (96, TIMESTEPS)
+    found = {method: losses(method, count, timesteps) for method in embedded.METHODS["canny"]}
+    best = {
+        method: {t: float(min(row, key=lambda factor: row[factor])) for t, row in by_timestep.items()}
+        for method, by_timestep in found.items()
+    }
+    shares = noise_factors(load_embedded_base().scheduler, torch.tensor(timesteps), 1).tolist()
+    measured = {
+        "loss": found,
+        "best_factor": best,
+        "noise_share": {str(t): round(share, 3) for t, share in zip(timesteps, shares, strict=True)},
+    }
+    settings = {
+        "test_scenes": count,
+        "first_seed": FIRST_SEED,
+        "noise_seed": 0,
+        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")},
+    }
+    report("fading", args, settings, measured)
+
+
+if __name__ == "__main__":
+    main()
