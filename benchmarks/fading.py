@@ -58,7 +58,7 @@ def losses(method: str, count: int, timesteps: tuple[int, ...]) -> dict[str, dic
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     args = benchmark_parser(__doc__).parse_args(arguments)
-    count, timesteps = (2, TIMESTEPS[:2]) if args.quick else (96, TIMESTEPS)
+    count, timesteps = (2, TIMESTEPS[:2]) if args.quick else (64, TIMESTEPS)
     found = {method: losses(method, count, timesteps) for method in embedded.METHODS["canny"]}
     best = {
         method: {t: float(min(row, key=lambda factor: row[factor])) for t, row in by_timestep.items()}
