@@ -1,9 +1,16 @@
+import inspect
 from typing import Any
 
 import pytest
 import torch
 
-from nexus_adapters.adapter.arguments import attention_heads, check_arguments, check_config
+from nexus_adapters import NexusAdapter
+from nexus_adapters.adapter.arguments import (
+    OPTIONAL_ARGUMENTS,
+    attention_heads,
+    check_arguments,
+    check_config,
+)
 from nexus_adapters.adapter.inputs import check_inputs
 
 GOOD: dict[str, Any] = {
@@ -81,8 +88,7 @@ def test_config_of_another_model_is_named() -> None:
 
 
 def test_config_may_leave_out_defaults_and_hold_diffusers_keys() -> None:
-    optional = ("in_channels", "groups", "residual", "zero_init", "noise_exponent")
-    needed = {name: GOOD[name] for name in GOOD if name not in optional}
+    needed = {name: GOOD[name] for name in GOOD if name not in OPTIONAL_ARGUMENTS}
     check_config({**needed, "_diffusers_version": "0.42.0", "quantization_config": None})
     check_config({name: needed[name] for name in needed if name != "heads"}, overridden={"heads": 1})
 
@@ -108,3 +114,12 @@ def test_bad_input_is_named(condition: tuple[int, ...], prompt_embeds: tuple[int
 def test_integer_condition_is_refused() -> None:
     with pytest.raises(ValueError, match=r"condition: expected floating point .* received torch.uint8"):
         check_inputs(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, 5, 12), GOOD)
+
+
+def test_the_defaults_are_the_models() -> None:
+    parameters = inspect.signature(NexusAdapter.__init__).parameters
+    assert {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    } == OPTIONAL_ARGUMENTS

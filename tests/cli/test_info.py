@@ -190,3 +190,11 @@ def test_a_config_of_another_variant_than_the_tensors_is_told(saved, capsys):
     (saved / "config.json").write_text(json.dumps(config | {"groups": 3 - config["groups"]}))
     assert main(["info", str(saved)]) == 2
     assert "PATH: expected the tensors of a " in capsys.readouterr().err
+
+
+def test_an_adapter_from_before_an_option_existed_has_its_default(saved, capsys):
+    break_config(noise_exponent=None)(saved)
+    assert "fades" not in rows(capsys, saved)["variant"]
+    assert read_saved_adapter(saved).config["noise_exponent"] == 0
+    break_config(noise_exponent=0.5)(saved)
+    assert rows(capsys, saved)["variant"].endswith("fades with the noise (exponent 0.5)")

@@ -33,7 +33,13 @@ ARGUMENTS = (
 
 
 # Those with a default: Prime as in the paper, on RGB maps.
-OPTIONAL_ARGUMENTS = ("in_channels", "groups", "residual", "zero_init", "noise_exponent")
+OPTIONAL_ARGUMENTS: dict[str, Any] = {
+    "in_channels": 3,
+    "groups": 1,
+    "residual": False,
+    "zero_init": False,
+    "noise_exponent": 0.0,
+}
 
 # What diffusers itself writes into a config, beside names that begin with an underscore.
 DIFFUSERS_KEYS = ("auto_map", "quantization_config")

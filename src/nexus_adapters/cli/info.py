@@ -18,8 +18,11 @@ def run(args: argparse.Namespace) -> int:
     sha256 = check_hash(adapter.files, "PATH") or f"{adapter.sha256()} (its files tell none)"
     config = adapter.config
     form = "residual" if config["residual"] else "without residual, as in the paper"
+    fades = (
+        f", fades with the noise (exponent {config['noise_exponent']:g})" if config["noise_exponent"] else ""
+    )
     rows = {
-        "variant": f"{adapter.variant} (groups {config['groups']}), {form}",
+        "variant": f"{adapter.variant} (groups {config['groups']}), {form}{fades}",
         "parameters": f"{adapter.parameters:,} ({', '.join(adapter.dtypes)})",
         "base": describe_base(config),
         "files": ", ".join(file.name for file in adapter.files),

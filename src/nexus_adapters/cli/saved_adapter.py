@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.adapter.arguments import check_arguments, variant_of
+from nexus_adapters.adapter.arguments import OPTIONAL_ARGUMENTS, check_arguments, variant_of
 from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
 from nexus_adapters.adapter.stored import StoredTensor, hash_tensors, read_header
 
@@ -94,6 +94,7 @@ def _read_config(folder: Path, argument: str) -> Mapping[str, Any]:
     kind = config.get("_class_name", "no _class_name")
     if kind != "NexusAdapter":
         raise ValueError(f"{expected}, whose {CONFIG} says {kind}")
+    config = {**OPTIONAL_ARGUMENTS, **config}
     try:
         check_arguments(config)
     except KeyError as error:

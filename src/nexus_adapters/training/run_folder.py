@@ -100,7 +100,9 @@ class RunFolder:
             self.accelerator.log(numbers, step=row["step"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        before, now = with_defaults(checkpoint.state["identity"]), with_defaults(self.identity)
+        before, now = checkpoint.state["identity"], self.identity
+        older = with_defaults(before)
+        before = {key: older[key] for key in older if key in before or key in now}
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 raise ValueError(

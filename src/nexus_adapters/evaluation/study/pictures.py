@@ -44,11 +44,12 @@ class Chosen:
     why: str
 
 
-def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> tuple[str, list[Chosen]]:
-    """Which method is looked at, and its `count` best, middle and worst samples beside another's.
+def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> list[Chosen]:
+    """The `count` best, middle and worst samples of the best adapter beside another.
 
-    Looked at is the adapter of the highest mean merit other than `compare_to`, whose merit is subtracted
-    sample by sample; merit is the mean of `_MERITS`, or MS-SSIM where none of them is measured.
+    The best is that of the highest mean merit other than `compare_to`, whose merit is subtracted sample by
+    sample;
+    merit is the mean of `_MERITS`, or MS-SSIM where none of them is measured.
     """
     merit = {method: _merit(each) for method, each in measured.items()}
     adapters = [method for method in merit if method not in (BASE, compare_to)] or list(merit)
@@ -64,7 +65,7 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> tup
         f"{subject} in the middle{beside}": order[middle : middle + count],
         f"{subject} worst{beside}": order[len(order) - count :],
     }
-    return subject, [Chosen(place, why) for why, places in kinds.items() for place in places]
+    return [Chosen(place, why) for why, places in kinds.items() for place in places]
 
 
 def pictures_figure(study: Study, results: Results, condition: str, count: int) -> Figure:
@@ -81,7 +82,7 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
         if cell.condition == condition and OWN in result.views:
             cells.setdefault(cell.method, cell)
     measured = {method: results[cell].views[OWN] for method, cell in cells.items()}
-    _, chosen = choose(measured, study.plan.compare_to, count)
+    chosen = choose(measured, study.plan.compare_to, count)
     drawn = {method: _draw(study, cell, [each.place for each in chosen]) for method, cell in cells.items()}
     config = study.evaluation_config(next(iter(cells.values())), OWN)
     _, cases = open_evaluation(config)
