@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
             TRAINED_SAMPLES * costs["gmacs_per_trained_sample"] + DRAWN_PICTURES * costs["gmacs_per_picture"]
         )
         if rate:
-            costs["hours_per_cell_on_this_cpu"] = round(costs["gmacs_per_cell"] / rate / 3600)
+            costs["hours_per_cell_as_in_training_cost"] = round(costs["gmacs_per_cell"] / rate / 3600)
     settings = {
         "pixels": PIXELS,
         "sampler_steps": SAMPLER_STEPS,
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     measured = {
         "unet_call_gmacs": round(call, 1),
-        "gmacs_per_s_on_this_cpu": None if rate is None else round(rate, 1),
+        "gmacs_per_s_in_training_cost": None if rate is None else round(rate, 1),
         "methods": found,
     }
     report("sd15_cost", args, settings, measured)

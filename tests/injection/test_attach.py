@@ -662,7 +662,9 @@ def test_noise_is_known_where_a_pipeline_has_a_schedule_of_it(pipe, unet, adapte
     other = StableDiffusionPipeline(
         **{**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler()}, requires_safety_checker=False
     )
-    with pytest.raises(ValueError, match=r"^noise_exponent: expected 0 where .* received a FlowMatch"):
+    with pytest.raises(
+        ValueError, match=r"^noise_exponent: expected a scheduler with .* received a FlowMatch"
+    ):
         attach(other, fading)
     fading.noise_exponent = 0
     attach(unet, fading).remove()

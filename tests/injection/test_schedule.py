@@ -1,6 +1,11 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from nexus_adapters.injection.schedule import noise_factors, schedule_position
 
@@ -37,7 +42,7 @@ def test_noise_factors_between_timesteps():
 
 
 def test_noise_factors_need_a_schedule_of_noise():
-    with pytest.raises(
-        ValueError, match=r"^noise_exponent: expected 0 where no scheduler .* a FlowMatchEulerDiscreteSch"
-    ):
-        noise_factors(FlowMatchEulerDiscreteScheduler(), 5, 1)
+    flow = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    for scheduler in (FlowMatchEulerDiscreteScheduler(), flow, None):
+        with pytest.raises(ValueError, match=r"^noise_exponent: expected a scheduler with alphas_cumprod, "):
+            noise_factors(scheduler, 5, 1)

@@ -87,10 +87,7 @@ def test_a_folder_of_something_else(saved, tmp_path):
         starting_tensors(fresh("prime"), str(tmp_path / "unet"))
 
 
-def test_another_noise_exponent_is_told_by_its_config(saved):
+def test_features_may_be_taught_to_fade(saved):
+    """No tensor depends on it, and converted T2I-Adapters do not know it."""
     adapter = build_adapter("prime", tiny.unet(), shape={"noise_exponent": 1.0})
-    with pytest.raises(
-        ValueError, match=r"^adapter.start_from: expected one with noise_exponent=1.0, .*; received '.* 0.0$"
-    ):
-        starting_tensors(adapter, str(saved / "prime"))
-    starting_tensors(adapter, str(saved / "t2i"))  # whose config cannot say
+    assert starting_tensors(adapter, str(saved / "prime")).keys() == adapter.state_dict().keys()

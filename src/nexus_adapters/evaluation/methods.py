@@ -150,8 +150,8 @@ def _run(
             adapter,
             conditions,
             scale=scale,
-            policy=policy,
-            level_scales=level_scales,
+            policy=policy if isinstance(adapter, NexusAdapter) else "positive",  # as T2I's own pipeline
+            level_scales=level_scales if isinstance(adapter, NexusAdapter) else None,
             noise_exponent=noise_exponent,
         )
         controlled = attach(pipe, control)

@@ -95,7 +95,7 @@ class Control:
             0.25, 0.62, 0.825, 1. `balance` has more to choose from.
         noise_exponent: of the noise's share of the latents' variance, by whose power the features are
             multiplied in each step (`noise_factors`); 0 leaves them alike in all. None, the default, is what
-            the adapter was trained with. Where that is 0, more trades structure for picture quality.
+            the adapter was trained with.
         crop: (left, top, right, bottom) in pixels of the condition: the part of it that the latents show,
             where a pipeline denoises one: with `padding_mask_crop`, that is
             `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`.

@@ -7,7 +7,10 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-_NO_NOISE = "noise_exponent: expected 0 where no scheduler tells alphas_cumprod, by which noise is known"
+_NO_NOISE = (
+    "noise_exponent: expected a scheduler with alphas_cumprod, which tells the noise in each step, or 0 (an "
+    "adapter that was trained with more is then too strong in late steps)"
+)
 
 
 def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
@@ -28,8 +31,10 @@ def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: flo
         ValueError: for a scheduler without `alphas_cumprod`.
     """
     products = getattr(scheduler, "alphas_cumprod", None)
-    if not isinstance(products, Tensor):
-        raise ValueError(f"{_NO_NOISE}; received a {type(scheduler).__name__}")
+    is_flow = getattr(scheduler, "config", {}).get("use_flow_sigmas", False)  # which leaves the former there
+    if not isinstance(products, Tensor) or is_flow:
+        flow = " with use_flow_sigmas" if is_flow else ""
+        raise ValueError(f"{_NO_NOISE}; received a {type(scheduler).__name__}{flow}")
     times = torch.as_tensor(timesteps)
     shares = 1 - products.to(times.device, torch.float32)
     places = times.float().clamp(0, len(shares) - 1)
@@ -45,8 +50,8 @@ def training_timesteps(pipe: DiffusionPipeline | None) -> int:
     if not isinstance(steps, int) or steps <= 0:
         received = "a bare UNet" if pipe is None else f"a {type(pipe).__name__}, whose scheduler has none"
         raise ValueError(
-            "start, end, scale, noise_exponent: expected 0, 1, a number and 0 where no scheduler tells "
-            f"num_train_timesteps; received {received}"
+            "start, end, scale, noise_exponent: expected 0, 1, a number and 0 (an adapter may have been "
+            f"trained with more) where no scheduler tells num_train_timesteps; received {received}"
         )
     return steps
 

@@ -43,13 +43,12 @@ def starting_tensors(adapter: NexusAdapter | T2IAdapter | Any, start_from: str) 
         )
     start = classes[kind].from_pretrained(start_from, **where)
     if kind == "NexusAdapter" and isinstance(adapter, NexusAdapter):
-        for name in ("residual", "noise_exponent"):
-            theirs, ours = start.config[name], adapter.config[name]
-            if theirs != ours:
-                raise ValueError(
-                    f"adapter.start_from: expected one with {name}={ours}, as adapter.{name} is; received "
-                    f"'{start_from}' with {theirs}"
-                )
+        theirs, ours = bool(start.config["residual"]), bool(adapter.config["residual"])
+        if theirs != ours:
+            raise ValueError(
+                f"adapter.start_from: expected one with residual={ours}, as adapter.residual is; received "
+                f"'{start_from}' with {theirs}"
+            )
     wanted, found = adapter.state_dict(), start.state_dict()
     only_trunk = isinstance(start, T2IAdapter) and isinstance(adapter, NexusAdapter)
     needed = {

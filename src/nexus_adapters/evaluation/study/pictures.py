@@ -57,6 +57,8 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
     other = merit[compare_to] if compare_to in merit and compare_to != subject else 0.0
     difference = merit[subject] - other
     order = [int(place) for place in np.argsort(-difference, kind="stable") if np.isfinite(difference[place])]
+    if len(order) < 3:
+        raise ValueError(f"pictures: expected at least 3 measured samples; received {len(order)}")
     count = min(count, len(order) // 3)
     middle = (len(order) - count) // 2
     beside = f" beside {compare_to}" if compare_to in merit else ""
