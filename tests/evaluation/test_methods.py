@@ -193,3 +193,6 @@ def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
         (expected,) = base(scenes[0].prompt, latents=latents, **arguments).images
     assert np.abs(faded - expected * 255).max() <= 1
     assert not np.array_equal(faded, plain)
+    adapter.register_to_config(noise_exponent=1.0)
+    (own,) = draw_batch(base, adapter, scenes[:1], 0, SAMPLING)
+    assert np.array_equal(own, faded)

@@ -177,13 +177,15 @@ def test_t2i_has_two_shapes_only():
 def test_features_fade_with_each_samples_noise(method):
     unet = tiny.unet().requires_grad_(False)
     torch.manual_seed(0)
-    adapter, scheduler = build_adapter(method, unet), DDPMScheduler()
+    scheduler = DDPMScheduler()
+    constant, fading = (build_adapter(method, unet, shape={"noise_exponent": p}) for p in (0.0, 2.0))
+    fading.load_state_dict(constant.state_dict())
     timesteps, given = torch.tensor([10, 400, 900]), batch()
     plain, faded = (
-        method_of(adapter, None, exponent, scheduler).unet_arguments(
+        method_of(adapter, None, scheduler).unet_arguments(
             given, given.latents, timesteps, given.prompt_embeds
         )["down_intrablock_additional_residuals"]
-        for exponent in (0.0, 2.0)
+        for adapter in (constant, fading)
     )
     factors = (1 - scheduler.alphas_cumprod[timesteps]).square()[:, None, None, None]
     assert all(torch.allclose(theirs * factors, ours) for ours, theirs in zip(faded, plain, strict=True))

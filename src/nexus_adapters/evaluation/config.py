@@ -42,8 +42,7 @@ class EvaluationConfig:
     scale: AtLeast0 = 1.0
     """Strength of the control."""
     noise_exponent: AtLeast0 | None = None
-    """Of Nexus and T2I-Adapters, as in `Control`; None is what an adapter's config says, which a
-    T2I-Adapter's cannot."""
+    """Of Nexus and T2I-Adapters, as in `Control`; None is what an adapter's config says."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What models compute in: "auto" is float16 on CUDA, float32 elsewhere."""
     features: str = ""

@@ -130,7 +130,10 @@ def _run(
 ) -> Float[np.ndarray, "b h w 3"]:
     kind: Any
     is_xl = hasattr(pipe, "text_encoder_2")
-    is_ours = isinstance(adapter, NexusAdapter) or (isinstance(adapter, T2IAdapter) and bool(noise_exponent))
+    is_ours = isinstance(adapter, NexusAdapter)
+    if isinstance(adapter, T2IAdapter):  # fading, which its own pipelines do not know
+        own = adapter.config.get("noise_exponent", 0.0) if noise_exponent is None else noise_exponent
+        is_ours = bool(own)
     if isinstance(adapter, T2IAdapter) and not is_ours:  # in the pipeline that it is made for
         if adapter.config["in_channels"] == 1:
             conditions = [condition.convert("L") for condition in conditions]

@@ -108,9 +108,6 @@ def _usage(adapter: nn.Module | Any, config: TrainConfig, shown: TrainConfig) ->
     source = config.hub.repo_id or "path/to/adapter"
     kind = "from diffusers import T2IAdapter" if config.adapter.method == "t2i" else ""
     loaded = "T2IAdapter" if config.adapter.method == "t2i" else "NexusAdapter"
-    # A T2IAdapter's config has no place for it.
-    exponent = config.adapter.noise_exponent if config.adapter.method == "t2i" else 0
-    weighed = f", noise_exponent={exponent:g}" if exponent else ""
     names = "Control, attach" if config.adapter.method == "t2i" else "Control, NexusAdapter, attach"
     pipe = (
         "from nexus_adapters.embedded import load_embedded_base\n\npipe = load_embedded_base()"
@@ -123,7 +120,7 @@ def _usage(adapter: nn.Module | Any, config: TrainConfig, shown: TrainConfig) ->
         f"from nexus_adapters import {names}",
         pipe,
         f'adapter = {loaded}.from_pretrained("{source}")',
-        f"with attach(pipe, Control(adapter, condition{weighed})):  # condition: the map, a PIL image",
+        "with attach(pipe, Control(adapter, condition)):  # condition: a PIL image of the structure map",
         '    image = pipe("a prompt").images[0]',
     ]
     return "\n".join(line for line in lines if line)

@@ -125,21 +125,21 @@ class ControlNetMethod:
 def method_of(
     adapter: nn.Module | Any,
     module: nn.Module | None = None,
-    noise_exponent: float = 0.0,
     scheduler: Any = None,
 ) -> Method:
     """How a UNet is controlled by an adapter; `module` is the same one wrapped, where it is.
 
-    `noise_exponent`: as `NexusAdapter`'s, with the `scheduler` that tells the noise; of ControlNets, which
-    read the timestep, it must be 0.
+    `scheduler` tells the noise, with which the features of an adapter with a `noise_exponent` fade.
     """
     called = adapter if module is None else module
     if isinstance(adapter, ControlNetXSAdapter):
         return ControlNetXSMethod(called)
     if isinstance(adapter, ControlNetModel):
         return ControlNetMethod(called)
+    config: Any = adapter.config
+    exponent = config.get("noise_exponent", 0.0)
     return FeatureMethod(
-        called, isinstance(adapter, NexusAdapter), noise_exponent=noise_exponent, scheduler=scheduler
+        called, isinstance(adapter, NexusAdapter), noise_exponent=exponent, scheduler=scheduler
     )
 
 
@@ -181,7 +181,8 @@ def build_adapter(
     `method`: "prime", "slim", "t2i", "controlnet", which starts as a copy of the UNet's first half, or
     "controlnet-xs", whose channels are the UNet's times `size_ratio`.
     `vae_scale_factor`: image pixels per latent pixel, a side. `shape`: arguments of a
-    `NexusAdapter` in place of those that the UNet gives; 0 leaves one out.
+    `NexusAdapter` in place of those that the UNet gives; 0 leaves one out. A T2I-Adapter takes
+    `noise_exponent` of them into its config.
 
     Raises ValueError for a UNet that takes no features, and where diffusers has no T2I-Adapter of its shape.
     """
@@ -201,13 +202,17 @@ def build_adapter(
             f"adapter.method: expected a UNet that pools as {' or '.join(map(str, kinds))}, for which "
             f"diffusers has T2I-Adapters; received one that pools as {geometry['pools']}"
         )
-    return T2IAdapter(
+    t2i: Any = T2IAdapter(
         in_channels=3,
         channels=list(geometry["channels"]),
         num_res_blocks=2,
         downscale_factor=geometry["unshuffle"],
         adapter_type=kinds[geometry["pools"]],
     )
+    exponent = (shape or {}).get("noise_exponent")
+    if exponent:  # diffusers keeps what it does not know, and `Control` reads it
+        t2i.register_to_config(noise_exponent=exponent)
+    return t2i
 
 
 def _build_controlnet(unet: Any, vae_scale_factor: int) -> ControlNetModel:

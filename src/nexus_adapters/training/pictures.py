@@ -56,7 +56,7 @@ def draw_pictures(
     drawn = []
     with torch.no_grad():
         for place, picture in enumerate(pictures):
-            with _controlled(pipe, adapter, picture.condition, config.adapter.noise_exponent) as draw:
+            with _controlled(pipe, adapter, picture.condition) as draw:
                 output = draw(
                     picture.prompt,
                     width=picture.condition.width,
@@ -74,9 +74,7 @@ def draw_pictures(
 
 
 @contextmanager
-def _controlled(
-    pipe: Any, adapter: nn.Module, condition: Image.Image, noise_exponent: float
-) -> Iterator[Callable[..., Any]]:
+def _controlled(pipe: Any, adapter: nn.Module, condition: Image.Image) -> Iterator[Callable[..., Any]]:
     """The pipeline's call, under the adapter."""
     if isinstance(adapter, ControlNetModel):
         from diffusers import AutoPipelineForText2Image  # slow: it brings all pipelines
@@ -87,7 +85,7 @@ def _controlled(
         yield partial(controlled, image=condition)
         return
     is_xs = isinstance(adapter, ControlNetXSAdapter)
-    control = Control(adapter, condition, noise_exponent=noise_exponent) if not is_xs else None
+    control = Control(adapter, condition) if not is_xs else None
     with controlled_by_xs(pipe, adapter, condition) if control is None else attach(pipe, control):
         yield pipe
 

@@ -162,8 +162,7 @@ def _train(
             trained.enable_gradient_checkpointing()
     wrapped = accelerator.prepare_model(trained)
     compiled: Any = torch.compile if training.compile else _as_it_is
-    exponent = config.adapter.noise_exponent
-    method = _blinded(config, method_of(adapter, compiled(wrapped), exponent, scheduler), material)
+    method = _blinded(config, method_of(adapter, compiled(wrapped), scheduler), material)
     called = called_unet(method, unet)
     objective = Objective(
         compiled(called) if called is unet else called, scheduler, method, precision, config.loss
@@ -234,7 +233,7 @@ def _validation(
     if not options.every_steps or not material.held_out:
         return None
     module, scheduler = trained_module(state.result, unet), objective.scheduler
-    method = method_of(state.result, module, config.adapter.noise_exponent, scheduler)
+    method = method_of(state.result, module, scheduler)
     method = _blinded(config, method, material)
     measured = Objective(called_unet(method, unet), scheduler, method, precision, config.loss)
     return Validation(
