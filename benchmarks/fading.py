@@ -25,7 +25,7 @@ from nexus_adapters.training.loss import denoising_loss
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 TIMESTEPS = tuple(range(50, 1000, 100))
-FIRST_SEED = 20_000  # test scenes that no other result draws
+FIRST_SEED = 20_000  # as balances.py: scenes that canny.py and the study do not draw
 
 
 @torch.no_grad()

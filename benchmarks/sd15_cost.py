@@ -16,36 +16,22 @@ import json
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from machine import RESULTS, benchmark_parser, report
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from training_cost import VAE_BLOCKS
+from training_cost import sd15_encoders, sd15_unet
 
 from nexus_adapters.data.batch import Batch
-from nexus_adapters.evaluation.cost import control_gmacs
+from nexus_adapters.evaluation.cost import control_gmacs, counted_gmacs
 from nexus_adapters.training.base import BaseShape
 from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
 
 METHODS = ("t2i", "slim", "prime", "controlnet-xs", "controlnet")
-UNET: dict[str, Any] = {
-    "cross_attention_dim": 768,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": 8,
-}
 PIXELS, TOKENS = 512, 77
 SAMPLER_STEPS = 20
 # The paper's budget: 200,000 steps of 2 x 4 samples. COCO's val2017 has 5,000 pictures.
 TRAINED_SAMPLES, DRAWN_PICTURES = 1_600_000, 5_000
-
-
-def gmacs(run: Any) -> float:
-    """Billions of multiply-accumulates, those of attention included."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return float(counter.get_total_flops()) / 2e9
 
 
 def training_gmacs(method: str, unet: UNet2DConditionModel | Any) -> tuple[int, float]:
@@ -66,32 +52,32 @@ def training_gmacs(method: str, unet: UNet2DConditionModel | Any) -> tuple[int, 
             )[0]
             predicted.sum().backward()
 
-        return sum(p.numel() for p in adapter.parameters()), gmacs(step)
+        return sum(p.numel() for p in adapter.parameters()), counted_gmacs(step)
 
 
 def base_gmacs(unet: nn.Module) -> tuple[float, float]:
     """Of one call of the UNet for one picture, and of decoding it."""
     with torch.device("meta"), torch.no_grad():
-        decoder = AutoencoderKL(block_out_channels=(128, 256, 512, 512), latent_channels=4, **VAE_BLOCKS)
+        vae, _ = sd15_encoders(tiny=False)
         latents, text = torch.empty(1, 4, 64, 64), torch.empty(1, TOKENS, 768)
-        call = gmacs(lambda: unet(latents, torch.zeros(1), encoder_hidden_states=text))
-        return call, gmacs(lambda: decoder.decode(latents))
+        call = counted_gmacs(lambda: unet(latents, torch.zeros(1), encoder_hidden_states=text))
+        return call, counted_gmacs(lambda: vae.decode(latents))
 
 
-def measured_rate(prime_gmacs: float) -> float | None:
-    """Billions of multiply-accumulates a second in the timed step of Prime, where there is one."""
+def timed_step() -> dict[str, Any] | None:
+    """`seconds` of the timed step of Prime at this size, and the `machine`; None where there is none."""
     file = RESULTS / "training_cost.json"
     if not file.exists():
         return None
-    seconds: float = json.loads(file.read_text())["measured"]["sd15"]["ours_s"]["median"]
-    return prime_gmacs / seconds
+    found = json.loads(file.read_text())
+    return {"seconds": found["measured"]["sd15"]["ours_s"]["median"], "machine": found["machine"]}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Count and write."""
     args = benchmark_parser(__doc__).parse_args(arguments)
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**UNET)
+        unet = sd15_unet(tiny=False)
     unet.requires_grad_(False)
     shape = BaseShape(dict(unet.config), 8, 4)
     call, decoding = base_gmacs(unet)
@@ -108,22 +94,26 @@ def main(arguments: list[str] | None = None) -> None:
             "gmacs_per_trained_sample": round(trained, 1),
             "gmacs_per_picture": round(2 * SAMPLER_STEPS * call + decoding + added, 1),
         }
-    rate = measured_rate(found["prime"]["gmacs_per_trained_sample"]) if "prime" in found else None
+    timed = timed_step()
+    rate = (
+        found["prime"]["gmacs_per_trained_sample"] / timed["seconds"] if timed and "prime" in found else None
+    )
     for costs in found.values():
         costs["gmacs_per_cell"] = round(
             TRAINED_SAMPLES * costs["gmacs_per_trained_sample"] + DRAWN_PICTURES * costs["gmacs_per_picture"]
         )
         if rate:
-            costs["hours_per_cell_as_in_training_cost"] = round(costs["gmacs_per_cell"] / rate / 3600)
+            costs["hours_per_cell"] = round(costs["gmacs_per_cell"] / rate / 3600)
     settings = {
         "pixels": PIXELS,
         "sampler_steps": SAMPLER_STEPS,
         "trained_samples": TRAINED_SAMPLES,
         "drawn_pictures": DRAWN_PICTURES,
+        "timed_step": timed,
     }
     measured = {
         "unet_call_gmacs": round(call, 1),
-        "gmacs_per_s_in_training_cost": None if rate is None else round(rate, 1),
+        "gmacs_per_s": None if rate is None else round(rate, 1),
         "methods": found,
     }
     report("sd15_cost", args, settings, measured)

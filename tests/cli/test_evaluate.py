@@ -62,6 +62,10 @@ def test_scenes_are_judged_by_the_embedded_clip(tmp_path, capsys):
         (["--kind", "folder"], "--data: expected a path, for kind folder; received none"),
         (["--steps", "0"], "--steps: expected a number greater than 0; received 0"),
         (["--policy", "all"], "--policy: expected 'positive', 'per_branch' or 'cond_only'; received 'all'"),
+        (
+            ["--noise-exponent", "-1"],
+            "--noise-exponent: expected a number greater than or equal to 0; received -1",
+        ),
         (["--count", "0"], "--count: expected at least 1, for kind scenes; received 0"),
         (["--resolution", "256"], "--resolution: expected 128, as scenes are drawn; received 256"),
         (["--condition", "pose"], "--condition: expected one of canny, depth, segmentation, sketch"),

@@ -23,9 +23,7 @@ def test_a_boundary_is_the_number_that_a_user_writes(timesteps):
 def test_noise_factors_are_the_noises_share_to_a_power():
     scheduler = DDIMScheduler()
     timesteps = torch.tensor([[0, 1], [500, 999]])
-    share = (
-        1 - scheduler.alphas_cumprod[timesteps]
-    )  # of the variance: abar of the image, the rest of the noise
+    share = 1 - scheduler.alphas_cumprod[timesteps]  # of the variance; the rest is the image's
     assert torch.equal(noise_factors(scheduler, timesteps, 1), share)
     assert torch.allclose(noise_factors(scheduler, timesteps, 0.5), share.sqrt())
     assert torch.equal(noise_factors(scheduler, timesteps, 0), torch.ones(2, 2))

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         from nexus_adapters.training.signals import Stopped
 
         study = Study(Path(args.plan))
+        is_drawn = args.pictures == 0 or study.views() != ()
+        expect(is_drawn, "--pictures", "0 for a plan without [evaluate], which draws none", args.pictures)
         if args.dry_run:
             print(described(study))
             return 0

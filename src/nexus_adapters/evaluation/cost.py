@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,7 +55,13 @@ def control_gmacs(adapter: nn.Module | Any, shape: BaseShape, resolution: int, s
 
 
 def _gmacs(module: nn.Module, *inputs: Any, **arguments: Any) -> float:
+    with torch.no_grad():
+        return counted_gmacs(lambda: module(*inputs, **arguments))
+
+
+def counted_gmacs(run: Callable[[], object]) -> float:
+    """Billions of multiply-accumulates that torch counts in what `run` does."""
     # Of attention torch counts the plain kind on all devices.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(*inputs, **arguments)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
     return float(counter.get_total_flops()) / 2e9

@@ -52,7 +52,8 @@ def _check_policy(_: "Control", value: object) -> str:
 
 
 def _trained_exponent(control: "Control") -> Any:
-    return control.adapter.config.get("noise_exponent", 0.0)  # type: ignore[union-attr,operator]
+    config: Any = control.adapter.config
+    return config.get("noise_exponent", 0.0)
 
 
 def _check_crop(_: "Control", value: Any) -> Crop | None:

@@ -100,9 +100,8 @@ class RunFolder:
             self.accelerator.log(numbers, step=row["step"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        before, now = checkpoint.state["identity"], self.identity
-        older = with_defaults(before)
-        before = {key: older[key] for key in older if key in before or key in now}
+        stored, now = checkpoint.state["identity"], self.identity
+        before = {k: v for k, v in with_defaults(stored).items() if k in stored or k in now}
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 raise ValueError(

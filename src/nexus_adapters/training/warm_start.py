@@ -43,23 +43,24 @@ def starting_tensors(adapter: NexusAdapter | T2IAdapter | Any, start_from: str) 
         )
     start = classes[kind].from_pretrained(start_from, **where)
     if kind == "NexusAdapter" and isinstance(adapter, NexusAdapter):
-        theirs, ours = bool(start.config["residual"]), bool(adapter.config["residual"])
-        if theirs != ours:
+        skips = bool(start.config["residual"]), bool(adapter.config["residual"])
+        if skips[0] != skips[1]:
             raise ValueError(
-                f"adapter.start_from: expected one with residual={ours}, as adapter.residual is; received "
-                f"'{start_from}' with {theirs}"
+                f"adapter.start_from: expected one with residual={skips[1]}, as adapter.residual is; "
+                "received "
+                f"'{start_from}' with {skips[0]}"
             )
-    wanted, found = adapter.state_dict(), start.state_dict()
+    ours, theirs = adapter.state_dict(), start.state_dict()
     only_trunk = isinstance(start, T2IAdapter) and isinstance(adapter, NexusAdapter)
     needed = {
-        name for name in wanted if not (only_trunk and (".norm1." in name or ".cross_attention." in name))
+        name for name in ours if not (only_trunk and (".norm1." in name or ".cross_attention." in name))
     }
-    for name in sorted(needed | set(found)):
-        expected = tuple(wanted[name].shape) if name in needed else "none"
-        received = tuple(found[name].shape) if name in found else "none"
+    for name in sorted(needed | set(theirs)):
+        expected = tuple(ours[name].shape) if name in needed else "none"
+        received = tuple(theirs[name].shape) if name in theirs else "none"
         if expected != received:
             raise ValueError(
                 f"adapter.start_from: expected {name} of shape {expected}; received {received}, in "
                 f"'{start_from}'"
             )
-    return dict(found)
+    return dict(theirs)

@@ -7,6 +7,7 @@ from nexus_adapters.cli import main
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.study.cells import run_study
 from nexus_adapters.evaluation.study.pictures import choose
+from nexus_adapters.evaluation.study.plan import Cell
 
 
 def measured(**scores):
@@ -76,3 +77,38 @@ def test_all_methods_draw_the_chosen_scenes_as_in_their_evaluation(finished, tmp
 def test_a_negative_number_is_refused(finished, tmp_path, capsys):
     assert main(["study", str(finished.path), "--out", str(tmp_path), "--pictures", "-1"]) == 2
     assert "--pictures: expected a number of scenes, 0 for none; received -1" in capsys.readouterr().err
+
+
+def test_pictures_are_of_the_adapters_that_were_measured(finished, tmp_path, capsys):
+    """Whatever lies in the run's folder now."""
+    file = finished.run_folder(Cell("canny", "prime", 0)) / "adapter" / "diffusion_pytorch_model.safetensors"
+    before = file.read_bytes()
+    command = ["study", str(finished.path), "--out", str(tmp_path), "--report", "--pictures", "1"]
+    try:
+        file.write_bytes(before + b" ")
+        assert main(command) == 2
+        shown = capsys.readouterr().err.splitlines()[-1]
+        assert "pictures: expected the adapter that canny-prime-0 was measured with, sha256 " in shown
+        file.unlink()
+        assert main(command) == 2
+        assert "received none in " in capsys.readouterr().err.splitlines()[-1]
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_study_of_losses_has_no_pictures(finished, tmp_path, capsys):
+    plan = tmp_path / "losses.toml"
+    text = finished.path.read_text()
+    kept = text[: text.index("[evaluate]")] + text[text.index("[methods.t2i]") :]
+    plan.write_text(
+        kept.replace('evaluate.policy = "per_branch"', "").replace(
+            "recipe.toml", str(finished.path.parent / "recipe.toml")
+        )
+    )
+    assert main(["study", str(plan), "--out", str(tmp_path / "out"), "--pictures", "1"]) == 2
+    assert "--pictures: expected 0 for a plan without [evaluate]" in capsys.readouterr().err
+
+
+def test_three_samples_are_the_least():
+    with pytest.raises(ValueError, match=r"^pictures: expected at least 3 measured samples; received 2$"):
+        choose({"prime": measured(ms_ssim=[0.9, np.nan, 0.1])}, "", 1)

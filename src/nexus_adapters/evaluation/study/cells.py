@@ -34,7 +34,7 @@ from nexus_adapters.evaluation.study.results import (
 from nexus_adapters.training.base import base_shape
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.loss import timesteps_at
-from nexus_adapters.training.output import ADAPTER, finished_steps
+from nexus_adapters.training.output import ADAPTER, finished_steps, flat
 from nexus_adapters.training.run import train_adapter
 
 _DRAWS = 100_000  # of timesteps, evenly, to weigh losses by
@@ -106,15 +106,19 @@ def _run(study: Study, cell: Cell) -> CellResult:
 
 def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationConfig) -> Path:
     """Where a cell's pictures go: other settings, weights or versions have a folder of their own."""
-    fields = dataclasses.asdict(config)
-    for name in SCORING_FIELDS:
-        del fields[name]
-    told = json.dumps([fields, _adapter_sha256(study, cell), versions()], sort_keys=True)
+    defaults = flat(dataclasses.asdict(EvaluationConfig()))
+    # What is as by default does not count, so that a new option leaves the folders where they are.
+    fields = {
+        name: value
+        for name, value in flat(dataclasses.asdict(config)).items()
+        if name.split(".")[0] not in SCORING_FIELDS and value != defaults.get(name)
+    }
+    told = json.dumps([fields, adapter_sha256(study, cell), versions()], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:8]
     return study.folder / "evaluations" / f"{cell.name}@{view}-{key}"
 
 
-def _adapter_sha256(study: Study, cell: Cell) -> str:
+def adapter_sha256(study: Study, cell: Cell) -> str:
     """Of the weights' file of a finished run; nothing for the base alone."""
     if cell.method == BASE:
         return ""
@@ -154,7 +158,7 @@ def _loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:
 def _settings(study: Study, cell: Cell) -> dict[str, Any]:
     """As JSON gives it back."""
     found = planned_settings(study, cell)
-    return found | {"adapter_sha256": _adapter_sha256(study, cell), "versions": versions()}
+    return found | {"adapter_sha256": adapter_sha256(study, cell), "versions": versions()}
 
 
 @contextmanager

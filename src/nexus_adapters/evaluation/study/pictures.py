@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from nexus_adapters.evaluation.columns import head
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.loading import choose_dtype, load_adapter, load_base
 from nexus_adapters.evaluation.run import BASE, draw_cases, open_evaluation
+from nexus_adapters.evaluation.study.cells import adapter_sha256
 from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.tables import Results
 from nexus_adapters.training.output import ADAPTER
@@ -77,17 +78,28 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
     picture by rounding alone.
 
     Raises:
-        ValueError: where a cell's adapter is no longer there.
+        ValueError: where a cell's adapter is not the one that was measured, or fewer than three samples were.
     """
     cells: dict[str, Cell] = {}
     for cell, result in results.items():
         if cell.condition == condition and OWN in result.views:
             cells.setdefault(cell.method, cell)
+    for cell in cells.values():
+        _check_measured(study, cell, results[cell].settings["adapter_sha256"])
     measured = {method: results[cell].views[OWN] for method, cell in cells.items()}
     chosen = choose(measured, study.plan.compare_to, count)
-    drawn = {method: _draw(study, cell, [each.place for each in chosen]) for method, cell in cells.items()}
     config = study.evaluation_config(next(iter(cells.values())), OWN)
     _, cases = open_evaluation(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype(config.dtype, device)
+    base = load_base(config.base, device, dtype)
+    drawn: dict[str, list[Image.Image]] = {}
+    for method, cell in tqdm(cells.items(), f"drawing {condition}", unit="method", leave=False):
+        adapter = _load(study, cell, device, dtype)
+        drawing = study.evaluation_config(cell, OWN)
+        drawn[method] = [
+            draw_cases(drawing, each.place, [cases[each.place]], base, adapter)[0] for each in chosen
+        ]
     columns = ["map", "original", *cells]
     width, height = _SIDE * len(columns), _ROW * len(chosen) + _HEAD
     figure = Figure(figsize=(width, height))
@@ -110,29 +122,38 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
     return figure
 
 
+def _merits(measured: Measured) -> list[str]:
+    return [name for name in _MERITS if name in measured.scores] or ["ms_ssim"]
+
+
 def _merit(measured: Measured) -> Float[np.ndarray, " n"]:
-    names = [name for name in _MERITS if name in measured.scores] or ["ms_ssim"]
-    merit: np.ndarray = np.mean([measured.scores[name] for name in names], axis=0)
+    merit: np.ndarray = np.mean([measured.scores[name] for name in _merits(measured)], axis=0)
     return merit
 
 
 def _note(measured: Measured, place: int) -> str:
-    shown = [name for name in _MERITS if name in measured.scores] or ["ms_ssim"]
     return ", ".join(
-        f"{_SHORT.get(name, head(name)[:-2])} {measured.scores[name][place]:.2f}" for name in shown
+        f"{_SHORT.get(name, head(name)[:-2])} {measured.scores[name][place]:.2f}"
+        for name in _merits(measured)
     )
 
 
-def _draw(study: Study, cell: Cell, places: Sequence[int]) -> list[Image.Image]:
-    config = study.evaluation_config(cell, OWN)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = choose_dtype(config.dtype, device)
-    adapter: Any = None
-    if cell.method != BASE:
-        folder = str(study.run_folder(cell) / ADAPTER)
-        adapter = load_adapter(cell.method, folder, cell.condition, config.base)
-        nn.Module.to(adapter, device, dtype)  # diffusers' own `to` warns of parts to keep in float32: none
-    base = load_base(config.base, device, dtype)
-    _, cases = open_evaluation(config)
-    shown = tqdm(places, f"drawing {cell.name}", unit="picture", leave=False)
-    return [draw_cases(config, place, [cases[place]], base, adapter)[0] for place in shown]
+def _check_measured(study: Study, cell: Cell, sha256: str) -> None:
+    try:
+        found = adapter_sha256(study, cell)
+    except OSError:
+        found = "none"
+    if found != sha256:
+        raise ValueError(
+            f"pictures: expected the adapter that {cell.name} was measured with, sha256 {sha256[:8]}; "
+            f"received {found[:8]} in '{study.run_folder(cell)}'"
+        )
+
+
+def _load(study: Study, cell: Cell, device: torch.device, dtype: torch.dtype) -> Any:
+    if cell.method == BASE:
+        return None
+    base = study.evaluation_config(cell, OWN).base
+    adapter = load_adapter(cell.method, str(study.run_folder(cell) / ADAPTER), cell.condition, base)
+    # diffusers' own `to` warns of parts to keep in float32: here none.
+    return nn.Module.to(adapter, device, dtype)

@@ -14,7 +14,7 @@ from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.store import write, write_text
 from nexus_adapters.evaluation.study.plan import Cell, Study
-from nexus_adapters.training.output import identity, with_defaults
+from nexus_adapters.training.output import flat, identity, with_defaults
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,11 @@ def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the defaults of the options that did not exist when they were written."""
-    defaults = json.loads(json.dumps(asdict(EvaluationConfig())))
-    train = settings["train"] and json.loads(json.dumps(with_defaults(settings["train"])))
-    views = {name: _over(defaults, view) for name, view in settings["views"].items()}
-    return {**settings, "train": train, "views": views}
-
-
-def _over(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables, `found` over `defaults`; tables that are empty by default have no defaults."""
-    both = {**defaults, **found}
-    for key, value in defaults.items():
-        if isinstance(value, Mapping) and value:
-            both[key] = _over(value, found.get(key, {}))
-    return both
+    defaults = flat(asdict(EvaluationConfig()))
+    train = settings["train"] and with_defaults(settings["train"])
+    views = {name: {**defaults, **flat(view)} for name, view in settings["views"].items()}
+    found: dict[str, Any] = json.loads(json.dumps({**settings, "train": train, "views": views}))
+    return found
 
 
 def load_result(folder: Path, cell: Cell) -> CellResult | None:
