@@ -12,7 +12,7 @@ from nexus_adapters.evaluation.study import cells as module
 from nexus_adapters.evaluation.study.cells import described, is_done, run_study
 from nexus_adapters.evaluation.study.plan import Cell
 from nexus_adapters.evaluation.study.report import results_of, write_study
-from nexus_adapters.evaluation.study.results import load_result
+from nexus_adapters.evaluation.study.results import load_result, planned_settings
 from nexus_adapters.training.config import LossOptions
 
 
@@ -120,12 +120,12 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(finished):
 
 
 def test_results_are_kept_whole(finished):
-    found = load_result(finished.folder, Cell("canny", "prime", 0))
+    found = load_result(finished.results, Cell("canny", "prime", 0))
     assert found.facts["parameters"] > 0
     assert found.facts["gmacs"] > 0
     assert found.settings["views"]["empty"]["prompts"] == "empty"
     assert found.made_with["versions"]["torch"]
-    assert load_result(finished.folder, Cell("canny", "prime", 7)) is None
+    assert load_result(finished.results, Cell("canny", "prime", 7)) is None
 
 
 LOSSES = """
@@ -163,6 +163,33 @@ def test_processes_that_were_launched_together_are_refused(finished, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"study: expected one process at a time, .*; received 2"):
         run_study(finished)
+
+
+def test_results_that_are_shared_need_no_runs(finished, root, tmp_path, untrained):
+    shutil.copytree(finished.results, tmp_path / "shared")
+    text = PLAN.replace("{root}/study", f"{tmp_path}/none").replace("{root}", str(root))
+    text = 'results = "shared"\n' + text.replace("recipe.toml", f"{root}/recipe.toml")
+    moved = study(tmp_path, name="tiny", text=text)
+    assert run_study(moved) == []
+    assert list(results_of(moved)) == list(results_of(finished))
+    write_study(moved, tmp_path / "out")
+    assert (tmp_path / "out" / "tiny.csv").read_bytes() == (root / "out" / "tiny.csv").read_bytes()
+    file = tmp_path / "shared" / "canny-prime-0.json"
+    file.write_text(file.read_text().replace('"torch": "', '"torch": "0.'))
+    assert not is_done(moved, Cell("canny", "prime", 0))
+    assert is_done(moved, Cell("canny", "prime", 1))
+
+
+def test_where_the_home_lies_decides_nothing(root, monkeypatch):
+    found = []
+    for home in ("/home/ada", "/home/bob"):
+        monkeypatch.setenv("HOME", home)
+        planned = study(root, name="home", text=PLAN.replace('"{root}/base"', '"~/base"'))
+        cell = planned.cells()[0]
+        assert planned.evaluation_config(cell, "own").base.path == f"{home}/base"
+        found.append(planned_settings(planned, cell))
+    assert found[0] == found[1]
+    assert "/home" not in json.dumps(found[0])
 
 
 def test_losses_are_weighed_as_the_training_draws_timesteps():

@@ -27,6 +27,7 @@ from nexus_adapters.evaluation.study.plan import Cell, Study
 from nexus_adapters.evaluation.study.results import (
     CellResult,
     completed,
+    is_planned,
     load_result,
     planned_settings,
     save_result,
@@ -64,19 +65,23 @@ def run_study(study: Study) -> list[Cell]:
             if not is_done(study, cell):
                 print(f"[{number}/{len(cells)}] {cell.name}", file=sys.stderr, flush=True)
                 try:
-                    save_result(study.folder, cell, _run(study, cell))
+                    save_result(study.results, cell, _run(study, cell))
                 except ValueError as error:
                     raise ValueError(f"cell {cell.name}: {error}") from error
     return left
 
 
 def is_done(study: Study, cell: Cell) -> bool:
-    """Whether the cell's result is there and of the plan's settings and the run's weights."""
+    """Whether the cell's result is there, of the plan's settings, and of the run's weights if it is here."""
+    found = load_result(study.results, cell)
+    if found is None:
+        return False
     config = study.train_config(cell)
+    if config is not None and not Path(config.output_dir).exists():
+        return is_planned(study, cell, found) and found.settings["versions"] == versions()
     if config is not None and finished_steps(config) is None:
         return False
-    found = load_result(study.folder, cell)
-    return found is not None and completed(found.settings) == completed(_settings(study, cell))
+    return completed(found.settings) == completed(_settings(study, cell))
 
 
 def _run(study: Study, cell: Cell) -> CellResult:

@@ -61,6 +61,9 @@ class StudyPlan:
     """What is run, first things first; what comes twice is run once."""
     folder: str = ""
     """Where runs and pictures are kept; empty for nexus-adapters/study/PLAN below the user's cache folder."""
+    results: str = ""
+    """Where what was measured of each cell is kept, relative to the plan; empty for `results` in the folder.
+    What is there counts as done without its run: results can be shared, and a study go on elsewhere."""
     train: dict[str, Any] = field(default_factory=dict)
     """On top of the recipe, for all."""
     evaluate: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +139,8 @@ class Study:
         self._recipe = _read(path.parent / self.plan.recipe, "recipe")
         folder = self.plan.folder
         self.folder = Path(folder).expanduser() if folder else user_cache() / "study" / path.stem
+        results = self.plan.results
+        self.results = path.parent / Path(results).expanduser() if results else self.folder / "results"
         for cell in self.cells():
             self.train_config(cell)
             for view in self.views():

@@ -19,7 +19,7 @@ _QUALITY = 85  # of pictures, which as PNG take four times as much
 
 def results_of(study: Study) -> Results:
     """The cells that have a result of the plan as it is now, in its order."""
-    found = {cell: load_result(study.folder, cell) for cell in study.cells()}
+    found = {cell: load_result(study.results, cell) for cell in study.cells()}
     return {
         cell: result
         for cell, result in found.items()

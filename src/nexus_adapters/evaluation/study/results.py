@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
         for metric, (value, replicates) in measured.distances.items():
             arrays[f"{view}/distance/{metric}"] = np.array([value, *replicates])
     numbers, content = _files(folder, cell)
-    write(numbers, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+    write(numbers, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]
     text = {"settings": result.settings, "facts": result.facts, "made_with": result.made_with}
     write_text(content, json.dumps(text, indent=2) + "\n")
 
@@ -54,8 +55,17 @@ def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
         "train": {} if config is None else identity(config),
         "views": {view: asdict(study.evaluation_config(cell, view)) for view in study.views()},
     }
-    settings: dict[str, Any] = json.loads(json.dumps(asked))
+    settings: dict[str, Any] = json.loads(json.dumps(_with_tildes(asked)))
     return settings
+
+
+def _with_tildes(content: Any) -> Any:
+    """With the user's home as `~`: where that lies decides no number."""
+    if isinstance(content, dict):
+        return {key: _with_tildes(value) for key, value in content.items()}
+    home = f"{Path.home()}{os.sep}"
+    is_below = isinstance(content, str) and content.startswith(home)
+    return f"~/{content.removeprefix(home)}" if is_below else content
 
 
 def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
@@ -94,5 +104,4 @@ def load_result(folder: Path, cell: Cell) -> CellResult | None:
 
 
 def _files(folder: Path, cell: Cell) -> tuple[Path, Path]:
-    place = folder / "results" / cell.name
-    return place.with_name(f"{cell.name}.npz"), place.with_name(f"{cell.name}.json")
+    return folder / f"{cell.name}.npz", folder / f"{cell.name}.json"
