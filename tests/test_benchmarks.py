@@ -51,6 +51,19 @@ def test_adapter_forward(benchmark, tmp_path):
     assert measured["prime"]["parameters"] > measured["slim"]["parameters"] > 0
 
 
+def test_blocks(benchmark, tmp_path):
+    module = benchmark("blocks")
+    name, measured = run(module, tmp_path, "--blocks", "gate", "first", "film", "twice")
+    assert name == "blocks"
+    sizes = {method: facts["parameters"] for method, facts in measured["facts"].items()}
+    assert list(sizes) == [module.named(block) for block in ("gate", "first", "film", "twice")]
+    plain = sizes[module.named("first")]
+    assert sizes[module.named("gate")] > plain
+    assert all(0.9 < size / plain < 1.1 for size in sizes.values())
+    assert {row["method"] for row in csv.DictReader((tmp_path / "blocks.csv").open())} == set(sizes)
+    assert "| prime+residual+film | 0 |" in (tmp_path / "blocks.md").read_text()
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(benchmark):
     assert 50 < benchmark("adapter_forward").peak_memory_mib("prime", threads=1, quick=True) < 4000
 

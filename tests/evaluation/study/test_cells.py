@@ -15,6 +15,9 @@ from nexus_adapters.evaluation.study.report import results_of, write_study
 from nexus_adapters.evaluation.study.results import load_result, planned_settings
 from nexus_adapters.training.config import LossOptions
 
+SILENT = "[train]\nlog.every_steps = 100\n"
+ONE_CELL = '[[cells]]\nconditions = ["canny"]\nmethods = ["prime"]\n'
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -190,6 +193,15 @@ def test_where_the_home_lies_decides_nothing(root, monkeypatch):
         found.append(planned_settings(planned, cell))
     assert found[0] == found[1]
     assert "/home" not in json.dumps(found[0])
+
+
+def test_a_run_that_logged_nothing_has_facts_too(root):
+    text = PLAN.replace("{root}/study", "{root}/silent").replace("[evaluate]", SILENT + "[evaluate]")
+    planned = study(root, name="silent", text=text[: text.index("[[cells]]")] + ONE_CELL)
+    run_study(planned)
+    (result,) = results_of(planned).values()
+    assert result.facts["parameters"] > 0
+    assert not {"val_loss", "step_s"} & set(result.facts)
 
 
 def test_losses_are_weighed_as_the_training_draws_timesteps():

@@ -140,7 +140,8 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
         drawn = study.evaluation_config(cell, study.views()[0])
         shape = base_shape(config.base)
         facts["gmacs"] = control_gmacs(adapter, shape, drawn.data.resolution, drawn.num_inference_steps)
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = folder / "log.jsonl"  # which a short run without validation does not have
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     validated = [row for row in rows if "val_loss" in row]
     if validated:
         facts["val_loss"] = validated[-1]["val_loss"]

@@ -1,0 +1,219 @@
+"""Other blocks of about the same size, beside the one with the skip: is there one that wins on all?
+
+    python benchmarks/blocks.py
+
+Each block takes the place of Prime's stage (with `residual`), is trained and drawn with as a cell of
+benchmarks/plans/study.toml on canny, and is told beside that study's "t2i" and "prime+residual". Goes on
+where it was stopped. Writes results/blocks.csv, .md and .json.
+
+    gate       the attention's share is weighed for each pixel and channel, by a sigmoid of the pixel
+    gate-level the attention's share is weighed for each level, by one number
+    first      attention before the two residual units, so that they see what was read
+    film       no attention: the prompt's mean scales and shifts the channels between the two units
+    twice      a second attention after that of the coarsest level
+"""
+
+from __future__ import annotations
+
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import tomli_w
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from machine import RESULTS, benchmark_parser, report, write_whole
+from torch import Tensor, nn
+
+from nexus_adapters.adapter import block, model
+from nexus_adapters.adapter.block import Stage, TextCrossAttention, Trunk
+from nexus_adapters.evaluation.study.cells import run_study
+from nexus_adapters.evaluation.study.plan import CellGroup, Study
+from nexus_adapters.evaluation.study.report import results_of
+from nexus_adapters.evaluation.study.tables import study_csv, study_markdown
+
+PLAN = Path(__file__).parent / "plans" / "study.toml"
+BESIDE = ("t2i", "prime+residual")  # of the study
+
+
+class OtherStage(Stage):
+    """A stage whose `refine` does what `Stage` does between widening and the feature."""
+
+    def forward(
+        self, x: Float[Tensor, "b c_in h_in w_in"], prompt_embeds: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
+        """As `Stage`'s."""
+        for _ in range(self.pools):
+            x = F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+        if self.in_conv is not None:
+            x = self.in_conv(x)
+        return self.refine(x, prompt_embeds).contiguous()
+
+    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """(B, C, H, W) and the prompt -> (B, C, H, W)."""
+        return self.read(self.resnets(x), prompt_embeds)
+
+    def read(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The input and the attention's share."""
+        pixels = x.flatten(2).transpose(1, 2).contiguous()
+        normed = self.norm1(pixels)
+        read = self.weigh(self.cross_attention(normed, prompt_embeds), normed)
+        return (pixels + read).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
+        """The attention's share."""
+        return attended
+
+
+class Gate(OtherStage):
+    """`2 sigmoid(W normed + b)` times the attention; 1 at the start."""
+
+    def __init__(self, in_channels: int, channels: int, **options: Any) -> None:
+        super().__init__(in_channels, channels, **options)
+        self.gate = nn.Linear(channels, channels)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
+        """By pixel and channel."""
+        return 2 * torch.sigmoid(self.gate(normed)) * attended
+
+
+class GateLevel(OtherStage):
+    """One weight times the attention; 1 at the start."""
+
+    def __init__(self, in_channels: int, channels: int, **options: Any) -> None:
+        super().__init__(in_channels, channels, **options)
+        self.gate = nn.Parameter(torch.ones(1))
+
+    def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
+        """By one number."""
+        return self.gate * attended
+
+
+class First(OtherStage):
+    """Attention, then the residual units."""
+
+    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Read, then convolve."""
+        refined: Tensor = self.resnets(self.read(x, prompt_embeds))
+        return refined
+
+
+class Film(OtherStage):
+    """The prompt's mean scales and shifts, in place of attention."""
+
+    def __init__(self, in_channels: int, channels: int, **options: Any) -> None:
+        super().__init__(in_channels, channels, **options)
+        del self.cross_attention, self.norm1
+        self.film = nn.Linear(options["text_width"], 2 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Between the two residual units."""
+        scale, shift = self.film(prompt_embeds.mean(dim=1))[..., None, None].chunk(2, dim=1)
+        refined: Tensor = self.resnets[1](self.resnets[0](x) * (1 + scale) + shift)
+        return refined
+
+
+class Again(OtherStage):
+    """Two attentions, one after the other."""
+
+    def __init__(self, in_channels: int, channels: int, **options: Any) -> None:
+        super().__init__(in_channels, channels, **options)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-5)
+        parts = (options["text_width"], options["heads"], options["head_width"])
+        self.cross_attention2 = TextCrossAttention(channels, *parts)
+
+    def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
+        """The first's share, which is what the second asks by, and the second's."""
+        return attended + self.cross_attention2(self.norm2(normed + attended), self.text)
+
+    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Keeps the prompt for the second."""
+        self.text = prompt_embeds
+        return super().refine(x, prompt_embeds)
+
+
+class Twice(Trunk):
+    """`Again` at the coarsest level."""
+
+    def __init__(self, in_channels: int, channels: Any, pools: Any, unshuffle: int, **options: Any) -> None:
+        super().__init__(in_channels, channels, pools, unshuffle, **options)
+        self.body[-1] = Again((channels[0], *channels)[-2], channels[-1], pools=int(pools[-1]), **options)
+
+
+BLOCKS: dict[str, type[nn.Module]] = {
+    "gate": Gate,
+    "gate-level": GateLevel,
+    "first": First,
+    "film": Film,
+    "twice": Twice,
+}
+
+
+@contextmanager
+def built_with(kind: type[nn.Module]) -> Iterator[None]:
+    """While open, adapters are built with another stage, or another trunk."""
+    is_trunk = issubclass(kind, Trunk)
+    with patch.object(model if is_trunk else block, "Trunk" if is_trunk else "Stage", kind):
+        yield
+
+
+def plan_of(blocks: list[str], folder: Path, quick: bool) -> Study:
+    """The study's plan with the blocks as methods, written below `folder`."""
+    plan: dict[str, Any] = tomllib.loads(PLAN.read_text())
+    plan["recipe"] = str((PLAN.parent / plan["recipe"]).resolve())
+    plan["results"] = str((PLAN.parent / plan["results"]).resolve())
+    residual = plan["methods"]["prime+residual"]
+    plan["methods"] = {name: plan["methods"][name] for name in BESIDE} | {named(b): residual for b in blocks}
+    plan["cells"] = [{"conditions": ["canny"], "methods": list(plan["methods"])}]
+    if quick:
+        plan |= {"results": str(folder / "results"), "folder": str(folder / "study"), "views": {}}
+        plan["train"] |= {"training": {"max_train_steps": 1, "batch_size": 2}, "data": {"count": 4}}
+        plan["train"] |= {"cache": {"enabled": False}, "validation": {"every_steps": 0}}
+        plan["evaluate"] = {"data": plan["evaluate"]["data"] | {"count": 2}, "num_inference_steps": 1}
+        plan["cells"][0]["methods"] = [named(b) for b in blocks]
+        del plan["compare_to"]
+    path = folder / "blocks.toml"
+    path.write_text(tomli_w.dumps(plan))
+    return Study(path)
+
+
+def named(name: str) -> str:
+    """The method's name in the tables."""
+    return f"prime+residual+{name}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and draw what is not done, and tell it."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS))
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        study = plan_of(args.blocks, Path(temporary), args.quick)
+        whole = study.plan
+        for name in args.blocks:
+            study.plan = replace(whole, cells=(CellGroup(("canny",), (named(name),)),))
+            with built_with(BLOCKS[name]):
+                run_study(study)
+        study.plan = whole
+        results = results_of(study)
+        out = args.out or (None if args.quick else RESULTS)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "blocks.csv", study_csv(results))
+            write_whole(out / "blocks.md", study_markdown(study, results))
+        told = {cell.method: dict(result.facts) for cell, result in results.items()}
+    report("blocks", args, {"plan": PLAN.name, "condition": "canny", "seed": 0}, {"facts": told})
+
+
+if __name__ == "__main__":
+    main()
