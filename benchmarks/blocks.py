@@ -3,8 +3,10 @@
     python benchmarks/blocks.py
 
 Each block takes the place of Prime's stage (with `residual`), is trained and drawn with as a cell of
-benchmarks/plans/study.toml on canny, and is told beside that study's "t2i" and "prime+residual". Goes on
-where it was stopped. Writes results/blocks.csv, .md and .json.
+benchmarks/plans/study.toml on canny, and is told beside what that study has of "t2i" and "prime+residual".
+Goes on where it was stopped, and does not notice where a block was changed: then delete its files in
+results/blocks and below the cache folder, in nexus-adapters/study/blocks. Writes results/blocks.csv, .md and
+.json.
 
     gate       the attention's share is weighed for each pixel and channel, by a sigmoid of the pixel
     gate-level the attention's share is weighed for each level, by one number
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +36,9 @@ from torch import Tensor, nn
 from nexus_adapters.adapter import block, model
 from nexus_adapters.adapter.block import Stage, TextCrossAttention, Trunk
 from nexus_adapters.evaluation.study.cells import run_study
-from nexus_adapters.evaluation.study.plan import CellGroup, Study
+from nexus_adapters.evaluation.study.plan import Cell, CellGroup, Study
 from nexus_adapters.evaluation.study.report import results_of
+from nexus_adapters.evaluation.study.results import CellResult
 from nexus_adapters.evaluation.study.tables import study_csv, study_markdown
 
 PLAN = Path(__file__).parent / "plans" / "study.toml"
@@ -55,11 +58,15 @@ class OtherStage(Stage):
             x = self.in_conv(x)
         return self.refine(x, prompt_embeds).contiguous()
 
-    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """(B, C, H, W) and the prompt -> (B, C, H, W)."""
+    def refine(
+        self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Convolve, then read."""
         return self.read(self.resnets(x), prompt_embeds)
 
-    def read(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def read(
+        self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
         """The input and the attention's share."""
         pixels = x.flatten(2).transpose(1, 2).contiguous()
         normed = self.norm1(pixels)
@@ -100,7 +107,9 @@ class GateLevel(OtherStage):
 class First(OtherStage):
     """Attention, then the residual units."""
 
-    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def refine(
+        self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
         """Read, then convolve."""
         refined: Tensor = self.resnets(self.read(x, prompt_embeds))
         return refined
@@ -116,7 +125,9 @@ class Film(OtherStage):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
-    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def refine(
+        self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
         """Between the two residual units."""
         scale, shift = self.film(prompt_embeds.mean(dim=1))[..., None, None].chunk(2, dim=1)
         refined: Tensor = self.resnets[1](self.resnets[0](x) * (1 + scale) + shift)
@@ -132,20 +143,21 @@ class Again(OtherStage):
         parts = (options["text_width"], options["heads"], options["head_width"])
         self.cross_attention2 = TextCrossAttention(channels, *parts)
 
-    def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
-        """The first's share, which is what the second asks by, and the second's."""
-        return attended + self.cross_attention2(self.norm2(normed + attended), self.text)
-
-    def refine(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Keeps the prompt for the second."""
-        self.text = prompt_embeds
-        return super().refine(x, prompt_embeds)
+    def read(
+        self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
+    ) -> Float[Tensor, "b c h w"]:
+        """What the first found is what the second asks by."""
+        pixels = super().read(x, prompt_embeds).flatten(2).transpose(1, 2)
+        again = pixels + self.cross_attention2(self.norm2(pixels), prompt_embeds)
+        return again.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Twice(Trunk):
     """`Again` at the coarsest level."""
 
-    def __init__(self, in_channels: int, channels: Any, pools: Any, unshuffle: int, **options: Any) -> None:
+    def __init__(
+        self, in_channels: int, channels: Sequence[int], pools: Sequence[int], unshuffle: int, **options: Any
+    ) -> None:
         super().__init__(in_channels, channels, pools, unshuffle, **options)
         self.body[-1] = Again((channels[0], *channels)[-2], channels[-1], pools=int(pools[-1]), **options)
 
@@ -167,21 +179,20 @@ def built_with(kind: type[nn.Module]) -> Iterator[None]:
         yield
 
 
-def plan_of(blocks: list[str], folder: Path, quick: bool) -> Study:
-    """The study's plan with the blocks as methods, written below `folder`."""
+def plan_of(folder: Path, quick: bool) -> Study:
+    """The study's plan with the blocks as methods and nothing beside them, written below `folder`."""
     plan: dict[str, Any] = tomllib.loads(PLAN.read_text())
     plan["recipe"] = str((PLAN.parent / plan["recipe"]).resolve())
-    plan["results"] = str((PLAN.parent / plan["results"]).resolve())
-    residual = plan["methods"]["prime+residual"]
-    plan["methods"] = {name: plan["methods"][name] for name in BESIDE} | {named(b): residual for b in blocks}
-    plan["cells"] = [{"conditions": ["canny"], "methods": list(plan["methods"])}]
+    plan["results"] = str(RESULTS / "blocks")
+    plan["methods"] = {BESIDE[0]: plan["methods"][BESIDE[0]]} | {
+        named(name): plan["methods"]["prime+residual"] for name in BLOCKS
+    }
+    plan["cells"] = [{"conditions": ["canny"], "methods": [named(name) for name in BLOCKS]}]
     if quick:
         plan |= {"results": str(folder / "results"), "folder": str(folder / "study"), "views": {}}
         plan["train"] |= {"training": {"max_train_steps": 1, "batch_size": 2}, "data": {"count": 4}}
         plan["train"] |= {"cache": {"enabled": False}, "validation": {"every_steps": 0}}
         plan["evaluate"] = {"data": plan["evaluate"]["data"] | {"count": 2}, "num_inference_steps": 1}
-        plan["cells"][0]["methods"] = [named(b) for b in blocks]
-        del plan["compare_to"]
     path = folder / "blocks.toml"
     path.write_text(tomli_w.dumps(plan))
     return Study(path)
@@ -192,20 +203,27 @@ def named(name: str) -> str:
     return f"prime+residual+{name}"
 
 
+def of_the_study() -> dict[Cell, CellResult]:
+    """What the study has measured of the methods that the blocks are told beside."""
+    cells = [Cell("canny", method, 0) for method in BESIDE]
+    found = results_of(Study(PLAN))
+    return {cell: found[cell] for cell in cells if cell in found}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train and draw what is not done, and tell it."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS))
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
-        study = plan_of(args.blocks, Path(temporary), args.quick)
+        study = plan_of(Path(temporary), args.quick)
         whole = study.plan
         for name in args.blocks:
             study.plan = replace(whole, cells=(CellGroup(("canny",), (named(name),)),))
             with built_with(BLOCKS[name]):
                 run_study(study)
         study.plan = whole
-        results = results_of(study)
+        results = ({} if args.quick else of_the_study()) | dict(results_of(study))
         out = args.out or (None if args.quick else RESULTS)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,16 @@ def window_sweep(studio: Studio) -> tuple[str, list[Cell]]:
     return scene.prompt, cells
 
 
+def fading_sweep(studio: Studio) -> tuple[str, list[Cell]]:
+    """How fast the features fade with the noise: the faster, the more the last steps are the base's own."""
+    scene = studio.scenes[0]
+    cells: list[Cell] = [(("Map", "canny edges"), scene.condition)]
+    for exponent in (0.0, 0.25, 0.5, 1.0, 2.0):
+        control = Control(studio.prime, scene.condition, noise_exponent=exponent)
+        cells.append((("Noise exponent", f"{exponent:g}"), studio.draw(scene.prompt, control)))
+    return scene.prompt, cells
+
+
 def two_controls(studio: Studio) -> tuple[str, list[Cell]]:
     """Two maps of one scene, each with some of its objects: by themselves and added up."""
     scene = studio.scenes[0].scene
@@ -209,6 +219,7 @@ def prompt_against_map(studio: Studio) -> tuple[str, list[Cell]]:
 SHEETS: dict[str, Callable[[Studio], tuple[str, list[Cell]]]] = {
     "scale": scale_sweep,
     "window": window_sweep,
+    "fading": fading_sweep,
     "two-controls": two_controls,
     "mask": mask,
     "image-to-image": image_to_image,

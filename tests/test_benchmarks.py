@@ -53,11 +53,11 @@ def test_adapter_forward(benchmark, tmp_path):
 
 def test_blocks(benchmark, tmp_path):
     module = benchmark("blocks")
-    name, measured = run(module, tmp_path, "--blocks", "gate", "first", "film", "twice")
+    name, measured = run(module, tmp_path, "--blocks", "gate", "gate-level", "film", "twice")
     assert name == "blocks"
     sizes = {method: facts["parameters"] for method, facts in measured["facts"].items()}
-    assert list(sizes) == [module.named(block) for block in ("gate", "first", "film", "twice")]
-    plain = sizes[module.named("first")]
+    assert list(sizes) == [module.named(block) for block in ("gate", "gate-level", "film", "twice")]
+    plain = sizes[module.named("gate-level")]
     assert sizes[module.named("gate")] > plain
     assert all(0.9 < size / plain < 1.1 for size in sizes.values())
     assert {row["method"] for row in csv.DictReader((tmp_path / "blocks.csv").open())} == set(sizes)

@@ -70,10 +70,11 @@ def test_each_variant_comes_in_its_better_form(weights, monkeypatch, variant):
 
 
 def test_every_method_loads(weights):
-    for method in embedded.embedded_methods("canny"):
-        adapter = embedded.embedded_adapter(method)
-        assert isinstance(adapter, T2IAdapter if method == "t2i" else NexusAdapter)
-        assert not adapter.training
+    for condition in embedded.METHODS:
+        for method in embedded.embedded_methods(condition):
+            adapter = embedded.embedded_adapter(method, condition)
+            assert isinstance(adapter, T2IAdapter if method == "t2i" else NexusAdapter)
+            assert not adapter.training
 
 
 def test_the_base_is_the_stock_pipeline(weights):
@@ -81,19 +82,23 @@ def test_the_base_is_the_stock_pipeline(weights):
 
 
 def test_better_forms_exist():
-    assert set(embedded.BETTER_FORM.values()) < set(embedded.embedded_methods("canny"))
+    for condition in embedded.METHODS:
+        assert set(embedded.BETTER_FORM.values()) <= set(embedded.embedded_methods(condition))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_embedded("depth"), "condition: expected one of canny; received 'depth'"),
+        (lambda: load_embedded("depth"), "condition: expected one of canny, sketch; received 'depth'"),
         (lambda: load_embedded(variant="Prime"), "variant: expected one of prime, slim; received 'Prime'"),
         (
             lambda: embedded.embedded_adapter("controlnet"),
             "method: expected one of t2i, prime, slim, prime-residual, slim-residual; received 'controlnet'",
         ),
-        (lambda: embedded.embedded_methods("pose"), "condition: expected one of canny; received 'pose'"),
+        (
+            lambda: embedded.embedded_methods("pose"),
+            "condition: expected one of canny, sketch; received 'pose'",
+        ),
     ],
 )
 def test_unknown_names_are_told_with_the_known_ones(call, message):

@@ -13,8 +13,8 @@ from nexus_adapters import embedded
 def write_tiny(root: Path) -> Path:
     """The folders of `embedded.WEIGHTS`, float16, with a base that draws 128x128 pixels."""
     unet = tiny.unet(sample_size=16)
-    for method in embedded.METHODS["canny"]:
-        folder = root / "canny" / method
+    for condition, method in ((c, method) for c, methods in embedded.METHODS.items() for method in methods):
+        folder = root / condition / method
         if method == "t2i":
             channels = list(unet.config.block_out_channels)
             torch.manual_seed(8)

@@ -20,9 +20,10 @@ from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 WEIGHTS = Path(__file__).parent / "weights"
 
 # The adapters of each condition. "t2i" is diffusers' T2IAdapter, the peer; "prime" and "slim" are the paper's
-# form, "-residual" the one with a skip around the attention.
+# form, "-residual" the one with a skip around the attention, which every condition has.
 METHODS: dict[str, tuple[str, ...]] = {
     "canny": ("t2i", "prime", "slim", "prime-residual", "slim-residual"),
+    "sketch": ("prime-residual", "slim-residual"),
 }
 
 # Which form of each variant users get.
@@ -37,7 +38,8 @@ def load_embedded(
     """The embedded Stable Diffusion (128x128 pixels) with a trained Nexus adapter. Never uses the network.
 
     Args:
-        condition: what the adapter was trained on; "canny".
+        condition: what the adapter was trained on, one of `METHODS`: "canny", edges as `extract` draws them;
+            "sketch", white strokes of one pixel on black.
         variant: "prime" or "slim", each in the form that measured better (`BETTER_FORM`).
         torch_dtype: of the whole pipeline; the weights are stored as float16.
 

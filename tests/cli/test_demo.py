@@ -139,14 +139,12 @@ def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
 
 def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch):
     weights = write_tiny(tmp_path / "weights")
-    (weights / "canny").rename(weights / "depth")
     monkeypatch.setattr(embedded, "WEIGHTS", weights)
-    monkeypatch.setitem(embedded.METHODS, "depth", ("prime-residual", "slim-residual"))
-    assert main(["demo", "--condition", "depth", "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
+    assert main(["demo", "--condition", "sketch", "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
     report = json.loads((tmp_path / "out" / "demo.json").read_text())
-    assert report["condition"] == "depth"
+    assert report["condition"] == "sketch"
     assert list(report["methods"]) == ["base", "slim", "prime"]
-    assert np.array_equal(demo_scenes(8, "depth")[0].condition, draw_map("depth", draw_scene(8, "test")))
+    assert np.array_equal(demo_scenes(8, "sketch")[0].condition, draw_map("sketch", draw_scene(8, "test")))
 
 
 @pytest.mark.parametrize("name", ["demo.png", "demo.json"])
@@ -164,7 +162,7 @@ def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weight
     ("options", "message"),
     [
         (["--steps", "0"], "--steps: expected an integer from 1 to 1000; received 0"),
-        (["--condition", "pose"], "--condition: expected one of canny; received 'pose'"),
+        (["--condition", "pose"], "--condition: expected one of canny, sketch; received 'pose'"),
         (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295; received -1"),
         (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
         (["--out", "file"], "--out: expected a folder; received 'file', which is a file"),

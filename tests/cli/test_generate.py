@@ -276,6 +276,15 @@ def test_base_and_adapter_from_folders(edges, tmp_path, weights):
     assert settings["adapter_sha256"] == read_settings(tmp_path / "c.png")["adapter_sha256"]
 
 
+def test_another_kind_of_map_has_adapters_of_its_own(edges, tmp_path, weights, monkeypatch):
+    shutil.copytree(weights, tmp_path / "weights")
+    shutil.rmtree(tmp_path / "weights" / "canny")
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path / "weights")
+    assert run(edges, tmp_path / "a.png", "--condition", "sketch", "--adapter", "slim") == 0
+    settings = read_settings(tmp_path / "a.png")
+    assert (settings["condition"], settings["adapter"]) == ("sketch", "embedded slim-residual")
+
+
 def test_the_unets_hash_is_of_what_is_loaded(edges, tmp_path, weights):
     base, adapter = tmp_path / "base", weights / "canny" / "slim"
     shutil.copytree(weights / "base", base)

@@ -29,10 +29,12 @@ def test_the_shipped_autoencoder_keeps_what_is_scored():
     assert scores["edge_f1"] >= 0.85
 
 
-def test_the_shipped_prime_reads_the_prompt():
+@pytest.mark.parametrize("condition", list(embedded.METHODS))
+def test_the_shipped_prime_reads_the_prompt(condition):
     """The base's text unchanged, the adapter handed another scene's: fewer objects have their color."""
-    scenes = load_test_scenes(24)
-    base, adapter = load_embedded_base(), embedded.embedded_adapter(embedded.BETTER_FORM["prime"])
+    scenes = load_test_scenes(24, condition=condition)
+    base = load_embedded_base()
+    adapter = embedded.embedded_adapter(embedded.BETTER_FORM["prime"], condition)
     others = [scene.prompt for scene in scenes[1:] + scenes[:1]]
     own, swapped = (
         score_images(generate(base, adapter, scenes, Sampling(steps=10), adapter_prompts=prompts), scenes)

@@ -12,7 +12,7 @@ from nexus_adapters.evaluation.study import cells as module
 from nexus_adapters.evaluation.study.cells import described, is_done, run_study
 from nexus_adapters.evaluation.study.plan import Cell
 from nexus_adapters.evaluation.study.report import results_of, write_study
-from nexus_adapters.evaluation.study.results import load_result, planned_settings
+from nexus_adapters.evaluation.study.results import completed, load_result, planned_settings
 from nexus_adapters.training.config import LossOptions
 
 SILENT = "[train]\nlog.every_steps = 100\n"
@@ -183,6 +183,29 @@ def test_results_that_are_shared_need_no_runs(finished, root, tmp_path, untraine
     assert is_done(moved, Cell("canny", "prime", 1))
 
 
+def test_a_result_of_other_weights_than_its_own_adapters_is_not_told(finished, root, tmp_path, monkeypatch):
+    shutil.copytree(finished.results, tmp_path / "shared")
+    text = PLAN.replace("{root}/study", f"{tmp_path}/none").replace("{root}", str(root))
+    moved = study(
+        tmp_path,
+        name="tiny",
+        text='results = "shared"\n' + text.replace("recipe.toml", f"{root}/recipe.toml"),
+    )
+    own, other = Cell("canny", "prime", 0), Cell("canny", "prime+per_branch", 0)
+    file = tmp_path / "shared" / f"{own.name}.json"
+    told = json.loads(file.read_text())
+    told["settings"]["adapter_sha256"] = "of another machine"
+    file.write_text(json.dumps(told))
+    assert own in results_of(moved)
+    assert other not in results_of(moved)
+    (tmp_path / "shared" / f"{other.name}.json").unlink()
+    assert run_study(moved) == []  # trains for the one, and measures both
+    found = results_of(moved)
+    assert found[own].settings["adapter_sha256"] == found[other].settings["adapter_sha256"] != ""
+    before = results_of(finished)[own].views["own"].scores["ms_ssim"]
+    assert np.array_equal(found[own].views["own"].scores["ms_ssim"], before)
+
+
 def test_where_the_home_lies_decides_nothing(root, monkeypatch):
     found = []
     for home in ("/home/ada", "/home/bob"):
@@ -193,6 +216,8 @@ def test_where_the_home_lies_decides_nothing(root, monkeypatch):
         found.append(planned_settings(planned, cell))
     assert found[0] == found[1]
     assert "/home" not in json.dumps(found[0])
+    with_homes = json.loads(json.dumps(found[0]).replace("~/", "/home/bob/"))
+    assert completed(with_homes) == completed(found[0])  # as results were kept before
 
 
 def test_a_run_that_logged_nothing_has_facts_too(root):

@@ -4,7 +4,8 @@ import csv
 from pathlib import Path
 
 from nexus_adapters.evaluation.study.plan import Study
-from nexus_adapters.evaluation.study.tables import FIELDS
+from nexus_adapters.evaluation.study.report import results_of
+from nexus_adapters.evaluation.study.tables import FIELDS, losses_csv, study_csv, study_markdown
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,9 +22,22 @@ def test_every_row_is_a_planned_cells():
         assert int(row["n"]) > 0
 
 
+def test_the_tables_are_made_of_the_committed_results():
+    for name in ("study", "ablations", "sweep"):
+        study = Study(ROOT / "benchmarks" / "plans" / f"{name}.toml")
+        results = results_of(study)
+        assert {path.stem for path in study.results.glob("*.json")} == {cell.name for cell in results}
+        table = study_csv(results) if study.views() else losses_csv(results)
+        assert (RESULTS / f"{name}.csv").read_text() == table
+        assert len(table.splitlines()) > len(results) > 0
+        if study.views():
+            assert (RESULTS / f"{name}.md").read_text() == study_markdown(study, results)
+
+
 def test_the_write_up_has_the_measured_tables():
     shown = (ROOT / "docs" / "study.md").read_text().splitlines()
     lines = (RESULTS / "study.md").read_text().splitlines()
+    lines += (RESULTS / "ablations.md").read_text().partition("###")[0].splitlines()
     missing = [line for line in lines if line.startswith("|") and line not in shown]
     assert not missing
     losses = csv.DictReader((RESULTS / "sweep.csv").read_text().splitlines())

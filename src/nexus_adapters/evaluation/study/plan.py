@@ -60,7 +60,8 @@ class StudyPlan:
     cells: Annotated[tuple[CellGroup, ...], Field(min_length=1)]
     """What is run, first things first; what comes twice is run once."""
     folder: str = ""
-    """Where runs and pictures are kept; empty for nexus-adapters/study/PLAN below the user's cache folder."""
+    """Where runs and pictures are kept, relative to the working directory; empty for
+    nexus-adapters/study/PLAN below the user's cache folder. Processes that share it take different cells."""
     results: str = ""
     """Where what was measured of each cell is kept, relative to the plan; empty for `results` in the folder.
     What is there counts as done without its run: results can be shared, and a study go on elsewhere."""
@@ -154,10 +155,14 @@ class Study:
         """The names of the evaluations of each cell; none in a study of training losses."""
         return (OWN, *self.plan.views) if self.plan.evaluate else ()
 
+    def trained_cell(self, cell: Cell) -> Cell:
+        """The cell whose adapter this one draws with, most often itself."""
+        method = self.plan.methods.get(cell.method)  # the base alone is none
+        return cell._replace(method=method.trained_as or cell.method) if method else cell
+
     def run_folder(self, cell: Cell) -> Path:
         """Of the cell's training."""
-        method = self.plan.methods[cell.method]
-        return self.folder / "runs" / cell._replace(method=method.trained_as or cell.method).name
+        return self.folder / "runs" / self.trained_cell(cell).name
 
     def train_config(self, cell: Cell) -> TrainConfig | None:
         """The recipe of a cell; None for the base alone."""
@@ -165,7 +170,7 @@ class Study:
             return None
         method = self.plan.methods[cell.method]
         if method.trained_as:
-            return self.train_config(cell._replace(method=method.trained_as))
+            return self.train_config(self.trained_cell(cell))
         own = {
             "seed": cell.seed,
             "output_dir": str(self.run_folder(cell)),

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from nexus_adapters.evaluation.store import write, write_text
 from nexus_adapters.evaluation.study.pictures import pictures_figure
-from nexus_adapters.evaluation.study.plan import Study
+from nexus_adapters.evaluation.study.plan import Cell, Study
 from nexus_adapters.evaluation.study.plots import cost_figure, metrics_figure
 from nexus_adapters.evaluation.study.results import is_planned, load_result
 from nexus_adapters.evaluation.study.tables import Results, losses_csv, study_csv, study_markdown
@@ -18,12 +18,22 @@ _QUALITY = 85  # of pictures, which as PNG take four times as much
 
 
 def results_of(study: Study) -> Results:
-    """The cells that have a result of the plan as it is now, in its order."""
-    found = {cell: load_result(study.results, cell) for cell in study.cells()}
+    """The cells that have a result of the plan as it is now, in its order.
+
+    Of a cell that draws with another's adapter only where the other's result is of the same weights, or there
+    is none.
+    """
+    read = {cell: load_result(study.results, cell) for cell in study.cells()}
+    found = {cell: r for cell, r in read.items() if r is not None and is_planned(study, cell, r)}
+
+    def weights(cell: Cell) -> Any:
+        return found[cell].settings.get("adapter_sha256")
+
+    trained = {cell: study.trained_cell(cell) for cell in found}
     return {
         cell: result
         for cell, result in found.items()
-        if result is not None and is_planned(study, cell, result)
+        if trained[cell] not in found or weights(trained[cell]) == weights(cell)
     }
 
 
@@ -47,18 +57,20 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
         texts["csv"] = losses_csv(results)
     else:
         texts |= {"csv": study_csv(results), "md": study_markdown(study, results)}
+    written = []
     for suffix, text in texts.items():
-        write_text(out / f"{name}.{suffix}", text)
+        written.append(out / f"{name}.{suffix}")
+        write_text(written[-1], text)
     if study.views():
         for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(results))):
-            _save(figure, out / f"{name}-{kind}.png")
+            written.append(_save(figure, out / f"{name}-{kind}.png"))
     for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
         figure = pictures_figure(study, results, condition, pictures)
-        _save(figure, out / f"{name}-pictures-{condition}.jpg")
-    return sorted(out.glob(f"{name}[.-]*"))
+        written.append(_save(figure, out / f"{name}-pictures-{condition}.jpg"))
+    return sorted(written)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path) -> Path:
     def fill(stream: IO[bytes]) -> None:
         if path.suffix == ".jpg":
             figure.savefig(stream, format="jpg", dpi=_DPI, pil_kwargs={"quality": _QUALITY})
@@ -66,3 +78,4 @@ def _save(figure: Any, path: Path) -> None:
             figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
 
     write(path, fill)
+    return path

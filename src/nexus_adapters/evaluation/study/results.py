@@ -63,6 +63,8 @@ def _with_tildes(content: Any) -> Any:
     """With the user's home as `~`: where that lies decides no number."""
     if isinstance(content, dict):
         return {key: _with_tildes(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_tildes(value) for value in content]
     home = f"{Path.home()}{os.sep}"
     is_below = isinstance(content, str) and content.startswith(home)
     return f"~/{content.removeprefix(home)}" if is_below else content
@@ -74,11 +76,12 @@ def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of the options that did not exist when they were written."""
+    """Settings with the defaults of options that came after they were written, and with the home as `~`."""
     defaults = flat(asdict(EvaluationConfig()))
     train = settings["train"] and with_defaults(settings["train"])
     views = {name: {**defaults, **flat(view)} for name, view in settings["views"].items()}
-    found: dict[str, Any] = json.loads(json.dumps({**settings, "train": train, "views": views}))
+    whole = _with_tildes({**settings, "train": train, "views": views})
+    found: dict[str, Any] = json.loads(json.dumps(whole))
     return found
 
 
