@@ -42,8 +42,10 @@ TEST_SCENES = 500
 def build_clip(device: str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
     """The model before training, its text side the embedded base's."""
     text = CLIPTextModel.from_pretrained(WEIGHTS / "base" / "text_encoder")
+    text_config = text.config.to_dict()
+    text_config.pop("_name_or_path")  # of this machine
     config = CLIPConfig(
-        text_config=text.config.to_dict(),
+        text_config=text_config,
         vision_config=VISION | {"image_size": SIZE, "patch_size": PATCH},
         projection_dim=PROJECTION,
     )

@@ -141,6 +141,12 @@ def test_no_connection_is_opened(weights):
     assert result.returncode == 0, result.stderr
 
 
+def test_no_config_names_the_machine_it_was_made_on():
+    files = [*embedded.WEIGHTS.rglob("*.json")]
+    assert len(files) > len(embedded.METHODS)
+    assert not [file for file in files if '"_name_or_path": "/' in file.read_text()]
+
+
 def test_load_embedded_is_public():
     assert nexus_adapters.load_embedded is embedded.load_embedded
 

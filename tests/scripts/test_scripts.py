@@ -331,6 +331,7 @@ def test_the_clip_is_one_that_features_are_taken_of(scripts, root):
         patch.setattr(script, "TEST_SCENES", 6)
         run(script, "--out", root / "clip", "--steps", 2, "--batch-size", 2)
     measured = json.loads((root / "clip" / "retrieval.json").read_text())
+    assert "_name_or_path" not in (root / "clip" / "model" / "config.json").read_text()
     assert measured["test_scenes"] == 6
     assert all(0 <= measured[key] <= 1 for key in measured if key != "test_scenes")
     model = load_features(str(root / "clip" / "model"))
