@@ -105,6 +105,16 @@ def fading_sweep(studio: Studio) -> tuple[str, list[Cell]]:
     return scene.prompt, cells
 
 
+def fading_and_policy(studio: Studio) -> tuple[str, list[Cell]]:
+    """Features that fade, features in the conditional branch alone, and both."""
+    scene = studio.scenes[0]
+    cells: list[Cell] = [(("Map", "canny edges"), scene.condition)]
+    for exponent, policy in ((0.0, "positive"), (0.5, "positive"), (0.0, "cond_only"), (0.5, "cond_only")):
+        control = Control(studio.prime, scene.condition, policy=policy, noise_exponent=exponent)
+        cells.append(((policy, f"noise exponent {exponent:g}"), studio.draw(scene.prompt, control)))
+    return scene.prompt, cells
+
+
 def two_controls(studio: Studio) -> tuple[str, list[Cell]]:
     """Two maps of one scene, each with some of its objects: by themselves and added up."""
     scene = studio.scenes[0].scene
@@ -220,6 +230,7 @@ SHEETS: dict[str, Callable[[Studio], tuple[str, list[Cell]]]] = {
     "scale": scale_sweep,
     "window": window_sweep,
     "fading": fading_sweep,
+    "fading-and-policy": fading_and_policy,
     "two-controls": two_controls,
     "mask": mask,
     "image-to-image": image_to_image,

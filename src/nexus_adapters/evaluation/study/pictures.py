@@ -31,6 +31,7 @@ _SHORT = {
     "edge_f1": "edges",
     "depth_rank_correlation": "depth",
     "mean_iou": "mIoU",
+    "sketch_ms_ssim": "sketch",
 }
 # Inches: a picture with its margin, a row of them with the words above and below, and what is over all.
 _SIDE, _ROW, _TITLE, _HEAD = 1.45, 2.05, 0.25, 0.45
@@ -118,7 +119,8 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
             panel.imshow(image, interpolation="nearest")
             panel.set_axis_off()
             middle = (column + 0.5) * _SIDE / width
-            figure.text(middle, (bottom - 0.17) / height, note, fontsize=7, color="0.3", ha="center")
+            below = (bottom - 0.05) / height
+            figure.text(middle, below, note, fontsize=7, color="0.3", ha="center", va="top", linespacing=1.1)
     return figure
 
 
@@ -132,10 +134,11 @@ def _merit(measured: Measured) -> Float[np.ndarray, " n"]:
 
 
 def _note(measured: Measured, place: int) -> str:
-    return ", ".join(
+    told = ", ".join(
         f"{_SHORT.get(name, head(name)[:-2])} {measured.scores[name][place]:.2f}"
         for name in _merits(measured)
     )
+    return "\n".join(textwrap.wrap(told, _LETTERS))
 
 
 def _check_measured(study: Study, cell: Cell, sha256: str) -> None:
