@@ -196,3 +196,20 @@ def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
     adapter.register_to_config(noise_exponent=1.0)
     (own,) = draw_batch(base, adapter, scenes[:1], 0, SAMPLING)
     assert np.array_equal(own, faded)
+
+
+@pytest.mark.parametrize("method", ["t2i", "prime"])
+def test_a_policy_acts_on_both_kinds_of_features(base, scenes, method):
+    adapter = embedded.embedded_adapter(method)
+    by_policy = {
+        policy: draw_batch(base, adapter, scenes[:1], 0, SAMPLING, policy)[0]
+        for policy in ("positive", "per_branch", "cond_only")
+    }
+    with attach(base, Control(adapter, [scenes[0].condition], policy="cond_only")):
+        latents = initial_latents(1, (4, 16, 16), SAMPLING.seed)
+        arguments = {"num_inference_steps": 2, "guidance_scale": SAMPLING.guidance_scale, "output_type": "np"}
+        (expected,) = base(scenes[0].prompt, latents=latents, **arguments).images
+    assert np.abs(by_policy["cond_only"] - expected * 255).max() <= 1
+    assert not np.array_equal(by_policy["cond_only"], by_policy["positive"])
+    reads_no_text = method == "t2i"
+    assert np.array_equal(by_policy["per_branch"], by_policy["positive"]) == reads_no_text

@@ -45,6 +45,7 @@ def recipe(root: Path, out: Path, **changes: Any) -> dict[str, Any]:
             "gradient_accumulation_steps": 1,
             "learning_rate": 1e-2,
             "schedule": "cosine",
+            "mixed_precision": "no",  # as on machines whose processors multiply bfloat16
         },
         "checkpoint": {"every_steps": 2},
         "validation": {"every_steps": 0, "guidance_scale": 2.0, "num_inference_steps": 2},

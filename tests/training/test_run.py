@@ -116,6 +116,15 @@ def test_a_noise_exponent_goes_with_the_adapter(root, tmp_path, method):
     assert Control(adapter, tiny.condition(), noise_exponent=0).noise_exponent == 0
 
 
+@pytest.mark.parametrize("method", ["t2i", "prime", "controlnet", "controlnet-xs"])
+def test_every_method_trains_and_draws_in_bfloat16(root, tmp_path, method):
+    changes = {"adapter__method": method, "adapter__residual": False, "training__mixed_precision": "bf16"}
+    changes |= {"adapter__size_ratio": 1.0, "data__resolution": 128}  # for ControlNet-XS
+    run(root, tmp_path / "out", validation__every_steps=2, validation__images=1, **changes)
+    said = dry_run(config(root, tmp_path / "dry", **changes))
+    assert "bfloat16" in said or "bf16" in said
+
+
 @pytest.mark.parametrize("is_sdxl", [False, True])
 def test_controlnet_trains_too(root, tmp_path, is_sdxl):
     """A copy of the UNet's half whose zero layers let it begin as the base: after steps it no longer is."""

@@ -131,9 +131,10 @@ def _run(
     kind: Any
     is_xl = hasattr(pipe, "text_encoder_2")
     is_ours = isinstance(adapter, NexusAdapter)
-    if isinstance(adapter, T2IAdapter):  # fading, which its own pipelines do not know
+    if isinstance(adapter, T2IAdapter):  # fading and this policy its own pipelines do not know
         own = adapter.config.get("noise_exponent", 0.0) if noise_exponent is None else noise_exponent
-        is_ours = bool(own)
+        is_ours = bool(own) or policy == "cond_only"
+        policy = "cond_only" if policy == "cond_only" else "positive"  # it reads no branch's text
     if isinstance(adapter, T2IAdapter) and not is_ours:  # in the pipeline that it is made for
         if adapter.config["in_channels"] == 1:
             conditions = [condition.convert("L") for condition in conditions]
@@ -153,7 +154,7 @@ def _run(
             adapter,
             conditions,
             scale=scale,
-            policy=policy if isinstance(adapter, NexusAdapter) else "positive",  # as T2I's own pipeline
+            policy=policy,
             level_scales=level_scales if isinstance(adapter, NexusAdapter) else None,
             noise_exponent=noise_exponent,
         )

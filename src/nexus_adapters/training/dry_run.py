@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -69,7 +70,10 @@ def activation_bytes(
         text = torch.empty(count, 77, text_width(shape.unet), dtype=dtype)
         condition = torch.empty(count, 3, side, side)
         added = added_arguments(shape, count, dtype)
-        called = trained_module(adapter, unet) if isinstance(adapter, ControlNetXSAdapter) else unet
+        called = unet
+        if isinstance(adapter, ControlNetXSAdapter):  # what autocast does in training
+            adapter = deepcopy(adapter).to(dtype)
+            called = trained_module(adapter, unet)
         controls = _controls(adapter, latents, text, condition, added)
         called(latents, torch.zeros(count), encoder_hidden_states=text, **added, **controls)
     weights = {p.untyped_storage()._cdata for module in (unet, adapter) for p in module.parameters()}

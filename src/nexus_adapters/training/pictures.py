@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,9 @@ def draw_pictures(
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     drawn = []
-    with torch.no_grad():
+    # These keep float32 weights and are handed the base's dtype; others convert what comes and goes.
+    is_mixed = isinstance(adapter, ControlNetModel | ControlNetXSAdapter)
+    with torch.no_grad(), precision.autocast() if is_mixed else nullcontext():
         for place, picture in enumerate(pictures):
             with _controlled(pipe, adapter, picture.condition) as draw:
                 output = draw(
