@@ -28,7 +28,6 @@ from unittest.mock import patch
 
 import tomli_w
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from machine import RESULTS, benchmark_parser, report, write_whole
 from torch import Tensor, nn
@@ -52,11 +51,7 @@ class OtherStage(Stage):
         self, x: Float[Tensor, "b c_in h_in w_in"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
         """As `Stage`'s."""
-        for _ in range(self.pools):
-            x = F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
-        if self.in_conv is not None:
-            x = self.in_conv(x)
-        return self.refine(x, prompt_embeds).contiguous()
+        return self.refine(self.widen(x), prompt_embeds).contiguous()
 
     def refine(
         self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]

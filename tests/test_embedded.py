@@ -164,7 +164,7 @@ def test_the_shipped_weights_are_small_float16_safetensors():
     weights = [file for file in files if file.suffix == ".safetensors"]
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
     assert all(file.stat().st_size <= 16 * 2**20 for file in files)
-    assert sum(file.stat().st_size for file in weights) <= 50e6
+    assert sum(file.stat().st_size for file in weights) <= 40e6
     for file in weights:
         with safe_open(file, framework="pt") as stored:
             assert {stored.get_slice(name).get_dtype() for name in list(stored.keys())} == {"F16"}, file

@@ -29,8 +29,8 @@ def test_the_shipped_autoencoder_keeps_what_is_scored():
     assert scores["edge_f1"] >= 0.85
 
 
-@pytest.mark.parametrize("condition", list(embedded.METHODS))
-def test_the_shipped_prime_reads_the_prompt(condition):
+@pytest.mark.parametrize(("condition", "least"), [("canny", 0.1), ("sketch", 0.05)])
+def test_the_shipped_prime_reads_the_prompt(condition, least):
     """The base's text unchanged, the adapter handed another scene's: fewer objects have their color."""
     scenes = load_test_scenes(24, condition=condition)
     base = load_embedded_base()
@@ -40,7 +40,7 @@ def test_the_shipped_prime_reads_the_prompt(condition):
         score_images(generate(base, adapter, scenes, Sampling(steps=10), adapter_prompts=prompts), scenes)
         for prompts in (None, others)
     )
-    assert own["binding_color"].mean() > swapped["binding_color"].mean() + 0.05
+    assert own["binding_color"].mean() > swapped["binding_color"].mean() + least
 
 
 def result(name):

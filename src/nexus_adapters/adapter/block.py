@@ -113,11 +113,7 @@ class Stage(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c_in h_in w_in"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        for _ in range(self.pools):
-            x = F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
-        if self.in_conv is not None:
-            x = self.in_conv(x)
-        x = self.resnets(x)
+        x = self.resnets(self.widen(x))
         # One copy to pixel-major order serves the norm, the queries and the output projection.
         pixels = x.flatten(2).transpose(1, 2).contiguous()
         attended = self.cross_attention(self.norm1(pixels), prompt_embeds)
@@ -126,6 +122,12 @@ class Stage(nn.Module):
         # Contiguous: the UNet adds it to its own activations at every step.
         feature: Tensor = attended.transpose(1, 2).unflatten(2, x.shape[2:]).contiguous()
         return feature
+
+    def widen(self, x: Float[Tensor, "b c_in h_in w_in"]) -> Float[Tensor, "b c h w"]:
+        """The level before's output in this level's size and width."""
+        for _ in range(self.pools):
+            x = F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+        return x if self.in_conv is None else self.in_conv(x)
 
 
 class Trunk(nn.Module):

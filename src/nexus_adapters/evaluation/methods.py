@@ -134,7 +134,8 @@ def _run(
     if isinstance(adapter, T2IAdapter):  # fading and this policy its own pipelines do not know
         own = adapter.config.get("noise_exponent", 0.0) if noise_exponent is None else noise_exponent
         is_ours = bool(own) or policy == "cond_only"
-        policy = "cond_only" if policy == "cond_only" else "positive"  # it reads no branch's text
+        if policy == "per_branch":  # it reads no branch's text
+            policy = "positive"
     if isinstance(adapter, T2IAdapter) and not is_ours:  # in the pipeline that it is made for
         if adapter.config["in_channels"] == 1:
             conditions = [condition.convert("L") for condition in conditions]
