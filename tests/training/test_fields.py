@@ -247,6 +247,18 @@ def training_compile(root, out, monkeypatch):
     assert len(compiled) == 2  # adapter and UNet
 
 
+def training_cuda_graphs(root, out, monkeypatch):
+    graphed = []
+    monkeypatch.setattr(module, "GraphedUNet", lambda unet: graphed.append(unet) or unet)
+    run(root, out / "a", training__cuda_graphs=True)
+    assert not graphed  # on a CPU
+    monkeypatch.setattr(module, "has_graphs", lambda device: True)
+    run(root, out / "b", training__cuda_graphs=True)
+    assert len(graphed) == 1
+    run(root, out / "c")
+    assert len(graphed) == 1
+
+
 def training_channels_last(root, out, monkeypatch):
     formats = []
     real = module.build_optimizer
@@ -420,6 +432,7 @@ SHOW = {
     "cache.folder": cache_folder,
     "training.gradient_checkpointing": training_gradient_checkpointing,
     "training.compile": training_compile,
+    "training.cuda_graphs": training_cuda_graphs,
     "training.channels_last": training_channels_last,
     "training.device": training_device,
     "training.max_bad_steps": training_max_bad_steps,

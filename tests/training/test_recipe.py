@@ -81,6 +81,10 @@ def test_the_whole_config_is_read_back(recipe):
         ("training.learning_rate=nan", "training.learning_rate: expected a finite number; received nan"),
         ("training=3", "training: expected a table; received 3"),
         ("training.compile=1", "training.compile: expected true or false; received 1"),
+        (
+            "training={cuda_graphs=true, compile=true}",
+            "training.cuda_graphs: expected false beside compile and gradient_checkpointing; received True",
+        ),
         ("loss.band=[0.5]", "loss.band: expected more values; received [0.5]"),
         (
             "loss.band=[0.5, 0.2]",

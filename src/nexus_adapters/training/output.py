@@ -24,6 +24,7 @@ _FREE_FIELDS = {
     "output_dir",
     "data.workers",
     "data.max_bad_fraction",
+    "training.cuda_graphs",
     "training.device",
     "training.max_bad_steps",
     "validation.every_steps",

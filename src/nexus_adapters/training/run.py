@@ -31,6 +31,7 @@ from nexus_adapters.training.base import (
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.dry_run import describe
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
+from nexus_adapters.training.graphs import GraphedUNet, has_graphs
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.material import Material, gather_material, order_samples
 from nexus_adapters.training.methods import (
@@ -164,9 +165,10 @@ def _train(
     compiled: Any = torch.compile if training.compile else _as_it_is
     method = _blinded(config, method_of(adapter, compiled(wrapped), scheduler), material)
     called = called_unet(method, unet)
-    objective = Objective(
-        compiled(called) if called is unet else called, scheduler, method, precision, config.loss
-    )
+    if called is unet:
+        is_graphed = training.cuda_graphs and has_graphs(device)
+        called = GraphedUNet(unet) if is_graphed else compiled(unet)
+    objective = Objective(called, scheduler, method, precision, config.loss)
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
 

@@ -1,0 +1,64 @@
+"""The frozen UNet's passes as CUDA graphs: recorded once for each shape of batch, replayed in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether a device can replay what it recorded."""
+    return device.type == "cuda"
+
+
+class GraphedUNet(nn.Module):
+    """Calls a frozen UNet as itself, forward and backward with one launch each.
+
+    A small model, or a small batch, leaves a GPU waiting for the CPU, which launches thousands of operations
+    a step. The result is the UNet's. Without gradients the UNet is called as it is.
+
+    Args:
+        unet: with no trained weights, in evaluation mode; called with tensors, in lists and dicts too, and
+            with `return_dict=False`.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+        self._recorded: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+
+    def forward(self, *inputs: Any, **options: Any) -> tuple[Tensor]:
+        """The UNet's prediction, which the next call overwrites."""
+        if not torch.is_grad_enabled():
+            predicted: tuple[Tensor] = self.unet(*inputs, **options)
+            return predicted
+        leaves, layout = tree_flatten((inputs, options))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        shapes = tuple((each.shape, each.dtype, each.requires_grad) for each in tensors)
+        key = (str(layout), others, shapes)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(
+                tensors, [isinstance(leaf, Tensor) for leaf in leaves], others, layout
+            )
+        return (self._recorded[key](*tensors),)
+
+    def _record(
+        self, tensors: list[Tensor], is_tensor: list[bool], others: tuple[Any, ...], layout: Any
+    ) -> Any:
+        def call(*given: Tensor) -> Tensor:
+            remaining = iter(given)
+            leaves = [
+                next(remaining) if here else other for here, other in zip(is_tensor, others, strict=True)
+            ]
+            inputs, options = tree_unflatten(leaves, layout)
+            predicted: Tensor = self.unet(*inputs, **options)[0]
+            return predicted
+
+        samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in tensors)
+        record: Any = torch.cuda.make_graphed_callables
+        return record(call, samples, allow_unused_input=True)
