@@ -26,7 +26,8 @@ class Entry:
         mean: of its latents, scaled to unit variance.
         std: of its latents.
         condition: its structure map.
-        prompts: `prompt_embeds` (k, n, d) of its k captions, and of SDXL `text_embeds` (k, p).
+        prompts: `prompt_embeds` (k, n, d) of its k captions, and of SDXL `text_embeds` (k, p); from a cache
+            in float16, since only one of k is read.
         time_ids: what SDXL is told of size and crop: original height and width, top and left of the crop,
             height and width.
     """
@@ -57,7 +58,7 @@ class Entry:
         """The inverse of `as_tensors`, but for what float16 has rounded."""
         with Image.open(io.BytesIO(tensors["condition"].numpy().tobytes()), formats=("PNG",)) as png:
             condition = torch.from_numpy(np.array(png)).permute(2, 0, 1).contiguous()
-        prompts = {name: tensors[name].float() for name in _PROMPT_TENSORS if name in tensors}
+        prompts = {name: tensors[name] for name in _PROMPT_TENSORS if name in tensors}
         return cls(tensors["mean"].float(), tensors["std"].float(), condition, prompts, tensors["time_ids"])
 
 
@@ -119,4 +120,4 @@ def _prompt(
     if drawn.prompt_dropout < dropout:
         return {name: tensor[0] for name, tensor in empty.items()}
     count = len(entry.prompts["prompt_embeds"])
-    return {name: tensor[int(drawn.caption * count)] for name, tensor in entry.prompts.items()}
+    return {name: tensor[int(drawn.caption * count)].float() for name, tensor in entry.prompts.items()}

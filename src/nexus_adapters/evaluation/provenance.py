@@ -5,6 +5,8 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from nexus_adapters import __version__
 
 
@@ -15,10 +17,11 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, object]:
-    """The processor and its cores, the system, and Python."""
+    """The processor and its cores, the accelerator where there is one, the system, and Python."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def evaluate(
     out: Path,
     show_progress: bool = True,
     with_base: bool = True,
+    reference: Path | None = None,
 ) -> Evaluation | None:
     """Draw and score what is not drawn and scored yet, by the base alone and by each adapter.
 
@@ -62,6 +63,8 @@ def evaluate(
         out: a new folder, or one of an evaluation of the same settings, which goes on.
         show_progress: on the main process.
         with_base: whether the base alone draws too.
+        reference: where the scores of the data's own pictures are kept, by what they are scores of, so that
+            evaluations of the same data share them; None for in `out`.
 
     Returns:
         What was found; None on all processes but the main one.
@@ -95,7 +98,9 @@ def evaluate(
         for adapter in loaded.values():
             if adapter is not None:
                 nn.Module.to(adapter, device, dtype)
-        stores = _stores(config, out, [REFERENCE, *loaded])
+        stores = _stores(config, out, loaded)
+        if reference is not None:
+            stores[REFERENCE] = Store(reference / data_sha256[:16], scoring_sha256(config))
         _work(config, cases, loaded, stores, base, scorer, accelerator, show_progress)
         accelerator.wait_for_everyone()
         found = None
@@ -147,9 +152,9 @@ def _settings(config: EvaluationConfig, data: str, base: str, dtype: torch.dtype
     return settings
 
 
-def _stores(config: EvaluationConfig, out: Path, names: list[str]) -> dict[str, Store]:
+def _stores(config: EvaluationConfig, out: Path, names: Iterable[str]) -> dict[str, Store]:
     scoring = scoring_sha256(config)
-    return {name: Store(out / name, scoring) for name in names}
+    return {name: Store(out / name, scoring) for name in (REFERENCE, *names)}
 
 
 def _work(

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.evaluation.study.plans import PLAN, study, write_plan, write_world
 
@@ -65,6 +66,48 @@ def test_cells_differ_by_seed_and_by_how_they_are_drawn(finished):
     )
     assert not np.array_equal(prime, other)
     assert not np.array_equal(prime, per_branch)
+
+
+def test_what_the_results_are_made_with_is_told(finished):
+    results = results_of(finished)
+    made_with = results[Cell("canny", "prime", 0)].made_with
+    assert made_with["machine"]["accelerator"] == (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    )
+    assert made_with["precision"] == {"trained": "float32", "drawn": "float32"}
+    assert set(results[Cell("canny", "base", 0)].made_with["precision"]) == {"drawn"}
+
+
+def test_the_datas_own_pictures_are_scored_once_for_all_cells(finished, root):
+    evaluations = root / "study" / "evaluations"
+    shared = [path for path in evaluations.rglob("scores-*") if "reference" in str(path)]
+    assert len(shared) == 2  # of the own view, and of the one without words
+    assert {path.parts[len(evaluations.parts)] for path in shared} == {"reference"}
+
+
+def test_each_seeds_difference_is_told(finished, root):
+    lines = (root / "out" / "tiny.md").read_text().splitlines()
+    start = next(place for place, line in enumerate(lines) if "each seed" in line)
+    rows = [line.split(" | ") for line in lines[start + 2 : start + 3]]
+    assert [cell.strip("| ") for cell in rows[0][:2]] == ["prime", "0, 1"]
+    results = results_of(finished)
+    apart = [
+        results[Cell("canny", "prime", seed)].views["own"].value("ms_ssim")
+        - results[Cell("canny", "t2i", seed)].views["own"].value("ms_ssim")
+        for seed in (0, 1)
+    ]
+    assert rows[0][-1].strip("| ").split(", ") == [f"{value:+.3f}" for value in apart]
+    assert "prime+per_branch" not in "".join(lines[start + 2 : start + 4])  # of one seed
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_on_a_gpu_operations_are_those_that_repeat(monkeypatch, is_there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with module.repeatable():
+        assert torch.are_deterministic_algorithms_enabled() == is_there
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_finished_study_does_nothing_more(finished, untrained):

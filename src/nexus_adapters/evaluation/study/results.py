@@ -39,7 +39,10 @@ def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
     """Write it; the settings last, so that what is there is whole."""
     arrays: dict[str, np.ndarray] = {}
     for view, measured in result.views.items():
-        arrays |= {f"{view}/score/{metric}": values for metric, values in measured.scores.items()}
+        # In single precision, which is far finer than the intervals, and half the size.
+        arrays |= {
+            f"{view}/score/{metric}": values.astype(np.float32) for metric, values in measured.scores.items()
+        }
         for metric, (value, replicates) in measured.distances.items():
             arrays[f"{view}/distance/{metric}"] = np.array([value, *replicates])
     numbers, content = _files(folder, cell)
@@ -99,7 +102,7 @@ def load_result(folder: Path, cell: Cell) -> CellResult | None:
             scores.setdefault(view, {})
             distances.setdefault(view, {})
             if kind == "score":
-                scores[view][metric] = stored[key]
+                scores[view][metric] = stored[key].astype(np.float64)
             else:
                 distances[view][metric] = (float(stored[key][0]), stored[key][1:])
     views = {view: Measured(scores[view], distances[view]) for view in scores}

@@ -14,6 +14,7 @@ from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult
 
 FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
+SEED_COLUMNS = tuple(metric for metric in COLUMNS if metric not in ("mmd", "background"))
 VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
 _FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
 
@@ -90,14 +91,15 @@ def rows_of(results: Results, condition: str, view: str) -> list[Row]:
 
 
 def study_markdown(study: Study, results: Results) -> str:
-    """For every condition a table of methods, one of differences, and one of each further view's."""
+    """For every condition tables of methods, of differences, of each seed's, and of each further view's."""
     parts = []
     for condition in dict.fromkeys(cell.condition for cell in results):
         parts.append(f"## {condition}")
         rows = rows_of(results, condition, OWN)
         parts.append(_table(rows, COLUMNS, with_cost=True))
-        if difference := _differences(rows, study.plan.compare_to):
-            parts.append(difference)
+        apart = _apart(results, condition, study.plan.compare_to)
+        told = (_differences(apart, study.plan.compare_to), _by_seed(apart, study.plan.compare_to))
+        parts += [table for table in told if table]
         for view in study.plan.views:
             if rows := rows_of(results, condition, view):
                 parts.append(f"### {condition}, {view}\n\n" + _table(rows, VIEW_COLUMNS, with_cost=False))
@@ -123,21 +125,46 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
     return "\n".join(lines)
 
 
-def _differences(rows: Sequence[Row], reference: str) -> str:
-    """What each method is above the reference, paired picture by picture; nothing without one."""
-    found = [row for row in rows if row.method == reference]
-    others = [row for row in rows if row.method not in (reference, BASE)]
-    if not found or not others:
+def _apart(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
+    """Method -> seed -> what its training is above the reference's of the same seed, picture by picture."""
+    found: dict[str, dict[int, Measured]] = {}
+    for cell, result in results.items():
+        other = results.get(cell._replace(method=reference))
+        if cell.condition == condition and other is not None and cell.method not in (reference, BASE):
+            found.setdefault(cell.method, {})[cell.seed] = result.views[OWN].minus(other.views[OWN])
+    return found
+
+
+def _differences(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+    """What each method is above the reference, over the seeds that both have; nothing without a method."""
+    if not apart:
         return ""
-    (own,) = found
-    apart = {row.method: row.measured.minus(own.measured) for row in others}
-    shown = [m for m in COLUMNS if any(m in each.metrics for each in apart.values())]
+    means = {method: mean_of(list(each.values())) for method, each in apart.items()}
+    shown = [m for m in COLUMNS if any(m in each.metrics for each in means.values())]
     heads = [f"Minus {reference}", *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for method, measured in apart.items():
+    for method, measured in means.items():
         estimates = [measured.estimate(metric) if metric in measured.metrics else None for metric in shown]
         cells = ["" if each is None else _cell(each, each.excludes_zero, sign="+") for each in estimates]
         lines.append("| " + " | ".join([method, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _by_seed(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+    """Each training's difference by itself; nothing where no method has several seeds."""
+    rows = {method: each for method, each in apart.items() if len(each) > 1}
+    if not rows:
+        return ""
+    measured = [each for seeds in rows.values() for each in seeds.values()]
+    shown = [m for m in SEED_COLUMNS if any(m in each.metrics for each in measured)]
+    heads = [f"Minus {reference}, each seed", "Seeds", *(head(metric) for metric in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for method, seeds in rows.items():
+        cells = [method, ", ".join(map(str, seeds))]
+        for metric in shown:
+            values = [each.value(metric) for each in seeds.values() if metric in each.metrics]
+            cells.append(", ".join(f"{value:+.3f}" for value in values))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -153,5 +180,7 @@ def _legend(study: Study) -> str:
         "method excludes zero."
     ]
     if study.plan.compare_to:
-        parts.append("Bold in a table of differences: the interval excludes zero.")
+        parts.append(
+            "A difference is that of trainings from the same seed; bold where the interval excludes zero."
+        )
     return " ".join(parts)
