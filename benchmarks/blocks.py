@@ -2,11 +2,11 @@
 
     python benchmarks/blocks.py
 
-Each block takes the place of Prime's stage (with `residual`), is trained and drawn with as a cell of
-benchmarks/plans/study.toml on canny, and is told beside what that study has of "t2i" and "prime+residual".
-Goes on where it was stopped, and does not notice where a block was changed: then delete its files in
-results/blocks and below the cache folder, in nexus-adapters/study/blocks. Writes results/blocks.csv, .md and
-.json.
+Each block takes the place of Prime's and Slim's stage (with `residual`), is trained and drawn with as a cell
+of benchmarks/plans/study.toml on canny, and is told beside what that study has of T2I-Adapter and of both as
+they are. Goes on where it was stopped, and does not notice where a block was changed: then delete its files
+in results/blocks and below the cache folder, in nexus-adapters/study/blocks. Writes results/blocks.csv, .md
+and .json.
 
     gate       the attention's share is weighed for each pixel and channel, by a sigmoid of the pixel
     gate-level the attention's share is weighed for each level, by one number
@@ -41,7 +41,9 @@ from nexus_adapters.evaluation.study.results import CellResult
 from nexus_adapters.evaluation.study.tables import study_csv, study_markdown
 
 PLAN = Path(__file__).parent / "plans" / "study.toml"
-BESIDE = ("t2i", "prime+residual")  # of the study
+BESIDE = ("t2i", "prime+residual", "slim+residual")  # of the study
+VARIANTS = BESIDE[1:]
+SEEDS = (0, 1, 2)
 
 
 class OtherStage(Stage):
@@ -180,9 +182,10 @@ def plan_of(folder: Path, quick: bool) -> Study:
     plan["recipe"] = str((PLAN.parent / plan["recipe"]).resolve())
     plan["results"] = str(RESULTS / "blocks")
     plan["methods"] = {BESIDE[0]: plan["methods"][BESIDE[0]]} | {
-        named(name): plan["methods"]["prime+residual"] for name in BLOCKS
+        f"{variant}+{name}": plan["methods"][variant] for variant in VARIANTS for name in BLOCKS
     }
-    plan["cells"] = [{"conditions": ["canny"], "methods": [named(name) for name in BLOCKS]}]
+    seeds = SEEDS[:1] if quick else SEEDS
+    plan["cells"] = [{"conditions": ["canny"], "methods": list(plan["methods"])[1:], "seeds": list(seeds)}]
     if quick:
         plan |= {"results": str(folder / "results"), "folder": str(folder / "study"), "views": {}}
         plan["train"] |= {"training": {"max_train_steps": 1, "batch_size": 2}, "data": {"count": 4}}
@@ -193,14 +196,9 @@ def plan_of(folder: Path, quick: bool) -> Study:
     return Study(path)
 
 
-def named(name: str) -> str:
-    """The method's name in the tables."""
-    return f"prime+residual+{name}"
-
-
-def of_the_study() -> dict[Cell, CellResult]:
-    """What the study has measured of the methods that the blocks are told beside."""
-    cells = [Cell("canny", method, 0) for method in BESIDE]
+def of_the_study(seeds: set[int]) -> dict[Cell, CellResult]:
+    """What the study has measured of the methods that the blocks are told beside, from these seeds."""
+    cells = [Cell("canny", method, seed) for method in BESIDE for seed in sorted(seeds)]
     found = results_of(Study(PLAN))
     return {cell: found[cell] for cell in cells if cell in found}
 
@@ -208,24 +206,31 @@ def of_the_study() -> dict[Cell, CellResult]:
 def main(arguments: list[str] | None = None) -> None:
     """Train and draw what is not done, and tell it."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS))
+    parser.add_argument(
+        "--blocks", nargs="*", choices=list(BLOCKS), default=list(BLOCKS), help="none: tell what is done"
+    )
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         study = plan_of(Path(temporary), args.quick)
         whole = study.plan
-        for name in args.blocks:
-            study.plan = replace(whole, cells=(CellGroup(("canny",), (named(name),)),))
-            with built_with(BLOCKS[name]):
-                run_study(study)
+        for cell in study.cells():
+            name = cell.method.rpartition("+")[2]
+            if name in args.blocks:
+                study.plan = replace(
+                    whole, cells=(CellGroup((cell.condition,), (cell.method,), (cell.seed,)),)
+                )
+                with built_with(BLOCKS[name]):
+                    run_study(study)
         study.plan = whole
-        results = ({} if args.quick else of_the_study()) | dict(results_of(study))
+        blocks = dict(results_of(study))
+        results = ({} if args.quick else of_the_study({cell.seed for cell in blocks})) | blocks
         out = args.out or (None if args.quick else RESULTS)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "blocks.csv", study_csv(results))
             write_whole(out / "blocks.md", study_markdown(study, results))
-        told = {cell.method: dict(result.facts) for cell, result in results.items()}
-    report("blocks", args, {"plan": PLAN.name, "condition": "canny", "seed": 0}, {"facts": told})
+        told = {cell.name: {"facts": result.facts, **result.made_with} for cell, result in results.items()}
+    report("blocks", args, {"plan": PLAN.name}, {"cells": told})
 
 
 if __name__ == "__main__":

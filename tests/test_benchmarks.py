@@ -51,17 +51,22 @@ def test_adapter_forward(benchmark, tmp_path):
     assert measured["prime"]["parameters"] > measured["slim"]["parameters"] > 0
 
 
-def test_blocks(benchmark, tmp_path):
+def test_blocks(benchmark, tmp_path, monkeypatch):
     module = benchmark("blocks")
-    name, measured = run(module, tmp_path, "--blocks", "gate", "gate-level", "film", "twice")
+    blocks = ("gate", "gate-level", "film", "twice")
+    name, measured = run(module, tmp_path, "--blocks", *blocks)
     assert name == "blocks"
-    sizes = {method: facts["parameters"] for method, facts in measured["facts"].items()}
-    assert list(sizes) == [module.named(block) for block in ("gate", "gate-level", "film", "twice")]
-    plain = sizes[module.named("gate-level")]
-    assert sizes[module.named("gate")] > plain
-    assert all(0.9 < size / plain < 1.1 for size in sizes.values())
-    assert {row["method"] for row in csv.DictReader((tmp_path / "blocks.csv").open())} == set(sizes)
+    sizes = {cell: told["facts"]["parameters"] for cell, told in measured["cells"].items()}
+    assert set(sizes) == {f"canny-{variant}+{block}-0" for variant in module.VARIANTS for block in blocks}
+    for variant in module.VARIANTS:
+        plain = sizes[f"canny-{variant}+gate-level-0"]
+        assert sizes[f"canny-{variant}+gate-0"] > plain
+        assert all(0.9 < sizes[f"canny-{variant}+{block}-0"] / plain < 1.1 for block in blocks)
+    rows = list(csv.DictReader((tmp_path / "blocks.csv").open()))
+    assert {f"canny-{row['method']}-{row['seed']}" for row in rows} == set(sizes)
     assert "| prime+residual+film | 0 |" in (tmp_path / "blocks.md").read_text()
+    monkeypatch.setattr(module, "run_study", None)
+    run(module, tmp_path / "none", "--blocks")  # tells what is done, and trains nothing
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own(benchmark):

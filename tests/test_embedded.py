@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +90,10 @@ def test_better_forms_exist():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_embedded("depth"), "condition: expected one of canny, sketch; received 'depth'"),
+        (
+            lambda: load_embedded("pose"),
+            "condition: expected one of canny, depth, segmentation, sketch; received 'pose'",
+        ),
         (lambda: load_embedded(variant="Prime"), "variant: expected one of prime, slim; received 'Prime'"),
         (
             lambda: embedded.embedded_adapter("controlnet"),
@@ -97,7 +101,7 @@ def test_better_forms_exist():
         ),
         (
             lambda: embedded.embedded_methods("pose"),
-            "condition: expected one of canny, sketch; received 'pose'",
+            "condition: expected one of canny, depth, segmentation, sketch; received 'pose'",
         ),
     ],
 )
@@ -164,10 +168,19 @@ def test_the_shipped_weights_are_small_float16_safetensors():
     weights = [file for file in files if file.suffix == ".safetensors"]
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
     assert all(file.stat().st_size <= 16 * 2**20 for file in files)
-    assert sum(file.stat().st_size for file in weights) <= 40e6
+    assert sum(file.stat().st_size for file in weights) <= 48e6
     for file in weights:
         with safe_open(file, framework="pt") as stored:
             assert {stored.get_slice(name).get_dtype() for name in list(stored.keys())} == {"F16"}, file
+
+
+def test_a_clone_is_small():
+    root = Path(__file__).parents[1]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not in a clone")
+    files = [root / name for name in listed.stdout.decode().split("\0") if name]
+    assert sum(file.stat().st_size for file in files if file.is_file()) <= 55e6
 
 
 def test_the_shipped_base_is_a_small_stable_diffusion():

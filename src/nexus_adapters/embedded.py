@@ -23,6 +23,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 # form, "-residual" the one with a skip around the attention, which every condition has.
 METHODS: dict[str, tuple[str, ...]] = {
     "canny": ("t2i", "prime", "slim", "prime-residual", "slim-residual"),
+    "depth": ("prime-residual", "slim-residual"),
+    "segmentation": ("prime-residual", "slim-residual"),
     "sketch": ("prime-residual", "slim-residual"),
 }
 
@@ -39,7 +41,9 @@ def load_embedded(
 
     Args:
         condition: what the adapter was trained on, one of `METHODS`: "canny", edges as `extract` draws them;
-            "sketch", white strokes of one pixel on black.
+            "depth", nearness in grey, from the background's black to the nearest object's white;
+            "segmentation", each shape in its color of `scenes.maps.SHAPE_COLORS`, on black; "sketch", white
+            strokes of one pixel on black.
         variant: "prime" or "slim", each in the form that measured better (`BETTER_FORM`).
         torch_dtype: of the whole pipeline; the weights are stored as float16.
 

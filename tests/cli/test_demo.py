@@ -54,7 +54,7 @@ def test_the_report_is_complete(report):
     assert set(report["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
     assert list(report["weights_sha256"]) == METHODS
     assert len(set(report["weights_sha256"].values())) == len(METHODS)
-    assert set(report["machine"]) == {"processor", "cores", "system", "python"}
+    assert set(report["machine"]) == {"processor", "cores", "accelerator", "system", "python"}
     assert report["total_s"] > 0
     assert 0.05 < report["peak_memory_gib"] < 8
     assert list(report["methods"]) == METHODS
@@ -137,14 +137,15 @@ def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
             assert scene.condition is maps[row][0].condition
 
 
-def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["depth", "segmentation", "sketch"])
+def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch, name):
     weights = write_tiny(tmp_path / "weights")
     monkeypatch.setattr(embedded, "WEIGHTS", weights)
-    assert main(["demo", "--condition", "sketch", "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
+    assert main(["demo", "--condition", name, "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
     report = json.loads((tmp_path / "out" / "demo.json").read_text())
-    assert report["condition"] == "sketch"
+    assert report["condition"] == name
     assert list(report["methods"]) == ["base", "slim", "prime"]
-    assert np.array_equal(demo_scenes(8, "sketch")[0].condition, draw_map("sketch", draw_scene(8, "test")))
+    assert np.array_equal(demo_scenes(8, name)[0].condition, draw_map(name, draw_scene(8, "test")))
 
 
 @pytest.mark.parametrize("name", ["demo.png", "demo.json"])
@@ -162,7 +163,10 @@ def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weight
     ("options", "message"),
     [
         (["--steps", "0"], "--steps: expected an integer from 1 to 1000; received 0"),
-        (["--condition", "pose"], "--condition: expected one of canny, sketch; received 'pose'"),
+        (
+            ["--condition", "pose"],
+            "--condition: expected one of canny, depth, segmentation, sketch; received 'pose'",
+        ),
         (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295; received -1"),
         (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
         (["--out", "file"], "--out: expected a folder; received 'file', which is a file"),

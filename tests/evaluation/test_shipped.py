@@ -29,7 +29,9 @@ def test_the_shipped_autoencoder_keeps_what_is_scored():
     assert scores["edge_f1"] >= 0.85
 
 
-@pytest.mark.parametrize(("condition", "least"), [("canny", 0.1), ("sketch", 0.05)])
+@pytest.mark.parametrize(
+    ("condition", "least"), [("canny", 0.1), ("sketch", 0.05), ("segmentation", 0.1), ("depth", 0.02)]
+)
 def test_the_shipped_prime_reads_the_prompt(condition, least):
     """The base's text unchanged, the adapter handed another scene's: fewer objects have their color."""
     scenes = load_test_scenes(24, condition=condition)

@@ -1,4 +1,4 @@
-"""What is recorded where; that replaying gives the same is CUDA's, and checked on GPUs (docs/training.md)."""
+"""What is recorded when, and on a GPU that replaying gives the same."""
 
 import pytest
 import torch
@@ -55,3 +55,40 @@ def test_it_gives_what_the_unet_gives_and_its_gradients(recorded):
     with torch.no_grad():
         graphed(latents, times, encoder_hidden_states=text, return_dict=False)
     assert len(recorded) == 2
+
+
+def test_which_of_two_arguments_is_left_out_makes_two_recordings(recorded):
+    called = []
+
+    class Unet(torch.nn.Module):
+        def forward(self, sample, first=None, second=None):
+            called.append((first is None, second is None))
+            return (sample,)
+
+    graphed, values = GraphedUNet(Unet()), torch.ones(2)
+    graphed(values, first=values, second=None)
+    graphed(values, first=None, second=values)
+    assert len(recorded) == 2
+    assert called == [(False, True), (True, False)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_replaying_gives_what_calling_gives():
+    unet = tiny.sd15().unet.requires_grad_(False).eval().cuda()
+    graphed = GraphedUNet(unet)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        latents, text = torch.randn(2, 4, 8, 8, device="cuda"), torch.randn(2, 7, 16, device="cuda")
+        times = torch.randint(1000, (2,), device="cuda")
+        found = []
+        for called in (unet, graphed):
+            part = torch.ones(2, 8, 8, 8, device="cuda", requires_grad=True)
+            residuals = {"down_block_additional_residuals": None, "mid_block_additional_residual": None}
+            predicted = called(
+                latents * part.mean(), times, encoder_hidden_states=text, return_dict=False, **residuals
+            )[0]
+            predicted.square().sum().backward()
+            found.append((predicted.detach().clone(), part.grad))
+        for replayed, expected in zip(found[1], found[0], strict=True):
+            torch.testing.assert_close(replayed, expected)

@@ -32,23 +32,25 @@ class GraphedUNet(nn.Module):
         self._recorded: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Tensor]:
-        """The UNet's prediction, which the next call overwrites."""
+        """The UNet's prediction, in its own shape; the next call overwrites it.
+
+        `inputs` and `options`: what the UNet takes; latents (b, c, h, w), timesteps (b,), text (b, n, d).
+        """
         if not torch.is_grad_enabled():
             predicted: tuple[Tensor] = self.unet(*inputs, **options)
             return predicted
         leaves, layout = tree_flatten((inputs, options))
+        is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         shapes = tuple((each.shape, each.dtype, each.requires_grad) for each in tensors)
-        key = (str(layout), others, shapes)
+        key = (str(layout), is_tensor, others, shapes)
         if key not in self._recorded:
-            self._recorded[key] = self._record(
-                tensors, [isinstance(leaf, Tensor) for leaf in leaves], others, layout
-            )
+            self._recorded[key] = self._record(tensors, is_tensor, others, layout)
         return (self._recorded[key](*tensors),)
 
     def _record(
-        self, tensors: list[Tensor], is_tensor: list[bool], others: tuple[Any, ...], layout: Any
+        self, tensors: list[Tensor], is_tensor: tuple[bool, ...], others: tuple[Any, ...], layout: Any
     ) -> Any:
         def call(*given: Tensor) -> Tensor:
             remaining = iter(given)

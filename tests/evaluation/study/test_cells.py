@@ -106,8 +106,10 @@ def test_on_a_gpu_operations_are_those_that_repeat(monkeypatch, is_there):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     with module.repeatable():
         assert torch.are_deterministic_algorithms_enabled() == is_there
+        assert torch.backends.cuda.cudnn_sdp_enabled() != is_there
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_a_finished_study_does_nothing_more(finished, untrained):

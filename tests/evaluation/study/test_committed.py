@@ -1,6 +1,8 @@
 """The committed results are of the committed plans, and the write-up shows them."""
 
 import csv
+import re
+from importlib import import_module
 from pathlib import Path
 
 from nexus_adapters.evaluation.study.plan import Study
@@ -36,9 +38,22 @@ def test_the_tables_are_made_of_the_committed_results():
 
 def test_the_write_up_has_the_measured_tables():
     shown = (ROOT / "docs" / "study.md").read_text().splitlines()
-    lines = (RESULTS / "study.md").read_text().splitlines()
-    lines += (RESULTS / "ablations.md").read_text().partition("###")[0].splitlines()
-    missing = [line for line in lines if line.startswith("|") and line not in shown]
-    assert not missing
+    for name in ("study", "ablations", "blocks"):
+        sections = re.split(r"^(?=#)", (RESULTS / f"{name}.md").read_text(), flags=re.MULTILINE)
+        main = [section for section in sections if section.startswith("## ")]  # the views have a deeper head
+        lines = [line for section in main for line in section.splitlines() if line.startswith("|")]
+        assert lines
+        assert not [line for line in lines if line not in shown]
     losses = csv.DictReader((RESULTS / "sweep.csv").read_text().splitlines())
     assert all(f"{float(row['val_loss_as_trained']):.4f}" in "\n".join(shown) for row in losses)
+
+
+def test_the_blocks_table_is_made_of_the_committed_results(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    blocks = import_module("blocks")
+    study = blocks.plan_of(tmp_path, quick=False)
+    results = results_of(study)
+    assert {path.stem for path in study.results.glob("*.json")} == {cell.name for cell in results}
+    beside = blocks.of_the_study({cell.seed for cell in results})
+    assert (RESULTS / "blocks.csv").read_text() == study_csv(beside | results)
+    assert (RESULTS / "blocks.md").read_text() == study_markdown(study, beside | results)

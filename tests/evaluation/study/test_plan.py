@@ -116,4 +116,4 @@ def test_the_main_study_has_what_it_is_to_compare():
         methods = {cell.method for cell in cells if cell.condition == condition}
         assert methods >= {"base", "t2i", "controlnet", "controlnet-xs", "prime", "slim"}
         assert methods >= {"prime+residual", "slim+residual"}
-    assert {cell.seed for cell in cells if cell.method in ("t2i", "prime", "slim")} == {0, 1}
+    assert {cell.seed for cell in cells if cell.method in ("t2i", "prime", "slim")} == {0, 1, 2}

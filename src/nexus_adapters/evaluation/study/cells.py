@@ -19,12 +19,13 @@ from nexus_adapters.adapter.file_names import WEIGHTS
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.cost import control_gmacs
 from nexus_adapters.evaluation.estimates import Measured
-from nexus_adapters.evaluation.loading import choose_dtype, load_adapter, parameter_count
+from nexus_adapters.evaluation.loading import load_adapter, parameter_count
 from nexus_adapters.evaluation.outcome import REFERENCE
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.run import BASE, SCORING_FIELDS, evaluate, open_evaluation
 from nexus_adapters.evaluation.scoring import Scorer
-from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
+from nexus_adapters.evaluation.study.plan import Cell, Study
+from nexus_adapters.evaluation.study.repeatable import precision_of, repeatable
 from nexus_adapters.evaluation.study.results import (
     CellResult,
     completed,
@@ -37,7 +38,6 @@ from nexus_adapters.training.base import base_shape
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.output import ADAPTER, finished_steps, flat
-from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.run import train_adapter
 
 _DRAWS = 100_000  # of timesteps, evenly, to weigh losses by
@@ -117,44 +117,8 @@ def _run(study: Study, cell: Cell) -> CellResult:
         views[view] = method.measured
         for name, seconds in (("draw_s", method.draw_s), ("score_s", method.score_s)):
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
-    made_with = {"versions": versions(), "machine": machine(), "precision": _precision(study, cell)}
+    made_with = {"versions": versions(), "machine": machine(), "precision": precision_of(study, cell)}
     return CellResult(_settings(study, cell), facts, views, made_with)
-
-
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """While open, a GPU computes the same bits each time, as a CPU does anyway; some operations take longer.
-
-    An operation that torch cannot compute so warns.
-    """
-    if not torch.cuda.is_available():
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    memory: Any = torch.utils.deterministic
-    was_on = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_filled = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # nothing here reads what was not written
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
-        memory.fill_uninitialized_memory = was_filled
-
-
-def _precision(study: Study, cell: Cell) -> dict[str, str]:
-    """In what was trained and drawn, which "auto" leaves to the device."""
-    config = study.train_config(cell)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[str, torch.dtype] = {}
-    if config is not None:
-        trained_on = torch.device("cpu") if config.training.device == "cpu" else device
-        found["trained"] = choose_precision(config.training.mixed_precision, trained_on).dtype
-    if study.views():
-        found["drawn"] = choose_dtype(study.evaluation_config(cell, OWN).dtype, device)
-    return {name: str(dtype).removeprefix("torch.") for name, dtype in found.items()}
 
 
 def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationConfig) -> Path:

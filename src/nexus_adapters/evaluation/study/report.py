@@ -14,7 +14,7 @@ from nexus_adapters.evaluation.study.results import is_planned, load_result
 from nexus_adapters.evaluation.study.tables import Results, losses_csv, study_csv, study_markdown
 
 _DPI = 120
-_QUALITY = 85  # of pictures, which as PNG take four times as much
+_QUALITY = 75  # of pictures, which as PNG take several times as much
 
 
 def results_of(study: Study) -> Results:

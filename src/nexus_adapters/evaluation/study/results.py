@@ -24,9 +24,10 @@ class CellResult:
 
     Attributes:
         settings: all that decides the numbers; where they differ, the cell is measured anew.
-        facts: numbers of the whole cell: `parameters`, `gmacs`, `val_loss`, `train_s`, `draw_s`, `score_s`.
+        facts: numbers of the whole cell, as far as it has them: `parameters`, `gmacs` (10^9 a picture),
+            `val_loss`, `val_loss_as_trained`, and in seconds `step_s`, `draw_s`, `score_s`.
         views: what was measured from each.
-        made_with: versions and machine.
+        made_with: versions, machine, and precision.
     """
 
     settings: Mapping[str, Any]
@@ -39,7 +40,7 @@ def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
     """Write it; the settings last, so that what is there is whole."""
     arrays: dict[str, np.ndarray] = {}
     for view, measured in result.views.items():
-        # In single precision, which is far finer than the intervals, and half the size.
+        # In single precision, which is far finer than the intervals, and smaller.
         arrays |= {
             f"{view}/score/{metric}": values.astype(np.float32) for metric, values in measured.scores.items()
         }

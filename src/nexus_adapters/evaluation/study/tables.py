@@ -14,6 +14,7 @@ from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult
 
 FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
+# For one training after another: without what says the same as another column, and what hardly differs.
 SEED_COLUMNS = tuple(metric for metric in COLUMNS if metric not in ("mmd", "background"))
 VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
 _FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
@@ -97,9 +98,9 @@ def study_markdown(study: Study, results: Results) -> str:
         parts.append(f"## {condition}")
         rows = rows_of(results, condition, OWN)
         parts.append(_table(rows, COLUMNS, with_cost=True))
-        apart = _apart(results, condition, study.plan.compare_to)
-        told = (_differences(apart, study.plan.compare_to), _by_seed(apart, study.plan.compare_to))
-        parts += [table for table in told if table]
+        apart = _differences_by_seed(results, condition, study.plan.compare_to)
+        tables = (_difference_table(apart, study.plan.compare_to), _seed_table(apart, study.plan.compare_to))
+        parts += [table for table in tables if table]
         for view in study.plan.views:
             if rows := rows_of(results, condition, view):
                 parts.append(f"### {condition}, {view}\n\n" + _table(rows, VIEW_COLUMNS, with_cost=False))
@@ -125,7 +126,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
     return "\n".join(lines)
 
 
-def _apart(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
+def _differences_by_seed(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
     """Method -> seed -> what its training is above the reference's of the same seed, picture by picture."""
     found: dict[str, dict[int, Measured]] = {}
     for cell, result in results.items():
@@ -135,7 +136,7 @@ def _apart(results: Results, condition: str, reference: str) -> dict[str, dict[i
     return found
 
 
-def _differences(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+def _difference_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
     """What each method is above the reference, over the seeds that both have; nothing without a method."""
     if not apart:
         return ""
@@ -150,7 +151,7 @@ def _differences(apart: Mapping[str, Mapping[int, Measured]], reference: str) ->
     return "\n".join(lines)
 
 
-def _by_seed(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+def _seed_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
     """Each training's difference by itself; nothing where no method has several seeds."""
     rows = {method: each for method, each in apart.items() if len(each) > 1}
     if not rows:
@@ -162,10 +163,18 @@ def _by_seed(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str
     for method, seeds in rows.items():
         cells = [method, ", ".join(map(str, seeds))]
         for metric in shown:
-            values = [each.value(metric) for each in seeds.values() if metric in each.metrics]
-            cells.append(", ".join(f"{value:+.3f}" for value in values))
+            cells.append(", ".join(_seeds_cell(each, metric) for each in seeds.values()))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _seeds_cell(apart: Measured, metric: str) -> str:
+    """One training's, bold where its interval excludes zero; a dash where it was not measured."""
+    if metric not in apart.metrics:
+        return "-"
+    estimate = apart.estimate(metric)
+    value = f"{estimate.value:+.3f}"
+    return f"**{value}**" if estimate.excludes_zero else value
 
 
 def _cell(estimate: Estimate, is_bold: bool, sign: str = "") -> str:
