@@ -69,6 +69,23 @@ def test_blocks(benchmark, tmp_path, monkeypatch):
     run(module, tmp_path / "none", "--blocks")  # tells what is done, and trains nothing
 
 
+def test_ways(benchmark, tmp_path):
+    module = benchmark("ways")
+    folder = ("--folder", str(tmp_path / "pictures"))
+    name, measured = run(module, tmp_path, "--conditions", "sketch", *folder)
+    assert name == "ways"
+    assert list(measured) == ["sketch"]
+    assert set(measured["sketch"]) == set(embedded.BETTER_FORM.values())
+    for told in measured["sketch"].values():
+        for metric, apart in told["minus_default"].items():
+            assert apart["low"] <= apart["value"] <= apart["high"]
+            assert apart["n"] == 2
+            assert metric in told["default"]
+    assert {folder.name for folder in (tmp_path / "pictures").iterdir()} == {
+        f"sketch-{way}" for way in module.WAYS
+    }
+
+
 def test_peak_memory_is_that_of_a_process_of_its_own(benchmark):
     assert 50 < benchmark("adapter_forward").peak_memory_mib("prime", threads=1, quick=True) < 4000
 

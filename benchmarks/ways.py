@@ -1,0 +1,81 @@
+"""Two ways to draw with the package's adapters, on every map: the default, and features that fade.
+
+    python benchmarks/ways.py
+
+100 test scenes from seed 20,000 on, which no other choice rests on, by Prime and Slim with the skip and from
+the same noise: policy `positive` with features as strong in all steps, and `cond_only` with `noise_exponent`
+0.5. Depth and segmentation are judged by the models of scripts/train_judges.py, and without them by edges
+and colors alone. Goes on where it was stopped. Writes results/ways.json: what the default has, and the
+paired differences of the other, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from machine import benchmark_parser, report
+
+from nexus_adapters import embedded
+from nexus_adapters.data.user_cache import user_cache
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.run import evaluate
+from nexus_adapters.training.config import DataOptions
+
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cond_only+fades_half": {"policy": "cond_only", "noise_exponent": 0.5},
+}
+FIRST, COUNT = 20_000, 100
+
+
+def config_of(condition: str, way: str, quick: bool) -> EvaluationConfig:
+    """As `nexus evaluate` on the embedded base."""
+    judge = user_cache() / "judges" / condition / "model"
+    config = EvaluationConfig(
+        data=DataOptions(
+            kind="scenes", condition=condition, split="test", count=2 if quick else COUNT, resolution=128
+        ),
+        first=FIRST,
+        guidance_scale=embedded.EMBEDDED_GUIDANCE,
+        num_inference_steps=1 if quick else 20,
+        batch_size=50,
+        clip="" if quick else "embedded",
+        features="" if quick else "embedded",
+        judge={"model": str(judge)} if judge.is_dir() and not quick else {},
+    )
+    return replace(config, **WAYS[way])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw what is not drawn, and compare."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--folder", type=Path, default=user_cache() / "ways", help="of the pictures")
+    parser.add_argument(
+        "--conditions", nargs="+", choices=list(embedded.METHODS), default=list(embedded.METHODS)
+    )
+    args = parser.parse_args(arguments)
+    adapters = {name: name for name in embedded.BETTER_FORM.values()}
+    measured: dict[str, Any] = {}
+    for condition in args.conditions:
+        found = {}
+        for way in WAYS:
+            out = args.folder / f"{condition}-{way}"
+            found[way] = evaluate(config_of(condition, way, args.quick), adapters, out)
+        told: dict[str, Any] = {}
+        for name in adapters:
+            default, better = (each.methods[name].measured for each in found.values() if each is not None)
+            told[name] = {
+                "default": {metric: default.value(metric) for metric in default.metrics},
+                "minus_default": {
+                    metric: asdict(estimate) for metric, estimate in better.minus(default).estimates().items()
+                },
+            }
+        measured[condition] = told
+    settings = {"ways": WAYS, "first_seed": FIRST, "scenes": COUNT, "steps": 20, "seed": 0}
+    report("ways", args, settings, measured)
+
+
+if __name__ == "__main__":
+    main()
