@@ -73,7 +73,14 @@ def main(arguments: list[str] | None = None) -> None:
                 },
             }
         measured[condition] = told
-    settings = {"ways": WAYS, "first_seed": FIRST, "scenes": COUNT, "steps": 20, "seed": 0}
+    drawn = config_of(args.conditions[0], "default", args.quick)
+    settings = {
+        "ways": WAYS,
+        "first_seed": FIRST,
+        "scenes": drawn.data.count,
+        "steps": drawn.num_inference_steps,
+        "seed": drawn.seed,
+    }
     report("ways", args, settings, measured)
 
 

@@ -7,7 +7,8 @@ The structure of a generated picture is judged by drawing its map again. Scenes'
 known of a scene, which a generated picture does not tell; so these learn to draw them, on scenes of the
 training split with noise, blur and changed contrast, as generated pictures are never quite clean. They are
 models of `transformers`, which `extract` and `nexus evaluate` load by folder. Continues where it was stopped.
-Writes the model, and how well it draws the maps of test scenes.
+Writes the model, and how well it draws the maps of test scenes; benchmarks/results/judges.json keeps what
+these two commands gave.
 """
 
 from __future__ import annotations
