@@ -4,10 +4,11 @@
 
 For every method: trained weights, and billions of multiply-accumulates of one training sample (512x512,
 forward and backward, latents and embeddings read from a cache) and of one drawn picture (20 steps with
-guidance, decoded). Counted by torch on shapes alone, so it takes seconds and no weights. Where
-results/training_cost.json has a timed step of Prime at this size, it follows how many a second that machine
-does, and from that the hours of a cell: its training and its pictures. Writes results/sd15_cost.json, which
-docs/study.md reads out.
+guidance, decoded). Counted by torch on shapes alone, so it takes seconds and no weights. The hours of a cell,
+its training and its pictures, follow from what was timed at this size: on a CPU from Prime's step in
+results/training_cost.json, by the multiplications that it does a second; on a GPU from every method's step
+in results/sd15_step.json, and from the base's own picture by the multiplications that a method adds to it.
+Writes results/sd15_cost.json, which docs/study.md reads out.
 """
 
 from __future__ import annotations
@@ -73,6 +74,23 @@ def timed_step() -> dict[str, Any] | None:
     return {"seconds": found["measured"]["sd15"]["ours_s"]["median"], "machine": found["machine"]}
 
 
+def on_gpu() -> dict[str, Any] | None:
+    """What `sd15_step.py` timed, `settings` and `measured`; None where it did not run."""
+    file = RESULTS / "sd15_step.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text())
+    return {"settings": found["settings"], "measured": found["measured"]}
+
+
+def gpu_hours(method: str, gpu: dict[str, Any], gmacs_to_base: float) -> float:
+    """Of a cell: its steps, and its pictures, each of which costs `gmacs_to_base` times the base's own."""
+    batch_size, measured = gpu["settings"]["batch_size"], gpu["measured"]
+    training = TRAINED_SAMPLES * measured["step_s"][method]["median"]
+    picture = SAMPLER_STEPS * measured["predict_s"]["median"] + measured["decode_s"]["median"]
+    return float((training + DRAWN_PICTURES * picture * gmacs_to_base) / batch_size / 3600)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Count and write."""
     args = benchmark_parser(__doc__).parse_args(arguments)
@@ -81,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     unet.requires_grad_(False)
     shape = BaseShape(dict(unet.config), 8, 4)
     call, decoding = base_gmacs(unet)
+    base_picture = 2 * SAMPLER_STEPS * call + decoding
     found: dict[str, Any] = {}
     for method in tqdm(METHODS[:1] if args.quick else METHODS, unit="method"):
         parameters, trained = training_gmacs(method, unet)
@@ -92,24 +111,28 @@ def main(arguments: list[str] | None = None) -> None:
         found[method] = {
             "parameters": parameters,
             "gmacs_per_trained_sample": round(trained, 1),
-            "gmacs_per_picture": round(2 * SAMPLER_STEPS * call + decoding + added, 1),
+            "gmacs_per_picture": round(base_picture + added, 1),
         }
-    timed = timed_step()
+    timed, gpu = timed_step(), on_gpu()
     rate = (
         found["prime"]["gmacs_per_trained_sample"] / timed["seconds"] if timed and "prime" in found else None
     )
-    for costs in found.values():
+    for method, costs in found.items():
         costs["gmacs_per_cell"] = round(
             TRAINED_SAMPLES * costs["gmacs_per_trained_sample"] + DRAWN_PICTURES * costs["gmacs_per_picture"]
         )
         if rate:
             costs["hours_per_cell"] = round(costs["gmacs_per_cell"] / rate / 3600)
+        if gpu:
+            hours = gpu_hours(method, gpu, costs["gmacs_per_picture"] / base_picture)
+            costs["gpu_hours_per_cell"] = round(hours, 1)
     settings = {
         "pixels": PIXELS,
         "sampler_steps": SAMPLER_STEPS,
         "trained_samples": TRAINED_SAMPLES,
         "drawn_pictures": DRAWN_PICTURES,
         "timed_step": timed,
+        "timed_on_gpu": gpu and gpu["settings"],
     }
     measured = {
         "unet_call_gmacs": round(call, 1),

@@ -374,6 +374,23 @@ def test_evaluation_share(benchmark, tmp_path, monkeypatch):
     assert (BENCHMARKS / "results" / "evaluation_share.json").is_file()
 
 
+def test_sd15_step_times_every_method(benchmark, tmp_path):
+    name, measured = run(benchmark("sd15_step"), tmp_path)
+    assert name == "sd15_step"
+    assert set(measured["step_s"]) == {"t2i", "slim", "prime", "controlnet-xs", "controlnet"}
+    assert all(found["median"] > 0 for found in measured["step_s"].values())
+    assert measured["predict_s"]["median"] > 0
+    assert measured["decode_s"]["median"] > 0
+
+
+def test_sd15_cost_tells_a_gpus_hours(benchmark):
+    seconds = {"step_s": {"prime": {"median": 0.8}}, "predict_s": {"median": 1.9}, "decode_s": {"median": 2}}
+    gpu = {"settings": {"batch_size": 8}, "measured": seconds}
+    # 200,000 steps of 0.8 s, and 5,000 pictures, eight of which take 20 x 1.9 + 2 s, half as much again.
+    hours = benchmark("sd15_cost").gpu_hours("prime", gpu, 1.5)
+    assert hours == pytest.approx((200_000 * 0.8 + 5_000 / 8 * 40 * 1.5) / 3600)
+
+
 def test_sd15_cost_counts_at_true_size(benchmark, tmp_path):
     name, measured = run(benchmark("sd15_cost"), tmp_path)
     assert name == "sd15_cost"

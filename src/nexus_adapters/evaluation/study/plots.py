@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from nexus_adapters.evaluation.columns import COLUMNS, head
@@ -14,6 +17,9 @@ from nexus_adapters.evaluation.study.plan import OWN
 from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
 
 _FAR_APART = 2.5  # the largest over the smallest
+_COLORS = colormaps["tab20"].colors  # type: ignore[attr-defined]
+# What a method costs: the unit in a panel, and its label.
+_COSTS = {"parameters": (1e6, "trained parameters, millions"), "gmacs": (1.0, "GMACs for a picture")}
 METRICS = ("binding_color", "binding_material", "edge_f1", "frechet")
 
 
@@ -23,9 +29,11 @@ def metrics_figure(results: Results) -> Figure:
     tables = {condition: rows_of(results, condition, OWN) for condition in conditions}
     measured = {m for rows in tables.values() for row in rows for m in row.measured.metrics}
     shown = [m for m in METRICS if m in measured] or [m for m in COLUMNS if m in measured][: len(METRICS)]
-    most = max(len(rows) for rows in tables.values())
-    figure = Figure(figsize=(3.2 * len(shown), (0.32 * most + 0.9) * len(conditions)), layout="constrained")
-    panels: Any = figure.subplots(len(conditions), len(shown), squeeze=False)
+    heights = [0.32 * len(rows) + 0.9 for rows in tables.values()]
+    figure = Figure(figsize=(3.2 * len(shown), sum(heights)), layout="constrained")
+    panels: Any = figure.subplots(
+        len(conditions), len(shown), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
     for line, (condition, rows) in zip(panels, tables.items(), strict=True):
         for panel, metric in zip(line, shown, strict=True):
             _draw(panel, rows, metric)
@@ -36,28 +44,39 @@ def metrics_figure(results: Results) -> Figure:
 
 
 def cost_figure(results: Results) -> Figure:
-    """A panel a condition: binding, or without scenes structure, over the trained parameters.
+    """A panel a condition and cost: binding, or without scenes structure, over what a method costs.
 
     Small dots are single seeds.
     """
     conditions = list(dict.fromkeys(cell.condition for cell in results))
     views = [result.views[OWN] for result in results.values() if OWN in result.views]
     metric = next(name for name in (*METRICS, "ms_ssim") if all(name in view.metrics for view in views))
-    figure = Figure(figsize=(3.4 * len(conditions), 3.2), layout="constrained")
-    panels: Any = figure.subplots(1, len(conditions), squeeze=False, sharey=True)
-    for panel, condition in zip(panels[0], conditions, strict=True):
-        for number, row in enumerate(row for row in rows_of(results, condition, OWN) if row.parameters):
-            color = f"C{number % 10}"
-            panel.plot(row.parameters / 1e6, row.measured.value(metric), "o", color=color, label=row.method)
+    methods = dict.fromkeys(cell.method for cell, result in results.items() if "parameters" in result.facts)
+    colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(methods)}
+    width = 3.2 * max(len(conditions), 2)
+    in_a_row = int(width // 2)  # names in the legend
+    height = 5.2 + 0.2 * math.ceil(len(methods) / in_a_row)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels: Any = figure.subplots(len(_COSTS), len(conditions), squeeze=False, sharey="col", sharex="row")
+    for line, (fact, (unit, label)) in zip(panels, _COSTS.items(), strict=True):
+        for panel, condition in zip(line, conditions, strict=True):
             for cell, result in results.items():
-                if (cell.condition, cell.method) == (condition, row.method) and OWN in result.views:
+                if cell.condition == condition and fact in result.facts:
                     value = result.views[OWN].value(metric)
-                    panel.plot(row.parameters / 1e6, value, ".", color=color, markersize=4, alpha=0.6)
-        _number_axis(panel)
-        panel.set_title(condition, fontsize=9)
-        panel.set_xlabel("trained parameters, millions")
-        panel.legend(fontsize=7, frameon=False)
-    panels[0][0].set_ylabel(head(metric))
+                    color = colors[cell.method]
+                    panel.plot(result.facts[fact] / unit, value, ".", color=color, markersize=4, alpha=0.6)
+            for row in rows_of(results, condition, OWN):
+                cost = getattr(row, fact) / unit
+                if cost:
+                    panel.plot(cost, row.measured.value(metric), "o", color=colors[row.method])
+            panel.set_title(condition, fontsize=9)
+            panel.set_xlabel(label, fontsize=8)
+        _number_axis(line[0])
+        for panel in line:
+            panel.tick_params(labelsize=8)
+        line[0].set_ylabel(head(metric), fontsize=9)
+    dots = [Line2D([], [], marker="o", ls="", color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=dots, loc="outside lower center", ncols=in_a_row, fontsize=8, frameon=False)
     return figure
 
 
@@ -69,7 +88,6 @@ def _number_axis(panel: Any) -> None:
         panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.tick_params(labelsize=8)
 
 
 def _draw(panel: Any, rows: Sequence[Row], metric: str) -> None:

@@ -62,7 +62,9 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
         written.append(out / f"{name}.{suffix}")
         write_text(written[-1], text)
     if study.views():
-        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(results))):
+        # What only draws in another way costs what the other does.
+        trained = {cell: result for cell, result in results.items() if study.trained_cell(cell) == cell}
+        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(trained))):
             written.append(_save(figure, out / f"{name}-{kind}.png"))
     for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
         figure = pictures_figure(study, results, condition, pictures)

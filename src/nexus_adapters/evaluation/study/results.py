@@ -37,19 +37,31 @@ class CellResult:
 
 
 def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
-    """Write it; the settings last, so that what is there is whole."""
-    arrays: dict[str, np.ndarray] = {}
+    """Write it; the settings last, so that what is there is whole.
+
+    NAME.npz has a table of each view's scores (metrics x pictures) and distances (metrics x the value and its
+    replicates), and NAME.json the rest, with the metrics' names.
+    """
+    tables: dict[str, np.ndarray] = {}
     for view, measured in result.views.items():
         # In single precision, which is far finer than the intervals, and smaller.
-        arrays |= {
-            f"{view}/score/{metric}": values.astype(np.float32) for metric, values in measured.scores.items()
-        }
-        for metric, (value, replicates) in measured.distances.items():
-            arrays[f"{view}/distance/{metric}"] = np.array([value, *replicates])
+        tables[f"{view}/scores"] = np.array(list(measured.scores.values()), np.float32)
+        tables[f"{view}/distances"] = np.array(
+            [[value, *replicates] for value, replicates in measured.distances.values()]
+        )
     numbers, content = _files(folder, cell)
-    write(numbers, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]
-    text = {"settings": result.settings, "facts": result.facts, "made_with": result.made_with}
-    write_text(content, json.dumps(text, indent=2) + "\n")
+    write(numbers, lambda stream: np.savez_compressed(stream, **tables))  # type: ignore[arg-type]
+    metrics = {
+        view: {"scores": list(measured.scores), "distances": list(measured.distances)}
+        for view, measured in result.views.items()
+    }
+    text = {
+        "settings": result.settings,
+        "facts": result.facts,
+        "metrics": metrics,
+        "made_with": result.made_with,
+    }
+    write_text(content, json.dumps(text) + "\n")
 
 
 def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
@@ -95,18 +107,18 @@ def load_result(folder: Path, cell: Cell) -> CellResult | None:
     if not (numbers.is_file() and content.is_file()):
         return None
     told = json.loads(content.read_bytes())
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    distances: dict[str, dict[str, tuple[float, np.ndarray]]] = {}
+    views = {}
     with np.load(numbers) as stored:
-        for key in stored.files:
-            view, kind, metric = key.split("/")
-            scores.setdefault(view, {})
-            distances.setdefault(view, {})
-            if kind == "score":
-                scores[view][metric] = stored[key].astype(np.float64)
-            else:
-                distances[view][metric] = (float(stored[key][0]), stored[key][1:])
-    views = {view: Measured(scores[view], distances[view]) for view in scores}
+        for view, names in told["metrics"].items():
+            scores = stored[f"{view}/scores"].astype(np.float64)
+            distances = stored[f"{view}/distances"]
+            views[view] = Measured(
+                dict(zip(names["scores"], scores, strict=True)),
+                {
+                    name: (float(row[0]), row[1:])
+                    for name, row in zip(names["distances"], distances, strict=True)
+                },
+            )
     return CellResult(told["settings"], told["facts"], views, told["made_with"])
 
 

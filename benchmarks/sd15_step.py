@@ -1,0 +1,134 @@
+"""What a training step and a picture take at Stable Diffusion 1.5's size on a GPU.
+
+    python benchmarks/sd15_step.py
+
+Every method takes the trainer's step (512x512, batch 8, bfloat16 where the device has it, AdamW, latents and
+embeddings as from the cache, random weights), in turns in one process; then the base alone predicts with
+guidance, and the VAE decodes. Writes results/sd15_step.json, from which sd15_cost.py takes the hours of a
+cell. On a CPU, training_cost.py times Prime at batch 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from machine import benchmark_parser, median_and_spread, report
+from torch import nn
+from tqdm import tqdm
+from training_cost import TOKENS, sd15_encoders, sd15_unet
+
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.training.config import LossOptions, TrainingOptions
+from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
+from nexus_adapters.training.objective import Objective
+from nexus_adapters.training.optimizer import build_optimizer
+from nexus_adapters.training.precision import Precision, choose_precision
+
+METHODS = ("t2i", "slim", "prime", "controlnet-xs", "controlnet")
+SIDE, BATCH_SIZE = 512, 8
+
+
+def batch_of(count: int, side: int, width: int, device: torch.device) -> Batch:
+    """Random samples, as a cache gives them."""
+    latents = torch.randn(count, 4, side // 8, side // 8)
+    return Batch(
+        indices=torch.arange(count),
+        latents=latents,
+        noise=torch.randn_like(latents),
+        u=torch.rand(count, dtype=torch.float64),
+        condition=torch.rand(count, 3, side, side),
+        has_condition=torch.ones(count, dtype=torch.bool),
+        prompt_embeds=torch.randn(count, TOKENS, width),
+    ).to(device)
+
+
+def training_step(
+    method: str, unet: Any, batch: Batch, precision: Precision, size_ratio: float
+) -> Callable[[], None]:
+    """One optimizer step of a method."""
+    with batch.latents.device:
+        adapter: Any = build_adapter(method, unet, size_ratio=size_ratio)
+    nn.Module.to(adapter, batch.latents.device, memory_format=torch.channels_last).train()
+    scheduler: Any = DDPMScheduler()
+    control = method_of(adapter, trained_module(adapter, unet), scheduler)
+    objective = Objective(called_unet(control, unet), scheduler, control, precision, LossOptions())
+    optimizer = build_optimizer(TrainingOptions(), adapter)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        objective.of(batch).backward()
+        nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Until the device has done it."""
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Time and write."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    args = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision("auto", device)
+    count, side = (1, 128) if args.quick else (BATCH_SIZE, SIDE)
+    rounds = 1 if args.quick else args.rounds
+    with torch.device(device):  # random weights are drawn there, which is far faster
+        unet: Any = sd15_unet(args.quick)
+        vae, _ = sd15_encoders(args.quick)
+    for part in (unet, vae):
+        nn.Module.to(part, device, precision.dtype, memory_format=torch.channels_last)
+        part.requires_grad_(False).eval()
+    batch = batch_of(count, side, unet.config.cross_attention_dim, device)
+    ratio = 0.5 if args.quick else 0.125  # of ControlNet-XS; the miniature has too few channels for less
+    steps = {name: training_step(name, unet, batch, precision, ratio) for name in METHODS}
+
+    latents, text = batch.latents.to(precision.dtype), batch.prompt_embeds.to(precision.dtype)
+    both = {"encoder_hidden_states": torch.cat([text, text])}
+    moment = torch.zeros(2 * count, device=device)
+
+    @torch.no_grad()
+    def predict() -> None:
+        unet(torch.cat([latents, latents]), moment, **both)
+
+    @torch.no_grad()
+    def decode() -> None:
+        vae.decode(latents)
+
+    calls: dict[str, Callable[[], None]] = {**steps, "predict": predict, "decode": decode}
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in tqdm(range(rounds + 2), unit="round"):
+        for name, call in calls.items():
+            spent[name].append(seconds_of(call, device))
+    # The first rounds also allocate and choose kernels.
+    found = {name: median_and_spread(values[2:]) for name, values in spent.items()}
+    settings = {
+        "pixels": side,
+        "batch_size": count,
+        "rounds": rounds,
+        "precision": str(precision.dtype).removeprefix("torch."),
+        "optimizer": "adamw",
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+    measured = {
+        "step_s": {name: found[name] for name in METHODS},
+        "predict_s": found["predict"],
+        "decode_s": found["decode"],
+    }
+    report("sd15_step", args, settings, measured)
+
+
+if __name__ == "__main__":
+    main()
