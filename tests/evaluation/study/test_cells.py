@@ -11,7 +11,7 @@ from tests.evaluation.study.plans import PLAN, study, write_plan, write_world
 from nexus_adapters.cli import main
 from nexus_adapters.evaluation.study import cells as module
 from nexus_adapters.evaluation.study.cells import described, is_done, run_study
-from nexus_adapters.evaluation.study.plan import Cell
+from nexus_adapters.evaluation.study.plan import Cell, Study
 from nexus_adapters.evaluation.study.report import results_of, write_study
 from nexus_adapters.evaluation.study.results import completed, load_result, planned_settings
 from nexus_adapters.training.config import LossOptions
@@ -138,6 +138,17 @@ def test_the_report_needs_the_results_alone(finished, root, tmp_path, untrained)
     assert "| Minus t2i |" in text
     assert "### canny, empty" in text
     assert Image.open(tmp_path / "tiny-metrics.png").size[0] > 300
+
+
+def test_what_only_draws_in_another_way_is_told_alone_too(finished, root, tmp_path, untrained):
+    (tmp_path / "results").mkdir()
+    for file in finished.results.glob("canny-prime+per_branch-0.*"):
+        shutil.copy(file, tmp_path / "results")
+    text = PLAN.replace("compare_to", f'results = "{tmp_path}/results"\ncompare_to')
+    planned = Study(write_plan(root, "alone", text))
+    written = write_study(planned, tmp_path / "out")
+    assert {path.name for path in written} >= {"alone-cost.png", "alone-metrics.png", "alone.md"}
+    assert "| prime+per_branch | 0 |" in (tmp_path / "out" / "alone.md").read_text()
 
 
 def test_other_settings_are_measured_anew_and_others_stay(finished, root):

@@ -65,7 +65,7 @@ def test_all_methods_draw_the_chosen_scenes_as_in_their_evaluation(finished, tmp
     monkeypatch.setattr(pictures, "draw_cases", spy)
     command = ["study", str(finished.path), "--out", str(tmp_path), "--report", "--pictures", "1"]
     assert main(command) == 0
-    with Image.open(tmp_path / "tiny-pictures-canny.jpg") as sheet:
+    with Image.open(tmp_path / "tiny-pictures-canny.webp") as sheet:
         assert min(sheet.size) > 300
     assert len(drawn) == 3 * 4  # scenes, methods
     (stored,) = (finished.folder / "evaluations").glob("canny-base-0@own-*")

@@ -17,7 +17,6 @@ from nexus_adapters.evaluation.study.plan import OWN
 from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
 
 _FAR_APART = 2.5  # the largest over the smallest
-_COLORS = colormaps["tab20"].colors  # type: ignore[attr-defined]
 # What a method costs: the unit in a panel, and its label.
 _COSTS = {"parameters": (1e6, "trained parameters, millions"), "gmacs": (1.0, "GMACs for a picture")}
 METRICS = ("binding_color", "binding_material", "edge_f1", "frechet")
@@ -52,7 +51,8 @@ def cost_figure(results: Results) -> Figure:
     views = [result.views[OWN] for result in results.values() if OWN in result.views]
     metric = next(name for name in (*METRICS, "ms_ssim") if all(name in view.metrics for view in views))
     methods = dict.fromkeys(cell.method for cell, result in results.items() if "parameters" in result.facts)
-    colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(methods)}
+    palette = colormaps["tab10" if len(methods) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    colors = {method: palette[number % len(palette)] for number, method in enumerate(methods)}
     width = 3.2 * max(len(conditions), 2)
     in_a_row = int(width // 2)  # names in the legend
     height = 5.2 + 0.2 * math.ceil(len(methods) / in_a_row)

@@ -41,7 +41,7 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
     """Write NAME.csv, NAME.json, and of pictures NAME.md and two plots; NAME is the plan's.
 
     With `pictures`, so many scenes each of successes, middle and failures are drawn again by all methods,
-    and NAME-pictures-CONDITION.jpg is written; that needs the trained adapters.
+    and NAME-pictures-CONDITION.webp is written; that needs the trained adapters.
 
     Raises ValueError where no cell has a result, or an adapter is missing.
     """
@@ -62,20 +62,22 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
         written.append(out / f"{name}.{suffix}")
         write_text(written[-1], text)
     if study.views():
-        # What only draws in another way costs what the other does.
-        trained = {cell: result for cell, result in results.items() if study.trained_cell(cell) == cell}
-        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(trained))):
+        # What only draws in another way costs what the other does, which is shown where it was measured.
+        shown = {
+            cell: r for cell, r in results.items() if study.trained_cell(cell) not in results.keys() - {cell}
+        }
+        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(shown))):
             written.append(_save(figure, out / f"{name}-{kind}.png"))
     for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
         figure = pictures_figure(study, results, condition, pictures)
-        written.append(_save(figure, out / f"{name}-pictures-{condition}.jpg"))
+        written.append(_save(figure, out / f"{name}-pictures-{condition}.webp"))
     return sorted(written)
 
 
 def _save(figure: Any, path: Path) -> Path:
     def fill(stream: IO[bytes]) -> None:
-        if path.suffix == ".jpg":
-            figure.savefig(stream, format="jpg", dpi=_DPI, pil_kwargs={"quality": _QUALITY})
+        if path.suffix == ".webp":
+            figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs={"quality": _QUALITY})
         else:
             figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
 

@@ -102,11 +102,13 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_result(folder: Path, cell: Cell) -> CellResult | None:
-    """What `save_result` wrote; None where it did not."""
+    """What `save_result` wrote; None where it did not, or wrote it in an earlier version's form."""
     numbers, content = _files(folder, cell)
     if not (numbers.is_file() and content.is_file()):
         return None
     told = json.loads(content.read_bytes())
+    if "metrics" not in told:
+        return None
     views = {}
     with np.load(numbers) as stored:
         for view, names in told["metrics"].items():

@@ -6,9 +6,10 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from nexus_adapters.evaluation.columns import COLUMNS, head
-from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
+from nexus_adapters.evaluation.estimates import LOWER_IS_BETTER, Estimate, Measured, mean_of
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult
@@ -24,13 +25,26 @@ Results = Mapping[Cell, CellResult]
 
 @dataclass(frozen=True)
 class Row:
-    """A method of a table: all its seeds together."""
+    """A method of a table. `trainings`: seed -> what was measured of it."""
 
     method: str
-    seeds: tuple[int, ...]
     parameters: float
     gmacs: float
-    measured: Measured
+    trainings: Mapping[int, Measured]
+
+    @cached_property
+    def measured(self) -> Measured:
+        """All its seeds together."""
+        return mean_of(list(self.trainings.values()))
+
+    def minus(self, other: Row) -> Measured | None:
+        """The paired difference over the seeds that both have; None without any. The base has no seeds."""
+        if BASE in (self.method, other.method):
+            return self.measured.minus(other.measured)
+        shared = [seed for seed in self.trainings if seed in other.trainings]
+        if not shared:
+            return None
+        return mean_of([self.trainings[seed].minus(other.trainings[seed]) for seed in shared])
 
 
 def study_csv(results: Results) -> str:
@@ -79,15 +93,9 @@ def rows_of(results: Results, condition: str, view: str) -> list[Row]:
         }
         if found:
             first = next(iter(found.values()))
-            rows.append(
-                Row(
-                    method,
-                    tuple(cell.seed for cell in found),
-                    first.facts.get("parameters", 0.0),
-                    first.facts.get("gmacs", 0.0),
-                    mean_of([result.views[view] for result in found.values()]),
-                )
-            )
+            parameters, gmacs = (first.facts.get(fact, 0.0) for fact in _FACTS)
+            trainings = {cell.seed: result.views[view] for cell, result in found.items()}
+            rows.append(Row(method, parameters, gmacs, trainings))
     return rows
 
 
@@ -109,14 +117,13 @@ def study_markdown(study: Study, results: Results) -> str:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
-    measured = {row.method: row.measured for row in rows}
-    shown = [metric for metric in columns if any(metric in each.metrics for each in measured.values())]
-    best = {metric: best_beyond_doubt(measured, metric) for metric in shown}
+    shown = [metric for metric in columns if any(metric in row.measured.metrics for row in rows)]
+    best = {metric: _best(rows, metric) for metric in shown}
     cost = ["Parameters", "GMACs"] if with_cost else []
     heads = ["Method", "Seeds", *cost, *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [row.method, ", ".join(map(str, row.seeds)) if row.method != BASE else ""]
+        cells = [row.method, ", ".join(map(str, row.trainings)) if row.method != BASE else ""]
         if with_cost:
             cells += [f"{row.parameters / 1e6:.2f}M", f"{row.gmacs:.2f}"] if row.parameters else ["", ""]
         for metric in shown:
@@ -124,6 +131,20 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
             cells.append(_cell(row.measured.estimate(metric), best[metric] == row.method) if has_it else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _best(rows: Sequence[Row], metric: str) -> str | None:
+    """The best method, where the intervals of its paired differences to all others exclude zero."""
+    by_method = {row.method: row for row in rows if metric in row.measured.metrics}
+    if len(by_method) < 2:
+        return None
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    best = max(by_method.values(), key=lambda row: sign * row.measured.value(metric))
+    apart = [best.minus(row) for row in by_method.values() if row is not best]
+    is_sure = all(each is not None and each.estimate(metric).excludes_zero for each in apart)
+    # Over the seeds that both have, another may be ahead.
+    ahead = all(each is not None and sign * each.value(metric) > 0 for each in apart)
+    return best.method if is_sure and ahead else None
 
 
 def _differences_by_seed(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
@@ -186,7 +207,7 @@ def _legend(study: Study) -> str:
     parts = [
         "In brackets 95 % intervals over the pictures; several seeds are averaged picture by picture first. "
         "Bold in a table of methods: the best, where the interval of its paired difference to every other "
-        "method excludes zero."
+        "method, over the seeds that both have, excludes zero."
     ]
     if study.plan.compare_to:
         parts.append(
