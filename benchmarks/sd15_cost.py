@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from machine import RESULTS, benchmark_parser, report
+from sd15_step import METHODS
 from torch import Tensor, nn
 from tqdm import tqdm
 from training_cost import sd15_encoders, sd15_unet
@@ -28,7 +29,6 @@ from nexus_adapters.evaluation.cost import control_gmacs, counted_gmacs
 from nexus_adapters.training.base import BaseShape
 from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
 
-METHODS = ("t2i", "slim", "prime", "controlnet-xs", "controlnet")
 PIXELS, TOKENS = 512, 77
 SAMPLER_STEPS = 20
 # The paper's budget: 200,000 steps of 2 x 4 samples. COCO's val2017 has 5,000 pictures.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,12 +111,26 @@ def distances(
     return found
 
 
-def best_beyond_doubt(measured: Mapping[str, Measured], metric: str) -> str | None:
-    """The best method, where the intervals of its paired differences to all others exclude zero."""
+def best_beyond_doubt(
+    measured: Mapping[str, Measured],
+    metric: str,
+    apart: Callable[[str, str], Measured | None] | None = None,
+) -> str | None:
+    """The best method, where the intervals of its paired differences to all others say that it is.
+
+    `apart`: two names -> how far the first is above the second; None where they cannot be paired. By default
+    the difference of what was measured.
+    """
     sign = -1 if metric in LOWER_IS_BETTER else 1
     values = {name: each.value(metric) for name, each in measured.items() if metric in each.metrics}
     if len(values) < 2:
         return None
     best = max(values, key=lambda name: sign * values[name])
-    differences = (measured[best].minus(measured[name]) for name in values if name != best)
-    return best if all(each.estimate(metric).excludes_zero for each in differences) else None
+    for name in values.keys() - {best}:
+        difference = apart(best, name) if apart else measured[best].minus(measured[name])
+        if difference is None:
+            return None
+        estimate = difference.estimate(metric)
+        if not estimate.excludes_zero or sign * estimate.value < 0:
+            return None
+    return best

@@ -62,11 +62,12 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
         written.append(out / f"{name}.{suffix}")
         write_text(written[-1], text)
     if study.views():
-        # What only draws in another way costs what the other does, which is shown where it was measured.
-        shown = {
-            cell: r for cell, r in results.items() if study.trained_cell(cell) not in results.keys() - {cell}
+        # What draws with another's adapters costs what that does, and is left out beside it.
+        trained = {cell: study.trained_cell(cell) for cell in results}
+        own = {
+            cell: r for cell, r in results.items() if trained[cell] == cell or trained[cell] not in results
         }
-        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(shown))):
+        for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(own))):
             written.append(_save(figure, out / f"{name}-{kind}.png"))
     for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
         figure = pictures_figure(study, results, condition, pictures)

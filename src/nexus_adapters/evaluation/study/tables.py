@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nexus_adapters.evaluation.columns import COLUMNS, head
-from nexus_adapters.evaluation.estimates import LOWER_IS_BETTER, Estimate, Measured, mean_of
+from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult
@@ -134,17 +134,13 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
 
 
 def _best(rows: Sequence[Row], metric: str) -> str | None:
-    """The best method, where the intervals of its paired differences to all others exclude zero."""
-    by_method = {row.method: row for row in rows if metric in row.measured.metrics}
-    if len(by_method) < 2:
-        return None
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    best = max(by_method.values(), key=lambda row: sign * row.measured.value(metric))
-    apart = [best.minus(row) for row in by_method.values() if row is not best]
-    is_sure = all(each is not None and each.estimate(metric).excludes_zero for each in apart)
-    # Over the seeds that both have, another may be ahead.
-    ahead = all(each is not None and sign * each.value(metric) > 0 for each in apart)
-    return best.method if is_sure and ahead else None
+    """The best method over the seeds that it and each other have."""
+    by_method = {row.method: row for row in rows}
+    return best_beyond_doubt(
+        {method: row.measured for method, row in by_method.items()},
+        metric,
+        lambda one, other: by_method[one].minus(by_method[other]),
+    )
 
 
 def _differences_by_seed(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
