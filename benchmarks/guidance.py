@@ -1,12 +1,9 @@
-"""Choose guidance scale and form of the embedded adapters, on test scenes that canny.py does not draw.
+"""Choose the guidance scale of the embedded adapters, on test scenes that canny.py does not draw.
 
     python benchmarks/guidance.py
 
-Writes results/guidance.json: every method's mean scores by guidance scale, and what follows from them by
-rules that are the same for all methods:
-
-- `guidance_scale`: where color binding plus edge F1, in the mean over all methods, is highest;
-- `better_form`: of each variant, the form with the higher color binding plus edge F1 at that scale.
+Writes results/guidance.json: every method's mean scores by guidance scale, and `guidance_scale`: where color
+binding plus edge F1, in the mean over all methods, is highest.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ def scores_by_guidance(scenes: list[TestScene], steps: int) -> Scores:
 
 
 def merit(scores: Mapping[str, float]) -> float:
-    """What both choices go by: objects in their color, and edges where the map has them."""
+    """What this and chosen.py choose by: objects in their color, and edges where the map has them."""
     return scores["binding_color"] + scores["edge_f1"]
 
 
@@ -53,14 +50,6 @@ def best_scale(scores: Scores) -> str:
     )
 
 
-def better_forms(scores: Scores, scale: str) -> dict[str, str]:
-    """Variant -> its form of the higher merit; the paper's of two equals."""
-    return {
-        variant: max((variant, f"{variant}-residual"), key=lambda form: merit(scores[form][scale]))
-        for variant in ("prime", "slim")
-    }
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = benchmark_parser(__doc__)
@@ -69,12 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     count, steps = (2, 2) if args.quick else (args.scenes, args.steps)
     scores = scores_by_guidance(load_test_scenes(count, first_seed=FIRST_SEED), steps)
-    scale = best_scale(scores)
-    measured = {
-        "scores": scores,
-        "guidance_scale": float(scale),
-        "better_form": better_forms(scores, scale),
-    }
+    measured = {"scores": scores, "guidance_scale": float(best_scale(scores))}
     settings = {
         "test_scenes": count,
         "first_seed": FIRST_SEED,

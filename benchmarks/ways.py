@@ -2,7 +2,7 @@
 
     python benchmarks/ways.py
 
-100 test scenes from seed 20,000 on, which no other choice rests on, by Prime and Slim with the skip and from
+100 test scenes from seed 20,000 on, as balances.py, by Prime and Slim with the skip and from
 the same noise: policy `positive` with features as strong in all steps, and `cond_only` with `noise_exponent`
 0.5. Depth and segmentation are judged by the models of scripts/train_judges.py, and without them by edges
 and colors alone. Goes on where it was stopped. Writes results/ways.json: what the default has, and the

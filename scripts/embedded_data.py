@@ -1,4 +1,4 @@
-"""What the embedded base and its adapters train on: scenes as latents, token ids and canny maps, in files."""
+"""What the embedded base trains on: scenes as latents and token ids, in files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
@@ -23,10 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from nexus_adapters.conditions import extract
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import SIZE, draw_scene
+from nexus_adapters.scenes.scene import draw_scene
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.optimizer import build_optimizer
@@ -58,12 +56,10 @@ def training_parser(
     return parser
 
 
-def add_scene_options(
-    parser: argparse.ArgumentParser, vae: Path = DEFAULT_CACHE / "autoencoder" / "vae"
-) -> None:
+def add_scene_options(parser: argparse.ArgumentParser) -> None:
     """Of the trainings that read cached scenes."""
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
-    parser.add_argument("--vae", type=Path, default=vae)
+    parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
     parser.add_argument("--scenes", type=int, default=24_000)
 
 
@@ -135,29 +131,19 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "b 77
 
 @dataclass(frozen=True)
 class SceneCache:
-    """`latents`: scaled to unit variance. `tokens`: ids of each scene's captions. `canny`: packed bits."""
+    """`latents`: scaled to unit variance. `tokens`: ids of each scene's captions."""
 
     latents: Float[Tensor, "n c h w"]
     tokens: Int[Tensor, "n phrasings 77"]
-    canny: Int[Tensor, "n bytes"]
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def condition(self, indices: Int[Tensor, " b"]) -> Float[Tensor, "b 3 128 128"]:
-        """The canny maps of these scenes, in [0, 1], as three equal channels."""
-        bits = np.unpackbits(self.canny[indices].numpy(), axis=1).reshape(-1, 1, SIZE, SIZE)
-        return torch.from_numpy(bits).float().expand(-1, 3, -1, -1)
-
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step reads. `indices`: the scenes. `tokens`: of one caption each, or of no prompt.
+    """What one training step reads, on its device. `tokens`: of one caption each, or of no prompt."""
 
-    `indices` stay on the CPU, all else is on the device of the training.
-    """
-
-    indices: Int[Tensor, " b"]
     tokens: Int[Tensor, "b 77"]
     latents: Float[Tensor, "b c h w"]
     noise: Float[Tensor, "b c h w"]
@@ -176,22 +162,16 @@ def draw_batch(
     tokens = torch.where(dropped, empty, scenes.tokens[indices, phrasing].long())
     latents = scenes.latents[indices].float()
     noise = torch.randn(latents.shape, generator=generator)
-    return Batch(indices, tokens.to(device), latents.to(device), noise.to(device))
+    return Batch(tokens.to(device), latents.to(device), noise.to(device))
 
 
-def load_scenes(
-    vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path, device: str, after: int = 0
-) -> SceneCache:
-    """`count` training scenes, from the first shard that holds none of the first `after` on.
-
-    Shards that are missing in `cache` are made first.
-    """
-    begin = -(-after // SHARD) * SHARD
+def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path, device: str) -> SceneCache:
+    """The first `count` training scenes. Shards that are missing in `cache` are made first."""
     folder = cache / f"scenes-{scenes_hash(vae_dir, tokenizer)[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(vae_dir).eval().to(device)
     shards = []
-    for first in tqdm(range(begin, begin + count, SHARD), desc="scenes", unit="shard"):
+    for first in tqdm(range(0, count, SHARD), desc="scenes", unit="shard"):
         path = folder / f"{first:07d}.safetensors"
         if not path.exists():
             partial = path.with_suffix(".partial")
@@ -212,16 +192,14 @@ def folder_hash(folder: Path) -> str:
 
 
 def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
-    """SHA-256 of the autoencoder, and of images, ids and maps of a few scenes.
+    """SHA-256 of the autoencoder, and of images and ids of a few scenes.
 
     Of what went into the shards, that is: others would train a UNet on the wrong latents or words.
     """
     digest = hashlib.sha256((vae_dir / "diffusion_pytorch_model.safetensors").read_bytes())
     for seed in range(8):
         scene = draw_scene(seed)
-        image = render(scene).image
-        digest.update(image.tobytes())
-        digest.update(np.asarray(extract("canny", Image.fromarray(image))).tobytes())
+        digest.update(render(scene).image.tobytes())
         digest.update(token_ids(tokenizer, [caption(scene, p) for p in range(PHRASINGS)]).numpy().tobytes())
     return digest.hexdigest()
 
@@ -229,7 +207,7 @@ def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> dict[str, Tensor]:
     """One shard: the scenes from seed `first` on."""
-    latents, tokens, canny = [], [], []
+    latents, tokens = [], []
     for start in range(first, first + SHARD, _BATCH):
         scenes = [draw_scene(seed) for seed in range(start, start + _BATCH)]
         images = [render(scene).image for scene in scenes]
@@ -239,6 +217,4 @@ def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> d
         latents.append(encoded.half().cpu().contiguous())
         prompts = [caption(scene, phrasing) for scene in scenes for phrasing in range(PHRASINGS)]
         tokens.append(token_ids(tokenizer, prompts).view(_BATCH, PHRASINGS, 77).short())
-        maps = [np.asarray(extract("canny", Image.fromarray(image)))[..., 0] > 0 for image in images]
-        canny.append(torch.from_numpy(np.packbits(np.stack(maps).reshape(_BATCH, -1), axis=1)))
-    return {"latents": torch.cat(latents), "tokens": torch.cat(tokens), "canny": torch.cat(canny)}
+    return {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}

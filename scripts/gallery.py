@@ -2,7 +2,7 @@
 
     python scripts/gallery.py [--out docs/gallery] [--only mask ...]
 
-Offline, on a CPU in a minute or two, and the same on every run. Sheets are PNGs of 256 colors.
+Offline, on a CPU in a minute or two, and the same on every run.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     studio = Studio()
     for name in tqdm(args.only, unit="sheet"):
         sheet = draw(*SHEETS[name](studio))
-        sheet.quantize(256, dither=Image.Dither.NONE).save(args.out / f"{name}.png", optimize=True)
+        sheet.save(args.out / f"{name}.webp", quality=85, method=6)
 
 
 if __name__ == "__main__":

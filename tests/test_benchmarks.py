@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.weights import write_tiny
 
 from nexus_adapters import embedded
@@ -281,22 +282,81 @@ def test_the_text_is_swapped_for_the_adapter_alone(benchmark, tiny_weights, monk
     assert len({scene.prompt for scene in scenes}) == 3
 
 
-def test_retrained(benchmark, tmp_path, tiny_weights):
-    runs = {"prime": "prime-residual", "t2i": "t2i"}
-    for method, shipped in runs.items():
-        folder = tmp_path / "runs" / method / "adapter"
-        shutil.copytree(embedded.WEIGHTS / "canny" / shipped, folder)
-        (folder / "training.json").write_text('{"steps": 3}')
-    name, measured = run(benchmark("retrained"), tmp_path / "out", str(tmp_path / "runs"))
-    assert name == "retrained"
-    assert set(measured) == {"prime", "t2i"}
-    for found in measured.values():
-        assert set(found) == set(METRICS)
-        for value in found.values():  # the same weights
-            assert set(value) == {"value", "low", "high", "minus_shipped"}
-            assert value["minus_shipped"] == {"value": 0, "low": 0, "high": 0}
+@pytest.fixture
+def trainings(benchmark, tmp_path, tiny_weights):
+    """What a study leaves, of two seeds each, with weights unlike the package's."""
+    for condition, methods in embedded.METHODS.items():
+        for method in methods:
+            for seed in (0, 3):
+                name = f"{condition}-{benchmark('chosen').TRAINED_AS[method]}-{seed}"
+                folder = tmp_path / "runs" / name / "adapter"
+                shutil.copytree(embedded.WEIGHTS / condition / method, folder)
+                file = folder / "diffusion_pytorch_model.safetensors"
+                tensors = {n: tensor.float() * (1 + seed) / 2 for n, tensor in load_file(file).items()}
+                save_file(tensors, file)
+    return tmp_path / "runs"
+
+
+def test_chosen(benchmark, tmp_path, trainings, monkeypatch):
+    monkeypatch.setattr(embedded, "WEIGHTS", shutil.copytree(embedded.WEIGHTS, tmp_path / "package"))
+    module, out = benchmark("chosen"), tmp_path / "out"
+    monkeypatch.setattr(module, "SCENES", 2)
+    monkeypatch.setattr(module, "STEPS", 1)
+    options = [str(trainings), "--out", str(out), "--cache", str(tmp_path / "cache"), "--install"]
+    module.main(options)
+    written = (out / "chosen.json").read_text()
+    settings, measured = (json.loads(written)[key] for key in ("settings", "measured"))
+    assert set(measured["form"]) == {"prime", "slim"}
+    for condition, methods in embedded.METHODS.items():
+        assert set(measured["seed"][condition]) == set(methods)
+        for method, seed in measured["seed"][condition].items():
+            assert set(measured["scores"][condition][method]) == {"0", "3"}
+            run_of_it = trainings / f"{condition}-{module.TRAINED_AS[method]}-{seed}" / "adapter"
+            digest = hashlib.sha256((run_of_it / module.WEIGHTS).read_bytes()).hexdigest()
+            assert settings["trainings_sha256"][condition][method][str(seed)] == digest
+            trained = load_file(run_of_it / module.WEIGHTS)
+            shipped = embedded.embedded_adapter(method, condition, torch.float16).state_dict()
+            assert all(torch.equal(shipped[name], tensor.half()) for name, tensor in trained.items())
+            assert str(tmp_path) not in (embedded.WEIGHTS / condition / method / "config.json").read_text()
+        assert sorted(path.name for path in (embedded.WEIGHTS / condition).iterdir()) == sorted(methods)
+    monkeypatch.setattr(module, "generate", None)  # what was measured is not measured again
+    module.main(options)
+    assert json.loads((out / "chosen.json").read_text())["measured"] == measured
+
+
+def test_a_miniature_of_chosen_installs_nothing(benchmark, trainings, capsys):
     with pytest.raises(SystemExit):
-        benchmark("retrained").main([str(tmp_path / "none")])
+        benchmark("chosen").main(["--quick", "--install", str(trainings)])
+    assert "--install: expected a whole measurement; received --quick" in capsys.readouterr().err
+
+
+def test_chosen_asks_for_trainings_of_all_methods(benchmark, trainings, capsys):
+    for folder in trainings.glob("depth-prime*"):
+        shutil.rmtree(folder)
+    with pytest.raises(SystemExit):
+        benchmark("chosen").main(["--quick", str(trainings)])
+    assert "expected trainings of all methods; received none of depth-prime+" in capsys.readouterr().err
+
+
+def test_trainings_are_chosen_by_color_and_edges(benchmark):
+    module = benchmark("chosen")
+
+    def by_seed(*scores):
+        return {seed: {"binding_color": c, "edge_f1": edges} for seed, (c, edges) in enumerate(scores)}
+
+    canny = {
+        "t2i": by_seed((0.3, 0.4), (0.3, 0.4)),
+        "prime": by_seed((0.9, 0.6), (0.1, 0.6), (0.1, 0.6)),  # the best training, and the worse form
+        "prime-residual": by_seed((0.5, 0.5), (0.6, 0.5), (0.5, 0.7)),
+        "slim": by_seed((0.4, 0.5)),
+        "slim-residual": by_seed((0.5, 0.4)),
+    }
+    merits = {"canny": canny, "depth": {"slim-residual": {2: canny["slim"][0], 1: canny["slim"][0]}}}
+    assert module.better_forms(merits) == {"prime": "prime-residual", "slim": "slim"}
+    assert module.best_seeds(merits) == {
+        "canny": {"t2i": 0, "prime": 0, "prime-residual": 2, "slim": 0, "slim-residual": 0},
+        "depth": {"slim-residual": 1},
+    }
 
 
 def test_guidance(benchmark, tmp_path, tiny_weights):
@@ -311,27 +371,20 @@ def test_guidance(benchmark, tmp_path, tiny_weights):
         assert all(set(scores) == set(METRICS) for scores in by_scale.values())
     assert len({json.dumps(scores) for by_scale in found.values() for scores in by_scale.values()}) > 1
     assert measured["guidance_scale"] in module.GUIDANCE_SCALES
-    assert set(measured["better_form"]) == {"prime", "slim"}
 
 
-def test_guidance_scale_and_forms_are_chosen_by_color_and_edges(benchmark):
+def test_the_guidance_scale_is_chosen_by_color_and_edges(benchmark):
     module = benchmark("guidance")
 
-    scales = [f"{scale:g}" for scale in module.GUIDANCE_SCALES]
+    def by_scale(colors, edges):
+        scales = (f"{scale:g}" for scale in module.GUIDANCE_SCALES)
+        found = zip(scales, colors, edges, strict=True)
+        return {scale: {"binding_color": color, "edge_f1": edge} for scale, color, edge in found}
 
-    def by_scale(*colors):
-        return {scale: {"binding_color": c, "edge_f1": 0.5} for scale, c in zip(scales, colors, strict=True)}
-
-    scores = {
-        "t2i": by_scale(0.5, 0.6, 0.2, 0.1),
-        "prime": by_scale(0.2, 0.7, 0.4, 0.1),
-        "prime-residual": by_scale(0.9, 0.6, 0.8, 0.1),
-        "slim": by_scale(0.1, 0.5, 0.4, 0.1),
-        "slim-residual": by_scale(0.1, 0.5, 0.4, 0.1),
-    }
-    assert module.best_scale(scores) == scales[1]
-    assert module.better_forms(scores, scales[1]) == {"prime": "prime", "slim": "slim"}
-    assert module.better_forms(scores, scales[0]) == {"prime": "prime-residual", "slim": "slim"}
+    one = by_scale((0.9, 0.2, 0.8, 0.8), (0.5, 0.5, 0.1, 0.5))
+    other = by_scale((0.1, 0.7, 0.8, 0.1), (0.5, 0.5, 0.1, 0.5))
+    best_of_colors, best_of_both = "3", "1.5"
+    assert module.best_scale({"one": one, "other": other}) == best_of_both != best_of_colors
 
 
 def test_balances(benchmark, tmp_path, tiny_weights):

@@ -20,7 +20,7 @@ from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 WEIGHTS = Path(__file__).parent / "weights"
 
 # The adapters of each condition. "t2i" is diffusers' T2IAdapter, the peer; "prime" and "slim" are the paper's
-# form, "-residual" the one with a skip around the attention, which every condition has.
+# form, "-residual" the one with a skip around the attention and eight heads, which every condition has.
 METHODS: dict[str, tuple[str, ...]] = {
     "canny": ("t2i", "prime", "slim", "prime-residual", "slim-residual"),
     "depth": ("prime-residual", "slim-residual"),
@@ -28,7 +28,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "sketch": ("prime-residual", "slim-residual"),
 }
 
-# Which form of each variant users get.
+# Which form of each variant users get, and of which training each adapter is: benchmarks/chosen.py.
 BETTER_FORM = {"prime": "prime-residual", "slim": "slim-residual"}
 
 EMBEDDED_GUIDANCE = 2.0  # what suits the embedded base: benchmarks/guidance.py

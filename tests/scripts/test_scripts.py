@@ -1,4 +1,4 @@
-"""The training scripts in miniature, end to end: autoencoder, base, adapters, and what judges them."""
+"""The training scripts in miniature, end to end: autoencoder, base, and what judges pictures."""
 
 import json
 import sys
@@ -9,18 +9,17 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPModel, CLIPTextModel
 
-from nexus_adapters import NexusAdapter, extract
+from nexus_adapters import extract
 from nexus_adapters.metrics.vision_models import load_features
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.maps import depth_map, segmentation_map
 from nexus_adapters.scenes.render import render
 from nexus_adapters.scenes.scene import draw_scene
 from nexus_adapters.training.checkpoint import latest_checkpoint
-from nexus_adapters.training.loss import draw_timesteps
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DOCS = SCRIPTS.parent / "docs"
@@ -79,18 +78,6 @@ def base(scripts, root, autoencoder, text_encoder):
     """The folder that train_base.py writes, after two steps."""
     run(scripts("train_base"), *base_folders(root), *SIZES)
     return root / "base"
-
-
-@pytest.fixture(scope="module")
-def adapters(scripts, root, autoencoder, base):
-    """The folder that train_adapters.py writes, after two steps."""
-    folders = ("--cache", root, "--vae", autoencoder / "vae", "--base", base / "pipeline")
-    script = scripts("train_adapters")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "VALIDATION_SCENES", 1)
-        patch.setattr(script, "VALIDATION_STEPS", script.VALIDATION_STEPS[:1])
-        run(script, *folders, "--out", root / "adapters", *SIZES)
-    return root / "adapters"
 
 
 def steps_logged(folder):
@@ -159,44 +146,25 @@ def test_scenes_are_kept_and_read_back(scripts, root, autoencoder, base):
     cache = data.load_scenes(autoencoder / "vae", tokenizer, SCENES - 1, root, "cpu")
     assert [path.stat().st_mtime_ns for path in files] == before
     assert len(cache) == SCENES - 1
-    condition = cache.condition(torch.tensor([2, 0]))
-    assert condition.shape == (2, 3, 128, 128)
-    for row, seed in zip(condition, (2, 0), strict=True):
-        image = render(draw_scene(seed)).image
-        drawn = data.extract("canny", data.Image.fromarray(image))
-        assert torch.equal(row, torch.from_numpy(np.asarray(drawn).copy()).permute(2, 0, 1) / 255)
     expected = data.token_ids(tokenizer, [caption(draw_scene(1), 2)])[0]
     assert torch.equal(cache.tokens[1, 2].long(), expected)
 
 
-def test_scenes_to_validate_on_are_none_of_the_training(scripts, root, autoencoder, base):
-    data = scripts("embedded_data")
-    tokenizer = StableDiffusionPipeline.from_pretrained(base / "pipeline").tokenizer
-    unseen = data.load_scenes(autoencoder / "vae", tokenizer, 1, root, "cpu", after=SCENES - 1)
-    assert len(unseen) == 1
-    expected = data.token_ids(tokenizer, [caption(draw_scene(SCENES), 0)])[0]
-    assert torch.equal(unseen.tokens[0, 0].long(), expected)
-
-
 def scenes_of_their_number(data, count):
-    """A cache in which scene i has i in every latent and token, and i white pixels in its map."""
+    """A cache in which scene i has i in every latent and token."""
     numbers = torch.arange(count)
-    bits = np.arange(128 * 128) < np.arange(count)[:, None]
     return data.SceneCache(
         latents=numbers.view(-1, 1, 1, 1).expand(-1, 12, 16, 16).half(),
         tokens=numbers.view(-1, 1, 1).expand(-1, data.PHRASINGS, 77).short(),
-        canny=torch.from_numpy(np.packbits(bits, axis=1)),
     )
 
 
-def test_a_batch_holds_latents_prompt_and_map_of_the_same_scenes(scripts):
+def test_a_batch_holds_latents_and_prompt_of_the_same_scenes(scripts):
     data = scripts("embedded_data")
     scenes, empty = scenes_of_their_number(data, 50), torch.full((1, 77), -1)
     batch = data.draw_batch(scenes, empty, 2000, torch.Generator().manual_seed(3), "cpu")
-    drawn = batch.indices
+    drawn = batch.latents[:, 0, 0, 0].long()
     assert len(drawn.unique()) == 50
-    assert torch.equal(batch.latents[:, 0, 0, 0].long(), drawn)
-    assert torch.equal(scenes.condition(drawn)[:, 0].sum((1, 2)).long(), drawn)
     dropped = (batch.tokens == -1).all(1)
     assert torch.equal(batch.tokens[~dropped], drawn[~dropped, None].expand(-1, 77))
     assert abs(dropped.float().mean().item() - data.PROMPT_DROPOUT) < 0.02
@@ -208,48 +176,6 @@ def test_a_batch_holds_latents_prompt_and_map_of_the_same_scenes(scripts):
 
 def test_prompts_are_dropped_in_one_batch_row_of_ten(scripts):
     assert scripts("embedded_data").PROMPT_DROPOUT == 0.1
-
-
-@pytest.mark.parametrize("method", ["t2i", "prime"])
-def test_an_adapters_step_trains_the_adapter_alone_on_what_every_method_draws(
-    scripts, root, autoencoder, base, method
-):
-    script, data = scripts("train_adapters"), scripts("embedded_data")
-    pipe = script.load_base(base / "pipeline", "cpu")
-    scenes = data.load_scenes(autoencoder / "vae", pipe.tokenizer, SCENES, root, "cpu")
-    adapter = script.build_adapter(method, pipe.unet)
-    seen = {}
-    adapter.register_forward_pre_hook(lambda _, args: seen.update(condition=args[0]))
-    with pytest.MonkeyPatch.context() as patch:
-        real = script.denoising_loss
-        patch.setattr(
-            script, "denoising_loss", lambda *args: seen.update(noise=args[3], steps=args[4]) or real(*args)
-        )
-        script.build_loss(adapter, pipe, scenes, 2, 0, "cpu")(8).backward()
-    frozen = [*pipe.unet.parameters(), *pipe.text_encoder.parameters(), *pipe.vae.parameters()]
-    assert all(weight.grad is None for weight in frozen)
-    assert all(weight.grad is not None for weight in adapter.parameters())
-    generator = script.step_generator(0, 8)
-    expected = data.draw_batch(scenes, torch.zeros(1, 77).long(), 2, generator, "cpu")
-    assert expected.indices[0] != expected.indices[1]
-    assert torch.equal(seen["noise"], expected.noise)
-    assert torch.equal(seen["steps"], draw_timesteps("cubic", 2, 1000, generator))
-    assert torch.equal(seen["condition"], scenes.condition(expected.indices))
-
-
-def test_the_adapters_load(adapters, base):
-    unet = UNet2DConditionModel.from_pretrained(base / "pipeline", subfolder="unet")
-    for folder in sorted(path for path in adapters.iterdir()):
-        name = json.loads((folder / "adapter" / "config.json").read_text())["_class_name"]
-        kind = T2IAdapter if folder.name == "t2i" else NexusAdapter
-        assert name == kind.__name__
-        adapter = kind.from_pretrained(folder / "adapter")
-        assert tuple(adapter.config.channels) == tuple(unet.config.block_out_channels)
-        if kind is NexusAdapter:
-            variant, _, skip = folder.name.partition("-")
-            assert (adapter.variant, adapter.config.residual) == (variant, bool(skip))
-        assert steps_logged(folder) == 2
-    assert len(list(adapters.iterdir())) == 5
 
 
 def test_run_again_nothing_is_trained_anew(scripts, root, base):
@@ -310,19 +236,19 @@ def test_the_gallery(scripts, root, monkeypatch):
     monkeypatch.setattr(gallery, "STEPS", 2)
     gallery.main(["--out", str(root / "gallery"), "--only", "mask", "inpainting", "image-to-image"])
     assert sorted(path.name for path in (root / "gallery").iterdir()) == [
-        "image-to-image.png",
-        "inpainting.png",
-        "mask.png",
+        "image-to-image.webp",
+        "inpainting.webp",
+        "mask.webp",
     ]
-    with Image.open(root / "gallery" / "mask.png") as sheet:
+    with Image.open(root / "gallery" / "mask.webp") as sheet:
         assert sheet.width > 1000
 
 
 def test_the_gallerys_page_shows_each_sheet(scripts):
     page = (DOCS / "gallery.md").read_text()
     for name in scripts("gallery").SHEETS:
-        assert f"(gallery/{name}.png)" in page
-        assert (DOCS / "gallery" / f"{name}.png").is_file()
+        assert f"(gallery/{name}.webp)" in page
+        assert (DOCS / "gallery" / f"{name}.webp").is_file()
 
 
 def test_the_clip_is_one_that_features_are_taken_of(scripts, root):

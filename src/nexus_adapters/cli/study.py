@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="also draw N scenes each of the best, middle and worst by all methods, for each condition",
+        help="also draw N scenes each of the best, middle and worst for each condition, by the methods "
+        "whose runs are here",
     )
     parser.add_argument("--dry-run", action="store_true", help="check the plan and say what is done")
 

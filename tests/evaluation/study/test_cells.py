@@ -119,7 +119,7 @@ def test_a_finished_study_does_nothing_more(finished, untrained):
 
 def test_deleted_results_come_back_the_same(finished, root):
     before = {path.name: path.read_bytes() for path in sorted((root / "out").glob("tiny*"))}
-    assert set(before) == {"tiny.csv", "tiny.md", "tiny.json", "tiny-metrics.png", "tiny-cost.png"}
+    assert set(before) == {"tiny.csv", "tiny.md", "tiny.json", "tiny-metrics.webp", "tiny-cost.webp"}
     shutil.rmtree(root / "study" / "results")
     shutil.rmtree(root / "study" / "evaluations")
     shutil.rmtree(root / "out")
@@ -137,7 +137,7 @@ def test_the_report_needs_the_results_alone(finished, root, tmp_path, untrained)
     assert "| prime | 0, 1 |" in text
     assert "| Minus t2i |" in text
     assert "### canny, empty" in text
-    assert Image.open(tmp_path / "tiny-metrics.png").size[0] > 300
+    assert Image.open(tmp_path / "tiny-metrics.webp").size[0] > 300
 
 
 def test_what_only_draws_in_another_way_is_told_alone_too(finished, root, tmp_path, untrained):
@@ -147,7 +147,7 @@ def test_what_only_draws_in_another_way_is_told_alone_too(finished, root, tmp_pa
     text = PLAN.replace("compare_to", f'results = "{tmp_path}/results"\ncompare_to')
     planned = Study(write_plan(root, "alone", text))
     written = write_study(planned, tmp_path / "out")
-    assert {path.name for path in written} >= {"alone-cost.png", "alone-metrics.png", "alone.md"}
+    assert {path.name for path in written} >= {"alone-cost.webp", "alone-metrics.webp", "alone.md"}
     assert "| prime+per_branch | 0 |" in (tmp_path / "out" / "alone.md").read_text()
 
 

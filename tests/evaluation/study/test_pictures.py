@@ -5,9 +5,11 @@ from tests.evaluation.study.plans import study, write_world
 
 from nexus_adapters.cli import main
 from nexus_adapters.evaluation.estimates import Measured
+from nexus_adapters.evaluation.study import pictures
 from nexus_adapters.evaluation.study.cells import run_study
 from nexus_adapters.evaluation.study.pictures import choose
 from nexus_adapters.evaluation.study.plan import Cell
+from nexus_adapters.evaluation.study.results import load_result
 
 
 def measured(**scores):
@@ -52,8 +54,6 @@ def finished(tmp_path_factory):
 
 
 def test_all_methods_draw_the_chosen_scenes_as_in_their_evaluation(finished, tmp_path, monkeypatch):
-    from nexus_adapters.evaluation.study import pictures
-
     drawn = {}
 
     def spy(config, place, cases, base, adapter):
@@ -94,6 +94,31 @@ def test_pictures_are_of_the_adapters_that_were_measured(finished, tmp_path, cap
         assert "received none in " in capsys.readouterr().err.splitlines()[-1]
     finally:
         file.write_bytes(before)
+
+
+def drawn_cells(finished, *cells):
+    """What a sheet shows where these cells have results."""
+    result = load_result(finished.results, Cell("canny", "prime", 0))
+    return list(pictures._cells_to_draw(finished, dict.fromkeys(cells, result), "canny").values())
+
+
+def test_a_sheet_is_of_the_seed_that_most_methods_have_here(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(finished, "folder", tmp_path)
+    base, *trained = (
+        Cell("canny", method, seed)
+        for method, seed in (("base", 0), ("t2i", 0), ("t2i", 1), ("prime", 0), ("prime", 1), ("prime", 2))
+    )
+    for cell in (trained[0], trained[1], trained[3], trained[4]):
+        finished.run_folder(cell).mkdir(parents=True)
+    shown = drawn_cells(finished, base, *trained, Cell("depth", "t2i", 0))
+    assert shown == [base, Cell("canny", "t2i", 1), Cell("canny", "prime", 1)]
+
+
+def test_a_sheet_without_any_run_is_refused(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(finished, "folder", tmp_path)
+    with pytest.raises(ValueError, match=r"^pictures: expected the runs of canny in '.*'; received none$"):
+        drawn_cells(finished, Cell("canny", "base", 0), Cell("canny", "t2i", 0))
+    assert drawn_cells(finished, Cell("canny", "base", 0)) == [Cell("canny", "base", 0)]
 
 
 def test_a_study_of_losses_has_no_pictures(finished, tmp_path, capsys):

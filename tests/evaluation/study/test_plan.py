@@ -5,6 +5,7 @@ from tests.evaluation.study.plans import PLAN, study, write_plan, write_world
 
 from nexus_adapters.cli import main
 from nexus_adapters.evaluation.study.plan import Cell, Study
+from nexus_adapters.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,6 +109,16 @@ def test_a_dry_run_says_what_is_left(root, capsys):
 def test_the_projects_plans_are_valid(plan):
     cells = Study(plan).cells()
     assert len({cell.name for cell in cells}) == len(cells) > 1
+
+
+def test_the_plans_train_by_the_embedded_recipe_but_for_its_heads(tmp_path):
+    where = [f"output_dir={tmp_path}"]
+    ours = load_recipe(ROOT / "benchmarks" / "recipe.toml", where)
+    eight = ["adapter.heads=8", "adapter.head_width=8"]
+    assert ours.adapter.heads == 0
+    assert load_recipe(ROOT / "benchmarks" / "recipe.toml", where + eight) == load_recipe(
+        ROOT / "recipes" / "embedded-canny.toml", where
+    )
 
 
 def test_the_main_study_has_what_it_is_to_compare():

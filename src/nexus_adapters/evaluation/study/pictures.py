@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ _SHORT = {
 # Inches: a picture with its margin, a row of them with the words above and below, and what is over all.
 _SIDE, _ROW, _TITLE, _HEAD = 1.45, 2.05, 0.25, 0.45
 _LETTERS = 24  # of a row's title, for each column
+_HEAD_LETTERS = 16  # of a column's title at full size
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
     """The `count` best, middle and worst samples of the best adapter beside another.
 
     The best is that of the highest mean merit other than `compare_to`, whose merit is subtracted sample by
-    sample;
-    merit is the mean of `_MERITS`, or MS-SSIM where none of them is measured.
+    sample. Merit is the mean of `_MERITS`, or MS-SSIM where none of them is measured.
     """
     merit = {method: _merit(each) for method, each in measured.items()}
     adapters = [method for method in merit if method not in (BASE, compare_to)] or list(merit)
@@ -73,18 +74,16 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
 
 
 def pictures_figure(study: Study, results: Results, condition: str, count: int) -> Figure:
-    """`count` scenes each of the best, middle and worst, by all methods of a condition that have a result.
+    """`count` scenes each of the best, middle and worst, by the methods whose adapters are here.
 
-    Each method by its first seed, from the noise that the evaluation had. What else a batch holds changes a
-    picture by rounding alone.
+    All of one seed: the first of those from which most methods' runs lie in the study's folder. From the
+    noise that the evaluation had; what else a batch holds changes a picture by rounding alone.
 
     Raises:
-        ValueError: where a cell's adapter is not the one that was measured, or fewer than three samples were.
+        ValueError: where a run's adapter is not the one that was measured, no run is here, or fewer than
+            three samples were measured.
     """
-    cells: dict[str, Cell] = {}
-    for cell, result in results.items():
-        if cell.condition == condition and OWN in result.views:
-            cells.setdefault(cell.method, cell)
+    cells = _cells_to_draw(study, results, condition)
     for cell in cells.values():
         _check_measured(study, cell, results[cell].settings["adapter_sha256"])
     measured = {method: results[cell].views[OWN] for method, cell in cells.items()}
@@ -105,7 +104,8 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
     width, height = _SIDE * len(columns), _ROW * len(chosen) + _HEAD
     figure = Figure(figsize=(width, height))
     for column, name in enumerate(columns):
-        figure.text((column + 0.5) * _SIDE / width, 1 - 0.6 * _HEAD / height, name, fontsize=9, ha="center")
+        place = ((column + 0.5) * _SIDE / width, 1 - 0.6 * _HEAD / height)
+        figure.text(*place, name, fontsize=9 * min(1, _HEAD_LETTERS / len(name)), ha="center")
     for number, each in enumerate(chosen):
         case, top = cases[each.place], height - _HEAD - number * _ROW
         title = textwrap.shorten(f"{each.why}: {case.prompt}", _LETTERS * len(columns), placeholder=" ...")
@@ -122,6 +122,19 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
             below = (bottom - 0.05) / height
             figure.text(middle, below, note, fontsize=7, color="0.3", ha="center", va="top", linespacing=1.1)
     return figure
+
+
+def _cells_to_draw(study: Study, results: Results, condition: str) -> dict[str, Cell]:
+    """Method -> its cell of the seed that most have here, in the order of the results; and the base."""
+    measured = [cell for cell, r in results.items() if cell.condition == condition and OWN in r.views]
+    trained = [cell for cell in measured if cell.method != BASE and study.run_folder(cell).is_dir()]
+    if not trained and any(cell.method != BASE for cell in measured):
+        raise ValueError(
+            f"pictures: expected the runs of {condition} in '{study.folder / 'runs'}'; received none"
+        )
+    counts = Counter(cell.seed for cell in trained)
+    seed = min(counts, key=lambda each: (-counts[each], each), default=0)
+    return {c.method: c for c in measured if c.method == BASE or (c in trained and c.seed == seed)}
 
 
 def _merits(measured: Measured) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nexus_adapters.evaluation.store import write, write_text
 from nexus_adapters.evaluation.study.pictures import pictures_figure
@@ -40,8 +41,8 @@ def results_of(study: Study) -> Results:
 def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
     """Write NAME.csv, NAME.json, and of pictures NAME.md and two plots; NAME is the plan's.
 
-    With `pictures`, so many scenes each of successes, middle and failures are drawn again by all methods,
-    and NAME-pictures-CONDITION.webp is written; that needs the trained adapters.
+    With `pictures`, so many scenes each of successes, middle and failures are drawn again by the methods
+    whose trained adapters are here, and NAME-pictures-CONDITION.webp is written.
 
     Raises ValueError where no cell has a result, or an adapter is missing.
     """
@@ -68,19 +69,13 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
             cell: r for cell, r in results.items() if trained[cell] == cell or trained[cell] not in results
         }
         for kind, figure in (("metrics", metrics_figure(results)), ("cost", cost_figure(own))):
-            written.append(_save(figure, out / f"{name}-{kind}.png"))
+            written.append(_save(figure, out / f"{name}-{kind}.webp", {"lossless": True}))
     for condition in dict.fromkeys(cell.condition for cell in results) if pictures and study.views() else ():
         figure = pictures_figure(study, results, condition, pictures)
-        written.append(_save(figure, out / f"{name}-pictures-{condition}.webp"))
+        written.append(_save(figure, out / f"{name}-pictures-{condition}.webp", {"quality": _QUALITY}))
     return sorted(written)
 
 
-def _save(figure: Any, path: Path) -> Path:
-    def fill(stream: IO[bytes]) -> None:
-        if path.suffix == ".webp":
-            figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs={"quality": _QUALITY})
-        else:
-            figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
-
-    write(path, fill)
+def _save(figure: Any, path: Path, options: Mapping[str, Any]) -> Path:
+    write(path, lambda stream: figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs=dict(options)))
     return path
