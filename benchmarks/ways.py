@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from machine import benchmark_parser, report
+from machine import benchmark_parser, folder_hash, report
 
 from nexus_adapters import embedded
 from nexus_adapters.data.user_cache import user_cache
@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         "scenes": drawn.data.count,
         "steps": drawn.num_inference_steps,
         "seed": drawn.seed,
+        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", *args.conditions)},
     }
     report("ways", args, settings, measured)
 

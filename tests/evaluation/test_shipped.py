@@ -76,9 +76,10 @@ def test_the_committed_results_are_of_these_weights(monkeypatch):
     assert settings["adapters_sha256"] == {
         method: folder_hash(embedded.WEIGHTS / "canny" / method) for method in embedded.METHODS["canny"]
     }
-    assert result("guidance")["settings"]["weights_sha256"] == {
-        part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")
-    }
+    for name in ("guidance", "balances", "fading", "ways"):
+        digests = result(name)["settings"]["weights_sha256"]
+        assert digests == {part: folder_hash(embedded.WEIGHTS / part) for part in digests}
+        assert set(digests) == {"base", *(embedded.METHODS if name == "ways" else ["canny"])}
 
 
 def test_the_committed_results_are_of_the_shipped_settings():

@@ -117,7 +117,9 @@ def _in_our_words(error: ValidationError, kind: type) -> str:
     expected = problem["msg"].removeprefix("Input should be ")
     if problem["type"] in _TYPES:
         expected = _TYPES[problem["type"]]
-    elif problem["type"] == "missing":
+    elif problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
+        return f"{key}: expected a value; received none"
+    elif problem["type"] == "missing":  # one of a list's
         key, expected = ".".join(location[:-1]), "more values"
     elif expected.startswith(("greater", "less")):
         expected = f"a number {expected}"

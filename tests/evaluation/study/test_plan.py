@@ -52,6 +52,7 @@ def test_conditions_may_have_a_judge(root):
     ("before", "after", "message"),
     [
         ('recipe = "recipe.toml"', 'recipe = "none.toml"', "recipe: expected a TOML file; received"),
+        ('recipe = "recipe.toml"', "", "^recipe: expected a value; received none$"),
         (
             'methods = ["prime", "t2i"]',
             'methods = ["prim"]',
