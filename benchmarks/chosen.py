@@ -27,11 +27,13 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from canny import CODE, code_digest
 from diffusers import T2IAdapter
 from guidance import FIRST_SEED, merit
 from machine import benchmark_parser, folder_hash, report, write_whole
 from tqdm import tqdm
 
+import nexus_adapters
 from nexus_adapters import NexusAdapter, embedded
 from nexus_adapters.data.user_cache import user_cache
 from nexus_adapters.embedded import load_embedded_base
@@ -49,9 +51,8 @@ TRAINED_AS = {
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCENES, STEPS = 64, 20
 
-Merits = Mapping[
-    str, Mapping[str, Mapping[int, Mapping[str, float]]]
-]  # condition -> method -> seed -> scores
+# condition -> method -> seed -> metric -> mean
+Merits = Mapping[str, Mapping[str, Mapping[int, Mapping[str, float]]]]
 
 
 def find_trainings(runs: Path, condition: str, method: str) -> dict[int, Path]:
@@ -129,12 +130,13 @@ def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: 
     """The scores of every training, from the cache where it has them."""
     base, sampling = load_embedded_base(), Sampling(steps)
     base_hash = folder_hash(embedded.WEIGHTS / "base")
+    code_hash = {part: code_digest(Path(nexus_adapters.__file__).parent / part) for part in CODE}
     cache.mkdir(parents=True, exist_ok=True)
     merits: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
     for (condition, method, seed), folder in tqdm(trainings.items(), unit="training"):
         config = json.loads((folder / "config.json").read_text())
         config.pop("_name_or_path", None)
-        told = [condition, base_hash, weights_hash(folder), config, count, asdict(sampling)]
+        told = [condition, base_hash, code_hash, weights_hash(folder), config, count, asdict(sampling)]
         known = cache / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
         if not known.is_file():
             scenes = load_test_scenes(count, first_seed=FIRST_SEED, condition=condition)
