@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nexus_adapters.adapter.model import NexusAdapter
 
-METHODS = ("t2i", "prime", "slim")
+METHODS = ("t2i", "prime", "slim")  # the paper's configurations
 TOKENS = 77
 _TO_MIB = 2**20 if sys.platform == "darwin" else 2**10  # units of ru_maxrss: bytes there, KiB elsewhere
 
@@ -54,7 +54,7 @@ def build(method: str, size: Size) -> nn.Module:
         ).eval()
     with torch.device("meta"):  # only the UNet's config is needed
         unet = UNet2DConditionModel(block_out_channels=size.channels, cross_attention_dim=size.text_width)
-    return NexusAdapter.for_unet(unet, method).eval()
+    return NexusAdapter.for_unet(unet, f"{method}-paper").eval()
 
 
 def inputs(method: str, size: Size) -> tuple[Tensor, ...]:

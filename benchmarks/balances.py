@@ -11,11 +11,11 @@ from __future__ import annotations
 from machine import benchmark_parser, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import embedded
-from nexus_adapters.embedded import BETTER_FORM, embedded_adapter, load_embedded_base
+from nexus_adapters import bundled, embedded, load_adapter, load_base
 from nexus_adapters.evaluation.methods import Sampling, generate
 from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
 from nexus_adapters.injection.strength import LEVEL_SCALES
+from nexus_adapters.methods import GenerationSettings
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
 
 FIRST_SEED = 20_000
@@ -40,12 +40,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     args = parser.parse_args(arguments)
     count, steps = (2, 2) if args.quick else (args.scenes, args.steps)
-    base, scenes = load_embedded_base(), load_test_scenes(count, first_seed=FIRST_SEED)
-    adapter = embedded_adapter(BETTER_FORM["prime"])
+    base, scenes = load_base(), load_test_scenes(count, first_seed=FIRST_SEED)
+    adapter = load_adapter("prime")
     sampling = Sampling(steps, embedded.EMBEDDED_GUIDANCE)
     rows = []
     for numbers, policy in tqdm(CANDIDATES, unit="cell"):
-        images = generate(base, adapter, scenes, sampling, policy, show_progress=False, level_scales=numbers)
+        control = GenerationSettings(policy=policy, level_scales=numbers)
+        images = generate(base, adapter, scenes, sampling, control, show_progress=False)
         scores = score_images(images, scenes)
         means = {
             name: dict(zip(("value", "low", "high"), map(float, bootstrap_mean(scores[name])), strict=True))
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         "steps": steps,
         "guidance_scale": embedded.EMBEDDED_GUIDANCE,
         "seed": sampling.seed,
-        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")},
+        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", "canny")},
     }
     report("balances", args, settings, {"rows": rows})
 

@@ -28,12 +28,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from machine import folder_hash, machine_facts, write_whole
+from machine import embedded_adapters, folder_hash, machine_facts, write_whole
 
 import nexus_adapters
-from nexus_adapters import embedded
+from nexus_adapters import bundled, embedded, load_adapter, load_base
 from nexus_adapters.evaluation.methods import Images, Sampling, generate, reconstruct
 from nexus_adapters.evaluation.scenes import METRICS, TestScene, load_test_scenes, score_images
+from nexus_adapters.files import file_sha256, replacing
+from nexus_adapters.methods import GenerationSettings
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
 from nexus_adapters.metrics.psnr import psnr_db
 
@@ -43,14 +45,14 @@ FIELDS = ("method", "policy", "metric", "value", "low", "high", "n", "seed")
 POLICIES = ("positive", "per_branch")
 
 # What of the package decides an image or a score.
-CODE = ("adapter", "conditions", "embedded.py", "evaluation", "injection", "metrics", "scenes")
+CODE = ("adapter", "bases", "conditions", "evaluation", "injection", "methods", "metrics", "scenes")
 
-# As the CSV names it -> as the weights are stored.
+# The label in the tables, as in the study's -> the adapter's name.
 NEXUS = {
-    "prime": "prime",
-    "slim": "slim",
-    "prime+residual": "prime-residual",
-    "slim+residual": "slim-residual",
+    "prime": "prime-paper",
+    "slim": "slim-paper",
+    "prime+residual": "prime",
+    "slim+residual": "slim",
 }
 
 Scores = dict[str, np.ndarray]  # metric -> one value per scene
@@ -76,17 +78,15 @@ class Bench:
             started = time.perf_counter()
             scores = score_images(draw(), self.scenes)
             print(f"{method} {policy}: {time.perf_counter() - started:.0f} s", flush=True)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial.npz")
-            np.savez(partial, **scores)
-            os.replace(partial, path)
+            with replacing(path) as stream:
+                np.savez(stream, **scores)
         with np.load(path) as stored:
             return {metric: stored[metric] for metric in METRICS}
 
 
 def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
     """(method, policy) -> scores."""
-    base = embedded.load_embedded_base()
+    base = load_base()
     measured = {
         ("autoencoder", "none"): bench.measure(
             "autoencoder", "none", "", lambda: reconstruct(base.vae, bench.scenes)
@@ -95,16 +95,16 @@ def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
             "base", "none", "", lambda: generate(base, None, bench.scenes, bench.sampling)
         ),
     }
-    for method, stored in {"t2i": "t2i", **NEXUS}.items():
-        adapter = embedded.embedded_adapter(stored)
-        adapter_hash = folder_hash(embedded.WEIGHTS / "canny" / stored)
+    for method, name in {"t2i": "t2i", **NEXUS}.items():
+        adapter = load_adapter(name)
+        adapter_hash = folder_hash(bundled.BUNDLED["embedded"].adapter(name, "canny"))
         for policy in POLICIES if method in NEXUS else POLICIES[:1]:
             measured[method, policy] = bench.measure(
                 method,
                 policy,
                 adapter_hash,
                 lambda adapter=adapter, policy=policy: generate(
-                    base, adapter, bench.scenes, bench.sampling, policy
+                    base, adapter, bench.scenes, bench.sampling, GenerationSettings(policy=policy)
                 ),
             )
     return measured
@@ -112,18 +112,18 @@ def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
 
 def measure_swapped_text(bench: Bench) -> dict[tuple[str, str], Scores]:
     """As `measure_all` under `positive`, but the adapter alone reads the next scene's prompt."""
-    base = embedded.load_embedded_base()
-    others = [scene.prompt for scene in bench.scenes[1:] + bench.scenes[:1]]
+    base = load_base()
+    swapped = GenerationSettings(
+        adapter_prompts=[scene.prompt for scene in bench.scenes[1:] + bench.scenes[:1]]
+    )
     measured = {}
-    for method, stored in NEXUS.items():
-        adapter = embedded.embedded_adapter(stored)
+    for method, name in NEXUS.items():
+        adapter = load_adapter(name)
         measured[method, "positive"] = bench.measure(
             f"{method} reading another prompt",
             "positive",
-            folder_hash(embedded.WEIGHTS / "canny" / stored),
-            lambda adapter=adapter: generate(
-                base, adapter, bench.scenes, bench.sampling, adapter_prompts=others
-            ),
+            folder_hash(bundled.BUNDLED["embedded"].adapter(name, "canny")),
+            lambda adapter=adapter: generate(base, adapter, bench.scenes, bench.sampling, swapped),
         )
     return measured
 
@@ -175,7 +175,7 @@ def csv_text(rows: list[dict]) -> str:
 
 def code_digest(part: Path) -> str:
     """SHA-256 of a module, or of a package's."""
-    return folder_hash(part, ".py") if part.is_dir() else hashlib.sha256(part.read_bytes()).hexdigest()
+    return folder_hash(part, ".py") if part.is_dir() else file_sha256(part)
 
 
 def bound_objects(
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     scenes = load_test_scenes(args.scenes)
     package = Path(nexus_adapters.__file__).parent
     code_hash = {part: code_digest(package / part) for part in CODE}
-    bench = Bench(scenes, sampling, folder_hash(embedded.WEIGHTS / "base"), code_hash, args.cache)
+    bench = Bench(scenes, sampling, folder_hash(bundled.WEIGHTS / "base"), code_hash, args.cache)
     measured = measure_all(bench)
     t2i = {"t2i": measured["t2i", "positive"]}
     rows = rows_of(measured, t2i, args.seed)
@@ -221,13 +221,13 @@ def main(arguments: list[str] | None = None) -> None:
         for cell, scores in measure_swapped_text(bench).items()
         for row in rows_of({cell: scores}, {"own_prompt": measured[cell]}, args.seed)
     ]
-    reconstructions = reconstruct(embedded.load_embedded_base().vae, scenes)
+    reconstructions = reconstruct(load_base().vae, scenes)
     psnr = [
         psnr_db(image, scene.rendering.image) for image, scene in zip(reconstructions, scenes, strict=True)
     ]
     parameters = {
-        method: sum(weight.numel() for weight in embedded.embedded_adapter(stored).parameters())
-        for method, stored in {"t2i": "t2i", **NEXUS}.items()
+        method: sum(weight.numel() for weight in load_adapter(name).parameters())
+        for method, name in {"t2i": "t2i", **NEXUS}.items()
     }
     tables = {
         "canny.csv": csv_text(rows),
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         "code_sha256": code_hash,
         "base_sha256": bench.base_hash,
         "adapters_sha256": {
-            method: folder_hash(embedded.WEIGHTS / "canny" / method) for method in embedded.METHODS["canny"]
+            stored: folder_hash(bundled.WEIGHTS / "canny" / stored) for stored in embedded_adapters("canny")
         },
         "adapter_parameters": parameters,
         "autoencoder_psnr_db": round(float(np.mean(psnr)), 2),

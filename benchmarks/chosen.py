@@ -20,27 +20,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from canny import CODE, code_digest
-from diffusers import T2IAdapter
 from guidance import FIRST_SEED, merit
-from machine import benchmark_parser, folder_hash, report, write_whole
+from machine import benchmark_parser, embedded_adapters, folder_hash, report, write_whole
 from tqdm import tqdm
 
 import nexus_adapters
-from nexus_adapters import NexusAdapter, embedded
-from nexus_adapters.data.user_cache import user_cache
-from nexus_adapters.embedded import load_embedded_base
+from nexus_adapters import InvalidArgument, bundled, load_adapter, load_base
 from nexus_adapters.evaluation.methods import Sampling, generate
 from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
+from nexus_adapters.files import cache_folder, file_sha256, replacing_folder, write_json
 
-# As the weights are stored -> the study's method.
+# The folder of the package's weights -> the study's method.
 TRAINED_AS = {
     "t2i": "t2i",
     "prime": "prime",
@@ -48,6 +46,7 @@ TRAINED_AS = {
     "prime-residual": "prime+residual+heads8",
     "slim-residual": "slim+residual+heads8",
 }
+VARIANTS = ("prime", "slim")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCENES, STEPS = 64, 20
 
@@ -67,11 +66,9 @@ def find_trainings(runs: Path, condition: str, method: str) -> dict[int, Path]:
     return found
 
 
-def load(method: str, folder: Path) -> NexusAdapter | T2IAdapter:
-    """As it will come with the package: its weights rounded to half precision."""
-    kind = T2IAdapter if method == "t2i" else NexusAdapter
-    adapter: NexusAdapter | T2IAdapter = kind.from_pretrained(folder, local_files_only=True)
-    return torch.nn.Module.float(torch.nn.Module.half(adapter))
+def load(folder: Path) -> Any:
+    """The adapter with its weights rounded to half precision, as the package ships it."""
+    return torch.nn.Module.float(load_adapter(folder, dtype=torch.float16))
 
 
 def better_forms(merits: Merits) -> dict[str, str]:
@@ -80,9 +77,7 @@ def better_forms(merits: Merits) -> dict[str, str]:
     def mean_merit(method: str) -> float:
         return mean(merit(scores) for scores in merits["canny"][method].values())
 
-    return {
-        variant: max((variant, f"{variant}-residual"), key=mean_merit) for variant in embedded.BETTER_FORM
-    }
+    return {variant: max((variant, f"{variant}-residual"), key=mean_merit) for variant in VARIANTS}
 
 
 def best_seeds(merits: Merits) -> dict[str, dict[str, int]]:
@@ -96,40 +91,35 @@ def best_seeds(merits: Merits) -> dict[str, dict[str, int]]:
     }
 
 
-def install(method: str, source: Path, target: Path) -> None:
+def install(source: Path, target: Path) -> None:
     """Put one adapter into the package, in half precision; what was there goes when the new one is whole."""
-    partial, old = (target.with_name(f"{target.name}.{end}") for end in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    load(method, source).half().save_pretrained(partial, safe_serialization=True)
-    config = json.loads((partial / "config.json").read_text())
-    config.pop("_name_or_path", None)  # of this machine
-    write_whole(partial / "config.json", json.dumps(config, indent=2) + "\n")
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(target) as folder:
+        load(source).half().save_pretrained(folder, safe_serialization=True)
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("_name_or_path", None)  # of this machine
+        write_json(folder / "config.json", config, indent=2)
+    print(f"wrote {target}")
 
 
 def find_all(runs: Path) -> dict[tuple[str, str, int], Path]:
-    """(condition, method, seed) -> the folder of its adapter; ValueError where a method has none."""
+    """(condition, method, seed) -> the folder of its adapter; InvalidArgument where a method has none."""
     found: dict[tuple[str, str, int], Path] = {}
     lacking = []
-    for condition, methods in embedded.METHODS.items():
-        for method in methods:
+    for condition in bundled.BUNDLED["embedded"].adapters:
+        for method in embedded_adapters(condition):
             by_seed = find_trainings(runs, condition, method)
             found |= {(condition, method, seed): folder for seed, folder in by_seed.items()}
             if not by_seed:
                 lacking.append(f"{condition}-{TRAINED_AS[method]}")
     if lacking:
-        raise ValueError(f"RUNS: expected trainings of all methods; received none of {', '.join(lacking)}")
+        raise InvalidArgument("RUNS", "trainings of all methods", f"'{runs}' without {', '.join(lacking)}")
     return found
 
 
 def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: int, steps: int) -> Merits:
     """The scores of every training, from the cache where it has them."""
-    base, sampling = load_embedded_base(), Sampling(steps)
-    base_hash = folder_hash(embedded.WEIGHTS / "base")
+    base, sampling = load_base(), Sampling(steps)
+    base_hash = folder_hash(bundled.WEIGHTS / "base")
     code_hash = {part: code_digest(Path(nexus_adapters.__file__).parent / part) for part in CODE}
     cache.mkdir(parents=True, exist_ok=True)
     merits: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
@@ -140,7 +130,7 @@ def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: 
         known = cache / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
         if not known.is_file():
             scenes = load_test_scenes(count, first_seed=FIRST_SEED, condition=condition)
-            images = generate(base, load(method, folder), scenes, sampling, show_progress=False)
+            images = generate(base, load(folder), scenes, sampling, show_progress=False)
             scores = {n: round(float(v.mean()), 4) for n, v in score_images(images, scenes).items()}
             write_whole(known, json.dumps(scores))
         merits.setdefault(condition, {}).setdefault(method, {})[seed] = json.loads(known.read_text())
@@ -149,7 +139,7 @@ def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: 
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 of the weights' file."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return file_sha256(folder / WEIGHTS)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -157,13 +147,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("runs", type=Path, metavar="RUNS", help="a study's trainings")
     parser.add_argument("--install", action="store_true", help="put the chosen ones into the package")
-    parser.add_argument("--cache", type=Path, default=user_cache() / "chosen", help="of what is measured")
+    parser.add_argument("--cache", type=Path, default=cache_folder() / "chosen", help="of what is measured")
     args = parser.parse_args(arguments)
     if args.quick and args.install:
-        parser.error("--install: expected a whole measurement; received --quick")
+        parser.error(str(InvalidArgument("--install", "a whole measurement", "--quick")))
     try:
         trainings = find_all(args.runs)
-    except ValueError as error:
+    except InvalidArgument as error:
         parser.error(str(error))
     count, steps = (2, 2) if args.quick else (SCENES, STEPS)
     merits = measure(trainings, args.cache, count, steps)
@@ -171,7 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.install:
         for condition, seeds in chosen.items():
             for method, seed in seeds.items():
-                install(method, trainings[condition, method, seed], embedded.WEIGHTS / condition / method)
+                target = bundled.BUNDLED["embedded"].adapters[condition][embedded_adapters(condition)[method]]
+                install(trainings[condition, method, seed], target)
     hashes: dict[str, dict[str, dict[int, str]]] = {}
     for (condition, method, seed), folder in trainings.items():
         hashes.setdefault(condition, {}).setdefault(method, {})[seed] = weights_hash(folder)
@@ -180,11 +171,11 @@ def main(arguments: list[str] | None = None) -> None:
         "test_scenes": count,
         "first_seed": FIRST_SEED,
         "sampling": asdict(Sampling(steps)),
-        "base_sha256": folder_hash(embedded.WEIGHTS / "base"),
+        "base_sha256": folder_hash(bundled.WEIGHTS / "base"),
         "trainings_sha256": hashes,
         "package_sha256": {
-            condition: {method: folder_hash(embedded.WEIGHTS / condition / method) for method in methods}
-            for condition, methods in embedded.METHODS.items()
+            condition: {folder.name: folder_hash(folder) for folder in adapters.values()}
+            for condition, adapters in bundled.BUNDLED["embedded"].adapters.items()
         },
     }
     report("chosen", args, settings, {"scores": merits, "form": better_forms(merits), "seed": chosen})

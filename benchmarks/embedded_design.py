@@ -16,13 +16,15 @@ import torch
 from machine import benchmark_parser, folder_hash, report
 from torch import nn
 
-from nexus_adapters.embedded import WEIGHTS, load_embedded_base
+from nexus_adapters import load_base
+from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bundled import WEIGHTS
 from nexus_adapters.evaluation.methods import decode, encode
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.scene import draw_scene
 from nexus_adapters.scenes.vocabulary import COLORS
-from nexus_adapters.training.loss import denoising_loss
+from nexus_adapters.training.loss import denoising_losses
 
 NOISE_SHARES = (0.0, 0.1, 0.2, 0.3)  # of the latents' standard deviation
 TIMESTEPS = (200, 400, 600, 800, 900, 980, 999)
@@ -30,7 +32,7 @@ TIMESTEPS = (200, 400, 600, 800, 900, 980, 999)
 
 def edge_f1_under_noise(scenes: list[TestScene]) -> dict[str, float]:
     """Noise as a share of the latents' standard deviation -> mean edge F1 of the decoded scenes."""
-    vae = load_embedded_base().vae
+    vae = load_base().vae
     latents = encode(vae, scenes)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)) * latents.std()
     found = {}
@@ -43,15 +45,16 @@ def edge_f1_under_noise(scenes: list[TestScene]) -> dict[str, float]:
 @torch.no_grad()
 def loss_by_timestep(scenes: list[TestScene]) -> dict[str, dict[str, float]]:
     """Timestep -> mean loss with each scene's own prompt, with the next scene's, and with the empty one."""
-    base = load_embedded_base()
-    latents = encode(base.vae, scenes) * base.vae.config.scaling_factor
+    pipe = load_base()
+    base, unet = base_of(pipe)
+    latents = encode(pipe.vae, scenes) * pipe.vae.config.scaling_factor
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    own, none = base.encode_prompt([scene.prompt for scene in scenes], "cpu", 1, True)
+    own, none = pipe.encode_prompt([scene.prompt for scene in scenes], "cpu", 1, True)
     found = {}
     for timestep in TIMESTEPS:
         steps = torch.full((len(scenes),), timestep)
         found[str(timestep)] = {
-            name: round(denoising_loss(base.unet, base.scheduler, latents, noise, steps, text).item(), 4)
+            name: round(denoising_losses(base, unet, latents, noise, steps, text).mean().item(), 4)
             for name, text in {"own": own, "other": own.roll(1, 0), "none": none}.items()
         }
     return found
@@ -59,7 +62,7 @@ def loss_by_timestep(scenes: list[TestScene]) -> dict[str, dict[str, float]]:
 
 def color_at_shape_token(scenes: int) -> float:
     """Accuracy on unseen captions of a linear probe from a shape's token to its object's color."""
-    pipe = load_embedded_base()
+    pipe = load_base()
     tokens, colors = [], []
     for seed in range(scenes):
         scene = draw_scene(seed)

@@ -28,13 +28,14 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from machine import benchmark_parser, median_and_spread, report
 from torch import Tensor
 
-from nexus_adapters.embedded import load_embedded_base
+from nexus_adapters import load_base
+from nexus_adapters.bases.registry import base_of
 from nexus_adapters.evaluation.methods import encode, reconstruct
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
 from nexus_adapters.metrics.psnr import psnr_db
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.loop import step_generator
-from nexus_adapters.training.loss import denoising_loss
+from nexus_adapters.training.loss import denoising_losses
 from nexus_adapters.training.precision import autocast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -112,13 +113,13 @@ def step_times(rounds: int, batch_size: int) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def as_inputs(base: StableDiffusionPipeline, scenes: list[TestScene]) -> tuple[Tensor, Tensor]:
+def as_inputs(pipe: StableDiffusionPipeline, scenes: list[TestScene]) -> tuple[Tensor, Tensor]:
     """Scaled latents and prompt embeddings."""
     latents, text = [], []
     for first in range(0, len(scenes), 50):
         part = scenes[first : first + 50]
-        latents.append(encode(base.vae, part) * base.vae.config.scaling_factor)
-        text.append(base.encode_prompt([scene.prompt for scene in part], "cpu", 1, False)[0])
+        latents.append(encode(pipe.vae, part) * pipe.vae.config.scaling_factor)
+        text.append(pipe.encode_prompt([scene.prompt for scene in part], "cpu", 1, False)[0])
     return torch.cat(latents), torch.cat(text)
 
 
@@ -126,8 +127,9 @@ def loss_by_optimizer(
     steps: int, batch_size: int, train_scenes: int, test_scenes: list[TestScene]
 ) -> dict[str, dict[str, float]]:
     """Optimizer -> timestep -> loss on test scenes after so many steps, the rate falling to zero."""
-    base = load_embedded_base()
-    latents, text = as_inputs(base, load_test_scenes(train_scenes, "train"))
+    pipe = load_base()
+    base, _ = base_of(pipe)
+    latents, text = as_inputs(pipe, load_test_scenes(train_scenes, "train"))
     found = {}
     for name, rate in LEARNING_RATES.items():
         torch.manual_seed(0)
@@ -139,7 +141,7 @@ def loss_by_optimizer(
             noise = torch.randn(latents[rows].shape, generator=generator)
             timesteps = train_base.draw_mixed_timesteps(batch_size, 1000, generator)
             with autocast("cpu"):
-                return denoising_loss(unet, base.scheduler, latents[rows], noise, timesteps, text[rows])
+                return denoising_losses(base, unet, latents[rows], noise, timesteps, text[rows]).mean()
 
         options = TrainingOptions(
             max_train_steps=steps,
@@ -154,21 +156,22 @@ def loss_by_optimizer(
             started = time.perf_counter()
             run_training(unet, loss_of_step, options, Path(folder), name, {})
             spent_s = time.perf_counter() - started
-        found[name] = loss_by_timestep(base, unet, test_scenes) | {"step_s": round(spent_s / steps, 3)}
+        found[name] = loss_by_timestep(pipe, unet, test_scenes) | {"step_s": round(spent_s / steps, 3)}
     return found
 
 
 @torch.no_grad()
 def loss_by_timestep(
-    base: StableDiffusionPipeline, unet: torch.nn.Module, scenes: list[TestScene]
+    pipe: StableDiffusionPipeline, unet: torch.nn.Module, scenes: list[TestScene]
 ) -> dict[str, float]:
     """Timestep -> mean loss over `scenes`, from the same noise at each."""
-    latents, text = as_inputs(base, scenes)
+    base, _ = base_of(pipe)
+    latents, text = as_inputs(pipe, scenes)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     losses = {}
     for timestep in TIMESTEPS:
         steps = torch.full((len(scenes),), timestep)
-        loss = denoising_loss(unet, base.scheduler, latents, noise, steps, text)
+        loss = denoising_losses(base, unet, latents, noise, steps, text).mean()
         losses[str(timestep)] = round(loss.item(), 4)
     return losses
 

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation_share.py
 
-Scenes of the embedded world by its base, T2I-Adapter and Prime with the skip. In each round two ways take
+Scenes of the embedded world by its base, T2I-Adapter and Prime. In each round two ways take
 turns: a bare loop that draws the same batches in memory, and the evaluator with all metrics of a scene and
 the embedded CLIP's scores and distances, with pictures, scores and report written. Either loads base and
 adapters once; the evaluator reads the data once more, to hash them. Writes results/evaluation_share.json.
@@ -16,30 +16,29 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from machine import benchmark_parser, report
 
-from nexus_adapters import embedded
+from nexus_adapters import embedded, load_adapter, load_base
 from nexus_adapters.evaluation.cases import Cases, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.loading import load_base
 from nexus_adapters.evaluation.methods import draw_batch
 from nexus_adapters.evaluation.outcome import batches
 from nexus_adapters.evaluation.report import write_report
 from nexus_adapters.evaluation.run import evaluate
+from nexus_adapters.methods import GenerationSettings
 from nexus_adapters.training.config import DataOptions
 
-ADAPTERS = {"t2i": "t2i", "prime": "prime-residual"}
+ADAPTERS = {"t2i": "t2i", "prime": "prime"}
 
 
 def bare_loop(config: EvaluationConfig, cases: Cases) -> None:
     """Load, and draw all batches by every method; nothing is kept."""
-    base = load_base(config.base, torch.device("cpu"), torch.float32)
-    adapters = [None, *(embedded.embedded_adapter(name) for name in ADAPTERS.values())]
+    base = load_base(config.base.source, safety_checker=None)
+    adapters = [None, *(load_adapter(name) for name in ADAPTERS.values())]
     for places in batches(len(cases), config.batch_size):
         chosen = cases[places.start : places.stop]
         for adapter in adapters:
-            draw_batch(base, adapter, chosen, places.start, config.sampling)
+            draw_batch(base, adapter, chosen, places.start, config.sampling, GenerationSettings())
 
 
 def measure(count: int, steps: int, rounds: int) -> dict[str, object]:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from machine import benchmark_parser, folder_hash, report
-from torch import Tensor
+from machine import benchmark_parser, embedded_adapters, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import NexusAdapter, embedded
-from nexus_adapters.embedded import embedded_adapter, load_embedded_base
+from nexus_adapters import NexusAdapter, bundled, load_adapter, load_base
+from nexus_adapters.bases.registry import base_of
 from nexus_adapters.evaluation.methods import encode
 from nexus_adapters.evaluation.scenes import load_test_scenes
 from nexus_adapters.injection import noise_factors, residuals
-from nexus_adapters.training.loss import denoising_loss
+from nexus_adapters.training.loss import denoising_losses
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 TIMESTEPS = tuple(range(50, 1000, 100))
@@ -31,23 +30,26 @@ FIRST_SEED = 20_000  # as balances.py: scenes that canny.py and the study do not
 @torch.no_grad()
 def losses(method: str, count: int, timesteps: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """Timestep -> factor -> mean loss."""
-    base = load_embedded_base()
+    pipe = load_base()
+    base, unet = base_of(pipe)
     scenes = load_test_scenes(count, first_seed=FIRST_SEED)
-    tokens = base.tokenizer(
+    tokens = pipe.tokenizer(
         [scene.prompt for scene in scenes], padding="max_length", truncation=True, return_tensors="pt"
     )
-    text = base.text_encoder(tokens.input_ids)[0]
-    latents = encode(base.vae, scenes) * base.vae.config["scaling_factor"]
+    text = pipe.text_encoder(tokens.input_ids)[0]
+    latents = encode(pipe.vae, scenes) * pipe.vae.config["scaling_factor"]
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     maps = np.stack([np.asarray(scene.condition) for scene in scenes])
     condition = torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255
-    adapter = embedded_adapter(method).eval()
+    adapter = load_adapter(embedded_adapters("canny")[method])
     features = adapter(condition, text) if isinstance(adapter, NexusAdapter) else adapter(condition)
 
     def loss(timestep: int, factor: float) -> float:
-        added: list[Tensor] = next(iter(residuals(features, factor).values()))
         at = torch.full((count,), timestep)
-        return denoising_loss(base.unet, base.scheduler, latents, noise, at, text, added).item()
+        found = denoising_losses(
+            base, unet, latents, noise, at, text, lambda noisy: residuals(features, factor)
+        )
+        return found.mean().item()
 
     return {
         str(t): {f"{factor:g}": round(loss(t, factor), 5) for factor in FACTORS}
@@ -59,12 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     args = benchmark_parser(__doc__).parse_args(arguments)
     count, timesteps = (2, TIMESTEPS[:2]) if args.quick else (64, TIMESTEPS)
-    found = {method: losses(method, count, timesteps) for method in embedded.METHODS["canny"]}
+    found = {method: losses(method, count, timesteps) for method in embedded_adapters("canny")}
     best = {
         method: {t: float(min(row, key=lambda factor: row[factor])) for t, row in by_timestep.items()}
         for method, by_timestep in found.items()
     }
-    shares = noise_factors(load_embedded_base().scheduler, torch.tensor(timesteps), 1).tolist()
+    shares = noise_factors(load_base().scheduler, torch.tensor(timesteps), 1).tolist()
     measured = {
         "loss": found,
         "best_factor": best,
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         "test_scenes": count,
         "first_seed": FIRST_SEED,
         "noise_seed": 0,
-        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")},
+        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", "canny")},
     }
     report("fading", args, settings, measured)
 

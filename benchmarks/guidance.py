@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from machine import benchmark_parser, folder_hash, report
+from machine import benchmark_parser, embedded_adapters, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import embedded
-from nexus_adapters.embedded import embedded_adapter, load_embedded_base
+from nexus_adapters import bundled, load_adapter, load_base
 from nexus_adapters.evaluation.methods import Sampling, generate
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
 
@@ -26,11 +25,11 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> guidance s
 
 def scores_by_guidance(scenes: list[TestScene], steps: int) -> Scores:
     """Of every method under `positive`."""
-    base = load_embedded_base()
-    found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in embedded.METHODS["canny"]}
+    base, names = load_base(), embedded_adapters("canny")
+    found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in names}
     cells = [(method, scale) for method in found for scale in GUIDANCE_SCALES]
     for method, scale in tqdm(cells, unit="cell"):
-        adapter = embedded_adapter(method)
+        adapter = load_adapter(names[method])
         images = generate(base, adapter, scenes, Sampling(steps, scale), show_progress=False)
         scores = score_images(images, scenes)
         found[method][f"{scale:g}"] = {name: round(float(v.mean()), 4) for name, v in scores.items()}
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         "first_seed": FIRST_SEED,
         "steps": steps,
         "seed": Sampling().seed,
-        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", "canny")},
+        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", "canny")},
     }
     report("guidance", args, settings, measured)
 

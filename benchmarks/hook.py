@@ -103,7 +103,7 @@ def build_pipeline(config: dict[str, Any]) -> Any:
 def measure(config: dict[str, Any], side: int, steps: int, rounds: int) -> dict[str, object]:
     """Milliseconds of a step alone and with each policy, the hook's part of it, and its share."""
     pipe = build_pipeline(config)
-    adapter = NexusAdapter.for_unet(pipe.unet).eval()
+    adapter = NexusAdapter.for_unet(pipe.unet, "prime-paper").eval()
     text = torch.randn(1, TOKENS, config["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
     condition = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1)).round()
     controls = {policy: Control(adapter, condition, policy=policy) for policy in POLICIES}

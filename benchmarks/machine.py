@@ -13,6 +13,9 @@ from pathlib import Path
 
 import torch
 
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("nexus-adapters", "torch", "diffusers", "transformers", "numpy", "opencv-python-headless")
 
@@ -57,10 +60,8 @@ def report(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, newline="")
-    os.replace(partial, path)
+    """Write the file, whole or not at all, and say so."""
+    write_text(path, text)
     print(f"wrote {path}")
 
 
@@ -71,6 +72,14 @@ def folder_hash(folder: Path, suffix: str = "") -> str:
         digest.update(f"{file.relative_to(folder)}\n".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def embedded_adapters(condition: str) -> dict[str, str]:
+    """What the results call each embedded adapter of a condition, its folder's name, -> its name.
+
+    Prime and Slim have a residual connection; in the results that is "prime-residual" and "slim-residual".
+    """
+    return {folder.name: name for name, folder in BUNDLED["embedded"].adapters[condition].items()}
 
 
 def median_and_spread(values: list[float], digits: int = 4) -> dict[str, float]:

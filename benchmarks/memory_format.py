@@ -14,7 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from machine import benchmark_parser, median_and_spread, report
 
-from nexus_adapters.embedded import load_embedded_base
+from nexus_adapters import load_base
 
 ROWS = (2, 8, 100)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -24,7 +24,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 def step_times(rows: int, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds a step in each layout, and the ratio within a round."""
     unets: dict[str, UNet2DConditionModel] = {
-        name: load_embedded_base().unet.to(memory_format=layout) for name, layout in LAYOUTS.items()
+        name: load_base().unet.to(memory_format=layout) for name, layout in LAYOUTS.items()
     }
     config = unets["contiguous"].config
     torch.manual_seed(0)

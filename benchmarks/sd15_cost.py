@@ -17,17 +17,17 @@ import json
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from machine import RESULTS, benchmark_parser, report
 from sd15_step import METHODS
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from training_cost import sd15_encoders, sd15_unet
 
+from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.data.batch import Batch
-from nexus_adapters.evaluation.cost import control_gmacs, counted_gmacs
-from nexus_adapters.training.base import BaseShape
-from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
+from nexus_adapters.injection.places import FeaturePlaces
+from nexus_adapters.methods import Method, find_method
+from nexus_adapters.methods.method import FEATURES, counted_gmacs
 
 PIXELS, TOKENS = 512, 77
 SAMPLER_STEPS = 20
@@ -35,31 +35,31 @@ SAMPLER_STEPS = 20
 TRAINED_SAMPLES, DRAWN_PICTURES = 1_600_000, 5_000
 
 
-def training_gmacs(method: str, unet: UNet2DConditionModel | Any) -> tuple[int, float]:
-    """Trained weights, and what one sample of a training step costs, forward and backward."""
+def training_gmacs(method: Method, adapter: Any, base: UNetBase, unet: Any) -> float:
+    """What one sample of a training step costs, forward and backward."""
     with torch.device("meta"):
-        adapter = build_adapter(method, unet)
-        called = trained_module(adapter, unet)
-        control = method_of(adapter, called if method == "controlnet-xs" else adapter)
+        network, places = method.network(adapter, unet), FeaturePlaces(unet, base.places())
         time, text = torch.zeros(1, dtype=torch.long), torch.empty(1, TOKENS, 768)
         latents, condition = torch.empty(1, 4, 64, 64), torch.empty(1, 3, PIXELS, PIXELS)
         given, number = torch.ones(1, dtype=torch.bool), torch.zeros(1)
         batch = Batch(time, latents, latents, number, condition, given, text)
 
+        @torch.enable_grad()
         def step() -> None:
-            arguments = control.unet_arguments(batch, latents, time, text)
-            predicted: Tensor = called_unet(control, unet)(
-                latents, time, encoder_hidden_states=text, return_dict=False, **arguments
-            )[0]
+            arguments = method.denoiser_arguments(network, batch, latents, time, base)
+            features = arguments.pop(FEATURES, None)
+            if features is not None:
+                arguments |= places.arguments(features)
+            called: Any = network if method.is_fused else unet
+            predicted: Tensor = base.predict(called, latents, time, text, arguments)
             predicted.sum().backward()
 
-        return sum(p.numel() for p in adapter.parameters()), counted_gmacs(step)
+        return counted_gmacs(step)
 
 
-def base_gmacs(unet: nn.Module) -> tuple[float, float]:
+def base_gmacs(unet: Any, vae: Any) -> tuple[float, float]:
     """Of one call of the UNet for one picture, and of decoding it."""
-    with torch.device("meta"), torch.no_grad():
-        vae, _ = sd15_encoders(tiny=False)
+    with torch.device("meta"):
         latents, text = torch.empty(1, 4, 64, 64), torch.empty(1, TOKENS, 768)
         call = counted_gmacs(lambda: unet(latents, torch.zeros(1), encoder_hidden_states=text))
         return call, counted_gmacs(lambda: vae.decode(latents))
@@ -96,20 +96,22 @@ def main(arguments: list[str] | None = None) -> None:
     args = benchmark_parser(__doc__).parse_args(arguments)
     with torch.device("meta"):
         unet = sd15_unet(tiny=False)
+        vae, _ = sd15_encoders(tiny=False)
     unet.requires_grad_(False)
-    shape = BaseShape(dict(unet.config), 8, 4)
-    call, decoding = base_gmacs(unet)
+    base = UNetBase(unet.config, vae.config)
+    call, decoding = base_gmacs(unet, vae)
     base_picture = 2 * SAMPLER_STEPS * call + decoding
     found: dict[str, Any] = {}
-    for method in tqdm(METHODS[:1] if args.quick else METHODS, unit="method"):
-        parameters, trained = training_gmacs(method, unet)
+    for label in tqdm(list(METHODS)[:1] if args.quick else METHODS, unit="method"):
+        method = find_method(METHODS[label])
         with torch.device("meta"):
-            adapter = build_adapter(method, unet)
+            adapter = method.build(base, unet, method.Options(method.name))
+        trained = training_gmacs(method, adapter, base, unet)
+        cost = method.cost(adapter, base, PIXELS, SAMPLER_STEPS)
         # What a control that runs in every step adds, it adds to both branches of guidance.
-        times = 2 if method.startswith("controlnet") else 1
-        added = times * control_gmacs(adapter, shape, PIXELS, SAMPLER_STEPS)
-        found[method] = {
-            "parameters": parameters,
+        added = cost.gmacs_once + 2 * SAMPLER_STEPS * cost.gmacs_per_step
+        found[label] = {
+            "parameters": cost.parameters,
             "gmacs_per_trained_sample": round(trained, 1),
             "gmacs_per_picture": round(base_picture + added, 1),
         }
@@ -117,14 +119,14 @@ def main(arguments: list[str] | None = None) -> None:
     rate = (
         found["prime"]["gmacs_per_trained_sample"] / timed["seconds"] if timed and "prime" in found else None
     )
-    for method, costs in found.items():
+    for label, costs in found.items():
         costs["gmacs_per_cell"] = round(
             TRAINED_SAMPLES * costs["gmacs_per_trained_sample"] + DRAWN_PICTURES * costs["gmacs_per_picture"]
         )
         if rate:
             costs["hours_per_cell"] = round(costs["gmacs_per_cell"] / rate / 3600)
         if gpu:
-            hours = gpu_hours(method, gpu, costs["gmacs_per_picture"] / base_picture)
+            hours = gpu_hours(label, gpu, costs["gmacs_per_picture"] / base_picture)
             costs["gpu_hours_per_cell"] = round(hours, 1)
     settings = {
         "pixels": PIXELS,

@@ -21,14 +21,23 @@ from torch import nn
 from tqdm import tqdm
 from training_cost import TOKENS, sd15_encoders, sd15_unet
 
+from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.data.batch import Batch
+from nexus_adapters.injection.places import FeaturePlaces
+from nexus_adapters.methods import find_method
 from nexus_adapters.training.config import LossOptions, TrainingOptions
-from nexus_adapters.training.methods import build_adapter, called_unet, method_of, trained_module
 from nexus_adapters.training.objective import Objective
 from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import Precision, choose_precision
 
-METHODS = ("t2i", "slim", "prime", "controlnet-xs", "controlnet")
+# What the results call a method -> its name.
+METHODS = {
+    "t2i": "t2i",
+    "slim": "slim-paper",
+    "prime": "prime-paper",
+    "controlnet-xs": "controlnet-xs",
+    "controlnet": "controlnet",
+}
 SIDE, BATCH_SIZE = 512, 8
 
 
@@ -47,15 +56,17 @@ def batch_of(count: int, side: int, width: int, device: torch.device) -> Batch:
 
 
 def training_step(
-    method: str, unet: Any, batch: Batch, precision: Precision, size_ratio: float
+    name: str, base: UNetBase, unet: Any, batch: Batch, precision: Precision, **options: float
 ) -> Callable[[], None]:
-    """One optimizer step of a method."""
+    """One optimizer step of a method, by its name; `options` are the method's own."""
+    method = find_method(name)
     with batch.latents.device:
-        adapter: Any = build_adapter(method, unet, size_ratio=size_ratio)
+        adapter: Any = method.build(base, unet, method.Options(name, **options))
     nn.Module.to(adapter, batch.latents.device, memory_format=torch.channels_last).train()
-    scheduler: Any = DDPMScheduler()
-    control = method_of(adapter, trained_module(adapter, unet), scheduler)
-    objective = Objective(called_unet(control, unet), scheduler, control, precision, LossOptions())
+    network = method.network(adapter, unet)
+    called = network if method.is_fused else unet
+    places = FeaturePlaces(unet, base.places())
+    objective = Objective(base, called, places, method, network, precision, LossOptions())
     optimizer = build_optimizer(TrainingOptions(), adapter)
 
     def step() -> None:
@@ -92,8 +103,13 @@ def main(arguments: list[str] | None = None) -> None:
         nn.Module.to(part, device, precision.dtype, memory_format=torch.channels_last)
         part.requires_grad_(False).eval()
     batch = batch_of(count, side, unet.config.cross_attention_dim, device)
-    ratio = 0.5 if args.quick else 0.125  # of ControlNet-XS; the miniature has too few channels for less
-    steps = {name: training_step(name, unet, batch, precision, ratio) for name in METHODS}
+    # The miniature has too few channels for ControlNet-XS's own ratio.
+    options = {"controlnet-xs": {"size_ratio": 0.5}} if args.quick else {}
+    base = UNetBase(unet.config, vae.config, DDPMScheduler())
+    steps = {
+        label: training_step(name, base, unet, batch, precision, **options.get(name, {}))
+        for label, name in METHODS.items()
+    }
 
     latents, text = batch.latents.to(precision.dtype), batch.prompt_embeds.to(precision.dtype)
     both = {"encoder_hidden_states": torch.cat([text, text])}

@@ -27,18 +27,20 @@ from machine import benchmark_parser, median_and_spread, report
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from nexus_adapters import NexusAdapter
+from nexus_adapters import NexusAdapter, load_base
+from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.draws import draw_for_sample
 from nexus_adapters.data.entries import Entry, as_batch
-from nexus_adapters.embedded import load_embedded_base
+from nexus_adapters.injection.places import FeaturePlaces
+from nexus_adapters.methods import find_method
 from nexus_adapters.training.config import LossOptions, TrainingOptions
-from nexus_adapters.training.methods import FeatureMethod
 from nexus_adapters.training.objective import Objective
 from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import choose_precision
 
 SIDES = ("plain", "ours")
+METHOD = "prime-paper"
 TOKENS = 77
 VAE_BLOCKS: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -70,13 +72,13 @@ def sd15_unet(tiny: bool) -> Any:
 
 def embedded_encoders(tiny: bool) -> tuple[Any, Any]:
     """Those that come with the package."""
-    base: Any = load_embedded_base()
+    base: Any = load_base()
     return base.vae, base.text_encoder
 
 
 def embedded_unet(tiny: bool) -> Any:
     """The UNet that comes with the package, in PyTorch's default layout."""
-    unet: Any = load_embedded_base().unet
+    unet: Any = load_base().unet
     return unet.to(memory_format=torch.contiguous_format)
 
 
@@ -149,14 +151,15 @@ def build_step(case: str, side: str, quick: bool) -> Callable[[], None]:
     """One optimizer step of one side."""
     encoding = Encoding(case, side, quick)
     unet = nn.Module.to(CASES[case][1](quick), torch.float32).requires_grad_(False).eval()
-    adapter: Any = NexusAdapter.for_unet(unet, "prime").train()
+    adapter: Any = NexusAdapter.for_unet(unet, METHOD).train()
     if side == "ours":
         for module in (unet, adapter):
             nn.Module.to(module, memory_format=torch.channels_last)
     optimizer = build_optimizer(TrainingOptions(), adapter)
     precision = choose_precision("no", torch.device("cpu"))
-    scheduler: Any = DDPMScheduler()
-    objective = Objective(unet, scheduler, FeatureMethod(adapter, True), precision, LossOptions())
+    base = UNetBase(unet.config, scheduler=DDPMScheduler())
+    places = FeaturePlaces(unet, base.places())
+    objective = Objective(base, unet, places, find_method(METHOD), adapter, precision, LossOptions())
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

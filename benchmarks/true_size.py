@@ -43,7 +43,7 @@ TINY_UNET: dict[str, Any] = {
     "attention_head_dim": 2,
 }
 UNETS = {"sd15": {"cross_attention_dim": 768}, "sdxl": SDXL_UNET, "tiny": TINY_UNET}
-VARIANTS = ("prime", "slim")
+VARIANTS = ("prime", "slim")  # the paper's configurations
 TOKENS = 77
 
 
@@ -64,7 +64,7 @@ def build_unet(base: str) -> Any:
 def measure(base: str, variant: str, side: int) -> dict[str, object]:
     """Seconds of a step alone, of the first and the second one with a control, and of the adapter."""
     unet = build_unet(base)
-    adapter = NexusAdapter.for_unet(unet, variant).eval()
+    adapter = NexusAdapter.for_unet(unet, f"{variant}-paper").eval()
     config = unet.config
     latents = torch.randn(2, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(1))
     text = torch.randn(2, TOKENS, config.cross_attention_dim, generator=torch.Generator().manual_seed(2))

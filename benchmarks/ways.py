@@ -2,7 +2,7 @@
 
     python benchmarks/ways.py
 
-100 test scenes from seed 20,000 on, as balances.py, by Prime and Slim with the skip and from
+100 test scenes from seed 20,000 on, as balances.py, by Prime and Slim and from
 the same noise: policy `positive` with features as strong in all steps, and `cond_only` with `noise_exponent`
 0.5. Depth and segmentation are judged by the models of scripts/train_judges.py, and without them by edges
 and colors alone. Goes on where it was stopped. Writes results/ways.json: what the default has, and the
@@ -17,10 +17,10 @@ from typing import Any
 
 from machine import benchmark_parser, folder_hash, report
 
-from nexus_adapters import embedded
-from nexus_adapters.data.user_cache import user_cache
+from nexus_adapters import bundled, embedded
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.run import evaluate
+from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import DataOptions
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -28,11 +28,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "cond_only+fades_half": {"policy": "cond_only", "noise_exponent": 0.5},
 }
 FIRST, COUNT = 20_000, 100
+# What the results call them -> their names.
+ADAPTERS = {"prime-residual": "prime", "slim-residual": "slim"}
 
 
 def config_of(condition: str, way: str, quick: bool) -> EvaluationConfig:
     """As `nexus evaluate` on the embedded base."""
-    judge = user_cache() / "judges" / condition / "model"
+    judge = cache_folder() / "judges" / condition / "model"
     config = EvaluationConfig(
         data=DataOptions(
             kind="scenes", condition=condition, split="test", count=2 if quick else COUNT, resolution=128
@@ -51,20 +53,18 @@ def config_of(condition: str, way: str, quick: bool) -> EvaluationConfig:
 def main(arguments: list[str] | None = None) -> None:
     """Draw what is not drawn, and compare."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--folder", type=Path, default=user_cache() / "ways", help="of the pictures")
-    parser.add_argument(
-        "--conditions", nargs="+", choices=list(embedded.METHODS), default=list(embedded.METHODS)
-    )
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "ways", help="of the pictures")
+    known = list(bundled.BUNDLED["embedded"].adapters)
+    parser.add_argument("--conditions", nargs="+", choices=known, default=known)
     args = parser.parse_args(arguments)
-    adapters = {name: name for name in embedded.BETTER_FORM.values()}
     measured: dict[str, Any] = {}
     for condition in args.conditions:
         found = {}
         for way in WAYS:
             out = args.folder / f"{condition}-{way}"
-            found[way] = evaluate(config_of(condition, way, args.quick), adapters, out)
+            found[way] = evaluate(config_of(condition, way, args.quick), ADAPTERS, out)
         told: dict[str, Any] = {}
-        for name in adapters:
+        for name in ADAPTERS:
             default, better = (each.methods[name].measured for each in found.values() if each is not None)
             told[name] = {
                 "default": {metric: default.value(metric) for metric in default.metrics},
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         "scenes": drawn.data.count,
         "steps": drawn.num_inference_steps,
         "seed": drawn.seed,
-        "weights_sha256": {part: folder_hash(embedded.WEIGHTS / part) for part in ("base", *args.conditions)},
+        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", *args.conditions)},
     }
     report("ways", args, settings, measured)
 

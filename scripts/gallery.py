@@ -20,10 +20,10 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from nexus_adapters import Control, attach, extract
+from nexus_adapters import Control, attach, extract, load_adapter, load_base
 from nexus_adapters.cli.demo_scenes import demo_scenes
 from nexus_adapters.cli.sheet import Row, Sheet, draw_sheet
-from nexus_adapters.embedded import BETTER_FORM, EMBEDDED_GUIDANCE, embedded_adapter, load_embedded_base
+from nexus_adapters.embedded import EMBEDDED_GUIDANCE
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
 from nexus_adapters.injection import balance
 from nexus_adapters.scenes.caption import caption
@@ -38,9 +38,9 @@ class Studio:
     """The embedded base, its Prime, and scenes to draw; pipelines share the parts."""
 
     def __init__(self) -> None:
-        self.pipe: Any = load_embedded_base()
+        self.pipe: Any = load_base()
         self.pipe.set_progress_bar_config(disable=True)
-        self.prime: Any = embedded_adapter(BETTER_FORM["prime"])
+        self.prime: Any = load_adapter("prime")
         self.scenes: list[TestScene] = demo_scenes(8)
         self.other: TestScene = load_test_scenes(1, first_seed=3)[0]
 

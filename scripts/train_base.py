@@ -39,9 +39,10 @@ from embedded_data import (
     training_parser,
 )
 from initialization import preserve_signal
+from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.loop import step_generator
-from nexus_adapters.training.loss import denoising_loss
+from nexus_adapters.training.loss import denoising_losses
 from nexus_adapters.training.precision import autocast
 from train_text_encoder import TEXT_WIDTH
 
@@ -107,18 +108,17 @@ def build_loss(
     device: str,
 ) -> Loss:
     """step -> loss, on scenes, captions, noise, timesteps and dropout drawn from (seed, step)."""
-    scheduler = build_scheduler()
+    base = UNetBase(unet.config, scheduler=build_scheduler())
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
         batch = draw_batch(scenes, empty, batch_size, generator, device)
-        steps = draw_mixed_timesteps(batch_size, scheduler.config.num_train_timesteps, generator)
+        steps = draw_mixed_timesteps(batch_size, base.num_train_timesteps, generator)
         with autocast(device):
             with torch.no_grad():
                 prompt_embeds = text_encoder(batch.tokens)[0]
-            return denoising_loss(
-                unet, scheduler, batch.latents, batch.noise, steps.to(device), prompt_embeds
-            )
+            losses = denoising_losses(base, unet, batch.latents, batch.noise, steps.to(device), prompt_embeds)
+            return losses.mean()
 
     return loss_of_step
 

@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.bases.registry import config_of
+from nexus_adapters.bases.unet import UNetBase
 
 WORDS = ("a", "red", "blue", "green", "star", "ring", "cat", "dog", "on", "of", "photo", "blurry")
 TEXT_WIDTH = 16
@@ -142,6 +144,12 @@ def sdxl(cls: type = StableDiffusionXLPipeline, **changes: Any) -> Any:
 def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def base(of: UNet2DConditionModel, noise: Any = None, vae_levels: int = 4) -> UNetBase:
+    """What training knows of a UNet; `noise` is a scheduler, SD's by default."""
+    vae_config = {"block_out_channels": vae_levels * (4,), "latent_channels": of.config.in_channels}
+    return UNetBase(config_of(of), vae_config, noise or scheduler())
 
 
 def controlnet(of: UNet2DConditionModel) -> ControlNetModel:

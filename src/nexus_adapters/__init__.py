@@ -7,23 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nexus_adapters.adapter.blocks import register_block
     from nexus_adapters.adapter.model import NexusAdapter
-    from nexus_adapters.conditions import extract
+    from nexus_adapters.bases import load_base, register_base
+    from nexus_adapters.conditions import extract, register_condition
     from nexus_adapters.embedded import load_embedded
+    from nexus_adapters.errors import InvalidArgument
     from nexus_adapters.injection import Control, attach
+    from nexus_adapters.methods import load_adapter, register_method
+    from nexus_adapters.metrics import register_metric
     from nexus_adapters.pipelines import StableDiffusionNexusPipeline, StableDiffusionXLNexusPipeline
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Control",
+    "InvalidArgument",
     "NexusAdapter",
     "StableDiffusionNexusPipeline",
     "StableDiffusionXLNexusPipeline",
     "__version__",
     "attach",
     "extract",
+    "load_adapter",
+    "load_base",
     "load_embedded",
+    "register_base",
+    "register_block",
+    "register_condition",
+    "register_method",
+    "register_metric",
 ]
 
 _HOME = {
@@ -33,7 +46,15 @@ _HOME = {
     "StableDiffusionNexusPipeline": "nexus_adapters.pipelines",
     "StableDiffusionXLNexusPipeline": "nexus_adapters.pipelines",
     "extract": "nexus_adapters.conditions",
+    "InvalidArgument": "nexus_adapters.errors",
+    "load_adapter": "nexus_adapters.methods",
+    "load_base": "nexus_adapters.bases",
     "load_embedded": "nexus_adapters.embedded",
+    "register_base": "nexus_adapters.bases",
+    "register_block": "nexus_adapters.adapter.blocks",
+    "register_condition": "nexus_adapters.conditions",
+    "register_method": "nexus_adapters.methods",
+    "register_metric": "nexus_adapters.metrics",
     # diffusers looks this up in the module of a third-party model when it loads a saved pipeline.
     "ModelMixin": "diffusers",
 }

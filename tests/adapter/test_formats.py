@@ -9,11 +9,14 @@ import torch
 from diffusers import T2IAdapter
 from safetensors.torch import load_file, save_file
 from tests import tiny
+from tests.refusals import refused
 from torch import Tensor
 
 from nexus_adapters.adapter.formats import export_file, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.adapter.stored import add_metadata, read_header
 from nexus_adapters.adapter.trunk import lost_norm, split_kernel
+from nexus_adapters.methods import load_adapter
 
 SD = {"channels": [64, 128, 128, 128], "num_res_blocks": 2, "downscale_factor": 8}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -61,9 +64,31 @@ def as_original(adapter: T2IAdapter) -> dict[str, Tensor]:
 RELEASE = {"_class_name": "NexusAdapter", "_diffusers_version": "0.30.0", "in_channels": 3, **SD}
 
 
+def test_the_releases_folders_load_as_adapters(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RELEASE | {"adapter_type": "full_adapter", "groups": 2}))
+    save_file(nexus("slim").state_dict(), tmp_path / WEIGHTS)
+    loaded = load_adapter(tmp_path)
+    assert loaded.variant == "slim-paper"
+    assert same(loaded, nexus("slim"))
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_what_is_wrong_in_a_config_is_named_with_its_adapter(tmp_path, form):
+    config = json.loads(nexus().to_json_string()) | {"heads": 0}
+    source = tmp_path / "x.safetensors"
+    if form == "folder":
+        source = tmp_path / "x"
+        nexus().save_pretrained(source)
+        (source / "config.json").write_text(json.dumps(config))
+    else:
+        save_file(nexus().state_dict(), source, {"nexus_adapters.config": json.dumps(config)})
+    with refused("adapter", f"'{source}' (heads: expected a positive integer, got 0)"):
+        load_adapter(source)
+
+
 @pytest.mark.parametrize("variant", ["prime", "slim"])
 @pytest.mark.parametrize("form", ["folder", "folder of pickles", "state dict", "pickled state dict"])
-def test_the_releases_adapters_come_in_exactly(tmp_path, variant, form):
+def test_the_releases_adapters_are_imported_exactly(tmp_path, variant, form):
     expected = nexus(variant)
     stored = expected.state_dict()
     assert ("adapter.body.0.resnets.0.block1.gwc.weight" in stored) == (variant == "slim")
@@ -84,7 +109,7 @@ def test_the_releases_adapters_come_in_exactly(tmp_path, variant, form):
         torch.save({"state_dict": stored}, source)
     found = import_adapter(source)
     assert found.kind == "an adapter of the public release"
-    assert found.adapter.variant == variant
+    assert found.adapter.variant == f"{variant}-paper"
     assert same(found.adapter, expected)
     assert dict(found.adapter.config)["residual"] is False
     assert {k: v for k, v in found.adapter.config.items() if k[:1] != "_"} == {
@@ -93,6 +118,26 @@ def test_the_releases_adapters_come_in_exactly(tmp_path, variant, form):
     text = torch.randn(1, 5, 768)
     pairs = zip(found.adapter(tiny.condition(), text), expected(tiny.condition(), text), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_weights_of_ours_that_have_lost_their_config_are_refused(tmp_path):
+    """The form and the heads are in no tensor."""
+    nexus(residual=True, heads=4, head_width=16).save_pretrained(tmp_path)
+    assert load_adapter(tmp_path / WEIGHTS).config.heads == 4
+    (tmp_path / "config.json").unlink()
+    for source in (tmp_path, tmp_path / WEIGHTS):
+        with refused("source", f"'{source}'", hint="config.json next to"):
+            import_adapter(source)
+        with refused("adapter", f"'{source}'", hint="config.json next to"):
+            load_adapter(source)
+
+
+def test_taking_weights_for_the_releases_is_said(tmp_path):
+    save_file(nexus().state_dict(), tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning, match="public release") as caught:
+        load_adapter(tmp_path / "x.safetensors")
+    assert "1 heads of width 64" in str(caught[0].message)
+    assert "x.safetensors" in str(caught[0].message)
 
 
 def test_the_releases_xl_adapter(tmp_path):
@@ -110,7 +155,7 @@ def test_the_releases_xl_adapter(tmp_path):
 
 
 def test_heads_of_the_release(tmp_path):
-    """Ten of 64 for SD's widths, told by the attention's tensors."""
+    """Ten of 64 for SD's widths, as the attention's tensors show."""
     expected = nexus(channels=[320, 640, 1280, 1280], heads=10, head_width=64)
     save_file(expected.state_dict(), tmp_path / "sd.safetensors")
     config = import_adapter(tmp_path / "sd.safetensors").adapter.config
@@ -135,8 +180,10 @@ def test_a_t2i_adapter_starts_a_prime(tmp_path, form, residual):
     else:
         source = tmp_path / "t2i.safetensors"
         save_file(as_original(trunk), source)
-    found = import_adapter(source, residual=residual, zero_init=residual)
+    variant = "prime" if residual else "prime-paper"
+    found = import_adapter(source, variant, zero_init=residual)
     assert found.kind == "a T2I-Adapter"
+    assert found.adapter.variant == variant
     assert found.adapter.config["text_width"] == 768
     ours, theirs = found.adapter.state_dict(), trunk.state_dict()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
@@ -147,13 +194,13 @@ def test_a_t2i_adapter_starts_a_prime(tmp_path, form, residual):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
     assert same(import_adapter(source, residual=residual, zero_init=residual).adapter, found.adapter)
     if not residual:
-        assert not same(import_adapter(source, seed=1).adapter, found.adapter)
+        assert not same(import_adapter(source, variant, seed=1).adapter, found.adapter)
 
 
 def test_a_stem_for_grey_maps_reads_three_channels(tmp_path):
     trunk = t2i(in_channels=1)
     torch.save(as_original(trunk), tmp_path / "depth.pth")
-    found = import_adapter(tmp_path / "depth.pth", residual=True, zero_init=True)
+    found = import_adapter(tmp_path / "depth.pth", zero_init=True)
     assert found.adapter.config["in_channels"] == 3
     assert "one channel" in " ".join(found.notes)
     grey = torch.rand(1, 1, 64, 64)
@@ -166,7 +213,7 @@ def test_a_t2i_adapter_for_xl(tmp_path):
     trunk.save_pretrained(tmp_path / "xl")
     torch.save(as_original(trunk), tmp_path / "xl.pth")
     for source in ("xl", "xl.pth"):
-        found = import_adapter(tmp_path / source, residual=True, zero_init=True).adapter
+        found = import_adapter(tmp_path / source, zero_init=True).adapter
         assert (found.config["text_width"], found.config["pools"]) == (2048, (0, 0, 1, 0))
         pairs = zip(found(tiny.condition(), torch.randn(1, 5, 2048)), trunk(tiny.condition()), strict=True)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
@@ -242,10 +289,10 @@ def test_a_save_of_one_variant_of_files(tmp_path):
         assert same(import_adapter(tmp_path / name).adapter, adapter)
 
 
-def test_a_missing_shard_is_told(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
     nexus().save_pretrained(tmp_path, max_shard_size="300KB")
     sorted(tmp_path.glob("*-of-*.safetensors"))[1].unlink()
-    with pytest.raises(ValueError, match=r"^source: expected safetensors; received '.*00002-of-"):
+    with refused("source", "00002-of-"):
         import_adapter(tmp_path)
 
 
@@ -266,9 +313,7 @@ def test_a_pickle_with_code_does_not_execute(tmp_path, protocol):
         pickle.dump({"conv_in.weight": torch.zeros(1), "x": Trap(sprung)}, file, protocol=protocol)
     torch.save({"conv_in.weight": Trap(sprung)}, tmp_path / "zip.pth")
     for name in ("trap.pth", "zip.pth"):
-        with pytest.raises(
-            ValueError, match=rf"^source: expected pickled tensors.* '.*{name}', .*It was not run"
-        ):
+        with refused("source", f"{name}', a pickle with code", hint="not run"):
             import_adapter(tmp_path / name)
     assert not sprung.exists()
 
@@ -286,20 +331,18 @@ def test_a_pickle_with_code_does_not_execute(tmp_path, protocol):
         ("encoder.down_blocks.0.resnets.0.conv1.weight", "a VAE"),
         ("emb_params", "a textual inversion"),
         ("body.0.out_conv.weight", "a light T2I-Adapter"),
-        ("something.weight", r"something else \(something.weight\)"),
+        ("something.weight", "something else (something.weight)"),
     ],
 )
-def test_what_is_no_adapter_is_told_by_what_it_seems(tmp_path, name, seems):
+def test_what_is_no_adapter_is_described_by_what_it_seems_to_be(tmp_path, name, seems):
     save_file({name: torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(
-        ValueError, match=rf"^source: expected an adapter; received '.*', which seems to be {seems}"
-    ):
+    with refused("source", f"x.safetensors', which seems to be {seems}", expected="an adapter"):
         import_adapter(tmp_path / "x.safetensors")
 
 
 def test_a_light_t2i_adapter_is_refused(tmp_path):
     t2i(adapter_type="light_adapter").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="a light T2I-Adapter, whose trunk is another"):
+    with refused("source", f"'{tmp_path}', which seems to be a light T2I-Adapter"):
         import_adapter(tmp_path)
 
 
@@ -310,29 +353,28 @@ def mixed_up(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "expected", "received"),
     [
-        (lambda t: t.pop("adapter.body.1.norm1.bias"), "received missing: adapter.body.1.norm1.bias"),
-        (lambda t: t.pop("adapter.conv_in.weight"), "expected adapter.conv_in.weight; received"),
-        (lambda t: t.update({"adapter.more": torch.zeros(1)}), "surplus: adapter.more"),
+        (lambda t: t.pop("adapter.body.1.norm1.bias"), "exactly", "(missing: adapter.body.1.norm1.bias)"),
+        (lambda t: t.pop("adapter.conv_in.weight"), "adapter.conv_in.weight", "which lacks it"),
+        (lambda t: t.update({"adapter.more": torch.zeros(1)}), "exactly", "(surplus: adapter.more)"),
         (
             lambda t: t.update({"adapter.body.2.norm1.bias": torch.zeros(7)}),
-            r"misshapen: adapter.body.2.norm1.bias \(7,\), expected \(128,\)",
+            "exactly",
+            "(misshapen: adapter.body.2.norm1.bias (7,), expected (128,))",
         ),
-        (
-            lambda t: t["adapter.conv_in.bias"].fill_(float("nan")),
-            "expected finite numbers; .* adapter.conv_in.bias",
-        ),
+        (lambda t: t["adapter.conv_in.bias"].fill_(float("nan")), "finite numbers", "adapter.conv_in.bias"),
         (
             lambda t: t.update({"adapter.body.1.resnets.0.block1.gwc.weight": torch.zeros(128, 64, 3, 3)}),
-            "surplus: adapter.body.1.resnets.0.block1.gwc.weight",
+            "exactly",
+            "(surplus: adapter.body.1.resnets.0.block1.gwc.weight)",
         ),
-        (lambda t: t.update({"adapter.conv_in.weight": torch.zeros(64, 75, 3, 3)}), "received 75 inputs"),
+        (lambda t: t.update({"adapter.conv_in.weight": torch.zeros(64, 75, 3, 3)}), "8 or 16", "75 inputs"),
     ],
 )
-def test_mixed_up_files_are_refused(tmp_path, change, message):
+def test_mixed_up_files_are_refused(tmp_path, change, expected, received):
     save_file(mixed_up(change), tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=message):
+    with refused("source", received, expected=expected):
         import_adapter(tmp_path / "x.safetensors")
 
 
@@ -344,30 +386,30 @@ def test_what_cannot_be_read(tmp_path):
         "d.safetensors": b"",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"^source: expected .*{name}"):
+        with refused("source", name):
             import_adapter(tmp_path / name)
     (tmp_path / "README.md").write_text("# words")
-    with pytest.raises(
-        ValueError, match=r"^source: expected tensors; received '.*README.md', which holds none$"
-    ):
+    with refused("source", "README.md'", expected=".safetensors"):
         import_adapter(tmp_path / "README.md")
-    with pytest.raises(ValueError, match=r"^source: .* which does not exist"):
+    with refused("source", "nowhere', which does not exist"):
         import_adapter(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"^source: expected weights; received"):
+    with refused("source", "empty', which has none", expected="weights"):
         import_adapter(tmp_path / "empty")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"^source: expected tensors by name; received .* a list"):
+    with refused("source", "list.pth', a list", expected="tensors by name"):
         import_adapter(tmp_path / "list.pth")
 
 
 def test_folders_of_other_models(tmp_path):
     tiny.unet().save_pretrained(tmp_path / "unet")
-    with pytest.raises(ValueError, match="whose config is a UNet2DConditionModel's"):
+    with refused("source", f"'{tmp_path / 'unet'}', which is a UNet2DConditionModel", expected="T2IAdapter"):
         import_adapter(tmp_path / "unet")
     tiny.sd15().save_pretrained(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="a pipeline: give its adapter's folder"):
+    with refused("source", "pipe', a pipeline without an adapter"):
         import_adapter(tmp_path / "pipe")
+    nexus().save_pretrained(tmp_path / "pipe" / "adapter")
+    assert same(import_adapter(tmp_path / "pipe").adapter, nexus())
 
 
 def test_a_flipped_bit_is_found(tmp_path):
@@ -375,6 +417,42 @@ def test_a_flipped_bit_is_found(tmp_path):
     content = bytearray((tmp_path / "x.safetensors").read_bytes())
     content[-9] ^= 4
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^source: expected tensors with the SHA-256"):
+    with refused("source", "x.safetensors", expected="SHA-256"):
         import_adapter(tmp_path / "x.safetensors")
     assert load_file(tmp_path / "x.safetensors")
+
+
+def test_the_name_decides_the_form_of_a_t2i_start(tmp_path):
+    t2i().save_pretrained(tmp_path)
+    for name in ("prime", "slim", "prime-paper", "slim-paper"):
+        assert import_adapter(tmp_path, name).adapter.variant == name
+    assert import_adapter(tmp_path, "slim", residual=False).adapter.variant == "slim-paper"
+    with refused("residual", "True"):
+        import_adapter(tmp_path, "slim-paper", residual=True)
+    with refused("zero_init", "True"):
+        import_adapter(tmp_path, "prime-paper", zero_init=True)
+    with refused("variant", "'light'", expected="slim-paper"):
+        import_adapter(tmp_path, "light")
+    with refused("text_width", "0"):
+        import_adapter(tmp_path, text_width=0)
+
+
+def test_single_files_have_a_format_version(tmp_path):
+    file = tmp_path / "x.safetensors"
+    export_file(nexus(residual=True), file)
+    metadata = read_header(file).metadata
+    assert (metadata["format_version"], metadata["variant"]) == ("1", "prime")
+    config = json.loads(metadata["nexus_adapters.config"])
+    assert (config["format_version"], config["block"], config["block_options"]) == (1, "paper", {})
+    add_metadata(file, {"nexus_adapters.config": json.dumps(config | {"format_version": 2})})
+    with refused("source", "x.safetensors' (format_version: expected at most 1, got 2)", hint="upgrade"):
+        import_adapter(file)
+
+
+def test_a_single_file_cannot_say_a_subclass(tmp_path):
+    class Mine(NexusAdapter):
+        pass
+
+    mine = Mine(channels=[8], pools=[0], unshuffle=2, text_width=4, heads=1, head_width=4)
+    with refused("adapter", "a Mine", hint="save_pretrained"):
+        export_file(mine, tmp_path / "x.safetensors")

@@ -1,15 +1,16 @@
-"""The places of the features, against real diffusers UNets."""
+"""An adapter's shapes, from the places of its features. Places in real UNets: tests/bases/test_unet.py."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from tests.refusals import refused
 from torch import nn
 
-from nexus_adapters.adapter.geometry import adapter_geometry, latent_strides, text_width
+from nexus_adapters.adapter.geometry import base_geometry, geometry_from_places
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.bases.unet import UNetBase
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 
@@ -50,7 +51,7 @@ def test_every_feature_lands_where_the_unet_adds_it(
 
 
 def test_stable_diffusion_1(full_unets: dict[str, UNet2DConditionModel]) -> None:
-    assert adapter_geometry(full_unets["sd1"].config) == {
+    assert base_geometry(UNetBase(full_unets["sd1"].config), 8) == {
         "channels": (320, 640, 1280, 1280),
         "pools": (False, True, True, True),
         "unshuffle": 8,
@@ -59,7 +60,7 @@ def test_stable_diffusion_1(full_unets: dict[str, UNet2DConditionModel]) -> None
 
 
 def test_stable_diffusion_xl(full_unets: dict[str, UNet2DConditionModel]) -> None:
-    assert adapter_geometry(full_unets["sdxl"].config) == {
+    assert base_geometry(UNetBase(full_unets["sdxl"].config), 8) == {
         "channels": (320, 640, 1280, 1280),
         "pools": (False, False, True, False),
         "unshuffle": 16,
@@ -67,42 +68,38 @@ def test_stable_diffusion_xl(full_unets: dict[str, UNet2DConditionModel]) -> Non
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["SimpleCrossAttnDownBlock2D", "KCrossAttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"],
-)
-def test_block_types_without_features_are_named(name: str) -> None:
-    config = {"down_block_types": (PLAIN, name, CROSS), "mid_block_type": "UNetMidBlock2D"}
-    with pytest.raises(
-        ValueError, match=rf"^unet: expected .*{CROSS}.*; received {name} as down block 2 of 3"
-    ):
-        latent_strides(config)
+def test_pixels_per_latent_are_those_of_the_bases_autoencoder(
+    build_unet: Callable[..., UNet2DConditionModel],
+) -> None:
+    base = UNetBase(build_unet(PLAIN, CROSS).config, {"block_out_channels": (4, 4, 4)})
+    assert base_geometry(base)["unshuffle"] == 2 * 4
+    assert base_geometry(base, 3)["unshuffle"] == 2 * 3
 
 
 def test_real_unet_of_an_unfit_type_is_refused(build_unet: Callable[..., UNet2DConditionModel]) -> None:
     unet = build_unet("SimpleCrossAttnDownBlock2D", PLAIN, attention_head_dim=8)
-    with pytest.raises(ValueError, match="SimpleCrossAttnDownBlock2D as down block 1 of 2"):
+    with refused("unet", "SimpleCrossAttnDownBlock2D as down block 1 of 2"):
         NexusAdapter.for_unet(unet)
 
 
 def test_three_blocks_without_a_middle_are_refused(build_unet: Callable[..., UNet2DConditionModel]) -> None:
-    with pytest.raises(ValueError, match="mid_block_type=None"):
+    with refused("unet", "mid_block_type=None"):
         NexusAdapter.for_unet(build_unet(CROSS, CROSS, PLAIN, mid_block_type=None))
     assert len(NexusAdapter.for_unet(build_unet(CROSS, PLAIN, mid_block_type=None)).config.channels) == 2
 
 
 def test_other_classes_are_named(build_unet: Callable[..., UNet2DConditionModel]) -> None:
-    with pytest.raises(ValueError, match=r"^unet: expected a UNet2DConditionModel; received a Linear"):
+    with refused("unet", "a Linear", expected="UNet2DConditionModel"):
         NexusAdapter.for_unet(nn.Linear(1, 1))
     other = UNet2DModel(
         block_out_channels=(8, 8), down_block_types=(PLAIN, PLAIN), up_block_types=("UpBlock2D",) * 2,
         norm_num_groups=4, layers_per_block=1,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="received a UNet2DModel"):
+    with refused("unet", "a UNet2DModel"):
         NexusAdapter.for_unet(other)
     pipeline = nn.Module()
     pipeline.unet = build_unet(CROSS)
-    with pytest.raises(ValueError, match=r"received a Module \(pass its \.unet\)"):
+    with refused("unet", "a Module", hint=".unet"):
         NexusAdapter.for_unet(pipeline)
 
 
@@ -112,38 +109,43 @@ def test_compiled_unet_is_seen_through(build_unet: Callable[..., UNet2DCondition
     assert dict(NexusAdapter.for_unet(compiled).config) == dict(NexusAdapter.for_unet(unet).config)
 
 
+def test_text_widths(build_unet: Callable[..., UNet2DConditionModel]) -> None:
+    assert NexusAdapter.for_unet(build_unet(CROSS, PLAIN, encoder_hid_dim=20)).config.text_width == 20
+    with refused("unet", "cross_attention_dim=(12, 16)"):
+        NexusAdapter.for_unet(build_unet(CROSS, CROSS, cross_attention_dim=(12, 16)))
+
+
+def test_geometry_of_any_places() -> None:
+    assert geometry_from_places((64, 64, 128), (2, 2, 16), text_width=12, pixels_per_latent=8) == {
+        "channels": (64, 64, 128), "pools": (False, False, 3), "unshuffle": 16, "text_width": 12,
+    }  # fmt: skip
+    transformer = geometry_from_places([1536] * 3, [2] * 3, text_width=4096, pixels_per_latent=8)
+    assert transformer["pools"] == (False,) * 3
+    adapter = NexusAdapter.for_geometry(
+        geometry_from_places((8, 16), (1, 4), text_width=12, pixels_per_latent=4), "slim"
+    )
+    assert (adapter.variant, adapter.feature_strides) == ("slim", (4, 16))
+
+
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("changes", "name", "received"),
     [
-        ({"cross_attention_dim": 768}, 768),
-        ({"cross_attention_dim": [640, 640]}, 640),
-        ({"cross_attention_dim": 2048, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"}, 4096),
-        (
-            {"cross_attention_dim": 768, "encoder_hid_dim": 1024, "encoder_hid_dim_type": "text_image_proj"},
-            1024,
-        ),
-        ({"cross_attention_dim": 768, "encoder_hid_dim_type": "ip_image_proj"}, 768),
-        (
-            {"cross_attention_dim": 2048, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "ip_image_proj"},
-            4096,
-        ),
+        ({"strides": (2, 1)}, "strides", "1 after 2"),
+        ({"strides": (1, 3)}, "strides", "3 after 1"),
+        ({"strides": (2, 3)}, "strides", "3 after 2"),
+        ({"strides": (1,)}, "strides", "[1]"),
+        ({"strides": (0, 1)}, "strides", "0"),
+        ({"channels": ()}, "channels", "()"),
+        ({"text_width": 0}, "text_width", "0"),
+        ({"pixels_per_latent": 0}, "pixels_per_latent", "0"),
     ],
 )
-def test_text_width(config: dict[str, object], expected: int) -> None:
-    assert text_width({"encoder_hid_dim": None, "encoder_hid_dim_type": None, **config}) == expected
+def test_places_without_a_geometry_are_named(changes: dict[str, object], name: str, received: str) -> None:
+    places = {"channels": (8, 16), "strides": (1, 2), "text_width": 12, "pixels_per_latent": 8}
+    with refused(name, received):
+        geometry_from_places(**{**places, **changes})
 
 
-def test_text_width_of_a_real_text_projection(build_unet: Callable[..., UNet2DConditionModel]) -> None:
-    unet = build_unet(CROSS, PLAIN, encoder_hid_dim=20)
-    assert NexusAdapter.for_unet(unet).config.text_width == 20
-    assert unet(torch.randn(1, 4, 8, 8), 1, torch.randn(1, 5, 20)).sample.shape == (1, 4, 8, 8)
-
-
-def test_texts_of_several_widths_or_none_are_refused() -> None:
-    config = SimpleNamespace(encoder_hid_dim=None, encoder_hid_dim_type=None, cross_attention_dim=[768, 1024])
-    with pytest.raises(ValueError, match=r"cross_attention_dim=\(768, 1024\)"):
-        text_width(vars(config))
-    with pytest.raises(ValueError, match="encoder_hid_dim_type='image_proj'"):
-        text_width(
-            {"encoder_hid_dim": 1280, "encoder_hid_dim_type": "image_proj", "cross_attention_dim": 768}
-        )
+def test_a_geometry_is_whole() -> None:
+    with refused("geometry", "channels, more", expected="channels, pools, text_width, unshuffle"):
+        NexusAdapter.for_geometry({"channels": (8,), "more": 1})

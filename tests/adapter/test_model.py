@@ -7,6 +7,7 @@ import jaxtyping
 import pytest
 import torch
 from diffusers import T2IAdapter, UNet2DConditionModel
+from tests.refusals import refused
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,8 +45,10 @@ def count(module: torch.nn.Module) -> int:
 def test_parameter_counts(
     full_unets: Unets, base: str, variant: str, parameters: int, against_t2i: int
 ) -> None:
-    adapter = on_meta(full_unets, base, variant)
-    assert count(adapter) == parameters
+    for name in (variant, f"{variant}-paper"):  # a residual connection has no weights
+        adapter = on_meta(full_unets, base, name)
+        assert (adapter.variant, adapter.config.residual) == (name, name == variant)
+        assert count(adapter) == parameters
     arguments, t2i_parameters = T2I[base]
     with torch.device("meta"):
         t2i = T2IAdapter(in_channels=3, channels=[320, 640, 1280, 1280], num_res_blocks=2, **arguments)
@@ -96,8 +99,9 @@ def release_names(variant: str, widened: tuple[int, ...], stages: int = 4) -> li
 @pytest.mark.parametrize("base", ["sd1", "sdxl"])
 @pytest.mark.parametrize("variant", ["prime", "slim"])
 def test_state_dict_names_are_the_releases(full_unets: Unets, base: str, variant: str) -> None:
-    adapter = on_meta(full_unets, base, variant)
-    assert list(adapter.state_dict()) == release_names(variant, widened=(1, 2))
+    for name in (variant, f"{variant}-paper"):
+        adapter = on_meta(full_unets, base, name)
+        assert list(adapter.state_dict()) == release_names(variant, widened=(1, 2))
 
 
 def test_state_dict_holds_t2i_adapters(full_unets: Unets) -> None:
@@ -109,8 +113,19 @@ def test_state_dict_holds_t2i_adapters(full_unets: Unets) -> None:
     }
 
 
-def test_variant_is_the_number_of_groups(tiny: Build) -> None:
-    assert [tiny(groups=groups).variant for groups in (1, 2, 4)] == ["prime", "slim", "slim"]
+def test_variant_is_the_name_of_the_configuration(tiny: Build) -> None:
+    assert [tiny(groups=groups, residual=True).variant for groups in (1, 2, 4)] == ["prime", "slim", "slim"]
+    assert [tiny(groups=groups).variant for groups in (1, 2, 4)] == ["prime-paper"] + 2 * ["slim-paper"]
+
+
+def test_a_name_and_overrides_make_the_configuration(
+    build_unet: Callable[..., UNet2DConditionModel],
+) -> None:
+    unet = build_unet("CrossAttnDownBlock2D", "DownBlock2D")
+    assert NexusAdapter.for_unet(unet).variant == "prime"
+    assert NexusAdapter.for_unet(unet, "prime", residual=False).variant == "prime-paper"
+    assert NexusAdapter.for_unet(unet, "slim", residual=False, groups=4).variant == "slim-paper"
+    assert NexusAdapter.for_unet(unet, "slim-paper", groups=4, residual=False).config.groups == 4
 
 
 def test_overrides(build_unet: Callable[..., UNet2DConditionModel]) -> None:
@@ -120,7 +135,6 @@ def test_overrides(build_unet: Callable[..., UNet2DConditionModel]) -> None:
         "slim",
         groups=4,
         in_channels=1,
-        residual=True,
         zero_init=True,
         heads=3,
         head_width=5,
@@ -129,30 +143,37 @@ def test_overrides(build_unet: Callable[..., UNet2DConditionModel]) -> None:
     assert {name: value for name, value in adapter.config.items() if name[0] != "_"} == {
         "in_channels": 1, "channels": (16, 32), "pools": (False, True), "unshuffle": 8, "groups": 4,
         "text_width": 12, "heads": 3, "head_width": 5, "residual": True, "zero_init": True,
-        "noise_exponent": 1,
+        "noise_exponent": 1, "block": "paper", "block_options": {},
     }  # fmt: skip
     assert NexusAdapter.for_unet(unet, unshuffle=4).config.unshuffle == 4
     assert NexusAdapter.for_unet(unet, vae_scale_factor=16).config.unshuffle == 16
 
 
 @pytest.mark.parametrize(
-    ("variant", "overrides", "message"),
+    ("variant", "overrides", "name", "received"),
     [
-        ("light", {}, "variant: expected one of prime, slim; received 'light'"),
-        ("prime", {"head": 2, "dim": 1}, "overrides: expected some of in_channels, .*; received dim, head"),
-        ("prime", {"groups": 2}, "groups: expected a number that makes variant 'prime' .*; received 2"),
-        ("slim", {"groups": 1}, "groups: expected a number that makes variant 'slim' .*; received 1"),
-        ("slim", {"groups": 5}, r"groups: expected a divisor of every width in \(16, 32\); received 5"),
-        ("prime", {"zero_init": True}, "zero_init: .*residual=False"),
-        ("prime", {"vae_scale_factor": 0}, "vae_scale_factor: expected a positive integer; received 0"),
-        ("prime", {"channels": 8}, "channels: expected one positive integer per stage; received 8"),
-        ("prime", {"channels": ()}, r"channels: expected one positive integer per stage; received \(\)"),
+        ("light", {}, "variant", "'light'"),
+        ("prime", {"head": 2, "dim": 1}, "overrides", "dim, head"),
+        ("prime", {"groups": 2}, "groups", "2"),
+        ("slim", {"groups": 1}, "groups", "1"),
+        ("slim", {"groups": 5}, "groups", "5"),
+        ("slim-paper", {"residual": True}, "residual", "True"),
+        ("prime-paper", {"zero_init": True}, "zero_init", "True"),
+        ("prime", {"zero_init": True, "residual": False}, "zero_init", "True"),
+        ("prime", {"vae_scale_factor": 0}, "vae_scale_factor", "0"),
+        ("prime", {"channels": 8}, "channels", "8"),
+        ("prime", {"channels": ()}, "channels", "()"),
+        ("prime", {"block": "none"}, "block", "'none'"),
     ],
 )
 def test_bad_overrides_are_named(
-    build_unet: Callable[..., UNet2DConditionModel], variant: str, overrides: dict[str, Any], message: str
+    build_unet: Callable[..., UNet2DConditionModel],
+    variant: str,
+    overrides: dict[str, Any],
+    name: str,
+    received: str,
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with refused(name, received):
         NexusAdapter.for_unet(build_unet("CrossAttnDownBlock2D", "DownBlock2D"), variant, **overrides)
 
 
@@ -191,13 +212,13 @@ def test_sizes_need_only_be_multiples_of_the_stem(
         assert feature.shape[2:] == (-(-height // stride), -(-width // stride))
 
 
-def test_bad_input_reaches_the_user_as_value_error(tiny: Build, inputs: Inputs) -> None:
+def test_bad_input_is_refused_before_it_is_computed_with(tiny: Build, inputs: Inputs) -> None:
     condition, text = inputs()
-    with pytest.raises(ValueError, match=r"multiples of 4 .*; received 30x32"):
+    with refused("condition", "30x32", expected="multiples of 4"):
         tiny()(condition[:, :, :30], text)
-    with pytest.raises(ValueError, match="expected a batch of 2, as condition has; received 1"):
+    with refused("prompt_embeds", "1", expected="batch of 2"):
         tiny()(condition, text[:1])
-    with pytest.raises(ValueError, match=r"received \(3, 32, 32\)"):
+    with refused("condition", "(3, 32, 32)"):
         tiny()(condition[0], text)
 
 

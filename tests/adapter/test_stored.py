@@ -8,12 +8,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.refusals import refused
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.stored import add_metadata, check_hash, hash_tensors, read_header
+from nexus_adapters.errors import InvalidArgument
 
 Build = Callable[..., NexusAdapter]
 
+PATH = "pretrained_model_name_or_path"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -65,9 +68,7 @@ def flipped(file: Path, place: int) -> None:
 def test_one_flipped_bit_is_found(tiny: Build, tmp_path: Path, size: str, place: int) -> None:
     tiny().save_pretrained(tmp_path, max_shard_size=size)
     flipped(weights(tmp_path)[-1], place)
-    with pytest.raises(
-        ValueError, match=r"^weights: expected tensors with the SHA-256 .*; received .*: damaged"
-    ):
+    with refused(PATH, str(tmp_path), expected="SHA-256", hint="damaged"):
         NexusAdapter.from_pretrained(tmp_path)
 
 
@@ -80,7 +81,7 @@ def test_a_shard_of_another_save_is_found(tiny: Build, tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "b", max_shard_size="10KB")
     shard = weights(tmp_path / "a")[1]
     shard.write_bytes((tmp_path / "b" / shard.name).read_bytes())
-    with pytest.raises(ValueError, match=r"10 files in .*damaged, changed, or of several saves$"):
+    with refused(PATH, "10 files in ", hint="of several saves"):
         NexusAdapter.from_pretrained(tmp_path / "a")
 
 
@@ -89,9 +90,8 @@ def test_a_truncated_file_is_refused(tiny: Build, tmp_path: Path) -> None:
     content = (tmp_path / WEIGHTS).read_bytes()
     for length in (len(content) - 1, len(content) // 2, 4, 0):
         (tmp_path / WEIGHTS).write_bytes(content[:length])
-        with pytest.raises((ValueError, OSError)) as caught:
+        with pytest.raises((InvalidArgument, OSError), match=WEIGHTS):
             NexusAdapter.from_pretrained(tmp_path)
-        assert WEIGHTS in str(caught.value) or "weights" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -105,9 +105,7 @@ def test_numbers_that_are_not_finite_are_refused(
     adapter.save_pretrained(tmp_path)
     if not has_hash:
         save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS)
-    with pytest.raises(
-        ValueError, match=r"expected finite numbers; received others in adapter\.conv_in\.weight"
-    ):
+    with refused(PATH, "adapter.conv_in.weight", expected="finite"):
         NexusAdapter.from_pretrained(tmp_path)
 
 
@@ -119,14 +117,12 @@ def test_files_without_a_hash_load(tiny: Build, tmp_path: Path) -> None:
 
 
 def test_pickles_are_neither_written_nor_read(tiny: Build, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^safe_serialization: expected True; received False"):
+    with refused("safe_serialization", "False"):
         tiny().save_pretrained(tmp_path, safe_serialization=False)
     tiny().save_pretrained(tmp_path)
     torch.save(load_file(tmp_path / WEIGHTS), tmp_path / "diffusion_pytorch_model.bin")
     (tmp_path / WEIGHTS).unlink()
-    with pytest.raises(
-        ValueError, match=r"^weights: expected safetensors, which hold no code; received .*\.bin"
-    ):
+    with refused(PATH, ".bin", expected="safetensors"):
         NexusAdapter.from_pretrained(tmp_path)
 
 
@@ -142,9 +138,7 @@ def test_a_config_of_another_class_is_refused(tiny: Build, tmp_path: Path) -> No
     tiny().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "ControlNetModel"}))
-    with pytest.raises(
-        ValueError, match=r"^config: expected a NexusAdapter's, .*; received a ControlNetModel's"
-    ):
+    with refused("config", "a ControlNetModel", expected="a NexusAdapter", hint="ControlNetModel"):
         NexusAdapter.from_pretrained(tmp_path)
 
 

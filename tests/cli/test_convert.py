@@ -2,14 +2,23 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tests import tiny
 from tests.adapter.test_formats import as_original, nexus, same, t2i
 
 from nexus_adapters.adapter.formats import import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.adapter.saved import find_saved
+from nexus_adapters.adapter.stored import read_header
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import main
+from nexus_adapters.training.checkpoint import save_checkpoint
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -22,10 +31,10 @@ def source(tmp_path):
 def test_into_a_file_and_back_into_a_folder(source, tmp_path, capsys):
     file, folder = tmp_path / "slim.safetensors", tmp_path / "again"
     assert main(["convert", str(source), str(file), "--to", "single-file"]) == 0
-    assert capsys.readouterr().out == f"{file}: slim, from a NexusAdapter, residual=False\n"
+    assert capsys.readouterr().out == f"{file}: slim-paper, from a NexusAdapter\n"
     with safe_open(file, framework="pt") as stored:
         told = stored.metadata()
-    assert told["variant"] == "slim"
+    assert (told["variant"], told["format_version"]) == ("slim-paper", "1")
     assert told["training.base"] == "sd/base"
     assert len(told["training"]) == len(told["sha256"]) == 64
     assert "text width 768" in told["base"]
@@ -37,18 +46,128 @@ def test_into_a_file_and_back_into_a_folder(source, tmp_path, capsys):
     ]
 
 
+def test_a_weights_file_with_its_config_next_to_it(source, tmp_path, capsys):
+    """The folder's adapter, with what the folder records."""
+    file = tmp_path / "slim.safetensors"
+    assert main(["convert", str(source / WEIGHTS), str(file), "--to", "single-file"]) == 0
+    assert read_header(file).metadata["training.base"] == "sd/base"
+    assert capsys.readouterr().err == ""
+    (source / "config.json").unlink()
+    assert main(["convert", str(source / WEIGHTS), str(tmp_path / "again")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "SOURCE" in line
+    assert "config.json" in line
+
+
 def test_the_start_of_a_slim(tmp_path, capsys):
     torch.save(as_original(t2i()), tmp_path / "t2i.pth")
-    options = ["--variant", "slim", "--text-width", "1024", "--residual", "--zero-init", "--seed", "4"]
+    options = ["--variant", "slim", "--text-width", "1024", "--zero-init", "--seed", "4"]
     assert main(["convert", str(tmp_path / "t2i.pth"), str(tmp_path / "slim"), *options]) == 0
     told = capsys.readouterr()
-    assert "slim, from a T2I-Adapter, residual=True" in told.out
+    assert "slim, from a T2I-Adapter" in told.out
     assert "note: norms and attention are new" in told.err
     assert "least squares" in told.err
-    expected = import_adapter(
-        tmp_path / "t2i.pth", "slim", text_width=1024, residual=True, zero_init=True, seed=4
-    ).adapter
+    expected = import_adapter(tmp_path / "t2i.pth", "slim", text_width=1024, zero_init=True, seed=4).adapter
     assert same(NexusAdapter.from_pretrained(tmp_path / "slim"), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "variant"),
+    [
+        ([], "prime"),
+        (["--residual"], "prime"),
+        (["--no-residual"], "prime-paper"),
+        (["--variant", "slim-paper"], "slim-paper"),
+    ],
+)
+def test_the_name_decides_the_form(tmp_path, capsys, options, variant):
+    t2i().save_pretrained(tmp_path / "t2i")
+    assert main(["convert", str(tmp_path / "t2i"), str(tmp_path / "new"), *options]) == 0
+    assert f"new: {variant}, from a T2I-Adapter" in capsys.readouterr().out
+    assert NexusAdapter.from_pretrained(tmp_path / "new").variant == variant
+
+
+def test_the_releases_adapters_stay_in_the_papers_form(tmp_path, capsys):
+    torch.save(nexus("prime").state_dict(), tmp_path / "release.pth")
+    assert main(["convert", str(tmp_path / "release.pth"), str(tmp_path / "new")]) == 0
+    assert "new: prime-paper, from an adapter of the public release" in capsys.readouterr().out
+    assert NexusAdapter.from_pretrained(tmp_path / "new").config["residual"] is False
+
+
+@pytest.mark.parametrize(("name", "condition"), [("slim", "depth"), ("prime-paper", "canny")])
+def test_adapters_of_the_package(tmp_path, name, condition):
+    assert main(["convert", name, str(tmp_path / "new"), "--condition", condition]) == 0
+    expected = BUNDLED["embedded"].adapters[condition][name]
+    stored = load_file(tmp_path / "new" / WEIGHTS)
+    assert find_saved(tmp_path / "new").sha256() == find_saved(expected).sha256()  # float16, as it is
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_a_saved_pipeline(source, tmp_path):
+    source.rename(tmp_path / "adapter")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert main(["convert", str(tmp_path), str(tmp_path / "new")]) == 0
+    assert same(NexusAdapter.from_pretrained(tmp_path / "new"), nexus("slim"))
+
+
+def test_a_hub_id(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / name[3:]))
+    assert main(["convert", "me/slim", str(tmp_path / "new")]) == 0
+    assert "new: slim-paper, from a NexusAdapter" in capsys.readouterr().out
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Writes a training run with one checkpoint, whose average has other weights than the module."""
+
+    def write(adapter, method, base="nowhere", own_config=True):
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "config.toml").write_text(f'[base]\npath = "{base}"\n[adapter]\nmethod = "{method}"\n')
+        module = {name: 2 * tensor for name, tensor in adapter.state_dict().items()}
+        state = {"adapter": json.loads(adapter.to_json_string())} if own_config else {}
+        tensors = {"module": module, "average": adapter.state_dict()}
+        return save_checkpoint(run / "checkpoints", 3, tensors, state, keep=1)
+
+    return write
+
+
+def test_a_run_and_its_checkpoint(write_run, tmp_path, capsys):
+    checkpoint = write_run(nexus("slim"), "slim-paper")
+    for number, source in enumerate((tmp_path / "run", checkpoint)):
+        assert main(["convert", str(source), str(tmp_path / f"new{number}")]) == 0
+        assert f"new{number}: slim-paper, from a NexusAdapter" in capsys.readouterr().out
+        assert same(NexusAdapter.from_pretrained(tmp_path / f"new{number}"), nexus("slim"))
+    nexus("prime").save_pretrained(tmp_path / "run" / "adapter")  # the run has finished
+    (tmp_path / "run" / "adapter" / "training.json").write_text('{"config": {"base.path": "sd/base"}}')
+    file = tmp_path / "finished.safetensors"
+    assert main(["convert", str(tmp_path / "run"), str(file), "--to", "single-file"]) == 0
+    assert same(import_adapter(file).adapter, nexus("prime"))
+    assert read_header(file).metadata["training.base"] == "sd/base"
+
+
+def test_a_checkpoint_from_before_they_had_a_config(write_run, tmp_path, capsys):
+    tiny.sd15().save_pretrained(tmp_path / "base")
+    adapter = tiny.adapter(tiny.unet(), variant="slim-paper")
+    checkpoint = write_run(adapter, "slim-paper", base=tmp_path / "base", own_config=False)
+    assert main(["convert", str(checkpoint), str(tmp_path / "new")]) == 0
+    assert "new: slim-paper, from a NexusAdapter" in capsys.readouterr().out
+    assert same(NexusAdapter.from_pretrained(tmp_path / "new"), adapter)
+    (tmp_path / "base" / "model_index.json").unlink()
+    assert main(["convert", str(checkpoint), str(tmp_path / "again")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("nexus convert: error: SOURCE: ")
+    assert str(tmp_path / "base") in errors
+
+
+@pytest.mark.parametrize("own_config", [True, False])
+def test_a_t2i_adapters_checkpoint_starts_a_nexus_adapter(write_run, tmp_path, capsys, own_config):
+    checkpoint = write_run(t2i(), "t2i", own_config=own_config)
+    assert main(["convert", str(checkpoint), str(tmp_path / "new"), "--seed", "2"]) == 0
+    assert "new: prime, from a T2I-Adapter" in capsys.readouterr().out
+    t2i().save_pretrained(tmp_path / "t2i")
+    expected = import_adapter(tmp_path / "t2i", seed=2).adapter
+    assert same(NexusAdapter.from_pretrained(tmp_path / "new"), expected)
 
 
 def test_nothing_is_overwritten(source, tmp_path, capsys):
@@ -57,7 +176,9 @@ def test_nothing_is_overwritten(source, tmp_path, capsys):
     (tmp_path / "there.safetensors").write_text("mine")
     for dest, options in (("there", []), ("there.safetensors", ["--to", "single-file"])):
         assert main(["convert", str(source), str(tmp_path / dest), *options]) == 2
-        assert "nexus convert: error: DEST: expected a new" in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert errors.startswith("nexus convert: error: DEST: ")
+        assert f"'{tmp_path / dest}'" in errors
     assert (tmp_path / "there.safetensors").read_text() == "mine"
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
@@ -65,40 +186,34 @@ def test_nothing_is_overwritten(source, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name", "shown"),
     [
-        (["nowhere", "x"], "SOURCE: expected a folder or a file; received 'nowhere', which does not exist"),
-        (["{source}", "{tmp}/no/x"], "DEST: expected a place in an existing folder"),
-        (
-            ["{source}", "{tmp}/x.safetensors"],
-            "DEST: expected a folder's name; .*--to single-file makes a file",
-        ),
-        (
-            ["{source}", "{tmp}/x", "--to", "single-file"],
-            "DEST: expected a file name that ends in .safetensors",
-        ),
-        (["{source}", "{tmp}/x", "--zero-init"], "--zero-init: expected --residual beside it"),
-        (
-            ["{source}", "{tmp}/x", "--text-width", "0"],
-            "--text-width: expected a positive integer; received 0",
-        ),
-        (["{tmp}", "{tmp}/x"], "SOURCE: expected weights; received"),
+        (["nowhere", "{tmp}/x"], "SOURCE", "'nowhere'"),
+        (["./prime", "{tmp}/x"], "SOURCE", "'./prime'"),
+        (["prime", "{tmp}/x", "--condition", "pose"], "--condition", "'pose'"),
+        (["{source}", "{tmp}/no/x"], "DEST", "/no/x'"),
+        (["{source}", "{tmp}/x.safetensors"], "DEST", "--to single-file"),
+        (["{source}", "{tmp}/x", "--to", "single-file"], "DEST", "/x'"),
+        (["{source}", "{tmp}/x", "--variant", "slim-paper", "--zero-init"], "--zero-init", "slim-paper"),
+        (["{source}", "{tmp}/x", "--no-residual", "--zero-init"], "--zero-init", "prime-paper"),
+        (["{source}", "{tmp}/x", "--variant", "prime-paper", "--residual"], "--residual", "True"),
+        (["{source}", "{tmp}/x", "--text-width", "0"], "--text-width", "0"),
+        (["{tmp}", "{tmp}/x"], "SOURCE", "{tmp}'"),
     ],
 )
-def test_bad_input_is_one_line(source, tmp_path, capsys, arguments, message):
-    import re
-
+def test_bad_input_is_one_line(source, tmp_path, capsys, arguments, name, shown):
     given = [argument.format(source=source, tmp=tmp_path) for argument in arguments]
     assert main(["convert", *given]) == 2
     errors = capsys.readouterr().err
-    assert re.match(rf"nexus convert: error: {message}", errors)
+    assert errors.startswith(f"nexus convert: error: {name}: ")
+    assert shown.format(tmp=tmp_path) in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / "x").exists()
 
 
 def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     def fail(self, folder, **_):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text("{}")
         raise OSError("disk full")
 

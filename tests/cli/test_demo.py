@@ -1,4 +1,3 @@
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -6,17 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFont
-from tests.weights import write_tiny
+from tests.weights import use_weights, write_tiny
 
-from nexus_adapters import embedded
+from nexus_adapters.adapter.saved import find_saved
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import demo_methods, main
 from nexus_adapters.cli.demo_scenes import PROMPTS_PER_MAP, SCENE_SEEDS, demo_scenes, has_novel
 from nexus_adapters.cli.files import read_settings
 from nexus_adapters.cli.sheet import CELL, Row, Sheet, changed_words, draw_sheet, wrap
 from nexus_adapters.evaluation.scenes import METRICS
+from nexus_adapters.files import file_sha256
 from nexus_adapters.scenes.maps import draw_map
 from nexus_adapters.scenes.scene import draw_scene
 
+GUIDANCE = BUNDLED["embedded"].guidance_scale
 METHODS = ["base", "t2i", "slim", "prime"]
 IMAGES = len(METHODS) * len(SCENE_SEEDS) * PROMPTS_PER_MAP
 
@@ -26,7 +28,7 @@ def drawn(tmp_path_factory):
     """The folder of a demo run by tiny random weights, and what it printed."""
     out = tmp_path_factory.mktemp("drawn") / "new" / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path_factory.mktemp("weights")))
+        use_weights(patch, write_tiny(tmp_path_factory.mktemp("weights")))
         assert main(["demo", "--out", str(out), "--steps", "1", "--guidance", "2", "--seed", "3"]) == 0
     return out
 
@@ -41,8 +43,8 @@ def no_weights(monkeypatch):
     def load(*_):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(embedded, "load_embedded_base", load)
-    monkeypatch.setattr(embedded, "embedded_adapter", load)
+    monkeypatch.setattr(demo_methods, "load_base", load)
+    monkeypatch.setattr(demo_methods, "load_adapter", load)
 
 
 def test_two_files_and_no_other(drawn):
@@ -58,12 +60,7 @@ def test_the_report_is_complete(report):
     assert report["total_s"] > 0
     assert 0.05 < report["peak_memory_gib"] < 8
     assert list(report["methods"]) == METHODS
-    assert [report["methods"][name]["adapter"] for name in METHODS] == [
-        None,
-        "t2i",
-        embedded.BETTER_FORM["slim"],
-        embedded.BETTER_FORM["prime"],
-    ]
+    assert [report["methods"][name]["adapter"] for name in METHODS] == [None, "t2i", "slim", "prime"]
     assert report["methods"]["base"]["parameters"] == 0
     assert all(report["methods"][name]["parameters"] > 1000 for name in METHODS[1:])
     assert all(method["generation_s"] > 0 for method in report["methods"].values())
@@ -100,7 +97,7 @@ def test_the_sheet_has_a_cell_for_every_image(drawn):
 
 
 def test_it_says_where_and_how_well(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path / "weights"))
+    use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
     out = tmp_path / "demo"
     out.mkdir()
     (out / "notes.txt").touch()  # an existing folder is fine
@@ -110,13 +107,13 @@ def test_it_says_where_and_how_well(tmp_path, monkeypatch, capsys):
     assert [line.split()[0] for line in lines[4:]] == METHODS
     assert all(len(line.split()) == 1 + len(METRICS) for line in lines[4:])
     first = json.loads((out / "demo.json").read_text())
-    assert first["guidance"] == embedded.EMBEDDED_GUIDANCE
+    assert first["guidance"] == GUIDANCE
     assert main(["demo", "--out", str(out), "--steps", "1", "--force"]) == 0
     assert json.loads((out / "demo.json").read_text())["images"] == first["images"]
 
 
 def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path))
+    use_weights(monkeypatch, write_tiny(tmp_path))
     started_from = []
     monkeypatch.setattr(
         demo_methods,
@@ -139,8 +136,7 @@ def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["depth", "segmentation", "sketch"])
 def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch, name):
-    weights = write_tiny(tmp_path / "weights")
-    monkeypatch.setattr(embedded, "WEIGHTS", weights)
+    use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
     assert main(["demo", "--condition", name, "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
     report = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert report["condition"] == name
@@ -152,40 +148,45 @@ def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeyp
 def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weights, name):
     (tmp_path / name).write_text("mine")
     assert main(["demo", "--out", str(tmp_path)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("nexus demo: error: --out: expected a new file; received")
-    assert err.count("\n") == 1
+    refused_in_one_line(capsys, "--out", f"'{tmp_path / name}'")
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name", "shown"),
     [
-        (["--steps", "0"], "--steps: expected an integer from 1 to 1000; received 0"),
-        (
-            ["--condition", "pose"],
-            "--condition: expected one of canny, depth, segmentation, sketch; received 'pose'",
-        ),
-        (["--seed", "-1"], "--seed: expected an integer from 0 to 4294967295; received -1"),
-        (["--guidance", "nan"], "--guidance: expected a finite number; received nan"),
-        (["--out", "file"], "--out: expected a folder; received 'file', which is a file"),
-        (["--out", "file/sub"], "--out: expected a folder; received 'file/sub' (Not a directory)"),
+        (["--steps", "0"], "--steps", "from 1 to 1000, got 0"),
+        (["--condition", "pose"], "--condition", "canny, depth, segmentation, sketch, got 'pose'"),
+        (["--seed", "-1"], "--seed", "from 0 to 4294967295, got -1"),
+        (["--guidance", "nan"], "--guidance", "got nan"),
+        (["--out", "file"], "--out", "'file', which is a file"),
+        (["--out", "file/sub"], "--out", "'file/sub' (Not a directory)"),
     ],
 )
-def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, no_weights, options, message):
+def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, no_weights, options, name, shown):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     assert main(["demo", *options]) == 2
-    assert capsys.readouterr().err == f"nexus demo: error: {message}\n"
+    refused_in_one_line(capsys, name, shown)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def refused_in_one_line(capsys, name, shown):
+    """Nothing on stdout; on stderr, in one line, the option and what was wrong with its value."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"nexus demo: error: {name}: ")
+    assert shown in err
+    assert err.count("\n") == 1
+
+
 def test_missing_weights_are_a_failure_of_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
+    use_weights(monkeypatch, tmp_path)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("nexus demo: error: embedded weights: expected")
+    assert err.startswith("nexus demo: error: ")
+    assert f"'{tmp_path / 'canny'}" in err
     assert err.count("\n") == 1
 
 
@@ -240,10 +241,9 @@ def test_the_committed_sheet_is_of_the_shipped_weights_and_was_made_in_time():
     report = json.loads((Path(__file__).parents[2] / "docs" / "demo.json").read_text())
     for name, digest in report["weights_sha256"].items():
         adapter = report["methods"][name]["adapter"]
-        folder = "base/unet" if adapter is None else f"canny/{adapter}"
-        weights = embedded.WEIGHTS / folder / "diffusion_pytorch_model.safetensors"
-        assert digest == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert report["guidance"] == embedded.EMBEDDED_GUIDANCE
+        unet = BUNDLED["embedded"].folder / "unet" / "diffusion_pytorch_model.safetensors"
+        assert digest == (file_sha256(unet) if adapter is None else find_saved(adapter).sha256())
+    assert report["guidance"] == GUIDANCE
     assert report["total_s"] < 90
     assert report["peak_memory_gib"] < 3
 

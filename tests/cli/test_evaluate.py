@@ -1,9 +1,9 @@
 import json
+import re
 
 import pytest
-from tests.weights import write_tiny
+from tests.weights import use_weights, write_tiny
 
-from nexus_adapters import embedded
 from nexus_adapters.cli import evaluate, main
 from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
 
@@ -14,20 +14,13 @@ FAST = ["--count", "3", "--steps", "2", "--batch-size", "3"]
 def weights(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = write_tiny(tmp_path_factory.mktemp("weights"))
-        patch.setattr(embedded, "WEIGHTS", folder)
+        use_weights(patch, folder)
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
 
 
 def run(*argv):
     return main(["evaluate", *map(str, argv)])
-
-
-def failure(capsys, *argv):
-    assert run(*argv) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_it_draws_scores_and_prints_the_table(weights, tmp_path, capsys):
@@ -54,28 +47,59 @@ def test_scenes_are_judged_by_the_embedded_clip(tmp_path, capsys):
     assert "frechet" not in content["methods"]["reference"]["metrics"]
 
 
+def test_guidance_has_the_name_that_it_has_in_other_commands(tmp_path):
+    """And the one that it had."""
+    for name in ("--guidance", "--guidance-scale"):
+        assert run("--out", tmp_path / name, name, "3", "--count", 1, "--steps", 1) == 0
+        content = json.loads((tmp_path / name / "results.json").read_text())
+        assert content["settings"]["guidance_scale"] == 3
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name", "shown"),
     [
-        (["--adapter", "prime", "--adapter", "x/prime"], "--adapter: expected names that differ: NAME=PATH"),
-        (["--adapter", "a="], r"--adapter: expected [NAME=]PATH; received 'a='"),
-        (["--kind", "folder"], "--data: expected a path, for kind folder; received none"),
-        (["--steps", "0"], "--steps: expected a number greater than 0; received 0"),
-        (["--policy", "all"], "--policy: expected 'positive', 'per_branch' or 'cond_only'; received 'all'"),
-        (
-            ["--noise-exponent", "-1"],
-            "--noise-exponent: expected a number greater than or equal to 0; received -1",
-        ),
-        (["--count", "0"], "--count: expected at least 1, for kind scenes; received 0"),
-        (["--resolution", "256"], "--resolution: expected 128, as scenes are drawn; received 256"),
-        (["--condition", "pose"], "--condition: expected one of canny, depth, segmentation, sketch"),
-        (["--split", "train"], "--split: expected test or novel, for kind scenes; received 'train'"),
-        (["--judge", "model"], "--judge: expected KEY=VALUE; received 'model'"),
-        (["--base", "no/where"], "--base: expected a Stable Diffusion pipeline, a folder or a Hub id"),
-        (["--features", "prime"], "--features: expected at least 40 samples"),
+        (["--adapter", "prime", "--adapter", "x/prime"], "--adapter", "'prime' twice"),
+        (["--adapter", "a="], "--adapter", "'a='"),
+        (["--adapter", "nothing"], "--adapter", "'nothing'"),
+        (["--adapter", "a=no/where"], "--adapter", "'no/where'"),
+        (["--adapter", "base=prime"], "--adapter", "'base'"),
+        (["--adapter", "t2i", "--condition", "depth"], "--adapter", "prime, slim for depth"),
+        (["--kind", "folder"], "--data", ""),
+        (["--kind", "scenes", "--data", "x"], "--data", "'x'"),
+        (["--data", "no/where"], "--data", "'no/where'"),
+        (["--kind", "tars", "--data", "no/where.tar"], "--data", "no/where.tar"),
+        (["--steps", "0"], "--steps", "got 0"),
+        (["--policy", "all"], "--policy", "'positive', 'per_branch' or 'cond_only', got 'all'"),
+        (["--noise-exponent", "-1"], "--noise-exponent", "got -1"),
+        (["--guidance", "-1"], "--guidance", "got -1"),
+        (["--guidance-scale", "nan"], "--guidance", "nan"),
+        (["--scale", "-1"], "--scale", "got -1"),
+        (["--seed", "-1"], "--seed", "got -1"),
+        (["--batch-size", "0"], "--batch-size", "got 0"),
+        (["--first", "-1"], "--first", "got -1"),
+        (["--dtype", "int8"], "--dtype", "'int8'"),
+        (["--count", "0"], "--count", "got 0"),
+        (["--resolution", "256"], "--resolution", "got 256"),
+        (["--condition", "pose"], "--condition", "canny, depth, segmentation, sketch"),
+        (["--split", "train"], "--split", "'train'"),
+        (["--image-column", "a"], "--image-column", "'a'"),
+        (["--judge", "model"], "--judge", "'model'"),
+        (["--option", "low"], "--option", "'low'"),
+        (["--option", "lo=3"], "--option", "'lo'"),
+        (["--judge", "low=x"], "--judge low", "'x'"),
+        (["--base", "no/where"], "--base", "'no/where'"),
+        (["--base", "nowhere"], "--base", "'nowhere'"),
+        (["--base-config", "x"], "--base-config", "'x'"),
+        (["--prediction-type", "epsilon"], "--prediction-type", "'epsilon'"),
+        (["--features", "prime"], "--features", "at least 40 samples"),
+        (["--clip", "no/where"], "--clip", "'no/where'"),
     ],
 )
-def test_wrong_arguments_are_one_line_that_names_them(tmp_path, capsys, arguments, message):
+def test_wrong_arguments_are_one_line_that_names_them(tmp_path, capsys, arguments, name, shown):
     given = arguments if "--count" in arguments else [*arguments, "--count", "3"]
-    assert message in failure(capsys, *given, "--out", tmp_path / "out")
+    assert run(*given, "--out", tmp_path / "out") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.match(rf"nexus evaluate: error: {re.escape(name)}(:| is required)", lines[0]), lines
+    assert shown in lines[0]
     assert not (tmp_path / "out").exists()

@@ -81,7 +81,9 @@ def test_existing_file_needs_force(photo, tmp_path, capsys):
     out.write_text("mine")
     assert run("canny", photo, "--out", out) == 2
     assert out.read_text() == "mine"
-    assert "--out: expected a new file" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("nexus extract: error: --out: ")
+    assert str(out) in err
     assert run("canny", photo, "--out", out, "--force") == 0
 
 
@@ -91,61 +93,36 @@ def _argv(photo, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named", "shown"),
     [
-        ({"name": "cany"}, "NAME: expected one of canny, depth, segmentation, sketch; received 'cany'"),
-        (
-            {"image": "missing.png"},
-            "IMAGE: expected an image file; received 'missing.png', which does not exist",
-        ),
-        ({"out": "map.jpg"}, "--out: expected a file name that ends in .png; received 'map.jpg'"),
-        ({"more": ["--low", "-1"]}, "--low: expected a finite threshold of at least 0; received -1.0"),
-        ({"more": ["--low", "nan"]}, "--low: expected a finite threshold of at least 0; received nan"),
-        (
-            {"more": ["--low", "300"]},
-            "--high: expected a finite threshold of at least low, 300.0; received 200",
-        ),
-        (
-            {"more": ["--high", "inf"]},
-            "--high: expected a finite threshold of at least low, 100; received inf",
-        ),
-        (
-            {"more": ["--max-megapixels", "0"]},
-            "--max-megapixels: expected a finite number above 0; received 0.0",
-        ),
-        ({"more": ["--option", "sigma"]}, "--option: expected KEY=VALUE; received 'sigma'"),
-        (
-            {"more": ["--option", "a=1", "--option", "a=2"]},
-            "--option: expected a once; received 'a=2' as well",
-        ),
-        (
-            {"more": ["--option", "low=[1]"]},
-            "--low: expected a number; received [1]",
-        ),
-        (
-            {"more": ["--low", "3", "--option", "low=4"]},
-            "--option: expected no low beside --low; received low=4",
-        ),
-        (
-            {"more": ["--option", "sigma=2"]},
-            "--option: expected those of canny (low, high, auto); received 'sigma'",
-        ),
-        (
-            {"name": "sketch", "more": ["--option", "sigma=wide"]},
-            "--option sigma: expected a number; received 'wide'",
-        ),
+        ({"name": "cany"}, "NAME", ["'cany'", "canny, depth, segmentation, sketch"]),
+        ({"image": "missing.png"}, "IMAGE", ["'missing.png'", "does not exist"]),
+        ({"out": "map.jpg"}, "--out", ["'map.jpg'", ".png"]),
+        ({"more": ["--low", "-1"]}, "--low", ["-1.0"]),
+        ({"more": ["--low", "nan"]}, "--low", ["nan"]),
+        ({"more": ["--low", "300"]}, "--high", ["200", "300.0"]),
+        ({"more": ["--high", "inf"]}, "--high", ["inf", "100"]),
+        ({"more": ["--max-megapixels", "0"]}, "--max-megapixels", ["0.0"]),
+        ({"more": ["--option", "sigma"]}, "--option", ["'sigma'", "KEY=VALUE"]),
+        ({"more": ["--option", "a=1", "--option", "a=2"]}, "--option", ["'a=2'", "a once"]),
+        ({"more": ["--option", "low=[1]"]}, "--low", ["[1]", "a number"]),
+        ({"more": ["--low", "3", "--option", "low=4"]}, "--option", ["low=4", "--low"]),
+        ({"more": ["--option", "sigma=2"]}, "--option", ["'sigma'", "canny (low, high, auto)"]),
+        ({"name": "sketch", "more": ["--option", "sigma=wide"]}, "--option sigma", ["'wide'", "a number"]),
         (
             {"name": "depth", "more": ["--option", "model=no/such"]},
-            "--option model: expected a folder or the Hub id of a model for depth estimation; received",
+            "--option model",
+            ["'no/such'", "depth estimation"],
         ),
-        ({"more": ["--max-megapixels", "0.0005"]}, "IMAGE: expected an image of at most 0.0005 megapixels"),
+        ({"more": ["--max-megapixels", "0.0005"]}, "IMAGE", ["0.0005 megapixels", "30x20"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(photo, capsys, changes, message):
+def test_bad_input_is_one_line_and_status_2(photo, capsys, changes, named, shown):
     assert run(*_argv(photo, **changes)) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"nexus extract: error: {message}")
+    assert err.startswith(f"nexus extract: error: {named}: ")
+    assert all(text in err for text in shown), err
     assert err.count("\n") == 1
     assert not photo.with_name("map.png").exists()
 
@@ -157,6 +134,6 @@ def test_bad_files_are_one_line_and_status_2(photo, capsys, content):
     photo.write_bytes(content)
     assert run(*_argv(photo)) == 2
     err = capsys.readouterr().err
-    assert err.startswith("nexus extract: error: IMAGE: expected")
+    assert err.startswith("nexus extract: error: IMAGE: ")
     assert str(photo) in err
     assert err.count("\n") == 1

@@ -1,22 +1,35 @@
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, T2IAdapter
 from safetensors.torch import load_file, save_file
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.adapter.bases import describe_base
+from nexus_adapters.adapter.saved import check_nexus, find_saved
 from nexus_adapters.cli import main
-from nexus_adapters.cli.saved_adapter import read_saved_adapter
-from nexus_adapters.embedded import embedded_adapter
+from nexus_adapters.methods import find_method
+from nexus_adapters.training.checkpoint import save_checkpoint
 
 SD = {
     "channels": (320, 640, 1280, 1280),
     "pools": (False, True, True, True),
     "unshuffle": 8,
     "text_width": 768,
+}
+CONTROLNET = {
+    "block_out_channels": (8,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "layers_per_block": 1,
+    "cross_attention_dim": 8,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+    "conditioning_embedding_out_channels": (4, 8),
 }
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -44,10 +57,29 @@ def test_says_what_an_adapter_is(tmp_path, capsys, groups, variant):
     adapter = tiny(groups=groups, residual=True)
     adapter.save_pretrained(tmp_path)
     shown = rows(capsys, tmp_path)
-    assert shown["variant"] == f"{variant} (groups {groups}), residual"
+    assert shown["variant"] == f"{variant} (groups {groups}, residual connection)"
+    assert shown["block"] == "paper"
+    assert shown["format"] == "version 1"
     assert shown["parameters"] == f"{sum(p.numel() for p in adapter.parameters()):,} (F32)"
     assert "text width 48, channels 32, 64" in shown["base"]
     assert shown["files"] == WEIGHTS
+
+
+def test_says_that_an_adapter_is_the_papers(saved, capsys):
+    assert rows(capsys, saved)["variant"].startswith("slim-paper (groups 2, no residual connection")
+
+
+def test_a_block_that_is_not_registered_is_described(saved, capsys):
+    break_config(block="gate", block_options={"gain": 2.0, "kind": "sum"})(saved)
+    assert rows(capsys, saved)["block"] == "gate, gain 2.0, kind 'sum'"
+
+
+def test_a_newer_format_is_refused(saved, capsys):
+    break_config(format_version=2)(saved)
+    assert main(["info", str(saved)]) == 2
+    errors = capsys.readouterr().err
+    assert "format_version" in errors
+    assert "upgrade" in errors
 
 
 def test_hash_is_over_dtype_shape_and_bytes_in_order_of_the_names(saved, capsys):
@@ -59,17 +91,17 @@ def test_hash_is_over_dtype_shape_and_bytes_in_order_of_the_names(saved, capsys)
 
 
 def test_hash_ignores_sharding_and_metadata_and_sees_one_weight(saved, tmp_path):
-    whole = read_saved_adapter(saved).sha256()
+    whole = find_saved(saved).sha256()
     NexusAdapter.from_pretrained(saved).save_pretrained(tmp_path / "shards", max_shard_size="50KB")
-    shards = read_saved_adapter(tmp_path / "shards")
+    shards = find_saved(tmp_path / "shards")
     assert len(shards.files) > 1
     assert shards.sha256() == whole
     tensors = load_file(saved / WEIGHTS)
     save_file(tensors, saved / WEIGHTS, metadata={"note": "other"})
-    assert read_saved_adapter(saved).sha256() == whole
+    assert find_saved(saved).sha256() == whole
     next(iter(tensors.values())).view(-1)[0] += 1
     save_file(tensors, saved / WEIGHTS)
-    assert read_saved_adapter(saved).sha256() != whole
+    assert find_saved(saved).sha256() != whole
 
 
 def test_half_precision_and_variants(saved, tmp_path, capsys):
@@ -93,7 +125,7 @@ def test_half_precision_and_variants(saved, tmp_path, capsys):
             SD | {"unshuffle": 16, "pools": [False, False, True, False], "text_width": 2048},
             "Stable Diffusion XL (text width 2048",
         ),
-        (embedded_adapter("prime").config, "the embedded Stable Diffusion (text width 160"),
+        (find_saved("prime").config, "the embedded Stable Diffusion (text width 160"),
         (SD | {"text_width": 512}, "text width 512, channels 320, 640, 1280, 1280"),
         (SD | {"pools": (False, True, True, False)}, "text width 768"),
     ],
@@ -131,19 +163,16 @@ def index_only(content):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "which has no config.json"),
-        (write("config.json", b"{"), "PATH: expected JSON; received"),
-        (write("config.json", b"[1]"), "PATH: expected a JSON object; received"),
-        (write("model_index.json", b"{}"), "which is a pipeline"),
-        (break_config(_class_name="T2IAdapter"), "whose config.json says T2IAdapter"),
-        (break_config(_class_name=None), "whose config.json says no _class_name"),
-        (break_config(text_width=None), "whose config.json lacks 'text_width'"),
-        (break_config(text_width=-1), "whose config.json is wrong: text_width: expected"),
-        (lambda folder: (folder / WEIGHTS).unlink(), f"PATH: expected {WEIGHTS}; received"),
-        (write(WEIGHTS, b""), "PATH: expected safetensors; received"),
-        (truncate, "PATH: expected safetensors; received"),
-        (index_only(b"{}"), "PATH: expected a weight_map; received"),
-        (index_only(b'{"weight_map": {"a": "gone.safetensors"}}'), "PATH: expected the shard"),
+        (write("config.json", b"{"), "config.json'"),
+        (write("config.json", b"[1]"), "config.json'"),
+        (write("model_index.json", b"{}"), "pipeline"),
+        (break_config(text_width=None), "text_width"),
+        (break_config(text_width=-1), "text_width: expected a positive integer, got -1"),
+        (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
+        (write(WEIGHTS, b""), f"{WEIGHTS}'"),
+        (truncate, f"{WEIGHTS}'"),
+        (index_only(b"{}"), "weight_map"),
+        (index_only(b'{"weight_map": {"a": "gone.safetensors"}}'), "gone.safetensors"),
     ],
 )
 def test_anything_else_is_one_line_and_status_2(saved, capsys, damage, message):
@@ -151,50 +180,144 @@ def test_anything_else_is_one_line_and_status_2(saved, capsys, damage, message):
     assert main(["info", str(saved)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("nexus info: error: PATH: expected")
+    assert err.startswith("nexus info: error: PATH: ")
+    assert f"'{saved}" in err
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_paths_that_are_no_folder(saved, capsys):
-    for path, message in [(saved / "gone", "which does not exist"), (saved / WEIGHTS, "which is a file")]:
+def test_paths_that_are_no_adapter(saved, capsys):
+    for path in (saved / "gone", saved / "config.json"):
         assert main(["info", str(path)]) == 2
-        assert message in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert errors.startswith("nexus info: error: PATH: ")
+        assert f"'{path}'" in errors
 
 
-def test_pipeline_folder_points_to_its_adapter(saved, capsys):
-    pipeline = saved.parent
+def test_weights_without_a_config(saved, capsys):
+    expected = rows(capsys, saved)
+    (saved / "config.json").unlink()
+    for path in (saved, saved / WEIGHTS):
+        shown = rows(capsys, path)
+        assert shown["kind"] == "weights without a config"
+        assert (shown["sha256"], shown["parameters"]) == (expected["sha256"], expected["parameters"])
+
+
+def test_a_t2i_adapter(tmp_path, capsys):
+    T2IAdapter(channels=[8, 8], downscale_factor=2).save_pretrained(tmp_path)
+    assert rows(capsys, tmp_path)["kind"] == "T2I-Adapter (T2IAdapter)"
+
+
+def test_a_weights_file_with_its_config_next_to_it(saved, tmp_path, capsys):
+    assert rows(capsys, saved / WEIGHTS) == rows(capsys, saved)
+    ControlNetModel(**CONTROLNET).save_pretrained(tmp_path / "controlnet")
+    shown = rows(capsys, tmp_path / "controlnet" / WEIGHTS)
+    assert shown == rows(capsys, tmp_path / "controlnet")
+    assert shown["kind"] == "ControlNet (ControlNetModel)"
+
+
+def test_a_subclass_that_has_been_imported(tmp_path, capsys):
+    class MyAdapter(NexusAdapter):
+        pass
+
+    adapter = MyAdapter(**dict(tiny(groups=2, residual=True).config))
+    adapter.save_pretrained(tmp_path)
+    shown = rows(capsys, tmp_path)
+    assert shown["kind"] == "MyAdapter"
+    assert shown["variant"].startswith("slim (groups 2")
+
+
+def test_a_class_that_no_method_loads(saved, capsys):
+    break_config(_class_name="TheirAdapter")(saved)
+    shown = rows(capsys, saved)
+    assert "TheirAdapter" in shown["kind"]
+    assert "variant" not in shown
+
+
+@pytest.mark.parametrize(
+    ("section", "label"),
+    [
+        ({"method": "slim"}, "Nexus Slim (paper configuration)"),
+        ({"method": "slim", "residual": True}, "Nexus Slim"),
+        ({"method": "t2i"}, "T2I-Adapter"),
+    ],
+)
+def test_a_checkpoint_without_a_config_is_described_by_its_run(tmp_path, capsys, section, label):
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in section.items())
+    (tmp_path / "config.toml").write_text(f"[adapter]\n{text}")
+    save_checkpoint(tmp_path / "checkpoints", 2, {"module": tiny().state_dict()}, {}, keep=1)
+    assert rows(capsys, tmp_path)["kind"] == label
+
+
+def test_the_public_releases_weights(saved, capsys):
+    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS)
+    (saved / "config.json").unlink()
+    assert rows(capsys, saved)["kind"] == "Nexus adapter of the public release"
+
+
+def test_a_pickle_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "x.pth").write_bytes(b"nothing")
+    assert rows(capsys, tmp_path / "x.pth")["kind"] == "weights without a config"
+
+
+def test_a_nexus_adapter_is_described_without_torch(saved):
+    program = (
+        "import sys; from nexus_adapters.cli import main; main(['info', sys.argv[1]]);"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(saved)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "False"
+    shown = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in result.stdout.splitlines()[:-1]}
+    described = find_method("slim").describe(find_saved(saved))  # the same as by its method
+    assert {name: shown[name] for name in described} == described
+
+
+def test_a_config_that_does_not_name_its_class(saved, capsys):
+    expected = rows(capsys, saved)
+    break_config(_class_name=None)(saved)
+    assert rows(capsys, saved) == expected
+
+
+def test_the_adapter_of_a_pipeline(saved, capsys):
+    expected, pipeline = rows(capsys, saved), saved.parent
     saved.rename(pipeline / "adapter")
     (pipeline / "model_index.json").write_text("{}")
-    assert main(["info", str(pipeline)]) == 2
-    assert f"its adapter is '{pipeline / 'adapter'}'" in capsys.readouterr().err
+    assert rows(capsys, pipeline) == expected
 
 
-def test_damaged_weights_are_told(saved, capsys):
+def test_damaged_weights_are_refused(saved, capsys):
     file = saved / "diffusion_pytorch_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-9] ^= 1
     file.write_bytes(content)
     assert main(["info", str(saved)]) == 2
-    assert "nexus info: error: PATH: expected tensors with the SHA-256" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert errors.startswith("nexus info: error: PATH: ")
+    assert "SHA-256" in errors
+    assert f"'{file}'" in errors
 
 
 def test_files_without_a_hash(saved, capsys):
     file = saved / "diffusion_pytorch_model.safetensors"
     save_file(load_file(file), file)
-    assert rows(capsys, saved)["sha256"].endswith(" (its files tell none)")
+    assert rows(capsys, saved)["sha256"].endswith(" (computed; the files have none)")
 
 
-def test_a_config_of_another_variant_than_the_tensors_is_told(saved, capsys):
+def test_a_config_of_another_variant_than_the_tensors_is_refused(saved, capsys):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"groups": 3 - config["groups"]}))
     assert main(["info", str(saved)]) == 2
-    assert "PATH: expected the tensors of a " in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert errors.startswith("nexus info: error: PATH: ")
+    assert f"'{saved}'" in errors
+    assert "groups 1" in errors
 
 
 def test_an_adapter_from_before_an_option_existed_has_its_default(saved, capsys):
     break_config(noise_exponent=None)(saved)
     assert "fades" not in rows(capsys, saved)["variant"]
-    assert read_saved_adapter(saved).config["noise_exponent"] == 0
+    assert check_nexus(find_saved(saved))["noise_exponent"] == 0
     break_config(noise_exponent=0.5)(saved)
     assert rows(capsys, saved)["variant"].endswith("fades with the noise (exponent 0.5)")

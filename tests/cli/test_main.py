@@ -9,6 +9,7 @@ import pytest
 import nexus_adapters
 from nexus_adapters import cli
 from nexus_adapters.cli import COMMANDS, main
+from nexus_adapters.errors import InvalidArgument
 
 
 @pytest.fixture
@@ -77,14 +78,46 @@ def test_usage_errors_are_one_line(capsys, argv, message):
 @pytest.mark.parametrize(("error", "status"), [(ValueError, 2), (OSError, 1)])
 def test_errors_are_one_line_unless_debugging(capsys, info_does, error, status):
     def run(args):
-        raise error("x: expected\n  little; received\tmuch")
+        raise error("too\n  much\tof it")
 
     info_does(run)
     assert main(["info", "a"]) == status
-    assert capsys.readouterr().err == "nexus info: error: x: expected little; received much\n"
+    assert capsys.readouterr().err == "nexus info: error: too much of it\n"
     for argv in (["--debug", "info", "a"], ["info", "a", "--debug"]):
-        with pytest.raises(error, match="x: expected"):
+        with pytest.raises(error, match="too"):
             main(argv)
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "typed"),
+    [
+        (["info", "a"], "path", "PATH"),
+        (["info", "a"], "adapter", "PATH"),
+        (["info", "a"], "condition", "--condition"),
+        (["info", "a"], "unheard_of", "unheard_of"),
+        (["generate", "--prompt", "a", "--out", "a"], "level_scales", "--level-scales"),
+        (["generate", "--prompt", "a", "--out", "a"], "unet", "--base"),
+        (["generate", "--prompt", "a", "--out", "a"], "--scale", "--scale"),
+        (["evaluate", "--out", "a"], "num_inference_steps", "--steps"),
+        (["evaluate", "--out", "a"], "guidance_scale", "--guidance"),
+        (["train", "a"], "data.path", "data.path"),
+        (["train", "a"], "output_dir", "output_dir"),
+        (["convert", "a", "b"], "residual", "--residual"),
+    ],
+)
+def test_an_argument_is_called_what_the_user_typed(capsys, monkeypatch, command, argument, typed):
+    """And one that the user did not type keeps its name: no option is made up."""
+
+    def run(args):
+        raise InvalidArgument(argument, "little", "much", "Take less")
+
+    monkeypatch.setattr(f"nexus_adapters.cli.{command[0]}.run", run)
+    assert main(command) == 2
+    expected = f"nexus {command[0]}: error: {typed}: expected little, got much. Take less\n"
+    assert capsys.readouterr().err == expected
+    with pytest.raises(InvalidArgument) as caught:
+        main(["--debug", *command])
+    assert caught.value.name == typed
 
 
 def test_bugs_keep_their_traceback(info_does):

@@ -1,11 +1,13 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 from tests.conditions import tiny_models
 from tests.data.prepare.sets import digests, image, index, samples, skipped, write_folder
@@ -154,60 +156,128 @@ def coco_command():
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "name", "shown"),
     [
-        (
-            ["--conditions", "canny,edges"],
-            "--conditions: expected names among canny, depth, segmentation, sketch, ",
-        ),
-        (["--conditions", "canny,canny"], "--conditions: expected canny once; received 'canny,canny'"),
-        (
-            ["--conditions", "canny", "--option", "low=3"],
-            "--option: expected NAME.KEY=VALUE, of canny; received ",
-        ),
-        (
-            ["--conditions", "canny", "--option", "sketch.sigma=3"],
-            "--option: expected NAME.KEY=VALUE, of canny",
-        ),
-        (
-            ["--conditions", "canny", "--option", "canny.size=3"],
-            "--option canny.options: expected those of canny (low, high",
-        ),
-        (
-            ["--conditions", "canny", "--option", "canny.low=x"],
-            "--option canny.low: expected a number; received 'x'",
-        ),
-        (
-            ["--conditions", "depth", "--option", "depth.model=no/such"],
-            "--option depth.model: expected a folder or the Hub id of a model for depth estimation; received",
-        ),
-        (["--conditions", "canny", "--workers", "0"], "--workers: expected at least 1; received 0"),
-        (
-            ["--conditions", "canny", "--ray-address", "auto"],
-            "--ray-address: expected --engine ray beside it",
-        ),
-        (["--conditions", "canny", "--gpus-each", "1"], "--gpus-each: expected --engine ray beside it"),
-        (["--conditions", "canny", "--aspect-buckets"], "--aspect-buckets: expected --resolution beside it"),
-        (["--conditions", "canny", "--min-side", "-1"], "--min-side: expected at least 0; received -1"),
-        (["--conditions", "canny", "--resolution", "0"], "--width: expected at least 1 pixel; received 0"),
-        (
-            ["--conditions", "canny", "--min-side", "9999"],
-            "SOURCE: expected a usable sample; received none of 6",
-        ),
+        (["--conditions", "canny,edges"], "--conditions", "'edges'"),
+        (["--conditions", "canny,canny"], "--conditions", "'canny,canny'"),
+        (["--conditions", "canny", "--option", "low=3"], "--option", "'low=3'"),
+        (["--conditions", "canny", "--option", "sketch.sigma=3"], "--option", "'sketch.sigma=3'"),
+        (["--conditions", "canny", "--option", "canny.size=3"], "--option", "'size'"),
+        (["--conditions", "canny", "--option", "canny.low=x"], "--option canny.low", "'x'"),
+        (["--conditions", "depth", "--option", "depth.model=no/such"], "--option depth.model", "'no/such'"),
+        (["--conditions", "canny", "--workers", "0"], "--workers", "got 0"),
+        (["--conditions", "canny", "--ray-address", "auto"], "--ray-address", "--engine local"),
+        (["--conditions", "canny", "--gpus-each", "1"], "--gpus-each", "--engine local"),
+        (["--conditions", "canny", "--aspect-buckets"], "--resolution", "--aspect-buckets needs it"),
+        (["--conditions", "canny", "--min-side", "-1"], "--min-side", "got -1"),
+        (["--conditions", "canny", "--resolution", "0"], "--resolution", "got 0"),
+        (["--conditions", "canny", "--resolution", "9", "--aspect-buckets"], "--resolution", "got 9"),
+        (["--conditions", "canny", "--shard-size", "0"], "--shard-size", "got 0"),
+        (["--conditions", "canny", "--batch-size", "0"], "--batch-size", "got 0"),
+        (["--conditions", "canny", "--seed", "-1"], "--seed", "got -1"),
+        (["--conditions", "canny", "--count", "-1"], "--count", "got -1"),
+        (["--conditions", "canny", "--max-aspect", "0.5"], "--max-aspect", "got 0.5"),
+        (["--conditions", "canny", "--min-caption-length", "-1"], "--min-caption-length", "got -1"),
+        (["--conditions", "canny", "--max-caption-length", "-1"], "--max-caption-length", "got -1"),
+        (["--conditions", "canny", "--near-duplicates", "16"], "--near-duplicates", "got 16"),
+        (["--conditions", "canny", "--min-side", "9999"], "SOURCE", "6 small"),
+        (["--conditions", "canny", "--split", "val"], "--split", "'val'"),
+        (["--conditions", "canny", "--revision", "v2"], "--revision", "'v2'"),
+        (["--conditions", "canny", "--config-name", "small"], "--config-name", "'small'"),
+        (["--conditions", "canny", "--image-column", "picture"], "SOURCE", "metadata.jsonl"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(photos, tmp_path, capsys, argv, message):
+def test_bad_input_is_one_line_and_status_2(photos, tmp_path, capsys, argv, name, shown):
     assert run(photos, *argv, "--out", tmp_path / "set") == 2
+    refused_in_one_line(capsys, name, shown)
+
+
+def refused_in_one_line(capsys, name, shown):
+    """Nothing on stdout; on stderr the name of what the user typed, and what was wrong with it."""
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"nexus prepare: error: {message}")
+    assert re.match(rf"nexus prepare: error: {re.escape(name)}(:| is required)", err), err
+    assert str(shown) in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "shown"),
+    [
+        (["nowhere"], "SOURCE", "'nowhere'"),
+        (["nowhere", "--kind", "folder"], "SOURCE", "'nowhere'"),
+        (["nowhere", "--kind", "coco"], "SOURCE", "'nowhere/train2017'"),
+        (["nowhere", "--kind", "table"], "SOURCE", "'nowhere'"),
+        (["nowhere.tar"], "SOURCE", "'nowhere.tar'"),
+        (["annotated"], "SOURCE", "captions_train2017.json"),
+        (["annotated", "--split", "val2017"], "--split", "'val2017'"),
+        (["listed"], "SOURCE", "line 1"),
+        (["listed", "--caption-column", "texts"], "SOURCE", "line 1"),
+        (["named", "--caption-column", "texts"], "--caption-column", "'texts'"),
+        (["named", "--image-column", "picture"], "--image-column", "'picture'"),
+        (["scenes"], "--count", "required"),
+        (["scenes", "--count", "-1"], "--count", "got -1"),
+    ],
+)
+def test_what_is_wrong_with_a_source_names_what_was_typed(tmp_path, monkeypatch, capsys, argv, name, shown):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "annotated" / "train2017", 1)
+    (tmp_path / "annotated" / "annotations").mkdir()
+    (tmp_path / "annotated" / "annotations" / "captions_train2017.json").write_text("{}")
+    for folder, line in (("listed", "[]"), ("named", '{"file_name": "000.png", "text": "a"}')):
+        write_folder(tmp_path / folder, 1)
+        (tmp_path / folder / "metadata.jsonl").write_text(line)
+    assert run(*argv, "--conditions", "canny", "--out", tmp_path / "set") == 2
+    refused_in_one_line(capsys, name, shown)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "shown"),
+    [
+        (["--seed", "1"], "--seed", "got 1"),
+        (["--captions", "first"], "--captions", "got first"),
+        (["--min-side", "3"], "--min-side", "got 3"),
+        (["--near-duplicates"], "--near-duplicates", "got 4"),
+        (["--resolution", "64"], "--resolution", "got 64"),
+        (["--option", "canny.low=3"], "--option canny.low", "got 3"),
+        (["--conditions", "canny,sketch"], "--conditions", "got canny, sketch"),
+        (["--count", "2"], "SOURCE", "got 2 samples"),
+    ],
+)
+def test_other_settings_than_those_it_was_begun_with_name_the_option(begun, capsys, argv, name, shown):
+    out = begun / "set"
+    assert run(begun / "photos", "--conditions", "canny", "--out", out, *argv) == 2
+    refused_in_one_line(capsys, name, shown)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    write_folder(folder / "photos", 3)
+    assert run(folder / "photos", "--conditions", "canny", "--out", folder / "set") == 0
+    return folder
+
+
+def test_a_folder_with_other_files_is_refused(photos, capsys):
+    assert run(photos, "--conditions", "canny", "--out", photos) == 2
+    refused_in_one_line(capsys, "--out", f"'{photos}'")
+
+
+def test_a_cache_that_cannot_be_made_names_what_sets_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "a.tar").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert run(tmp_path / "a.tar", "--conditions", "canny", "--out", tmp_path / "set") == 2
+    refused_in_one_line(capsys, "XDG_CACHE_HOME", f"{tmp_path / 'file'}")
 
 
 def test_lists_of_urls_are_not_fetched(tmp_path, capsys):
     (tmp_path / "urls.txt").write_text("https://example.com/a.jpg\n")
     assert run(tmp_path / "urls.txt", "--conditions", "canny", "--out", tmp_path / "set") == 2
-    assert "SOURCE: expected images, not a list of their URLs" in (err := capsys.readouterr().err)
+    err = capsys.readouterr().err
+    assert err.startswith("nexus prepare: error: SOURCE: ")
+    assert f"'{tmp_path / 'urls.txt'}'" in err
     assert "img2dataset" in err
 
 
@@ -239,11 +309,7 @@ def test_a_signal_ends_it_at_once_and_the_same_command_goes_on(tmp_path, number,
 
 def test_an_installation_without_the_extra_is_told(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", None)
-    for name in list(sys.modules):
-        if name.startswith("nexus_adapters.data.prepare.run"):
-            monkeypatch.delitem(sys.modules, name)
     assert run(photos, "--conditions", "canny", "--out", tmp_path / "set") == 2
-    assert (
-        "pip install 'nexus-adapters[data]'; received an installation without filelock"
-        in capsys.readouterr().err
-    )
+    err = capsys.readouterr().err
+    assert "filelock is required" in err
+    assert "pip install 'nexus-adapters[data]'" in err

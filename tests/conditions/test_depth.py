@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.conditions import tiny_models
+from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.conditions.depth import depth, nearness
@@ -50,9 +51,7 @@ def test_what_a_model_predicts_can_be_told(models):
     assert np.array_equal(auto, told)
     (other,) = nearness([NOISE], models["glpn"], predicts="nearness")
     assert np.corrcoef(auto.ravel(), other.ravel())[0, 1] < 0
-    with pytest.raises(
-        ValueError, match="predicts: expected one of auto, nearness, distance; received 'far'"
-    ):
+    with refused("predicts", received="'far'", expected="auto, nearness, distance"):
         depth(NOISE, models["dpt"], predicts="far")
 
 
@@ -106,14 +105,10 @@ def test_values_that_are_not_finite_are_refused(models, monkeypatch):
     loaded = load_model("depth estimation", models["dpt"], "cpu")
     bias = loaded.network.head.head[-2].bias
     monkeypatch.setattr(bias, "data", torch.full_like(bias, torch.nan))
-    with pytest.raises(
-        ValueError, match=r"model: expected finite depth; received values of '.*dpt' that are not"
-    ):
+    with refused("model", received="dpt'", expected="finite"):
         depth(NOISE, models["dpt"])
 
 
 def test_an_image_that_a_model_cannot_take_is_told(models):
-    with pytest.raises(
-        ValueError, match="model: expected a model for depth estimation that takes this image"
-    ):
+    with refused("model", received=models["glpn"], expected="depth estimation that takes this image"):
         depth(NOISE.resize((20, 20)), models["glpn"])

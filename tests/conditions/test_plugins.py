@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from tests.refusals import refused
 
 from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, plugins
 
@@ -52,9 +53,7 @@ def test_a_callable_of_another_package_is_an_extractor(installed):
     )  # fmt: skip
     assert np.array_equal(extract("negative", NOISE), 255 - np.asarray(NOISE))
     assert np.array_equal(extract("negative", [NOISE], strength=0.0)[0], NOISE)
-    with pytest.raises(
-        ValueError, match=r"options: expected those of negative \(strength\); received 'power'"
-    ):
+    with refused("options", received="'power'", expected="negative (strength)"):
         extract("negative", NOISE, power=1)
 
 
@@ -84,11 +83,9 @@ def test_the_packages_own_names_stay_its_own(installed):
 
 def test_what_cannot_be_loaded_is_named_and_harms_no_other(installed):
     installed(gone="no_such_module:draw", number=3, negative=negative)
-    with pytest.raises(
-        ValueError, match="name: expected an Extractor or a callable as 'gone'; received no_such"
-    ):
+    with refused("name", received="no_such_module:draw", expected="'gone'"):
         extract("gone", NOISE)
-    with pytest.raises(ValueError, match="as 'number'; received their_package:number, a int"):
+    with refused("name", received="their_package:number of type int", expected="'number'"):
         extract("number", NOISE)
     extract("negative", NOISE)
 
@@ -96,23 +93,21 @@ def test_what_cannot_be_loaded_is_named_and_harms_no_other(installed):
 def test_two_packages_of_one_name_are_not_guessed_between(monkeypatch):
     points = [EntryPoint("lines", f"{package}:draw", plugins.GROUP) for package in ("ours", "theirs")]
     monkeypatch.setattr(plugins, "entry_points", lambda group, name=None: points)
-    with pytest.raises(
-        ValueError, match="expected one package with an extractor 'lines'; received ours:draw, th"
-    ):
+    with refused("name", received="ours:draw, theirs:draw", expected="'lines'"):
         extract("lines", NOISE)
 
 
 @pytest.mark.parametrize(
-    ("drawn", "message"),
+    ("drawn", "received"),
     [
-        (np.zeros((24, 32, 3)), "received a ndarray from wrong"),
-        (NOISE.convert("L"), "received L of 32x24 from wrong"),
-        (NOISE.resize((8, 8)), "received RGB of 8x8 from wrong"),
+        (np.zeros((24, 32, 3)), "ndarray from 'wrong'"),
+        (NOISE.convert("L"), "L of 32x24 from 'wrong'"),
+        (NOISE.resize((8, 8)), "RGB of 8x8 from 'wrong'"),
     ],
 )
-def test_what_another_extractor_draws_is_checked(installed, drawn, message):
+def test_what_another_extractor_draws_is_checked(installed, drawn, received):
     installed(wrong=lambda image: drawn)
-    with pytest.raises(ValueError, match=f"expected an extractor that gives PIL RGB of 32x24; {message}"):
+    with refused("name", received=received, expected="RGB of 32x24"):
         extract("wrong", NOISE)
 
 
@@ -139,14 +134,10 @@ def test_controlnet_aux_is_used_where_it_is_importable(monkeypatch):
     assert [(d.mode, d.size) for d in drawn] == [("RGB", NOISE.size)] * 2
     assert calls == ["lllyasviel/Annotators"]  # once for both
     assert EXTRACTORS["hed"].lines
-    with pytest.raises(
-        ValueError, match="model: expected weights that controlnet-aux's mlsd loads; received"
-    ):
+    with refused("model", received="lllyasviel/Annotators", expected="mlsd"):
         extract("mlsd", NOISE)
 
 
 def test_without_controlnet_aux_its_names_are_unknown():
-    with pytest.raises(
-        ValueError, match="name: expected one of canny, depth, segmentation, sketch; received 'hed'"
-    ):
+    with refused("name", received="'hed'", expected="canny, depth, segmentation, sketch"):
         extract("hed", NOISE)

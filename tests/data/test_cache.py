@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from tests.refusals import refused
 
 from nexus_adapters.data.cache import TensorCache
 
@@ -46,23 +47,24 @@ def test_nothing_to_write_makes_no_file(tmp_path):
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     cache = TensorCache(tmp_path)
 
-    def fails(tensors, path):
+    def fails(tensors, path, metadata):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nexus_adapters.data.cache.save_file", fails)
+    monkeypatch.setattr("safetensors.torch.save_file", fails)
     with pytest.raises(KeyboardInterrupt):
         cache.write({"x": entry(1)})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_kill_left_goes_in_time(tmp_path):
-    (tmp_path / "shard-0.unfinished").write_bytes(b"x")
+    left = tmp_path / ".unfinished-shard-0.safetensors-0123abcd"
+    left.write_bytes(b"x")
     TensorCache(tmp_path)
-    assert (tmp_path / "shard-0.unfinished").exists()  # somebody may be at it
-    os.utime(tmp_path / "shard-0.unfinished", (0, 0))
+    assert left.exists()  # somebody may be at it
+    os.utime(left, (0, 0))
     TensorCache(tmp_path)
-    assert not (tmp_path / "shard-0.unfinished").exists()
+    assert not left.exists()
 
 
 def test_it_can_be_handed_to_other_processes(tmp_path):
@@ -75,9 +77,7 @@ def test_it_can_be_handed_to_other_processes(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", b"\x10\x00\x00\x00\x00\x00\x00\x00{"])
 def test_a_shard_that_cannot_be_read_is_told_with_its_path(tmp_path, content):
     (tmp_path / "shard-1.safetensors").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"^cache.folder: expected readable shards; received '.*shard-1\.safe"
-    ):
+    with refused("cache.folder", f"'{tmp_path / 'shard-1.safetensors'}'"):
         TensorCache(tmp_path)
 
 
@@ -85,11 +85,11 @@ def test_a_shard_that_was_cut_short_is_told(tmp_path):
     TensorCache(tmp_path).write({"x": entry(1, (100,))})
     (shard,) = tmp_path.iterdir()
     shard.write_bytes(shard.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"Delete it, and what it held is computed again"):
+    with refused("cache.folder", f"'{shard}'", hint="Delete"):
         TensorCache(tmp_path)
 
 
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"^cache.folder: expected a folder that can be made; received"):
+    with refused("cache.folder", f"'{tmp_path / 'file'}'"):
         TensorCache(tmp_path / "file")

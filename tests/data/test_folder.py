@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.data.image_files import GOOD, encoded, exif, picture
+from tests.refusals import refused
 
 from nexus_adapters.conditions import images
 from nexus_adapters.data.folder import FolderSource
@@ -55,9 +56,7 @@ def test_missing_files_are_found_when_they_are_read(folder):
     for read in (source.load, source.size, source.content_hash):
         with pytest.raises(BadSample, match=r"gone\.png'"):
             read(2)
-    with pytest.raises(
-        BadSample, match=r"^condition: expected an image file; received '.*maps/gone\.png', which"
-    ):
+    with pytest.raises(BadSample, match=r"^condition: expected an image file, got '.*maps/gone\.png', which"):
         source.load(3)
     assert source.size(3) == (16, 24)
 
@@ -128,7 +127,7 @@ def test_texts_beside_the_images(tmp_path):
     assert source.load(0).captions == ("a grey picture",)
     assert source.load(2).captions == ("",)
     for read in (source.load, source.content_hash):
-        with pytest.raises(BadSample, match=r"^captions: expected '.*c\.txt'; received '.*c\.png' without"):
+        with pytest.raises(BadSample, match=r"^captions: '.*c\.png' has no '.*c\.txt'"):
             read(1)
     before = source.content_hash(0)
     (tmp_path / "b.txt").write_text("another text")
@@ -136,21 +135,17 @@ def test_texts_beside_the_images(tmp_path):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match=r"^folder: expected an existing folder; received '.*nowhere'$"):
+    with refused("folder", f"'{tmp_path / 'nowhere'}'"):
         FolderSource(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"^folder: expected a metadata\.jsonl, or images .* with neither$"):
+    with refused("folder", f"'{tmp_path}'", expected="metadata.jsonl, or images"):
         FolderSource(tmp_path)
     (tmp_path / "a.png").write_bytes(GOOD["grey.png"])
-    with pytest.raises(ValueError, match=r"with neither$"):
+    with refused("folder", f"'{tmp_path}'", expected="metadata.jsonl, or images"):
         FolderSource(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"^folder: expected a metadata\.jsonl, which has the columns; received"
-    ):
+    with refused("folder", f"'{tmp_path}', which has no metadata.jsonl", expected="columns"):
         FolderSource(tmp_path, condition_column="edges")
     (tmp_path / "metadata.jsonl").write_text("\n\n")
-    with pytest.raises(
-        ValueError, match=r"^folder: expected samples in metadata\.jsonl; received '.*' with none$"
-    ):
+    with refused("folder", f"'{tmp_path}'", expected="samples in metadata.jsonl"):
         FolderSource(tmp_path)
 
 
@@ -159,8 +154,6 @@ def test_errors_come_before_any_image_is_opened(folder, monkeypatch):
         raise AssertionError("opened")
 
     monkeypatch.setattr(images, "_open", refuse)
-    with pytest.raises(
-        ValueError, match=r"^caption_column: expected a column .*; received 'texts'; did you mean"
-    ):
+    with refused("caption_column", "'texts'", expected="a column", hint="Did you mean"):
         FolderSource(folder, caption_column="texts")
     FolderSource(folder)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from tests.data.prepare.sets import make
+from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.data.prepare.plan import Plan
-from nexus_adapters.data.prepared_set import open_prepared
+from nexus_adapters.data.prepared_set import is_prepared, open_prepared
 from nexus_adapters.data.scene_source import SceneSource
 
 
@@ -26,28 +27,34 @@ def test_image_map_and_captions_come_back(prepared, tmp_path, condition):
         assert sample.captions == scene.captions
 
 
+def test_a_finished_set_is_recognized_by_its_index(prepared, tmp_path):
+    assert is_prepared(prepared)
+    assert is_prepared(str(prepared))
+    assert not is_prepared(tmp_path)
+    assert not is_prepared(tmp_path / "nowhere")
+    (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
+    (tmp_path / "begun" / "00000.tar").touch()
+    assert not is_prepared(tmp_path / "begun")
+
+
 def test_other_folders_maps_and_damaged_shards_are_refused(prepared, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"condition: expected one of canny, sketch, as .* has; received 'depth'"
-    ):
+    with refused("condition", "'depth'", expected="canny, sketch"):
         open_prepared(prepared, "depth", tmp_path)
-    with pytest.raises(
-        ValueError, match=r"path: expected a set that nexus prepare has made; .* which has no index"
-    ):
+    with refused("folder", f"'{tmp_path}', which has no index.json"):
         open_prepared(tmp_path, "canny", tmp_path)
     (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"received '.*begun', which is not finished"):
+    with refused("folder", f"'{tmp_path / 'begun'}', which is not finished", hint="nexus prepare"):
         open_prepared(tmp_path / "begun", "canny", tmp_path)
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in prepared.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / "00001.tar").write_bytes(b"short")
-    with pytest.raises(ValueError, match=r"path: expected '.*00001.tar' of \d+ bytes; received 5"):
+    with refused("folder", "5 bytes", expected=f"'{copy / '00001.tar'}' of "):
         open_prepared(copy, "canny", tmp_path)
     (copy / "00001.tar").unlink()
-    with pytest.raises(ValueError, match=r"path: expected '.*00001.tar' of \d+ bytes; received none"):
+    with refused("folder", "no such file", expected=f"'{copy / '00001.tar'}' of "):
         open_prepared(copy, "canny", tmp_path)
     (copy / "index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"path: expected an index.json of nexus prepare; received"):
+    with refused("folder", f"'{copy / 'index.json'}' (it lacks 'conditions')"):
         open_prepared(copy, "canny", tmp_path)

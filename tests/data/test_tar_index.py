@@ -5,10 +5,12 @@ import tarfile
 
 import pytest
 from tests.data.tar_files import members, tar
+from tests.refusals import refused
 
 from nexus_adapters.data import tar_index
 from nexus_adapters.data.shards import LocalShard
 from nexus_adapters.data.tar_index import find_index, index_tar
+from nexus_adapters.errors import InvalidArgument
 
 
 def indexed(path):
@@ -87,19 +89,21 @@ def test_a_damaged_header_ends_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "reason"),
     [
-        (b"", r"received 'a\.tar', which is none \(empty file\)"),
-        (b"text " * 10, r"received 'a\.tar', which is none"),
-        (b"text " * 1000, r"received 'a\.tar', which is none"),
-        (WHOLE[:300], r"received 'a\.tar', which is none"),
-        (b"\x1f\x8b\x08" + bytes(1000), r"received 'a\.tar', which is compressed"),
+        (b"", "is not a tar (empty file)"),
+        (b"text " * 10, "is not a tar"),
+        (b"text " * 1000, "is not a tar"),
+        (WHOLE[:300], "is not a tar"),
+        (b"\x1f\x8b\x08" + bytes(1000), "is compressed"),
     ],
 )
-def test_files_that_are_no_tars(tmp_path, content, message):
+def test_files_that_are_no_tars(tmp_path, content, reason):
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^shards: expected an uncompressed tar; {message}") as caught:
+    with pytest.raises(InvalidArgument) as caught:
         indexed(tmp_path / "a.tar")
+    assert (caught.value.name, caught.value.expected) == ("shards", "an uncompressed tar")
+    assert str(caught.value.received).startswith(f"'a.tar', which {reason}")
     assert "\n" not in str(caught.value)
 
 
@@ -148,7 +152,5 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "a.tar").write_bytes(WHOLE)
     (tmp_path / "file").touch()
     shard = LocalShard(str(tmp_path / "a.tar"))
-    with pytest.raises(
-        ValueError, match=r"^index_folder: expected a folder that can be written to; received"
-    ):
+    with refused("index_folder", f"'{tmp_path / 'file'}'"):
         find_index(shard, shard.version(), tmp_path / "file")

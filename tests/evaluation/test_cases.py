@@ -1,6 +1,7 @@
-from dataclasses import replace
+from dataclasses import asdict
 
 import pytest
+from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.evaluation.cases import Cases, content_sha256, contradicting, open_cases
@@ -8,6 +9,7 @@ from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.scenes.scene import draw_scene
 from nexus_adapters.scenes.vocabulary import SHAPES
 from nexus_adapters.training.config import DataOptions
+from nexus_adapters.training.parsing import validated
 
 
 def scenes(**changes):
@@ -48,10 +50,8 @@ def test_scenes_edges_are_drawn_as_training_draws_them(tmp_path):
     case = open_cases(EvaluationConfig(data=data), tmp_path, 8)[0]
     assert case.condition == extract("canny", case.picture, low=300.0, high=600.0)
     assert case.condition == case.scene.condition != cases(tmp_path)[0].condition
-    with pytest.raises(
-        ValueError, match=r"data.extractor: expected none, since scenes bring exact maps of dep"
-    ):
-        EvaluationConfig(data=replace(data, condition="depth"))
+    with refused("data.extractor", "300.0", expected="depth"):
+        validated(EvaluationConfig, {"data": asdict(data) | {"condition": "depth"}})
 
 
 def test_splits_and_first_choose_other_scenes(tmp_path):
@@ -83,17 +83,18 @@ def test_a_case_is_read_when_it_is_asked_for(tmp_path):
     few = Cases(4, lambda place: read.append(place) or drawn[place])
     assert [case.key for case in (few[1], few[1], *few[0:3])] == [f"test scene {n}" for n in (1, 1, 0, 1, 2)]
     assert read == [1, 1, 0, 1, 2]
-    with pytest.raises(IndexError, match="place: expected 0 to 3; received 4"):
+    with pytest.raises(IndexError, match="place: expected 0 to 3, got 4"):
         few[4]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "name", "received", "expected"),
     [
-        ({"split": "train"}, "data.split: expected test or novel, for kind scenes; received 'train'"),
-        ({"count": 0}, "data.count: expected at least 1, for kind scenes; received 0"),
+        ({"split": "train"}, "data.split", "'train'", "test or novel"),
+        ({"count": 0}, "data.count", "0", "at least 1"),
     ],
 )
-def test_scenes_of_training_and_endless_ones_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        scenes(**changes)
+def test_scenes_of_training_and_endless_ones_are_refused(changes, name, received, expected):
+    data = {"kind": "scenes", "split": "test", "count": 6, "resolution": 128} | changes
+    with refused(name, received, expected=expected):
+        validated(EvaluationConfig, {"data": data})

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from nexus_adapters.evaluation.columns import head, in_order
 from nexus_adapters.evaluation.estimates import Measured, best_beyond_doubt, distances, mean_of
+from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
 from nexus_adapters.metrics.frechet import frechet_distance
 
@@ -75,3 +77,21 @@ def test_distances_are_the_metrics_own_and_their_replicates_leave_pairs_out():
     kept = np.arange(60) % 20 != 3
     assert replicates[3] == frechet_distance(torch.tensor(drawn[kept]), torch.tensor(true[kept]))
     assert distances(drawn, drawn)["frechet"][0] == pytest.approx(0, abs=1e-9)
+
+
+def test_registered_metrics_say_which_way_is_better_and_how_far_sets_lie_apart():
+    before = dict(METRICS._entries)
+    register_metric(Metric("cost", better="lower"))
+    register_metric(
+        Metric("mean_apart", better="lower", distance=lambda a, b: float((a.mean() - b.mean()).abs()))
+    )
+    try:
+        cheap, dear = (Measured({"cost": COMMON + shift}) for shift in (0.0, 1.0))
+        assert best_beyond_doubt({"cheap": cheap, "dear": dear}, "cost") == "cheap"
+        rows = np.random.default_rng(6).normal(size=(60, 4)).astype(np.float32)
+        assert distances(rows + 1, rows)["mean_apart"][0] == pytest.approx(1, abs=1e-6)
+        assert (head("cost"), head("mean_apart"), head("edge_f1")) == ("cost ↓", "mean apart ↓", "edge F1 ↑")
+        assert in_order(["of_others", "cost", "mmd"]) == ["mmd", "cost", "of_others"]
+    finally:
+        METRICS._entries.clear()
+        METRICS._entries.update(before)

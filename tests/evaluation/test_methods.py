@@ -9,14 +9,17 @@ from diffusers import (
     T2IAdapter,
 )
 from tests import tiny
-from tests.weights import write_tiny
+from tests.refusals import refused
+from tests.weights import use_weights, write_tiny
 
-from nexus_adapters import Control, attach, embedded
+from nexus_adapters import Control, attach, load_adapter, load_base
+from nexus_adapters.bases.registry import base_of
 from nexus_adapters.evaluation.methods import Sampling, draw_batch, generate, reconstruct
 from nexus_adapters.evaluation.scenes import initial_latents, load_test_scenes
-from nexus_adapters.training.methods import build_adapter
+from nexus_adapters.methods import GenerationSettings, find_method
 
 SAMPLING = Sampling(steps=2, batch_size=2)
+SIZES = {"controlnet-xs": {"size_ratio": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +30,18 @@ def scenes():
 @pytest.fixture(scope="module", autouse=True)
 def _weights(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "WEIGHTS", write_tiny(tmp_path_factory.mktemp("weights")))
+        use_weights(patch, write_tiny(tmp_path_factory.mktemp("weights")))
         yield
 
 
 @pytest.fixture(scope="module")
 def base():
-    return tiny.quiet(embedded.load_embedded_base())
+    return tiny.quiet(load_base())
 
 
-@pytest.mark.parametrize("method", ["t2i", "prime", "slim-residual"])
+@pytest.mark.parametrize("method", ["t2i", "prime-paper", "slim"])
 def test_each_method_draws_every_scene_and_differs_from_the_base(base, scenes, method):
-    adapter = embedded.embedded_adapter(method)
+    adapter = load_adapter(method)
     images = generate(base, adapter, scenes, SAMPLING)
     assert [image.shape for image in images] == [(128, 128, 3)] * 3
     assert all(image.dtype == np.uint8 for image in images)
@@ -46,10 +49,16 @@ def test_each_method_draws_every_scene_and_differs_from_the_base(base, scenes, m
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
+def built_for(pipe, name, **options):
+    """The untrained adapter of a method."""
+    method, (known, unet) = find_method(name), base_of(pipe)
+    return method.build(known, unet, method.Options(name, **options))
+
+
 def controlnet(base):
     """One whose last layers are not zero, as after training."""
     torch.manual_seed(0)
-    built = build_adapter("controlnet", base.unet)
+    built = built_for(base, "controlnet")
     with torch.no_grad():
         for layer in (built.controlnet_mid_block, *built.controlnet_down_blocks):
             layer.weight.add_(0.3 * torch.randn_like(layer.weight))
@@ -64,7 +73,7 @@ def test_a_controlnet_acts(base, scenes):
 def controlnet_xs(base):
     """One whose zero layers are not zero any more."""
     torch.manual_seed(1)
-    built = build_adapter("controlnet-xs", base.unet, size_ratio=1.0)
+    built = built_for(base, "controlnet-xs", **SIZES["controlnet-xs"])
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -102,10 +111,10 @@ def drawn_directly(base, adapter, scenes, guidance_scale):
         return base(**arguments).images
 
 
-@pytest.mark.parametrize("method", [None, "t2i", "prime-residual", "controlnet"])
+@pytest.mark.parametrize("method", [None, "t2i", "prime", "controlnet"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_every_method_gets_the_same_noise_prompts_maps_and_guidance(base, scenes, method, guidance_scale):
-    adapter = controlnet(base) if method == "controlnet" else method and embedded.embedded_adapter(method)
+    adapter = controlnet(base) if method == "controlnet" else method and load_adapter(method)
     sampling = Sampling(steps=2, guidance_scale=guidance_scale, seed=5, batch_size=2)
     images = generate(base, adapter, scenes, sampling)
     expected = np.rint(drawn_directly(base, adapter, scenes, guidance_scale) * 255)
@@ -114,7 +123,7 @@ def test_every_method_gets_the_same_noise_prompts_maps_and_guidance(base, scenes
 
 
 def test_batches_do_not_matter(base, scenes):
-    adapter = embedded.embedded_adapter("prime")
+    adapter = load_adapter("prime")
     in_twos = generate(base, adapter, scenes, SAMPLING)
     at_once = generate(base, adapter, scenes, Sampling(steps=2, batch_size=3))
     for one, other in zip(in_twos, at_once, strict=True):
@@ -126,12 +135,12 @@ def test_samplers_that_draw_noise_on_the_way_draw_the_same(base, scenes, method)
     before = base.scheduler
     base.scheduler = EulerAncestralDiscreteScheduler.from_config(before.config)
     try:
-        adapter = method and embedded.embedded_adapter(method)
+        adapter = method and load_adapter(method)
         sampling = Sampling(steps=3, batch_size=2)
         first = generate(base, adapter, scenes, sampling)
         torch.manual_seed(123)
         again = generate(base, adapter, scenes, sampling)
-        alone = draw_batch(base, adapter, scenes[2:], 2, sampling)
+        alone = draw_batch(base, adapter, scenes[2:], 2, sampling, GenerationSettings())
     finally:
         base.scheduler = before
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
@@ -148,25 +157,33 @@ def test_a_t2i_adapter_of_one_channel_reads_grey_maps(base, scenes):
 
 
 def test_the_policy_reaches_the_adapter(base, scenes):
-    adapter = embedded.embedded_adapter("prime")
-    drawn = [generate(base, adapter, scenes, SAMPLING, policy) for policy in ("positive", "per_branch")]
+    adapter = load_adapter("prime")
+    drawn = [
+        generate(base, adapter, scenes, SAMPLING, GenerationSettings(policy=policy))
+        for policy in ("positive", "per_branch")
+    ]
     assert not any(np.array_equal(one, other) for one, other in zip(*drawn, strict=True))
 
 
 def test_the_adapter_alone_can_read_another_prompt(base, scenes):
-    adapter = embedded.embedded_adapter("prime")
+    adapter = load_adapter("prime")
     own = generate(base, adapter, scenes, SAMPLING)
     prompts = [scene.prompt for scene in scenes]
-    same = generate(base, adapter, scenes, SAMPLING, adapter_prompts=prompts)
-    other = generate(base, adapter, scenes, SAMPLING, adapter_prompts=["red cat"] * 3)
+    same, other = (
+        generate(base, adapter, scenes, SAMPLING, GenerationSettings(adapter_prompts=read))
+        for read in (prompts, ["red cat"] * 3)
+    )
     assert all(np.array_equal(a, b) for a, b in zip(own, same, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(own, other, strict=True))
     assert generate(base, adapter, scenes, SAMPLING)[0].tolist() == own[0].tolist()  # and reads its own again
 
 
-def test_other_prompts_need_an_adapter_that_reads(base, scenes):
-    with pytest.raises(ValueError, match="adapter_prompts: expected None without a NexusAdapter"):
-        generate(base, embedded.embedded_adapter("t2i"), scenes, SAMPLING, adapter_prompts=["a"] * 3)
+@pytest.mark.parametrize("method", ["t2i", "controlnet", "controlnet-xs"])
+def test_other_prompts_need_an_adapter_that_reads(base, scenes, method):
+    adapter = load_adapter("t2i") if method == "t2i" else built_for(base, method, **SIZES.get(method, {}))
+    settings = GenerationSettings(adapter_prompts=["a"] * 3)
+    with refused("adapter_prompts", "2", expected=find_method(method).label):
+        generate(base, adapter, scenes, SAMPLING, settings)
 
 
 def test_reconstructions_are_the_autoencoders(base, scenes):
@@ -181,9 +198,9 @@ def test_reconstructions_are_the_autoencoders(base, scenes):
 
 @pytest.mark.parametrize("method", ["t2i", "prime"])
 def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
-    adapter = embedded.embedded_adapter(method)
+    adapter = load_adapter(method)
     plain, as_trained, faded = (
-        draw_batch(base, adapter, scenes[:1], 0, SAMPLING, noise_exponent=exponent)[0]
+        draw_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings(noise_exponent=exponent))[0]
         for exponent in (0.0, None, 1.0)
     )
     assert np.array_equal(plain, as_trained)
@@ -194,15 +211,15 @@ def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
     assert np.abs(faded - expected * 255).max() <= 1
     assert not np.array_equal(faded, plain)
     adapter.register_to_config(noise_exponent=1.0)
-    (own,) = draw_batch(base, adapter, scenes[:1], 0, SAMPLING)
+    (own,) = draw_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings())
     assert np.array_equal(own, faded)
 
 
 @pytest.mark.parametrize("method", ["t2i", "prime"])
 def test_a_policy_acts_on_both_kinds_of_features(base, scenes, method):
-    adapter = embedded.embedded_adapter(method)
+    adapter = load_adapter(method)
     by_policy = {
-        policy: draw_batch(base, adapter, scenes[:1], 0, SAMPLING, policy)[0]
+        policy: draw_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings(policy=policy))[0]
         for policy in ("positive", "per_branch", "cond_only")
     }
     with attach(base, Control(adapter, [scenes[0].condition], policy="cond_only")):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.refusals import refused
 
 from nexus_adapters.evaluation.scenes import METRICS, initial_latents, load_test_scenes, score_images
 from nexus_adapters.scenes.maps import MAPS, draw_map
@@ -24,7 +25,7 @@ def test_scenes_come_with_any_of_their_maps(condition):
         assert entry.condition_name == condition
     scores = score_images([entry.rendering.image for entry in loaded], loaded)
     assert all((values == 1).all() for values in scores.values())
-    with pytest.raises(ValueError, match=r"condition: expected one of canny, depth, .*; received 'edges'"):
+    with refused("condition", received="'edges'", expected="canny, depth"):
         load_test_scenes(1, condition="edges")
 
 

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 from tests.conditions import tiny_models
+from tests.refusals import refused
 
-from nexus_adapters.conditions import extract
+from nexus_adapters.conditions import Extractor, canny, extract, register_condition, table
 from nexus_adapters.evaluation.cases import Case, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.scoring import FEATURES, Scorer
+from nexus_adapters.evaluation.scoring import FEATURES, Scorer, scoring_sha256
+from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.training.config import DataOptions
 
 
@@ -87,5 +89,74 @@ def test_clip_gives_scores_and_features(tmp_path):
 
 
 def test_a_judge_without_an_extractor_for_the_map_is_refused():
-    with pytest.raises(ValueError, match="judge: expected none without an extractor for pose; received"):
+    with refused("judge", received="{'model': 'm'}", expected="'pose'"):
         Scorer(EvaluationConfig(data=DataOptions(path="x", condition="pose"), judge={"model": "m"}))
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """What a test registers is forgotten again."""
+    before = dict(METRICS._entries)
+    monkeypatch.setattr(table, "_registered", {})
+    yield
+    METRICS._entries.clear()
+    METRICS._entries.update(before)
+
+
+def test_a_registered_metric_is_computed_of_every_image(tmp_path, forgotten):
+    seen = []
+
+    def redness(generated):
+        seen.append(generated)
+        return np.asarray(generated.image)[..., 0].mean() / 255
+
+    register_metric(Metric("redness", function=redness))
+    register_metric(Metric("of_depth", function=lambda _: 1.0, applies_to=("depth",)))
+    config = of_scenes("canny")
+    chosen = cases(config, tmp_path)
+    images = [Image.new("RGB", (128, 128), (red, 0, 0)) for red in (0, 51, 255)]
+    scores = Scorer(config)(images, chosen)
+    assert scores["redness"].tolist() == pytest.approx([0, 0.2, 1])
+    assert "of_depth" not in scores
+    for generated, image, case in zip(seen, images, chosen, strict=True):
+        assert generated.image is image
+        assert generated.picture is case.picture
+        assert generated.condition is case.condition
+        assert generated.caption == case.words
+    assert "of_depth" in Scorer(of_scenes("depth"))(images, cases(of_scenes("depth"), tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, "high"])
+def test_a_metric_that_gives_no_finite_number_is_named(tmp_path, forgotten, value):
+    register_metric(Metric("mine", function=lambda _: value))
+    config = of_scenes("canny")
+    chosen = cases(config, tmp_path)
+    with refused("metric mine", received=repr(value)):
+        Scorer(config)([case.picture for case in chosen], chosen)
+
+
+def test_images_are_scored_anew_where_a_metric_of_ones_own_is_added(forgotten):
+    before = scoring_sha256(of_scenes("canny"))
+    register_metric(Metric("mine", function=lambda _: 1.0, applies_to=("canny",)))
+    assert scoring_sha256(of_scenes("canny")) != before
+    assert scoring_sha256(of_scenes("sketch")) == before
+
+
+def test_a_registered_condition_is_scored_by_its_own_comparison(forgotten):
+    picture = Image.effect_noise((64, 64), 80).convert("RGB")
+    register_condition(
+        Extractor(
+            "mine", canny, "", lines=False, compare=lambda found, wanted: {"mine": float(found == wanted)}
+        )
+    )
+    register_condition(Extractor("bare", canny, "", lines=False))
+    scores = Scorer(of_folder("mine"))([picture], [photo_case(canny(picture), picture)])
+    assert set(scores) == {"ms_ssim", "mine"}
+    assert scores["mine"] == 1
+    assert set(Scorer(of_folder("bare"))([picture], [photo_case(picture, picture)])) == {"ms_ssim"}
+    with refused("judge", received="{'auto': True}", expected="'bare'"):
+        Scorer(EvaluationConfig(data=DataOptions(path="x", condition="bare"), judge={"auto": True}))
+    with refused("data.extractor", received="'colour'"):
+        Scorer(of_folder("mine", colour=1.0))
+    with refused("data.extractor.auto", received="3"):
+        Scorer(of_folder("mine", auto=3))

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline, T2IAdapter
 from tests import tiny
+from tests.refusals import refused
 
 from nexus_adapters import NexusAdapter
+from nexus_adapters.bases.base import Place
+from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.injection import Control, attach, residuals
 from nexus_adapters.injection.cache import FeatureCache
 from nexus_adapters.injection.calls import CallGuard
-from nexus_adapters.training.methods import build_adapter
 
 PROMPTS = ["a red star", "a blue ring on a green cat", "photo of a dog"]
 
@@ -174,13 +176,9 @@ def test_unguided(pipe, adapter):
 
 
 def test_a_bare_unet_needs_per_branch(unet, adapter):
-    with pytest.raises(
-        ValueError, match=r'policy: expected "per_branch".*received "positive" for a call of the bare UNet'
-    ):
+    with refused("policy", "positive", expected="per_branch", hint="branches="):
         attach(unet, Control(adapter, tiny.condition()))
-    with pytest.raises(
-        ValueError, match=r"start, end, scale, noise_exponent: expected 0, 1, a .* received a bare UNet"
-    ):
+    with refused("pipe_or_denoiser", "a denoiser alone", expected="num_train_timesteps"):
         attach(unet, Control(adapter, tiny.condition(), policy="per_branch", end=0.5))
 
 
@@ -226,7 +224,7 @@ def test_legacy_residuals_alone_are_refused_where_they_would_be_dropped(unet, ad
     sizes = ((8, 8), (16, 4), (24, 2), (24, 1))
     legacy = [torch.ones(2, c, s, s) for c, s in sizes]
     with attach(unet, control), torch.no_grad():
-        with pytest.raises(ValueError, match=r"^down_block_additional_residuals: expected mid_block"):
+        with refused("down_block_additional_residuals", expected="mid_block_additional_residual"):
             bare_call(unet, down_block_additional_residuals=legacy)
         control.scale = 0
         bare_call(unet, down_block_additional_residuals=legacy)
@@ -260,16 +258,16 @@ def test_live_changes_on_the_handle_of_one_control(pipe, adapter):
         assert (handle.scale, first.scale) == (0.25, 0.25)
         assert torch.equal(first.condition, tiny.condition(seed=9))
         assert handle.condition is first.condition
-        with pytest.raises(ValueError, match="scale: expected a finite number"):
+        with refused("scale", "nan", expected="a finite number"):
             handle.scale = float("nan")
-    with attach(pipe, first, second) as handle, pytest.raises(ValueError, match="expected a single one"):
+    with attach(pipe, first, second) as handle, refused("controls", "2", expected="a single control"):
         handle.scale = 0.5
     assert second.scale == 1.0
 
 
 def test_a_bare_unets_controls_are_shared(unet, adapter):
     control = Control(adapter, tiny.condition(), policy="per_branch")
-    with pytest.raises(ValueError, match="shared: expected True for a bare UNet"):
+    with refused("shared", "False", expected="True"):
         attach(unet, control, shared=False)
     assert not unet._forward_pre_hooks
 
@@ -330,10 +328,7 @@ def test_the_timestep_is_read_only_for_a_window(unet, adapter, pipe):
 def test_what_is_no_timestep_is_refused_under_a_window(pipe, adapter, timestep):
     control = Control(adapter, tiny.condition(), policy="per_branch", end=0.5)
     pipe._guidance_scale = 1.0
-    with (
-        attach(pipe, control),
-        pytest.raises(ValueError, match=r"timestep: expected one timestep from 0 to 1000"),
-    ):
+    with attach(pipe, control), refused("timestep", expected="one timestep from 0 to 1000"):
         pipe.unet(torch.randn(2, 4, 8, 8), timestep, torch.randn(2, 5, tiny.TEXT_WIDTH))
 
 
@@ -355,10 +350,8 @@ def test_removal_is_exact_after_exceptions(pipe, unet, adapter):
     with pytest.raises(KeyboardInterrupt), attach(pipe, Control(adapter, tiny.condition())):
         generate(pipe, callback_on_step_end=fail)
     assert trace_of(unet) == before
-    with (
-        pytest.raises(ValueError, match="aspect"),
-        attach(pipe, Control(adapter, tiny.condition(1, 64, 128))),
-    ):
+    wide = Control(adapter, tiny.condition(1, 64, 128))
+    with refused("condition", "128x64", expected="aspect"), attach(pipe, wide):
         generate(pipe)
     assert trace_of(unet) == before
     assert torch.equal(generate(pipe), image)
@@ -367,7 +360,7 @@ def test_removal_is_exact_after_exceptions(pipe, unet, adapter):
 def test_a_failed_call_does_not_block_the_next(pipe, unet, adapter):
     control = Control(adapter, tiny.condition(3), policy="per_branch")
     with attach(unet, control), torch.no_grad():
-        with pytest.raises(ValueError, match="condition: expected 1 or 2"):
+        with refused("condition", "3", expected="1 or 2 maps"):
             bare_call(unet)
         control.condition = tiny.condition()
         with pytest.raises(RuntimeError):
@@ -485,9 +478,7 @@ def test_a_call_outside_of_the_pipelines_run_has_no_layout(pipe, adapter, unet):
     control = Control(adapter, tiny.condition())
     with attach(pipe, control), torch.no_grad():
         generate(pipe)
-        with pytest.raises(
-            ValueError, match=r'"per_branch".*received "positive" for a call of the bare UNet'
-        ):
+        with refused("policy", "positive", expected='"per_branch" for a call without a pipeline'):
             bare_call(unet)
     control.policy = "per_branch"
     with attach(unet, control), torch.no_grad():
@@ -497,8 +488,8 @@ def test_a_call_outside_of_the_pipelines_run_has_no_layout(pipe, adapter, unet):
 
 
 def test_an_adapter_for_another_vae_is_refused(pipe, unet):
-    other = tiny.adapter(unet, unshuffle=2 * tiny.adapter(unet).config.unshuffle)
-    with pytest.raises(ValueError, match=r"adapter: expected (\d+) pixels .* per latent.*unshuffle \d+"):
+    other = tiny.adapter(unet, unshuffle=16)
+    with refused("adapter", "16, from unshuffle 16", expected="8 pixels of the condition per latent"):
         attach(pipe, Control(other, tiny.condition()))
 
 
@@ -592,33 +583,34 @@ def test_the_middle_feature_of_sdxl_is_added():
 
 def test_misfits_are_found_when_attaching(pipe, unet, adapter):
     before = trace_of(unet)
-    for changes in ({"text_width": 20}, {"channels": (8, 16, 24)}):
-        wrong = tiny.adapter(unet, **changes | ({"pools": (0, 1, 1)} if "channels" in changes else {}))
-        with pytest.raises(ValueError, match=r"adapter: expected .* as the UNet takes them; received"):
+    for changes, found, needed in (
+        ({"text_width": 20}, "20", "text_width 16"),
+        ({"channels": (8, 16, 24), "pools": (0, 1, 1)}, "3", "number of features 4"),
+    ):
+        wrong = tiny.adapter(unet, **changes)
+        with refused("adapter", found, expected=needed):
             attach(pipe, Control(wrong, tiny.condition()))
     assert trace_of(unet) == before
 
 
 def test_text_of_another_width_is_refused(unet, adapter):
     with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")):
-        with pytest.raises(ValueError, match=r"encoder_hidden_states: expected width 16, .* received 20"):
+        with refused("encoder_hidden_states", "20", expected="width 16"):
             unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 5, 20))
-        with pytest.raises(
-            ValueError, match=r"encoder_hidden_states: expected prompt embeddings \(2, N, D\)"
-        ):
+        with refused("encoder_hidden_states", "(1, 5, 16)", expected="(2, N, D)"):
             unet(torch.zeros(2, 4, 8, 8), 1, torch.zeros(1, 5, 16))
 
 
 @pytest.mark.parametrize("target", [None, "pipe", torch.nn.Linear(1, 1), object()])
 def test_what_has_no_unet_is_refused(adapter, target):
-    with pytest.raises(ValueError, match=r"^(pipe_or_unet|unet): expected .*; received a "):
+    with refused("pipe_or_denoiser", f"a {type(target).__name__}", expected="UNet2DConditionModel"):
         attach(target, Control(adapter, tiny.condition()))
 
 
 def test_controls_are_required(pipe, adapter):
-    with pytest.raises(ValueError, match="controls: expected one or more of Control; received none"):
+    with refused("controls", "no control", expected="one or more of Control"):
         attach(pipe)
-    with pytest.raises(ValueError, match="controls: expected one or more of Control; received NexusAdapter"):
+    with refused("controls", "NexusAdapter", expected="one or more of Control"):
         attach(pipe, adapter)
 
 
@@ -626,7 +618,8 @@ def test_controls_are_required(pipe, adapter):
 def test_features_fade_with_the_noise(pipe, adapter, kind):
     """A noise exponent is the very scale along the schedule that the scheduler's noise gives."""
     if kind == "t2i":
-        adapter = build_adapter("t2i", pipe.unet).eval()
+        torch.manual_seed(3)
+        adapter = T2IAdapter(channels=[8, 16, 24, 24], num_res_blocks=2).eval().requires_grad_(False)
     share = 1 - pipe.scheduler.alphas_cumprod
 
     def scale(position):
@@ -655,16 +648,12 @@ def test_an_adapter_brings_its_noise_exponent(pipe):
 
 def test_noise_is_known_where_a_pipeline_has_a_schedule_of_it(pipe, unet, adapter):
     fading = Control(adapter, tiny.condition(2), policy="per_branch", noise_exponent=1)
-    with pytest.raises(
-        ValueError, match=r"^start, end, scale, noise_exponent: expected .* received a bare UNet$"
-    ):
+    with refused("pipe_or_denoiser", "a denoiser alone", expected="noise_exponent"):
         attach(unet, fading)
     other = StableDiffusionPipeline(
         **{**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler()}, requires_safety_checker=False
     )
-    with pytest.raises(
-        ValueError, match=r"^noise_exponent: expected a scheduler with .* received a FlowMatch"
-    ):
+    with refused("noise_exponent", "a FlowMatch", expected="alphas_cumprod", hint="noise_exponent=0"):
         attach(other, fading)
     fading.noise_exponent = 0
     attach(unet, fading).remove()
@@ -672,7 +661,130 @@ def test_noise_is_known_where_a_pipeline_has_a_schedule_of_it(pipe, unet, adapte
 
 @pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), True, "1"])
 def test_a_noise_exponent_is_a_number(adapter, wrong):
-    with pytest.raises(
-        ValueError, match=r"^noise_exponent: expected a finite number of at least 0; received"
-    ):
+    with refused("noise_exponent", repr(wrong)):
         Control(adapter, tiny.condition(), noise_exponent=wrong)
+
+
+# Where the UNet adds the features of its keyword itself, also to the skip connections: behind the last
+# attention of each block that has one, and behind the last layer.
+MODULES = (
+    "down_blocks.0.attentions.0",
+    "down_blocks.1.attentions.0",
+    "down_blocks.2.attentions.0",
+    "down_blocks.3.resnets.0",
+)
+
+
+@pytest.fixture
+def hooked(monkeypatch):
+    """UNets take features through hooks on their modules, as denoisers without a keyword do."""
+    stock = UNetBase.places
+
+    def places(base):
+        return tuple(
+            Place(place.channels, place.stride, module=module, output=0 if "attentions" in module else None)
+            for place, module in zip(stock(base), MODULES, strict=True)
+        )
+
+    monkeypatch.setattr(UNetBase, "places", places)
+
+
+def all_hooks(unet):
+    return [dict(module._forward_hooks) for module in unet.modules()], trace_of(unet)
+
+
+@pytest.mark.parametrize("policy", ["positive", "per_branch", "cond_only"])
+def test_hooks_on_modules_add_what_the_keyword_does(pipe, adapter, policy, request):
+    control = Control(adapter, tiny.condition(3), policy=policy)
+    base = generate(pipe, PROMPTS)
+    with attach(pipe, control):
+        expected = generate(pipe, PROMPTS)
+    before = all_hooks(pipe.unet)
+    request.getfixturevalue("hooked")
+    with attach(pipe, control) as handle:
+        assert torch.equal(generate(pipe, PROMPTS), expected)
+        handle.scale = 0
+        assert torch.equal(generate(pipe, PROMPTS), base)
+        handle.scale = 1
+        assert torch.equal(generate(pipe, PROMPTS), expected)
+    assert all_hooks(pipe.unet) == before
+    assert torch.equal(generate(pipe, PROMPTS), base)
+
+
+def test_attachments_by_hooks_on_modules_add_up(pipe, adapter, request):
+    controls = [Control(adapter, tiny.condition(seed=seed), scale=0.5) for seed in range(2)]
+    with attach(pipe, controls[0]):
+        first = generate(pipe)
+    with attach(pipe, *controls):
+        expected = generate(pipe)
+    before = all_hooks(pipe.unet)
+    request.getfixturevalue("hooked")
+    handles = [attach(pipe, control) for control in controls]
+    assert torch.allclose(generate(pipe), expected, atol=1e-5)
+    handles[1].remove()
+    assert torch.allclose(generate(pipe), first, atol=1e-5)
+    handles[0].remove()
+    assert all_hooks(pipe.unet) == before
+
+
+@pytest.mark.usefixtures("hooked")
+def test_an_interrupted_call_leaves_no_features_behind(pipe, adapter):
+    """PyTorch runs no hook behind a call that was interrupted, and the next may be another pipeline's."""
+    other = tiny.quiet(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
+    base = generate(other)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with attach(pipe, Control(adapter, tiny.condition()), shared=False):
+        hook = pipe.unet.conv_in.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            generate(pipe)
+        hook.remove()
+        assert torch.equal(generate(other), base)
+        assert not torch.equal(generate(pipe), base)
+
+
+def test_tokens_of_a_denoiser(pipe, adapter, monkeypatch):
+    """A transformer's hidden states: (B, H * W, C), here those within the UNet's attentions."""
+    stock = UNetBase.places
+
+    def places(base):
+        named = [f"{module}.transformer_blocks.0" for module in MODULES[:3]]
+        tokens = [
+            Place(p.channels, p.stride, module=m, layout="tokens")
+            for p, m in zip(stock(base), named, strict=False)
+        ]
+        return (*tokens, Place(24, 8, module=MODULES[3]))
+
+    base = generate(pipe)
+    monkeypatch.setattr(UNetBase, "places", places)
+    seen = []
+    block = pipe.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0")
+    with attach(pipe, Control(adapter, tiny.condition(), policy="cond_only")), torch.no_grad():
+        early = block.register_forward_hook(lambda m, a, out: seen.append(out), prepend=True)
+        late = block.register_forward_hook(lambda m, a, out: seen.append(out))
+        assert not torch.equal(generate(pipe, steps=1), base)
+        early.remove()
+        late.remove()
+        positive, _ = pipe.encode_prompt("a red star", "cpu", 1, False)
+        feature = adapter(tiny.condition(), positive)[0]
+    added = seen[1] - seen[0]
+    assert torch.count_nonzero(added[0]) == 0
+    assert torch.allclose(added[1], feature[0].flatten(1).T, atol=1e-5)
+    assert torch.equal(generate(pipe), base)
+
+
+def test_a_denoiser_whose_forward_takes_no_features(pipe, adapter):
+    """As copies of diffusers' UNet from before it did."""
+
+    class UNet2DConditionModel(torch.nn.Module):
+        config = pipe.unet.config
+
+        def forward(self, sample, timestep, encoder_hidden_states):
+            return sample
+
+    with refused(
+        "pipe_or_denoiser", "a UNet2DConditionModel", expected="down_intrablock_additional_residuals"
+    ):
+        attach(UNet2DConditionModel(), Control(adapter, tiny.condition(), policy="per_branch"))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tests import tiny
+from tests.refusals import refused
 
 from nexus_adapters.injection import Control
 
@@ -21,22 +22,16 @@ def control(adapter):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True])
 def test_scale_must_be_finite(adapter, control, value):
-    with pytest.raises(
-        ValueError, match=r"^scale: expected a finite number, a function of .*, or a list .*; received"
-    ):
+    with refused("scale", repr(value), expected="a finite number, a function"):
         Control(adapter, tiny.condition(), scale=value)
-    with pytest.raises(
-        ValueError, match=r"^scale: expected a finite number, a function of .*, or a list .*; received"
-    ):
+    with refused("scale", repr(value), expected="a finite number, a function"):
         control.scale = value
     assert control.scale == 1.0
 
 
 @pytest.mark.parametrize("value", ["1", None, {}])
 def test_scale_must_be_a_number(control, value):
-    with pytest.raises(
-        ValueError, match=r"^scale: expected a finite number, a function of .*, or a list .*; received"
-    ):
+    with refused("scale", repr(value), expected="a finite number, a function"):
         control.scale = value
 
 
@@ -45,15 +40,24 @@ def test_any_finite_scale_will_do(adapter, value):
     assert Control(adapter, tiny.condition(), scale=value).scale == value
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.6, 0.5), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0)])
-def test_the_window_must_be_one(adapter, start, end):
-    with pytest.raises(ValueError, match=r"^start"):
+@pytest.mark.parametrize(
+    ("start", "end", "name", "received"),
+    [
+        (0.6, 0.5, "start, end", "0.6, 0.5"),
+        (-0.1, 1.0, "start, end", "-0.1, 1.0"),
+        (0.0, 1.1, "start, end", "0.0, 1.1"),
+        (math.nan, 1.0, "start", "nan"),
+        (0.0, math.inf, "end", "inf"),
+    ],
+)
+def test_the_window_must_be_one(adapter, start, end, name, received):
+    with refused(name, received):
         Control(adapter, tiny.condition(), start=start, end=end)
 
 
 def test_the_window_is_checked_when_changed(control):
     control.end = 0.5
-    with pytest.raises(ValueError, match=r"expected 0 <= start <= end <= 1; received 0.6, 0.5"):
+    with refused("start, end", "0.6, 0.5", expected="0 <= start <= end <= 1"):
         control.start = 0.6
     assert (control.start, control.end) == (0.0, 0.5)
 
@@ -70,18 +74,17 @@ def test_the_ends_of_the_window():
 
 
 def test_unknown_policies_are_named(adapter, control):
-    expected = "^policy: expected one of positive, per_branch, cond_only; received \"?'?both"
-    with pytest.raises(ValueError, match=expected):
+    with refused("policy", "both", expected="positive, per_branch, cond_only"):
         Control(adapter, tiny.condition(), policy="both")
-    with pytest.raises(ValueError, match=expected):
+    with refused("policy", "both", expected="positive, per_branch, cond_only"):
         control.policy = "both"
 
 
 @pytest.mark.parametrize(
-    ("crop", "message"),
+    ("crop", "expected"),
     [
-        (5, "left, top, right, bottom.* received 5"),
-        ((0, 0, 8), r"received \(0, 0, 8\)"),
+        (5, "left, top, right, bottom"),
+        ((0, 0, 8), "left, top, right, bottom"),
         ((0, 0, 8, 8.5), "whole pixels"),
         ((0, 0, True, 8), "whole pixels"),
         ((-1, 0, 8, 8), "0 <= left < right and 0 <= top < bottom"),
@@ -89,21 +92,27 @@ def test_unknown_policies_are_named(adapter, control):
         ((0, 9, 8, 8), "0 <= left < right and 0 <= top < bottom"),
     ],
 )
-def test_a_crop_is_a_box(adapter, control, crop, message):
-    with pytest.raises(ValueError, match=rf"^crop: expected .*{message}"):
+def test_a_crop_is_a_box(adapter, control, crop, expected):
+    with refused("crop", repr(crop), expected=expected):
         Control(adapter, tiny.condition(), crop=crop)
-    with pytest.raises(ValueError, match=r"^crop: "):
+    with refused("crop", repr(crop)):
         control.crop = crop
     assert control.crop is None
 
 
 @pytest.mark.parametrize(
-    "wrong", ["white", torch.rand(8, 8), torch.rand(1, 3, 8, 8), torch.ones(1, 1, 8, 8) * 2]
+    ("wrong", "received"),
+    [
+        ("white", "str"),
+        (torch.rand(8, 8), "(8, 8)"),
+        (torch.rand(1, 3, 8, 8), "(1, 3, 8, 8)"),
+        (torch.ones(1, 1, 8, 8) * 2, "2 to 2"),
+    ],
 )
-def test_a_mask_has_one_channel(adapter, control, wrong):
-    with pytest.raises(ValueError, match=r"^mask: expected .*"):
+def test_a_mask_has_one_channel(adapter, control, wrong, received):
+    with refused("mask", received):
         Control(adapter, tiny.condition(), mask=wrong)
-    with pytest.raises(ValueError, match=r"^mask: expected .*"):
+    with refused("mask", received):
         control.mask = wrong
     assert control.mask is None
 
@@ -130,9 +139,9 @@ def test_the_scale_along_the_schedule(adapter):
 
 
 def test_the_condition_is_checked_against_the_adapter(adapter, control):
-    with pytest.raises(ValueError, match=r"^condition: expected .*\(B, 3, H, W\)"):
+    with refused("condition", "(1, 1, 8, 8)", expected="(B, 3, H, W)"):
         Control(adapter, torch.rand(1, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"^condition: expected .*\(B, 3, H, W\)"):
+    with refused("condition", "(1, 4, 8, 8)", expected="(B, 3, H, W)"):
         control.condition = torch.rand(1, 4, 8, 8)
     grey = tiny.adapter(tiny.unet(), in_channels=1)
     assert Control(grey, tiny.image()).condition.shape == (1, 1, 64, 64)
@@ -140,7 +149,7 @@ def test_the_condition_is_checked_against_the_adapter(adapter, control):
 
 @pytest.mark.parametrize("wrong", [None, torch.nn.Linear(1, 1), "adapter"])
 def test_the_adapter_must_be_one(wrong):
-    with pytest.raises(ValueError, match=r"^adapter: expected a NexusAdapter or a T2IAdapter; received a "):
+    with refused("adapter", f"a {type(wrong).__name__}", expected="a NexusAdapter or a T2IAdapter"):
         Control(wrong, tiny.condition())
 
 

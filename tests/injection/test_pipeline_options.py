@@ -1,4 +1,4 @@
-"""What users turn on in stock pipelines, with a control attached beside it."""
+"""What users turn on in stock pipelines, together with a control."""
 
 import gc
 

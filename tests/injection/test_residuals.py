@@ -1,11 +1,12 @@
 """The pure function from features to the UNet's arguments."""
 
-import pytest
 import torch
 from tests import tiny
+from tests.refusals import refused
 
+from nexus_adapters.bases.unet import KEYWORD
 from nexus_adapters.injection import residuals
-from nexus_adapters.injection.residuals import ARGUMENT, add_residuals
+from nexus_adapters.injection.places import added
 
 FEATURES = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
 
@@ -13,8 +14,8 @@ FEATURES = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
 def laid_out(*args, **kwargs):
     made = residuals(FEATURES, *args, **kwargs)
     assert list(made) == ["down_intrablock_additional_residuals"]
-    assert isinstance(made[ARGUMENT], list)
-    return made[ARGUMENT]
+    assert isinstance(made[KEYWORD], list)
+    return made[KEYWORD]
 
 
 def test_as_they_are():
@@ -27,7 +28,7 @@ def test_scale():
     assert torch.equal(laid_out(0.5)[1], FEATURES[1] * 0.5)
     per_row = laid_out(torch.tensor([0.0, 2.0]))
     assert torch.equal(per_row[0], torch.stack([FEATURES[0][0] * 0, FEATURES[0][1] * 2]))
-    with pytest.raises(ValueError, match=r"scale: expected shape \(2,\); received \(3,\)"):
+    with refused("scale", "shape (3,)", expected="shape (2,)"):
         laid_out(torch.ones(3))
 
 
@@ -56,14 +57,13 @@ def test_gradients_reach_the_features_and_features_are_not_written():
 
 def test_adding_to_those_already_there():
     ours = [f.clone() for f in FEATURES]
-    assert add_residuals(None, ours) == ours
-    both = add_residuals([ours[0] * 2], ours)
+    assert added("features", None, ours) == ours
+    assert added("features", None, ours) is not ours
+    both = added("features", [ours[0] * 2], ours)
     assert torch.equal(both[0], ours[0] * 3)
     assert both[1] is ours[1]
-    assert torch.equal(add_residuals([ours[0][:1]], ours)[0], ours[0][:1] + ours[0])
-    with pytest.raises(ValueError, match="expected at most 2, one per place; received 3"):
-        add_residuals([*ours, ours[0]], ours)
-    with pytest.raises(
-        ValueError, match=r"expected shape \(2, 3, 4, 4\) at place 1; received \(2, 3, 4, 5\)"
-    ):
-        add_residuals([torch.zeros(2, 3, 4, 5)], ours)
+    assert torch.equal(added("features", [ours[0][:1]], ours)[0], ours[0][:1] + ours[0])
+    with refused("features", "3", expected="at most 2"):
+        added("features", [*ours, ours[0]], ours)
+    with refused("features", "(2, 3, 4, 5)", expected="(2, 3, 4, 4) at place 1"):
+        added("features", [torch.zeros(2, 3, 4, 5)], ours)

@@ -5,19 +5,15 @@ import inspect
 import diffusers
 import pytest
 import torch
+from tests import tiny
+from tests.refusals import refused
 
-from nexus_adapters.injection.rows import (
-    KNOWN_PIPELINES,
-    CallLayout,
-    RowPlan,
-    call_layout,
-    check_policy,
-    layout_of,
-    plan_rows,
-)
-from nexus_adapters.injection.running import Running
+from nexus_adapters.bases.branches import CallLayout, RunningPipeline
+from nexus_adapters.bases.unet import KNOWN_PIPELINES, UNetBase
+from nexus_adapters.injection.rows import RowPlan, call_layout, check_policy, plan_rows
 
 GUIDED = (False, True)
+BASE = UNetBase(tiny.SD15_UNET)
 
 
 def plan(policy, branches, rows, conditions, called=None):
@@ -25,7 +21,8 @@ def plan(policy, branches, rows, conditions, called=None):
 
 
 def branches_of(pipe, policy, rows=2, **variables):
-    return call_layout(Running(pipe, variables), policy, torch.zeros(rows, 1, 1)).branches
+    running = RunningPipeline(pipe, variables)
+    return call_layout(BASE, running, policy, torch.zeros(rows, 1, 1)).branches
 
 
 @pytest.mark.parametrize(
@@ -56,17 +53,49 @@ def test_plans(policy, branches, rows, conditions, expected):
 
 
 @pytest.mark.parametrize(
-    ("policy", "branches", "rows", "conditions", "message"),
+    ("policy", "called", "conditions", "expected"),
     [
-        ("positive", GUIDED, 4, 4, "divides the 2 images of the call .* received 4"),
-        ("positive", GUIDED, 6, 2, "divides the 3 images of the call .* received 2"),
-        ("per_branch", GUIDED, 4, 4, "divides the 2 images of the call .* received 4"),
-        ("positive", GUIDED, 3, 1, 'multiple of 2 rows.* received 3.*policy="per_branch"'),
-        ("per_branch", None, 4, 2, "expected 1 or 4, one for each row .* received 2"),
+        # two prompts of two images each; the negatives' call, then the positives'
+        ("positive", 0, 2, RowPlan(4, 4, 2, 1, (1.0,))),
+        ("positive", 1, 2, RowPlan(4, 4, 2, 1, (1.0,))),
+        ("cond_only", 0, 2, RowPlan(4, 4, 2, 1, (0.0,))),
+        ("cond_only", 1, 2, RowPlan(4, 4, 2, 1, (1.0,))),
+        ("per_branch", 0, 2, RowPlan(0, 8, 2, 2, (1.0,), slice(0, 4))),
+        ("per_branch", 1, 2, RowPlan(0, 8, 2, 2, (1.0,), slice(4, 8))),
+        ("positive", 0, 1, RowPlan(4, 4, 4, 1, (1.0,))),
+        ("cond_only", 1, 1, RowPlan(4, 4, 4, 1, (1.0,))),
+        ("per_branch", 0, 1, RowPlan(0, 8, 8, 1, (1.0,), slice(0, 4))),
+        ("per_branch", 1, 1, RowPlan(0, 8, 8, 1, (1.0,), slice(4, 8))),
     ],
 )
-def test_what_does_not_divide_is_an_error(policy, branches, rows, conditions, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_call_for_each_branch(policy, called, conditions, expected):
+    """What the adapter computes is the same in both calls of a step, so the second finds it in the cache."""
+    found = plan(policy, GUIDED, 8, conditions, called)
+    assert found == expected
+    assert found.computed == plan(policy, GUIDED, 8, conditions, 1 - called).computed
+    assert found.computed == plan(policy, GUIDED, 8, conditions).computed
+
+
+def test_a_call_for_each_branch_wherever_the_prompt_is():
+    whole = (True, False, False)
+    for called, factor in enumerate((1.0, 0.0, 0.0)):
+        assert plan("cond_only", whole, 6, 2, called) == RowPlan(0, 2, 1, 1, (factor,))
+        kept = slice(2 * called, 2 * called + 2)
+        assert plan("per_branch", whole, 6, 2, called) == RowPlan(0, 6, 1, 3, (1.0,), kept)
+
+
+@pytest.mark.parametrize(
+    ("policy", "branches", "rows", "conditions", "name", "received", "expected", "hint"),
+    [
+        ("positive", GUIDED, 4, 4, "condition", 4, "divides the 2 images", ""),
+        ("positive", GUIDED, 6, 2, "condition", 2, "divides the 3 images", ""),
+        ("per_branch", GUIDED, 4, 4, "condition", 4, "divides the 2 images", ""),
+        ("positive", GUIDED, 3, 1, "encoder_hidden_states", 3, "multiple of 2 rows", "per_branch"),
+        ("per_branch", None, 4, 2, "condition", 2, "1 or 4 maps", ""),
+    ],
+)
+def test_what_does_not_divide_is_an_error(policy, branches, rows, conditions, name, received, expected, hint):
+    with refused(name, received, expected=expected, hint=hint):
         plan(policy, branches, rows, conditions)
 
 
@@ -112,21 +141,88 @@ def test_a_subclass_that_keeps_the_loop_is_known_and_one_with_its_own_is_not():
         def __call__(self):
             pass
 
-    assert layout_of(bare(Renamed)) is layout_of(bare(diffusers.StableDiffusionPipeline)) is not None
-    assert layout_of(bare(OwnLoop)) is None
-    assert layout_of(bare(StableDiffusionPipeline)) is None
-    assert layout_of(None) is None
+    assert BASE.knows(bare(Renamed))
+    assert BASE.knows(bare(diffusers.StableDiffusionPipeline))
+    assert not BASE.knows(bare(OwnLoop))
+    assert not BASE.knows(bare(StableDiffusionPipeline))
+    assert not BASE.knows(None)
+
+
+class Announced(diffusers.StableDiffusionPipeline):
+    """Only prints, around its parent's loop."""
+
+    def __call__(self, *args, **kwargs):
+        print(self.vae)
+        return super().__call__(*args, **kwargs)
+
+
+class WithoutGradients(diffusers.StableDiffusionPipeline):
+    @torch.no_grad()
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+class Retried(diffusers.StableDiffusionXLPipeline):
+    @torch.no_grad()
+    def __call__(self, *args, **kwargs):
+        parent = super()
+
+        def once(seed):
+            return parent.__call__(*args, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+        return [once(seed) for seed in range(2)]
+
+
+class Refined(diffusers.StableDiffusionPipeline):
+    """Its parent's loop, and steps of its own."""
+
+    def __call__(self, *args, **kwargs):
+        latents = super().__call__(*args, **kwargs)
+        return self.unet(latents, 0, None)
+
+
+class RefinedWithin(diffusers.StableDiffusionPipeline):
+    @torch.no_grad()
+    def __call__(self, *args, **kwargs):
+        def step(latents):
+            return self.unet(latents, 0, None)
+
+        return step(super().__call__(*args, **kwargs))
+
+
+class Delegating(Announced):
+    """Calls a class that calls its parent."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+class OverAnother(Refined):
+    """Calls a class that does more than call its parent."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [Announced, WithoutGradients, Retried, Delegating])
+def test_a_subclass_that_calls_its_parents_loop_is_known(cls):
+    assert BASE.knows(bare(cls))
+
+
+@pytest.mark.parametrize("cls", [Refined, RefinedWithin, OverAnother])
+def test_a_subclass_that_also_calls_the_denoiser_is_not_known(cls):
+    assert not BASE.knows(bare(cls))
 
 
 @pytest.mark.parametrize("policy", ["positive", "cond_only"])
 def test_the_way_out_is_named(policy):
-    with pytest.raises(
-        ValueError, match=rf'^policy: expected "per_branch".*received "{policy}" for a call of the bare UNet'
-    ):
-        check_policy(None, policy)
+    with refused("policy", policy, expected='"per_branch" for a call without a pipeline', hint="branches="):
+        check_policy(BASE, None, policy)
     pipe = bare(diffusers.StableDiffusionUpscalePipeline)
-    with pytest.raises(ValueError, match=f'"{policy}" for a StableDiffusionUpscalePipeline, whose layout'):
-        branches_of(pipe, policy)
+    for check in (lambda: check_policy(BASE, pipe, policy), lambda: branches_of(pipe, policy)):
+        with refused("policy", policy, expected="StableDiffusionUpscalePipeline", hint="branches="):
+            check()
+    check_policy(BASE, pipe, policy, GUIDED)
     assert branches_of(pipe, "per_branch") is None
 
 
@@ -147,7 +243,7 @@ def test_a_second_call_for_the_negatives_alone():
     guided = {"prompt_embeds": whole, "do_classifier_free_guidance": True}
 
     def planned(policy, text, variables=guided):
-        layout = call_layout(Running(pipe, variables), policy, text)
+        layout = call_layout(BASE, RunningPipeline(pipe, variables), policy, text)
         return layout.text, plan_rows(policy, layout, conditions=2)
 
     for policy, factors in (("positive", (1.0, 1.0)), ("cond_only", (0.0, 1.0))):
@@ -158,6 +254,6 @@ def test_a_second_call_for_the_negatives_alone():
         assert second.computed == first.computed
     assert planned("per_branch", whole)[1] == RowPlan(0, 8, 2, 2, (1.0,))
     text, second = planned("per_branch", whole[:4])
-    assert (text is whole, second) == (True, RowPlan(0, 8, 2, 2, (1.0,), kept=4))
+    assert (text is whole, second) == (True, RowPlan(0, 8, 2, 2, (1.0,), kept=slice(0, 4)))
     unguided = guided | {"do_classifier_free_guidance": False}
     assert planned("positive", whole, unguided)[1] == RowPlan(0, 8, 4, 1, (1.0,))

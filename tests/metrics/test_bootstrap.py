@@ -3,6 +3,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from tests.refusals import refused
 
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
 
@@ -65,16 +66,16 @@ def test_equal_values_leave_no_doubt():
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "message"),
+    ("values", "options", "name", "received"),
     [
-        ([], {}, r"values: expected shape \(N,\) with N of at least 1; received \(0,\)"),
-        ([[1.0]], {}, r"values: expected shape \(N,\) .*; received \(1, 1\)"),
-        ([0.0, math.nan], {}, "values: expected finite numbers; received nan"),
-        ([0.0], {"resamples": 0}, "resamples: expected at least 1; received 0"),
-        ([0.0], {"confidence": 1.0}, "confidence: expected a number between 0 and 1; received 1.0"),
-        ([0.0], {"confidence": math.nan}, "confidence: expected a number between 0 and 1; received nan"),
+        ([], {}, "values", "(0,)"),
+        ([[1.0]], {}, "values", "(1, 1)"),
+        ([0.0, math.nan], {}, "values", "nan"),
+        ([0.0], {"resamples": 0}, "resamples", "0"),
+        ([0.0], {"confidence": 1.0}, "confidence", "1.0"),
+        ([0.0], {"confidence": math.nan}, "confidence", "nan"),
     ],
 )
-def test_bad_input_is_named(values, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_input_is_named(values, options, name, received):
+    with refused(name, received):
         bootstrap_mean(np.array(values), **options)

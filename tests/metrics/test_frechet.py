@@ -3,6 +3,7 @@ import pytest
 import torch
 from jaxtyping import config
 from scipy import linalg
+from tests.refusals import refused
 
 from nexus_adapters.metrics.frechet import frechet_distance
 
@@ -63,16 +64,16 @@ ROWS = torch.randn(5, 3)
 
 
 @pytest.mark.parametrize(
-    ("features", "reference", "message"),
+    ("features", "reference", "name", "expected", "received"),
     [
-        (ROWS[0], ROWS, r"features: expected floats of shape \(N, D\); received torch.float32 \(3,\)"),
-        (ROWS, ROWS.int(), r"reference: expected floats of shape \(N, D\); received torch.int32"),
-        (ROWS[:1], ROWS, "features: expected at least 2 samples, for a distance; received 1"),
-        (ROWS, ROWS * torch.nan, "reference: expected finite values; received some that are not"),
-        (ROWS, ROWS[:, :2], "reference: expected 3 columns, as features; received 2"),
+        (ROWS[0], ROWS, "features", "(N, D)", "torch.float32 (3,)"),
+        (ROWS, ROWS.int(), "reference", "floats", "torch.int32"),
+        (ROWS[:1], ROWS, "features", "at least 2 samples", "1"),
+        (ROWS, ROWS * torch.nan, "reference", "finite", "nan"),
+        (ROWS, ROWS[:, :2], "reference", "3 columns", "2"),
     ],
 )
-def test_wrong_sets_are_refused(features, reference, message, monkeypatch):
+def test_wrong_sets_are_refused(features, reference, name, expected, received, monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=message):
+    with refused(name, received, expected=expected):
         frechet_distance(features, reference)

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from tests.refusals import refused
 
 from nexus_adapters.metrics.psnr import psnr_db
 
@@ -24,7 +25,7 @@ def test_equal_images_are_infinitely_close():
 
 
 def test_other_input_is_refused():
-    with pytest.raises(ValueError, match=r"image: expected uint8; received float64"):
+    with refused("image", received="float64", expected="uint8"):
         psnr_db(GREY / 255, GREY)
-    with pytest.raises(ValueError, match=r"reference: expected shape \(4, 6, 3\).*\(4, 5, 3\)"):
+    with refused("reference", received="(4, 5, 3)", expected="(4, 6, 3)"):
         psnr_db(GREY, GREY[:, :5])

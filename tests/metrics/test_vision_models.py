@@ -4,6 +4,7 @@ import torch
 import transformers as t
 from PIL import Image
 from tests.conditions.tiny_models import clip
+from tests.refusals import refused
 
 from nexus_adapters.metrics.vision_models import TransformersFeatures, load_features
 
@@ -68,20 +69,14 @@ def test_files_are_called_for_their_features(folders):
 
 
 def test_what_cannot_be_loaded_is_one_clear_error(folders, tmp_path):
-    with pytest.raises(
-        ValueError, match="model: expected a folder or the Hub id of a vision model; received 'no/su"
-    ):
+    with refused("model", received="'no/such'", expected="vision model"):
         load_features("no/such")
-    with pytest.raises(
-        ValueError, match=r"model: expected a TorchScript file; received 'no.pt', which does not"
-    ):
+    with refused("model", received="'no.pt', which does not exist", expected="a TorchScript file"):
         load_features("no.pt")
     (tmp_path / "bad.pt").write_bytes(b"none")
-    with pytest.raises(ValueError, match=r"model: expected a TorchScript file; received '.*bad.pt' \("):
+    with refused("model", received="bad.pt' (", expected="a TorchScript file"):
         load_features(str(tmp_path / "bad.pt"))
     dino = load_features(str(folders / "dino"))
     assert isinstance(dino, TransformersFeatures)
-    with pytest.raises(
-        ValueError, match=r"model: expected one that embeds texts, such as CLIP; received '.*dino'"
-    ):
+    with refused("model", received="dino'", expected="embeds texts"):
         dino.texts(["a"])

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.refusals import refused
 
 from nexus_adapters.conditions import canny
 from nexus_adapters.scenes.maps import MAPS, SHAPE_COLORS, depth_map, draw_map, segmentation_map, sketch_map
@@ -49,7 +50,7 @@ def test_canny_is_the_extractors():
 
 
 def test_an_unknown_map_lists_the_known():
-    with pytest.raises(ValueError, match=r"condition: expected one of canny, depth, segm.*; received 'dept'"):
+    with refused("condition", "'dept'", expected="canny, depth, segm"):
         draw_map("dept", draw_scene(0))
 
 

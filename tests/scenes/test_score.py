@@ -4,6 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
+from tests.refusals import refused
 
 from nexus_adapters.scenes.render import material_pixels, render
 from nexus_adapters.scenes.scene import SIZE, draw_scene
@@ -128,12 +129,10 @@ def test_best_fit_is_the_least_squared_error(test_scenes):
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (128, 128, 4), (128, 128)])
 def test_another_shape_is_named(shape):
-    message = rf"image: expected uint8 of shape \(128, 128, 3\); received uint8 \({shape[0]}, "
-    with pytest.raises(ValueError, match=message):
+    with refused("image", shape, expected="(128, 128, 3)"):
         score(np.zeros(shape, np.uint8), draw_scene(0))
 
 
 def test_another_range_is_named():
-    message = r"image: expected uint8 of shape \(128, 128, 3\); received float32 \(128, 128, 3\)"
-    with pytest.raises(ValueError, match=message):
+    with refused("image", "float32", expected="uint8"):
         score(np.zeros((SIZE, SIZE, 3), np.float32), draw_scene(0))

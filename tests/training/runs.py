@@ -35,7 +35,7 @@ def recipe(root: Path, out: Path, **changes: Any) -> dict[str, Any]:
     content: dict[str, Any] = {
         "output_dir": str(out),
         "base": {"path": str(root / "base")},
-        "adapter": {"method": "prime", "residual": True},
+        "adapter": {"method": "prime"},
         "data": {"path": str(root / "images"), "resolution": 64},
         "cache": {"folder": str(root / "cache")},
         "loss": {"condition_dropout": 0.2, "prompt_dropout": 0.2},

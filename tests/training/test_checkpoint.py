@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tests.refusals import refused
 
-from nexus_adapters.training import checkpoint as module
-from nexus_adapters.training.checkpoint import damage, latest_checkpoint, replacing_folder, save_checkpoint
+from nexus_adapters.training.checkpoint import damage, latest_checkpoint, save_checkpoint
 
 
 def save(folder, step, keep=2, value=None):
@@ -96,7 +97,7 @@ def test_one_that_comes_after_damaged_newer_ones_stays(tmp_path, keep):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nothing_is_written_of_what_is_not_finite(tmp_path, bad):
     save(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"^checkpoint: .* module a$"):
+    with refused("checkpoint", "module a"):
         save(tmp_path, 2, value=bad)
     assert names(tmp_path) == ["step-00000001"]
 
@@ -114,11 +115,10 @@ def calls_of(monkeypatch, tmp_path):
 
         return call
 
-    monkeypatch.setattr(module, "save_file", failing(module.save_file))
+    monkeypatch.setattr("safetensors.torch.save_file", failing(save_file))
     monkeypatch.setattr(Path, "write_text", failing(Path.write_text))
-    monkeypatch.setattr(module, "_sync_folder", failing(module._sync_folder))
-    monkeypatch.setattr(os, "fsync", failing(os.fsync))
-    monkeypatch.setattr(os, "rename", failing(os.rename))
+    for name in ("fsync", "rename", "replace"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
     return state
 
 
@@ -158,43 +158,10 @@ def test_a_save_that_was_killed_leaves_nothing_that_counts(tmp_path):
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "adapter"
-    with replacing_folder(target) as folder:
-        (folder / "a").write_text("1")
-
-    def fill():
-        with replacing_folder(target) as folder:
-            (folder / "b").write_text("2")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fill()
-    assert names(target) == ["a"]
-    with replacing_folder(target) as folder:
-        (folder / "b").write_text("2")
-    assert names(target) == ["b"]
-    assert names(tmp_path) == ["adapter"]
-
-
-def test_a_folder_that_cannot_be_moved_in_stays_as_it_was(tmp_path, monkeypatch):
-    target = tmp_path / "adapter"
-    with replacing_folder(target) as folder:
-        (folder / "a").write_text("1")
-    real, calls = os.rename, []
-
-    def second_fails(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise OSError("no")
-        real(*args)
-
-    def fill():
-        with replacing_folder(target) as folder:
-            (folder / "b").write_text("2")
-
-    monkeypatch.setattr(os, "rename", second_fails)
-    with pytest.raises(OSError, match="no"):
-        fill()
-    assert names(target) == ["a"]
-    assert names(tmp_path) == ["adapter"]
+def test_a_newer_formats_checkpoint_is_refused(tmp_path):
+    """And not skipped: a run that went back to an older one would overwrite it."""
+    save_checkpoint(tmp_path, 1, {"module": {"w": torch.ones(1)}}, {"format_version": 2}, keep=2)
+    assert latest_checkpoint(tmp_path).step == 1
+    newer = save_checkpoint(tmp_path, 2, {"module": {"w": torch.ones(1)}}, {"format_version": 3}, keep=2)
+    with refused("output_dir", f"'{newer}', of format_version 3", hint="Upgrade"):
+        latest_checkpoint(tmp_path)

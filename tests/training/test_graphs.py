@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests import tiny
 
-from nexus_adapters.training.graphs import GraphedUNet
+from nexus_adapters.training.graphs import GraphedDenoiser
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def recorded(monkeypatch):
 
 def test_it_gives_what_the_unet_gives_and_its_gradients(recorded):
     unet = tiny.sd15().unet.requires_grad_(False).eval()
-    graphed = GraphedUNet(unet)
+    graphed = GraphedDenoiser(unet)
     latents, text, times = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 16), torch.tensor([3, 700])
     shapes = [tuple(part.shape) for part in unet(latents, times, text, return_dict=False)]
     assert shapes == [(2, 4, 8, 8)]
@@ -65,7 +65,7 @@ def test_which_of_two_arguments_is_left_out_makes_two_recordings(recorded):
             called.append((first is None, second is None))
             return (sample,)
 
-    graphed, values = GraphedUNet(Unet()), torch.ones(2)
+    graphed, values = GraphedDenoiser(Unet()), torch.ones(2)
     graphed(values, first=values, second=None)
     graphed(values, first=None, second=values)
     assert len(recorded) == 2
@@ -76,7 +76,7 @@ def test_which_of_two_arguments_is_left_out_makes_two_recordings(recorded):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_replaying_gives_what_calling_gives():
     unet = tiny.sd15().unet.requires_grad_(False).eval().cuda()
-    graphed = GraphedUNet(unet)
+    graphed = GraphedDenoiser(unet)
     for seed in range(3):
         torch.manual_seed(seed)
         latents, text = torch.randn(2, 4, 8, 8, device="cuda"), torch.randn(2, 7, 16, device="cuda")

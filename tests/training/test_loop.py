@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 from accelerate import Accelerator
+from tests.refusals import refused
 from torch import nn
 
 from nexus_adapters.training import run_folder
@@ -301,7 +302,7 @@ def test_a_skipped_step_is_none(tmp_path):
 def test_too_many_of_them_stop_the_run_with_a_diagnosis(tmp_path):
     module = tiny()
     with pytest.raises(
-        DivergedError, match=r"^training: .* received none in 4 steps in a row, up to step 11, "
+        DivergedError, match=r"^training: .*no finite gradient in 4 steps in a row, up to step 11, "
     ):
         trained(tmp_path, module, poisoned(module, set(range(7, 99))), max_bad_steps=4)
     kept = latest_checkpoint(tmp_path / "checkpoints")
@@ -441,16 +442,17 @@ def test_a_steps_draws_never_change():
 
 
 @pytest.mark.parametrize(
-    ("identity", "message"),
+    ("identity", "expected", "received"),
     [
-        ({"base": "b", "seed": 0}, r"^output_dir: expected a run with base 'a'.*received 'b'"),
-        ({"base": "a"}, r"^output_dir: expected a run with seed 0.*received None"),
+        ({"task": "b", "seed": 3}, "a run with task 'a'", "'b'"),
+        ({"task": "a", "seed": 4}, "a run with seed 3", "4"),
+        ({"task": "a"}, "a run with seed 3", "0"),  # what was left out has its default
     ],
 )
-def test_another_run_does_not_go_on_with_this_ones_checkpoint(tmp_path, identity, message):
-    trained(tmp_path, identity={"base": "a", "seed": 0})
+def test_another_run_does_not_go_on_with_this_ones_checkpoint(tmp_path, identity, expected, received):
+    trained(tmp_path, identity={"task": "a", "seed": 3})
     before = files(tmp_path)
-    with pytest.raises(ValueError, match=message):
+    with refused("output_dir", received, expected=expected):
         trained(tmp_path, identity=identity)
     assert files(tmp_path) == before
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from tests import tiny
+from tests.refusals import refused
 from torch import nn
 
-from nexus_adapters.training.loss import denoising_loss, draw_timesteps
+from nexus_adapters.bases.unet import KEYWORD
+from nexus_adapters.training.loss import denoising_losses, draw_timesteps
 
 COUNT = 40_000
 
@@ -61,9 +63,9 @@ def test_u_of_zero_stays_in_range(monkeypatch):
 class Recorder(nn.Module):
     """Stands in for a UNet: keeps what it was called with, and predicts 0.3 times the noisy latents."""
 
-    def forward(self, sample, timestep, **kwargs):
-        self.sample, self.timestep, self.kwargs = sample, timestep, kwargs
-        return (0.3 * sample,)
+    def forward(self, **kwargs):
+        self.kwargs = dict(kwargs)
+        return (0.3 * kwargs["sample"],)
 
 
 @pytest.fixture
@@ -89,27 +91,38 @@ def by_hand(batch, kind):
     return noisy, ((0.3 * noisy - target) ** 2).mean().item()
 
 
+def loss_of(unet, scheduler, given, residuals=None):
+    added = {} if residuals is None else {KEYWORD: residuals}
+    return denoising_losses(tiny.base(tiny.unet(), scheduler), unet, **given, arguments=lambda noisy: added)
+
+
 @pytest.mark.parametrize("cls", [DDIMScheduler, DDPMScheduler])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_is_the_mean_squared_error_by_hand(batch, kind, cls):
     scheduler = cls(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=kind)
     unet = Recorder()
-    loss = denoising_loss(unet, scheduler, **batch)
+    losses = loss_of(unet, scheduler, batch)
     noisy, expected = by_hand(batch, kind)
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert torch.allclose(unet.sample.double(), noisy, atol=1e-5)
-    assert torch.equal(unet.timestep, batch["timesteps"])
+    assert losses.shape == (3,)
+    assert losses.mean().item() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(unet.kwargs.pop("sample").double(), noisy, atol=1e-5)
+    assert torch.equal(unet.kwargs.pop("timestep"), batch["timesteps"])
     assert unet.kwargs == {"encoder_hidden_states": batch["prompt_embeds"], "return_dict": False}
 
 
 def test_residuals_are_passed_on(batch):
     unet, given = Recorder(), [torch.ones(3, 2, 8, 8), torch.ones(3, 4, 4, 4)]
-    denoising_loss(unet, tiny.scheduler(), **batch, residuals=given)
+    loss_of(unet, tiny.scheduler(), batch, given)
     received = unet.kwargs["down_intrablock_additional_residuals"]
     assert [id(tensor) for tensor in received] == [id(tensor) for tensor in given]
-    received.pop()  # as a UNet does
-    assert len(given) == 2
+
+
+def test_the_arguments_follow_the_noisy_latents(batch):
+    unet, seen = Recorder(), []
+    base = tiny.base(tiny.unet())
+    denoising_losses(base, unet, **batch, arguments=lambda noisy: seen.append(noisy) or {"more": 1})
+    assert torch.equal(seen[0], unet.kwargs["sample"])
+    assert unet.kwargs["more"] == 1
 
 
 def test_the_error_is_taken_in_float32(batch):
@@ -117,14 +130,19 @@ def test_the_error_is_taken_in_float32(batch):
         def forward(self, *args, **kwargs):
             return (super().forward(*args, **kwargs)[0].bfloat16(),)
 
-    loss = denoising_loss(Half(), tiny.scheduler(), **batch)
-    assert loss.dtype == torch.float32
+    assert loss_of(Half(), tiny.scheduler(), batch).dtype == torch.float32
+
+
+def test_the_denoiser_is_called_in_its_own_precision(batch):
+    unet = Recorder()
+    losses = denoising_losses(tiny.base(tiny.unet()), unet, **batch, dtype=torch.bfloat16)
+    assert unet.kwargs["sample"].dtype == unet.kwargs["encoder_hidden_states"].dtype == torch.bfloat16
+    assert losses.dtype == torch.float32
 
 
 def test_other_prediction_types_are_named(batch):
-    message = "scheduler.prediction_type: expected epsilon or v_prediction; received 'sample'"
-    with pytest.raises(ValueError, match=message):
-        denoising_loss(Recorder(), DDIMScheduler(prediction_type="sample"), **batch)
+    with refused("scheduler.prediction_type", "'sample'", expected="epsilon or v_prediction"):
+        loss_of(Recorder(), DDIMScheduler(prediction_type="sample"), batch)
 
 
 def test_gradients_reach_a_real_unet_and_its_residuals():
@@ -134,10 +152,11 @@ def test_gradients_reach_a_real_unet_and_its_residuals():
     text = torch.randn(2, 5, tiny.TEXT_WIDTH, generator=generator)
     shapes = [(2, 8, 8, 8), (2, 16, 4, 4), (2, 24, 2, 2), (2, 24, 1, 1)]
     residuals = [torch.zeros(shape, requires_grad=True) for shape in shapes]
-    timesteps = torch.tensor([10, 900])
-    loss = denoising_loss(unet, tiny.scheduler(), latents, noise, timesteps, text, residuals)
+    given = {"latents": latents, "noise": noise, "prompt_embeds": text}
+    given["timesteps"] = torch.tensor([10, 900])
+    loss = loss_of(unet, tiny.scheduler(), given, list(residuals)).mean()
     loss.backward()
     assert all(residual.grad is not None and residual.grad.abs().sum() > 0 for residual in residuals)
     assert unet.conv_in.weight.grad.abs().sum() > 0
-    alone = denoising_loss(unet, tiny.scheduler(), latents, noise, timesteps, text)
+    alone = loss_of(unet, tiny.scheduler(), given).mean()
     assert torch.equal(alone, loss)  # zeros add nothing

@@ -42,7 +42,7 @@ def prepared(tmp_path_factory):
 def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
     settings = {
         "output_dir": tmp_path / "run",
-        "data.kind": "prepared",
+        "data.kind": "prepared" if is_cached else "folder",  # where the index says what it is
         "data.path": prepared / "set",
         "data.condition": condition,
         "data.count": 0,
@@ -64,22 +64,25 @@ def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("kind", "changes", "told"),
     [
-        ({"data.condition": "depth"}, "data.condition: expected one of canny, sketch, as"),
-        (
-            {"data.path": "nowhere"},
-            "data.path: expected a set that nexus prepare has made; received 'nowhere'",
-        ),
-        ({"data.caption_column": "txt"}, "data.kind: expected no columns beside prepared"),
+        ("prepared", {"data.path": "nowhere"}, ["data.path: ", "nexus prepare", "'nowhere'"]),
+        ("prepared", {"data.condition": "depth"}, ["data.condition: ", "canny, sketch", "'depth'"]),
+        ("prepared", {"data.caption_column": "txt"}, ["data.caption_column: ", "'prepared'", "'txt'"]),
+        ("folder", {"data.condition": "depth"}, ["data.condition: ", "canny, sketch", "'depth'"]),
+        ("folder", {"data.caption_column": "txt"}, ["data.caption_column: ", "'prepared'", "'txt'"]),
     ],
 )
-def test_what_is_no_such_set_is_told(prepared, tmp_path, capsys, changes, message):
+def test_what_is_no_such_set_is_told(prepared, tmp_path, capsys, kind, changes, told):
+    """By its kind, or by the index that it has."""
     settings = {
         "output_dir": tmp_path / "run",
-        "data.kind": "prepared",
+        "data.kind": kind,
         "data.path": prepared / "set",
+        "data.count": 0,
     } | changes
     pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     assert main(["train", str(RECIPE), "--dry-run", *pairs]) == 2
-    assert f"nexus train: error: {message}" in capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith(f"nexus train: error: {told[0]}")
+    assert all(part in line for part in told)

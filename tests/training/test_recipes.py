@@ -1,15 +1,19 @@
-"""The recipes that come along, against configs in the true shapes of their bases; nothing is downloaded."""
+"""The recipes of this repository, with configs in the true shapes of their bases; nothing is downloaded."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from tests import tiny
 from tests.training.runs import write_images
 
+from nexus_adapters.evaluation.study.plan import Study
+from nexus_adapters.evaluation.study.results import is_planned, load_result
 from nexus_adapters.training.recipe import load_recipe
 from nexus_adapters.training.run import dry_run
 
+PLANS = Path(__file__).parents[2] / "benchmarks" / "plans"
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 SDXL = {
     "sample_size": 128,
@@ -28,13 +32,17 @@ SDXL = {
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Folders with the configs alone of SD 1.5 and SDXL."""
+    """Folders with the configs of SD 1.5 and SDXL, and empty files for weights: a dry run reads none."""
     root = tmp_path_factory.mktemp("bases")
+    tiny.sd15().save_pretrained(root / "sd15")
+    tiny.sdxl().save_pretrained(root / "sdxl")
     with torch.device("meta"):
         shapes = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
         for name, config in shapes.items():
             UNet2DConditionModel(**config).save_config(root / name / "unet")
             AutoencoderKL(block_out_channels=(128, 256, 512, 512), **_BLOCKS).save_config(root / name / "vae")
+    for file in root.rglob("*.safetensors"):
+        file.write_bytes(b"")
     return root
 
 
@@ -84,3 +92,13 @@ def test_the_estimate_of_memory_is_near_what_is_known(bases, tmp_path):
     assert base == pytest.approx(859_520_964 * 4 / 2**30, abs=0.01)
     assert gib("training.batch_size=4")[1] == pytest.approx(2 * activations, rel=0.1)
     assert gib("training.gradient_checkpointing=true")[1] < 0.3 * activations
+
+
+@pytest.mark.parametrize("plan", ["ablations", "study", "sweep"])
+def test_what_was_measured_is_of_the_plans_as_they_are(plan):
+    """Names and options have changed since; the networks and all that decides them have not."""
+    study = Study(PLANS / f"{plan}.toml")
+    found = {cell: load_result(study.results, cell) for cell in study.cells()}
+    measured = {cell: result for cell, result in found.items() if result is not None}
+    assert len(measured) > 0.9 * len(found)
+    assert [cell.name for cell, result in measured.items() if not is_planned(study, cell, result)] == []

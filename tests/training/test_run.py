@@ -8,13 +8,17 @@ from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
+from tests.methods.built import build
+from tests.refusals import refused
 from tests.training.runs import LONG, config, run, same_to_the_bit, stopped_after, write_images
 
 from nexus_adapters import Control, NexusAdapter
-from nexus_adapters.data import encoders
+from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.unet import UNetBase
+from nexus_adapters.methods import METHODS
+from nexus_adapters.methods.controlnet_xs import ReshapedControlNetXS
 from nexus_adapters.training import run as module
-from nexus_adapters.training.controlnet_xs import ReshapedControlNetXS
-from nexus_adapters.training.recipe import load_recipe
+from nexus_adapters.training.recipe import load_recipe, load_run_recipe
 from nexus_adapters.training.run import dry_run
 from nexus_adapters.training.signals import Stopped
 
@@ -36,6 +40,11 @@ def reference(root):
     out = root / "reference"
     run(root, out)
     return out
+
+
+def for_xs(method):
+    """What a tiny ControlNet-XS needs: other methods have no such option."""
+    return {"adapter__size_ratio": 1.0, "data__resolution": 128} if method == "controlnet-xs" else {}
 
 
 def weights(out):
@@ -60,7 +69,7 @@ def test_the_adapter_loads_and_has_learned(root, reference):
     assert (adapter.variant, adapter.config.residual) == ("prime", True)
     assert {tensor.dtype for tensor in weights(reference).values()} == {torch.float32}
     torch.manual_seed(0)
-    untrained = NexusAdapter.for_unet(tiny.unet(), "prime", residual=True).state_dict()
+    untrained = NexusAdapter.for_unet(tiny.unet(), "prime").state_dict()
     assert untrained.keys() == adapter.state_dict().keys()
     moved = [
         name for name, tensor in adapter.state_dict().items() if not torch.equal(tensor, untrained[name])
@@ -69,6 +78,7 @@ def test_the_adapter_loads_and_has_learned(root, reference):
 
 
 def test_the_recipe_is_stored_whole(root, reference):
+    assert load_run_recipe(reference / "config.toml") == config(root, reference)
     assert load_recipe(reference / "config.toml") == config(root, reference)
 
 
@@ -100,26 +110,24 @@ def test_the_card_says_how_it_came_about_and_its_code_runs(root, reference):
     assert isinstance(known["image"], Image.Image)
 
 
-@pytest.mark.parametrize("changes", [{"adapter__method": "t2i", "adapter__residual": False}])
-def test_t2i_trains_too(root, tmp_path, changes):
-    adapter = T2IAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
+def test_t2i_trains_too(root, tmp_path):
+    adapter = T2IAdapter.from_pretrained(run(root, tmp_path / "out", adapter__method="t2i"))
     assert adapter.config.channels == list(tiny.SD15_UNET["block_out_channels"])
 
 
-@pytest.mark.parametrize("method", ["t2i", "prime"])
+@pytest.mark.parametrize("method", ["t2i", "prime-paper"])
 def test_a_noise_exponent_goes_with_the_adapter(root, tmp_path, method):
     """In its config, a T2I-Adapter's too, which diffusers keeps and `Control` reads."""
-    changes = {"adapter__method": method, "adapter__residual": False, "adapter__noise_exponent": 0.5}
+    changes = {"adapter__method": method, "adapter__noise_exponent": 0.5}
     out = run(root, tmp_path / "out", validation__every_steps=2, validation__images=1, **changes)
-    adapter = (NexusAdapter if method == "prime" else T2IAdapter).from_pretrained(out)
+    adapter = (T2IAdapter if method == "t2i" else NexusAdapter).from_pretrained(out)
     assert Control(adapter, tiny.condition()).noise_exponent == 0.5
     assert Control(adapter, tiny.condition(), noise_exponent=0).noise_exponent == 0
 
 
-@pytest.mark.parametrize("method", ["t2i", "prime", "controlnet", "controlnet-xs"])
+@pytest.mark.parametrize("method", ["t2i", "prime", "prime-paper", "controlnet", "controlnet-xs"])
 def test_every_method_trains_and_draws_in_bfloat16(root, tmp_path, method):
-    changes = {"adapter__method": method, "adapter__residual": False, "training__mixed_precision": "bf16"}
-    changes |= {"adapter__size_ratio": 1.0, "data__resolution": 128}  # for ControlNet-XS
+    changes = {"adapter__method": method, "training__mixed_precision": "bf16"} | for_xs(method)
     run(root, tmp_path / "out", validation__every_steps=2, validation__images=1, **changes)
     said = dry_run(config(root, tmp_path / "dry", **changes))
     assert "bfloat16" in said or "bf16" in said
@@ -130,7 +138,6 @@ def test_controlnet_trains_too(root, tmp_path, is_sdxl):
     """A copy of the UNet's half whose zero layers let it begin as the base: after steps it no longer is."""
     changes = {
         "adapter__method": "controlnet",
-        "adapter__residual": False,
         "validation__every_steps": 2,
         "validation__images": 1,
         "training__gradient_checkpointing": True,
@@ -154,7 +161,6 @@ def test_controlnet_xs_trains_too(root, tmp_path, is_sdxl):
     changes = {
         "data__resolution": 128,  # or the deepest level has one pixel, which the norms refuse
         "adapter__method": "controlnet-xs",
-        "adapter__residual": False,
         "adapter__size_ratio": 1.0,
         "training__ema_decay": 0.5,
         "training__gradient_checkpointing": True,
@@ -177,12 +183,10 @@ def test_controlnet_xs_trains_too(root, tmp_path, is_sdxl):
 
 @pytest.mark.parametrize("method", ["controlnet", "controlnet-xs"])
 def test_a_controlnets_card_shows_code_that_runs(root, tmp_path, method):
-    changes = {"adapter__method": method, "adapter__residual": False, "adapter__size_ratio": 1.0}
-    changes["data__resolution"] = 128
-    out = run(root, tmp_path / "out", **changes)
+    out = run(root, tmp_path / "out", **{"adapter__method": method, "data__resolution": 128} | for_xs(method))
     text = (out / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
-    assert '.from_pretrained("base")' in code  # the folder's last part alone
+    assert 'load_base("base")' in code  # the folder's last part alone
     code = code.replace('"base"', repr(str(root / "base"))).replace('"path/to/adapter"', repr(str(out)))
     code = code.replace('"a prompt"', '"a prompt", num_inference_steps=1')
     known = {"condition": tiny.image()}
@@ -231,8 +235,8 @@ def test_live_encoding_trains_on_the_same_samples(root, reference, tmp_path):
 
 def test_the_encoders_leave_memory_when_the_cache_is_full(root, tmp_path, monkeypatch):
     released = []
-    real = encoders.Encoders.release
-    monkeypatch.setattr(encoders.Encoders, "release", lambda self: released.append(1) or real(self))
+    real = Base.release
+    monkeypatch.setattr(Base, "release", lambda self: released.append(1) or real(self))
     run(root, tmp_path / "a")
     assert released == [1]
     run(root, tmp_path / "b", cache__enabled=False)
@@ -247,9 +251,9 @@ def test_gradients_reach_the_adapter_alone_through_checkpointing(root, reference
         seen["optimizer"], seen["adapter"] = real(options, adapter), adapter
         return seen["optimizer"]
 
-    load_unet = module.load_unet
+    load = module.load_denoiser
     monkeypatch.setattr(module, "build_optimizer", build)
-    monkeypatch.setattr(module, "load_unet", lambda *args: seen.setdefault("unet", load_unet(*args)))
+    monkeypatch.setattr(module, "load_denoiser", lambda *args: seen.setdefault("unet", load(*args)))
     run(root, tmp_path / "out", training__gradient_checkpointing=True)
     assert seen["unet"].is_gradient_checkpointing
     assert all(parameter.grad is None for parameter in seen["unet"].parameters())
@@ -261,9 +265,36 @@ def test_gradients_reach_the_adapter_alone_through_checkpointing(root, reference
         assert torch.allclose(tensor, weights(reference)[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("method", ["prime", "slim", "t2i", "controlnet", "controlnet-xs"])
+@pytest.mark.parametrize("key", ["loss.min_snr_gamma", "adapter.noise_exponent"])
+@pytest.mark.parametrize("work", [run, lambda *args, **given: dry_run(config(*args, **given))])
+def test_what_a_bases_schedule_does_not_have_is_refused_before_any_work(
+    root, tmp_path, monkeypatch, key, work
+):
+    """As of a base that is trained by flow matching."""
+    monkeypatch.setattr(UNetBase, "loss_weights", Base.loss_weights)
+    monkeypatch.setattr(UNetBase, "noise_factors", Base.noise_factors)
+    monkeypatch.setattr(module, "load_encoders", lambda *_: 1 / 0)
+    with refused(key, "0.5", expected="0 for a UNetBase"):
+        work(root, tmp_path / "out", **{key.replace(".", "__"): 0.5})
+    assert not (tmp_path / "out").exists()
+    dry_run(config(root, tmp_path / "out", **{key.replace(".", "__"): 0.0}))
+
+
+def test_fading_features_of_a_start_need_a_schedule_too(root, tmp_path, monkeypatch):
+    build("t2i", noise_exponent=0.5).save_pretrained(tmp_path / "start")
+    monkeypatch.setattr(UNetBase, "noise_factors", Base.noise_factors)
+    changes = {"adapter__method": "t2i", "adapter__start_from": str(tmp_path / "start")}
+    with refused("adapter.noise_exponent", "0.5", expected="0 for a UNetBase"):
+        run(root, tmp_path / "out", **changes)
+
+
+def test_a_base_of_the_package_has_no_revision(root, tmp_path):
+    with refused("base.revision", "'main'", expected="'embedded'"):
+        run(root, tmp_path / "out", base={"path": "embedded", "revision": "main"})
+
+
+@pytest.mark.parametrize("method", list(METHODS))
 def test_a_dry_run_describes_every_method(root, tmp_path, method):
-    changes = {"adapter__residual": method in ("prime", "slim"), "adapter__size_ratio": 1.0}
-    said = dry_run(config(root, tmp_path / "out", adapter__method=method, **changes))
+    said = dry_run(config(root, tmp_path / "out", adapter__method=method, **for_xs(method)))
     assert said.startswith(f"adapter      {method}, ")
     assert "activations of 2 samples 0.0" in said

@@ -1,4 +1,4 @@
-"""The numbers of an adapter: its variants, the heads rule, and the checks of its arguments.
+"""The numbers of an adapter: its named configurations, the heads rule, and the checks of its arguments.
 
 Nothing here imports torch: commands that only read a config start fast.
 """
@@ -8,11 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-# Everything in which the variants differ. `groups` is the number of groups of the 3x3 convolutions:
-# 1 is the plain convolution of Prime, 2 or more the heterogeneous convolution of Slim.
-VARIANTS: dict[str, dict[str, int]] = {
-    "prime": {"groups": 1},
-    "slim": {"groups": 2},
+from nexus_adapters.errors import InvalidArgument, expect
+
+# The named configurations. `groups` is the number of groups of the 3x3 convolutions: 1 is the plain
+# convolution of Prime, 2 or more the heterogeneous convolution of Slim. The paper (arXiv 2602.14514) has no
+# residual connection around the attention.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "prime": {"groups": 1, "residual": True},
+    "slim": {"groups": 2, "residual": True},
+    "prime-paper": {"groups": 1, "residual": False},
+    "slim-paper": {"groups": 2, "residual": False},
 }
 
 
@@ -29,25 +34,69 @@ ARGUMENTS = (
     "residual",
     "zero_init",
     "noise_exponent",
+    "block",
+    "block_options",
 )
 
 
-# Those with a default: Prime as in the paper, on RGB maps.
+# Those with a default: the paper's Prime, on RGB maps. A config without one was saved before it existed, and
+# means its default.
 OPTIONAL_ARGUMENTS: dict[str, Any] = {
     "in_channels": 3,
     "groups": 1,
     "residual": False,
     "zero_init": False,
     "noise_exponent": 0.0,
+    "block": "paper",
+    "block_options": {},
 }
 
-# What diffusers itself writes into a config, beside names that begin with an underscore.
+# What diffusers itself writes into a config, in addition to names that begin with an underscore.
 DIFFUSERS_KEYS = ("auto_map", "quantization_config")
 
+FORMAT = "format_version"  # the key in config.json, and in a single file's metadata
+FORMAT_VERSION = 1
+"""Of saved adapters; raised when an older version of this package would misread what a newer one writes."""
 
-def variant_of(groups: int) -> str:
-    """The variant that a number of groups makes: "prime" for 1, "slim" for 2 and more."""
-    return "prime" if groups == 1 else "slim"
+_JSON = "a dict of JSON values"
+
+
+def variant_of(groups: int, residual: bool) -> str:
+    """The name of a configuration: "prime", "slim" (2 groups and more), "prime-paper" or "slim-paper"."""
+    name = "prime" if groups == 1 else "slim"
+    return name if residual else f"{name}-paper"
+
+
+def variant_arguments(variant: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`groups` and `residual` of the configuration `variant`, with those among `overrides` in their place.
+
+    An override must agree with the name: any number of groups from 2 is a Slim, and "prime" or "slim" may be
+    built without the residual connection, which makes it the paper's.
+
+    Raises:
+        InvalidArgument: for an unknown name, and for an override that contradicts it.
+    """
+    # As text: a value that has no hash gets the same message.
+    expect(str(variant) in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", repr(variant))
+    named = VARIANTS[variant]
+    found = named | {name: value for name, value in (overrides or {}).items() if name in named}
+    check_positive("groups", found["groups"])
+    _check_bool("residual", found["residual"])
+    expect(
+        (found["groups"] == 1) == (named["groups"] == 1),
+        "groups",
+        f"{'1' if named['groups'] == 1 else '2 or more'}, as variant {variant!r} has it",
+        found["groups"],
+        "1 group is Prime, 2 or more are Slim",
+    )
+    expect(
+        named["residual"] or not found["residual"],
+        "residual",
+        f"False, as variant {variant!r} has it",
+        True,
+        f"Variant {variant.removesuffix('-paper')!r} has the residual connection",
+    )
+    return found
 
 
 def attention_heads(channels: Sequence[int]) -> tuple[int, int]:
@@ -63,85 +112,120 @@ def attention_heads(channels: Sequence[int]) -> tuple[int, int]:
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the argument, what was expected and what came; return when all is well.
+    """Raise `InvalidArgument` for the first argument that cannot be used.
 
     `arguments` are all of `NexusAdapter`'s. Types are checked as well as values, since they may come from a
-    hand-edited config.json.
+    hand-edited config.json. Whether the block is registered, and takes the options, is not checked here.
     """
     for name in ("in_channels", "unshuffle", "groups", "text_width", "heads", "head_width"):
         check_positive(name, arguments[name])
     for name in ("residual", "zero_init"):
-        _expect(isinstance(arguments[name], bool), name, "True or False", arguments[name])
+        _check_bool(name, arguments[name])
     check_noise_exponent(arguments["noise_exponent"])
     _check_stages(arguments["channels"], arguments["pools"], arguments["groups"])
-    if arguments["zero_init"] and not arguments["residual"]:
-        raise ValueError(
-            "zero_init: expected False where residual=False (all features, and the gradients of all layers "
-            "before the output projection, would be zero); received zero_init=True, residual=False"
-        )
+    # Else all features, and the gradients of all layers before the output projection, would be zero.
+    expect(
+        arguments["residual"] or not arguments["zero_init"],
+        "zero_init",
+        "False where residual=False",
+        True,
+        "Without the residual connection all features would be zero",
+    )
+    block, options = arguments["block"], arguments["block_options"]
+    expect(isinstance(block, str) and block != "", "block", "the name of a registered block", repr(block))
+    is_dict = isinstance(options, Mapping) and all(isinstance(name, str) for name in options)
+    expect(is_dict, "block_options", _JSON, repr(options))
 
 
 def check_positive(name: str, value: Any) -> None:
-    """ValueError, naming the argument `name`, unless the value is a positive integer."""
-    _expect(_is_positive_int(value), name, "a positive integer", value)
+    """Raise `InvalidArgument` for the argument `name` unless the value is a positive integer."""
+    expect(_is_positive_int(value), name, "a positive integer", repr(value))
 
 
 def check_noise_exponent(value: Any) -> float:
-    """The value as a float; ValueError unless it is a finite number of at least 0."""
+    """The value as a float; `InvalidArgument` unless it is a finite number of at least 0."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    _expect(is_number and 0 <= value < math.inf, "noise_exponent", "a finite number of at least 0", value)
+    fits = is_number and 0 <= value < math.inf
+    expect(fits, "noise_exponent", "a finite number of at least 0", repr(value))
     return float(value)
 
 
 def check_channels(channels: Any) -> None:
-    """ValueError unless there is a positive width for every stage, and a stage."""
-    _expect(
-        isinstance(channels, (list, tuple)) and len(channels) > 0 and all(map(_is_positive_int, channels)),
-        "channels",
-        "one positive integer per stage",
-        channels,
-    )
+    """Raise `InvalidArgument` unless there is a positive width for every stage, and a stage."""
+    fits = isinstance(channels, (list, tuple)) and len(channels) > 0 and all(map(_is_positive_int, channels))
+    expect(fits, "channels", "one positive integer per stage", repr(channels))
 
 
-def check_config(config: Mapping[str, Any], overridden: Collection[str] = ()) -> None:
-    """Raise a ValueError unless `config` has an adapter's arguments, and beside them only diffusers' keys.
+def check_config(
+    config: Mapping[str, Any],
+    overridden: Collection[str] = (),
+    *,
+    classes: Sequence[str] = ("NexusAdapter",),
+    arguments: Collection[str] = ARGUMENTS,
+    optional: Collection[str] = tuple(OPTIONAL_ARGUMENTS),
+) -> None:
+    """Raise `InvalidArgument` unless `config` has an adapter's arguments, and else only diffusers' keys.
 
-    `overridden` are arguments that the caller passes beside it. diffusers itself ignores unknown keys.
+    diffusers itself ignores unknown keys.
+
+    Args:
+        config: of an adapter, as in its config.json.
+        overridden: arguments that the caller passes in addition to the config.
+        classes: names of the classes whose configs are accepted, first that of the class being loaded.
+        arguments: of that class.
+        optional: those of them that have a default.
     """
-    given = {*config, *overridden, *OPTIONAL_ARGUMENTS}
-    missing = [name for name in ARGUMENTS if name not in given]
-    unknown = [name for name in config if name not in {*ARGUMENTS, *DIFFUSERS_KEYS} and name[:1] != "_"]
-    kind = config.get("_class_name", "NexusAdapter")
-    if missing or unknown or kind != "NexusAdapter":
-        hint = ". `nexus convert` reads T2I-Adapters and the public release's adapters"
-        raise ValueError(
-            f"config: expected a NexusAdapter's, with {', '.join(ARGUMENTS)}; received a {kind}'s "
-            f"(missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'})"
-            + (hint if "downscale_factor" in config else "")
+    check_format_version(config)
+    given = {*config, *overridden, *optional}
+    missing = [name for name in arguments if name not in given]
+    known = {*arguments, *DIFFUSERS_KEYS, FORMAT}
+    unknown = [name for name in config if name not in known and name[:1] != "_"]
+    kind = config.get("_class_name", classes[0])
+    problems = {"missing": missing, "unknown": unknown}
+    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+    if found or kind not in classes:
+        hint = f"Load it by {kind}.from_pretrained" if kind not in classes else ""
+        if "downscale_factor" in config:
+            hint = "`nexus convert` reads T2I-Adapters and the public release's adapters"
+        raise InvalidArgument(
+            "config",
+            f"that of a {classes[0]}, with {', '.join(arguments)}",
+            f"that of a {kind}" + (f" ({found})" if found else ""),
+            hint,
         )
+
+
+def check_format_version(config: Mapping[str, Any]) -> None:
+    """Raise `InvalidArgument` for a config of a newer format than this version of the package reads."""
+    version = config.get(FORMAT, FORMAT_VERSION)
+    check_positive(FORMAT, version)
+    expect(
+        version <= FORMAT_VERSION,
+        FORMAT,
+        f"at most {FORMAT_VERSION}",
+        version,
+        "It was saved by a newer version of nexus-adapters: upgrade this one to load it",
+    )
 
 
 def _check_stages(channels: Any, pools: Any, groups: int) -> None:
     check_channels(channels)
-    _expect(
+    expect(
         isinstance(pools, (list, tuple)) and all(isinstance(pool, int) and pool >= 0 for pool in pools),
         "pools",
         "True, False or a number of 2x2 poolings per stage",
-        pools,
+        repr(pools),
     )
-    _expect(
-        len(pools) == len(channels), "pools", f"{len(channels)} entries, as many as channels", list(pools)
-    )
+    expect(len(pools) == len(channels), "pools", f"{len(channels)} entries, as many as channels", list(pools))
     # Else `unshuffle` would not be the first feature's stride, on which every caller relies.
-    _expect(not pools[0], "pools", "no pooling before the first stage (unshuffle sets its size)", list(pools))
+    expect(not pools[0], "pools", "no pooling before the first stage (unshuffle sets its size)", list(pools))
     for width in channels:
-        _expect(width % groups == 0, "groups", f"a divisor of every width in {tuple(channels)}", groups)
+        expect(width % groups == 0, "groups", f"a divisor of every width in {tuple(channels)}", groups)
+
+
+def _check_bool(name: str, value: Any) -> None:
+    expect(isinstance(value, bool), name, "True or False", repr(value))
 
 
 def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _expect(condition: bool, name: str, expected: str, received: Any) -> None:
-    if not condition:
-        raise ValueError(f"{name}: expected {expected}; received {received!r}")

@@ -1,7 +1,9 @@
-"""Well-known bases, by the numbers of the adapters that fit them."""
+"""An adapter's config in words, and well-known bases by the numbers of the adapters that fit them."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from nexus_adapters.adapter.arguments import FORMAT, FORMAT_VERSION, variant_of
 
 _SD_CHANNELS = [320, 640, 1280, 1280]
 # (channels, pools, unshuffle, text_width) of the adapters for well-known bases.
@@ -22,3 +24,17 @@ def describe_base(config: Mapping[str, Any]) -> str:
         if numbers_of_base == numbers_of_config:
             return f"{name} ({numbers})"
     return f"{numbers}, condition pixels per feature pixel {config['unshuffle']}"
+
+
+def describe_adapter(config: Mapping[str, Any]) -> dict[str, str]:
+    """A Nexus adapter's `variant`, `block`, `base` and `format`. Its config has all arguments."""
+    variant = variant_of(config["groups"], config["residual"])
+    form = "residual connection" if config["residual"] else "no residual connection, as in the paper"
+    exponent, options = config["noise_exponent"], config["block_options"]
+    fades = f", fades with the noise (exponent {exponent:g})" if exponent else ""
+    return {
+        "variant": f"{variant} (groups {config['groups']}, {form}){fades}",
+        "block": ", ".join([config["block"], *(f"{name} {value!r}" for name, value in options.items())]),
+        "base": describe_base(config),
+        "format": f"version {config.get(FORMAT, FORMAT_VERSION)}",
+    }

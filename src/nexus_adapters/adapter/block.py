@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nexus_adapters.adapter.blocks import LEVEL_ARGUMENTS, constructor_keywords, register_block
+
 
 class HeterogeneousConv(nn.Module):
     """Slim's convolution: a grouped 3x3 and a dense 1x1 over the same input, summed (arXiv 2602.14514).
@@ -76,6 +78,7 @@ class TextCrossAttention(nn.Module):
         return out
 
 
+@register_block("paper")
 class Stage(nn.Module):
     """One level of the adapter: pool, widen, two residual units, LayerNorm, cross-attention.
 
@@ -131,23 +134,34 @@ class Stage(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stem and stages. Each stage's output is a feature, and the next stage's input."""
+    """Stem and stages. Each stage's output is a feature, and the next stage's input.
+
+    `block` is the class of every stage, as `register_block` describes it; `stage` its arguments and options.
+    """
 
     # Set by ModelMixin.enable_gradient_checkpointing, which finds the modules that have the first of the two.
     gradient_checkpointing: bool = False
     _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     def __init__(
-        self, in_channels: int, channels: Sequence[int], pools: Sequence[int], unshuffle: int, **stage: Any
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        pools: Sequence[int],
+        unshuffle: int,
+        block: type[nn.Module] = Stage,
+        **stage: Any,
     ) -> None:
         super().__init__()
         self.unshuffle = nn.PixelUnshuffle(unshuffle)
         self.conv_in = nn.Conv2d(in_channels * unshuffle**2, channels[0], kernel_size=3, padding=1)
         inputs = (channels[0], *channels)
-        self.body = nn.ModuleList(
-            Stage(before, width, pools=int(pool), **stage)
-            for before, width, pool in zip(inputs, channels, pools, strict=False)
-        )
+        accepted = constructor_keywords(block)
+        self.body = nn.ModuleList()
+        for level, (before, width, pool) in enumerate(zip(inputs, channels, pools, strict=False)):
+            place = {"level": level, "levels": len(channels)}
+            place = {name: place[name] for name in LEVEL_ARGUMENTS if name in accepted}
+            self.body.append(block(in_channels=before, channels=width, pools=int(pool), **place, **stage))
 
     def forward(
         self, condition: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]

@@ -1,11 +1,13 @@
-"""NexusAdapter: a structure map and a prompt in, one feature map per place in the UNet out."""
+"""NexusAdapter: a structure map and a prompt in, one feature map per place in the denoiser out."""
 
 import inspect
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, Self
 
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,27 +15,36 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import (
-    ARGUMENTS,
-    VARIANTS,
+    FORMAT,
+    FORMAT_VERSION,
     attention_heads,
     check_arguments,
     check_channels,
     check_config,
     check_positive,
+    variant_arguments,
     variant_of,
 )
 from nexus_adapters.adapter.block import Trunk
+from nexus_adapters.adapter.blocks import as_json, checked_options, constructor_keywords, find_block
 from nexus_adapters.adapter.file_names import WEIGHTS
-from nexus_adapters.adapter.geometry import adapter_geometry, unet_config
+from nexus_adapters.adapter.geometry import base_geometry
 from nexus_adapters.adapter.inputs import check_inputs
 from nexus_adapters.adapter.loaded import check_loaded
 from nexus_adapters.adapter.stored import HASH, add_hash, check_hash, read_header
+from nexus_adapters.bases.registry import config_of, inner
+from nexus_adapters.bases.unet import UNetBase
+from nexus_adapters.errors import InvalidArgument, expect
+
+_PATH = "pretrained_model_name_or_path"
+_GEOMETRY = {"channels", "pools", "unshuffle", "text_width"}
 
 
 class NexusAdapter(ModelMixin, ConfigMixin):
     """Text-guided convolutional adapter, Prime or Slim (arXiv 2602.14514). A diffusers model.
 
-    `for_unet` derives every argument from a UNet; all of them stand in `config`.
+    `for_unet` derives every argument from a UNet; all of them are in `config`. A subclass saves and loads as
+    itself; arguments of its own go into the config by diffusers' `@register_to_config`.
 
     Args:
         in_channels: channels of the structure map.
@@ -49,17 +60,18 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         noise_exponent: of the noise's share of the latents' variance, by whose power the features are
             multiplied in every step, in training and in generation (`noise_factors`). 0, as in the paper, is
             the same strength in all steps. The forward pass returns the features themselves.
+        block: the name of what each level computes: "paper", or a class of `register_block`.
+        block_options: of the block, JSON values.
 
     Raises:
-        ValueError: names the argument, what was expected and what came.
+        InvalidArgument: for the first argument that cannot be used, or a block that is not registered.
     """
 
     # Where saved pipelines look the class up: they must survive moves of this file.
     __module__ = "nexus_adapters"
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["Stage"]
-    _skip_layerwise_casting_patterns: ClassVar = ["norm"]
+    _skip_layerwise_casting_patterns = ("norm",)
 
     # The ignores below: diffusers has types for some of its functions, and not for these.
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers' own
@@ -77,62 +89,89 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         residual: bool = False,
         zero_init: bool = False,
         noise_exponent: float = 0.0,
+        block: str = "paper",
+        block_options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers' own
         check_arguments(self.config)
-        # JSON has no tuples: so that the config is the same before saving and after loading.
+        # So that the config is the same before saving and after loading; JSON has no tuples.
         self.register_to_config(  # type: ignore[no-untyped-call]  # diffusers' own
-            channels=tuple(channels), pools=tuple(pools)
+            channels=tuple(channels), pools=tuple(pools), block_options=as_json(block_options)
         )
+        kind = find_block(block)
         self.adapter = Trunk(
             in_channels,
             channels,
             pools,
             unshuffle,
+            kind,
             groups=groups,
             text_width=text_width,
             heads=heads,
             head_width=head_width,
             residual=residual,
             zero_init=zero_init,
+            **checked_options(block, kind, block_options),
         )
 
     @classmethod
     def for_unet(
         cls, unet: nn.Module, variant: str = "prime", *, vae_scale_factor: int = 8, **overrides: Any
-    ) -> "NexusAdapter":
-        """A new adapter, randomly initialised, whose features fit `unet`.
+    ) -> Self:
+        """A new adapter, randomly initialized, whose features fit `unet`.
 
         Args:
             unet: a `UNet2DConditionModel` of `CrossAttnDownBlock2D` and `DownBlock2D`.
-            variant: "prime" or "slim".
+            variant: "prime" or "slim", with a residual connection around the attention; "prime-paper" or
+                "slim-paper", without it, as in the paper.
             vae_scale_factor: image pixels per latent pixel and side; times the first feature's stride on the
                 latents it gives `unshuffle`.
             overrides: any constructor argument, in place of the derived one.
 
         Raises:
-            ValueError: for a UNet that takes no features, an unknown variant or override, or a bad value.
+            InvalidArgument: for a UNet that takes no features, an unknown variant or override, an override
+                that contradicts the variant, or a bad value.
         """
-        if str(variant) not in VARIANTS:  # what has no hash, too, is told what was expected
-            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}; received {variant!r}")
-        unknown = ", ".join(sorted(set(overrides) - set(ARGUMENTS)))
-        if unknown:
-            raise ValueError(f"overrides: expected some of {', '.join(ARGUMENTS)}; received {unknown}")
         check_positive("vae_scale_factor", vae_scale_factor)
-        arguments = adapter_geometry(unet_config(unet), vae_scale_factor) | VARIANTS[variant] | overrides
+        config = config_of(unet)
+        hint = "Pass its .unet" if isinstance(getattr(unet, "unet", None), nn.Module) else ""
+        is_unet = UNetBase.recognizes(config)
+        expect(is_unet, "unet", "a UNet2DConditionModel", f"a {type(inner(unet)).__name__}", hint)
+        return cls.for_geometry(base_geometry(UNetBase(config), vae_scale_factor), variant, **overrides)
+
+    @classmethod
+    def for_geometry(cls, geometry: Mapping[str, Any], variant: str = "prime", **overrides: Any) -> Self:
+        """A new adapter, randomly initialized, for places of any denoiser.
+
+        Args:
+            geometry: `channels`, `pools`, `unshuffle` and `text_width`, as `base_geometry` gives them.
+            variant: as in `for_unet`.
+            overrides: as in `for_unet`.
+
+        Raises:
+            InvalidArgument: as in `for_unet`.
+        """
+        form = variant_arguments(variant, overrides)
+        known = list(constructor_keywords(cls))
+        unknown = ", ".join(sorted(set(overrides) - set(known)))
+        expect(not unknown, "overrides", f"some of {', '.join(known)}", unknown)
+        expected, found = ", ".join(sorted(_GEOMETRY)), ", ".join(sorted(geometry))
+        expect(set(geometry) == _GEOMETRY, "geometry", f"the keys {expected}", found)
+        arguments = {**geometry, **form, **overrides}
         check_channels(arguments["channels"])
         heads, head_width = attention_heads(arguments["channels"])
-        arguments = {"heads": heads, "head_width": head_width} | arguments
-        if variant_of(arguments["groups"]) != variant:
-            expected = f"a number that makes variant {variant!r} (1 is prime, 2 and more are slim)"
-            raise ValueError(f"groups: expected {expected}; received {arguments['groups']}")
-        adapter: NexusAdapter = cls(**arguments)
+        adapter: Self = cls(**{"heads": heads, "head_width": head_width, **arguments})
         return adapter
 
     @property
     def variant(self) -> str:
-        """Name of the variant, "prime" or "slim"."""
-        return variant_of(self.config["groups"])
+        """The name of the configuration: "prime", "slim", "prime-paper" or "slim-paper"."""
+        return variant_of(self.config["groups"], self.config["residual"])
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """What a device map keeps in one place."""
+        return sorted({type(stage).__name__ for stage in self.adapter.body})
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
@@ -142,7 +181,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+        # `| Tensor`: under pytest, too, misshapen input is to meet the checks below.
         condition: Float[Tensor, "b c h w"] | Tensor,
         prompt_embeds: Float[Tensor, "b n d"] | Tensor,
     ) -> list[Tensor]:
@@ -154,7 +193,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
             prompt_embeds: the text encoder's output as the UNet receives it, (B, N, text_width).
 
         Raises:
-            ValueError: names the argument, what was expected and what came.
+            InvalidArgument: for inputs of another shape or type.
         """
         check_inputs(condition, prompt_embeds, self.config)
         features: list[Tensor] = self.adapter(condition, prompt_embeds)
@@ -167,13 +206,14 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         Returns the adapter, or (adapter, loading info) with `output_loading_info=True`.
 
         Raises:
-            ValueError: names tensors that the file lacks, has in excess, or has in the wrong shape. diffusers
-                itself leaves some of these uninitialised, with no more than a log message.
+            InvalidArgument: names tensors that the file lacks, has in excess, or has in the wrong shape;
+                diffusers itself leaves some of these uninitialized, with no more than a log message. Also for
+                the config of another class, of a newer format, or of a block that is not registered.
             OSError: diffusers' own, where there is no such folder or file.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         path = pretrained_model_name_or_path
-        # Not to accept misshapen tensors, but to be told of all of them in place of the first.
+        # Misshapen tensors are still refused, but diffusers then reports all of them, not just the first.
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
             adapter, info = super().from_pretrained(  # type: ignore[no-untyped-call]  # diffusers' own
@@ -187,42 +227,44 @@ class NexusAdapter(ModelMixin, ConfigMixin):
             adapter, info = super().from_pretrained(  # type: ignore[no-untyped-call]  # diffusers' own
                 path, **kwargs
             )
-            check_loaded(adapter, info, path)
+            check_loaded(adapter, info, path, _PATH)
             raise
-        check_loaded(adapter, info, path)
+        check_loaded(adapter, info, path, _PATH)
         return (adapter, info) if wants_info else adapter
 
     @classmethod
     def _load_pretrained_model(cls, *args: Any, **kwargs: Any) -> Any:
-        """Diffusers' own, told of the tensors that the files hold, in place of what an index says of them."""
+        """Diffusers' own, given the tensors that are in the files, in place of what an index says of them."""
         load: Any = super()._load_pretrained_model  # type: ignore[misc]  # diffusers' own, without types
         call = inspect.signature(load).bind(*args, **kwargs)
         files = [Path(file) for file in call.arguments.get("resolved_model_file") or ()]
         for file in files:
-            if file.suffix != ".safetensors":
-                raise ValueError(
-                    f"weights: expected safetensors, which hold no code; received '{file}'. `nexus convert` "
-                    "reads the tensors of pickles, and runs nothing of what else is in them"
-                )
-        stored = {name: tensor for file in files for name, tensor in read_header(file).tensors.items()}
+            expect(
+                file.suffix == ".safetensors",
+                _PATH,
+                "safetensors, which cannot contain code",
+                f"'{file}'",
+                "`nexus convert` reads the tensors of a pickle without running code",
+            )
+        stored = {name: tensor for file in files for name, tensor in read_header(file, _PATH).tensors.items()}
         needed = {name: tuple(tensor.shape) for name, tensor in call.arguments["model"].state_dict().items()}
         if {name: tensor.shape for name, tensor in stored.items()} == needed:
-            check_hash(files, "weights")  # else `check_loaded` has more to say
+            check_hash(files, _PATH)  # else `check_loaded` has more to say
         call.arguments["loaded_keys"] = list(stored)
         return load(*call.args, **call.kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save into a folder; diffusers' own arguments, all of them.
 
-        The SHA-256 of all tensors goes into the metadata of each weights file, by which loading tells
-        whether they are still the same.
+        The SHA-256 of all tensors goes into the metadata of each weights file, by which loading checks
+        that they are still the same.
 
-        Raises ValueError for `safe_serialization=False`: pickles can hold code, and are not loaded.
+        Raises `InvalidArgument` for `safe_serialization=False`: pickles can hold code, and are not loaded.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]  # diffusers' own, without types
         given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
-        if given.get("safe_serialization", True) is not True:
-            raise ValueError("safe_serialization: expected True; received False")
+        is_safe = given.get("safe_serialization", True)
+        expect(is_safe is True, "safe_serialization", "True", repr(is_safe), "Pickles can contain code")
         folder, before = Path(save_directory), _written(Path(save_directory))
         options = {"repo_id", "commit_message", "private", "token", "create_pr"}
         upload = {name: value for name, value in given.get("kwargs", {}).items() if name in options}
@@ -241,12 +283,34 @@ class NexusAdapter(ModelMixin, ConfigMixin):
     def from_config(
         cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Build an untrained adapter of this config. ValueError where arguments are missing or unknown."""
+        """Build an untrained adapter of this config.
+
+        Raises `InvalidArgument` where arguments are missing or unknown, and for another class's config.
+        """
         if isinstance(config, dict):
-            check_config(config, overridden=kwargs)
+            arguments = constructor_keywords(cls)
+            check_config(
+                config,
+                overridden=kwargs,
+                classes=[base.__name__ for base in cls.__mro__ if issubclass(base, NexusAdapter)],
+                arguments=list(arguments),
+                optional=[name for name, p in arguments.items() if p.default is not p.empty],
+            )
+            config = {name: value for name, value in config.items() if name != FORMAT}
         return super().from_config(  # type: ignore[no-untyped-call]  # diffusers' own
             config, return_unused_kwargs, **kwargs
         )
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        """Diffusers' own reads one constructor; those of subclasses may hand `**kwargs` on to ours."""
+        return {"self", *constructor_keywords(input_class)}
+
+    def to_json_string(self) -> str:
+        """The config as it is saved, with the version of its format."""
+        text: str = super().to_json_string()
+        content = {**json.loads(text), FORMAT: FORMAT_VERSION}
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _written(folder: Path) -> dict[Path, tuple[int, bool]]:
@@ -258,5 +322,5 @@ def _written(folder: Path) -> dict[Path, tuple[int, bool]]:
 def _has_hash(file: Path) -> bool:
     try:
         return HASH in read_header(file).metadata
-    except ValueError:  # a damaged one that is in the way, and most likely to be written over
+    except InvalidArgument:  # a damaged one that is in the way, and most likely to be written over
         return False

@@ -1,18 +1,19 @@
-"""Tensors as they lie in safetensors files, and the hash that tells whether they are still the same.
+"""Tensors as they lie in safetensors files, and the hash that shows whether they are still the same.
 
 Nothing here imports torch: commands that only look at a file start fast.
 """
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.files import replacing
 
 HASH = "sha256"  # the hash's name in a file's metadata
 _READ_BYTES = 1 << 20
@@ -39,7 +40,10 @@ class Stored:
 
 
 def read_header(file: Path, argument: str = "path") -> Stored:
-    """The header of a safetensors file; ValueError for what is none, or ends early."""
+    """The header of a safetensors file.
+
+    Raises `InvalidArgument`, for the argument of this name, where the file is no safetensors or ends early.
+    """
     try:
         with safe_open(file, framework="np"):  # checks the header and that the bytes are all there
             pass
@@ -47,7 +51,7 @@ def read_header(file: Path, argument: str = "path") -> Stored:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{argument}: expected safetensors; received '{file}' ({error})") from error
+        raise InvalidArgument(argument, "a safetensors file", f"'{file}' ({error})") from error
     metadata = header.pop("__metadata__", {})
     data = 8 + length
     tensors = {
@@ -80,21 +84,23 @@ def hash_tensors(tensors: Mapping[str, StoredTensor]) -> str:
 def check_hash(files: Iterable[Path], argument: str = "path") -> str | None:
     """The hash that the files of one save have in their metadata; None where they have none.
 
-    Raises ValueError where the tensors have another one, or the files are not all of one save.
+    Raises `InvalidArgument` where the tensors have another one, or the files are not all of one save.
     """
     files = list(files)
     stored = [read_header(file, argument) for file in files]
-    told = {each.metadata.get(HASH) for each in stored}
-    if told == {None}:
+    stated = {each.metadata.get(HASH) for each in stored}
+    if stated == {None}:
         return None
     tensors = {name: tensor for each in stored for name, tensor in each.tensors.items()}
     found = hash_tensors(tensors)
-    if told != {found}:
-        where = f"'{files[0]}'" if len(files) == 1 else f"{len(files)} files in '{files[0].parent}'"
-        raise ValueError(
-            f"{argument}: expected tensors with the SHA-256 {', '.join(sorted(map(str, told)))}, which the "
-            f"metadata of {where} tells; received {found}: damaged, changed, or of several saves"
-        )
+    where = f"'{files[0]}'" if len(files) == 1 else f"{len(files)} files in '{files[0].parent}'"
+    expect(
+        stated == {found},
+        argument,
+        f"tensors with the SHA-256 in the metadata, {', '.join(sorted(map(str, stated)))}",
+        f"{found} in {where}",
+        "The tensors are damaged, changed, or of several saves",
+    )
     return found
 
 
@@ -110,21 +116,12 @@ def add_hash(files: Iterable[Path]) -> str:
 
 def add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
     """Add to a safetensors file's metadata; the file is replaced whole, or stays as it was."""
-    with file.open("rb") as stream:
+    with replacing(file) as out, file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
         # Sorted, since the library writes them in any order: the same save gives the same bytes.
         header["__metadata__"] = dict(sorted({**header.get("__metadata__", {}), **metadata}.items()))
         encoded = json.dumps(header).encode()
         encoded += b" " * (-len(encoded) % _ALIGNMENT)
-        partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        try:
-            with partial.open("wb") as out:
-                out.write(len(encoded).to_bytes(8, "little") + encoded)
-                shutil.copyfileobj(stream, out, length=_READ_BYTES)
-                out.flush()
-                os.fsync(out.fileno())
-            shutil.copymode(file, partial)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+        out.write(len(encoded).to_bytes(8, "little") + encoded)
+        shutil.copyfileobj(stream, out, length=_READ_BYTES)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nexus_adapters.errors import InvalidArgument
+
 _ORIGINAL = re.compile(r"(?:adapter\.)?body\.(\d+)\.(in_conv|block1|block2)\.(weight|bias)")
 _UNITS = 2  # residual units of a stage
 
@@ -16,7 +18,7 @@ def name_as_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     There the residual units stand in one row, two a stage: `body.{2 * i + j}` is unit j of stage i.
 
-    Raises ValueError for a name that is none of theirs.
+    Raises `InvalidArgument` for any other name.
     """
     renamed = {}
     for name, tensor in tensors.items():
@@ -28,7 +30,7 @@ def name_as_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name in ("conv_in.weight", "conv_in.bias"):
             renamed[f"adapter.{name}"] = tensor
         else:
-            raise ValueError(f"source: expected the tensors of a T2I-Adapter; received one named {name}")
+            raise InvalidArgument("source", "the tensors of a T2I-Adapter", f"one named {name}")
     return renamed
 
 

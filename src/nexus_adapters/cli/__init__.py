@@ -2,33 +2,36 @@
 
 A command's module has `add_arguments(parser)` and `run(args) -> int`. It is imported for every call, `nexus
 --help` included, so whatever is slow to import (torch above all) is imported inside `run`, and only once the
-arguments have been checked. Bad input is a ValueError that names the argument, what was expected and what
-came: one line on stderr, exit status 2.
+arguments have been checked. Bad input is an `InvalidArgument`: one line on stderr, exit status 2. Its name is
+that of a function's argument; `main` shows the command's option or argument of the same name in its place. A
+module lists names that differ in `TYPED`.
 """
 
 import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import NoReturn, TextIO
 
 from nexus_adapters import __version__
+from nexus_adapters.errors import renamed
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("nexus_adapters.cli.demo", "draw a sheet of what the embedded adapters do"),
+    "demo": ("nexus_adapters.cli.demo", "generate a sheet that shows what the embedded adapters do"),
     "generate": ("nexus_adapters.cli.generate", "generate an image from a prompt and a structure map"),
-    "extract": ("nexus_adapters.cli.extract", "draw the structure map of an image"),
+    "extract": ("nexus_adapters.cli.extract", "extract the structure map of an image"),
     "prepare": ("nexus_adapters.cli.prepare", "make a training set of images, with structure maps"),
-    "train": ("nexus_adapters.cli.train", "train an adapter as a recipe says"),
+    "train": ("nexus_adapters.cli.train", "train an adapter from a recipe"),
     "evaluate": (
         "nexus_adapters.cli.evaluate",
-        "draw the same samples by several adapters, and score",
+        "generate the same samples with several adapters and score them",
     ),
-    "study": ("nexus_adapters.cli.study", "train and evaluate all that a plan compares"),
-    "convert": ("nexus_adapters.cli.convert", "read an adapter of another format, and write it as ours"),
+    "study": ("nexus_adapters.cli.study", "train and evaluate everything that a plan compares"),
+    "convert": ("nexus_adapters.cli.convert", "convert an adapter to the format of this package"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
 }
 
@@ -47,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `nexus` with these arguments (by default the process's) and return its exit status."""
     args = build_parser().parse_args(argv)
     try:
+        if args.imports:
+            from nexus_adapters.registry import import_modules
+
+            import_modules(args.imports, "--import")
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.simplefilter("ignore", FutureWarning)  # libraries to developers; users cannot act on it
@@ -54,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "ignore", r"The `local_dir_use_symlinks`"
             )  # diffusers to the Hub's client
             warnings.showwarning = _warn_in_one_line(args.prog)
-            status: int = args.run(args)
+            with renamed(partial(_as_typed, args.typed)):
+                status: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has gone (`nexus info PATH | head -1`); python would complain once more when it exits.
@@ -84,9 +92,35 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
+        command.add_argument(
+            "--import",
+            action="append",
+            default=[],
+            dest="imports",
+            metavar="MODULE",
+            help="a module or .py file of yours to import first; it registers blocks, methods, bases, "
+            "conditions or metrics (repeatable)",
+        )
         module.add_arguments(command)
-        command.set_defaults(run=module.run, prog=command.prog)
+        typed = {**_typed(command), **getattr(module, "TYPED", {})}
+        typed.pop("imports")  # --import is done before the command runs; a recipe has a key of this name
+        command.set_defaults(run=module.run, prog=command.prog, typed=typed)
     return parser
+
+
+def _as_typed(typed: Mapping[str, str], name: str) -> str:
+    """What the user typed for an argument, or for a place in it: `level_scales[1]` is `--level-scales[1]`."""
+    argument, bracket, place = name.partition("[")
+    return typed.get(name) or f"{typed.get(argument, argument)}{bracket}{place}"
+
+
+def _typed(command: argparse.ArgumentParser) -> dict[str, str]:
+    """Name of an argument -> what the user types for it: `level_scales` -> `--level-scales`."""
+    actions = command._actions  # argparse has no public list of them
+    return {
+        action.dest: action.option_strings[0] if action.option_strings else str(action.metavar)
+        for action in actions
+    }
 
 
 def _report(prog: str, error: BaseException) -> int:

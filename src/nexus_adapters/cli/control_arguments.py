@@ -4,13 +4,14 @@ import argparse
 import copy
 from typing import Any
 
-from nexus_adapters.cli.checks import expect, expect_finite
+from nexus_adapters.cli.checks import ADAPTER_HELP, expect_finite
+from nexus_adapters.errors import InvalidArgument, expect
 
 POLICIES = ("positive", "per_branch", "cond_only")
 BALANCES = ("balanced", "prompt", "control")
 
 # Option -> its value where it is not given.
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "condition": "canny",
     "adapter": None,
     "scale": 1.0,
@@ -39,11 +40,11 @@ def declare_controls(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(sources=None)
     group = parser.add_argument_group(
         "controls",
-        "One for each --image or --map. The other options are given once for all, or once for each in the "
-        "same order.",
+        "Each --image or --map is one control. Give the other options once for all controls, or once for "
+        "each in the same order.",
     )
     for option, text in (
-        ("image", "a photo, whose structure map is drawn first"),
+        ("image", "a photo to extract the structure map from"),
         ("map", "a structure map"),
     ):
         group.add_argument(
@@ -53,42 +54,41 @@ def declare_controls(parser: argparse.ArgumentParser) -> None:
     def add(option: str, **settings: Any) -> None:
         group.add_argument(f"--{option}", action="append", **settings)
 
-    add("condition", metavar="NAME", help="kind of map (default canny)")
+    add("condition", metavar="NAME", help="kind of map (default: canny)")
     add(
-        "adapter",
-        metavar="PATH",
-        help="Nexus or T2I-Adapter, a folder or Hub id, required with --base; without: prime (default) or "
-        "slim, which are embedded",
+        "adapter", metavar="PATH", help=f"{ADAPTER_HELP} (default: prime; required with a --base of your own)"
     )
-    add("scale", type=float, help="of the adapter; 0 is the base alone (default 1)")
-    add("start", type=float, help="part of the schedule, 0 to 1, from which ...")
-    add("end", type=float, help="... to which the adapter acts (default 0 and 1)")
-    add("policy", choices=POLICIES, help="which text the adapter reads (default positive)")
-    add("balance", choices=BALANCES, help="what comes first, in place of --policy and --level-scales")
+    add("scale", type=float, help="strength of the adapter; 0 is the base alone (default: 1)")
+    add("start", type=float, help="where in the schedule the adapter starts to act, 0 to 1 (default: 0)")
+    add("end", type=float, help="where in the schedule it stops (default: 1)")
+    add("policy", choices=POLICIES, help="which text the adapter reads (default: positive)")
+    add("balance", choices=BALANCES, help="what takes precedence; sets --policy and --level-scales")
     add("level-scales", metavar="N,N,...", help="a factor for each feature of the adapter, finest first")
     add(
         "noise-exponent",
         type=float,
         metavar="P",
-        help="how features fade with the noise: times its share of the variance to this power (default: as "
-        "the adapter was trained)",
+        help="how features fade as the noise does: they are multiplied by its share of the variance to this "
+        "power (default: as the adapter was trained)",
     )
-    add("mask", metavar="FILE", help="an image, white where the control acts")
+    add("mask", metavar="FILE", help="an image that is white where the control acts")
 
 
 def split_controls(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments of each control, with all others beside them. ValueError names the argument."""
+    """The arguments of each control, together with all others. `InvalidArgument` names the option."""
     sources = args.sources or []
-    expect(len(sources) > 0, "--image, --map", "at least one of them", "none")
+    if not sources:
+        raise InvalidArgument("--image or --map")
     controls = []
     for place, (option, file) in enumerate(sources):
         control = copy.copy(args)
         control.image, control.map = (file, None) if option == "image" else (None, file)
-        for name, default in _DEFAULTS.items():
+        for name, default in DEFAULTS.items():
             given = getattr(args, name)
             option_name = f"--{name.replace('_', '-')}"
             fits = given is None or len(given) in (1, len(sources))
-            expect(fits, option_name, f"1 or {len(sources)}, as many as maps", given and len(given))
+            count = f"once or {len(sources)} times" if len(sources) > 1 else "once, for one map"
+            expect(fits, option_name, f"to be given {count}", f"{len(given or [])} values")
             value = default if given is None else given[place if len(given) > 1 else 0]
             setattr(control, name, value)
         controls.append(_checked(control))
@@ -108,10 +108,10 @@ def _checked(control: argparse.Namespace) -> argparse.Namespace:
     if control.noise_exponent is not None:
         expect_finite("--noise-exponent", control.noise_exponent)
         expect(control.noise_exponent >= 0, "--noise-exponent", "at least 0", control.noise_exponent)
-    is_alone = control.balance is None or (control.policy is None and control.level_scales is None)
-    expect(
-        is_alone, "--balance", "no --policy and no --level-scales beside it", f"'{control.balance}' with them"
-    )
+    for name in ("policy", "level_scales"):
+        is_alone = control.balance is None or getattr(control, name) is None
+        option = f"--{name.replace('_', '-')}"
+        expect(is_alone, "--balance", f"no {option} together with it", f"'{control.balance}' and {option}")
     if control.level_scales is not None:
         control.level_scales = _numbers(control.level_scales)
     return control
@@ -121,12 +121,13 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        expect(False, "--level-scales", "numbers with commas between them, as in 0.5,1,1,1", f"'{text}'")
-        raise AssertionError from None
+        raise InvalidArgument(
+            "--level-scales", "numbers separated by commas, as in 0.5,1,1,1", f"'{text}'"
+        ) from None
 
 
 def settings_of_control(control: argparse.Namespace) -> dict[str, Any]:
-    """What a control's `Control` takes beside adapter, condition and mask."""
+    """What a control's `Control` takes in addition to adapter, condition and mask."""
     names = ("scale", "start", "end", "noise_exponent")
     settings: dict[str, Any] = {name: getattr(control, name) for name in names}
     if control.balance is not None:

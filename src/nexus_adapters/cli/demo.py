@@ -1,4 +1,4 @@
-"""`nexus demo`: a sheet of what the embedded adapters do, and the scores of its images."""
+"""`nexus demo`: a sheet that shows what the embedded adapters do, and the scores of its images."""
 
 import argparse
 import time
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
-from nexus_adapters.cli.checks import expect, expect_between, expect_finite, names_as_options
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.cli.checks import expect_between, expect_finite
+from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.files import files_sha256
 
 if TYPE_CHECKING:
     from nexus_adapters.cli.demo_methods import Method, Result
@@ -19,28 +22,25 @@ _MAX_SEED = 2**32 - 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus demo`."""
     parser.add_argument(
-        "--out", default="demo", metavar="DIR", help="for demo.png and demo.json (default demo/)"
+        "--out", default="demo", metavar="DIR", help="folder for demo.png and demo.json (default: demo)"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite these two")
-    parser.add_argument("--condition", default="canny", metavar="NAME", help="which maps (default canny)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+    parser.add_argument("--force", action="store_true", help="overwrite files")
+    parser.add_argument("--condition", default="canny", metavar="NAME", help="kind of map (default: canny)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the embedded base's, 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate the images by every method, score them, draw the sheet, and print the mean scores."""
+    """Generate the images with every method, score them, write the sheet, and print the mean scores."""
     started_s = time.perf_counter()
     expect_between("--steps", args.steps, 1, 1000)
     expect_between("--seed", args.seed, 0, _MAX_SEED)
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
+    BUNDLED["embedded"].adapter("prime", args.condition)  # refuses before a folder is made
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
-    with library_logs_as_warnings(), names_as_options():
-        from nexus_adapters.embedded import embedded_methods
-
-        embedded_methods(args.condition)  # asked for before a folder is made
     png, json = output_files(Path(args.out), args.force)
 
     with library_logs_as_warnings():
@@ -71,23 +71,24 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out: expected a folder; received '{folder}' ({error.strerror})") from error
+        raise InvalidArgument("--out", "a folder", f"'{folder}' ({error.strerror})") from error
     return check_output(folder / "demo.png", ".png", force), check_output(
         folder / "demo.json", ".json", force
     )
 
 
 def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition: str) -> dict[str, Any]:
-    """All that makes the images again. `weights_sha256`: of the weights' file, the base's UNet's for it."""
-    from nexus_adapters.cli.sources import files_sha256, weight_files
-    from nexus_adapters.embedded import WEIGHTS
+    """All that makes the images again. `weights_sha256`: of adapters' tensors and of the UNet's file."""
+    from nexus_adapters.adapter.saved import find_saved
+    from nexus_adapters.bases.source import BaseSource, denoiser_files
     from nexus_adapters.evaluation.provenance import versions
 
-    folders = {
-        method.name: "base/unet" if method.adapter_name is None else f"{condition}/{method.adapter_name}"
+    hashes = {
+        method.name: files_sha256(denoiser_files(BaseSource()))
+        if method.adapter_name is None
+        else find_saved(method.adapter_name, condition).sha256()
         for method in methods
     }
-
     return {
         "version": __version__,
         "command": "demo",
@@ -96,9 +97,7 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition: st
         "guidance": sampling.guidance_scale,
         "seed": sampling.seed,
         "policy": "positive",
-        "weights_sha256": {
-            name: files_sha256(weight_files(WEIGHTS / path)) for name, path in folders.items()
-        },
+        "weights_sha256": hashes,
         "versions": versions(),
     }
 

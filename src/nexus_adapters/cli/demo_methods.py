@@ -6,22 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from diffusers.models.adapter import T2IAdapter
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from jaxtyping import Float
 from tqdm import tqdm
 
-from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.bases.source import EMBEDDED, load_base
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli.demo_scenes import SCENE_SEEDS
-from nexus_adapters.embedded import (
-    BETTER_FORM,
-    EMBEDDED_GUIDANCE,
-    embedded_adapter,
-    embedded_methods,
-    load_embedded_base,
-)
 from nexus_adapters.evaluation.methods import Images, Sampling, generate
 from nexus_adapters.evaluation.scenes import METRICS, TestScene, score_images
+from nexus_adapters.methods import load_adapter
+
+_METHODS = {"base": None, "t2i": "t2i", "slim": "slim", "prime": "prime"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Method:
 
     name: str
     adapter_name: str | None
-    adapter: NexusAdapter | T2IAdapter | None
+    adapter: Any
 
     @property
     def parameters(self) -> int:
@@ -70,24 +65,23 @@ class Result:
 
 def sampling_of(steps: int, guidance: float | None, seed: int) -> Sampling:
     """How to sample; without `guidance`, with the one that suits the embedded base."""
-    scale = EMBEDDED_GUIDANCE if guidance is None else guidance
+    scale = BUNDLED[EMBEDDED].guidance_scale if guidance is None else guidance
     return Sampling(steps=steps, guidance_scale=scale, seed=seed)
 
 
-def load_methods(condition: str = "canny") -> tuple[StableDiffusionPipeline, list[Method]]:
-    """The embedded base; and the base alone, T2I, and the better forms of Slim and Prime, those there are."""
-    names = {"base": None, "t2i": "t2i", "slim": BETTER_FORM["slim"], "prime": BETTER_FORM["prime"]}
-    there = embedded_methods(condition)
+def load_methods(condition: str = "canny") -> tuple[Any, list[Method]]:
+    """The embedded base; and as methods the base alone, T2I-Adapter (where there is one), Slim and Prime."""
+    there = BUNDLED[EMBEDDED].adapters[condition]
     methods = [
-        Method(name, adapter, None if adapter is None else embedded_adapter(adapter, condition))
-        for name, adapter in names.items()
+        Method(name, adapter, None if adapter is None else load_adapter(adapter, condition))
+        for name, adapter in _METHODS.items()
         if adapter is None or adapter in there
     ]
-    return load_embedded_base(), methods
+    return load_base(EMBEDDED), methods
 
 
 def generate_all(
-    base: StableDiffusionPipeline,
+    base: Any,
     methods: Sequence[Method],
     maps: Sequence[Sequence[TestScene]],
     sampling: Sampling,

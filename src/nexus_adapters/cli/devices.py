@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from nexus_adapters.cli.checks import expect
+from nexus_adapters.errors import expect
 
 if TYPE_CHECKING:
     import torch
@@ -12,14 +12,14 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def choose_device(device: str) -> str:
-    """`device`, or for "auto" the first of cuda, mps and cpu that there is; ValueError where it is not."""
+    """`device`, or for "auto" the first available of cuda, mps and cpu. `InvalidArgument` names --device."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [name for name, is_there in available.items() if is_there]
     if device == "auto":
         return present[0]
-    expect(device in present, "--device", f"one that is here ({', '.join(present)})", device)
+    expect(device in present, "--device", f"an available device ({', '.join(present)})", device)
     return device
 
 

@@ -1,21 +1,38 @@
-"""`nexus evaluate`: let adapters draw the same samples from the same noise, and measure what comes out."""
+"""`nexus evaluate`: generate the same samples from the same noise with several adapters, and score them."""
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nexus_adapters.cli.checks import expect
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.cli.checks import ADAPTER_HELP, BASE_CONFIG_HELP, PREDICTION_TYPE_HELP, PREDICTION_TYPES
 from nexus_adapters.cli.extractor_options import read_pairs
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
     from nexus_adapters.evaluation.config import EvaluationConfig
 
-_OPTIONS = {"num_inference_steps": "steps", "base.path": "base", "data.path": "data", "out": "out"}
-_OPTIONS |= {"data.extractor": "option", "data.shards": "data"}
+# Keys of the config, and arguments of functions, whose names differ from those of the options.
+TYPED = {
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "base.path": "--base",
+    "base.config": "--base-config",
+    "base.prediction_type": "--prediction-type",
+    "unet": "--base",
+    "pipe_or_denoiser": "--base",
+    "scheduler.prediction_type": "--base",
+    "data.path": "--data",
+    "data.shards": "--data",
+    "folder": "--data",
+    "path": "--data",
+    "shards": "--data",
+    "data.extractor": "--option",
+}
+_DEFAULT_GUIDANCE = 7.5
 _LEAST_FOR_DISTANCES = 40  # as in evaluation.estimates, which is slow to import
 _KINDS = ("folder", "prepared", "table", "tars", "scenes")
 
@@ -27,84 +44,120 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]PATH",
-        help="a folder or Hub id of a Nexus adapter, T2I-Adapter or ControlNet, or one that comes with the "
-        "package, such as prime or t2i; may be repeated",
+        help=f"{ADAPTER_HELP}, of a Nexus adapter, T2I-Adapter or ControlNet (repeatable)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to go on with")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to resume")
     parser.add_argument(
-        "--base", default="embedded", metavar="PATH", help="folder or Hub id (default embedded)"
+        "--base",
+        default="embedded",
+        metavar="PATH",
+        help="a folder, Hub id or .safetensors file (default: embedded)",
     )
+    parser.add_argument("--base-config", default="", metavar="PATH", help=BASE_CONFIG_HELP)
+    parser.add_argument("--prediction-type", default="", choices=PREDICTION_TYPES, help=PREDICTION_TYPE_HELP)
     _add_data(parser)
-    _add_drawing(parser)
+    _add_generation(parser)
     _add_metrics(parser)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", default="", metavar="PATH", help="folder, prepared set, tars or data set")
-    group.add_argument("--kind", choices=_KINDS, help="of --data (default scenes without it, else prepared)")
-    group.add_argument("--condition", default="canny", metavar="NAME", help="which maps (default canny)")
-    group.add_argument("--split", help="of a data set (default train); of scenes test (default) or novel")
+    group.add_argument(
+        "--data", default="", metavar="PATH", help="an image folder, prepared set, tars or data set"
+    )
+    group.add_argument(
+        "--kind", choices=_KINDS, help="what --data is (default: prepared; without --data scenes)"
+    )
+    group.add_argument("--condition", default="canny", metavar="NAME", help="kind of map (default: canny)")
+    group.add_argument(
+        "--split", help="of a data set (default: train); of scenes test or novel (default: test)"
+    )
     group.add_argument(
         "--condition-column", default="", metavar="NAME", help="column or tar member of the maps"
     )
-    group.add_argument("--caption-column", default="", metavar="NAME", help="of the captions")
-    group.add_argument("--image-column", default="", metavar="NAME", help="of the images")
-    group.add_argument("--count", type=int, metavar="N", help="samples (default: all; of scenes 500)")
-    group.add_argument("--first", type=int, default=0, metavar="N", help="leave out so many (default 0)")
-    group.add_argument("--resolution", type=int, metavar="N", help="pixels (default 512; scenes have 128)")
     group.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the extractor; may be repeated"
+        "--caption-column", default="", metavar="NAME", help="column or tar member of the captions"
+    )
+    group.add_argument(
+        "--image-column", default="", metavar="NAME", help="column or tar member of the images"
+    )
+    group.add_argument("--count", type=int, metavar="N", help="number of samples (default: all; 500 scenes)")
+    group.add_argument("--first", type=int, default=0, metavar="N", help="skip N samples (default: 0)")
+    group.add_argument(
+        "--resolution", type=int, metavar="N", help="in pixels (default: 512; scenes have 128)"
+    )
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER (repeatable)",
     )
 
 
-def _add_drawing(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("drawing")
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation")
     group.add_argument(
         "--prompts",
         choices=("own", "empty", "contradicting"),
         default="own",
-        help="the samples' own (default), none, or ones that do not fit the maps",
+        help="the samples' own, none, or prompts that contradict the maps (default: own)",
     )
-    group.add_argument("--steps", type=int, default=20, metavar="N", help="of the sampler (default 20)")
+    group.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    # Two names: the second was the only one before commands agreed on the first.
     group.add_argument(
-        "--guidance-scale", type=float, metavar="X", help="default 7.5; on the embedded base 2"
+        "--guidance",
+        "--guidance-scale",
+        type=float,
+        metavar="GUIDANCE",
+        help="guidance scale (default: 7.5; embedded base: 2)",
     )
-    group.add_argument("--policy", default="positive", help="positive (default), per_branch or cond_only")
-    group.add_argument("--scale", type=float, default=1.0, metavar="X", help="of the control (default 1)")
+    group.add_argument(
+        "--policy",
+        default="positive",
+        help="which text adapters read: positive, per_branch or cond_only (default: positive)",
+    )
+    group.add_argument("--scale", type=float, default=1.0, help="strength of the adapters (default: 1)")
     group.add_argument(
         "--noise-exponent",
         type=float,
         metavar="P",
-        help="of Nexus and T2I-Adapters: how features fade with the noise (default: the adapter's)",
+        help="of Nexus and T2I-Adapters: how features fade as the noise does (default: as the adapter was "
+        "trained)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default 8)")
-    group.add_argument("--dtype", default="auto", help="auto (default), float32, float16 or bfloat16")
+    group.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        help="float32, float16 or bfloat16 (default: float16 on cuda, else float32)",
+    )
 
 
 def _add_metrics(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("metrics", "Structure is always scored; of scenes, binding too.")
+    group = parser.add_argument_group(
+        "metrics", "Structure is always scored, and for scenes attribute binding."
+    )
     group.add_argument(
         "--features",
         metavar="PATH",
-        help="vision model for Fréchet and MMD distances (default: of 40 scenes or more embedded)",
+        help="vision model for Fréchet and MMD distances (default: embedded for 40 or more scenes)",
     )
     group.add_argument(
-        "--clip", metavar="PATH", help="CLIP model for CLIP scores (default: of scenes embedded)"
+        "--clip", metavar="PATH", help="CLIP model for CLIP scores (default: embedded for scenes, else none)"
     )
     group.add_argument(
         "--judge",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the extractor that draws the pictures' maps again, such as model=FOLDER; may be "
-        "repeated (default: those of --option)",
+        help="an option of the extractor for the generated images, such as model=FOLDER (repeatable; "
+        "default: those of --option)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, score, report. The same command goes on after a stop."""
+    """Generate, score, report. The same command resumes an interrupted evaluation."""
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     adapters = read_adapters(args.adapter)
@@ -114,20 +167,22 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.evaluation.report import PAGE, write_report
             from nexus_adapters.evaluation.run import evaluate
         except ImportError as error:
-            raise ValueError(
-                "evaluate: expected what it needs, pip install 'nexus-adapters[eval]'; received "
-                f"an installation without {error.name}"
+            raise InvalidArgument(
+                "evaluate",
+                "an installation with the extra [eval]",
+                f"one without {error.name}",
+                "Run pip install 'nexus-adapters[eval]'",
             ) from error
         with _names_arguments():
             found = evaluate(config, adapters, Path(args.out))
         if found is not None:
             print(write_report(found), end="")
-            print(f"{Path(args.out) / PAGE} shows the pictures", file=sys.stderr)
+            print(f"{Path(args.out) / PAGE} shows the images", file=sys.stderr)
     return 0
 
 
 def read_adapters(given: list[str]) -> dict[str, str]:
-    """Name -> folder, Hub id, or name of one that comes along. ValueError for two of one name."""
+    """Name -> folder, Hub id, or the name of an embedded one. `InvalidArgument` for two of one name."""
     adapters: dict[str, str] = {}
     for text in given:
         name, equals, source = text.partition("=")
@@ -140,13 +195,20 @@ def read_adapters(given: list[str]) -> dict[str, str]:
 
 
 def read_config(args: argparse.Namespace) -> "EvaluationConfig":
-    """The config; ValueError names the argument."""
+    """The config; `InvalidArgument` names the argument."""
     from nexus_adapters.evaluation.config import EvaluationConfig
-    from nexus_adapters.training.recipe import validated
+    from nexus_adapters.training.parsing import validated
 
     kind = args.kind or ("prepared" if args.data else "scenes")
+    expect(
+        kind != "scenes" or not args.data,
+        "--data",
+        "no value for scenes, which are generated",
+        repr(args.data),
+    )
     is_scenes = kind == "scenes"
-    expect(is_scenes or bool(args.data), "--data", f"a path, for kind {kind}", "none")
+    if not is_scenes and not args.data:
+        raise InvalidArgument("--data", hint=f"It is the path of the {kind} data")
     data = {
         "kind": kind,
         "condition": args.condition,
@@ -160,11 +222,16 @@ def read_config(args: argparse.Namespace) -> "EvaluationConfig":
     }
     data |= {"shards": [args.data]} if kind == "tars" else {"path": args.data}
     own, count = "embedded" if is_scenes else "", int(data["count"])
-    guidance = args.guidance_scale
+    guidance = args.guidance
     if guidance is None:
-        guidance = 2.0 if args.base == "embedded" else 7.5
+        bundle = BUNDLED.get(args.base)
+        guidance = _DEFAULT_GUIDANCE if bundle is None else bundle.guidance_scale
     content = {
-        "base": {"path": args.base},
+        "base": {
+            "path": args.base,
+            "config": args.base_config,
+            "prediction_type": args.prediction_type,
+        },
         "data": data,
         "first": args.first,
         "prompts": args.prompts,
@@ -186,12 +253,13 @@ def read_config(args: argparse.Namespace) -> "EvaluationConfig":
         return validated(EvaluationConfig, content)
 
 
-@contextmanager
-def _names_arguments() -> Iterator[None]:
-    """Let a ValueError name a field as users wrote it: `data.count` as `--count`."""
-    try:
-        yield
-    except ValueError as error:
-        key, _, rest = str(error).partition(":")
-        option = _OPTIONS.get(key, key.removeprefix("data.").replace("_", "-"))
-        raise ValueError(f"--{option}:{rest}") from error
+def _names_arguments() -> AbstractContextManager[None]:
+    """Let an `InvalidArgument` name what the user typed: an extractor's option as `--option sigma`."""
+    return renamed(_typed)
+
+
+def _typed(name: str) -> str:
+    for section, option in (("data.extractor.", "--option"), ("judge.", "--judge")):
+        if name.startswith(section):
+            return f"{option} {name.removeprefix(section)}"
+    return name if name in TYPED else name.removeprefix("data.")

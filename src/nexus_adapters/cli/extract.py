@@ -1,15 +1,15 @@
-"""`nexus extract`: draw the structure map of an image."""
+"""`nexus extract`: extract the structure map of an image."""
 
 import argparse
 from typing import Any
 
 from nexus_adapters import __version__
-from nexus_adapters.cli.checks import expect, names_as_options
 from nexus_adapters.cli.extractor_options import (
     declare_extractor_options,
     extractor_options,
     running_extractor,
 )
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,23 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     declare_extractor_options(parser)
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in the map")
     parser.add_argument(
-        "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger images (default 64)"
+        "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger images (default: 64)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
-    parser.add_argument("--list", action=_ListExtractors, help="show the extractors and leave")
+    parser.add_argument("--list", action=_ListExtractors, help="show the extractors and exit")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, write the map, and say where it went."""
+    """Extract, write the map, and print where it is."""
     from nexus_adapters.cli.files import check_output, save_png
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
     expect(args.name in EXTRACTORS, "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
     check_output(args.out, ".png", args.force)
     options = extractor_options(args, args.name)
-    with names_as_options():
+    with renamed({"max_megapixels": "--max-megapixels"}):
         image = load_image(args.image, args.max_megapixels, argument="IMAGE")
-    with running_extractor(args.name, options):
+    with running_extractor(args.name, options), renamed({"image": "IMAGE", "name": "NAME"}):
         condition = extract(args.name, image, **options)
     if args.invert:
         condition = invert(condition)
@@ -64,7 +64,7 @@ class _ListExtractors(argparse.Action):
         for name in sorted(EXTRACTORS):
             try:
                 extractor = EXTRACTORS[name]
-            except ValueError as error:  # another package's, which must not hide the others
+            except InvalidArgument as error:  # another package's, which must not hide the others
                 print(f"{name:14}{error}")
                 continue
             needs = f" (needs {', '.join(extractor.needs)})" if extractor.needs else ""

@@ -1,21 +1,21 @@
 """`nexus generate`: an image that follows a prompt and a structure map."""
 
 import argparse
-import hashlib
-import math
+import inspect
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
-from nexus_adapters.cli.adapters import EMBEDDED, LoadedAdapter
-from nexus_adapters.cli.checks import names_as_options
-from nexus_adapters.cli.control_arguments import settings_of_control, split_controls
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.cli.control_arguments import DEFAULTS, settings_of_control, split_controls
 from nexus_adapters.cli.devices import choose_device, choose_dtype
 from nexus_adapters.cli.generate_arguments import check_numbers, declare
 from nexus_adapters.cli.loras import check_loras, load_loras, lora_settings
-from nexus_adapters.cli.model import Model, check_model, load_model
+from nexus_adapters.cli.model import LoadedAdapter, Model, find_adapters, load_model, source_of
 from nexus_adapters.cli.schedulers import set_scheduler
 from nexus_adapters.cli.structure import (
     check_size,
@@ -25,12 +25,17 @@ from nexus_adapters.cli.structure import (
     source_argument,
     used_options,
 )
+from nexus_adapters.errors import expect, mentions, renamed
+from nexus_adapters.files import file_sha256
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from nexus_adapters.adapter.saved import Saved
     from nexus_adapters.injection import Control
 
+# Arguments of functions whose names differ from those of the options.
+TYPED = {"unet": "--base", "pipe_or_denoiser": "--base", "scheduler.prediction_type": "--base"}
 _GUIDANCE = 7.5  # of a given base, as in the stock pipeline
 
 
@@ -40,10 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, load, generate one image after the other, and say where each went."""
+    """Check, load, generate one image after the other, and print where each is."""
     check_numbers(args)
     controls = split_controls(args)
-    check_model(args.base, args.base_config, [control.adapter for control in controls])
+    named = [(control.adapter, control.condition) for control in controls]
+    adapters = find_adapters(args.base, named)
     check_loras(args.lora)
     files = output_files(args.out, args.num, args.force)
     sources = [read_source(control) for control in controls]
@@ -55,19 +61,19 @@ def run(args: argparse.Namespace) -> int:
     with library_logs_as_warnings():
         for control, source in zip(controls, sources, strict=True):
             check_size(control, source)
-        names = [control.adapter for control in controls]
+        check_methods(controls, adapters)
         dtype = choose_dtype(args.dtype, device)
-        model = load_model(args.base, args.base_config, names, controls[0].condition, dtype)
+        base = source_of(args.base, args.base_config, args.prediction_type)
+        model = load_model(base, adapters, dtype)
         load_loras(model.pipe, args.lora, args.lora_scale)
-        if device != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
+        if device != "cpu":  # where all is; diffusers would warn that float16 cannot run there, but it does
             model.pipe.to(device)
             for each in model.adapters:
                 each.adapter.to(device)
         set_scheduler(model.pipe, args.scheduler)
         check_schedule(model.pipe.scheduler, args.steps)
         factor = model.pipe.vae_scale_factor
-        native = native_side(model.pipe.unet.config.sample_size) * factor
-        size = image_size(sources[0].size, args.width, args.height, native, factor)
+        size = image_size(sources[0].size, args.width, args.height, model.native_size, factor)
         attached = [
             build_control(control, loaded, draw_condition(control, source, size), mask)
             for control, loaded, source, mask in zip(controls, model.adapters, sources, masks, strict=True)
@@ -80,41 +86,66 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check_methods(controls: Sequence[argparse.Namespace], adapters: Sequence["Saved"]) -> None:
+    """`InvalidArgument` for options and maps that an adapter with a pipeline of its own does not take."""
+    from nexus_adapters.methods import method_for
+
+    for control, saved in zip(controls, adapters, strict=True):
+        method = method_for(saved)
+        if method.attaches:
+            continue
+        label = f"a {method.label}"
+        maps = f"{len(controls)} maps with '{saved.source}'"
+        expect(len(controls) == 1, "--adapter", f"one map alone with {label}", maps)
+        given = {name: getattr(control, name) for name in DEFAULTS if name not in ("condition", "adapter")}
+        for name, value in given.items():
+            is_read = name in method.settings or value == DEFAULTS[name]
+            expect(is_read, name, f"no value with {label}, where it has no effect", value)
+
+
 def read_mask(control: argparse.Namespace) -> "Image.Image | None":
     """The mask of `--mask`, as grey."""
     from nexus_adapters.conditions import load_image
 
     if control.mask is None:
         return None
-    with names_as_options():
-        return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
+    return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
 
 
 def build_control(
     args: argparse.Namespace, loaded: LoadedAdapter, condition: "Image.Image", mask: "Image.Image | None"
-) -> "Control":
-    """The control of one map. ValueError names the option."""
+) -> "Control | OwnPipelineControl":
+    """The control of one map. `InvalidArgument` names the option."""
     from nexus_adapters.injection import Control
+    from nexus_adapters.methods import method_of
 
-    with names_as_options():
-        return Control(loaded.adapter, condition, mask=mask, **settings_of_control(args))
+    settings = settings_of_control(args)
+    if method_of(loaded.adapter).attaches:
+        with renamed({"condition": source_argument(args)}):
+            return Control(loaded.adapter, condition, mask=mask, **settings)
+    return OwnPipelineControl(loaded.adapter, condition, settings["scale"])
+
+
+@dataclass(frozen=True)
+class OwnPipelineControl:
+    """A map for an adapter that has a pipeline of its own, such as a ControlNet."""
+
+    adapter: Any
+    condition: "Image.Image"
+    scale: float
 
 
 def check_schedule(scheduler: Any, steps: int) -> None:
-    """ValueError where so many steps would begin before the noisiest timestep of the training."""
+    """`InvalidArgument` where so many steps would begin before the noisiest timestep of the training."""
     scheduler.set_timesteps(steps)
     trained = scheduler.config.num_train_timesteps
-    if float(scheduler.timesteps[0]) > trained - 1:
-        raise ValueError(
-            f"--steps: expected fewer than the {trained} timesteps of training; received {steps}"
-        )
-
-
-def native_side(sample_size: int | Sequence[int] | None) -> int:
-    """In latents, of a square as large as what a UNet says it was trained on; 64 where it does not say."""
-    if sample_size is None:
-        return 64
-    return sample_size if isinstance(sample_size, int) else round(math.sqrt(math.prod(sample_size)))
+    is_tabled = hasattr(scheduler, "alphas_cumprod")  # flow matching begins at the number itself
+    expect(
+        not is_tabled or float(scheduler.timesteps[0]) <= trained - 1,
+        "--steps",
+        f"fewer than the {trained} steps of the base's schedule",
+        steps,
+    )
 
 
 def output_files(out: str, num: int, force: bool) -> list[Path]:
@@ -135,10 +166,10 @@ def settings_of(
 
     Of several controls the first one's stand as those of a single one do, the others' in "more_controls".
     """
-    from nexus_adapters.embedded import EMBEDDED_GUIDANCE
     from nexus_adapters.evaluation.provenance import versions
 
-    default_guidance = EMBEDDED_GUIDANCE if model.base == EMBEDDED else _GUIDANCE
+    bundle = BUNDLED.get(model.base)
+    default_guidance = _GUIDANCE if bundle is None else bundle.guidance_scale
     each = [of_control(*pair) for pair in zip(controls, model.adapters, strict=True)]
     return {
         "version": __version__,
@@ -151,6 +182,7 @@ def settings_of(
         "height": size[1],
         "base": model.base,
         "base_config": args.base_config,
+        "prediction_type": args.prediction_type,
         "base_unet_sha256": model.base_unet_sha256,
         "loras": lora_settings(args.lora, args.lora_scale),
         "device": model.pipe.device.type,
@@ -169,32 +201,32 @@ def of_control(args: argparse.Namespace, loaded: LoadedAdapter) -> dict[str, Any
         "condition": args.condition,
         "source": source_argument(args).lstrip("-"),
         "source_file": str(file),
-        "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "source_sha256": file_sha256(file),
         "options": used_options(args),
         "inverted": args.invert,
         "mask": None if mask is None else str(mask),
-        "mask_sha256": None if mask is None else hashlib.sha256(mask.read_bytes()).hexdigest(),
+        "mask_sha256": None if mask is None else file_sha256(mask),
         "adapter": loaded.name,
         "adapter_sha256": loaded.sha256,
     }
 
 
-def generate(model: Model, controls: Sequence["Control"], settings: Mapping[str, Any]) -> "Image.Image":
+def generate(
+    model: Model, controls: Sequence["Control | OwnPipelineControl"], settings: Mapping[str, Any]
+) -> "Image.Image":
     """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
 
     MemoryError where there is not enough of it, on whichever device.
     """
     import torch
 
-    from nexus_adapters.injection import attach
-
     # On the CPU on every device, so that a seed means the same noise everywhere.
     generator = torch.Generator().manual_seed(settings["seed"])
     try:
-        with attach(model.pipe, *controls):
-            output = model.pipe(
+        with controlled(model.pipe, controls) as call:
+            output = call(
                 prompt=settings["prompt"],
-                negative_prompt=settings["negative"],
+                **_negative(model.pipe, settings["negative"]),
                 num_inference_steps=settings["steps"],
                 guidance_scale=settings["guidance"],
                 width=settings["width"],
@@ -202,18 +234,45 @@ def generate(model: Model, controls: Sequence["Control"], settings: Mapping[str,
                 generator=generator,
             )
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not mentions(error, ("can't allocate memory",)):
             raise
         size, device = f"{settings['width']}x{settings['height']}", settings["device"]
         raise MemoryError(
-            f"not enough memory on {device} for {size}; --width, --height and --dtype make it less"
+            f"not enough memory on {device} for {size}; try a smaller --width and --height"
         ) from error
     image: Image.Image = output.images[0]
     return image
 
 
+def _negative(pipe: Any, prompt: str) -> dict[str, str]:
+    """The argument of a pipeline that takes a negative prompt."""
+    if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
+        return {"negative_prompt": prompt}
+    expect(
+        prompt == "", "--negative", f"no value for a {type(pipe).__name__}, which takes none", repr(prompt)
+    )
+    return {}
+
+
+@contextmanager
+def controlled(pipe: Any, controls: Sequence["Control | OwnPipelineControl"]) -> Iterator[Callable[..., Any]]:
+    """The pipeline, or what is called in its place, under all controls."""
+    from nexus_adapters.injection import attach
+    from nexus_adapters.methods import GenerationSettings, method_of
+
+    own = [control for control in controls if isinstance(control, OwnPipelineControl)]
+    if not own:
+        with attach(pipe, *controls):
+            yield pipe
+        return
+    (control,) = own
+    settings = GenerationSettings(scale=control.scale)
+    with method_of(control.adapter).drawing(pipe, control.adapter, [control.condition], settings) as call:
+        yield call
+
+
 def save(file: Path, image: "Image.Image", settings: Mapping[str, Any], force: bool) -> None:
-    """Write the image with its settings, and say where; beside a file that came while it was drawn."""
+    """Write the image with its settings, and print where: next to a file that was written meanwhile."""
     from nexus_adapters.cli.files import save_png
 
     if file.exists() and not force:

@@ -1,33 +1,58 @@
 """`nexus info`: describe a saved adapter."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+from nexus_adapters.cli.checks import ADAPTER_HELP
+
+if TYPE_CHECKING:
+    from nexus_adapters.adapter.saved import Saved
+
+TYPED = {"adapter": "PATH"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus info`."""
-    parser.add_argument("path", metavar="PATH", help="the folder of a saved adapter")
+    parser.add_argument("path", metavar="PATH", help=ADAPTER_HELP)
+    parser.add_argument(
+        "--condition",
+        default="canny",
+        metavar="NAME",
+        help="which maps a named adapter reads (default: canny)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the variant, the parameters, the base it fits, and the hash of the weights."""
-    from nexus_adapters.adapter.bases import describe_base
+    """Print what it is, its parameters, the base it fits, and the hash of the weights."""
+    from nexus_adapters.adapter.saved import find_saved
     from nexus_adapters.adapter.stored import check_hash
-    from nexus_adapters.cli.saved_adapter import read_saved_adapter
 
-    adapter = read_saved_adapter(args.path)
-    sha256 = check_hash(adapter.files, "PATH") or f"{adapter.sha256()} (its files tell none)"
-    config = adapter.config
-    form = "residual" if config["residual"] else "without residual, as in the paper"
-    fades = (
-        f", fades with the noise (exponent {config['noise_exponent']:g})" if config["noise_exponent"] else ""
-    )
+    saved = find_saved(args.path, args.condition)
+    stored = check_hash(saved.files) if saved.tensors else None
+    note = "" if stored else " (computed; the files have none)"
     rows = {
-        "variant": f"{adapter.variant} (groups {config['groups']}), {form}{fades}",
-        "parameters": f"{adapter.parameters:,} ({', '.join(adapter.dtypes)})",
-        "base": describe_base(config),
-        "files": ", ".join(file.name for file in adapter.files),
-        "sha256": sha256,
+        **_described(saved),
+        "parameters": f"{saved.parameters:,} ({', '.join(saved.dtypes)})" if saved.tensors else "in a pickle",
+        "files": ", ".join(file.name for file in saved.files),
+        "sha256": f"{stored or saved.sha256()}{note}",
     }
     for label, value in rows.items():
         print(f"{label:12}{value}")
     return 0
+
+
+def _described(saved: "Saved") -> dict[str, str]:
+    """What its method says of it."""
+    from nexus_adapters.adapter.bases import describe_adapter
+    from nexus_adapters.adapter.saved import check_nexus
+
+    # The same as by its method, without the seconds that importing all of them takes.
+    if saved.class_name in ("", "NexusAdapter") and "unshuffle" in saved.config:
+        return describe_adapter(check_nexus(saved))
+    from nexus_adapters.methods import known_methods
+
+    method = next((method for method in known_methods() if method.recognizes(saved)), None)
+    if method is not None:
+        return method.describe(saved)
+    known = f"{saved.class_name}, which no known method loads"
+    return {"kind": known if saved.class_name else "weights without a config"}

@@ -1,4 +1,4 @@
-"""The log lines of diffusers and its kin: ours is the one line of an error, theirs become warnings."""
+"""What diffusers and the libraries below it log, as one-line warnings."""
 
 import logging
 import warnings
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from importlib import import_module
 
 _LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
-# The tokenizer's threat of indexing errors: the pipeline cuts long prompts, and logs what it has cut. And
-# word that a processor works by Pillow, as all do here: torchvision is no requirement.
+# The tokenizer warns of indexing errors, but the pipeline truncates long prompts, and logs what it has cut.
+# Processors log that they use Pillow, as all do here: torchvision is not required.
 _MISLEADING = ("Token indices sequence length is longer", "requires torchvision (not installed)")
 
 
 @contextmanager
 def library_logs_as_warnings() -> Iterator[None]:
-    """Hold back what the libraries log, and give it as warnings, each line once, if the block ends well.
+    """Collect what the libraries log, and issue each line once as a warning if the block succeeds.
 
-    They log warnings and errors before they raise, too: those lines are dropped, since the exception says it.
-    So are those of their import, which the block does first: they concern options that are not used here.
+    What they log before they raise is dropped, since the exception says it. So is what they log when they are
+    imported, which happens here first: it concerns options that are not used.
     """
     import diffusers.utils.logging
     import transformers.utils.logging
@@ -31,7 +31,7 @@ def library_logs_as_warnings() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.handlers, logger.propagate = [collector], False
-        import_module("nexus_adapters.embedded")
+        import_module("nexus_adapters.methods")
         collector.lines.clear()
         yield
     finally:

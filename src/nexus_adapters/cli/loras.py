@@ -1,27 +1,28 @@
-"""LoRA weights beside the adapters."""
+"""LoRA weights, in addition to the adapters."""
 
-import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.cli.checks import expect
+from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.files import file_sha256
 
 
 def check_loras(paths: Sequence[str]) -> None:
-    """Before anything is loaded: that there is what loads them, and the files."""
+    """Before anything is loaded: check that peft is installed and the files exist."""
     if not paths:
         return
-    needed = "what LoRAs need, pip install 'nexus-adapters[lora]'"
-    expect(find_spec("peft") is not None, "--lora", needed, "an installation without peft")
+    has_peft = find_spec("peft") is not None
+    hint = "Run pip install 'nexus-adapters[lora]'"
+    expect(has_peft, "--lora", "an installation with peft", "none", hint)
     for path in paths:
         is_there = Path(path).exists() or "/" in path
-        expect(is_there, "--lora", "a file, a folder or a Hub id", f"'{path}', which is none")
+        expect(is_there, "--lora", "a file, a folder or a Hub id", f"'{path}', which does not exist")
 
 
 def load_loras(pipe: Any, paths: Sequence[str], scales: Sequence[float] | None) -> None:
-    """Load each under a name of its own, with its scale. ValueError names what cannot be loaded."""
+    """Load each under a name of its own, with its scale. `InvalidArgument` names what cannot be loaded."""
     names = [f"lora{place}" for place in range(len(paths))]
     for name, path in zip(names, paths, strict=True):
         given = Path(path)
@@ -29,10 +30,9 @@ def load_loras(pipe: Any, paths: Sequence[str], scales: Sequence[float] | None) 
         try:
             pipe.load_lora_weights(source[0], adapter_name=name, **source[1])
         except Exception as error:  # of any kind: diffusers, peft, safetensors and the Hub have their own
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"--lora: expected LoRA weights for the base; received '{path}' "
-                f"({type(error).__name__}: {reason})"
+            reason = one_line(error)
+            raise InvalidArgument(
+                "--lora", "LoRA weights for the base", f"'{path}' ({type(error).__name__}: {reason})"
             ) from error
         listed = pipe.get_list_adapters()
         expect(
@@ -59,4 +59,4 @@ def _scales(paths: Sequence[str], scales: Sequence[float] | None) -> list[float]
 
 
 def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return file_sha256(path) if path.is_file() else None

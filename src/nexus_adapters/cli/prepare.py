@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nexus_adapters.cli.checks import expect, names_as_options
 from nexus_adapters.cli.extractor_options import read_pairs, without_chatter
-from nexus_adapters.cli.prepare_arguments import declare
+from nexus_adapters.cli.prepare_arguments import argument_as_typed, declare
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
     from nexus_adapters.data.prepare.plan import Plan
@@ -24,35 +25,33 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, prepare, and say what is there and what was left out. The same command goes on after a stop."""
+    """Prepare the set, and report what is in it and what was left out. Run again, it resumes."""
     conditions = read_conditions(args)
     expect(args.workers is None or args.workers >= 1, "--workers", "at least 1", args.workers)
     for option in ("ray_address", "gpus_each"):
-        is_used = not getattr(args, option) or args.engine == "ray"
-        expect(is_used, f"--{option.replace('_', '-')}", "--engine ray beside it", args.engine)
-    try:
-        from nexus_adapters.data.prepare.run import prepare
-    except ImportError as error:
-        raise ValueError(
-            "prepare: expected what it needs, pip install 'nexus-adapters[data]'; received an installation "
-            f"without {error.name}"
-        ) from error
-    with _names_arguments():
+        value = getattr(args, option)
+        received = f"{value} with --engine {args.engine}"
+        expect(not value or args.engine == "ray", option, "--engine ray together with it", received)
+    if find_spec("filelock") is None:  # here, since it is imported only once there is something to lock
+        raise InvalidArgument("the package filelock", hint="Run pip install 'nexus-adapters[data]'")
+    from nexus_adapters.data.prepare.run import prepare
+
+    with renamed(argument_as_typed):
         plan = plan_of(args, conditions)
-    with without_chatter(plan.uses_models()), _names_arguments(), _ended_by_sigterm():
+    with without_chatter(plan.uses_models()), renamed(argument_as_typed), _ended_by_sigterm():
         result = prepare(plan, Path(args.out).absolute(), engine_of(args, plan))
     _report(args, result)
     return 0
 
 
 def read_conditions(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Name -> options of each map. ValueError names the argument."""
+    """Name -> options of each map. InvalidArgument names the option of the command."""
     from nexus_adapters.conditions import EXTRACTORS
 
     names = [name.strip() for name in args.conditions.split(",")]
     known = ", ".join(sorted(EXTRACTORS))
     for name in names:
-        expect(name in EXTRACTORS, "--conditions", f"names among {known}, with commas between", f"'{name}'")
+        expect(name in EXTRACTORS, "--conditions", f"names among {known}, separated by commas", f"'{name}'")
         expect(names.count(name) == 1, "--conditions", f"{name} once", f"'{args.conditions}'")
     conditions: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -66,7 +65,7 @@ def read_conditions(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> "Plan":
-    """The plan; the source is opened. ValueError names the argument."""
+    """The plan; the source is opened. InvalidArgument names the functions' arguments."""
     from nexus_adapters.data.geometry import Geometry
     from nexus_adapters.data.prepare.filters import Filters
     from nexus_adapters.data.prepare.plan import Plan
@@ -75,14 +74,10 @@ def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> 
     filters = Filters(
         args.min_side, args.max_aspect, args.min_caption_length, args.max_caption_length, args.near_duplicates
     )
-    expect(
-        not args.aspect_buckets or args.resolution is not None,
-        "--aspect-buckets",
-        "--resolution beside it",
-        "none",
-    )
+    has_side = args.resolution is not None
+    expect(has_side or not args.aspect_buckets, "--resolution", "pixels", hint="--aspect-buckets needs it")
     geometry = None
-    if args.resolution is not None:
+    if has_side:
         side = args.resolution
         geometry = Geometry.bucketed(side) if args.aspect_buckets else Geometry(side, side)
     options = SourceOptions(
@@ -109,19 +104,6 @@ def engine_of(args: argparse.Namespace, plan: "Plan") -> Callable[..., None]:
     from nexus_adapters.data.prepare.local import run_local
 
     return partial(run_local, workers=min(workers, max(1, plan.shards)))
-
-
-@contextmanager
-def _names_arguments() -> Iterator[None]:
-    """Let a ValueError name an argument as users wrote it, a map's option as `--option depth.model`."""
-    try:
-        with names_as_options():
-            yield
-    except ValueError as error:
-        name, colon, rest = str(error).partition(":")
-        if colon and name.startswith("conditions."):
-            raise ValueError(f"{name.replace('conditions.', '--option ', 1)}:{rest}") from error
-        raise
 
 
 def _report(args: argparse.Namespace, result: "Result") -> None:

@@ -6,7 +6,55 @@ import argparse
 KINDS = ("auto", "folder", "coco", "table", "tars", "scenes")
 CAPTIONS = ("all", "first", "random")
 IMAGE_FORMATS = ("jpg", "png", "webp")
+# Arguments of the functions that prepare a set, and names of its settings -> what the user typed.
+_AS_TYPED = {
+    "source": "SOURCE",
+    "path": "SOURCE",
+    "folder": "SOURCE",
+    "annotations": "SOURCE",
+    "images": "SOURCE",
+    "shards": "SOURCE",
+    "out": "--out",
+    "conditions": "--conditions",
+    "kind": "--kind",
+    "split": "--split",
+    "config_name": "--config-name",
+    "revision": "--revision",
+    "image_column": "--image-column",
+    "caption_column": "--caption-column",
+    "count": "--count",
+    "resolution": "--resolution",
+    "width": "--resolution",
+    "height": "--resolution",
+    "buckets": "--aspect-buckets",
+    "captions": "--captions",
+    "image_format": "--image-format",
+    "shard_size": "--shard-size",
+    "seed": "--seed",
+    "min_side": "--min-side",
+    "max_aspect": "--max-aspect",
+    "min_caption_length": "--min-caption-length",
+    "max_caption_length": "--max-caption-length",
+    "near_duplicates": "--near-duplicates",
+    "engine": "--engine",
+    "batch_size": "--batch-size",
+    "index_folder": "XDG_CACHE_HOME",  # the only way to choose it
+}
+_GROUPS = ("source.", "geometry.", "filters.")  # of settings
 _NEAR = 4  # bits, where --near-duplicates is given without a number
+
+
+def argument_as_typed(name: str) -> str:
+    """What the user knows a function's argument by: `path` as SOURCE, `conditions.depth.model` as `--option`.
+
+    An option of a map keeps its name: `--option depth.model`. Unknown names are returned as they are.
+    """
+    condition, dot, option = name.removeprefix("conditions.").partition(".")
+    if name.startswith("conditions."):
+        return f"--option {condition}.{option}" if dot else "--option"
+    for group in _GROUPS:
+        name = name.removeprefix(group)
+    return _AS_TYPED.get(name, name)
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -16,14 +64,16 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a folder of images with captions, a COCO folder, tars, a Hugging Face data set, or scenes",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to go on with")
-    parser.add_argument("--conditions", required=True, metavar="NAME,...", help="maps; nexus extract --list")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to resume")
+    parser.add_argument(
+        "--conditions", required=True, metavar="NAME,...", help="kinds of map; see nexus extract --list"
+    )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME.KEY=VALUE",
-        help="of an extractor, such as canny.auto=true or depth.model=FOLDER; may be repeated",
+        help="an option of an extractor, such as canny.auto=true or depth.model=FOLDER (repeatable)",
     )
     _add_source(parser)
     _add_output(parser)
@@ -33,15 +83,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source")
-    group.add_argument("--kind", choices=KINDS, default="auto", help="of SOURCE (default: look)")
-    group.add_argument("--split", default="", help="of a data set (default train), or COCO's (train2017)")
+    group.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: detected)")
+    group.add_argument(
+        "--split", default="", help="of a data set (default: train) or COCO folder (default: train2017)"
+    )
     group.add_argument("--config-name", default="", metavar="NAME", help="of a data set that has several")
     group.add_argument("--revision", default="", metavar="NAME", help="of a data set on the Hub")
     group.add_argument(
         "--image-column", default="", metavar="NAME", help="column or tar member of the images"
     )
-    group.add_argument("--caption-column", default="", metavar="NAME", help="of the captions")
-    group.add_argument("--count", type=int, default=0, metavar="N", help="only the first N samples")
+    group.add_argument(
+        "--caption-column", default="", metavar="NAME", help="column or tar member of the captions"
+    )
+    group.add_argument("--count", type=int, default=0, metavar="N", help="prepare only the first N samples")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -50,41 +104,73 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--resolution",
         type=int,
         metavar="N",
-        help="fit images to NxN first (default: leave them as they are)",
+        help="resize and crop images to NxN pixels first (default: keep their size)",
     )
     group.add_argument(
-        "--aspect-buckets", action="store_true", help="to sizes of their aspect and NxN's area"
+        "--aspect-buckets",
+        action="store_true",
+        help="keep the aspect ratio: one of several sizes of about the same area",
     )
-    group.add_argument("--captions", choices=CAPTIONS, default="all", help="which are kept (default all)")
-    group.add_argument("--image-format", choices=IMAGE_FORMATS, default="jpg", help="png, webp: without loss")
-    group.add_argument("--shard-size", type=int, default=1000, metavar="N", help="samples of SOURCE to a tar")
-    group.add_argument("--seed", type=int, default=0, help="of random captions (default 0)")
+    group.add_argument(
+        "--captions", choices=CAPTIONS, default="all", help="which captions to keep (default: all)"
+    )
+    group.add_argument(
+        "--image-format",
+        choices=IMAGE_FORMATS,
+        default="jpg",
+        help="png and webp are lossless (default: jpg)",
+    )
+    group.add_argument(
+        "--shard-size", type=int, default=1000, metavar="N", help="samples per tar (default: 1000)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="for random captions (default: 0)")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("filters", "All off unless given. What is left out: DIR/skipped.jsonl.")
-    group.add_argument("--min-side", type=int, default=0, metavar="PX", help="of the shorter side")
-    group.add_argument("--max-aspect", type=float, default=0.0, metavar="R", help="longer to shorter side")
-    group.add_argument("--min-caption-length", type=int, default=0, metavar="N", help="in characters")
-    group.add_argument("--max-caption-length", type=int, default=0, metavar="N", help="in characters")
+    group = parser.add_argument_group(
+        "filters", "Off by default. DIR/skipped.jsonl lists the samples that are left out."
+    )
+    group.add_argument(
+        "--min-side", type=int, default=0, metavar="PX", help="smallest length of the shorter side"
+    )
+    group.add_argument(
+        "--max-aspect",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="largest ratio of the longer to the shorter side",
+    )
+    group.add_argument(
+        "--min-caption-length", type=int, default=0, metavar="N", help="shortest, in characters"
+    )
+    group.add_argument(
+        "--max-caption-length", type=int, default=0, metavar="N", help="longest, in characters"
+    )
     group.add_argument(
         "--near-duplicates",
         type=int,
         nargs="?",
         const=_NEAR,
         metavar="BITS",
-        help=f"drop images whose perceptual hash is so near an earlier one's (default {_NEAR} of 64)",
+        help=f"drop images whose perceptual hash differs from an earlier one's by at most BITS of 64 "
+        f"({_NEAR} without a number)",
     )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
-    group.add_argument("--engine", choices=("local", "ray"), default="local", help="one machine, or many")
     group.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one a core; with models 1)"
+        "--engine", choices=("local", "ray"), default="local", help="one machine or many (default: local)"
     )
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once for a model")
-    group.add_argument("--ray-address", metavar="ADDRESS", help="of a running Ray cluster, such as auto")
     group.add_argument(
-        "--gpus-each", type=float, default=0, metavar="N", help="of each Ray worker, such as 0.5"
+        "--workers", type=int, metavar="N", help="number of processes (default: one per core; 1 with models)"
+    )
+    group.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="images per call of a model (default: 8)"
+    )
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="address of a running Ray cluster, such as auto"
+    )
+    group.add_argument(
+        "--gpus-each", type=float, default=0, metavar="N", help="GPUs per Ray worker, such as 0.5"
     )

@@ -1,4 +1,4 @@
-"""Samplers by the names that people use for them."""
+"""Samplers by their common names."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def set_scheduler(pipe: Any, name: str | None) -> None:
-    """Give a pipeline the scheduler of this name, with the noise schedule of its own one; None keeps that."""
+    """Replace a pipeline's scheduler by the one of this name, with the same noise schedule; None keeps it."""
     if name is None:
         return
     import diffusers

@@ -5,8 +5,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from nexus_adapters.cli.checks import expect, names_as_options
 from nexus_adapters.cli.extractor_options import extractor_options, running_extractor
+from nexus_adapters.errors import InvalidArgument, expect
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,12 +18,12 @@ _LARGEST_AREA = 4
 
 
 def source_argument(args: argparse.Namespace) -> str:
-    """The option by which the source came."""
+    """The option that names the source."""
     return "--map" if args.image is None else "--image"
 
 
 def used_options(args: argparse.Namespace) -> dict[str, object]:
-    """All options that the map was drawn with; none where it came as it is."""
+    """All options that the map was extracted with; none for a map that was given."""
     from nexus_adapters.conditions import EXTRACTORS
 
     if source_argument(args) == "--map":
@@ -32,7 +32,7 @@ def used_options(args: argparse.Namespace) -> dict[str, object]:
 
 
 def read_source(args: argparse.Namespace) -> "Image.Image":
-    """The photo or the map, once all that concerns it has been checked. ValueError names the argument."""
+    """The photo or the map, after all checks of it. `InvalidArgument` names the option."""
     from nexus_adapters.conditions import EXTRACTORS, extract, load_image
 
     known = ", ".join(sorted(EXTRACTORS))
@@ -41,14 +41,18 @@ def read_source(args: argparse.Namespace) -> "Image.Image":
     if argument == "--map":
         for name in options:
             flag = f"--{name}" if name in ("low", "high") else f"--option {name}"
-            expect(False, flag, "--image beside it, from which a map is drawn", "it with --map")
+            raise InvalidArgument(
+                flag,
+                "no value with --map",
+                repr(options[name]),
+                "It is an option of the extractor, for --image",
+            )
     path = args.map if args.image is None else args.image
-    with names_as_options():
-        source = load_image(path, args.max_megapixels, argument=argument)
+    source = load_image(path, args.max_megapixels, argument=argument)
     size = f"{source.width}x{source.height}"
     expect(min(source.size) >= SMALLEST_PX, argument, f"at least {SMALLEST_PX} pixels a side", size)
     if argument == "--image":
-        # The extractor judges its options itself; a corner is enough to hear it before the base is loaded.
+        # The extractor checks its own options: try it on a small image before the base is loaded.
         side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[args.condition].model else SMALLEST_PX
         with running_extractor(args.condition, options):
             extract(args.condition, source.resize((side, side)), **options)
@@ -56,7 +60,7 @@ def read_source(args: argparse.Namespace) -> "Image.Image":
 
 
 def check_size(args: argparse.Namespace, source: "Image.Image") -> None:
-    """ValueError where `--width` and `--height` would change the source's aspect."""
+    """`InvalidArgument` where `--width` and `--height` would change the source's aspect ratio."""
     from nexus_adapters.injection.condition import check_aspect
 
     if args.width is not None and args.height is not None:
@@ -83,7 +87,7 @@ def image_size(
 
 
 def draw_condition(args: argparse.Namespace, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":
-    """The map for an image of `size`. A photo is resized before its lines are drawn, so they stay sharp."""
+    """The map for an image of `size`. A photo is resized before extraction, so that lines stay sharp."""
     from PIL import Image
 
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, looks_inverted

@@ -1,11 +1,13 @@
-"""`nexus train`: train an adapter as a recipe says, or go on where a run was stopped."""
+"""`nexus train`: train an adapter from a recipe, or resume an interrupted run."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from nexus_adapters.cli.checks import expect
+from nexus_adapters.errors import InvalidArgument, expect
+
+INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,24 +18,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a value in place of the recipe's, such as training.learning_rate=2e-5; may be repeated",
+        help="override a value of the recipe, such as training.learning_rate=2e-5 (repeatable)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe and say what it would do")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe and print what it would do")
     parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="upload the finished adapter; the token is the Hub client's own"
+        "--push-to-hub",
+        metavar="REPO",
+        help="upload the finished adapter; the token is read from the environment variable HF_TOKEN",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and say where the adapter is. The status is 130 after Ctrl-C and 143 after SIGTERM."""
-    expect(Path(args.recipe).is_file(), "RECIPE", "a TOML file", f"'{args.recipe}', which is none")
+    """Train, and print where the adapter is. The status is 130 after Ctrl-C and 143 after SIGTERM."""
+    expect(Path(args.recipe).is_file(), "RECIPE", "a TOML file", f"'{args.recipe}', which does not exist")
     try:
         from nexus_adapters.training.recipe import load_recipe
     except ImportError as error:
-        raise ValueError(
-            "train: expected what training needs, pip install 'nexus-adapters[train]'; received an "
-            "installation "
-            f"without {error.name}"
+        raise InvalidArgument(
+            "train", "an installation with the extra [train]", f"one without {error.name}", INSTALL_HINT
         ) from error
     settings = [*args.set, *([f"hub.repo_id={args.push_to_hub}"] if args.push_to_hub else [])]
     config = load_recipe(args.recipe, settings)
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             folder = train_adapter(config)
         except Stopped as stop:
-            print(f"{args.prog}: {stop}; the same command goes on", file=sys.stderr)
+            print(f"{args.prog}: {stop}; run the same command to resume", file=sys.stderr)
             return stop.exit_status
     if os.environ.get("RANK", "0") == "0":  # several processes say it once
         print(folder)

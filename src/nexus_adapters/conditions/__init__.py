@@ -9,7 +9,7 @@ from nexus_adapters.conditions.images import load_image
 from nexus_adapters.conditions.polarity import invert, looks_inverted
 from nexus_adapters.conditions.rgb import to_rgb
 from nexus_adapters.conditions.sketch import sketch
-from nexus_adapters.conditions.table import EXTRACTORS, extract, find_extractor
+from nexus_adapters.conditions.table import EXTRACTORS, extract, find_extractor, register_condition
 
 __all__ = [
     "EXTRACTORS",
@@ -20,6 +20,7 @@ __all__ = [
     "invert",
     "load_image",
     "looks_inverted",
+    "register_condition",
     "sketch",
     "to_rgb",
 ]

@@ -11,12 +11,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.errors import InvalidArgument
 
 _LOW, _HIGH = 100, 200
 
 
 def canny(image: Image.Image, low: float = _LOW, high: float = _HIGH, auto: bool = False) -> Image.Image:
-    """Draw the edges of `image`: white lines, one pixel wide, on black.
+    """Extract the edges of `image`: white lines, one pixel wide, on black.
 
     Edges are sought in color: at each pixel the channel with the steepest gradient counts, so two colors of
     equal brightness still have an edge between them. A gradient is |dx| + |dy| of 3x3 Sobel filters on 8-bit
@@ -33,18 +34,20 @@ def canny(image: Image.Image, low: float = _LOW, high: float = _HIGH, auto: bool
         RGB, same size as `image`, every pixel (0, 0, 0) or (255, 255, 255).
 
     Raises:
-        ValueError: unless 0 <= low <= high, both finite; for thresholds beside `auto`; for an image without
-            pixels.
+        InvalidArgument: unless 0 <= low <= high, both finite; for thresholds together with `auto`; for an
+            image without pixels.
     """
     if not (_is_finite(low) and low >= 0):
-        raise ValueError(f"low: expected a finite threshold of at least 0; received {low!r}")
+        raise InvalidArgument("low", "a finite threshold of at least 0", repr(low))
     if not (_is_finite(high) and high >= low):
         # OpenCV would exchange the two without a word.
-        raise ValueError(f"high: expected a finite threshold of at least low, {low}; received {high!r}")
+        raise InvalidArgument("high", f"a finite threshold of at least low, {low}", repr(high))
     pixels = np.asarray(to_rgb(image))
     if auto:
         if (low, high) != (_LOW, _HIGH):
-            raise ValueError(f"auto: expected no low and high beside it; received {low} and {high}")
+            raise InvalidArgument(
+                "auto", "False where low or high is given", f"True with low={low} and high={high}"
+            )
         low, high = auto_thresholds(pixels)
     edges = np.asarray(cv2.Canny(pixels, low, high))
     return Image.fromarray(edges).convert("RGB")

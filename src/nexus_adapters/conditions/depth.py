@@ -12,6 +12,7 @@ from PIL import Image
 
 from nexus_adapters.conditions.learned import LearnedModel, in_batches_of_a_size, load_model, names_the_model
 from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.errors import InvalidArgument
 
 DEFAULT_DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"  # Apache-2.0, 24.8M parameters, 99 MB
 PREDICTIONS = ("auto", "nearness", "distance")
@@ -24,7 +25,7 @@ _SMALLEST_DISTANCE = 1e-3  # of the unit that the model has, most often meters
 def depth(
     image: Image.Image, model: str = DEFAULT_DEPTH_MODEL, predicts: str = "auto", device: str = "auto"
 ) -> Image.Image:
-    """Draw how near each pixel is: the nearest white, the farthest black.
+    """Extract how near each pixel is: the nearest white, the farthest black.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
@@ -37,7 +38,7 @@ def depth(
         RGB, same size as `image`, grey; `nearness` in 8 bits.
 
     Raises:
-        ValueError: for a wrong option, no such model, or what the model cannot take.
+        InvalidArgument: for a wrong option, no such model, or an image that the model cannot take.
     """
     return depths([image], model, predicts, device)[0]
 
@@ -67,10 +68,10 @@ def nearness(
     65535; distances d are turned into 1 / d first. An image without any depth is 0 throughout.
 
     Raises:
-        ValueError: as `depth`, and for numbers that are not finite.
+        InvalidArgument: as `depth`, and for a model whose numbers are not finite.
     """
     if predicts not in PREDICTIONS:
-        raise ValueError(f"predicts: expected one of {', '.join(PREDICTIONS)}; received {predicts!r}")
+        raise InvalidArgument("predicts", f"one of {', '.join(PREDICTIONS)}", repr(predicts))
     loaded = load_model("depth estimation", model, device)
     grows = _predicts_distance(loaded) if predicts == "auto" else predicts == "distance"
     with names_the_model("depth estimation", model):
@@ -90,7 +91,7 @@ def _predicts_distance(model: LearnedModel) -> bool:
 
 def _scaled(values: Float[np.ndarray, "h w"], grows: bool, model: str) -> UInt16[np.ndarray, "h w"]:
     if not np.isfinite(values).all():
-        raise ValueError(f"model: expected finite depth; received values of '{model}' that are not")
+        raise InvalidArgument("model", "a model that predicts finite depth", f"'{model}'")
     near = 1 / np.maximum(values, _SMALLEST_DISTANCE) if grows else values
     near = near.astype(np.float64)
     low, high = near.min(), near.max()

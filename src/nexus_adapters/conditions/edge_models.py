@@ -13,6 +13,7 @@ from PIL import Image
 
 from nexus_adapters.conditions.learned import load_model, names_the_model
 from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.errors import InvalidArgument, one_line
 
 _KEPT = 2
 _MULTIPLE = 32  # of the sides that an ONNX network is given; most shrink the image five times
@@ -31,12 +32,12 @@ def learned_edges(image: Image.Image, model: str) -> Image.Image:
         RGB, same size as `image`, grey.
 
     Raises:
-        ValueError: for no such model, or what is none of an edge.
+        InvalidArgument: for a model that does not exist or detects no edges.
     """
     rgb = to_rgb(image)
     edges = _by_onnx(rgb, model) if model.endswith(".onnx") else _by_transformers(rgb, model)
     if not np.isfinite(edges).all():
-        raise ValueError(f"model: expected finite values; received some of '{model}' that are not")
+        raise InvalidArgument("model", "a model that gives finite values", f"'{model}'")
     if edges.min() < 0 or edges.max() > 1:
         edges = 1 / (1 + np.exp(-edges.astype(np.float64)))
     return Image.fromarray(np.rint(255 * edges).astype(np.uint8)).convert("RGB")
@@ -46,26 +47,27 @@ def _by_onnx(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]:
     network = _load_onnx(model)
     right, bottom = -image.width % _MULTIPLE, -image.height % _MULTIPLE
     padded = np.pad(np.asarray(image, np.float32) / 255, ((0, bottom), (0, right), (0, 0)), mode="edge")
-    expected = f"model: expected a network that gives {padded.shape[1]}x{padded.shape[0]} values"
+    expected = f"a network that gives {padded.shape[1]}x{padded.shape[0]} values"
     try:
         network.setInput(np.ascontiguousarray(padded.transpose(2, 0, 1)[None]))
         found = np.asarray(network.forward(network.getUnconnectedOutLayersNames())[-1])
     except cv2.error as error:
-        raise ValueError(f"{expected}; received '{model}' ({' '.join(str(error).split())[:300]})") from error
+        reason = one_line(error)
+        raise InvalidArgument("model", expected, f"'{model}' ({reason})") from error
     if found.size != padded.shape[0] * padded.shape[1]:
-        raise ValueError(f"{expected}; received '{model}' that gives {tuple(found.shape)}")
+        raise InvalidArgument("model", expected, f"'{model}', which gives {tuple(found.shape)}")
     return found.reshape(padded.shape[:2])[: image.height, : image.width]
 
 
 @lru_cache(maxsize=_KEPT)
 def _load_onnx(model: str) -> Any:
     if not Path(model).is_file():
-        raise ValueError(f"model: expected an existing .onnx file; received '{model}'")
+        raise InvalidArgument("model", "an existing .onnx file", f"'{model}'")
     try:
         return cv2.dnn.readNetFromONNX(model)
     except cv2.error as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model: expected an ONNX file; received '{model}' ({reason})") from error
+        reason = one_line(error)
+        raise InvalidArgument("model", "an ONNX file", f"'{model}' ({reason})") from error
 
 
 def _by_transformers(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]:
@@ -74,7 +76,7 @@ def _by_transformers(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]
     loaded = load_model("segmentation", model)
     classes = int(loaded.network.config.num_labels)
     if classes != 1:
-        raise ValueError(f"model: expected one class, edges; received '{model}' of {classes}")
+        raise InvalidArgument("model", "a model of one class, edges", f"'{model}' of {classes}")
     with names_the_model("segmentation", model):
         logits = loaded.run([image]).logits.float()
     size = (image.height, image.width)

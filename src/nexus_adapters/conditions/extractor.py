@@ -1,4 +1,4 @@
-"""What an extractor is: a name, and a callable from image to structure map."""
+"""What an extractor is: a name, a callable from image to structure map, and how two such maps compare."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ from numbers import Real
 
 from PIL import Image
 
+from nexus_adapters.conditions.comparison import compare_lines, lines_agreement
+from nexus_adapters.errors import InvalidArgument
+
+Compare = Callable[[Image.Image, Image.Image], dict[str, float]]
+Agreement = Callable[[Image.Image, Image.Image], float]
+
 
 @dataclass(frozen=True)
 class Extractor:
-    """One way to draw a structure map.
+    """One way to extract a structure map.
 
     Attributes:
         name: what users write.
-        draw: takes a PIL image first, then options by keyword; returns PIL RGB of the same size. The same
-            image and options give the same map.
+        draw: extracts the map: takes a PIL image first, then options by keyword; returns PIL RGB of the same
+            size. The same image and options give the same map.
         summary: one line for lists.
         lines: whether the map is white lines on black, so that `looks_inverted` applies to it.
         needs: what it uses beyond a plain install, in words; empty for nothing.
         draw_many: does as `draw` for a list of images; None where nothing is gained by it.
         labels: whether the map's colors are names of things, of which no two have a mean.
         model: the weights that it loads unless the option `model` names others; "" for none.
+        compare: takes (found map, wanted map), PIL RGB of one size, and gives metric -> value. An evaluation
+            extracts the found map from a generated image; the wanted map is the one it was generated from.
+            None for no structure scores, except that maps of lines are then compared as edges.
+        agreement: takes the same and gives one number in [0, 1], higher for better, by which a training run
+            is judged. None for none, except for maps of lines.
     """
 
     name: str
@@ -34,9 +45,17 @@ class Extractor:
     draw_many: Callable[..., list[Image.Image]] | None = None
     labels: bool = False
     model: str = ""
+    compare: Compare | None = None
+    agreement: Agreement | None = None
+
+    def __post_init__(self) -> None:
+        """Compare maps of lines as edges by default."""
+        if self.lines:
+            object.__setattr__(self, "compare", self.compare or compare_lines)
+            object.__setattr__(self, "agreement", self.agreement or lines_agreement)
 
     def options(self) -> tuple[str, ...]:
-        """Give the names of the options that `draw` takes beside the image."""
+        """Give the names of the options that `draw` takes after the image."""
         return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.VAR_KEYWORD)
 
     def defaults(self) -> dict[str, object]:
@@ -48,22 +67,28 @@ class Extractor:
         return list(inspect.signature(self.draw).parameters.values())[1:]
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Refuse options that it does not have, or of another type than their default's, by a ValueError."""
+        """Check names and types of options.
+
+        Raises:
+            InvalidArgument: named `options` for an option that it does not have, or by the option for a value
+                of another type than its default's.
+        """
         known, defaults = self.options(), self.defaults()
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
         for option, value in options.items():
             if option not in known and not takes_any:
                 names = ", ".join(known) or "none"
-                raise ValueError(f"options: expected those of {self.name} ({names}); received {option!r}")
+                raise InvalidArgument("options", f"the options of {self.name} ({names})", repr(option))
             kind = _kind(defaults.get(option))
             if kind and _kind(value) != kind:
-                raise ValueError(f"{option}: expected {kind}; received {value!r}")
+                raise InvalidArgument(option, kind, repr(value))
 
     def draw_all(self, images: Sequence[Image.Image], options: Mapping[str, object]) -> list[Image.Image]:
-        """Draw the maps of several images, together where that is worth it.
+        """Extract the maps of several images, together where that is faster.
 
         Raises:
-            ValueError: for an option that it does not have, or a map that is not PIL RGB of the image's size.
+            InvalidArgument: for an option that it does not have, or a map that is not PIL RGB of the image's
+                size.
         """
         self.check_options(options)
         if self.draw_many is not None and len(images) > 1:
@@ -85,9 +110,11 @@ def _kind(value: object) -> str:
 
 
 def _check_map(name: str, image: Image.Image, condition: object) -> None:
-    expected = f"name: expected an extractor that gives PIL RGB of {image.width}x{image.height}; received"
     if not isinstance(condition, Image.Image):
-        raise ValueError(f"{expected} a {type(condition).__name__} from {name}")
-    if condition.mode != "RGB" or condition.size != image.size:
-        shown = f"{condition.mode} of {condition.width}x{condition.height}"
-        raise ValueError(f"{expected} {shown} from {name}")
+        received = type(condition).__name__
+    elif condition.mode != "RGB" or condition.size != image.size:
+        received = f"{condition.mode} of {condition.width}x{condition.height}"
+    else:
+        return
+    expected = f"an extractor that returns PIL RGB of {image.width}x{image.height}"
+    raise InvalidArgument("name", expected, f"{received} from '{name}'")

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nexus_adapters.conditions.rgb import is_transparent, to_rgb
+from nexus_adapters.errors import InvalidArgument
 
 # Named, because Pillow would otherwise try everything it knows, and it hands EPS to an external program.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -38,8 +39,8 @@ def load_image(
         PIL RGB, detached from the file.
 
     Raises:
-        ValueError: for a missing, empty, non-image or corrupt file, or one over the cap. One line, that names
-            `argument`, what was expected and what came.
+        InvalidArgument: named `argument`, for a missing, empty, non-image or corrupt file, or one over the
+            cap.
     """
     file = Path(path)
     upright = _decode_upright(file, max_megapixels, argument, None)
@@ -54,10 +55,10 @@ def decode_image(
 ) -> Image.Image:
     """Do as `load_image` does, for a file's content as well, and say nothing of transparent parts.
 
-    `name` is what errors call the content; left out, its path, or its length.
+    `name` is what errors call the content; by default its path, or its length.
 
     Raises:
-        ValueError: as `load_image`.
+        InvalidArgument: as `load_image`.
     """
     upright = _decode_upright(content, max_megapixels, argument, name)
     return _to_rgb(upright, _shown(content, name), argument)
@@ -70,15 +71,15 @@ def open_image(
     """Open an image of which only the header is read until its pixels are asked for; closed again at the end.
 
     Raises:
-        ValueError: as `load_image`, but for what only decoding finds.
+        InvalidArgument: as `load_image`, except for damage that only decoding finds.
     """
     if not (math.isfinite(max_megapixels) and max_megapixels > 0):
-        raise ValueError(f"max_megapixels: expected a finite number above 0; received {max_megapixels}")
+        raise InvalidArgument("max_megapixels", "a finite number above 0", max_megapixels)
     shown = _shown(content, name)
     if isinstance(content, Path):
         _check_file(content, shown, argument)
     if content == b"":
-        raise ValueError(f"{argument}: expected an image file; received {shown}, which is empty")
+        raise InvalidArgument(argument, "an image file", f"{shown}, which is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap takes its place
         with _open(content, shown, argument) as image:
@@ -106,23 +107,24 @@ def _decode_upright(content: Content, max_megapixels: float, argument: str, name
 def _to_rgb(upright: Image.Image, shown: str, argument: str) -> Image.Image:
     try:
         return to_rgb(upright)
-    except ValueError as error:
-        raise ValueError(f"{argument}: expected colors or grey; received {shown} ({error})") from error
+    except InvalidArgument as error:
+        raise InvalidArgument(argument, error.expected, f"{error.received} in {shown}") from error
 
 
 def _check_file(file: Path, shown: str, argument: str) -> None:
-    expected = f"{argument}: expected an image file; received {shown}"
+    expected = "an image file"
     try:
         if not file.exists():
-            raise ValueError(f"{expected}, which does not exist")
+            raise InvalidArgument(argument, expected, f"{shown}, which does not exist")
         if not file.is_file():
-            raise ValueError(f"{expected}, which is not a regular file")
+            raise InvalidArgument(argument, expected, f"{shown}, which is not a regular file")
         if file.stat().st_size == 0:
-            raise ValueError(f"{expected}, which is empty")
+            raise InvalidArgument(argument, expected, f"{shown}, which is empty")
         with file.open("rb"):
             pass
     except OSError as error:
-        raise ValueError(f"{expected}, which cannot be read ({error.strerror})") from error
+        received = f"{shown}, which cannot be read ({error.strerror})"
+        raise InvalidArgument(argument, expected, received) from error
 
 
 def _open(content: Content, shown: str, argument: str) -> Image.Image:
@@ -131,9 +133,9 @@ def _open(content: Content, shown: str, argument: str) -> Image.Image:
         return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError as error:
         expected = f"an image ({', '.join(FORMATS)})"
-        raise ValueError(f"{argument}: expected {expected}; received {shown}, which is none") from error
+        raise InvalidArgument(argument, expected, f"{shown}, which is of no such format") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{argument}: expected a smaller image; received {shown} ({error})") from error
+        raise InvalidArgument(argument, "a smaller image", f"{shown} ({error})") from error
     # Decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         raise _corrupt(shown, argument, error) from error
@@ -143,11 +145,9 @@ def _check_size(size: tuple[int, int], max_megapixels: float, shown: str, argume
     width, height = size
     megapixels = width * height / _MEGAPIXEL
     if megapixels > max_megapixels:
-        raise ValueError(
-            f"{argument}: expected an image of at most {max_megapixels:g} megapixels; received {shown} of "
-            f"{width}x{height}, {megapixels:.1f}"
-        )
+        expected = f"an image of at most {max_megapixels:g} megapixels"
+        raise InvalidArgument(argument, expected, f"{shown} of {width}x{height}, {megapixels:.1f}")
 
 
-def _corrupt(shown: str, argument: str, error: Exception) -> ValueError:
-    return ValueError(f"{argument}: expected a readable image; received {shown}, which is corrupt ({error})")
+def _corrupt(shown: str, argument: str, error: Exception) -> InvalidArgument:
+    return InvalidArgument(argument, "a readable image", f"{shown}, which is corrupt ({error})")

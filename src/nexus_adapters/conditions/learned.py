@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from nexus_adapters.errors import InvalidArgument, one_line
+
 Task = Literal["depth estimation", "segmentation"]
 _UNUSED = ("auxiliary_head",)  # parts that only training uses
 _KEPT = 4  # models in memory; a set of maps needs at most one of each task
@@ -61,7 +63,7 @@ def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
         device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is some.
 
     Raises:
-        ValueError: for no such model, one of another task, or a device that is not there.
+        InvalidArgument: for a model that does not exist or is of another task, or a device that is not there.
     """
     import torch
 
@@ -70,9 +72,7 @@ def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device: expected auto, cpu or a device that is there; received {device!r}"
-        ) from error
+        raise InvalidArgument("device", "auto, cpu or a device of this machine", repr(device)) from error
     return _load(task, source, device)
 
 
@@ -89,10 +89,9 @@ def _load(task: Task, source: str, device: str) -> LearnedModel:
         network, info = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         _check_whole(info)
     except Exception as error:  # the library raises almost anything, in messages of many lines
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"model: expected a folder or the Hub id of a model for {task}; received '{source}' ({reason})"
-        ) from error
+        reason = one_line(error)
+        expected = f"a folder or the Hub id of a model for {task}"
+        raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error
     return LearnedModel(source, processor, network.eval().to(device))
 
 
@@ -141,7 +140,6 @@ def names_the_model(task: Task, source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"model: expected a model for {task} that takes this image; received '{source}' ({reason})"
-        ) from error
+        reason = one_line(error)
+        expected = f"a model for {task} that takes this image"
+        raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error

@@ -11,6 +11,7 @@ from PIL import Image
 from nexus_adapters.conditions.learned import in_batches_of_a_size, load_model, names_the_model
 from nexus_adapters.conditions.palettes import PALETTES
 from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.errors import InvalidArgument
 
 DEFAULT_SEGMENTATION_MODEL = "openmmlab/upernet-convnext-tiny"  # MIT, 60M parameters, 241 MB, ADE20K
 _PALETTE_OF_CLASSES = {150: "ade20k", 133: "coco"}
@@ -39,7 +40,8 @@ def segmentation(
         RGB, same size as `image`; pixels without a class are black.
 
     Raises:
-        ValueError: for a wrong option, no such model, a palette that does not fit it, or what it cannot take.
+        InvalidArgument: for a wrong option, no such model, a palette that does not fit it, or an image that
+            it cannot take.
     """
     return segmentations([image], model, palette, device)[0]
 
@@ -52,7 +54,7 @@ def segmentations(
 ) -> list[Image.Image]:
     """Do as `segmentation` for several images, those of equal size together."""
     if palette not in ("auto", *PALETTES):
-        raise ValueError(f"palette: expected auto or one of {', '.join(PALETTES)}; received {palette!r}")
+        raise InvalidArgument("palette", f"auto or one of {', '.join(PALETTES)}", repr(palette))
     loaded = load_model("segmentation", model, device)
     classes = int(loaded.network.config.num_labels)
     colors = _colors(palette, classes, model)
@@ -73,17 +75,13 @@ def segmentations(
 def _colors(palette: str, classes: int, model: str) -> UInt8[np.ndarray, "classes 3"]:
     if palette == "auto":
         if classes not in _PALETTE_OF_CLASSES:
-            raise ValueError(
-                f"palette: expected one of {', '.join(PALETTES)} for a model of {classes} classes; received "
-                f"auto for '{model}'"
-            )
+            expected = f"one of {', '.join(PALETTES)} for a model of {classes} classes"
+            raise InvalidArgument("palette", expected, f"auto for '{model}'")
         palette = _PALETTE_OF_CLASSES[classes]
     colors = PALETTES[palette]
     if classes > len(colors):
-        raise ValueError(
-            f"palette: expected at least {classes} colors, as '{model}' has classes; received {palette} of "
-            f"{len(colors)}"
-        )
+        expected = f"at least {classes} colors, one for each class of '{model}'"
+        raise InvalidArgument("palette", expected, f"{palette} of {len(colors)}")
     return colors
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from nexus_adapters.conditions.edge_models import learned_edges
 from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.errors import InvalidArgument
 
 Plane = Float[np.ndarray, "h w"]
 
@@ -24,7 +25,7 @@ _TENSOR_SIGMA = 3.0  # pixels over which the direction of lines is averaged
 def sketch(
     image: Image.Image, sigma: float = 1.2, threshold: float = 0.08, coherence: float = 3.0, model: str = ""
 ) -> Image.Image:
-    """Draw the lines of `image`, white on black, with soft ends.
+    """Extract the lines of `image`, white on black, with soft ends.
 
     An extended difference of Gaussians (Winnemoeller, Kyprianidis and Olsen 2012) along the flow of the
     image: DoG with tau = 1, so that flat areas give no ink whatever their tone; averaged along the lines'
@@ -43,21 +44,22 @@ def sketch(
         RGB, same size as `image`, grey.
 
     Raises:
-        ValueError: for options out of range, an image longer than OpenCV takes (32,766 pixels), or what is
-            wrong with the model.
+        InvalidArgument: for options out of range, an image longer than OpenCV takes (32,766 pixels), or a
+            model that cannot be used.
     """
     _check("sigma", sigma, 0.1, 20)
     _check("threshold", threshold, 0, 0.99)
     _check("coherence", coherence, 0, 50)
     if model:
         if (sigma, threshold, coherence) != (1.2, 0.08, 3.0):
-            raise ValueError("model: expected no sigma, threshold or coherence beside it; received some")
+            received = f"{model!r} with sigma={sigma}, threshold={threshold} and coherence={coherence}"
+            raise InvalidArgument(
+                "model", "a model with sigma, threshold and coherence at their defaults", received
+            )
         return learned_edges(image, model)
     if max(image.size) > _LONGEST_PX:
-        raise ValueError(
-            f"image: expected sides of at most {_LONGEST_PX} pixels, for a sketch; received "
-            f"{image.width}x{image.height}"
-        )
+        expected = f"sides of at most {_LONGEST_PX} pixels, for a sketch"
+        raise InvalidArgument("image", expected, f"{image.width}x{image.height}")
     pixels = np.asarray(to_rgb(image), np.float32) / 255
     response = cv2.GaussianBlur(pixels, (0, 0), sigma) - cv2.GaussianBlur(pixels, (0, 0), _RATIO * sigma)
     response = np.minimum.reduce(cv2.split(response))  # of the channel with the most ink
@@ -103,4 +105,4 @@ def _at(values: Plane, x: Plane, y: Plane, interpolation: int) -> Plane:
 
 def _check(argument: str, value: object, low: float, high: float) -> None:
     if not (isinstance(value, Real) and low <= float(value) <= high):
-        raise ValueError(f"{argument}: expected a number from {low} to {high}; received {value!r}")
+        raise InvalidArgument(argument, f"a number from {low} to {high}", repr(value))

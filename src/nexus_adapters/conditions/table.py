@@ -1,4 +1,4 @@
-"""The extractors by name: the package's own, and what other packages add."""
+"""The extractors by name: the package's own, those that users register, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -10,26 +10,70 @@ from PIL import Image
 from nexus_adapters.conditions.built_in import BUILT_IN
 from nexus_adapters.conditions.extractor import Extractor
 from nexus_adapters.conditions.plugins import load_plugin, plugin_names
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.registry import IMPORT_HINT
+
+_registered: dict[str, Extractor] = {}
 
 
 class _Extractors(Mapping[str, Extractor]):
     """Name -> extractor. Those of other packages are found when they are asked for, and loaded only then."""
 
     def __getitem__(self, name: str) -> Extractor:
-        return BUILT_IN[name] if name in BUILT_IN else load_plugin(name)
+        here = BUILT_IN | _registered
+        return here[name] if name in here else load_plugin(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in BUILT_IN or name in plugin_names()
+        return name in BUILT_IN or name in _registered or name in plugin_names()
 
     def __iter__(self) -> Iterator[str]:
-        yield from BUILT_IN
-        yield from (name for name in plugin_names() if name not in BUILT_IN)
+        here = BUILT_IN | _registered
+        yield from here
+        yield from (name for name in plugin_names() if name not in here)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
 EXTRACTORS: Mapping[str, Extractor] = _Extractors()
+
+
+def register_condition(extractor: Extractor) -> Extractor:
+    """Add an extractor under its name, which `extract`, recipes and commands then know.
+
+    It takes precedence over those of installed packages. It replaces one of the same name whose `draw` is
+    defined in the same place, so that a notebook's cell can run again.
+
+    Returns:
+        `extractor`.
+
+    Raises:
+        InvalidArgument: for an object that is no `Extractor`, or a name that another one has.
+    """
+    if not isinstance(extractor, Extractor):
+        raise InvalidArgument("extractor", "an Extractor", type(extractor).__name__)
+    name = extractor.name
+    taken = (_registered | BUILT_IN).get(name)
+    if (
+        taken is not None
+        and taken != extractor
+        and (name in BUILT_IN or not _defined_alike(taken, extractor))
+    ):
+        raise InvalidArgument(
+            "extractor", "a name that is not taken", repr(name), "Register it under another name"
+        )
+    if taken is None or name in _registered:
+        _registered[name] = extractor
+    return extractor
+
+
+def _defined_alike(first: Extractor, second: Extractor) -> bool:
+    """Whether both draw by functions from one place in one module; lambdas have no place of their own."""
+    places = [
+        (getattr(each.draw, "__module__", ""), getattr(each.draw, "__qualname__", "<lambda>"))
+        for each in (first, second)
+    ]
+    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
 
 
 @overload
@@ -39,7 +83,7 @@ def extract(name: str, image: Sequence[Image.Image], **options: object) -> list[
 def extract(
     name: str, image: Image.Image | Sequence[Image.Image], **options: object
 ) -> Image.Image | list[Image.Image]:
-    """Draw the structure map of `image`.
+    """Extract the structure map of `image`.
 
     Args:
         name: of an extractor in `EXTRACTORS`, such as "canny".
@@ -51,8 +95,8 @@ def extract(
         PIL RGB, same size as `image`; a list for a list.
 
     Raises:
-        ValueError: for an unknown name or option, an object that is not a PIL image, and whatever else the
-            extractor refuses.
+        InvalidArgument: for an unknown name or option, an object that is not a PIL image, and whatever else
+            the extractor refuses.
     """
     extractor = find_extractor(name)
     if isinstance(image, Sequence):
@@ -62,7 +106,7 @@ def extract(
 
 
 def find_extractor(name: str) -> Extractor:
-    """Look up an extractor; a ValueError lists the known names."""
-    if str(name) not in EXTRACTORS:  # what has no hash, too, is told what was expected
-        raise ValueError(f"name: expected one of {', '.join(sorted(EXTRACTORS))}; received {name!r}")
+    """Look up an extractor; an InvalidArgument lists the known names."""
+    if str(name) not in EXTRACTORS:  # str: an object without a hash gets the same error
+        raise InvalidArgument("name", f"one of {', '.join(sorted(EXTRACTORS))}", repr(name), IMPORT_HINT)
     return EXTRACTORS[name]

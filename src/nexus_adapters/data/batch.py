@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +22,7 @@ class Batch:
         condition: structure maps in [0, 1].
         has_condition: False where the features are dropped.
         prompt_embeds: of a caption each, or of the empty prompt where it is dropped.
-        added: what the UNet is told beside the text, SDXL's `text_embeds` and `time_ids`; empty for SD 1.x.
+        added: what else the base's denoiser reads: SDXL's `text_embeds` and `time_ids`; empty for SD 1.x.
     """
 
     indices: Int[Tensor, " b"]
@@ -39,8 +38,3 @@ class Batch:
         """The same on another device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "added"}
         return Batch(**moved, added={name: tensor.to(device) for name, tensor in self.added.items()})
-
-    @property
-    def unet_arguments(self) -> dict[str, Any]:
-        """What `added` is to the UNet."""
-        return {"added_cond_kwargs": self.added} if self.added else {}

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nexus_adapters.data.abandoned import remove_abandoned
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import ABANDONED_S, remove_unfinished, save_tensors
 
 _SHARD = "shard-*.safetensors"
-_UNFINISHED = ".unfinished"
 _SEPARATOR = "/"
 
 
@@ -30,7 +29,7 @@ class TensorCache:
     the processes of a DataLoader. Several processes may write to one folder.
 
     Raises:
-        ValueError: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
+        InvalidArgument: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,15 +37,15 @@ class TensorCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"cache.folder: expected a folder that can be made; received '{folder}' ({error.strerror})"
+            raise InvalidArgument(
+                "cache.folder", "a folder that can be created", f"'{folder}' ({error.strerror})"
             ) from error
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"cache.folder: expected a folder that can be written to; received '{folder}'")
+            raise InvalidArgument("cache.folder", "a folder that can be written to", f"'{folder}'")
         self._shard_of: dict[str, Path] = {}
         self._tensors_of: dict[str, tuple[str, ...]] = {}
         self._opened: dict[Path, Any] = {}
-        remove_abandoned(folder, f"*{_UNFINISHED}")
+        remove_unfinished(folder, ABANDONED_S)
         self.refresh()
 
     def refresh(self) -> None:
@@ -66,23 +65,14 @@ class TensorCache:
     def write(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Add entries, as one shard that appears whole or not at all."""
         flat = {
-            f"{name}{_SEPARATOR}{part}": tensor.detach().cpu().contiguous()
+            f"{name}{_SEPARATOR}{part}": tensor
             for name, tensors in entries.items()
             for part, tensor in tensors.items()
         }
         if not flat:
             return
         shard = self.folder / _SHARD.replace("*", secrets.token_hex(8))
-        partial = shard.with_suffix(_UNFINISHED)
-        try:
-            save_file(flat, partial)
-            os.replace(partial, shard)
-        except SafetensorError as error:
-            raise OSError(
-                f"cache.folder: expected room in '{self.folder}'; received an error ({error})"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        save_tensors(shard, flat)
         self._index(shard)
 
     def read(self, name: str) -> dict[str, Tensor]:
@@ -98,9 +88,11 @@ class TensorCache:
             with safe_open(shard, framework="pt") as stored:
                 keys = sorted(stored.keys())
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"cache.folder: expected readable shards; received '{shard}' ({error}). Delete it, and what "
-                "it held is computed again"
+            raise InvalidArgument(
+                "cache.folder",
+                "readable shards",
+                f"'{shard}' ({error})",
+                "Delete this file; its entries are computed again",
             ) from error
         parts: dict[str, list[str]] = {}
         for key in keys:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nexus_adapters.data.samples import BadSample, Sample
 from nexus_adapters.data.stored import hash_sample, read_image, read_size
+from nexus_adapters.errors import InvalidArgument, one_line
 
 
 class CocoSource:
@@ -22,13 +23,13 @@ class CocoSource:
         images: the folder of the images.
 
     Raises:
-        ValueError: for no such file or folder, what is no such JSON, and no images in it.
+        InvalidArgument: for no such file or folder, what is no such JSON, and no images in it.
     """
 
     def __init__(self, annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> None:
         self.annotations, self.images = Path(annotations), Path(images)
         if not self.images.is_dir():
-            raise ValueError(f"images: expected an existing folder; received '{images}'")
+            raise InvalidArgument("images", "an existing folder", f"'{images}'")
         listed, captions = _read(self.annotations)
         self._names = [name for _, name in listed]
         self._captions = [tuple(captions.get(number, ())) for number, _ in listed]
@@ -65,17 +66,15 @@ class CocoSource:
 
     def _of(self, index: int) -> tuple[str, ...]:
         if not self._captions[index]:
-            raise BadSample(
-                f"captions: expected some in '{self.annotations}'; received '{self.key(index)}' without"
-            )
+            raise BadSample(f"captions: '{self.annotations}' has none for '{self.key(index)}'")
         return self._captions[index]
 
 
 def _read(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
     """(id, name) of the images by id, and the captions of each."""
-    expected = "annotations: expected COCO's JSON of captions"
+    expected = "COCO captions in JSON"
     if not file.is_file():
-        raise ValueError(f"{expected}; received '{file}', which is no file")
+        raise InvalidArgument("annotations", expected, f"'{file}', which is not a file")
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
         listed = sorted((int(image["id"]), _text(image["file_name"])) for image in content["images"])
@@ -83,14 +82,17 @@ def _read(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
         for row in sorted(content["annotations"], key=lambda row: int(row["id"])):
             captions.setdefault(int(row["image_id"]), []).append(_text(row["caption"]).strip())
     except KeyError as error:
-        raise ValueError(f"{expected}; received '{file}' without {error}") from error
+        raise InvalidArgument("annotations", expected, f"'{file}', which lacks {error}") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{expected}; received '{file}' ({' '.join(str(error).split())[:200]})") from error
+        reason = one_line(error)
+        raise InvalidArgument("annotations", expected, f"'{file}' ({reason})") from error
     if not listed:
-        raise ValueError(f"{expected}; received '{file}' without images")
+        raise InvalidArgument("annotations", expected, f"'{file}', which lists no images")
     for _, name in listed:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{expected}; received '{file}' with the name '{name}', which leaves the folder")
+            raise InvalidArgument(
+                "annotations", expected, f"'{file}', which names '{name}', outside the folder"
+            )
     return listed, captions
 
 

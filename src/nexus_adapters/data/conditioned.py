@@ -60,7 +60,7 @@ def fit_sample(
     Raises:
         BadSample: where it cannot be read, or where the aspects of image and map differ by more than 1 % and
             by more than rounding to whole pixels makes.
-        ValueError: for an unknown extractor or option, where one is needed.
+        InvalidArgument: for an unknown extractor or option, where one is needed.
     """
     sample = source.load(index)
     size = sample.image.size
@@ -83,6 +83,6 @@ def _check_aspects(image: tuple[int, int], condition: tuple[int, int], key: str)
     if all(abs(side * scale - other) < 1 for side, other in zip(image, condition, strict=True)):
         return  # a small map: rounding to whole pixels makes more than that
     raise BadSample(
-        f"condition: expected the aspect of the image, {image[0]}x{image[1]}; received "
+        f"condition: expected the aspect of the image, {image[0]}x{image[1]}, got "
         f"{condition[0]}x{condition[1]} in '{key}'"
     )

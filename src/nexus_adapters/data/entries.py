@@ -12,10 +12,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from nexus_adapters.bases.base import Base
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.conditioned import FittedSample
 from nexus_adapters.data.draws import SampleDraws
-from nexus_adapters.data.encoders import Encoders
+from nexus_adapters.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Entry:
         mean: of its latents, scaled to unit variance.
         std: of its latents.
         condition: its structure map.
-        prompts: `prompt_embeds` (k, n, d) of its k captions, and of SDXL `text_embeds` (k, p); from a cache
-            in float16, since only one of k is read.
+        prompts: what `Base.encode_prompts` gives of its k captions, k rows each: `prompt_embeds` (k, n, d),
+            and for SDXL `text_embeds` (k, p); from a cache in float16, since only one of k is read.
         time_ids: what SDXL is told of size and crop: original height and width, top and left of the crop,
             height and width.
     """
@@ -46,9 +47,11 @@ class Entry:
         halved |= {name: tensor.half() for name, tensor in self.prompts.items()}
         for name, tensor in halved.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(
-                    f"cache.enabled: expected encodings that float16 holds; received others in {name}. "
-                    "Set it to false"
+                raise InvalidArgument(
+                    "cache.enabled",
+                    "encodings that float16 can hold",
+                    f"larger values, or values that are not finite, in {name}",
+                    "Set it to false",
                 )
         png = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
         return {**halved, "condition": png, "time_ids": self.time_ids}
@@ -58,18 +61,18 @@ class Entry:
         """The inverse of `as_tensors`, but for what float16 has rounded."""
         with Image.open(io.BytesIO(tensors["condition"].numpy().tobytes()), formats=("PNG",)) as png:
             condition = torch.from_numpy(np.array(png)).permute(2, 0, 1).contiguous()
-        prompts = {name: tensors[name] for name in _PROMPT_TENSORS if name in tensors}
+        prompts = {name: tensor for name, tensor in tensors.items() if name not in _OTHER_TENSORS}
         return cls(tensors["mean"].float(), tensors["std"].float(), condition, prompts, tensors["time_ids"])
 
 
-_PROMPT_TENSORS = ("prompt_embeds", "text_embeds")
+_OTHER_TENSORS = ("mean", "std", "condition", "time_ids")  # all others are of the prompts
 
 
-def encode(samples: Sequence[FittedSample], encoders: Encoders) -> list[Entry]:
+def encode(samples: Sequence[FittedSample], base: Base) -> list[Entry]:
     """The entries of samples, whose images may differ in size; those of one size are encoded at once."""
-    latents = _encode_images([sample.image for sample in samples], encoders)
+    latents = _encode_images([sample.image for sample in samples], base)
     captions = [caption for sample in samples for caption in sample.captions]
-    prompts = encoders.encode_prompts(captions)
+    prompts = base.encode_prompts(captions)
     entries, first = [], 0
     for sample, (mean, std) in zip(samples, latents, strict=True):
         rows = slice(first, first + len(sample.captions))
@@ -80,12 +83,12 @@ def encode(samples: Sequence[FittedSample], encoders: Encoders) -> list[Entry]:
     return entries
 
 
-def _encode_images(images: Sequence[Image.Image], encoders: Encoders) -> list[tuple[Tensor, Tensor]]:
+def _encode_images(images: Sequence[Image.Image], base: Base) -> list[tuple[Tensor, Tensor]]:
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for size in dict.fromkeys(image.size for image in images):
         places = [place for place, image in enumerate(images) if image.size == size]
         pixels = torch.from_numpy(np.stack([np.asarray(images[place]) for place in places]))
-        encoded = encoders.encode_images(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        encoded = base.encode_images(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
         found |= dict(zip(places, zip(*encoded, strict=True), strict=True))
     return [found[place] for place in range(len(images))]
 
@@ -98,7 +101,7 @@ def as_batch(
     prompt_dropout: float,
     condition_dropout: float,
 ) -> Batch:
-    """The batch that these draws make of the entries. `empty`: as `Encoders.encode_empty_prompt` gives it."""
+    """The batch that these draws make of the entries. `empty`: as `Base.encode_empty_prompt` gives it."""
     rows = [_prompt(entry, drawn, empty, prompt_dropout) for entry, drawn in zip(entries, draws, strict=True)]
     text = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     prompt_embeds = text.pop("prompt_embeds")

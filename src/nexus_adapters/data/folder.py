@@ -9,6 +9,7 @@ from pathlib import Path
 from nexus_adapters.data.folder_listing import METADATA, Listed, list_images, read_metadata
 from nexus_adapters.data.samples import BadSample, Sample
 from nexus_adapters.data.stored import hash_sample, read_image, read_size, read_text
+from nexus_adapters.errors import InvalidArgument
 
 _IMAGE, _CAPTION = "file_name", "text"  # the columns as the convention names them
 
@@ -30,7 +31,7 @@ class FolderSource:
         caption_column: of the captions.
 
     Raises:
-        ValueError: for no folder, no samples, and whatever is wrong with a line of metadata.jsonl.
+        InvalidArgument: for no folder, no samples, and whatever is wrong with a line of metadata.jsonl.
     """
 
     def __init__(
@@ -42,26 +43,27 @@ class FolderSource:
     ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ValueError(f"folder: expected an existing folder; received '{folder}'")
+            raise InvalidArgument("folder", "an existing folder", f"'{folder}'")
         self._listed = self._list(image_column, condition_column, caption_column)
 
     def _list(self, image_column: str, condition_column: str | None, caption_column: str) -> list[Listed]:
         if (self.folder / METADATA).exists():
             listed = read_metadata(self.folder, image_column, condition_column, caption_column)
             if not listed:
-                raise ValueError(
-                    f"folder: expected samples in {METADATA}; received '{self.folder}' with none"
+                raise InvalidArgument(
+                    "folder", f"samples in {METADATA}", f"'{self.folder}', where it lists none"
                 )
             return listed
         if (image_column, condition_column, caption_column) != (_IMAGE, None, _CAPTION):
-            raise ValueError(
-                f"folder: expected a {METADATA}, which has the columns; received '{self.folder}' without"
+            raise InvalidArgument(
+                "folder", f"a {METADATA} with the named columns", f"'{self.folder}', which has no {METADATA}"
             )
         listed = list_images(self.folder)
         if not any((self.folder / item.image).with_suffix(".txt").exists() for item in listed):
-            raise ValueError(
-                f"folder: expected a {METADATA}, or images with a caption in NAME.txt beside them; received "
-                f"'{self.folder}' with neither"
+            raise InvalidArgument(
+                "folder",
+                f"a {METADATA}, or images with captions in NAME.txt next to them",
+                f"'{self.folder}', which has neither",
             )
         return listed
 
@@ -112,7 +114,7 @@ class FolderSource:
             return captions
         file = self._image(index).with_suffix(".txt")
         if not file.exists():
-            raise BadSample(f"captions: expected '{file}'; received '{self.key(index)}' without")
+            raise BadSample(f"captions: '{self.key(index)}' has no '{file}'")
         return (read_text(file, "captions", str(file)),)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from nexus_adapters.conditions.images import FORMATS
 from nexus_adapters.data.columns import as_captions, no_column
+from nexus_adapters.errors import InvalidArgument
 
 METADATA = "metadata.jsonl"
 
@@ -31,8 +32,8 @@ def read_metadata(
     """The samples of a folder's metadata.jsonl, in its order; whether the files are there is not looked at.
 
     Raises:
-        ValueError: for a line that is no JSON object, misses a column, or has captions of a wrong type or
-            paths that leave the folder; it names the line, from 1 on.
+        InvalidArgument: for a line that is no JSON object, misses a column, or has captions of a wrong type
+            or paths that leave the folder; it names the line, from 1 on.
     """
     listed = []
     columns = {"image_column": image_column, "condition_column": condition_column}
@@ -43,9 +44,7 @@ def read_metadata(
         captions = as_captions(_value(row, "caption_column", caption_column, where))
         if captions is None:
             shown = f"{json.dumps(row[caption_column])[:60]} as '{caption_column}' in {where}"
-            raise ValueError(
-                f"caption_column: expected a string or a list of at least one string; received {shown}"
-            )
+            raise InvalidArgument("caption_column", "a string or a list of at least one string", shown)
         listed.append(Listed(paths[0] or "", paths[1], captions))
     return listed
 
@@ -70,22 +69,18 @@ def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, object]]]:
                     where = f"line {number} of '{metadata}'"
                     yield where, _row(line, where)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"folder: expected a {METADATA} in UTF-8; received '{metadata}' ({error})"
-        ) from error
+        raise InvalidArgument("folder", f"a {METADATA} in UTF-8", f"'{metadata}' ({error})") from error
 
 
 def _row(line: str, where: str) -> dict[str, object]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"folder: expected a JSON object a line; received {where}, which is no JSON ({error})"
+        raise InvalidArgument(
+            "folder", "a JSON object per line", f"{where}, which is not JSON ({error})"
         ) from error
     if not isinstance(row, dict):
-        raise ValueError(
-            f"folder: expected a JSON object a line; received {where}, which is a {type(row).__name__}"
-        )
+        raise InvalidArgument("folder", "a JSON object per line", f"{where}, which is a {type(row).__name__}")
     return row
 
 
@@ -98,9 +93,10 @@ def _value(row: dict[str, object], argument: str, column: str, where: str) -> ob
 def _path(row: dict[str, object], argument: str, column: str, where: str) -> str:
     path = _value(row, argument, column, where)
     if not isinstance(path, str) or not path or _leaves_folder(path):
-        raise ValueError(
-            f"{argument}: expected a path below the folder, relative to it; received "
-            f"{json.dumps(path)[:200]} as '{column}' in {where}"
+        raise InvalidArgument(
+            argument,
+            "a path below the folder, relative to it",
+            f"{json.dumps(path)[:200]} as '{column}' in {where}",
         )
     return path
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from nexus_adapters.errors import InvalidArgument
+
 Size = tuple[int, int]  # (width, height), as Pillow has it
 
 
@@ -35,7 +37,7 @@ class Geometry:
         buckets: (width, height) of each; empty for one fixed size.
 
     Raises:
-        ValueError: for sizes below one pixel.
+        InvalidArgument: for sizes below one pixel.
     """
 
     width: int
@@ -45,7 +47,7 @@ class Geometry:
     def __post_init__(self) -> None:
         for argument in ("width", "height"):
             if getattr(self, argument) < 1:
-                raise ValueError(f"{argument}: expected at least 1 pixel; received {getattr(self, argument)}")
+                raise InvalidArgument(argument, "at least 1 pixel", getattr(self, argument))
 
     @classmethod
     def bucketed(cls, resolution: int, step: int = 64, max_aspect: float = 2.0) -> Geometry:
@@ -59,14 +61,14 @@ class Geometry:
             max_aspect: of the longer to the shorter side.
 
         Raises:
-            ValueError: for a step below 1, a resolution below a step, or a max_aspect below 1.
+            InvalidArgument: for a step below 1, a resolution below a step, or a max_aspect below 1.
         """
         if step < 1:
-            raise ValueError(f"step: expected at least 1 pixel; received {step}")
+            raise InvalidArgument("step", "at least 1 pixel", step)
         if resolution < step:
-            raise ValueError(f"resolution: expected at least one step, {step}; received {resolution}")
+            raise InvalidArgument("resolution", f"at least one step, {step}", resolution)
         if not 1 <= max_aspect < math.inf:
-            raise ValueError(f"max_aspect: expected a finite number of at least 1; received {max_aspect}")
+            raise InvalidArgument("max_aspect", "a finite number of at least 1", max_aspect)
         largest = (resolution // step) * step
         sizes = {(largest, largest)}
         for width in range(step, int(resolution * max_aspect) + 1, step):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nexus_adapters.data.samples import Source
+from nexus_adapters.files import append_json_lines, read_json_lines
 
 _KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
 
@@ -52,20 +51,12 @@ class KnownHashes:
         """Append what is new to the file. OSError where the disk is full."""
         if not self._new:
             return
-        lines = "".join(json.dumps(pair) + "\n" for pair in self._new.items())
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        # One call, so that lines of several processes do not mix. A line that a kill cut short ends here.
-        with self.file.open("ab", buffering=0) as stream:
-            stream.write(b"\n" + lines.encode())
-            os.fsync(stream.fileno())
+        append_json_lines(self.file, self._new.items())
         self._new = {}
 
 
 def _pairs(file: Path) -> Iterator[tuple[str, str]]:
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
-        try:
-            name, content_hash = json.loads(line)
-        except ValueError:
-            continue
+    for pair in read_json_lines(file, list):
+        name, content_hash = pair if len(pair) == 2 else (None, None)
         if isinstance(name, str) and isinstance(content_hash, str) and len(content_hash) == 64:
             yield name, content_hash

@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int
 
+from nexus_adapters.errors import InvalidArgument
+
 _BATCHES = 0  # the first word of the key that batches are shuffled by; buckets' own are 1, 2, ...
 
 
@@ -28,7 +30,7 @@ class SampleOrder:
             shard: groups are shuffled, and the samples within each. None to shuffle all of a bucket.
 
     Raises:
-        ValueError: where a batch is larger than the data set.
+        InvalidArgument: where a batch is larger than the data set.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class SampleOrder:
         groups: Mapping[int, Hashable] | None = None,
     ) -> None:
         if global_batch_size > len(buckets):
-            raise ValueError(
-                f"training.batch_size: expected at most {len(buckets)} samples an optimizer step, as the "
-                f"data has; received {global_batch_size}"
+            raise InvalidArgument(
+                "training.batch_size",
+                f"at most {len(buckets)} samples per optimizer step, the size of the data set",
+                global_batch_size,
             )
         members: dict[Hashable, list[int]] = defaultdict(list)
         for index, bucket in buckets.items():

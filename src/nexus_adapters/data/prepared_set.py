@@ -9,6 +9,7 @@ from typing import Any
 
 from nexus_adapters.data.prepare.folder import INDEX
 from nexus_adapters.data.tars import TarSource
+from nexus_adapters.errors import InvalidArgument
 
 
 def open_prepared(
@@ -22,21 +23,21 @@ def open_prepared(
         index_folder: where `TarSource` keeps its indices.
 
     Raises:
-        ValueError: for a folder without an index (one that is not finished, or something else), a map that
-            the set does not have, and shards that are missing or of another size than the index says.
+        InvalidArgument: for a folder without an index (an unfinished set, or something else), a map that the
+            set does not have, and shards that are missing or whose size differs from the index.
     """
     path = Path(folder)
     index = _read_index(path)
     conditions, shards = index["conditions"], index["shards"]
     if condition not in conditions:
-        raise ValueError(
-            f"condition: expected one of {', '.join(conditions)}, as '{folder}' has; received '{condition}'"
+        raise InvalidArgument(
+            "condition", f"one of {', '.join(conditions)}, as '{folder}' has", f"'{condition}'"
         )
     sizes = {path / shard["file"]: shard["bytes"] for shard in shards}
     for shard, size in sizes.items():
         if not shard.is_file() or shard.stat().st_size != size:
-            found = f"{shard.stat().st_size}" if shard.is_file() else "none"
-            raise ValueError(f"path: expected '{shard}' of {size} bytes; received {found}")
+            found = f"{shard.stat().st_size} bytes" if shard.is_file() else "no such file"
+            raise InvalidArgument("folder", f"'{shard}' of {size} bytes", found)
     return TarSource(
         [str(shard) for shard in sizes],
         image_column=index["image_format"],
@@ -46,21 +47,33 @@ def open_prepared(
     )
 
 
+def is_prepared(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder has the index file that `open_prepared` reads. Its content is not checked."""
+    return (Path(folder) / INDEX).is_file()
+
+
 def options_of(folder: str | os.PathLike[str], condition: str) -> dict[str, Any]:
-    """The options by which a set's maps were drawn. ValueError as `open_prepared`."""
+    """The options that a set's maps were extracted with. InvalidArgument as `open_prepared`."""
     options: dict[str, Any] = _read_index(Path(folder))["settings"]["conditions"][condition]
     return options
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    if not (path / INDEX).is_file():
-        reason = "which is not finished" if (path / ".unfinished").exists() else f"which has no {INDEX}"
-        raise ValueError(f"path: expected a set that nexus prepare has made; received '{path}', {reason}")
+    if not is_prepared(path):
+        is_begun = (path / ".unfinished").exists()
+        raise InvalidArgument(
+            "folder",
+            "a finished set of nexus prepare",
+            f"'{path}', which is not finished" if is_begun else f"'{path}', which has no {INDEX}",
+            "Run the same nexus prepare command again to finish it" if is_begun else "",
+        )
     try:
         index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
         for key in ("conditions", "image_format", "shards", "settings"):
             index[key]
     except (ValueError, KeyError, TypeError) as error:
-        message = f"path: expected an {INDEX} of nexus prepare; received '{path / INDEX}' ({error})"
-        raise ValueError(message) from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InvalidArgument(
+            "folder", f"an {INDEX} written by nexus prepare", f"'{path / INDEX}' ({reason})"
+        ) from error
     return index

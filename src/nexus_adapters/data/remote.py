@@ -11,12 +11,11 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
-from nexus_adapters.data.abandoned import remove_abandoned
+from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import ABANDONED_S, lock, remove_unfinished, replacing
 
 _TIMEOUT_S = 60.0
 _WAITS_S = (1.0, 4.0)  # before the second and the third attempt
@@ -41,7 +40,7 @@ class RemoteShard:
         """Size and ETag, or what else the server has; None where it does not answer."""
         try:
             return _http_version(self.place) if _is_http(self.place) else _fsspec_version(self.place)
-        except ValueError:
+        except InvalidArgument:
             raise
         except Exception:  # what lies below fsspec has errors of its own
             return None
@@ -50,7 +49,7 @@ class RemoteShard:
         """The file, fetched where it is not kept.
 
         Raises:
-            ValueError: where the server refuses it, or a package for such URLs is missing.
+            InvalidArgument: where the server refuses it, or a package for such URLs is missing.
             OSError: where it cannot be reached, after three attempts.
         """
         name = hashlib.sha256(f"{self.place}\n{version}".encode()).hexdigest()
@@ -62,31 +61,27 @@ class RemoteShard:
             self._fetch(file)
 
     def _fetch(self, file: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):  # several readers want a shard at the same time
+        with lock(file.with_suffix(".lock")):  # several readers want a shard at the same time
             if not file.exists():
-                part = file.with_suffix(".part")
-                self._download(part)
-                os.replace(part, file)
+                self._download(file)
         self._let_go(file)
 
-    def _download(self, part: Path) -> None:
+    def _download(self, file: Path) -> None:
         for wait in (*_WAITS_S, None):
             try:
-                with part.open("wb") as out:
+                with replacing(file) as out:
                     _copy_http(self.place, out) if _is_http(self.place) else _copy_fsspec(self.place, out)
-                    out.flush()
-                    os.fsync(out.fileno())
                 return
-            except ValueError:
+            except InvalidArgument:
                 raise
             except Exception as error:  # as in version
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                message = f"shards: expected a file that can be fetched; received '{self.name}' ({reason})"
+                reason = f"{type(error).__name__}: {one_line(error)}"
                 if _is_final(error):
-                    raise ValueError(message) from error
+                    raise InvalidArgument(
+                        "shards", "a file that can be downloaded", f"'{self.name}' ({reason})"
+                    ) from error
                 if wait is None:
-                    raise OSError(message) from error
+                    raise OSError(f"cannot download '{self.name}' ({reason})") from error
                 time.sleep(wait)
 
     def _let_go(self, current: Path) -> None:
@@ -98,14 +93,14 @@ class RemoteShard:
         for file in shards[: max(0, len(shards) + 1 - self.keep)]:
             with suppress(OSError):  # gone already, or open on a system that holds on to such files
                 file.unlink()
-        remove_abandoned(self.folder, "*.part")
+        remove_unfinished(self.folder, ABANDONED_S)
 
 
 def _is_final(error: Exception) -> bool:
     """Whether another attempt would be in vain."""
     if isinstance(error, urllib.error.HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)  # too slow, too often
-    return isinstance(error, FileNotFoundError | PermissionError)
+    return isinstance(error, FileNotFoundError | PermissionError | ValueError)
 
 
 def _is_http(url: str) -> bool:
@@ -123,7 +118,7 @@ def _http_version(url: str) -> str:
         return f"{response.headers.get('Content-Length')} {tag}"
 
 
-def _copy_http(url: str, out: io.BufferedWriter) -> None:
+def _copy_http(url: str, out: BinaryIO) -> None:
     """Not by fsspec, whose HTTP needs another package."""
     with _request(url, "GET") as response:
         shutil.copyfileobj(response, out, length=2**20)
@@ -138,7 +133,7 @@ def _fsspec_version(url: str) -> str:
     return f"{info.get('size')} {next((info[name] for name in _VERSIONS if info.get(name)), None)}"
 
 
-def _copy_fsspec(url: str, out: io.BufferedWriter) -> None:
+def _copy_fsspec(url: str, out: BinaryIO) -> None:
     files, path = _file_system(url)
     with files.open(path, "rb") as remote:
         shutil.copyfileobj(remote, out, length=2**20)
@@ -151,7 +146,5 @@ def _file_system(url: str) -> tuple[Any, str]:
         files, path = url_to_fs(url)
     except (ImportError, ValueError) as error:  # a package is missing, or no such kind of URL is known
         scheme = url.partition("://")[0]
-        raise ValueError(
-            f"shards: expected URLs that fsspec reads; received {scheme}:// ({error})"
-        ) from error
+        raise InvalidArgument("shards", "URLs that fsspec reads", f"{scheme}:// ({error})") from error
     return files, path

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from nexus_adapters.data.feed import Skipped
 from nexus_adapters.data.samples import BadSample
+from nexus_adapters.errors import InvalidArgument
 
 Content = TypeVar("Content")
 
@@ -42,7 +43,7 @@ def read_or_replace(
         key: names a sample.
 
     Raises:
-        ValueError: where none can be read.
+        InvalidArgument: where none can be read.
     """
     skipped: list[Skipped] = []
     for tried in _cycle(index, candidates):
@@ -50,9 +51,10 @@ def read_or_replace(
             return Replacement(tried, read(tried), tuple(skipped))
         except BadSample as error:
             skipped.append(Skipped(tried, key(tried), str(error)))
-    raise ValueError(
-        f"data: expected a readable sample among {len(skipped)}; received none, the first being "
-        f"'{skipped[0].key}' ({skipped[0].reason})"
+    raise InvalidArgument(
+        "data",
+        "at least one readable sample",
+        f"{len(skipped)} unreadable ones, the first '{skipped[0].key}' ({skipped[0].reason})",
     )
 
 

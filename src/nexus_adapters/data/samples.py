@@ -33,8 +33,8 @@ class Sample:
 class Source(Protocol):
     """A data set. Can be handed to other processes; always in the same order; opens files when it needs them.
 
-    It knows nothing of geometry, extractors or training. What is wrong with the whole of it is a ValueError
-    when it is made; what is wrong with one sample is a BadSample when that one is read.
+    It knows nothing of geometry, extractors or training. What is wrong with the whole of it is an
+    InvalidArgument when it is made; what is wrong with one sample is a BadSample when that one is read.
     """
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 from PIL import Image
 
 from nexus_adapters.data.samples import Sample
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.scenes.caption import caption
 from nexus_adapters.scenes.maps import MAPS, draw_map
 from nexus_adapters.scenes.render import render
@@ -27,7 +28,7 @@ class SceneSource:
             leaves it to an extractor.
 
     Raises:
-        ValueError: for a count or phrasings below 1, a seed below 0, or an unknown condition.
+        InvalidArgument: for a count or phrasings below 1, a seed below 0, or an unknown condition.
     """
 
     def __init__(
@@ -36,9 +37,9 @@ class SceneSource:
         least = {"count": (count, 1), "first_seed": (first_seed, 0), "phrasings": (phrasings, 1)}
         for argument, (received, expected) in least.items():
             if received < expected:
-                raise ValueError(f"{argument}: expected at least {expected}; received {received}")
+                raise InvalidArgument(argument, f"at least {expected}", received)
         if condition is not None and condition not in MAPS:
-            raise ValueError(f"condition: expected one of {', '.join(MAPS)}; received {condition!r}")
+            raise InvalidArgument("condition", f"one of {', '.join(MAPS)}", repr(condition))
         self.count, self.first_seed, self.phrasings = count, first_seed, phrasings
         self.condition = condition
 
@@ -73,7 +74,7 @@ class SceneSource:
 
     def _seed(self, index: int) -> int:
         if not 0 <= index < self.count:
-            raise IndexError(f"index: expected 0 to {self.count - 1}; received {index}")
+            raise IndexError(f"index: expected 0 to {self.count - 1}, got {index}")
         return self.first_seed + index
 
     @cached_property

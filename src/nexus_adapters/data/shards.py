@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from nexus_adapters.data.remote import RemoteShard
+from nexus_adapters.errors import InvalidArgument
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -33,7 +34,7 @@ class Shard(Protocol):
         ...
 
     def open(self, version: str) -> io.FileIO:
-        """The file of that version, unbuffered, since a sample is one read. ValueError or OSError."""
+        """The file of that version, unbuffered, since a sample is one read. InvalidArgument or OSError."""
         ...
 
 
@@ -63,10 +64,10 @@ def find_shards(patterns: Sequence[str], folder: Path, keep: int) -> list[Shard]
         keep: how many of them.
 
     Raises:
-        ValueError: for no patterns, a pattern that no file fits, or a range that falls.
+        InvalidArgument: for no patterns, a pattern that no file fits, or a range that falls.
     """
     if isinstance(patterns, str) or not patterns:
-        raise ValueError(f"shards: expected a list of at least one path or URL; received {patterns!r}")
+        raise InvalidArgument("shards", "a list of at least one path or URL", repr(patterns))
     expanded = [place for pattern in patterns for place in _expand_ranges(pattern)]
     found: list[Shard] = []
     for place in expanded:
@@ -83,7 +84,7 @@ def _expand_ranges(pattern: str) -> list[str]:
         return [pattern]
     first, last = found.groups()
     if int(last) < int(first):
-        raise ValueError(f"shards: expected a range that rises; received {found.group()} in '{pattern}'")
+        raise InvalidArgument("shards", "a rising range", f"{found.group()} in '{pattern}'")
     before, after = pattern[: found.start()], _expand_ranges(pattern[found.end() :])
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     return [before + number + end for number in numbers for end in after]
@@ -94,6 +95,6 @@ def _expand_glob(path: str) -> list[str]:
         return [path]
     matches = sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())
     if not matches:
-        reason = "which is a folder" if Path(path).is_dir() else "which fits no file"
-        raise ValueError(f"shards: expected tar files; received '{path}', {reason}")
+        reason = "which is a folder" if Path(path).is_dir() else "which matches no file"
+        raise InvalidArgument("shards", "tar files", f"'{path}', {reason}")
     return matches

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from nexus_adapters.conditions.images import Content, decode_image, open_image
 from nexus_adapters.data.samples import BadSample
+from nexus_adapters.files import file_sha256
 
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
 _PNG_SIGNATURE_BYTES = 8
@@ -40,7 +41,7 @@ def read_size(content: Content, argument: str, name: str) -> tuple[int, int]:
             return _upright_size(image)
         except Exception as error:  # damaged EXIF data raise almost anything
             raise BadSample(
-                f"{argument}: expected a readable image; received '{name}', which is corrupt ({error})"
+                f"{argument}: expected a readable image, got '{name}', which is corrupt ({error})"
             ) from error
 
 
@@ -51,7 +52,7 @@ def read_text(content: bytes | Path, argument: str, name: str) -> str:
             text = content if isinstance(content, bytes) else content.read_bytes()
             return text.decode("utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadSample(f"{argument}: expected text in UTF-8; received '{name}' ({error})") from error
+            raise BadSample(f"{argument}: expected text in UTF-8, got '{name}' ({error})") from error
 
 
 def hash_sample(contents: Sequence[bytes | Path | None], captions: Sequence[str], name: str) -> str:
@@ -64,8 +65,7 @@ def hash_sample(contents: Sequence[bytes | Path | None], captions: Sequence[str]
 def _digest(content: bytes | Path) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(content)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _as_bad_sample(argument: str, name: str) -> Iterator[None]:
         raise BadSample(str(error)) from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadSample(f"{argument}: expected a readable file; received '{name}' ({reason})") from error
+        raise BadSample(f"{argument}: expected a readable file, got '{name}' ({reason})") from error
 
 
 def _upright_size(image: Any) -> tuple[int, int]:

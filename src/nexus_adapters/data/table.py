@@ -9,6 +9,7 @@ from typing import Any
 from nexus_adapters.data.columns import as_captions, no_column
 from nexus_adapters.data.samples import BadSample, Sample
 from nexus_adapters.data.stored import hash_sample, read_image, read_size
+from nexus_adapters.errors import InvalidArgument, one_line
 
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
@@ -29,8 +30,8 @@ class TableSource:
         config_name: which of the data set's configurations, where it has several.
 
     Raises:
-        ValueError: where the library is missing, finds no such data set or split, or where the data set is
-            empty, misses a column, or has a column of another type.
+        InvalidArgument: where the library is missing, finds no such data set or split, or where the data set
+            is empty, misses a column, or has a column of another type.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TableSource:
         self.caption_column = caption_column
         table = _open_table(self.path, split, revision, config_name)
         if len(table) == 0:
-            raise ValueError(f"path: expected a data set with rows; received '{self.path}' without any")
+            raise InvalidArgument("path", "a data set with rows", f"'{self.path}', which is empty")
         images = {"image_column": image_column, "condition_column": condition_column}
         wanted = {**images, "caption_column": caption_column}
         for argument, column in wanted.items():
@@ -106,15 +107,13 @@ class TableSource:
         if content is not None:
             return content
         if not stored.get("path"):
-            raise BadSample(f"{column}: expected an image; received '{self.key(index)}' without")
+            raise BadSample(f"{column}: '{self.key(index)}' has no image")
         return Path(stored["path"])
 
     def _captions(self, row: dict[str, Any], index: int) -> tuple[str, ...]:
         captions = as_captions(row[self.caption_column])
         if captions is None:
-            raise BadSample(
-                f"{self.caption_column}: expected a caption; received '{self.key(index)}' without"
-            )
+            raise BadSample(f"{self.caption_column}: '{self.key(index)}' has no caption")
         return captions
 
 
@@ -122,27 +121,28 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(
-            "path: expected the datasets library, which reads data sets of Hugging Face; received none. "
-            "pip install nexus-adapters[train]"
+        raise InvalidArgument(
+            "path",
+            "the datasets package, which reads Hugging Face data sets",
+            "an installation that lacks it",
+            "Run pip install 'nexus-adapters[data]'",
         ) from error
     if revision is not None and Path(path).exists():
-        raise ValueError(f"revision: expected none for the local '{path}'; received '{revision}'")
+        raise InvalidArgument("revision", f"no value for the local '{path}'", f"'{revision}'")
     if config_name is not None and _is_saved(Path(path)):
-        raise ValueError(f"config_name: expected none for '{path}', a saved table; received '{config_name}'")
+        raise InvalidArgument("config_name", f"no value for the saved table '{path}'", f"'{config_name}'")
     try:
         if not _is_saved(Path(path)):
             return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
         saved = datasets.load_from_disk(path)
     except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        raise ValueError(
-            f"path: expected a data set's name on the Hub or its folder, with split '{split}'; received "
-            f"'{path}' ({reason})"
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InvalidArgument(
+            "path", f"the folder or Hub id of a data set with split '{split}'", f"'{path}' ({reason})"
         ) from error
     splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
     if split not in splits:
-        raise ValueError(f"split: expected one of {', '.join(splits)}, as '{path}' has; received '{split}'")
+        raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{path}' has", f"'{split}'")
     return splits[split]
 
 
@@ -156,8 +156,8 @@ def _check_captions(table: Any, column: str) -> None:
     feature = table.features[column]
     element = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
     if getattr(element, "dtype", None) not in _TEXTS:
-        raise ValueError(
-            f"caption_column: expected strings or lists of strings; received '{column}' of {feature}"
+        raise InvalidArgument(
+            "caption_column", "strings or lists of strings", f"'{column}' of type {feature}"
         )
 
 
@@ -169,5 +169,5 @@ def _left_encoded(table: Any, argument: str, column: str) -> Any:
     is_image = isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (*_TEXTS, *_BYTES)
     is_pair = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     if not (is_image or is_pair):
-        raise ValueError(f"{argument}: expected images, paths or bytes; received '{column}' of {feature}")
+        raise InvalidArgument(argument, "images, paths or bytes", f"'{column}' of type {feature}")
     return table.cast_column(column, datasets.Image(decode=False))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import secrets
 import tarfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nexus_adapters.data.shards import Shard
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import write_json
 
 _FORMAT = 1  # of the files; a new number makes them all anew
 _GZIP = b"\x1f\x8b"
@@ -44,7 +44,7 @@ def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
         folder: where indices are kept, each under a name made of the shard's place.
 
     Raises:
-        ValueError: for a file that is no uncompressed tar, or a folder that cannot be written to.
+        InvalidArgument: for a file that is no uncompressed tar, or a folder that cannot be written to.
     """
     file = folder / f"{hashlib.sha256(shard.place.encode()).hexdigest()[:32]}.json"
     index = _read(file)
@@ -61,7 +61,7 @@ def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
 
 
 def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
-    """Read the headers of a tar, and nothing else of it. ValueError for a file that is none."""
+    """Read the headers of a tar, and nothing else of it. InvalidArgument for a file that is none."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     is_packed = stream.read(2) == _GZIP
@@ -72,8 +72,8 @@ def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
     except OSError:
         raise
     except Exception as error:  # as in _next
-        reason = "which is compressed" if is_packed else f"which is none ({error})"
-        raise ValueError(f"shards: expected an uncompressed tar; received '{name}', {reason}") from error
+        reason = "which is compressed" if is_packed else f"which is not a tar ({error})"
+        raise InvalidArgument("shards", "an uncompressed tar", f"'{name}', {reason}") from error
     while (info := _next(archive)) is not None:
         if info.isreg() and not info.issparse() and info.offset_data + info.size <= size:
             members.append((info.name, info.offset_data, info.size))
@@ -105,16 +105,9 @@ def _read(file: Path) -> TarIndex | None:
 
 
 def _write(file: Path, index: TarIndex) -> None:
-    part = file.with_suffix(f".{secrets.token_hex(4)}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"format": _FORMAT, **asdict(index)}), encoding="utf-8")
-        os.replace(part, file)
+        write_json(file, {"format": _FORMAT, **asdict(index)})
     except OSError as error:
-        raise ValueError(
-            f"index_folder: expected a folder that can be written to; received '{file.parent}' "
-            f"({error.strerror})"
+        raise InvalidArgument(
+            "index_folder", "a folder that can be written to", f"'{file.parent}' ({error.strerror})"
         ) from error
-    finally:
-        if part.exists():
-            part.unlink()

@@ -13,6 +13,7 @@ from nexus_adapters.data.columns import as_captions, no_column
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.stored import read_text
 from nexus_adapters.data.tar_index import TarIndex
+from nexus_adapters.errors import InvalidArgument
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _ABSENT = -1
@@ -62,8 +63,8 @@ class Layout:
             captions = None
         if captions is None:
             raise BadSample(
-                f"captions: expected a JSON object with a string or strings as '{self.caption_key}'; "
-                f"received other in '{name}'"
+                f"captions: expected a JSON object with a string or strings as '{self.caption_key}', "
+                f"got something else in '{name}'"
             )
         return captions
 
@@ -113,9 +114,9 @@ def group_members(index: TarIndex, layout: Layout) -> TarSamples:
 
 
 def check_columns(shards: list[TarSamples], layout: Layout) -> None:
-    """ValueError where there are no samples, or no sample has a part that all have to have."""
+    """InvalidArgument where there are no samples, or no sample has a part that all have to have."""
     if not any(samples.stems for samples in shards):
-        raise ValueError("shards: expected samples, such as 00012.jpg with 00012.txt; received none")
+        raise InvalidArgument("shards", "samples, such as 00012.jpg with 00012.txt", "tars without any")
     present = sorted(set().union(*(samples.extensions for samples in shards)))
     for part, argument, extensions in layout.wanted():
         if all((samples.places[:, part] == _ABSENT).all() for samples in shards):

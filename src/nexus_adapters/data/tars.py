@@ -27,6 +27,7 @@ from nexus_adapters.data.tar_samples import (
     group_members,
 )
 from nexus_adapters.data.window import Window
+from nexus_adapters.errors import InvalidArgument
 
 _CONNECTIONS = 8  # that ask at once for what may have changed
 
@@ -52,8 +53,8 @@ class TarSource:
         keep_shards: how many tars from URLs are kept; the least recently used go.
 
     Raises:
-        ValueError: for no shards, a file that is no uncompressed tar, no samples, or an extension that no
-            sample has.
+        InvalidArgument: for no shards, a file that is no uncompressed tar, no samples, or an extension that
+            no sample has.
         OSError: for a URL that cannot be reached.
     """
 
@@ -68,7 +69,7 @@ class TarSource:
         keep_shards: int = 8,
     ) -> None:
         if keep_shards < 1:
-            raise ValueError(f"keep_shards: expected at least 1; received {keep_shards}")
+            raise InvalidArgument("keep_shards", "at least 1", keep_shards)
         self._layout = Layout.of(image_column, condition_column, caption_column)
         folder = _made(Path(index_folder))
         self._shards = find_shards(shards, folder / "shards", keep_shards)
@@ -90,7 +91,7 @@ class TarSource:
     def shard_of(self, index: int) -> int:
         """The number, from 0 on, of the shard that a sample is in: an order can keep shards together."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}; received {index}")
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         return bisect_right(self._ends, index)
 
     def key(self, index: int) -> str:
@@ -147,9 +148,7 @@ class TarSource:
             name, extensions = next(
                 (name, ends) for wanted, name, ends in self._layout.wanted() if wanted == part
             )
-            raise BadSample(
-                f"{name}: expected a file .{' or .'.join(extensions)}; received '{self.key(index)}' without"
-            )
+            raise BadSample(f"{name}: '{self.key(index)}' has no file .{' or .'.join(extensions)}")
         return place
 
     def _read(self, index: int, part: int) -> bytes:
@@ -158,7 +157,7 @@ class TarSource:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
-            raise BadSample(f"shards: expected {size} bytes; received {len(content)} of '{self.key(index)}'")
+            raise BadSample(f"shards: expected {size} bytes, got {len(content)} of '{self.key(index)}'")
         return content
 
 
@@ -166,8 +165,8 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"index_folder: expected a folder that can be made; received '{folder}' ({error.strerror})"
+        raise InvalidArgument(
+            "index_folder", "a folder that can be created", f"'{folder}' ({error.strerror})"
         ) from error
     return folder
 
@@ -176,6 +175,6 @@ def _version(shard: Shard) -> str | None:
     try:
         return shard.version()
     except OSError as error:
-        raise ValueError(
-            f"shards: expected a file that can be read; received '{shard.name}' ({error.strerror})"
+        raise InvalidArgument(
+            "shards", "a file that can be read", f"'{shard.name}' ({error.strerror})"
         ) from error

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nexus_adapters.conditions import extract
 from nexus_adapters.data.fitting import Fitting
 from nexus_adapters.data.samples import BadSample
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
 from nexus_adapters.scenes.caption import caption
@@ -64,7 +65,7 @@ class Cases:
         if isinstance(place, slice):
             return [self._load(each) for each in range(*place.indices(self._count))]
         if not 0 <= place < self._count:
-            raise IndexError(f"place: expected 0 to {self._count - 1}; received {place}")
+            raise IndexError(f"place: expected 0 to {self._count - 1}, got {place}")
         return self._load(place)
 
 
@@ -76,7 +77,7 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
         cache_folder: where indices of tars are kept.
         multiple: of which the base needs sides to be, in pixels.
 
-    Raises ValueError where the data are not there, or fewer than `first` asks for.
+    Raises `InvalidArgument` where the data are not there, or fewer than `first` asks for.
     """
     data = config.data
     if data.kind == "scenes":
@@ -84,9 +85,8 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
     fitting = open_samples(data, cache_folder, multiple)
     there = len(fitting.source) - config.first
     if there < 1 or there < data.count:
-        raise ValueError(
-            f"data.count: expected at most the {max(there, 0)} samples from {config.first} on; received "
-            f"{data.count or 'all'}"
+        raise InvalidArgument(
+            "data.count", f"at most the {max(there, 0)} samples from {config.first} on", data.count or "all"
         )
     return Cases(data.count or there, lambda place: _of_sample(config, fitting, place))
 
@@ -102,7 +102,7 @@ def contradicting(scene: Scene) -> str:
 def content_sha256(cases: Cases, show_progress: bool = True) -> str:
     """SHA-256 over prompts, conditions and pictures; reads everything once.
 
-    Raises ValueError for a sample that cannot be read or has no caption: an evaluation replaces none.
+    Raises `InvalidArgument` for a sample that cannot be read or has no caption: an evaluation replaces none.
     """
     digest = hashlib.sha256()
     for case in tqdm(cases, "reading", unit="sample", leave=False, disable=not show_progress):
@@ -137,11 +137,11 @@ def _of_sample(config: EvaluationConfig, fitting: Fitting, place: int) -> Case:
             other = fitting.source.load((index + 1) % len(fitting.source))
             prompt = _words(other.captions, other.key)
     except BadSample as error:
-        raise ValueError(f"data: expected samples that can be read; received {error}") from error
+        raise InvalidArgument("data", "samples that can be read", error) from error
     return Case(sample.key, prompt, words, sample.condition, sample.image)
 
 
 def _words(captions: Sequence[str], key: str) -> str:
     if not captions[0].strip():
-        raise ValueError(f"data: expected a caption with each sample; received '{key}' without one")
+        raise InvalidArgument("data", "a caption with each sample", f"'{key}', which has none")
     return captions[0]

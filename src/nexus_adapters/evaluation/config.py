@@ -7,9 +7,18 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
+from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.methods import Sampling
 from nexus_adapters.scenes.maps import MAPS
-from nexus_adapters.training.config import SECTION, AtLeast0, BaseOptions, DataOptions, NotNegative, Positive
+from nexus_adapters.training.config import (
+    SECTION,
+    AtLeast0,
+    BaseOptions,
+    DataOptions,
+    NotNegative,
+    Positive,
+    data_agreements,
+)
 
 Prompts = Literal["own", "empty", "contradicting"]
 
@@ -54,40 +63,40 @@ class EvaluationConfig:
     """Options of the extractor that draws the pictures' maps again, where they are not `data.extractor`'s."""
 
     def __post_init__(self) -> None:
-        """What one field alone cannot tell."""
+        """What one field alone does not show."""
         data = self.data
         is_scenes = data.kind == "scenes"
         checks: list[tuple[bool, str, str, Any]] = [
-            (not data.aspect_buckets, "data.aspect_buckets", "false: all pictures are of one size", True),
+            (not data.aspect_buckets, "data.aspect_buckets", "false: all images are of one size", True),
             (
                 not is_scenes or data.split in ("test", "novel"),
                 "data.split",
-                "test or novel, for kind scenes",
-                data.split,
+                "test or novel, for data.kind 'scenes'",
+                repr(data.split),
             ),
             (
                 not is_scenes or data.condition in MAPS,
                 "data.condition",
-                f"one of {', '.join(MAPS)}, for kind scenes",
-                data.condition,
+                f"one of {', '.join(MAPS)}, for data.kind 'scenes'",
+                repr(data.condition),
             ),
             (
                 not is_scenes or data.condition == "canny" or not data.extractor,
                 "data.extractor",
-                f"none, since scenes bring exact maps of {data.condition}",
-                dict(data.extractor),
+                f"no options, since scenes have exact maps for {data.condition}",
+                repr(dict(data.extractor)),
             ),
-            (not is_scenes or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
             (
                 not is_scenes or data.resolution == 128,
                 "data.resolution",
-                "128, as scenes are drawn",
+                "128, the size of scenes",
                 data.resolution,
             ),
+            # The default names no data at all; that is refused where the data are opened.
+            *(data_agreements(data, {"split": ("table", "scenes")}) if data != DataOptions() else ()),
         ]
         for fits, key, expected, received in checks:
-            if not fits:
-                raise ValueError(f"{key}: expected {expected}; received {received!r}")
+            expect(fits, key, expected, received)
 
     @property
     def sampling(self) -> Sampling:

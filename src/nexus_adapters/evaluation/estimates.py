@@ -10,15 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from nexus_adapters.metrics import METRICS, find_metric
 from nexus_adapters.metrics.bootstrap import bootstrap_mean
-from nexus_adapters.metrics.frechet import frechet_distance
 from nexus_adapters.metrics.jackknife import jackknife_interval, jackknife_replicates
-from nexus_adapters.metrics.mmd import mmd
 
 GROUPS = 20  # of the jackknife
 LEAST_FOR_DISTANCES = 2 * GROUPS
-LOWER_IS_BETTER = ("frechet", "mmd", "depth_rmse")
-_DISTANCES = {"frechet": frechet_distance, "mmd": mmd}
 
 
 @dataclass(frozen=True)
@@ -99,15 +96,16 @@ def mean_of(measured: list[Measured]) -> Measured:
 def distances(
     features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "n d"]
 ) -> dict[str, tuple[float, Float[np.ndarray, " groups"]]]:
-    """Fréchet and CLIP-MMD distance between drawn and true pictures; replicates leave out both of a pair."""
+    """Each distance of `METRICS` from generated to true pictures; replicates leave out both of a pair."""
     drawn, true = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
     found = {}
-    for name, distance in _DISTANCES.items():
+    measures = {name: metric.distance for name, metric in METRICS.items() if metric.distance is not None}
+    for name, distance in measures.items():
 
         def of(kept: Int[np.ndarray, " kept"], distance: Any = distance) -> float:
             return float(distance(drawn[kept], true[kept]))
 
-        found[name] = (distance(drawn, true), jackknife_replicates(of, len(drawn), GROUPS))
+        found[name] = (float(distance(drawn, true)), jackknife_replicates(of, len(drawn), GROUPS))
     return found
 
 
@@ -121,7 +119,10 @@ def best_beyond_doubt(
     `apart`: two names -> how far the first is above the second; None where they cannot be paired. By default
     the difference of what was measured.
     """
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    better = find_metric(metric).better
+    if better == "unknown":
+        return None
+    sign = -1 if better == "lower" else 1
     values = {name: each.value(metric) for name, each in measured.items() if metric in each.metrics}
     if len(values) < 2:
         return None

@@ -13,10 +13,10 @@ import numpy as np
 from nexus_adapters.evaluation.cases import Cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured, distances
-from nexus_adapters.evaluation.loading import parameter_count
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.scoring import FEATURES
 from nexus_adapters.evaluation.store import Store
+from nexus_adapters.methods.method import parameter_count
 from nexus_adapters.training.public import data_without_secrets
 
 REFERENCE = "reference"  # the data's own pictures, scored as a method's are
@@ -126,7 +126,7 @@ def collect(
             name,
             sources.get(name, ""),
             hashes.get(name, ""),
-            parameter_count(adapters.get(name)),
+            0 if adapters.get(name) is None else parameter_count(adapters[name]),
             Measured(columns, apart),
             draw_s,
             float(sum(part["score_s"] for part in whole)),

@@ -14,7 +14,8 @@ from nexus_adapters.data.prepare.preview import as_data
 from nexus_adapters.evaluation.columns import head, in_order
 from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt
 from nexus_adapters.evaluation.outcome import REFERENCE, Evaluation, batches, result_json
-from nexus_adapters.evaluation.store import Store, write_text
+from nexus_adapters.evaluation.store import Store
+from nexus_adapters.files import write_text
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold

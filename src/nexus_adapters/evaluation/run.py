@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,25 +19,22 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.data.user_cache import user_cache
+from nexus_adapters.adapter.saved import Saved, find_saved
+from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.source import load_base, open_base
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
-from nexus_adapters.evaluation.loading import (
-    check_adapter,
-    choose_dtype,
-    load_adapter,
-    load_base,
-    model_sha256,
-)
+from nexus_adapters.evaluation.loading import choose_dtype, model_sha256
 from nexus_adapters.evaluation.methods import draw_batch
 from nexus_adapters.evaluation.outcome import REFERENCE, Evaluation, batches, collect
 from nexus_adapters.evaluation.provenance import versions
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
 from nexus_adapters.evaluation.store import Store, claim
-from nexus_adapters.training.base import BaseShape, base_shape, check_weights
-from nexus_adapters.training.output import occupied
+from nexus_adapters.files import cache_folder, locked
+from nexus_adapters.methods import GenerationSettings, load_saved, method_of
+from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.training.processes import leave_together
 
 BASE = "base"  # the method without an adapter
@@ -59,8 +57,8 @@ def evaluate(
 
     Args:
         config: what is drawn and how.
-        adapters: name -> folder, Hub id, or beside the embedded base one of `embedded.METHODS`.
-        out: a new folder, or one of an evaluation of the same settings, which goes on.
+        adapters: name -> whatever `load_adapter` takes.
+        out: a new folder, or one of an evaluation of the same settings, which is resumed.
         show_progress: on the main process.
         with_base: whether the base alone draws too.
         reference: where the scores of the data's own pictures are kept, by what they are scores of, so that
@@ -70,28 +68,35 @@ def evaluate(
         What was found; None on all processes but the main one.
 
     Raises:
-        ValueError: for data without captions or that cannot be read, too few of them for a distance, an
+        InvalidArgument: for data without captions or that cannot be read, too few of them for a distance, an
             adapter that does not fit, a model that is not there, or a folder of other settings: all before
             the first picture.
     """
     _check_names(adapters)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"out: expected a folder; received '{out}', which is a file")
-    shape, cases = open_evaluation(config)
+        raise InvalidArgument("out", "a folder", f"'{out}', which is a file")
+    base_configs, cases = open_evaluation(config)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device, is_main = accelerator.device, accelerator.is_main_process
     dtype = choose_dtype(config.dtype, device)
     loaded: dict[str, Any] = {BASE: None} if with_base else {}
+    saved: dict[str, Saved] = {}
     for name, adapter in adapters.items():
-        loaded[name] = load_adapter(name, adapter, config.data.condition, config.base)
-        check_adapter(name, loaded[name], shape)
+        saved[name] = find_saved(adapter, config.data.condition, config.base.path)
+        loaded[name] = load_saved(saved[name])
+        method = method_of(loaded[name])
+        method.check_fit(loaded[name], base_configs)
+        for setting in unread_settings(method, settings_of(config)):
+            warnings.warn(f"{setting} has no effect on {name}, a {method.label}", stacklevel=2)
     hashes = {name: model_sha256({"adapter": each}) for name, each in loaded.items() if each is not None}
     scorer = Scorer(config, str(device))
     data_sha256 = content_sha256(cases, show_progress and is_main)
-    base = load_base(config.base, device, dtype)
+    base = load_base(config.base.source, dtype=dtype, safety_checker=None)
+    base.set_progress_bar_config(disable=True)
+    base.to(device)
     base_sha256 = model_sha256(base.components, base.config)
     settings = _settings(config, data_sha256, base_sha256, dtype)
-    with occupied(out, "out") if is_main else nullcontext():
+    with locked(out, "out") if is_main else nullcontext():
         if is_main:
             claim(out, settings, hashes, dataclasses.asdict(EvaluationConfig()))
         accelerator.wait_for_everyone()
@@ -105,31 +110,33 @@ def evaluate(
         accelerator.wait_for_everyone()
         found = None
         if is_main:
-            methods = collect(cases, config.batch_size, stores, {**adapters, BASE: ""}, hashes, loaded)
+            weights = {name: each.sha256() for name, each in saved.items()}
+            methods = collect(cases, config.batch_size, stores, {**adapters, BASE: ""}, weights, loaded)
             found = Evaluation(config, settings, methods, cases, out)
         leave_together(accelerator)
     return found
 
 
-def open_evaluation(config: EvaluationConfig) -> tuple[BaseShape, Cases]:
-    """The base's shape, and the cases, not yet read. ValueError where either is missing or too few."""
-    shape = base_shape(config.base)
-    check_weights(config.base)
-    cases = open_cases(config, user_cache() / "training", shape.multiple)
+def open_evaluation(config: EvaluationConfig) -> tuple[Base, Cases]:
+    """The base's configs, and the cases, not yet read. `InvalidArgument` if they are missing or too few."""
+    base = open_base(config.base.source)
+    cases = open_cases(config, cache_folder() / "training", base.size_multiple)
     if config.features and len(cases) < LEAST_FOR_DISTANCES:
-        raise ValueError(
-            f"features: expected at least {LEAST_FOR_DISTANCES} samples, for distances between sets; "
-            f"received {len(cases)}"
+        raise InvalidArgument(
+            "features",
+            f"at least {LEAST_FOR_DISTANCES} samples, for distances between sets",
+            f"{len(cases)} for '{config.features}'",
         )
-    return shape, cases
+    return base, cases
 
 
 def _check_names(adapters: Mapping[str, str]) -> None:
     for name in adapters:
         if name in (BASE, REFERENCE) or not NAME.fullmatch(name):
-            raise ValueError(
-                f"adapter: expected a name of letters, digits and . + @ - _, other than {BASE} and "
-                f"{REFERENCE}; received {name!r}"
+            raise InvalidArgument(
+                "adapter",
+                f"a name of letters, digits and . + @ - _, other than {BASE} and {REFERENCE}",
+                repr(name),
             )
 
 
@@ -202,20 +209,23 @@ def _drawn(
     return images
 
 
+def settings_of(config: EvaluationConfig, adapter_prompts: Sequence[str] | None = None) -> GenerationSettings:
+    """How the config uses a control."""
+    return GenerationSettings(
+        scale=config.scale,
+        policy=config.policy,
+        noise_exponent=config.noise_exponent,
+        adapter_prompts=adapter_prompts,
+    )
+
+
 def draw_cases(
     config: EvaluationConfig, place: int, cases: Sequence[Case], base: Any, adapter: Any
 ) -> list[Image.Image]:
     """The pictures of cases that follow each other from `place` on, from the noise that is theirs."""
-    reads_nothing = isinstance(adapter, NexusAdapter) and not config.adapter_reads_prompt
-    drawn = draw_batch(
-        base,
-        adapter,
-        cases,
-        config.first + place,
-        config.sampling,
-        config.policy,
-        [""] * len(cases) if reads_nothing else None,
-        config.scale,
-        noise_exponent=config.noise_exponent,
+    reads_nothing = (
+        adapter is not None and method_of(adapter).reads_prompt and not config.adapter_reads_prompt
     )
+    settings = settings_of(config, [""] * len(cases) if reads_nothing else None)
+    drawn = draw_batch(base, adapter, cases, config.first + place, config.sampling, settings)
     return [Image.fromarray(image) for image in drawn]

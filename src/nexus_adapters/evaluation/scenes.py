@@ -40,7 +40,7 @@ def load_test_scenes(
 ) -> list[TestScene]:
     """The scenes of `count` seeds from `first_seed` on; training draws none of `test` and `novel`.
 
-    `condition`: which of their maps, one of `scenes.maps.MAPS`; ValueError for another.
+    `condition`: which of their maps, one of `scenes.maps.MAPS`; InvalidArgument for another.
     """
     loaded = []
     for seed in range(first_seed, first_seed + count):

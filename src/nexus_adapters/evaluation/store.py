@@ -9,16 +9,16 @@ METHOD/scores-*/*.npz   of each batch that is scored; other scoring settings, an
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import is_leftover, replacing, write_json
 from nexus_adapters.training.output import flat
 
 SETTINGS = "settings.json"
@@ -48,8 +48,9 @@ class Store:
     def keep_images(self, places: range, images: Sequence[Image.Image], draw_s: float) -> None:
         """Write a batch's pictures, and then that they are there."""
         for place, image in zip(places, images, strict=True):
-            write(self._image(place), partial(image.save, format="PNG", compress_level=1))
-        write_text(self._mark(places), json.dumps({"draw_s": round(draw_s, 3), "pictures": len(places)}))
+            with replacing(self._image(place)) as stream:
+                image.save(stream, format="PNG", compress_level=1)
+        write_json(self._mark(places), {"draw_s": round(draw_s, 3), "pictures": len(places)})
 
     def scores(self, places: range) -> dict[str, np.ndarray] | None:
         """The scores of a batch; None where it was not scored so."""
@@ -61,7 +62,8 @@ class Store:
 
     def keep_scores(self, places: range, scores: Mapping[str, np.ndarray]) -> None:
         """Write a batch's scores."""
-        write(self._scores(places), lambda stream: np.savez(stream, **scores))  # type: ignore[arg-type]
+        with replacing(self._scores(places)) as stream:
+            np.savez(stream, **scores)  # type: ignore[arg-type]
 
     def _image(self, place: int) -> Path:
         return self.folder / "images" / f"{place:05d}.png"
@@ -71,23 +73,6 @@ class Store:
 
     def _scores(self, places: range) -> Path:
         return self.folder / f"scores-{self.scoring[:12]}" / f"{places.start:05d}-{places.stop:05d}.npz"
-
-
-def write(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as stream:
-            fill(stream)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """As `write`, a text in UTF-8."""
-    write(path, lambda stream: stream.write(text.encode()))
 
 
 def claim(
@@ -102,7 +87,7 @@ def claim(
         defaults: of settings that an earlier version may not have known.
 
     Raises:
-        ValueError: for a folder of something else, and where pictures of other settings lie in it.
+        InvalidArgument: for a folder of something else, and for one with pictures of other settings.
     """
     file = folder / SETTINGS
     if file.is_file():
@@ -113,12 +98,13 @@ def claim(
         common = [name for name in adapters if name in before["adapters"]]
         _compare({n: before["adapters"][n] for n in common}, {n: adapters[n] for n in common}, folder)
         adapters = {**before["adapters"], **adapters}
-    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if p.name != ".lock")):
-        raise ValueError(
-            f"out: expected a new or empty folder, or that of an evaluation; received '{folder}', which has "
-            f"no {SETTINGS} but {others[0]}"
+    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not is_leftover(p.name))):
+        raise InvalidArgument(
+            "out",
+            "a new or empty folder, or that of an evaluation",
+            f"'{folder}', which has no {SETTINGS} but {others[0]}",
         )
-    write_text(file, json.dumps({"drawing": settings, "adapters": adapters}, indent=2) + "\n")
+    write_json(file, {"drawing": settings, "adapters": adapters}, indent=2)
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -126,9 +112,10 @@ def _read_settings(file: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(file.read_bytes())
         content["drawing"], content["adapters"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"out: expected a new or empty folder, or that of an evaluation; received '{file.parent}', whose "
-            f"{SETTINGS} is something else's"
+        raise InvalidArgument(
+            "out",
+            "a new or empty folder, or that of an evaluation",
+            f"'{file.parent}', whose {SETTINGS} is not one of an evaluation",
         ) from error
     return content
 
@@ -136,7 +123,8 @@ def _read_settings(file: Path) -> dict[str, Any]:
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
-            raise ValueError(
-                f"out: expected a new folder for {key}={now.get(key)!r}; received '{folder}', where "
-                f"pictures of {before.get(key)!r} lie"
+            raise InvalidArgument(
+                "out",
+                f"a new folder for {key}={now.get(key)!r}",
+                f"'{folder}', which has pictures of {before.get(key)!r}",
             )

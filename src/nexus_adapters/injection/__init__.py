@@ -1,13 +1,13 @@
-"""Features into a UNet: `attach(pipe_or_unet, Control(adapter, condition))` works in any stock pipeline.
+"""Features into a denoiser: `attach(pipe, Control(adapter, condition))` works in any stock pipeline.
 
-No denoising loop is owned here. A hook on the UNet computes each row's features from that row's prompt
+No denoising loop is owned here. A hook on the denoiser computes each row's features from that row's prompt
 embeddings and condition, keeps them for the following steps, and adds them to the call.
 """
 
+from nexus_adapters.bases.unet import noise_factors
 from nexus_adapters.injection.attach import Attachment, attach
 from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.residuals import residuals
-from nexus_adapters.injection.schedule import noise_factors
 from nexus_adapters.injection.strength import balance
 
 __all__ = ["Attachment", "Control", "attach", "balance", "noise_factors", "residuals"]

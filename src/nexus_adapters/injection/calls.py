@@ -1,4 +1,4 @@
-"""A UNet's calls: hooking them, reading and replacing their arguments, and refusing two at once."""
+"""A denoiser's calls: hooking them, reading and replacing their arguments, and refusing two at once."""
 
 import inspect
 import sys
@@ -15,12 +15,12 @@ Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None
 After = Callable[..., None]
 
 
-def parameter_names(unet: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of the UNet's `forward`, in order.
+def parameter_names(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the denoiser's `forward`, in order.
 
     Of the class: compilation and offloading replace the instance's `forward` by one that takes anything.
     """
-    inner: nn.Module = getattr(unet, "_orig_mod", unet)
+    inner: nn.Module = getattr(denoiser, "_orig_mod", denoiser)
     return tuple(inspect.signature(type(inner).forward).parameters)[1:]
 
 
@@ -34,8 +34,10 @@ class Call:
 
     def get(self, name: str) -> Any:
         """The argument; None if it was not passed."""
+        if name in self.kwargs or name not in self.names:
+            return self.kwargs.get(name)
         index = self.names.index(name)
-        return self.args[index] if index < len(self.args) else self.kwargs.get(name)
+        return self.args[index] if index < len(self.args) else None
 
     def replace(self, name: str, value: Any) -> Arguments:
         """The call's arguments with one of them replaced or added; all others as they were passed."""
@@ -48,8 +50,8 @@ class Call:
 class CallGuard:
     """Refuses a call that starts in one thread while another thread's is running."""
 
-    def __init__(self, unet: nn.Module) -> None:
-        self._unet = unet
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
         self._lock = threading.Lock()
         self._caller: threading.Thread | None = None
 
@@ -60,17 +62,17 @@ class CallGuard:
             # Leftovers are from calls that were interrupted, past which no hook runs.
             if self._caller is not None and self._caller is not me and self._is_inside(self._caller):
                 raise RuntimeError(
-                    f"two calls at once through one attached UNet: thread {self._caller.name} is in a call "
-                    f"while {me.name} starts one. Controls follow one generation at a time; run one after "
-                    "the other, or attach to a UNet for each thread"
+                    f"two calls at once through one attached denoiser: thread {self._caller.name} is in a "
+                    f"call while {me.name} starts one. Controls follow one generation at a time; run one "
+                    "after the other, or attach to a denoiser for each thread"
                 )
             self._caller = me
 
     def _is_inside(self, thread: threading.Thread) -> bool:
-        """Whether the thread is in a method of the UNet: only asked where a call is about to be refused."""
+        """Whether the thread is in a method of the denoiser: asked only before a call is refused."""
         frame = sys._current_frames().get(thread.ident or 0)
         while frame is not None:
-            if frame.f_locals.get("self") is self._unet:
+            if frame.f_locals.get("self") is self._denoiser:
                 return True
             frame = frame.f_back
         return False
@@ -82,19 +84,20 @@ class CallGuard:
                 self._caller = None
 
 
-def hook_calls(unet: nn.Module, before: Before, after: After) -> Callable[[], None]:
-    """Run `before` and `after` around every call of `unet`; returns what removes them, without a trace.
+def hook_calls(denoiser: nn.Module, before: Before, after: After) -> Callable[[], None]:
+    """Run `before` and `after` around every call of `denoiser`; returns what removes them, without a trace.
 
-    The hooks go on the object that is called: around a `torch.compile`d UNet, not on the one inside, where
-    they would be compiled with it. `unet.compile()` compiles hooks too: there its compiled call is wrapped.
+    The hooks go on the object that is called: around a `torch.compile`d denoiser, not on the one inside,
+    where they would be compiled with it. `denoiser.compile()` compiles hooks too: there its compiled call is
+    wrapped.
     """
-    compiled = getattr(unet, "_compiled_call_impl", None)
+    compiled = getattr(denoiser, "_compiled_call_impl", None)
     if compiled is not None:
-        wrapper = compiled if isinstance(compiled, _HookedCall) else _HookedCall(unet, compiled)
+        wrapper = compiled if isinstance(compiled, _HookedCall) else _HookedCall(denoiser, compiled)
         return wrapper.add(before, after)
     handles = (
-        unet.register_forward_pre_hook(before, with_kwargs=True),
-        unet.register_forward_hook(after, always_call=True),
+        denoiser.register_forward_pre_hook(before, with_kwargs=True),
+        denoiser.register_forward_hook(after, always_call=True),
     )
 
     def remove() -> None:
@@ -105,10 +108,10 @@ def hook_calls(unet: nn.Module, before: Before, after: After) -> Callable[[], No
 
 
 class _HookedCall:
-    """Stands in for the compiled call of a UNet after `unet.compile()`, for as long as it has hooks."""
+    """Stands in for the compiled call of a denoiser after `denoiser.compile()`, while it has hooks."""
 
-    def __init__(self, unet: nn.Module, compiled: Callable[..., Any]) -> None:
-        self.unet = unet
+    def __init__(self, denoiser: nn.Module, compiled: Callable[..., Any]) -> None:
+        self.denoiser = denoiser  # not by a pipeline's name for it, by which running pipelines are found
         self.compiled = compiled
         self.hooks: list[tuple[Before, After]] = []
 
@@ -116,7 +119,7 @@ class _HookedCall:
         hooks = list(self.hooks)
         try:
             for before, _ in hooks:
-                args, kwargs = before(self.unet, args, kwargs) or (args, kwargs)
+                args, kwargs = before(self.denoiser, args, kwargs) or (args, kwargs)
             return self.compiled(*args, **kwargs)
         finally:
             for _, after in hooks:
@@ -125,11 +128,11 @@ class _HookedCall:
     def add(self, before: Before, after: After) -> Callable[[], None]:
         pair = (before, after)
         self.hooks.append(pair)
-        self.unet._compiled_call_impl = self
+        self.denoiser._compiled_call_impl = self
 
         def remove() -> None:
             self.hooks.remove(pair)
             if not self.hooks:
-                self.unet._compiled_call_impl = self.compiled
+                self.denoiser._compiled_call_impl = self.compiled
 
         return remove

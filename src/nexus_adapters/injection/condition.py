@@ -10,10 +10,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from nexus_adapters.errors import InvalidArgument
+
 if TYPE_CHECKING:
     ConditionLike: TypeAlias = Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor]
 else:
-    ConditionLike = Any  # so that under pytest, too, anything else meets the ValueErrors of `as_condition`
+    ConditionLike = Any  # so that under pytest, too, anything else meets the errors of `as_condition`
 
 ASPECT_TOLERANCE_PX = 8
 
@@ -36,10 +38,12 @@ def as_condition(value: ConditionLike, channels: int, name: str = "condition") -
         name: the argument's name in error messages.
 
     Raises:
-        ValueError: for other types, shapes or dtypes, mixed sizes, values outside [0, 1] or not finite, and
-            images with transparency.
+        InvalidArgument: for other types, shapes or dtypes, mixed sizes, values outside [0, 1] or not finite,
+            and images with transparency.
     """
     expected = _EXPECTED.format(c=channels)
+    if value is None:
+        raise InvalidArgument(name, expected, hint=f"Give {expected}")
     if isinstance(value, Image.Image):
         condition = _from_images([value], channels, name)
     elif isinstance(value, Tensor):
@@ -49,9 +53,9 @@ def as_condition(value: ConditionLike, channels: int, name: str = "condition") -
     elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
         condition = _from_tensors(value, expected, name)
     else:
-        raise ValueError(f"{name}: expected {expected}; received {_describe(value)}")
+        raise InvalidArgument(name, expected, _describe(value))
     if condition.ndim != 4 or condition.shape[1] != channels or 0 in condition.shape:
-        raise ValueError(f"{name}: expected {expected}; received shape {tuple(condition.shape)}")
+        raise InvalidArgument(name, expected, f"shape {tuple(condition.shape)}")
     _check_values(condition, name)
     # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
     return condition.clone()
@@ -65,13 +69,14 @@ def _describe(value: object) -> str:
 
 def _from_images(images: Sequence[Image.Image], channels: int, name: str) -> Float[Tensor, "k c h w"]:
     if channels not in _IMAGE_MODES:
-        raise ValueError(
-            f"{name}: expected a tensor, since the adapter reads {channels} channels and images have 1 or 3; "
-            f"received {len(images)} PIL image(s)"
+        raise InvalidArgument(
+            name,
+            f"a tensor, since the adapter reads {channels} channels and images have 1 or 3",
+            f"{len(images)} PIL image(s)",
         )
-    sizes = {f"{image.height}x{image.width}" for image in images}
+    sizes = {f"{image.width}x{image.height}" for image in images}
     if len(sizes) > 1:
-        raise ValueError(f"{name}: expected images of one size; received {', '.join(sorted(sizes))}")
+        raise InvalidArgument(name, "images of one size", ", ".join(sorted(sizes)))
     arrays = [np.array(_opaque(image, name).convert(_IMAGE_MODES[channels])) for image in images]
     pixels = torch.from_numpy(np.stack(arrays)).float() / 255
     return pixels.unsqueeze(1) if channels == 1 else pixels.permute(0, 3, 1, 2)
@@ -82,9 +87,7 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")  # nothing shows through, so nothing is lost
     if image.mode not in _PLAIN_MODES or image.has_transparency_data:
         shown = f"mode {image.mode}" + (" with transparency" if image.has_transparency_data else "")
-        raise ValueError(
-            f"{name}: expected an 8-bit RGB or grey image without transparency; received {shown}"
-        )
+        raise InvalidArgument(name, "an 8-bit RGB or grey image without transparency", shown)
     return image
 
 
@@ -92,22 +95,22 @@ def _from_tensors(tensors: Sequence[Tensor], expected: str, name: str) -> Tensor
     maps = [t.unsqueeze(0) if t.ndim == 3 else t for t in tensors]
     if any(m.ndim != 4 or len(m) != 1 for m in maps):
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise ValueError(f"{name}: expected {expected}; received a list of shapes {shapes}")
+        raise InvalidArgument(name, expected, f"a list of shapes {shapes}")
     if len({m.shape for m in maps}) > 1:
         sizes = ", ".join(str(tuple(m.shape[1:])) for m in maps)
-        raise ValueError(f"{name}: expected tensors of one size; received {sizes}")
+        raise InvalidArgument(name, "tensors of one size", sizes)
     if len({(m.dtype, m.device) for m in maps}) > 1:
         kinds = ", ".join(sorted({f"{m.dtype} on {m.device}" for m in maps}))
-        raise ValueError(f"{name}: expected tensors of one dtype on one device; received {kinds}")
+        raise InvalidArgument(name, "tensors of one dtype on one device", kinds)
     return torch.cat(maps)
 
 
 def _check_values(condition: Tensor, name: str) -> None:
     if not condition.is_floating_point():
-        raise ValueError(f"{name}: expected floating point in [0, 1]; received {condition.dtype}")
+        raise InvalidArgument(name, "floating point in [0, 1]", condition.dtype)
     low, high = (float(extreme) for extreme in condition.detach().aminmax())
     if not (low >= 0 and high <= 1):  # also where one of them is not a number
-        raise ValueError(f"{name}: expected finite values in [0, 1]; received {low:g} to {high:g}")
+        raise InvalidArgument(name, "finite values in [0, 1]", f"{low:g} to {high:g}")
 
 
 def fit_condition(
@@ -119,7 +122,7 @@ def fit_condition(
     repeating the last pixel, so that the top left corner stays aligned with the latents'.
 
     Raises:
-        ValueError: where the aspect differs by more than `ASPECT_TOLERANCE_PX` of the target's pixels.
+        InvalidArgument: where the aspect differs by more than `ASPECT_TOLERANCE_PX` of the target's pixels.
     """
     if condition.shape[2:] != (height, width):
         check_aspect(condition.shape[2], condition.shape[3], height, width, name)
@@ -165,7 +168,8 @@ def check_aspect(
     excess_width = abs(width * target_height / height - target_width)
     # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
     if min(excess_height, excess_width) > ASPECT_TOLERANCE_PX:
-        raise ValueError(
-            f"{name}: expected the image's aspect, within {ASPECT_TOLERANCE_PX} pixels; received a "
-            f"{name} of {height}x{width} for an image of {target_height}x{target_width} (height x width)"
+        raise InvalidArgument(
+            name,
+            f"the image's aspect ratio, within {ASPECT_TOLERANCE_PX} pixels",
+            f"{width}x{height} pixels for an image of {target_width}x{target_height}",
         )

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import check_noise_exponent
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.condition import ConditionLike, as_condition
 from nexus_adapters.injection.fit import traits
 from nexus_adapters.injection.mask import as_mask
@@ -47,7 +48,7 @@ class Checked(Generic[T]):
 
 def _check_policy(_: "Control", value: object) -> str:
     if value not in POLICIES:
-        raise ValueError(f"policy: expected one of {', '.join(POLICIES)}; received {value!r}")
+        raise InvalidArgument("policy", f"one of {', '.join(POLICIES)}", repr(value))
     return str(value)
 
 
@@ -57,17 +58,17 @@ def _trained_exponent(control: "Control") -> Any:
 
 
 def _check_crop(_: "Control", value: Any) -> Crop | None:
-    """ValueError unless it is None or a box, whose place in the condition is checked in each call."""
+    """`InvalidArgument` unless it is None or a box, whose place in the condition is checked in each call."""
     if value is None:
         return None
     is_box = isinstance(value, (tuple, list)) and len(value) == 4
     if not is_box or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in value):
-        raise ValueError(
-            f"crop: expected (left, top, right, bottom) in whole pixels of the condition; received {value!r}"
+        raise InvalidArgument(
+            "crop", "(left, top, right, bottom) in whole pixels of the condition", repr(value)
         )
     left, top, right, bottom = (int(side) for side in value)
     if not (0 <= left < right and 0 <= top < bottom):
-        raise ValueError(f"crop: expected 0 <= left < right and 0 <= top < bottom; received {value!r}")
+        raise InvalidArgument("crop", "0 <= left < right and 0 <= top < bottom", repr(value))
     return left, top, right, bottom
 
 
@@ -102,7 +103,7 @@ class Control:
             `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`.
 
     Raises:
-        ValueError: names the argument, what was expected and what came.
+        InvalidArgument: names the argument, what was expected and what was received.
     """
 
     condition = Checked[Tensor](
@@ -157,7 +158,7 @@ class Control:
 
     @property
     def adapter(self) -> nn.Module:
-        """The adapter; fixed, since `attach` has checked that it fits the UNet."""
+        """The adapter; fixed, since `attach` has checked that it fits the denoiser."""
         return self._adapter
 
     @property

@@ -1,12 +1,14 @@
-"""One control's features for one call of the UNet."""
+"""One control's features for one call of the denoiser."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from nexus_adapters.bases.base import Base
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.condition import fit_condition
 from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.fit import match_places, pixels_per_latent, traits
@@ -17,11 +19,12 @@ from nexus_adapters.injection.rows import RowPlan
 def compute_features(
     control: Control,
     plan: RowPlan,
-    unet: nn.Module,
-    latents: Float[Tensor, "rows c h w"],
+    base: Base,
+    latents: Tensor,
+    latent_size: tuple[int, int],
     prompt_embeds: Float[Tensor, "rows n d"],
 ) -> list[Tensor]:
-    """Run the adapter: one (plan.count, C, H, W) per place in the UNet, with the latents' device and dtype.
+    """Run the adapter: one (plan.count, C, H, W) per place in the base, with the latents' device and dtype.
 
     Weighted by the control's mask and level scales, since these are the same in all steps.
 
@@ -33,8 +36,8 @@ def compute_features(
     adapter: Any = control.adapter
     weight = next(adapter.parameters())
     device = latents.device if weight.is_meta else weight.device
-    height, width = latents.shape[2:]
-    factor = pixels_per_latent(control.adapter, unet)
+    height, width = latent_size
+    factor = pixels_per_latent(control.adapter, base)
     size = height * factor, width * factor
     condition = fit_condition(_cropped(control.condition, control), *size, wanted.unshuffle)
     condition = _laid_out(condition.to(device, adapter.dtype), plan)
@@ -42,14 +45,15 @@ def compute_features(
         features = control.adapter(condition)
     else:
         if prompt_embeds.shape[-1] != wanted.text_width:
-            raise ValueError(
-                f"encoder_hidden_states: expected width {wanted.text_width}, as the adapter reads it; "
-                f"received {prompt_embeds.shape[-1]}"
+            raise InvalidArgument(
+                base.text_argument,
+                f"width {wanted.text_width}, as the adapter reads it",
+                prompt_embeds.shape[-1],
             )
         text = prompt_embeds[plan.first : plan.first + plan.count].to(device, adapter.dtype)
         features = control.adapter(condition, text)
     features = _weighted(features, control, plan, size, wanted.unshuffle)
-    matched = match_places(features, unet, plan.count, height, width)
+    matched = match_places(features, base, plan.count, height, width)
     return [feature.to(latents.device, latents.dtype) for feature in matched]
 
 
@@ -62,8 +66,8 @@ def _weighted(
     if control.mask is not None:
         mask = control.mask
         if len(mask) not in (1, len(control.condition)):
-            raise ValueError(
-                f"mask: expected 1, or {len(control.condition)}, as many as conditions; received {len(mask)}"
+            raise InvalidArgument(
+                "mask", f"1 mask, or {len(control.condition)}, as many as conditions", len(mask)
             )
         mask = fit_condition(_cropped(mask, control), *size, unshuffle, name="mask")
         mask = mask.to(features[0].device).expand(len(control.condition), -1, -1, -1)
@@ -84,24 +88,26 @@ def _cropped(maps: Float[Tensor, "k c h w"], control: Control) -> Float[Tensor, 
     left, top, right, bottom = control.crop
     height, width = control.condition.shape[2:]
     if right > width or bottom > height:
-        raise ValueError(
-            f"crop: expected a part of the condition, {height}x{width} (height x width); received "
-            f"left {left}, top {top}, right {right}, bottom {bottom}"
+        raise InvalidArgument(
+            "crop",
+            f"a part of the condition, which has {width}x{height} pixels",
+            f"left {left}, top {top}, right {right}, bottom {bottom}",
         )
     if maps.shape[2:] != (height, width):  # a mask of another resolution
         maps = fit_condition(maps, height, width, multiple=1, name="mask")
     return maps[:, :, top:bottom, left:right]
 
 
-def check_call(latents: object, prompt_embeds: object) -> tuple[Tensor, Tensor]:
-    """Both, if they are a UNet's `sample` and `encoder_hidden_states` of as many rows; else a ValueError."""
-    if not isinstance(latents, Tensor) or latents.ndim != 4:
-        raise ValueError(f"sample: expected latents (B, C, H, W); received {_shape(latents)}")
+def check_call(base: Base, latents: object, prompt_embeds: object) -> tuple[Tensor, Tensor]:
+    """Both; `InvalidArgument` unless they are latents and as many rows of prompt embeddings."""
+    if not isinstance(latents, Tensor) or latents.ndim < 3:
+        raise InvalidArgument(base.latents_argument, "latents", _shape(latents))
     text, rows = prompt_embeds, len(latents)
     if not isinstance(text, Tensor) or text.ndim != 3 or len(text) != rows:
-        raise ValueError(
-            f"encoder_hidden_states: expected prompt embeddings ({rows}, N, D), a row for each of the "
-            f"latents; received {_shape(text)}"
+        raise InvalidArgument(
+            base.text_argument,
+            f"prompt embeddings ({rows}, N, D), a row for each of the latents",
+            _shape(text),
         )
     return latents, text
 

@@ -17,7 +17,7 @@ def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
             [0, 1], or a list of PIL images or of tensors (1, H, W) or (1, 1, H, W). White acts.
 
     Raises:
-        ValueError: as `as_condition`.
+        InvalidArgument: as `as_condition`.
     """
     return None if value is None else as_condition(value, channels=1, name="mask")
 

@@ -1,4 +1,6 @@
-"""From an adapter's features to the UNet's arguments. Pure: the hook and the trainer both use it."""
+"""From an adapter's features to those of a batch. Pure: the hook and the trainer both use it."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -6,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ARGUMENT = "down_intrablock_additional_residuals"
+from nexus_adapters.bases.unet import KEYWORD
+from nexus_adapters.errors import InvalidArgument
 
 
 def residuals(
@@ -28,7 +31,17 @@ def residuals(
         `{"down_intrablock_additional_residuals": [...]}`, a new list, since the UNet empties it; one
         (N * len(factors), C, H, W) per feature.
     """
-    return {ARGUMENT: [_laid_out(_scaled(f, scale, like), factors) for f in features]}
+    return {KEYWORD: scaled_rows(features, scale, factors, like)}
+
+
+def scaled_rows(
+    features: Sequence[Tensor],
+    scale: float | int | Float[Tensor, " n"] = 1.0,
+    factors: Sequence[float] = (1.0,),
+    like: Tensor | None = None,
+) -> list[Tensor]:
+    """The features of all rows of a batch; arguments as `residuals`."""
+    return [_laid_out(_scaled(feature, scale, like), factors) for feature in features]
 
 
 def _scaled(feature: Tensor, scale: float | int | Tensor, like: Tensor | None) -> Tensor:
@@ -36,8 +49,8 @@ def _scaled(feature: Tensor, scale: float | int | Tensor, like: Tensor | None) -
         feature = feature.to(device=like.device, dtype=like.dtype)
     if isinstance(scale, Tensor):
         if scale.shape != feature.shape[:1]:
-            raise ValueError(f"scale: expected shape ({len(feature)},); received {tuple(scale.shape)}")
-        return feature * scale.to(feature).reshape(-1, 1, 1, 1)
+            raise InvalidArgument("scale", f"shape ({len(feature)},)", f"shape {tuple(scale.shape)}")
+        return feature * scale.to(feature).reshape(-1, *[1] * (feature.ndim - 1))
     return feature if scale == 1 else feature * scale
 
 
@@ -46,18 +59,3 @@ def _laid_out(feature: Tensor, factors: Sequence[float]) -> Tensor:
         return feature
     blocks = {f: feature if f == 1 else feature * f if f else torch.zeros_like(feature) for f in set(factors)}
     return torch.cat([blocks[f] for f in factors])
-
-
-def add_residuals(present: Sequence[Tensor] | None, ours: Sequence[Tensor]) -> list[Tensor]:
-    """Both lists, place by place, as a new list; ValueError where they cannot be added."""
-    if present is None:
-        return list(ours)
-    if len(present) > len(ours):
-        raise ValueError(f"{ARGUMENT}: expected at most {len(ours)}, one per place; received {len(present)}")
-    for level, (theirs, mine) in enumerate(zip(present, ours, strict=False), start=1):
-        if theirs.shape[1:] != mine.shape[1:] or len(theirs) not in (1, len(mine)):
-            raise ValueError(
-                f"{ARGUMENT}: expected shape {tuple(mine.shape)} at place {level}; "
-                f"received {tuple(theirs.shape)}"
-            )
-    return [p + o for p, o in zip(present, ours, strict=False)] + list(ours[len(present) :])

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from nexus_adapters.errors import InvalidArgument
+
 # A number, a function of the position in the schedule, or numbers for equal parts of it.
 Scale: TypeAlias = float | Callable[[float], float] | tuple[float, ...]
 
@@ -31,49 +33,50 @@ def balance(name: str) -> dict[str, Any]:
     """Settings of a control by what it is to put first: `Control(adapter, condition, **balance("control"))`.
 
     "balanced" is the default: factors 1, 1, 1, 1 and the policy "positive". "prompt" has factors 0.25, 0.62,
-    0.825, 1. "control" has factors 1, 1, 1, 1 and the policy "cond_only". ValueError for another name.
+    0.825, 1. "control" has factors 1, 1, 1, 1 and the policy "cond_only". `InvalidArgument` for another name.
     """
     if name not in BALANCES:
-        raise ValueError(f"balance: expected one of {', '.join(BALANCES)}; received {name!r}")
+        raise InvalidArgument("balance", f"one of {', '.join(BALANCES)}", repr(name))
     return dict(BALANCES[name])
 
 
 def check_number(value: object, name: str) -> float:
-    """`value` as a float; ValueError unless it is a finite real number."""
+    """`value` as a float; `InvalidArgument` unless it is a finite real number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number; received {value!r}")
+        raise InvalidArgument(name, "a finite number", repr(value))
     return float(value)
 
 
 def check_window(
     start: object, end: object, names: tuple[str, str] = ("start", "end")
 ) -> tuple[float, float]:
-    """(start, end) as floats; ValueError unless 0 <= start <= end <= 1."""
+    """(start, end) as floats; `InvalidArgument` unless 0 <= start <= end <= 1."""
     first, last = check_number(start, names[0]), check_number(end, names[1])
     if not 0 <= first <= last <= 1:
-        raise ValueError(f"{names[0]}, {names[1]}: expected 0 <= start <= end <= 1; received {first}, {last}")
+        raise InvalidArgument(", ".join(names), "0 <= start <= end <= 1", f"{first}, {last}")
     return first, last
 
 
 def check_scale(value: Any, name: str = "scale") -> Scale:
-    """A number, function or tuple of numbers; ValueError for anything else, and for numbers not finite."""
+    """A finite number, a function, or a tuple of finite numbers; `InvalidArgument` for anything else."""
     if callable(value):
         return value  # type: ignore[no-any-return]  # what it gives is checked in `scale_at`
     if _is_list(value):
         return _numbers(value, name)
     try:
         return check_number(value, name)
-    except ValueError as error:
-        raise ValueError(
-            f"{name}: expected a finite number, a function of the position in the schedule, or a list of "
-            f"finite numbers; received {value!r}"
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            name,
+            "a finite number, a function of the position in the schedule, or a list of finite numbers",
+            repr(value),
         ) from error
 
 
 def scale_at(scale: Scale, position: float) -> float:
-    """The factor at a position, 0 (noise) to 1 (image). ValueError for a function that gives no number.
+    """The factor at a position, 0 (noise) to 1 (image). Of n numbers each holds for an nth of the schedule.
 
-    Of n numbers each holds for an nth of the schedule.
+    `InvalidArgument` for a function that gives no number.
     """
     if isinstance(scale, tuple):
         place = int(position * len(scale) + 1e-9)  # 0.29 * 100 is less than 29
@@ -82,28 +85,31 @@ def scale_at(scale: Scale, position: float) -> float:
 
 
 def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
-    """One number per feature: those given, or those of a name. ValueError for another count or other values.
+    """One number per feature: those given, or those of a name.
 
-    Where an adapter has another number of features than four, the numbers of a name are interpolated.
+    `InvalidArgument` for another count or other values. Where an adapter has another number of features than
+    four, the numbers of a name are interpolated.
     """
     if value is None:
         return None
     if isinstance(value, str):
         if value not in LEVEL_SCALES:
-            known, hint = ", ".join(LEVEL_SCALES), ', a balance: **balance("control")'
-            raise ValueError(
-                f"level_scales: expected {levels} numbers, or one of {known}; received {value!r}"
-                + (hint if value in BALANCES else "")
+            raise InvalidArgument(
+                "level_scales",
+                f"{levels} numbers, or one of {', '.join(LEVEL_SCALES)}",
+                repr(value),
+                f"That is a balance: Control(..., **balance({value!r}))" if value in BALANCES else "",
             )
         numbers = LEVEL_SCALES[value]
         places = np.linspace(0, len(numbers) - 1, levels)
         return tuple(float(number) for number in np.interp(places, range(len(numbers)), numbers))
     numbers = _numbers(value, "level_scales") if _is_list(value) else ()
     if len(numbers) != levels:
-        received = f"{len(numbers)}" if _is_list(value) else repr(value)
-        raise ValueError(
-            f"level_scales: expected {levels} numbers, one per feature of the adapter, or one of "
-            f"{', '.join(LEVEL_SCALES)}; received {received}"
+        received = f"{len(numbers)}: {list(numbers)}" if _is_list(value) else repr(value)
+        raise InvalidArgument(
+            "level_scales",
+            f"{levels} numbers, one per feature of the adapter, or one of {', '.join(LEVEL_SCALES)}",
+            received,
         )
     return numbers
 
@@ -115,5 +121,5 @@ def _is_list(value: object) -> bool:
 def _numbers(values: Any, name: str) -> tuple[float, ...]:
     listed = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
     if not isinstance(listed, list) or not listed:
-        raise ValueError(f"{name}: expected at least one number; received {values!r}")
+        raise InvalidArgument(name, "at least one number", repr(values))
     return tuple(check_number(value, f"{name}[{place}]") for place, value in enumerate(listed))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from nexus_adapters.errors import InvalidArgument
+
 
 class MeanInterval(NamedTuple):
     """A mean, and the lower and upper end of its confidence interval."""
@@ -17,7 +19,7 @@ class MeanInterval(NamedTuple):
 
 
 def bootstrap_mean(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
     values: Float[np.ndarray, " n"] | np.ndarray,
     resamples: int = 2000,
     seed: int = 0,
@@ -37,16 +39,16 @@ def bootstrap_mean(
         confidence: in (0, 1).
 
     Raises:
-        ValueError: for no values, another shape, values that are not finite, or arguments out of range.
+        InvalidArgument: for no values, another shape, values that are not finite, or arguments out of range.
     """
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"values: expected shape (N,) with N of at least 1; received {values.shape}")
+        raise InvalidArgument("values", "shape (N,) with N of at least 1", values.shape)
     if not np.isfinite(values).all():
-        raise ValueError(f"values: expected finite numbers; received {values[~np.isfinite(values)][0]}")
+        raise InvalidArgument("values", "finite numbers", values[~np.isfinite(values)][0])
     if resamples < 1:
-        raise ValueError(f"resamples: expected at least 1; received {resamples}")
+        raise InvalidArgument("resamples", "at least 1", resamples)
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1; received {confidence}")
+        raise InvalidArgument("confidence", "a number between 0 and 1", confidence)
     rng = np.random.default_rng(seed)
     count = len(values)
     # One resample at a time: all indices at once would need resamples * count * 8 bytes.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from nexus_adapters.errors import InvalidArgument
+
 
 def clip_scores(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
     image_embeds: Float[Tensor, "n d"] | Tensor,
     text_embeds: Float[Tensor, "n d"] | Tensor,
 ) -> Float[Tensor, " n"]:
@@ -21,18 +23,18 @@ def clip_scores(
         text_embeds: of the texts, in the same order.
 
     Raises:
-        ValueError: for other shapes, no rows, rows of zeros, or values that are not finite.
+        InvalidArgument: for other shapes, no rows, rows of zeros, or values that are not finite.
     """
     for name, rows in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
         if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
-            raise ValueError(
-                f"{name}: expected floats of shape (N, D); received {rows.dtype} {tuple(rows.shape)}"
-            )
-        if not rows.isfinite().all() or (rows.norm(dim=1) == 0).any():
-            raise ValueError(f"{name}: expected finite rows that have a direction; received others")
+            raise InvalidArgument(name, "floats of shape (N, D)", f"{rows.dtype} {tuple(rows.shape)}")
+        if not rows.isfinite().all():
+            raise InvalidArgument(name, "finite rows", rows[~rows.isfinite()][0].item())
+        if (rows.norm(dim=1) == 0).any():
+            raise InvalidArgument(name, "rows that are not all zeros", "a row of zeros")
     if image_embeds.shape != text_embeds.shape:
         expected = f"shape {tuple(image_embeds.shape)}, as image_embeds"
-        raise ValueError(f"text_embeds: expected {expected}; received {tuple(text_embeds.shape)}")
+        raise InvalidArgument("text_embeds", expected, tuple(text_embeds.shape))
     images, texts = image_embeds.double(), text_embeds.double()
     cosines: Tensor = (images * texts).sum(dim=1) / (images.norm(dim=1) * texts.norm(dim=1))
     return cosines

@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool
 
+from nexus_adapters.errors import InvalidArgument
+
 
 def edge_f1(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
     predicted: Bool[np.ndarray, "h w"] | np.ndarray,
     reference: Bool[np.ndarray, "h w"] | np.ndarray,
     tolerance_px: int = 1,
@@ -25,16 +27,15 @@ def edge_f1(
         tolerance_px: a whole number of at least 0; at 0 only equal places match.
 
     Raises:
-        ValueError: for other dtypes or shapes, maps of different size, or a negative tolerance.
+        InvalidArgument: for other dtypes or shapes, maps of different size, or a negative tolerance.
     """
     for name, edges in (("predicted", predicted), ("reference", reference)):
         if edges.ndim != 2 or edges.dtype != np.bool_:
-            raise ValueError(f"{name}: expected bool of shape (H, W); received {edges.dtype} {edges.shape}")
+            raise InvalidArgument(name, "bool of shape (H, W)", f"{edges.dtype} {edges.shape}")
     if predicted.shape != reference.shape:
-        expected = f"shape {predicted.shape}, as predicted"
-        raise ValueError(f"reference: expected {expected}; received {reference.shape}")
+        raise InvalidArgument("reference", f"shape {predicted.shape}, as predicted", reference.shape)
     if tolerance_px < 0:
-        raise ValueError(f"tolerance_px: expected at least 0; received {tolerance_px}")
+        raise InvalidArgument("tolerance_px", "at least 0", tolerance_px)
     if not predicted.any() or not reference.any():
         return float(predicted.any() == reference.any())
     precision = float(_grown(reference, tolerance_px)[predicted].mean())

@@ -10,7 +10,7 @@ from nexus_adapters.metrics.feature_sets import check_sets
 
 
 def frechet_distance(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
     features: Float[Tensor, "n d"] | Tensor,
     reference: Float[Tensor, "m d"] | Tensor,
 ) -> float:
@@ -31,7 +31,7 @@ def frechet_distance(
         At least 0; 0 for equal sets.
 
     Raises:
-        ValueError: for other shapes, fewer than two rows, or values that are not finite.
+        InvalidArgument: for other shapes, fewer than two rows, or values that are not finite.
     """
     a, b = check_sets(features, reference, least=2)
     apart = (a.mean(dim=0) - b.mean(dim=0)).square().sum()

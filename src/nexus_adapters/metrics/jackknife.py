@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.metrics.bootstrap import MeanInterval
 
 _NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
@@ -27,14 +28,12 @@ def jackknife_replicates(
         groups: at least 2.
 
     Raises:
-        ValueError: for fewer groups or samples.
+        InvalidArgument: for fewer groups or samples.
     """
     if groups < 2:
-        raise ValueError(f"groups: expected at least 2; received {groups}")
+        raise InvalidArgument("groups", "at least 2", groups)
     if count < 2 * groups:
-        raise ValueError(
-            f"count: expected at least {2 * groups} samples for {groups} groups; received {count}"
-        )
+        raise InvalidArgument("count", f"at least {2 * groups} samples for {groups} groups", count)
     places = np.arange(count)
     return np.array([statistic(places[places % groups != group]) for group in range(groups)])
 
@@ -45,12 +44,13 @@ def jackknife_interval(value: float, replicates: Float[np.ndarray, " groups"] | 
     A bias that depends on the number of samples, as a Fréchet distance has, is left in `value`: the interval
     says how much other samples of the same number could change it.
 
-    Raises ValueError for fewer than two replicates, or numbers that are not finite.
+    Raises InvalidArgument for fewer than two replicates, or numbers that are not finite.
     """
     if replicates.ndim != 1 or len(replicates) < 2:
-        raise ValueError(f"replicates: expected at least 2; received shape {replicates.shape}")
-    if not np.isfinite([value, *replicates]).all():
-        raise ValueError("replicates: expected finite numbers; received others")
+        raise InvalidArgument("replicates", "at least 2", f"shape {replicates.shape}")
+    wrong = [number for number in (value, *replicates) if not np.isfinite(number)]
+    if wrong:
+        raise InvalidArgument("replicates", "finite numbers", wrong[0])
     groups = len(replicates)
     error = np.sqrt((groups - 1) / groups * np.square(replicates - replicates.mean()).sum())
     return MeanInterval(float(value), float(value - _NORMAL_95 * error), float(value + _NORMAL_95 * error))

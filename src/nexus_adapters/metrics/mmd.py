@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.metrics.feature_sets import check_sets
 
 Kernel = Literal["gaussian", "polynomial"]
@@ -18,7 +19,7 @@ _ROWS = 1024  # of the kernel matrix at once
 
 
 def mmd(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
     features: Float[Tensor, "n d"] | Tensor,
     reference: Float[Tensor, "m d"] | Tensor,
     kernel: Kernel = "gaussian",
@@ -41,11 +42,11 @@ def mmd(
         is_unbiased: which estimate.
 
     Raises:
-        ValueError: for other shapes, fewer than two rows, values that are not finite, another kernel, or rows
-            of zeros under "gaussian".
+        InvalidArgument: for other shapes, fewer than two rows, values that are not finite, another kernel, or
+            rows of zeros under "gaussian".
     """
     if kernel not in KERNELS:
-        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}; received {kernel!r}")
+        raise InvalidArgument("kernel", f"one of {', '.join(KERNELS)}", repr(kernel))
     a, b = check_sets(features, reference, least=2)
     if kernel == "gaussian":
         a, b = _of_length_1(a, "features"), _of_length_1(b, "reference")
@@ -56,7 +57,7 @@ def mmd(
 def _of_length_1(rows: Tensor, name: str) -> Tensor:
     lengths = rows.norm(dim=1, keepdim=True)
     if (lengths == 0).any():
-        raise ValueError(f"{name}: expected rows that have a direction; received some of zeros")
+        raise InvalidArgument(name, "rows that are not all zeros", "a row of zeros")
     scaled: Tensor = rows / lengths
     return scaled
 

@@ -7,9 +7,11 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
+from nexus_adapters.errors import InvalidArgument
+
 
 def psnr_db(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
     image: UInt8[np.ndarray, "h w c"] | np.ndarray,
     reference: UInt8[np.ndarray, "h w c"] | np.ndarray,
 ) -> float:
@@ -20,12 +22,12 @@ def psnr_db(
         reference: the same, of the same size.
 
     Raises:
-        ValueError: for other dtypes, or images of different shape.
+        InvalidArgument: for other dtypes, or images of different shape.
     """
     for name, pixels in (("image", image), ("reference", reference)):
         if pixels.dtype != np.uint8:
-            raise ValueError(f"{name}: expected uint8; received {pixels.dtype}")
+            raise InvalidArgument(name, "uint8", pixels.dtype)
     if image.shape != reference.shape:
-        raise ValueError(f"reference: expected shape {image.shape}, as image; received {reference.shape}")
+        raise InvalidArgument("reference", f"shape {image.shape}, as image", reference.shape)
     squared = float(np.square(image.astype(np.float64) - reference).mean())
     return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from nexus_adapters.errors import InvalidArgument
 
 # Wang, Simoncelli and Bovik 2003, finest scale first.
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW = 11
 
 
+def luminance(image: Image.Image) -> Float[Tensor, "1 h w"]:
+    """An image's brightness in [0, 1], as the metrics here take it."""
+    return torch.from_numpy(np.array(image.convert("L")))[None].float() / 255
+
+
 def depth_rmse(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the ValueErrors below.
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
     depth: Float[Tensor, "h w"] | Tensor,
     reference: Float[Tensor, "h w"] | Tensor,
 ) -> float:
@@ -26,7 +35,7 @@ def depth_rmse(
         reference: of the same size.
 
     Raises:
-        ValueError: for other shapes, sizes that differ, or values outside [0, 1].
+        InvalidArgument: for other shapes, sizes that differ, or values outside [0, 1].
     """
     a, b = _planes("depth", depth, reference)
     return float((a - b).square().mean().sqrt())
@@ -42,7 +51,7 @@ def rank_correlation(depth: Float[Tensor, "h w"] | Tensor, reference: Float[Tens
         reference: of the same size.
 
     Raises:
-        ValueError: as `depth_rmse`.
+        InvalidArgument: as `depth_rmse`.
     """
     a, b = _planes("depth", depth, reference)
     if a.min() == a.max() or b.min() == b.max():
@@ -61,20 +70,16 @@ def mean_iou(
         classes: how many there are.
 
     Raises:
-        ValueError: for other shapes or types, sizes that differ, or labels out of range.
+        InvalidArgument: for other shapes or types, sizes that differ, or labels out of range.
     """
     for name, plane in (("labels", labels), ("reference", reference)):
         if plane.ndim != 2 or plane.is_floating_point() or plane.numel() == 0:
-            raise ValueError(
-                f"{name}: expected whole numbers (H, W); received {plane.dtype} {tuple(plane.shape)}"
-            )
+            raise InvalidArgument(name, "integers of shape (H, W)", f"{plane.dtype} {tuple(plane.shape)}")
         if plane.min() < 0 or plane.max() >= classes:
             received = f"{int(plane.min())} to {int(plane.max())}"
-            raise ValueError(f"{name}: expected labels from 0 to {classes - 1}; received {received}")
+            raise InvalidArgument(name, f"labels from 0 to {classes - 1}", received)
     if labels.shape != reference.shape:
-        raise ValueError(
-            f"reference: expected shape {tuple(labels.shape)}; received {tuple(reference.shape)}"
-        )
+        raise InvalidArgument("reference", f"shape {tuple(labels.shape)}", tuple(reference.shape))
     # At least two classes, or the library refuses; one that is in neither map does not count.
     found = multiclass_jaccard_index(
         labels[None].long(), reference[None].long(), max(2, classes), average="macro"
@@ -94,14 +99,14 @@ def ms_ssim(image: Float[Tensor, "c h w"] | Tensor, reference: Float[Tensor, "c 
         reference: of the same size.
 
     Raises:
-        ValueError: for other shapes, sides below 11 pixels, sizes that differ, or values outside [0, 1].
+        InvalidArgument: for other shapes, sides below 11 pixels, sizes that differ, or values outside [0, 1].
     """
     a, b = _planes("image", image, reference, dimensions=3)
     if image.dtype == reference.dtype == torch.float32:
         a, b = image, reference
     side = min(a.shape[1:])
     if side < _WINDOW:
-        raise ValueError(f"image: expected sides of at least {_WINDOW} pixels; received {tuple(a.shape[1:])}")
+        raise InvalidArgument("image", f"sides of at least {_WINDOW} pixels", tuple(a.shape[1:]))
     # The window must fit into the coarsest scale, and the library wants a little more for the last two.
     fits = [side // max(2**scale, scale**2) >= _WINDOW for scale in range(len(_MS_SSIM_WEIGHTS))]
     scales = sum(fits)
@@ -122,11 +127,11 @@ def _planes(name: str, values: Tensor, reference: Tensor, dimensions: int = 2) -
     for argument, plane in ((name, values), ("reference", reference)):
         if plane.ndim != dimensions or not plane.is_floating_point() or plane.numel() == 0:
             received = f"{plane.dtype} {tuple(plane.shape)}"
-            raise ValueError(f"{argument}: expected floats of {dimensions} dimensions; received {received}")
+            raise InvalidArgument(argument, f"floats of {dimensions} dimensions", received)
         if not bool(((plane >= 0) & (plane <= 1)).all()):
-            raise ValueError(f"{argument}: expected values in [0, 1]; received others")
+            raise InvalidArgument(
+                argument, "values in [0, 1]", f"{float(plane.min()):g} to {float(plane.max()):g}"
+            )
     if values.shape != reference.shape:
-        raise ValueError(
-            f"reference: expected shape {tuple(values.shape)}; received {tuple(reference.shape)}"
-        )
+        raise InvalidArgument("reference", f"shape {tuple(values.shape)}", tuple(reference.shape))
     return values.double(), reference.double()

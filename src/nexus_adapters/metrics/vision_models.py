@@ -12,6 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from nexus_adapters.errors import InvalidArgument, one_line
+
 
 @runtime_checkable
 class FeatureModel(Protocol):
@@ -30,7 +32,7 @@ class TransformersFeatures:
         device: where it computes.
 
     Raises:
-        ValueError: for what cannot be loaded, offline above all.
+        InvalidArgument: for a model that cannot be loaded, such as one on the Hub when offline.
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
@@ -42,29 +44,28 @@ class TransformersFeatures:
             self._processor = image_processor.from_pretrained(source)
             self._network: Any = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
         except Exception as error:  # the library raises almost anything
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"model: expected a folder or the Hub id of a vision model; received '{source}' ({reason})"
-            ) from error
+            reason = one_line(error)
+            expected = "a folder or the Hub id of a vision model"
+            raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error
         self._network.eval().to(device)
         self._is_clip = hasattr(self._network, "get_image_features")
         self._tokenizer: Any = None
 
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """One row an image. ValueError for a model that gives no single row."""
+        """One row an image. InvalidArgument for a model that gives no single row."""
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._network.device)
         with torch.inference_mode():
             found = self._network.get_image_features(**inputs) if self._is_clip else self._network(**inputs)
         return _row(found, self.source)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """One row a text, beside those of images; texts are cut at the model's length.
+        """One row a text, comparable with those of images; texts are cut at the model's length.
 
         Raises:
-            ValueError: for a model without a text side.
+            InvalidArgument: for a model that embeds no texts.
         """
         if not self._is_clip:
-            raise ValueError(f"model: expected one that embeds texts, such as CLIP; received '{self.source}'")
+            raise InvalidArgument("model", "one that embeds texts, such as CLIP", f"'{self.source}'")
         if self._tokenizer is None:
             import transformers
 
@@ -84,19 +85,19 @@ class TorchScriptFeatures:
         device: where it computes.
 
     Raises:
-        ValueError: for no such file, or what is none.
+        InvalidArgument: for no such file, or one that is not TorchScript.
     """
 
     def __init__(self, file: str, device: str = "cpu") -> None:
         self.source, self._device = file, device
         if not Path(file).is_file():
-            raise ValueError(f"model: expected a TorchScript file; received '{file}', which does not exist")
+            raise InvalidArgument("model", "a TorchScript file", f"'{file}', which does not exist")
         try:
             load: Any = torch.jit.load
             self._network: Any = load(file, map_location=device).eval()
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"model: expected a TorchScript file; received '{file}' ({reason})") from error
+            reason = one_line(error)
+            raise InvalidArgument("model", "a TorchScript file", f"'{file}' ({reason})") from error
         names = [argument.name for argument in self._network.forward.schema.arguments]
         self._extra = {"return_features": True} if "return_features" in names else {}
 
@@ -119,5 +120,5 @@ def _row(found: Any, source: str) -> Float[Tensor, "n d"]:
     if not isinstance(found, Tensor):
         found = getattr(found, "pooler_output", None)
     if not isinstance(found, Tensor):
-        raise ValueError(f"model: expected one that pools an image into one row; received '{source}'")
+        raise InvalidArgument("model", "one that pools an image into one row", f"'{source}'")
     return found.flatten(1).float().cpu()

@@ -12,6 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.bases.registry import base_of
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.attach import attach
 from nexus_adapters.injection.condition import ConditionLike, as_condition, check_aspect, size_by_aspect
 from nexus_adapters.injection.control import Control
@@ -48,26 +50,29 @@ class NexusPipelineMixin:
     The subclass takes `adapter` in its constructor, and calls `register_adapter`.
     """
 
-    # The stock pipeline's class, whether its UNet is told of size and crop, and what its base is called.
+    # The stock pipeline's class, whether its UNet reads size and crop, and what its base is called.
     stock: ClassVar[type[DiffusionPipeline]]
     added_embedding: ClassVar[str | None]
     base_name: ClassVar[str]
 
     @classmethod
     def check_base(cls, unet: Any, name: str) -> None:
-        """ValueError for a UNet of another kind of base; `name` is what has it."""
+        """`InvalidArgument` for a UNet of another kind of base; `name` is what has it."""
         found = unet.config.get("addition_embed_type")
         if found != cls.added_embedding:
-            raise ValueError(
-                f"unet: expected one of {cls.base_name}, with addition_embed_type {cls.added_embedding!r}; "
-                f"received one with {found!r} in a {name}. attach() works with it as it is"
+            raise InvalidArgument(
+                "unet",
+                f"one of {cls.base_name}, with addition_embed_type {cls.added_embedding!r}",
+                f"one with {found!r} in a {name}",
+                "attach() works with it as it is",
             )
 
     def register_adapter(self, adapter: NexusAdapter) -> None:
-        """Make the adapter a part of the pipeline; ValueError, with both numbers, where it does not fit."""
+        """Make the adapter a part of the pipeline; `InvalidArgument`, with both numbers, unless it fits."""
         pipe: Any = self
-        check_fit(adapter, pipe.unet)
-        check_pixels(adapter, pipe.unet, pipe.vae_scale_factor)
+        base, _ = base_of(pipe)
+        check_fit(adapter, base)
+        check_pixels(adapter, base, pipe.vae_scale_factor)
         pipe.register_modules(adapter=adapter)
 
     @classmethod
@@ -80,7 +85,7 @@ class NexusPipelineMixin:
         name = type(pipeline).__name__
         unet = getattr(pipeline, "unet", None)
         if unet is None:
-            raise ValueError(f"pipeline: expected one of {cls.base_name}; received a {name}")
+            raise InvalidArgument("pipeline", f"one of {cls.base_name}", f"a {name}")
         cls.check_base(unet, name)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = unet.dtype
@@ -122,13 +127,13 @@ class NexusPipelineMixin:
 
 
 def _check_not_an_image(given: dict[str, Any]) -> None:
-    """ValueError where an image came by position, as diffusers' T2I pipelines take it."""
+    """`InvalidArgument` where an image was given by position, as diffusers' T2I pipelines take it."""
     second = given.get("prompt_2")
     is_image = isinstance(second, Image | Tensor) or (
         isinstance(second, list) and any(isinstance(part, Image | Tensor) for part in second)
     )
     if is_image or isinstance(given.get("height"), Image | Tensor | list):
-        raise ValueError("image: expected by keyword, `image=...`; received by position")
+        raise InvalidArgument("image", "a keyword argument, `image=...`", "an image by position")
 
 
 def _prompt_count(given: dict[str, Any]) -> int | None:
@@ -140,17 +145,19 @@ def _prompt_count(given: dict[str, Any]) -> int | None:
 
 
 def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -> None:
-    """ValueError unless the conditions can be dealt out without splitting a prompt's images unevenly."""
+    """`InvalidArgument` unless the conditions can be dealt out evenly among each prompt's images."""
     if prompts is None:
         return
     if prompts == 0:
-        raise ValueError("prompt: expected at least one; received an empty list")
+        raise InvalidArgument("prompt", "at least one prompt", "an empty list")
     whole_prompts_each = prompts % conditions == 0
     several_each_prompt = conditions % prompts == 0 and images_per_prompt % (conditions // prompts) == 0
     if not whole_prompts_each and not several_each_prompt:
-        raise ValueError(
-            f"image: expected one condition for all {prompts} prompts of {images_per_prompt} images each, or "
-            f"as many as prompts or images; received {conditions}"
+        raise InvalidArgument(
+            "image",
+            f"one condition for all {prompts} prompts of {images_per_prompt} images each, or as many as "
+            "prompts or images",
+            conditions,
         )
 
 
@@ -159,13 +166,11 @@ def image_size(
 ) -> tuple[int, int]:
     """(height, width) of the image, from what is given and from the condition by `size_by_aspect`.
 
-    ValueError where both are given in another aspect, or the condition is smaller than `multiple`.
+    `InvalidArgument` where both are given in another aspect, or the condition is smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
-        raise ValueError(
-            f"image: expected at least {multiple} pixels per side; received {from_height}x{from_width}"
-        )
+        raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
     size = size_by_aspect(from_height, from_width, height, width, multiple)
     check_aspect(from_height, from_width, *size, name="image")
     return size

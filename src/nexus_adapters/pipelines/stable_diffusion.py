@@ -23,7 +23,7 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
     folder that `save_pretrained` of this class wrote.
 
     Raises:
-        ValueError: where the adapter does not fit the UNet, with both numbers.
+        InvalidArgument: where the adapter does not fit the UNet, with both numbers.
     """
 
     # diffusers resolves classes by this name; it must survive moves of this file.
@@ -94,7 +94,7 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
             What the stock pipeline returns.
 
         Raises:
-            ValueError: names the argument, what was expected and what came.
+            InvalidArgument: names the argument, what was expected and what was received.
             TypeError: for an argument that the stock pipeline does not have.
         """
         window = control_guidance_start, control_guidance_end

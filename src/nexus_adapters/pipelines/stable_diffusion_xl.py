@@ -27,7 +27,7 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
     side, as the UNet does.
 
     Raises:
-        ValueError: where the adapter does not fit the UNet, with both numbers.
+        InvalidArgument: where the adapter does not fit the UNet, with both numbers.
     """
 
     # diffusers resolves classes by this name; it must survive moves of this file.

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from nexus_adapters.conditions import canny
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.scenes.render import Rendering, render
 from nexus_adapters.scenes.scene import SIZE, Scene, SceneObject
 from nexus_adapters.scenes.shapes import outline
@@ -85,10 +86,10 @@ def draw_map(condition: str, scene: Scene, rendering: Rendering | None = None) -
         RGB, 128x128.
 
     Raises:
-        ValueError: for another condition.
+        InvalidArgument: for another condition.
     """
     if condition not in MAPS:
-        raise ValueError(f"condition: expected one of {', '.join(MAPS)}; received {condition!r}")
+        raise InvalidArgument("condition", f"one of {', '.join(MAPS)}", repr(condition))
     if condition == "sketch":
         return Image.fromarray(sketch_map(scene))
     rendering = render(scene) if rendering is None else rendering

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.scenes.vocabulary import COLORS, COMBINATIONS, NOVEL_COMBINATIONS, Combination
 
 SIZE = 128  # pixels a side
@@ -53,12 +54,12 @@ def draw_scene(seed: int, split: Split = "train") -> Scene:
     `train` and `test` draw the same kind of scene from seeds that never meet; in `novel` every object is a
     combination of shape, color and material that the other two never hold.
 
-    Raises ValueError for an unknown split or a negative seed.
+    Raises InvalidArgument for an unknown split or a negative seed.
     """
     if split not in SPLITS:
-        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; received {split!r}")
+        raise InvalidArgument("split", f"one of {', '.join(SPLITS)}", repr(split))
     if seed < 0:
-        raise ValueError(f"seed: expected an integer of at least 0; received {seed}")
+        raise InvalidArgument("seed", "an integer of at least 0", seed)
     # Seeding by a string hashes it (SHA-512), which is stable where `hash()` is not.
     rng = Random(f"nexus scene {split} {seed}")
     background = rng.choice(tuple(COLORS))

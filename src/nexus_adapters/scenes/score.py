@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.scenes.render import Rendering, color_tone, material_shade, render
 from nexus_adapters.scenes.scene import SIZE, Scene, SceneObject
 from nexus_adapters.scenes.vocabulary import COLORS, MATERIALS
@@ -26,7 +27,7 @@ class SceneScore:
 
 
 def score(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the ValueError below.
+    # `| np.ndarray`: under pytest, too, misshapen input is to meet the error below.
     image: UInt8[np.ndarray, "h w 3"] | np.ndarray,
     scene: Scene,
     rendering: Rendering | None = None,
@@ -36,11 +37,11 @@ def score(
     Each object's visible region is compared with what the object would look like there in every color and
     material; the best fit (least squared error) is what the image shows. `rendering` saves rendering anew.
 
-    Raises ValueError unless the image is 8-bit and 128x128.
+    Raises InvalidArgument unless the image is 8-bit and 128x128.
     """
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
         expected = f"uint8 of shape {(SIZE, SIZE, 3)}"
-        raise ValueError(f"image: expected {expected}; received {image.dtype} {image.shape}")
+        raise InvalidArgument("image", expected, f"{image.dtype} of shape {image.shape}")
     rendering = rendering or render(scene)
     pixels = image.astype(np.float32) / 255
     found = [

@@ -1,1 +1,1 @@
-"""Training: the loss of a frozen UNet under an adapter, and one plain loop around any loss."""
+"""Training: the loss of a frozen denoiser under an adapter, and one plain loop around any loss."""

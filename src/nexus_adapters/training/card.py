@@ -1,4 +1,4 @@
-"""What comes beside a trained adapter's weights: how it was made and how to use it."""
+"""The model card next to a trained adapter's weights: how it was made and how to use it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,18 @@ from huggingface_hub import ModelCardData
 from torch import nn
 
 from nexus_adapters import __version__
-from nexus_adapters.training.base import EMBEDDED
+from nexus_adapters.bases.source import EMBEDDED
+from nexus_adapters.methods import Method
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.public import without_folders
 from nexus_adapters.training.recipe import dump_config
 
-_NAMES = {
-    "prime": "Nexus Prime",
-    "slim": "Nexus Slim",
-    "t2i": "T2I-Adapter",
-    "controlnet": "ControlNet",
-    "controlnet-xs": "ControlNet-XS",
-}
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def model_card(
     adapter: nn.Module | Any,
+    method: Method,
     config: TrainConfig,
     record: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
@@ -36,7 +31,6 @@ def model_card(
 ) -> str:
     """Markdown with the Hub's metadata. Folders of the machine are named by their last part alone."""
     shown = without_folders(config)
-    name = _NAMES[config.adapter.method]
     base = "the embedded Stable Diffusion" if config.base.path == EMBEDDED else shown.base.path
     is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
     data = ModelCardData(
@@ -45,12 +39,13 @@ def model_card(
         tags=["nexus-adapters", "adapter", config.data.condition, "diffusion"],
     )
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    source = config.hub.repo_id or "path/to/adapter"
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {name} for {config.data.condition}, on {base}",
+        f"# {method.label} for {config.data.condition}, on {base}",
         f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
         + (", stopped early." if record["stopped_early"] else "."),
-        f"## Use\n\n```python\n{_usage(adapter, config, shown)}\n```",
+        f"## Use\n\n```python\n{method.card(adapter, shown.base.path, source)}\n```",
         _results(rows),
         "![Conditions, and pictures drawn from them](samples.png)"
         if (folder / "samples.png").exists()
@@ -98,64 +93,3 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
         score = f"{row['structure_score']:.3f}" if "structure_score" in row else ""
         lines.append(f"| {row['step']:,} | {row['val_loss']:.5f} | {score} |")
     return "\n".join(lines)
-
-
-def _usage(adapter: nn.Module | Any, config: TrainConfig, shown: TrainConfig) -> str:
-    if config.adapter.method == "controlnet":
-        return _controlnet_usage(config, shown)
-    if config.adapter.method == "controlnet-xs":
-        return _controlnet_xs_usage(adapter, config, shown)
-    source = config.hub.repo_id or "path/to/adapter"
-    kind = "from diffusers import T2IAdapter" if config.adapter.method == "t2i" else ""
-    loaded = "T2IAdapter" if config.adapter.method == "t2i" else "NexusAdapter"
-    names = "Control, attach" if config.adapter.method == "t2i" else "Control, NexusAdapter, attach"
-    pipe = (
-        "from nexus_adapters.embedded import load_embedded_base\n\npipe = load_embedded_base()"
-        if config.base.path == EMBEDDED
-        else "from diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{shown.base.path}")'
-    )
-    lines = [
-        kind,
-        f"from nexus_adapters import {names}",
-        pipe,
-        f'adapter = {loaded}.from_pretrained("{source}")',
-        "with attach(pipe, Control(adapter, condition)):  # condition: a PIL image of the structure map",
-        '    image = pipe("a prompt").images[0]',
-    ]
-    return "\n".join(line for line in lines if line)
-
-
-def _controlnet_xs_usage(adapter: nn.Module | Any, config: TrainConfig, shown: TrainConfig) -> str:
-    source = config.hub.repo_id or "path/to/adapter"
-    is_embedded = config.base.path == EMBEDDED
-    kind = type(adapter).__name__
-    is_stock = kind == "ControlNetXSAdapter"
-    module = "nexus_adapters.training.controlnet_xs"
-    loaded = f'DiffusionPipeline.from_pretrained("{shown.base.path}")'
-    lines = [
-        *(["from diffusers import DiffusionPipeline"] if not is_embedded else []),
-        *([f"from diffusers import {kind}"] if is_stock else []),
-        *(["from nexus_adapters.embedded import load_embedded_base"] if is_embedded else []),
-        f"from {module} import controlled_by_xs" + ("" if is_stock else f", {kind}"),
-        f"pipe = {'load_embedded_base()' if is_embedded else loaded}",
-        f'adapter = {kind}.from_pretrained("{source}")',
-        "with controlled_by_xs(pipe, adapter, condition):  # condition: a PIL image of the structure map",
-        '    image = pipe("a prompt").images[0]',
-    ]
-    return "\n".join(lines)
-
-
-def _controlnet_usage(config: TrainConfig, shown: TrainConfig) -> str:
-    source = config.hub.repo_id or "path/to/adapter"
-    base = "load_embedded_base()" if config.base.path == EMBEDDED else ""
-    base = base or f'DiffusionPipeline.from_pretrained("{shown.base.path}")'
-    lines = [
-        "from diffusers import AutoPipelineForText2Image, ControlNetModel, DiffusionPipeline",
-        "from nexus_adapters.embedded import load_embedded_base" if config.base.path == EMBEDDED else "",
-        f"base = {base}",
-        f'controlnet = ControlNetModel.from_pretrained("{source}")',
-        "pipe = AutoPipelineForText2Image.from_pipe(base, controlnet=controlnet)",
-        'image = pipe("a prompt", image=condition).images[0]  # condition: a PIL image of the structure map',
-    ]
-    return "\n".join(line for line in lines if line)

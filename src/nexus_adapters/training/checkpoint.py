@@ -6,32 +6,35 @@ holds the SHA-256 of every other file. No pickle. An unfinished or damaged folde
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import secrets
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from nexus_adapters.adapter.saved import check_checkpoint
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import (
+    file_sha256,
+    remove_folder,
+    remove_unfinished,
+    replacing_folder,
+    save_tensors,
+)
 
 MANIFEST = "manifest.json"
 _STATE = "state.json"
 _PREFIX = "step-"
-_UNFINISHED = ".unfinished-"  # a folder that is being written, or deleted
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint on disk. `state` is what was saved beside the tensors, of JSON's types."""
+    """One whole checkpoint on disk. `state` is what was saved with the tensors, of JSON's types."""
 
     folder: Path
     step: int
@@ -60,7 +63,7 @@ def save_checkpoint(
         keep: at least 1.
 
     Raises:
-        ValueError: where a tensor is not finite; nothing is written.
+        InvalidArgument: where a tensor is not finite; nothing is written.
         OSError: where the disk is full or fails. The checkpoints that were there stay as they were.
     """
     check_finite(tensors)
@@ -80,16 +83,20 @@ def save_checkpoint(
         *newest_first[: newest_first.index(target)],
         *newest_first[newest_first.index(target) + keep :],
     ):
-        shutil.rmtree(_put_aside(old), ignore_errors=True)
+        remove_folder(old)
     return target
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a warning for each newer one that is not. None where none is."""
+    """The newest checkpoint that is whole; a warning for each newer one that is not. None where none is.
+
+    `InvalidArgument` named "output_dir" where a newer version of this package wrote it.
+    """
     for path in _checkpoints(folder):
         reason = damage(path)
         if reason is None:
             state = json.loads((path / _STATE).read_bytes())
+            check_checkpoint(state, path, "output_dir")
             return Checkpoint(path, int(state["step"]), state)
         warnings.warn(f"checkpoint: '{path}' is skipped, since {reason}", stacklevel=2)
     return None
@@ -110,82 +117,14 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """ValueError, which names the tensor, unless every floating-point value is finite."""
+    """InvalidArgument, which names the tensor, unless every floating-point value is finite."""
     for name, content in tensors.items():
         for key, tensor in content.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"checkpoint: expected finite values; received others in {name} {key}")
-
-
-def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file. OSError, with the reason, where it cannot be written."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(whole, file)
-    except SafetensorError as error:  # among them: no space left on device
-        raise OSError(f"checkpoint: expected room for '{file}'; received an error ({error})") from error
-
-
-@contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder that becomes `target` when the block ends well, and otherwise nothing.
-
-    A `target` that is there is put aside before and removed after: it is never half one and half the other.
-    """
-    aside = target.with_name(f"{_UNFINISHED}{target.name}-{secrets.token_hex(4)}")
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for file in aside.iterdir():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
-        _sync_folder(aside)
-        replaced = _put_aside(target) if target.exists() else None
-        try:
-            os.rename(aside, target)
-        except BaseException:
-            if replaced is not None:
-                os.rename(replaced, target)
-            raise
-        _sync_folder(target.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def file_sha256(file: Path) -> str:
-    """In hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+                raise InvalidArgument("checkpoint", "finite values", f"others in {name} {key}")
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Whole or not, newest first."""
     named = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(named, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the names in it survive a loss of power, where the system can do that (Windows cannot)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put_aside(folder: Path) -> Path:
-    """Renamed, so that a deletion that is interrupted leaves no half folder under its name."""
-    aside = folder.with_name(f"{_UNFINISHED}{folder.name}-{secrets.token_hex(4)}")
-    os.rename(folder, aside)
-    return aside
-
-
-def remove_unfinished(folder: Path) -> None:
-    """What a kill has left in the midst of writing or deleting."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -6,21 +6,30 @@ keeps the default that stands here. Field descriptions are the strings below the
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from nexus_adapters.adapter.saved import find_saved
+from nexus_adapters.bases.source import BaseSource
+from nexus_adapters.data.prepared_set import is_prepared
+from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
+from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
+from nexus_adapters.training.parsing import validated
+
 SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+_MAX_INTEGER = 2**32 - 1  # above it, lengths and random generators overflow
+Positive = Annotated[int, Field(gt=0, le=_MAX_INTEGER)]
+NotNegative = Annotated[int, Field(ge=0, le=_MAX_INTEGER)]
 Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-MethodName = Literal["prime", "slim", "t2i", "controlnet", "controlnet-xs"]
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 
 
@@ -29,37 +38,22 @@ class BaseOptions:
     """`[base]`: the Stable Diffusion that stays frozen."""
 
     path: str = "embedded"
-    """A folder in diffusers' layout or a Hub id; "embedded" is the small one that comes with the package."""
+    """A folder in diffusers' layout, a Hub id or a single .safetensors file; "embedded" is the small one that
+    ships with the package."""
     revision: str = ""
     """Branch, tag or commit on the Hub; empty for the newest."""
     variant: str = ""
     """Which of several saves to read, such as "fp16"; empty for the plain one."""
+    config: str = ""
+    """For a single file: a folder or Hub id in diffusers' layout, of which no weights are read; empty lets
+    diffusers fetch its own."""
+    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    """For a single file; required for Stable Diffusion 2.x."""
 
-
-@dataclass(frozen=True, config=SECTION)
-class AdapterOptions:
-    """`[adapter]`: what is trained."""
-
-    method: MethodName = "prime"
-    """Nexus "prime" or "slim", or diffusers' "t2i" (T2I-Adapter), "controlnet" or "controlnet-xs"."""
-    residual: bool = False
-    """A skip around the attention of each stage (Nexus only). False is the paper."""
-    zero_init: bool = False
-    """Start the attention's output at zero; needs `residual`."""
-    groups: NotNegative = 0
-    """Of Slim's 3x3 convolutions; 0 for the paper's."""
-    heads: NotNegative = 0
-    """Of the attention (Nexus only); 0 for as many as the base's widths give."""
-    head_width: NotNegative = 0
-    """Of each head (Nexus only); 0 as `heads`."""
-    noise_exponent: AtLeast0 = 0.0
-    """Features times (1 - alphas_cumprod) to this power in each step (not ControlNets). 0 is the paper."""
-    reads_prompt: bool = True
-    """False trains an adapter that always reads the empty prompt, to see what reading does (Nexus only)."""
-    size_ratio: Above0 = 0.125
-    """Of ControlNet-XS alone: its channels as a fraction of the base's."""
-    start_from: str = ""
-    """Folder or Hub id of a saved adapter to start from. A T2I-Adapter gives Prime its trunk."""
+    @property
+    def source(self) -> BaseSource:
+        """As `load_base` takes it."""
+        return BaseSource(self.path, self.revision, self.variant, self.config, self.prediction_type)
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -82,7 +76,7 @@ class DataOptions:
     image_column: str = ""
     """Name of the image column or tar member; empty for the kind's usual one."""
     condition_column: str = ""
-    """Name of the structure maps' column or tar member; empty to draw the maps by `condition`."""
+    """Name of the structure maps' column or tar member; empty to extract the maps by `condition`."""
     caption_column: str = ""
     """Name of the captions' column or tar member; empty for the kind's usual one."""
     condition: str = "canny"
@@ -99,6 +93,11 @@ class DataOptions:
     """Unreadable samples are replaced and reported; above this fraction of the data the run stops."""
     workers: NotNegative = 0
     """Processes that read samples ahead, for each process that trains; 0 reads between the steps."""
+
+    def __post_init__(self) -> None:
+        """A folder with a prepared set's index is one, whatever it is called."""
+        if self.kind == "folder" and self.path and is_prepared(self.path):
+            object.__setattr__(self, "kind", "prepared")
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -148,11 +147,11 @@ class TrainingOptions:
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """AdamW's averages."""
     epsilon: Above0 = 1e-8
-    """AdamW's least denominator."""
+    """Epsilon added to AdamW's denominator."""
     weight_decay: AtLeast0 = 1e-2
     """Decoupled, a step, in learning rates."""
     max_grad_norm: Above0 = 1.0
-    """Longer gradients are shortened to this."""
+    """Gradient-clipping norm."""
     ema_decay: BelowOne = 0.0
     """Average of the weights over steps, which is what the run gives in the end; 0 for none. Try 0.9999."""
     mixed_precision: MixedPrecision = "auto"
@@ -162,8 +161,8 @@ class TrainingOptions:
     compile: bool = False
     """Run base and adapter through torch.compile."""
     cuda_graphs: bool = False
-    """On CUDA, record the frozen UNet's passes and replay them: less time where small models or batches leave
-    the GPU waiting. Without effect on a CPU and with ControlNet-XS, whose network is trained as a whole."""
+    """On CUDA, record the frozen denoiser's passes and replay them: less time where small models or batches
+    leave the GPU waiting. No effect on a CPU and with ControlNet-XS, whose network is trained as a whole."""
     channels_last: bool = True
     """The memory layout in which convolutions take less time on most devices."""
     device: Literal["auto", "cpu"] = "auto"
@@ -232,8 +231,11 @@ class TrainConfig:
     """The run's folder: checkpoints, log, pictures, and in the end adapter/."""
     seed: NotNegative = 0
     """All that is random follows from it."""
+    imports: tuple[str, ...] = ()
+    """Modules of yours, or .py files, that register blocks, methods, bases, conditions or metrics."""
     base: BaseOptions = field(default_factory=BaseOptions)
-    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    adapter: Any = field(default_factory=dict)
+    """Options of the method that it names (`methods/`); a mapping becomes these."""
     data: DataOptions = field(default_factory=DataOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -244,71 +246,129 @@ class TrainConfig:
     hub: HubOptions = field(default_factory=HubOptions)
 
     def __post_init__(self) -> None:
-        """What one field alone cannot tell."""
+        """What one field alone does not show."""
+        if isinstance(self.adapter, Mapping):
+            found = adapter_options(self.adapter, self.data.condition, self.base.path)
+            object.__setattr__(self, "adapter", found)
+        is_table = isinstance(self.adapter, AdapterOptions)
+        expect(is_table, "adapter", "a table", repr(self.adapter))
         for fits, key, expected, received in _agreements(self):
-            if not fits:
-                raise ValueError(f"{key}: expected {expected}; received {received!r}")
+            expect(fits, key, expected, received)
+
+
+def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> AdapterOptions:
+    """A recipe's `[adapter]`, as the options of the method that it names, or of the adapter in `start_from`.
+
+    `condition` and `base`: where names of adapters are looked up. `InvalidArgument` for an unknown method or
+    key, for a key that has no effect with this method, and for a `start_from` that has to be read but cannot.
+    """
+    start = section.get("start_from")
+    if "method" not in section and isinstance(start, str) and start:
+        section = {**section, "method": _method_of_saved(start, condition, base)}
+    method = find_method(section.get("method", AdapterOptions.method), "adapter.method")
+    known = [f.name for f in dataclasses.fields(method.Options)]
+    for key in section:
+        if key in known:
+            continue
+        methods = reversed(known_methods())  # as they were registered
+        others = [m.name for m in methods if key in {f.name for f in dataclasses.fields(m.Options)}]
+        if others:
+            raise InvalidArgument(
+                f"adapter.{key}",
+                f"no such key with method {method.name!r}, where it has no effect",
+                repr(section[key]),
+                f"It is an option of {', '.join(others)}",
+            )
+    kind: Any = method.Options
+    found = validated(dataclass(kind, frozen=True, config=SECTION), section, "adapter.")
+    return kind(**{name: getattr(found, name) for name in known})  # type: ignore[no-any-return]
+
+
+def _method_of_saved(source: str, condition: str, base: str) -> str:
+    """The name of the method that trains adapters like a saved one."""
+    with renamed(lambda name: "data.condition" if name == "condition" else "adapter.start_from"):
+        saved = find_saved(source, condition, base)
+        try:
+            return method_for(saved).configuration(saved)
+        except InvalidArgument:
+            raise
+        except (TypeError, ValueError) as error:  # odd values in its config
+            raise InvalidArgument("adapter", "a saved adapter", f"'{source}' ({one_line(error)})") from error
 
 
 def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
     adapter, data, validation = config.adapter, config.data, config.validation
     training = config.training
-    is_nexus = adapter.method in ("prime", "slim")
     low, high = config.loss.band
-    needs_path = data.kind in ("folder", "prepared", "table")
-    columns = (data.image_column, data.condition_column, data.caption_column)
+    reads_prompt = getattr(adapter, "reads_prompt", True)
     return [
-        (config.output_dir != "", "output_dir", "a folder", config.output_dir),
+        (config.output_dir != "", "output_dir", "a folder", repr(config.output_dir)),
         (
             not (training.cuda_graphs and (training.compile or training.gradient_checkpointing)),
             "training.cuda_graphs",
-            "false beside compile and gradient_checkpointing",
+            "false together with compile or gradient_checkpointing",
             True,
         ),
-        (is_nexus or not adapter.residual, "adapter.residual", f"false beside method {adapter.method}", True),
-        (adapter.residual or not adapter.zero_init, "adapter.zero_init", "false without residual", True),
         (
-            adapter.method == "slim" or adapter.groups == 0,
-            "adapter.groups",
-            f"0 beside method {adapter.method}",
-            adapter.groups,
-        ),
-        *(
-            (is_nexus or value == 0, f"adapter.{name}", f"0 beside method {adapter.method}", value)
-            for name, value in (("heads", adapter.heads), ("head_width", adapter.head_width))
-        ),
-        (
-            not adapter.method.startswith("controlnet") or adapter.noise_exponent == 0,
-            "adapter.noise_exponent",
-            f"0 beside method {adapter.method}, which reads the timestep",
-            adapter.noise_exponent,
-        ),
-        (
-            is_nexus or adapter.reads_prompt,
-            "adapter.reads_prompt",
-            f"true beside method {adapter.method}",
-            False,
-        ),
-        (
-            adapter.reads_prompt or validation.every_steps == 0 or validation.images == 0,
+            reads_prompt or validation.every_steps == 0 or validation.images == 0,
             "validation.images",
-            "0 beside an adapter that reads no prompt, since pictures hand it one",
+            "0 for an adapter that reads no prompt, since images are generated with one",
             validation.images,
         ),
-        (not needs_path or data.path != "", "data.path", f"a path, for kind {data.kind}", data.path),
-        (
-            data.kind != "prepared" or columns == ("", "", ""),
-            "data.kind",
-            "no columns beside prepared, whose are known",
-            columns,
-        ),
-        (data.kind != "tars" or data.shards != (), "data.shards", "at least one, for kind tars", ()),
-        (data.kind != "scenes" or data.count > 0, "data.count", "at least 1, for kind scenes", data.count),
+        *data_agreements(data),
         (
             validation.early_stop_patience == 0 or (validation.every_steps > 0 and validation.images > 0),
             "validation.early_stop_patience",
-            "0 without pictures, whose structure it goes by",
+            "0 without validation images, whose structure it goes by",
             validation.early_stop_patience,
         ),
         (low < high, "loss.band", "a lower and then a higher fraction", config.loss.band),
     ]
+
+
+# Which kinds of data each option has an effect for.
+_EFFECTIVE_FOR: dict[str, tuple[str, ...]] = {
+    "path": ("folder", "prepared", "table"),
+    "shards": ("tars",),
+    "config_name": ("table",),
+    "revision": ("table",),
+    "split": ("table",),
+    "image_column": ("folder", "table", "tars"),
+    "condition_column": ("folder", "table", "tars"),
+    "caption_column": ("folder", "table", "tars"),
+    "aspect_buckets": ("folder", "prepared", "table", "tars"),
+}
+
+
+def data_agreements(
+    data: DataOptions, kinds: Mapping[str, tuple[str, ...]] | None = None
+) -> list[tuple[bool, str, str, Any]]:
+    """(fits, key, expected, received) of `[data]`: what its kind needs, and what has no effect under it.
+
+    `kinds`: in place of `_EFFECTIVE_FOR` for some options.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(DataOptions)}
+    effective = {**_EFFECTIVE_FOR, **(kinds or {})}
+    checks: list[tuple[bool, str, str, Any]] = []
+    for name, for_kinds in effective.items():
+        value = getattr(data, name)
+        kinds_text = ", ".join(for_kinds)
+        what = f"no value for data.kind {data.kind!r}, where it has no effect (it is read for {kinds_text})"
+        checks.append((data.kind in for_kinds or value == defaults[name], f"data.{name}", what, repr(value)))
+    needs_path = data.kind in effective["path"]
+    checks += [
+        (not needs_path or data.path != "", "data.path", f"a path, for data.kind {data.kind!r}", "''"),
+        (
+            data.kind != "tars" or data.shards != (),
+            "data.shards",
+            "at least one, for data.kind 'tars'",
+            "no shards",
+        ),
+        (
+            data.kind != "scenes" or data.count > 0,
+            "data.count",
+            "at least 1, for data.kind 'scenes'",
+            data.count,
+        ),
+    ]
+    return checks

@@ -6,49 +6,50 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.models.controlnets.controlnet_xs import ControlNetXSAdapter
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from nexus_adapters.adapter.geometry import text_width
-from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.injection.residuals import residuals
-from nexus_adapters.training.base import BaseShape
+from nexus_adapters.bases.base import Base
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.injection.places import FeaturePlaces
+from nexus_adapters.methods import AdapterOptions, Method, find_method
+from nexus_adapters.methods.method import FEATURES, parameter_count
 from nexus_adapters.training.config import TrainConfig
-from nexus_adapters.training.methods import adapter_of, trained_module
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.schedule import learning_rate_at
 
 _GIB = 2**30
+_TOKENS = 77
 _OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon's matrices take 4
 
 
-def describe(config: TrainConfig, shape: BaseShape, samples: int | None) -> str:
+def describe(config: TrainConfig, base: Base, options: AdapterOptions, samples: int | None) -> str:
     """A report of a few lines. `samples`: in the data set; None where it was not opened."""
-    options, training = config.adapter, config.training
+    training = config.training
+    method = find_method(options.method)
     device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
     precision = choose_precision(training.mixed_precision, device)
     with torch.device("meta"):
-        unet = nn.Module.to(shape.empty_unet(), precision.dtype).requires_grad_(False)
-        adapter = adapter_of(options, unet, shape.vae_scale_factor)
-    parameters = _count(adapter)
+        denoiser = nn.Module.to(base.empty_denoiser(), precision.dtype).requires_grad_(False)
+        adapter = method.build(base, denoiser, options)
+    parameters, frozen = parameter_count(adapter), parameter_count(denoiser)
     held = parameters * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0))
-    base = _count(unet) * precision.dtype.itemsize
-    saved = activation_bytes(config, shape, unet, adapter, precision.dtype)
+    base_bytes = frozen * precision.dtype.itemsize
+    saved = activation_bytes(config, base, denoiser, method, adapter, precision.dtype)
     lines = [
         f"adapter      {options.method}, {parameters:,} parameters",
-        f"base         {config.base.path}, UNet of {_count(unet):,} parameters, {_name(precision.dtype)}",
+        f"base         {config.base.path}, {base.denoiser_name} of {frozen:,} parameters, "
+        f"{_name(precision.dtype)}",
         *_schedule(config, samples),
-        f"memory       about {(held + base + saved) / _GIB:.2f} GiB a device in training: "
-        f"base {base / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
+        f"memory       about {(held + base_bytes + saved) / _GIB:.2f} GiB a device in training: "
+        f"base {base_bytes / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
         f"activations of {training.batch_size} samples {saved / _GIB:.2f}",
     ]
     return "\n".join(lines)
 
 
 def activation_bytes(
-    config: TrainConfig, shape: BaseShape, unet: Any, adapter: Any, dtype: torch.dtype
+    config: TrainConfig, base: Base, denoiser: Any, method: Method, adapter: Any, dtype: torch.dtype
 ) -> int:
     """What a step keeps for its backward pass, found by running one without data or memory."""
     count, side = config.training.batch_size, config.data.resolution
@@ -62,40 +63,49 @@ def activation_bytes(
 
     held: list[Tensor] = []
     if config.training.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
+    places = FeaturePlaces(denoiser, base.places())
     with torch.device("meta"), saved_tensors_hooks(note, lambda tensor: tensor):
-        latents = torch.empty(
-            count, shape.latent_channels, *(2 * [side // shape.vae_scale_factor]), dtype=dtype
-        )
-        text = torch.empty(count, 77, text_width(shape.unet), dtype=dtype)
-        condition = torch.empty(count, 3, side, side)
-        added = added_arguments(shape, count, dtype)
-        called = unet
-        if isinstance(adapter, ControlNetXSAdapter):  # what autocast does in training
+        if method.is_fused:  # what autocast does in training
             adapter = deepcopy(adapter).to(dtype)
-            called = trained_module(adapter, unet)
-        controls = _controls(adapter, latents, text, condition, added)
-        called(latents, torch.zeros(count), encoder_hidden_states=text, **added, **controls)
-    weights = {p.untyped_storage()._cdata for module in (unet, adapter) for p in module.parameters()}
+        network = method.network(adapter, denoiser)
+        batch = _example_batch(base, count, side, dtype if method.is_fused else torch.float32)
+        noisy, t = batch.latents.to(dtype), torch.zeros(count, dtype=torch.long)
+        found = method.denoiser_arguments(network, batch, _like_adapter(noisy, method), t, base)
+        features = found.pop(FEATURES, None)
+        added = {} if features is None else places.arguments([f.to(dtype) for f in features])
+        found = {name: _as_dtype(value, dtype) for name, value in found.items()}
+        called = network if method.is_fused else denoiser
+        told = base.added_arguments({name: _as_dtype(value, dtype) for name, value in batch.added.items()})
+        base.predict(called, noisy, t, batch.prompt_embeds.to(dtype), told | found | added)
+    weights = {p.untyped_storage()._cdata for module in (denoiser, adapter) for p in module.parameters()}
     return sum(size for key, size in kept.items() if key not in weights)
 
 
-def _controls(
-    adapter: Any, latents: Tensor, text: Tensor, condition: Tensor, added: dict[str, Any]
-) -> dict[str, Any]:
-    """What an adapter gives the UNet."""
-    if isinstance(adapter, ControlNetXSAdapter):
-        return {"controlnet_cond": condition.to(latents.dtype)}
-    if isinstance(adapter, ControlNetModel):
-        down, middle = adapter(
-            latents.float(), torch.zeros(len(latents)), text.float(), condition, return_dict=False, **added
-        )
-        down = [part.to(latents.dtype) for part in down]
-        middle = middle.to(latents.dtype)
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    reads_text = isinstance(adapter, NexusAdapter)
-    features = adapter(condition, text.float()) if reads_text else adapter(condition)
-    return residuals(features, like=latents)
+def _like_adapter(noisy: Tensor, method: Method) -> Tensor:
+    """Latents as the adapter takes them, where no autocast converts them."""
+    return noisy.float() if method.keeps_float32 and not method.is_fused else noisy
+
+
+def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, list):
+        return [_as_dtype(part, dtype) for part in value]
+    return value.to(dtype) if isinstance(value, Tensor) else value
+
+
+def _example_batch(base: Base, count: int, side: int, dtype: torch.dtype) -> Batch:
+    """A batch of the right shapes, on the current default device."""
+    latents = torch.empty(count, base.latent_channels, *(2 * [side // base.pixels_per_latent]))
+    return Batch(
+        indices=torch.zeros(count, dtype=torch.long),
+        latents=latents,
+        noise=latents,
+        u=torch.zeros(count, dtype=torch.float64),
+        condition=torch.empty(count, 3, side, side, dtype=dtype),
+        has_condition=torch.ones(count, dtype=torch.bool),
+        prompt_embeds=torch.empty(count, _TOKENS, base.text_width, dtype=dtype),
+        added=base.example_added(count, dtype),
+    )
 
 
 def _schedule(config: TrainConfig, samples: int | None) -> list[str]:
@@ -112,19 +122,6 @@ def _schedule(config: TrainConfig, samples: int | None) -> list[str]:
         f"steps        {steps:,} of {parts}; {read}",
         f"rate         {training.optimizer}, {training.schedule}: {rates}",
     ]
-
-
-def added_arguments(shape: BaseShape, count: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What SDXL's UNet is told beside the text."""
-    if shape.unet.get("addition_embed_type") != "text_time":
-        return {}
-    width = shape.unet["projection_class_embeddings_input_dim"] - 6 * shape.unet["addition_time_embed_dim"]
-    embeds = torch.empty(count, width, dtype=dtype)
-    return {"added_cond_kwargs": {"text_embeds": embeds, "time_ids": torch.empty(count, 6, dtype=dtype)}}
-
-
-def _count(module: nn.Module | Any) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _name(dtype: torch.dtype) -> str:

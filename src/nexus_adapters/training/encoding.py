@@ -15,8 +15,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from nexus_adapters.bases.base import Base
 from nexus_adapters.data.cache import TensorCache
-from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, encode
 from nexus_adapters.data.feed import Place, Read, Skipped, leave_ctrl_c_to_the_trainer, raise_errors
 from nexus_adapters.data.fitting import Fitting
@@ -79,13 +79,13 @@ def fill_cache(
     cache: TensorCache,
     names: Mapping[int, str],
     fitting: Fitting,
-    encoders: Encoders,
+    base: Base,
     accelerator: Accelerator,
     workers: int,
 ) -> list[Skipped]:
     """Encode what the cache lacks; the samples that turned out unreadable, on every process the same.
 
-    Each process encodes its share. What is there stays, so a run that was stopped goes on.
+    Each process encodes its share. What is there stays, so an interrupted run resumes.
 
     Raises OSError where the disk has less room than what is to come.
     """
@@ -94,7 +94,7 @@ def fill_cache(
     accelerator.wait_for_everyone()  # all have looked before any writes
     share = missing[accelerator.process_index :: accelerator.num_processes]
     if missing and accelerator.is_main_process:
-        _announce(cache, missing, fitting, encoders)
+        _announce(cache, missing, fitting, base)
     loader = DataLoader(
         _Prepared(fitting, share),
         batch_size=_BATCH,
@@ -114,7 +114,7 @@ def fill_cache(
                 names[index]: sample.reason for index, sample in fitted if isinstance(sample, Skipped)
             }
             if good:
-                encoded = encode([sample for _, sample in good], encoders)
+                encoded = encode([sample for _, sample in good], base)
                 for (index, _), entry in zip(good, encoded, strict=True):
                     entries[names[index]] = entry.as_tensors()
             if len(entries) >= _SHARD_SAMPLES:
@@ -131,11 +131,11 @@ def fill_cache(
     ]
 
 
-def _announce(cache: TensorCache, missing: Sequence[int], fitting: Fitting, encoders: Encoders) -> None:
+def _announce(cache: TensorCache, missing: Sequence[int], fitting: Fitting, base: Base) -> None:
     """Say how much is to come, by the first sample that can be read; OSError where it has no room."""
     for index in missing:
         try:
-            (entry,) = encode([fitting.fit(index)], encoders)
+            (entry,) = encode([fitting.fit(index)], base)
         except BadSample:
             continue
         tensors = entry.as_tensors().values()

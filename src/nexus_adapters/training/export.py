@@ -14,20 +14,22 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from torch import nn
 
+from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import read_json_lines, remove_unfinished, replacing_folder
+from nexus_adapters.methods import Method
 from nexus_adapters.training.card import loss_plot, model_card
-from nexus_adapters.training.checkpoint import remove_unfinished, replacing_folder
 from nexus_adapters.training.config import HubOptions, TrainConfig
 from nexus_adapters.training.output import ADAPTER, FINISHED, identity
 from nexus_adapters.training.public import without_folders
-from nexus_adapters.training.run_folder import LOG, read_rows
+from nexus_adapters.training.run_folder import LOG
 
 IMAGES = "images"
 
 
-def export(adapter: Any, config: TrainConfig, steps: int, samples: int) -> Path:
+def export(adapter: Any, method: Method, config: TrainConfig, steps: int, samples: int) -> Path:
     """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last pictures."""
     output = Path(config.output_dir)
-    rows = read_rows(output / LOG)
+    rows = read_json_lines(output / LOG, dict)
     record = {
         "steps": steps,
         "stopped_early": steps < config.training.max_train_steps,
@@ -50,7 +52,9 @@ def export(adapter: Any, config: TrainConfig, steps: int, samples: int) -> Path:
         sheets = sorted((output / IMAGES).glob("step-*.png"))
         if sheets:
             shutil.copyfile(sheets[-1], folder / "samples.png")
-        (folder / "README.md").write_text(model_card(adapter, config, record, rows, folder), encoding="utf-8")
+        (folder / "README.md").write_text(
+            model_card(adapter, method, config, record, rows, folder), encoding="utf-8"
+        )
     return output / ADAPTER
 
 
@@ -68,20 +72,22 @@ def push(folder: Path, hub: HubOptions) -> str:
             api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Add the adapter")
         )
     except Exception as error:  # the client and what lies below it have many of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = one_line(error)
         raise OSError(
             f"hub.repo_id: expected the Hub to take '{hub.repo_id}'; received an error ({reason})"
         ) from error
 
 
 def check_hub(hub: HubOptions) -> None:
-    """ValueError for what is no repository's name, and where the environment has no token."""
+    """`InvalidArgument` for what is no repository's name, and where the environment has no token."""
     try:
         validate_repo_id(hub.repo_id)
     except HFValidationError as error:
-        raise ValueError(f"hub.repo_id: expected name/repository; received {hub.repo_id!r}") from error
+        raise InvalidArgument("hub.repo_id", "name/repository", repr(hub.repo_id)) from error
     if hub_token() is None:
-        raise ValueError("hub.repo_id: expected a token in the environment, HF_TOKEN; received none")
+        raise InvalidArgument(
+            "HF_TOKEN", hint="Uploading to the Hub needs a token in this environment variable"
+        )
 
 
 def hub_token() -> str | None:

@@ -1,4 +1,4 @@
-"""The frozen UNet's passes as CUDA graphs: recorded once for each shape of batch, replayed in every step."""
+"""The frozen denoiser's passes as CUDA graphs: recorded once per shape of batch, replayed in every step."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ def has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class GraphedUNet(nn.Module):
-    """Calls a frozen UNet as itself, forward and backward with one launch each.
+class GraphedDenoiser(nn.Module):
+    """Calls a frozen denoiser as itself, forward and backward with one launch each.
 
     A small model, or a small batch, leaves a GPU waiting for the CPU, which launches thousands of operations
-    a step. The result is the UNet's. Without gradients the UNet is called as it is.
+    a step. The result is the denoiser's. Without gradients the denoiser is called as it is.
 
     Args:
-        unet: with no trained weights, in evaluation mode; called with tensors, in lists and dicts too, and
-            with `return_dict=False`.
+        denoiser: with no trained weights, in evaluation mode; called with tensors, in lists and dicts too,
+            and with `return_dict=False`.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.denoiser = denoiser
         self._recorded: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Tensor]:
-        """The UNet's prediction, in its own shape; the next call overwrites it.
+        """The denoiser's prediction, in its own shape; the next call overwrites it.
 
-        `inputs` and `options`: what the UNet takes; latents (b, c, h, w), timesteps (b,), text (b, n, d).
+        `inputs` and `options`: what the denoiser takes, such as latents (b, c, h, w), timesteps (b,) and text
+        (b, n, d).
         """
         if not torch.is_grad_enabled():
-            predicted: tuple[Tensor] = self.unet(*inputs, **options)
+            predicted: tuple[Tensor] = self.denoiser(*inputs, **options)
             return predicted
         leaves, layout = tree_flatten((inputs, options))
         is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
@@ -58,7 +59,7 @@ class GraphedUNet(nn.Module):
                 next(remaining) if here else other for here, other in zip(is_tensor, others, strict=True)
             ]
             inputs, options = tree_unflatten(leaves, layout)
-            predicted: Tensor = self.unet(*inputs, **options)[0]
+            predicted: Tensor = self.denoiser(*inputs, **options)[0]
             return predicted
 
         samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in tensors)

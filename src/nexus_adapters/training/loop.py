@@ -76,7 +76,7 @@ def train(
         Stopped: after Ctrl-C or SIGTERM, with the last step saved.
         DivergedError: after `max_bad_steps` steps in a row whose gradient was not finite. Checkpoints hold
             finite weights only.
-        ValueError: where the run in `output_dir` has another identity.
+        InvalidArgument: where the run in `output_dir` has another identity.
     """
     run = RunFolder(output_dir, state, identity, accelerator, observer)
     step = run.resume()
@@ -188,8 +188,8 @@ def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
 
 def _diagnosis(bad_steps: int, step: int, rate: float, training: TrainingOptions) -> str:
     return (
-        f"training: expected finite gradients; received none in {bad_steps} steps in a row, up to step "
-        f"{step}, at learning rate {rate:g} and mixed_precision {training.mixed_precision}. The last "
-        "checkpoint is from before. Try a lower training.learning_rate, a longer warm-up, or mixed_precision "
+        f"training: no finite gradient in {bad_steps} steps in a row, up to step {step}, at learning rate "
+        f"{rate:g} and mixed_precision {training.mixed_precision}. The last checkpoint is from before. "
+        "Try a lower training.learning_rate, a longer warm-up, or mixed_precision "
         "bf16 or no; where the first steps fail already, look for odd values in the base or the data"
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
+from nexus_adapters.bases.base import Base
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.cache import TensorCache
 from nexus_adapters.data.conditioned import FittedSample
 from nexus_adapters.data.draws import draw_for_sample
-from nexus_adapters.data.encoders import Encoders
 from nexus_adapters.data.entries import Entry, as_batch, encode
 from nexus_adapters.data.feed import Feed, Place, Read, Reader, Skipped
 from nexus_adapters.data.fitting import Fitting
@@ -58,7 +58,7 @@ class Material:
     feed: Feed
     reader: Reader
     empty: Mapping[str, Tensor]
-    encoders: Encoders | None
+    encoders: Base | None
     held_out: Sequence[int]
     report: SkipReport
     content: str
@@ -96,7 +96,10 @@ class Material:
 
 
 def order_samples(config: TrainConfig, fitting: Fitting, processes: int) -> tuple[Split, SampleOrder]:
-    """What is trained on and in which order; ValueError for no data, and for a batch larger than the data."""
+    """What is trained on and in which order.
+
+    InvalidArgument for no data, and for a batch larger than the data.
+    """
     training = config.training
     wanted = config.validation.samples if config.validation.every_steps else 0
     split = split_samples(fitting, config.data, config.seed, wanted)
@@ -110,13 +113,13 @@ def gather_material(
     fitting: Fitting,
     split: Split,
     order: SampleOrder,
-    encoders: Encoders,
+    base: Base,
     cache: TensorCache | None,
     accelerator: Accelerator,
 ) -> Material:
     """Fill the cache where there is one, and let go of the encoders that are then idle.
 
-    Raises ValueError for too many unreadable samples.
+    Raises InvalidArgument for too many unreadable samples.
     """
     training, is_cached = config.training, cache is not None
     report = SkipReport(
@@ -125,19 +128,19 @@ def gather_material(
         config.data.max_bad_fraction,
     )
     report.add(split.unreadable)
-    empty = {name: tensor.cpu() for name, tensor in encoders.encode_empty_prompt().items()}
-    encoders_hash = encoders.content_hash()
+    empty = {name: tensor.cpu() for name, tensor in base.encode_empty_prompt().items()}
+    encoders_hash = base.content_hash()
     shapes = {**split.trained, **split.held_out}
     held_out = list(split.held_out)
     reader: Reader
     if cache is not None:
         needed = samples_to_encode(split, order, training.max_train_steps)
-        names, bad = _encode(config, fitting, needed, encoders, encoders_hash, cache, accelerator, report)
+        names, bad = _encode(config, fitting, needed, base, encoders_hash, cache, accelerator, report)
         usable = usable_shapes(needed.trained, bad)
         order = SampleOrder(usable, order.global_batch_size, config.seed) if needed is split else order
         reader = CachedSamples(cache, names, substitutes(usable, bad))
         held_out = [index for index in held_out if names.get(index) in cache]
-        encoders.release()
+        base.release()
     else:
         held_out = [index for index in held_out if _is_readable(fitting, index, report)]
         reader = FittedSamples(fitting, shapes, members_by_shape(split.trained), config.seed)
@@ -155,7 +158,7 @@ def gather_material(
         ),
         reader,
         empty,
-        None if is_cached else encoders,
+        None if is_cached else base,
         held_out,
         report,
         _content(encoders_hash, fitting, shapes),
@@ -166,7 +169,7 @@ def _encode(
     config: TrainConfig,
     fitting: Fitting,
     split: Split,
-    encoders: Encoders,
+    base: Base,
     encoders_hash: str,
     cache: TensorCache,
     accelerator: Accelerator,
@@ -177,7 +180,7 @@ def _encode(
     known = KnownHashes(known_hashes_file(config.data, cache.folder))
     names, unreadable = entry_names(fitting, indices, encoders_hash, known, accelerator)
     report.add(unreadable)
-    failed = fill_cache(cache, names, fitting, encoders, accelerator, config.data.workers)
+    failed = fill_cache(cache, names, fitting, base, accelerator, config.data.workers)
     report.add(failed)
     return names, {skipped.index for skipped in (*unreadable, *failed)}
 

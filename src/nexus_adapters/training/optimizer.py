@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.muon import Muon
 
@@ -16,7 +17,7 @@ _ENDS = ("conv_in", "conv_out")  # as diffusers names a model's first and last l
 def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.Optimizer:
     """An optimizer of the trainable parameters of `module`; a rate that suits AdamW may suit Muon as well.
 
-    Raises ValueError for adamw8bit without CUDA or bitsandbytes.
+    Raises `InvalidArgument` for adamw8bit without CUDA or bitsandbytes.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     settings: dict[str, Any] = {
@@ -37,19 +38,21 @@ def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.
 
 
 def check_optimizer(options: TrainingOptions) -> None:
-    """ValueError where the optimizer cannot be had here."""
+    """`InvalidArgument` where the optimizer cannot be had here."""
     if options.optimizer == "adamw8bit":
         _adamw_8bit()
 
 
 def _adamw_8bit() -> Any:
-    expected = "training.optimizer: expected CUDA and bitsandbytes for adamw8bit"
+    expected = "adamw or muon, or adamw8bit on a CUDA device with bitsandbytes"
     if not torch.cuda.is_available():
-        raise ValueError(f"{expected}; received no CUDA device")
+        raise InvalidArgument("training.optimizer", expected, "'adamw8bit' without a CUDA device")
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ValueError(f"{expected}; received an error ({error}): pip install bitsandbytes") from error
+        raise InvalidArgument(
+            "training.optimizer", expected, f"'adamw8bit' ({error})", "pip install bitsandbytes"
+        ) from error
     return bitsandbytes.optim.AdamW8bit
 
 

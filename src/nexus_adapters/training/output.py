@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import is_leftover, write_text
+from nexus_adapters.methods import known_methods
 from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.public import without_secrets
-from nexus_adapters.training.recipe import dump_config, load_recipe
+from nexus_adapters.training.recipe import dump_config, load_run_recipe
 
-ADAPTER, CONFIG, LOCK, FINISHED = "adapter", "config.toml", ".lock", "training.json"
+ADAPTER, CONFIG, FINISHED = "adapter", "config.toml", "training.json"
 
-# Fields that may change when a run goes on: how it is watched, stored and shared, and on what it runs.
+# Fields that may change when a run is resumed: how it is watched, stored and shared, and on what it runs.
 _FREE_SECTIONS = ("cache", "checkpoint", "log", "hub")
 _FREE_FIELDS = {
     "output_dir",
+    "imports",
     "data.workers",
     "data.max_bad_fraction",
     "training.cuda_graphs",
@@ -44,7 +44,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if config.training.schedule == "constant":
         free.add("training.max_train_steps")
     found: dict[str, Any] = {}
-    for key, value in flat(dataclasses.asdict(without_secrets(config))).items():
+    fields = dataclasses.asdict(without_secrets(config)) | {"adapter": config.adapter.identity()}
+    for key, value in flat(fields).items():
         if key.split(".")[0] not in _FREE_SECTIONS and key not in free | _SHARED_BATCH:
             found[key] = list(value) if isinstance(value, tuple) else value
     if config.validation.every_steps == 0:
@@ -55,7 +56,16 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
     """An identity from before an option existed, which had the option's default."""
     defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
-    return {**defaults, **found}
+    for method in known_methods():
+        options: Any = method.Options(method=method.name)
+        defaults |= {f"adapter.{key}": value for key, value in flat(options.identity()).items()}
+    return {**defaults, "adapter.method": "prime", "adapter.residual": False, **found}
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first key by which two identities differ; None where they are of the same run."""
+    whole, wanted = with_defaults(before), with_defaults(now)
+    return next((key for key in sorted({*whole, *wanted}) if whole.get(key) != wanted.get(key)), None)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -70,16 +80,17 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_output(config: TrainConfig) -> None:
-    """ValueError unless the folder is new, empty, or this very run's."""
+    """`InvalidArgument` unless the folder is new, empty, or this very run's."""
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir: expected a folder; received '{folder}', which is a file")
+        raise InvalidArgument("output_dir", "a folder", f"'{folder}', which is a file")
     if (folder / CONFIG).is_file():
         _check_same(config, folder)
-    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not _is_ours(p.name))):
-        raise ValueError(
-            f"output_dir: expected a new or empty folder, or that of a run; received '{folder}', which has "
-            f"no {CONFIG} but {others[0]}"
+    elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not is_leftover(p.name))):
+        raise InvalidArgument(
+            "output_dir",
+            "a new or empty folder, or that of a run",
+            f"'{folder}', which has no {CONFIG} but {others[0]}",
         )
 
 
@@ -93,47 +104,27 @@ def finished_steps(config: TrainConfig) -> int | None:
     return int(found["steps"]) if is_whole else None
 
 
-@contextmanager
-def occupied(folder: Path, argument: str = "output_dir") -> Iterator[None]:
-    """While open, no other run works in the folder. ValueError, which names the argument, where one does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(
-            f"{argument}: expected a folder that no other run is using; received '{folder}'"
-        ) from error
-
-
 def write_config(config: TrainConfig) -> None:
     """Store the whole recipe, from which the run can be repeated."""
-    file = Path(config.output_dir) / CONFIG
-    partial = file.with_name(f"{CONFIG}.unfinished")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(dump_config(without_secrets(config)))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a run that was killed before it had a config may have left it."""
-    return name in (LOCK, f"{CONFIG}.unfinished")
+    write_text(Path(config.output_dir) / CONFIG, dump_config(without_secrets(config)))
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:
     try:
-        before = identity(load_recipe(folder / CONFIG))
-    except ValueError as error:
-        raise ValueError(
-            f"output_dir: expected a run's folder; received '{folder}', whose {CONFIG} cannot be read "
-            f"({error})"
+        before = identity(load_run_recipe(folder / CONFIG))
+    except InvalidArgument as error:
+        reason = InvalidArgument(error.name, error.expected, error.received)
+        raise InvalidArgument(
+            "output_dir",
+            "a run's folder",
+            f"'{folder}', whose {CONFIG} cannot be read ({reason})",
+            error.hint,
         ) from error
     now = identity(config)
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise ValueError(
-                f"output_dir: expected a new folder for {key}={now.get(key)!r}; received '{folder}', where a "
-                f"run has {before.get(key)!r}"
-            )
+    key = differing(before, now)
+    if key is not None:
+        raise InvalidArgument(
+            "output_dir",
+            f"a new folder for {key}={with_defaults(now).get(key)!r}",
+            f"'{folder}', whose run has {with_defaults(before).get(key)!r}",
+        )

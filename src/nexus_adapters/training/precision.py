@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import MixedPrecision
 
 _BF16_UNITS = ("amx_bf16", "avx512_bf16")  # without these a CPU emulates bfloat16, many times slower
@@ -45,11 +46,11 @@ class Precision:
 def choose_precision(name: MixedPrecision, device: torch.device) -> Precision:
     """The precision of `training.mixed_precision` on a device.
 
-    "auto" is bfloat16 where the device multiplies it, else float16 on CUDA, else float32. Raises ValueError
-    for fp16 on a CPU, which has no loss scale worth the name.
+    "auto" is bfloat16 where the device multiplies it, else float16 on CUDA, else float32. Raises
+    `InvalidArgument` for fp16 on a CPU, which has no loss scale worth the name.
     """
     if name == "fp16" and device.type == "cpu":
-        raise ValueError("training.mixed_precision: expected auto, no or bf16 on a CPU; received 'fp16'")
+        raise InvalidArgument("training.mixed_precision", "auto, no or bf16 on a CPU", "'fp16'")
     if name == "auto":
         name = "bf16" if multiplies_bf16(str(device)) else "fp16" if device.type == "cuda" else "no"
     dtypes = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,4 +1,4 @@
-"""The processes that train together, through Accelerate, and who else is told of a run."""
+"""The processes that train together, through Accelerate, and the trackers that log a run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.output import identity
 from nexus_adapters.training.public import without_folders
@@ -25,15 +26,16 @@ _OUTLIVING: list[Any] = []  # process groups
 def open_accelerator(config: TrainConfig) -> Accelerator:
     """The processes of a recipe's run.
 
-    Raises ValueError for trackers that are not installed, and where processes would share one model.
+    Raises `InvalidArgument` for trackers that are not installed, and where processes would share one model.
     """
     wanted = list(config.log.trackers)
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in wanted:
         if name not in available:
-            raise ValueError(
-                f"log.trackers: expected installed ones ({', '.join(available) or 'none is'}); received "
-                f"{name!r}"
+            raise InvalidArgument(
+                "log.trackers",
+                f"installed trackers ({', '.join(available) or 'none is installed'})",
+                repr(name),
             )
     accelerator = Accelerator(
         # Said so, or several processes without a GPU would each take themselves for the only one.
@@ -43,16 +45,17 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.output_dir,
     )
     if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise ValueError(
-            "accelerate: expected one process, or several that each hold the whole model; received "
-            f"{accelerator.distributed_type}"
+        raise InvalidArgument(
+            "accelerate",
+            "one process, or several that each hold the whole model",
+            accelerator.distributed_type,
         )
     return accelerator
 
 
 @contextmanager
 def told_to_trackers(config: TrainConfig, accelerator: Accelerator) -> Iterator[None]:
-    """While open, trackers are told of the run; its folders stay here. They are closed however it ends."""
+    """While open, trackers log the run, without its folders. They are closed however it ends."""
     if config.log.trackers:
         settings = {
             key: value
@@ -90,7 +93,7 @@ def leave_together(accelerator: Accelerator) -> None:
 
 
 def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:
-    """ValueError on every process unless all of them see the same folder."""
+    """`InvalidArgument` on every process unless all of them see the same folder."""
     if accelerator.num_processes == 1:
         return
     (number,) = broadcast_object_list([os.getpid()])  # the main process's
@@ -103,4 +106,4 @@ def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         token.unlink()
     if not seen:
-        raise ValueError(f"{name}: expected a folder that all processes share; received '{folder}'")
+        raise InvalidArgument(name, "a folder that all processes share", f"'{folder}'")

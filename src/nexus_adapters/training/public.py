@@ -29,7 +29,8 @@ def without_folders(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         output_dir=Path(config.output_dir).name,
-        base=replace(config.base, path=_name(config.base.path)),
+        imports=tuple(map(_name, config.imports)),
+        base=replace(config.base, path=_name(config.base.path), config=_name(config.base.config)),
         adapter=replace(config.adapter, start_from=_name(config.adapter.start_from)),
         data=replace(config.data, path=_name(config.data.path), shards=shards),
         cache=replace(config.cache, folder=""),

@@ -4,86 +4,136 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
 
+from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.methods import find_method, known_methods
+from nexus_adapters.registry import import_modules
 from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.parsing import field_types, validated
 
-Config = TypeVar("Config")
+FORMAT, FORMAT_VERSION = "format_version", 2
+"""Of the recipe that a run keeps; the first had none, and one flat `[adapter]` section for all methods."""
 
-_TYPES = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a table",
-    "dataclass_type": "a table",
-    "dataclass_exact_type": "a table",
+# What options of methods were where nobody set them, in a run's recipe of the first version.
+_FIRST_DEFAULTS: dict[str, Any] = {
+    "method": "prime",
+    "residual": False,
+    "zero_init": False,
+    "groups": 0,
+    "heads": 0,
+    "head_width": 0,
+    "noise_exponent": 0.0,
+    "reads_prompt": True,
+    "size_ratio": 0.125,
 }
+# What no method of today has together, and every recipe has that a run of the first version has kept.
+_FIRST_ALONE = {"reads_prompt", "size_ratio"}
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
     """The config of a TOML file, with settings such as "training.learning_rate=2e-5" on top.
 
+    Its `imports` are imported. The recipe that a run has kept is one too, also of an earlier version.
+
     Raises:
-        ValueError: for a missing file, what is no TOML, a setting without "=", an unknown key (with the
+        InvalidArgument: for a missing file, what is no TOML, a setting without "=", an unknown key (with the
             nearest right name), a wrong type, a value out of range, or values that do not agree.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"RECIPE: expected a TOML file; received '{file}', which does not exist")
-    try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"RECIPE: expected TOML; received '{file}' ({error})") from error
+    content = read_toml(Path(path), "RECIPE")
+    section = content.get("adapter")
+    is_first = isinstance(section, dict) and section.keys() >= _FIRST_ALONE
+    content = _as_of_now(content, "RECIPE", path, 1 if is_first else FORMAT_VERSION)
     for setting in settings:
         _apply(content, setting)
     return parse_config(content)
 
 
+def read_toml(file: Path, argument: str) -> dict[str, Any]:
+    """The content of a TOML file. `InvalidArgument` for `argument` if it is missing or not valid TOML."""
+    expect(file.is_file(), argument, "a TOML file", f"'{file}', which does not exist")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(argument, "valid TOML", f"'{file}' ({error})") from error
+
+
 def parse_config(content: Mapping[str, Any]) -> TrainConfig:
-    """The config of nested mappings as TOML gives them; ValueError as `load_recipe`."""
+    """The config of nested mappings as TOML gives them; `InvalidArgument` as `load_recipe`."""
+    if isinstance(content.get("imports"), list | tuple):
+        import_modules(map(str, content["imports"]), "imports")
     return validated(TrainConfig, content)
 
 
-def validated(kind: type[Config], content: Mapping[str, Any]) -> Config:
-    """A config dataclass of nested mappings as TOML gives them. ValueError names the key."""
-    try:
-        # As JSON, in which strict validation takes a table for a dataclass and a list for a tuple.
-        return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
-    except ValidationError as error:
-        raise ValueError(_in_our_words(error, kind)) from error
+def load_run_recipe(path: Path) -> TrainConfig:
+    """The config that a run has kept in its folder, also one of an earlier version.
+
+    Nothing is imported for it: an unknown method is an `InvalidArgument` that says what to import.
+    """
+    return validated(TrainConfig, _as_of_now(read_toml(path, "output_dir"), "output_dir", path, 1))
+
+
+def _as_of_now(content: dict[str, Any], argument: str, path: str | Path, version: int) -> dict[str, Any]:
+    """A recipe in the form of today. `version`: of one that does not say which it has."""
+    version = content.pop(FORMAT, version)
+    expect(
+        version in (1, FORMAT_VERSION),
+        argument,
+        f"a recipe of format version {FORMAT_VERSION} or older",
+        f"version {version} in '{path}'",
+        "Upgrade nexus-adapters",
+    )
+    section = content.get("adapter", {})
+    if version == 1 and isinstance(section, Mapping):
+        content["adapter"] = first_version_adapter(section)
+    return content
+
+
+def first_version_adapter(section: Mapping[str, Any]) -> dict[str, Any]:
+    """An `[adapter]` section from before methods had their own options, without those that had no effect."""
+    whole = {**_FIRST_DEFAULTS, **section}
+    known = {f.name for f in dataclasses.fields(find_method(whole["method"], "adapter.method").Options)}
+    return {key: value for key, value in whole.items() if key in known}
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The whole config as TOML that `load_recipe` reads back to an equal one."""
-    return tomli_w.dumps(_with_lists(dataclasses.asdict(config)))
+    """The whole config as TOML that `load_run_recipe` reads back to an equal one."""
+    content = {FORMAT: FORMAT_VERSION, **_without_none(dataclasses.asdict(config))}
+    return tomli_w.dumps(_with_lists(content))
+
+
+def _without_none(content: Any) -> Any:
+    """TOML has no null: what follows from other options is left out."""
+    if isinstance(content, dict):
+        return {key: _without_none(value) for key, value in content.items() if value is not None}
+    return content
 
 
 def _apply(content: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ValueError(f"--set: expected KEY=VALUE, as in training.batch_size=4; received {setting!r}")
+    is_pair = bool(equals) and all(part.strip() for part in key.split("."))
+    expect(is_pair, "--set", "KEY=VALUE, as in training.batch_size=4", repr(setting))
     *sections, name = (part.strip() for part in key.split("."))
     table = content
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise ValueError(f"--set: expected the name of a section before '.{name}'; received {section!r}")
+            raise InvalidArgument("--set", f"the name of a section before '.{name}'", repr(section))
     value = _value(text)
-    is_text = not isinstance(value, str) and _types(sections).get(name) is str  # a folder may be called 2024
+    is_text = not isinstance(value, str) and str in _types(sections, name)  # a folder may be called 2024
     table[name] = text if is_text else value
+
+
+def _types(sections: Sequence[str], name: str) -> set[Any]:
+    """Of a field; in `[adapter]` of each method that has it."""
+    if list(sections) == ["adapter"]:
+        return {field_types(method.Options).get(name) for method in known_methods()}
+    return {field_types(TrainConfig, sections).get(name)}
 
 
 def _value(text: str) -> Any:
@@ -100,45 +150,3 @@ def _with_lists(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _with_lists(value) for key, value in content.items()}
     return list(map(_with_lists, content)) if isinstance(content, tuple) else content
-
-
-def _in_our_words(error: ValidationError, kind: type) -> str:
-    """The first problem: key, expected, received."""
-    problem = error.errors(include_url=False)[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return _unknown_key(location, kind)
-    if location[-1:] == ["bool"]:  # the first of the types that an extractor's option may have
-        key = ".".join(location[:-1])
-        return f"{key}: expected a number, true, false or a string; received {problem['input']!r}"
-    if problem["type"] == "value_error":  # from __post_init__, which names the key itself
-        return str(problem["ctx"]["error"])
-    expected = problem["msg"].removeprefix("Input should be ")
-    if problem["type"] in _TYPES:
-        expected = _TYPES[problem["type"]]
-    elif problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
-        return f"{key}: expected a value; received none"
-    elif problem["type"] == "missing":  # one of a list's
-        key, expected = ".".join(location[:-1]), "more values"
-    elif expected.startswith(("greater", "less")):
-        expected = f"a number {expected}"
-    return f"{key}: expected {expected}; received {problem['input']!r}"
-
-
-def _unknown_key(location: Sequence[str], kind: type) -> str:
-    *sections, name = location
-    known = _types(sections, kind)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    expected = f"{'.'.join([*sections, near[0]])}?" if near else f"one of {', '.join(known)}"
-    meant = f"did you mean {expected}" if near else f"expected {expected}"
-    return f"{'.'.join(location)}: no such key; {meant}"
-
-
-def _types(sections: Sequence[str], kind: type = TrainConfig) -> dict[str, Any]:
-    """The fields of a section and their types; none where there is no such section."""
-    types = get_type_hints(kind)
-    for section in sections:
-        part = types.get(section)
-        types = get_type_hints(part) if dataclasses.is_dataclass(part) else {}
-    return types

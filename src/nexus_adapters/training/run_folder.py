@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 import psutil
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import append_json_lines, read_json_lines, write_text
 from nexus_adapters.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from nexus_adapters.training.output import with_defaults
+from nexus_adapters.training.output import differing, with_defaults
 from nexus_adapters.training.state import TrainState
 
 CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
@@ -33,10 +36,10 @@ class Observer(Protocol):
         """Called on every process with the number of finished steps; what it found, for the log."""
 
     def state(self) -> dict[str, Any]:
-        """What to go on from."""
+        """What a resumed run needs."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Take what `state` gave."""
 
 
 class RunFolder:
@@ -61,7 +64,7 @@ class RunFolder:
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; the number of finished steps.
 
-        ValueError where it is another run's.
+        InvalidArgument where it is another run's.
         """
         with warnings.catch_warnings():
             if not self.accelerator.is_main_process:
@@ -85,7 +88,13 @@ class RunFolder:
             return
         if self.accelerator.is_main_process:
             observed = {} if self.observer is None else self.observer.state()
-            state = {"train": self.state.scalars(), "observer": observed, "identity": self.identity}
+            state = {
+                "format_version": CHECKPOINT_FORMAT,
+                "train": self.state.scalars(),
+                "observer": observed,
+                "identity": self.identity,
+                "adapter": adapter_config(self.state.module),
+            }
             save_checkpoint(self.folder / CHECKPOINTS, step, self.state.tensors(), state, keep)
         self._saved_step = step
         self.accelerator.wait_for_everyone()
@@ -94,20 +103,26 @@ class RunFolder:
         """Append a row to the log; what is not finite becomes null."""
         if self.accelerator.is_main_process:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            with (self.folder / LOG).open("a") as stream:
-                stream.write(json.dumps(finite, allow_nan=False) + "\n")
+            append_json_lines(self.folder / LOG, [finite])
             numbers = {name: value for name, value in finite.items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=row["step"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        stored, now = checkpoint.state["identity"], self.identity
-        before = {k: v for k, v in with_defaults(stored).items() if k in stored or k in now}
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
-                raise ValueError(
-                    f"output_dir: expected a run with {key} {before.get(key)!r}, as '{checkpoint.folder}' "
-                    f"is of; received {now.get(key)!r}. Go on as before, or in another folder"
-                )
+        before, now = checkpoint.state["identity"], self.identity
+        key = differing(before, now)
+        if key is not None:
+            raise InvalidArgument(
+                "output_dir",
+                f"a run with {key} {with_defaults(before).get(key)!r}, as '{checkpoint.folder}' has",
+                repr(with_defaults(now).get(key)),
+                "Resume with the settings of before, or train in another folder",
+            )
+
+
+def adapter_config(module: nn.Module | Any) -> dict[str, Any]:
+    """A module's config as JSON gives it back, so that a checkpoint loads on its own; {} if it has none."""
+    to_json = getattr(module, "to_json_string", None)
+    return {} if to_json is None else dict(json.loads(to_json()))
 
 
 def memory_gib(device: torch.device) -> float:
@@ -122,25 +137,11 @@ def memory_gib(device: torch.device) -> float:
     return round(held / 2**30, 2)
 
 
-def read_rows(log: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, without those that a kill or a loss of power has cut short."""
-    rows = []
-    for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [row for row in rows if isinstance(row, dict)]
-
-
 def _forget_rows_after(step: int, log: Path) -> None:
     """Drop the rows of steps that a killed run took after its last checkpoint: they are taken again."""
     if not log.exists():
         return
-    rows = read_rows(log)
+    rows = read_json_lines(log, dict)
     kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
-    if kept == log.read_text(errors="replace"):
-        return
-    partial = log.with_name(f"{log.name}.unfinished")
-    partial.write_text(kept)
-    os.replace(partial, log)
+    if kept.encode() != log.read_bytes():
+        write_text(log, kept)

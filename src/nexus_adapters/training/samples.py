@@ -15,11 +15,12 @@ from nexus_adapters.data.order import SampleOrder, permutation
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.tars import TarSource
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import DataOptions
 
 _ONE_SHAPE = ""
 _ENCODED_WHOLE = 10_000  # samples
-_HOLD_OUT = 2**32  # the key that held-out samples are drawn by, beside the seed
+_HOLD_OUT = 2**32  # the key that held-out samples are drawn by, together with the seed
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Split:
 def split_samples(fitting: Fitting, data: DataOptions, seed: int, held_out: int) -> Split:
     """Hold out so many samples, drawn by the seed, but at most a tenth of all.
 
-    Raises ValueError for a data set without samples.
+    Raises `InvalidArgument` for a data set without samples.
     """
     total = len(fitting.source)
     count = min(total, data.count) if data.count else total
     if count == 0:
-        raise ValueError(f"data: expected samples; received none in {data.path or data.shards}")
+        raise InvalidArgument("data", "samples", f"no samples in {data.path or data.shards}")
     shapes, unreadable = {}, []
     is_slow = data.aspect_buckets  # reads the header of every image
     for index in tqdm(range(count), desc="reading sizes", unit="sample", delay=2, disable=not is_slow):
@@ -67,7 +68,7 @@ def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, H
 def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
     """What a cache must have for a run of so many steps: all, or of a large data set what will be read.
 
-    Small data sets are encoded whole, so that whatever is wrong with them is told before the first step.
+    Small data sets are encoded whole, so that whatever is wrong with them is reported before the first step.
     """
     if len(split.trained) <= _ENCODED_WHOLE or steps * order.global_batch_size >= len(split.trained):
         return split
@@ -84,16 +85,16 @@ def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]
 
 
 def usable_shapes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, Hashable]:
-    """The samples without those of which no other of their shape could stand in; ValueError for none."""
+    """The samples of all shapes that have a readable one; `InvalidArgument` where no shape has."""
     members = members_by_shape(shapes)
     usable = {shape for shape, indices in members.items() if not set(indices) <= set(unreadable)}
     if not usable:
-        raise ValueError(f"data: expected readable samples; received none among {len(shapes)}")
+        raise InvalidArgument("data", "readable samples", f"no readable one among {len(shapes)}")
     return {index: shape for index, shape in shapes.items() if shape in usable}
 
 
 def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, int]:
-    """Stand-ins for those of the samples that are unreadable; ValueError where a shape has none."""
+    """Stand-ins for those of the samples that are unreadable; `InvalidArgument` where a shape has none."""
     members = members_by_shape(shapes)
 
     def read(index: int) -> None:

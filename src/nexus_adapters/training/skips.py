@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock
-
 from nexus_adapters.data.feed import Skipped
-from nexus_adapters.training.run_folder import read_rows
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import append_json_lines, lock, read_json_lines
 
 
 class SkipReport:
@@ -30,15 +28,14 @@ class SkipReport:
         self.known = self._reported()
 
     def add(self, skipped: Iterable[Skipped]) -> None:
-        """Report those that are new. ValueError when they are too many."""
+        """Report those that are new. InvalidArgument when they are too many."""
         new = {each.index: each for each in skipped if each.index not in self.known}
         if not new:
             return
-        with FileLock(self.file.with_name(f".{self.file.stem}.lock")):
+        with lock(self.file.with_name(f".{self.file.stem}.lock")):
             self.known = self._reported()  # by other processes, too
             untold = [each for index, each in new.items() if index not in self.known]
-            with self.file.open("a") as stream:
-                stream.writelines(json.dumps(asdict(each)) + "\n" for each in untold)
+            append_json_lines(self.file, map(asdict, untold))
         self.known |= set(new)
         if untold:
             print(
@@ -48,11 +45,12 @@ class SkipReport:
             )
         if len(self.known) > self.max_fraction * self.total:
             first = next(iter(new.values()))
-            raise ValueError(
-                f"data.max_bad_fraction: expected at most {self.max_fraction:g} of {self.total} samples to "
-                f"be unreadable; received {len(self.known)}, such as {first.key} ({first.reason}); "
-                f"all stand in '{self.file}'"
+            raise InvalidArgument(
+                "data.max_bad_fraction",
+                f"at most {self.max_fraction:g} of {self.total} samples to be unreadable",
+                f"{len(self.known)}, such as {first.key} ({first.reason})",
+                f"'{self.file}' lists all of them",
             )
 
     def _reported(self) -> set[int]:
-        return {row["index"] for row in read_rows(self.file)}
+        return {row["index"] for row in read_json_lines(self.file, dict)}

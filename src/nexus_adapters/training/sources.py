@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from nexus_adapters.data.samples import Source
 from nexus_adapters.data.scene_source import SceneSource
 from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
+from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.scenes.maps import MAPS
 from nexus_adapters.training.config import DataOptions
 
@@ -38,7 +37,7 @@ _KEYS = {
 
 
 def open_source(data: DataOptions, cache_folder: Path) -> Source:
-    """The samples that `[data]` names; ValueError where they are not there. Nothing is decoded."""
+    """The samples that `[data]` names; `InvalidArgument` where they are not there. Nothing is decoded."""
     columns = {
         "image_column": data.image_column or None,
         "condition_column": data.condition_column or None,
@@ -47,7 +46,7 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
     given: dict[str, Any] = {name: column for name, column in columns.items() if column}
     if data.kind == "scenes":  # whose canny an extractor draws, with its options; other maps are exact
         return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
-    with _names_as_keys():
+    with renamed(_KEYS):
         if data.kind == "prepared":
             return open_prepared(data.path, data.condition, cache_folder / "tars")
         if data.kind == "folder":
@@ -69,37 +68,23 @@ def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
     return cache_folder / "hashes" / f"{named[:32]}.jsonl"
 
 
-@contextmanager
-def _names_as_keys() -> Iterator[None]:
-    """Let a ValueError of a source name an argument as recipes do: `folder` as `data.path`."""
-    try:
-        yield
-    except ValueError as error:
-        name, colon, rest = str(error).partition(":")
-        if colon and name in _KEYS:
-            raise ValueError(f"{_KEYS[name]}:{rest}") from error
-        raise
-
-
 def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fitting:
     """The samples as they are trained on, with sides that are multiples of `multiple` pixels.
 
-    Raises ValueError for an unknown extractor, where one is needed, and for a resolution that does not fit.
+    Raises `InvalidArgument` for an unknown extractor that is needed, and for a resolution that does not fit.
     """
     if data.kind == "scenes":
         _check_scenes(data)
     elif data.kind != "prepared" and not data.condition_column and data.condition not in EXTRACTORS:
         known = ", ".join(sorted(EXTRACTORS))
-        raise ValueError(
-            f"data.condition: expected one of {known}, or a data.condition_column; received "
-            f"{data.condition!r}"
+        raise InvalidArgument(
+            "data.condition", f"one of {known}, or a data.condition_column", repr(data.condition)
         )
     if not data.condition_column and data.condition in EXTRACTORS:
         _check_options(data)
     if data.resolution % multiple:
-        raise ValueError(
-            f"data.resolution: expected a multiple of {multiple}, as the base needs; received "
-            f"{data.resolution}"
+        raise InvalidArgument(
+            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution
         )
     geometry = (
         Geometry.bucketed(data.resolution, step=multiple)
@@ -110,21 +95,18 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fittin
 
 
 def _check_options(data: DataOptions) -> None:
-    try:
+    with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
         find_extractor(data.condition).check_options(data.extractor)
-    except ValueError as error:
-        name, _, rest = str(error).partition(":")
-        key = "data.extractor" if name == "options" else f"data.extractor.{name}"
-        raise ValueError(f"{key}:{rest}") from error
 
 
 def _check_scenes(data: DataOptions) -> None:
     if data.condition not in MAPS:
-        raise ValueError(
-            f"data.condition: expected one of {', '.join(MAPS)}, for kind scenes; received {data.condition!r}"
+        raise InvalidArgument(
+            "data.condition", f"one of {', '.join(MAPS)}, for data.kind 'scenes'", repr(data.condition)
         )
     if data.condition != "canny" and data.extractor:
-        raise ValueError(
-            f"data.extractor: expected none, since scenes bring exact maps of {data.condition}; received "
-            f"{dict(data.extractor)}"
+        raise InvalidArgument(
+            "data.extractor",
+            f"no options, since scenes have exact maps for {data.condition}",
+            repr(dict(data.extractor)),
         )

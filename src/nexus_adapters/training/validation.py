@@ -5,7 +5,6 @@ The loss of single steps says little: it is dominated by which timesteps were dr
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nexus_adapters.data.batch import Batch
+from nexus_adapters.files import replacing
 from nexus_adapters.training.processes import show_to_trackers
 
 BINS = 10
@@ -138,8 +138,6 @@ def save_sheet(path: Path, pictures: Sequence[Picture], drawn: Sequence[Image.Im
         lines = textwrap.wrap(picture.prompt, max(8, 2 * width // _FONT_SIZE))  # a letter is half as wide
         text = "\n".join(lines[: _TEXT_HEIGHT // (_FONT_SIZE + 3)])
         pen.multiline_text((left + 2, 2 * height + 2), text, "black", font, spacing=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".unfinished")
-    sheet.save(partial, format="PNG")
-    os.replace(partial, path)
+    with replacing(path) as stream:
+        sheet.save(stream, format="PNG")
     return sheet

@@ -1,5 +1,6 @@
 import pytest
 from tests.data.image_files import picture
+from tests.refusals import refused
 
 from nexus_adapters.data.prepare.filters import Filters, LeftOut
 from nexus_adapters.data.samples import Sample
@@ -18,22 +19,22 @@ def test_nothing_is_left_out_unless_asked_for():
 @pytest.mark.parametrize(
     ("filters", "kept", "left_out", "kind", "reason"),
     [
-        (Filters(min_side=20), sample(), sample(40, 19), "small", "sides of at least 20; received 40x19"),
-        (Filters(max_aspect=2), sample(), sample(41, 20), "aspect", "an aspect of at most 2; received 41x20"),
-        (Filters(max_aspect=2), sample(20, 40), sample(20, 41), "aspect", "at most 2; received 20x41"),
+        (Filters(min_side=20), sample(), sample(40, 19), "small", "sides of at least 20, got 40x19"),
+        (Filters(max_aspect=2), sample(), sample(41, 20), "aspect", "an aspect of at most 2, got 41x20"),
+        (Filters(max_aspect=2), sample(20, 40), sample(20, 41), "aspect", "at most 2, got 20x41"),
         (
             Filters(min_caption_length=10),
             sample(),
             sample(captions=("a star", "")),
             "caption",
-            "a caption of at least 10 characters; received 6, 0",
+            "a caption of at least 10 characters, got 6, 0",
         ),
         (
             Filters(min_caption_length=2, max_caption_length=10),
             sample(),
             sample(captions=("a", "eleven char")),
             "caption",
-            "a caption of 2 to 10 characters; received 1, 11",
+            "a caption of 2 to 10 characters, got 1, 11",
         ),
     ],
 )
@@ -50,19 +51,16 @@ def test_of_several_captions_those_that_pass_are_kept():
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("limits", "name", "received", "expected"),
     [
-        ({"min_side": -1}, "min_side: expected at least 0; received -1"),
-        ({"max_aspect": 0.5}, "max_aspect: expected 0, or a finite number of at least 1; received 0.5"),
-        ({"max_aspect": float("nan")}, "max_aspect: expected .*; received nan"),
-        ({"min_caption_length": -2}, "min_caption_length: expected at least 0; received -2"),
-        (
-            {"min_caption_length": 9, "max_caption_length": 8},
-            "max_caption_length: expected 0, or at least min_caption_length, 9; received 8",
-        ),
-        ({"near_duplicates": 16}, "near_duplicates: expected 0 to 15 of 64 bits; received 16"),
+        ({"min_side": -1}, "min_side", -1, "at least 0"),
+        ({"max_aspect": 0.5}, "max_aspect", 0.5, "0, or a finite number of at least 1"),
+        ({"max_aspect": float("nan")}, "max_aspect", "nan", "finite"),
+        ({"min_caption_length": -2}, "min_caption_length", -2, "at least 0"),
+        ({"min_caption_length": 9, "max_caption_length": 8}, "max_caption_length", 8, "9"),
+        ({"near_duplicates": 16}, "near_duplicates", 16, "0 to 15"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(limits, message):
-    with pytest.raises(ValueError, match=message):
+def test_limits_that_make_no_sense_are_refused(limits, name, received, expected):
+    with refused(name, received, expected=expected):
         Filters(**limits)

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from tests.data.prepare.sets import digests, make
+from tests.refusals import refused
 
 from nexus_adapters.data.prepare.filters import Filters
 from nexus_adapters.data.prepare.plan import Plan
@@ -108,7 +109,5 @@ def test_sigterm_stays_the_callers(monkeypatch, tmp_path):
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        ValueError, match=r"engine: expected Ray, pip install 'nexus-adapters\[ray\]'; received an"
-    ):
+    with refused("engine", expected="ray", hint="pip install 'nexus-adapters[ray]'"):
         prepare(plan(SceneSource(2)), tmp_path, run_ray)

@@ -1,15 +1,13 @@
 import hashlib
 import tarfile
 
-import pytest
-
 from nexus_adapters.data.prepare.shard_file import ShardFile
 
 
 def test_a_tar_of_no_time_and_no_owner(tmp_path):
     written = []
     for name in ("a", "b"):
-        file = ShardFile(tmp_path / f"{name}.tar", tmp_path / f"{name}.part")
+        file = ShardFile(tmp_path / f"{name}.tar", tmp_path)
         file.add("000.txt", b"hello")
         file.add("001.txt", b"")
         size, sha256 = file.finish()
@@ -25,17 +23,18 @@ def test_a_tar_of_no_time_and_no_owner(tmp_path):
 
 
 def test_what_is_abandoned_leaves_nothing(tmp_path):
-    file = ShardFile(tmp_path / "a.tar", tmp_path / "a.part")
+    file = ShardFile(tmp_path / "a.tar", tmp_path)
     file.add("000.txt", b"hello")
     assert not (tmp_path / "a.tar").exists()
     file.abandon()
     assert not list(tmp_path.iterdir())
 
 
-def test_an_older_part_is_written_over(tmp_path):
-    (tmp_path / "a.part").write_bytes(b"x" * 100_000)
-    file = ShardFile(tmp_path / "a.tar", tmp_path / "a.part")
+def test_it_is_written_in_another_folder(tmp_path):
+    (tmp_path / "aside").mkdir()
+    file = ShardFile(tmp_path / "a.tar", tmp_path / "aside")
     file.add("000.txt", b"hello")
-    assert file.finish()[0] < 100_000
-    with pytest.raises(FileNotFoundError):
-        (tmp_path / "a.part").stat()
+    assert [path.name for path in tmp_path.iterdir()] == ["aside"]
+    file.finish()
+    file.abandon()  # of what is finished nothing is left to abandon
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "aside"]

@@ -6,6 +6,7 @@ from PIL import Image
 from tests.data.image_files import picture
 from tests.data.prepare.sets import digests, make, write_folder
 from tests.data.tar_files import members, tar
+from tests.refusals import refused
 
 from nexus_adapters.data.coco import CocoSource
 from nexus_adapters.data.folder import FolderSource
@@ -14,6 +15,7 @@ from nexus_adapters.data.prepare.sources import SourceOptions, find_kind, open_s
 from nexus_adapters.data.scene_source import SceneSource
 from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
+from nexus_adapters.errors import MISSING
 
 
 @pytest.fixture(scope="module")
@@ -113,32 +115,21 @@ def test_what_else_says_which_samples_a_source_has(places, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name", "received", "expected", "hint"),
     [
-        (
-            {"path": "{root}/urls.txt"},
-            r"SOURCE: expected images, not a list of their URLs; .*img2dataset fetches",
-        ),
-        (
-            {"path": "no such thing"},
-            "SOURCE: expected a folder of images, COCO, .*; received 'no such thing'",
-        ),
-        (
-            {"path": "{root}/folder", "split": "val"},
-            "split: expected none for a source of kind folder; rec.*'val'",
-        ),
-        (
-            {"path": "{root}/coco", "image_column": "x"},
-            "image_column: expected none for a source of kind coco",
-        ),
-        (
-            {"path": "{root}/coco", "split": "test"},
-            "images: expected an existing folder; received '.*coco/test'",
-        ),
-        ({"path": "scenes"}, "count: expected at least 1; received 0"),
+        ({"path": "{root}/urls.txt"}, "path", "urls.txt', a list of URLs", "images", "img2dataset"),
+        ({"path": "no such thing"}, "path", "'no such thing'", "a folder of images", ""),
+        ({"path": "{root}/folder", "split": "val"}, "split", "'val'", "kind folder", ""),
+        ({"path": "{root}/coco", "image_column": "x"}, "image_column", "'x'", "kind coco", ""),
+        ({"path": "{root}/coco", "split": "test"}, "split", "'test'", "train2017", ""),
+        ({"path": "{root}/nowhere", "kind": "folder"}, "folder", "nowhere'", "folder", ""),
+        ({"path": "{root}/nowhere", "kind": "tars"}, "shards", "nowhere'", "tar files", ""),
+        ({"path": "{root}/nowhere", "kind": "table"}, "path", "nowhere'", "data set", ""),
+        ({"path": "{root}/nowhere", "kind": "coco"}, "images", "nowhere/train2017'", "folder", ""),
+        ({"path": "scenes"}, "count", MISSING, "", ""),
     ],
 )
-def test_what_is_no_source_is_told(places, options, message):
-    filled = {name: value.format(root=places) for name, value in options.items()}
-    with pytest.raises(ValueError, match=message):
-        open_source(SourceOptions(**filled))
+def test_what_is_no_source_is_refused(places, options, name, received, expected, hint, tmp_path):
+    filled = {option: value.format(root=places) for option, value in options.items()}
+    with refused(name, received, expected=expected, hint=hint):
+        open_source(SourceOptions(**filled, index_folder=tmp_path))

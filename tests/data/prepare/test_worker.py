@@ -142,7 +142,7 @@ def test_maps_are_drawn_in_batches_and_one_bad_image_harms_no_other(tmp_path, mo
     found = samples(tmp_path)
     assert all(np.array_equal(image(files["png"]), image(files["copy.png"])) for files in found.values())
     assert result.skipped["map"] == 10 - len(found) > 0
-    assert skipped(tmp_path)[0]["reason"] == "expected maps that can be drawn; received no map"
+    assert skipped(tmp_path)[0]["reason"] == "expected maps that can be drawn, got no map"
 
 
 @pytest.mark.parametrize(("image_format", "size"), [("jpg", (66000, 4)), ("webp", (20000, 4))])
@@ -156,7 +156,7 @@ def test_what_a_format_cannot_hold_is_left_out(tmp_path, image_format, size):
     assert len(samples(tmp_path / "set")) == 1
     (left,) = skipped(tmp_path / "set")
     assert left["kind"] == "image"
-    assert left["reason"].startswith(f"expected what {image_format} and PNG can hold; received ")
+    assert left["reason"].startswith(f"expected what {image_format} and PNG can hold, got ")
 
 
 def test_comments_and_profiles_of_the_source_stay_there(tmp_path):
@@ -220,13 +220,9 @@ def test_a_disk_in_trouble_stops_the_run(tmp_path):
             try:
                 raise OSError(errno.EIO, "Input/output error")
             except OSError as error:
-                raise BadSample(
-                    "image: expected a readable file; received 'a' (Input/output error)"
-                ) from error
+                raise BadSample("image: expected a readable file, got 'a' (Input/output error)") from error
 
-    with pytest.raises(
-        OSError, match=r"image: expected a readable file; received 'a' \(Input/output error\)"
-    ):
+    with pytest.raises(OSError, match=r"image: expected a readable file, got 'a' \(Input/output error\)"):
         make(Plan(FailingSource(2), {"canny": {}}), tmp_path)
 
 
@@ -251,7 +247,7 @@ def test_near_duplicates_are_left_out_but_not_of_what_is_left_out_itself(tmp_pat
     assert [(row["source"], row["kind"]) for row in skipped(tmp_path / "set")] == [
         ("a-small.png", "small"), ("d-again.png", "near-duplicate"),
     ]  # fmt: skip
-    assert skipped(tmp_path / "set")[1]["reason"].endswith("received that of 'b.png'")
+    assert skipped(tmp_path / "set")[1]["reason"].endswith("got one of 'b.png'")
     make(Plan(source, {"canny": {}}), tmp_path / "all")
     assert len(samples(tmp_path / "all")) == 5
 

@@ -23,7 +23,7 @@ batch_size = 3
 prompts = "empty"
 
 [methods.t2i]
-train.adapter = {{ method = "t2i", residual = false }}
+train.adapter.method = "t2i"
 
 [methods.prime]
 
@@ -50,6 +50,7 @@ def write_world(root: Path) -> Path:
     write_images(root / "images")
     content = recipe(root, root / "unused", training__max_train_steps=2)
     del content["output_dir"]
+    content["adapter"] = {"method": "prime"}
     (root / "recipe.toml").write_text(dumps(content))
     return root
 

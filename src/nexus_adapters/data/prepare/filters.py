@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from nexus_adapters.data.samples import Sample
+from nexus_adapters.errors import expect
 
 
 class LeftOut(Exception):  # noqa: N818  # not an error: the user asked for it, or the sample cannot be read
@@ -34,7 +35,7 @@ class Filters:
             one's are left out; None keeps all.
 
     Raises:
-        ValueError: for limits that no sample could keep.
+        InvalidArgument: for limits that no sample could keep.
     """
 
     min_side: int = 0
@@ -57,7 +58,7 @@ class Filters:
             (
                 self.max_caption_length == 0 or self.max_caption_length >= self.min_caption_length,
                 "max_caption_length",
-                f"0, or at least min_caption_length, {self.min_caption_length}",
+                f"0, or at least the minimum length, {self.min_caption_length}",
                 self.max_caption_length,
             ),
             (
@@ -67,24 +68,21 @@ class Filters:
                 distance,
             ),
         ):
-            if not fits:
-                raise ValueError(f"{argument}: expected {expected}; received {received}")
+            expect(fits, argument, expected, received)
 
     def apply(self, sample: Sample) -> Sample:
         """The sample with the captions that are kept; `LeftOut` where it is not. Duplicates are not seen."""
         width, height = sample.image.size
         if min(width, height) < self.min_side:
-            raise LeftOut("small", f"expected sides of at least {self.min_side}; received {width}x{height}")
+            raise LeftOut("small", f"expected sides of at least {self.min_side}, got {width}x{height}")
         if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
             raise LeftOut(
-                "aspect", f"expected an aspect of at most {self.max_aspect:g}; received {width}x{height}"
+                "aspect", f"expected an aspect of at most {self.max_aspect:g}, got {width}x{height}"
             )
         captions = tuple(caption for caption in sample.captions if self._keeps(caption))
         if not captions:
             lengths = ", ".join(str(len(caption)) for caption in sample.captions)
-            raise LeftOut(
-                "caption", f"expected a caption of {self._lengths()} characters; received {lengths}"
-            )
+            raise LeftOut("caption", f"expected a caption of {self._lengths()} characters, got {lengths}")
         return replace(sample, captions=captions)
 
     def _keeps(self, caption: str) -> bool:

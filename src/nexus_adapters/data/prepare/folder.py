@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
+
+from nexus_adapters.files import replacing, write_json
 
 INDEX, SKIPPED, PREVIEW = "index.json", "skipped.jsonl", "preview.html"
 _UNFINISHED = ".unfinished"
@@ -43,10 +43,6 @@ class SetFolder:
     def shard(self, number: int) -> Path:
         """The tar."""
         return self.path / f"{number:05d}.tar"
-
-    def part(self, number: int) -> Path:
-        """The tar while it grows; another name each time, since machines share the folder."""
-        return self.unfinished / f"{number:05d}.{secrets.token_hex(6)}.part"
 
     def is_written(self, number: int) -> bool:
         """Whether the shard is done."""
@@ -94,9 +90,8 @@ class SetFolder:
 
     def publish(self, name: str, text: str) -> None:
         """Put a text file into the set, whole or not at all."""
-        part = self.unfinished / name
-        _write_text(part, text)
-        os.replace(part, self.path / name)
+        with replacing(self.path / name, self.unfinished) as stream:
+            stream.write(text.encode())
 
     def clear(self) -> None:
         """Delete what only the making needed."""
@@ -114,24 +109,6 @@ def as_json(content: object) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
-def write_json(file: Path, content: object) -> None:
-    """Whole or not at all, on disk when this returns."""
-    part = file.with_name(f"{file.name}.{secrets.token_hex(6)}.part")
-    _write_text(part, as_json(content))
-    os.replace(part, file)
-
-
-def _write_text(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _write_array(file: Path, rows: np.ndarray) -> None:
-    part = file.with_name(f"{file.name}.{secrets.token_hex(6)}.part")
-    with part.open("wb") as stream:
+    with replacing(file) as stream:
         np.save(stream, rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)

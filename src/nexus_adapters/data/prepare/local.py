@@ -59,8 +59,8 @@ def run_local(
             _tell(counter, told, progress)
         except BrokenProcessPool as error:
             raise OSError(
-                "workers: expected processes that run to their end; received one that was ended from "
-                "outside, for want of memory perhaps; the same command goes on"
+                "a worker process was killed, perhaps because memory ran out. Run it again to resume, with "
+                "fewer workers if it happens again"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from nexus_adapters.conditions import find_extractor
 from nexus_adapters.data.geometry import Geometry
 from nexus_adapters.data.prepare.filters import Filters
 from nexus_adapters.data.samples import Source
+from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.files import file_sha256
 
-FORMAT = 1  # of prepared sets; another number cannot be gone on with
+FORMAT = 1  # of prepared sets; one of another number cannot be resumed
 IMAGE_FORMATS = ("jpg", "png", "webp")
 CAPTIONS = ("all", "first", "random")
 _PROBE = (64, 64)  # of an image on which every extractor is tried before the work begins
@@ -45,7 +47,7 @@ class Plan:
         source_settings: what else says which samples these are, as JSON has it: columns, splits, listings.
 
     Raises:
-        ValueError: for values out of range, unknown extractors or options, and no conditions.
+        InvalidArgument: for values out of range, unknown extractors or options, and no conditions.
     """
 
     source: Source
@@ -63,25 +65,27 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.conditions:
-            raise ValueError("conditions: expected the name of at least one extractor; received none")
+            raise InvalidArgument("conditions", hint="Name at least one extractor, such as canny")
         # In one order, whatever was asked for: it is that of the files in a shard.
         object.__setattr__(self, "conditions", dict(sorted(self.conditions.items())))
         for name, options in self.conditions.items():
-            extractor = find_extractor(name)
-            with _names_condition(name):
+            with renamed({"name": "conditions"}):
+                extractor = find_extractor(name)
+            with renamed(partial(_condition_argument, name, options)):
                 extractor.check_options(options)
         if self.filters.near_duplicates is not None and find_spec("imagehash") is None:
-            raise ValueError(
-                "near_duplicates: expected imagehash, pip install 'nexus-adapters[data]'; received an "
-                "installation without"
+            raise InvalidArgument(
+                "near_duplicates",
+                "the imagehash package",
+                "an installation that lacks it",
+                "Run pip install 'nexus-adapters[data]'",
             )
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
             if getattr(self, argument) not in known:
-                received = getattr(self, argument)
-                raise ValueError(f"{argument}: expected one of {', '.join(known)}; received {received!r}")
+                raise InvalidArgument(argument, f"one of {', '.join(known)}", repr(getattr(self, argument)))
         for argument, least in (("shard_size", 1), ("batch_size", 1), ("seed", 0), ("count", 0)):
             if getattr(self, argument) < least:
-                raise ValueError(f"{argument}: expected at least {least}; received {getattr(self, argument)}")
+                raise InvalidArgument(argument, f"at least {least}", getattr(self, argument))
 
     def __len__(self) -> int:
         """Samples of the source that are looked at."""
@@ -119,9 +123,13 @@ class Plan:
         )
 
     def try_extractors(self) -> None:
-        """Draw each map once, so that a missing model is told before the work begins. ValueError."""
+        """Extract each map once, so that a missing model is reported before the work begins.
+
+        Raises:
+            InvalidArgument: for `conditions`, or an option of one, such as `conditions.depth.model`.
+        """
         for name, options in self.conditions.items():
-            with _names_condition(name):
+            with renamed(partial(_condition_argument, name, options)):
                 find_extractor(name).draw_all([Image.new("RGB", _PROBE)], options)
 
     def settings(self) -> dict[str, Any]:
@@ -155,14 +163,11 @@ class Plan:
         return digest.hexdigest()
 
 
-@contextmanager
-def _names_condition(name: str) -> Iterator[None]:
-    """Let a ValueError of an extractor say whose option it is about: `model` as `conditions.depth.model`."""
-    try:
-        yield
-    except ValueError as error:
-        option, _, rest = str(error).partition(":")
-        raise ValueError(f"conditions.{name}.{option}:{rest}") from error
+def _condition_argument(name: str, options: Mapping[str, Any], argument: str) -> str:
+    """What an argument of an extractor is in a plan: `model` is `conditions.depth.model`."""
+    if argument in options or argument in find_extractor(name).options():
+        return f"conditions.{name}.{argument}"
+    return f"conditions.{name}" if argument == "options" else "conditions"
 
 
 def _in_utf8(text: str) -> str:
@@ -180,7 +185,6 @@ def _weights_hash(model: object) -> str:
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     digests = []
     for file in files:
-        with file.open("rb") as content:
-            name = file.relative_to(place).as_posix() if place.is_dir() else file.name
-            digests.append([name, hashlib.file_digest(content, "sha256").hexdigest()])
+        name = file.relative_to(place).as_posix() if place.is_dir() else file.name
+        digests.append([name, file_sha256(file)])
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 from nexus_adapters.data.prepare.folder import SetFolder
 from nexus_adapters.data.prepare.plan import Plan
 from nexus_adapters.data.prepare.worker import Worker
+from nexus_adapters.errors import InvalidArgument
 
 
 def run_ray(
@@ -43,14 +44,17 @@ def run_ray(
         gpus_each: of each actor, 0 for none; a fraction shares one.
 
     Raises:
-        ValueError: where Ray is missing.
+        InvalidArgument: where Ray is missing.
     """
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError(
-            "engine: expected Ray, pip install 'nexus-adapters[ray]'; received an installation without"
+        raise InvalidArgument(
+            "engine",
+            "the ray package",
+            "an installation that lacks it",
+            "Run pip install 'nexus-adapters[ray]'",
         ) from error
     numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
     if not numbers:

@@ -1,21 +1,22 @@
-"""Making a prepared set, or going on where a run was stopped."""
+"""Making a prepared set, or resuming an interrupted run."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from nexus_adapters.data.prepare.folder import INDEX, PREVIEW, SKIPPED, SetFolder, as_json, write_json
+from nexus_adapters.data.prepare.folder import INDEX, PREVIEW, SKIPPED, SetFolder, as_json
 from nexus_adapters.data.prepare.near_duplicates import find_near_duplicates
 from nexus_adapters.data.prepare.plan import Plan
 from nexus_adapters.data.prepare.preview import preview_page
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import lock, replacing, write_json
 
 
 @runtime_checkable
@@ -45,15 +46,15 @@ class Result:
 
 
 def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
-    """Make the set in the folder `out`, or go on with it; a finished one is left as it is.
+    """Make the set in the folder `out`, or resume it; a finished one is left as it is.
 
     However often it is stopped and by whatever engine it is made, equal settings give an equal set, byte for
     byte: numbered tars, index.json (counts, sizes, SHA-256, settings), skipped.jsonl (what was left out and
     why) and preview.html.
 
     Raises:
-        ValueError: for a folder of other settings or with other files, one that another run is at work in, a
-            map that cannot be drawn at all, and where no sample is left.
+        InvalidArgument: for a folder of other settings or with other files, one that another run is using, a
+            map that cannot be extracted at all, and where no sample is left.
         OSError: where a worker was ended from outside; what is done is kept.
     """
     folder = SetFolder(out)
@@ -62,35 +63,29 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
         return _finished(folder, settings)
     plan.try_extractors()
     _check_place(folder)
-    folder.unfinished.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder.unfinished / "lock", timeout=0):
-            if (out / INDEX).exists():  # which another run has finished meanwhile
-                return _finished(folder, settings)
-            _begin(folder, settings)
-            if plan.filters.near_duplicates is not None and not folder.duplicates.exists():
-                _search_duplicates(plan, folder, engine, plan.filters.near_duplicates)
-            _do("write", plan, folder, engine, folder.is_written)
-            result = _finish(plan, folder, settings)
-            folder.clear()
-            return result
-    except Timeout as error:
-        raise ValueError(
-            f"out: expected a folder that no other run is at work in; received '{out}'"
-        ) from error
+    with lock(folder.unfinished / "lock", wait=False) as is_ours:
+        if not is_ours:
+            raise InvalidArgument("out", "a folder that no other run is using", f"'{out}'")
+        if (out / INDEX).exists():  # which another run has finished meanwhile
+            return _finished(folder, settings)
+        _begin(folder, settings)
+        if plan.filters.near_duplicates is not None and not folder.duplicates.exists():
+            _search_duplicates(plan, folder, engine, plan.filters.near_duplicates)
+        _do("write", plan, folder, engine, folder.is_written)
+        result = _finish(plan, folder, settings)
+        folder.clear()
+        return result
 
 
 def _check_place(folder: SetFolder) -> None:
-    """ValueError for a file, and for a folder with files of something else."""
+    """InvalidArgument for a file, and for a folder with files of something else."""
     if folder.settings.exists():
         return
     if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"out: expected a folder; received '{folder.path}', which is a file")
+        raise InvalidArgument("out", "a folder", f"'{folder.path}', which is a file")
     ours = (folder.unfinished, folder.path / SKIPPED)  # the latter of a run that found nothing usable
     if folder.path.exists() and any(path not in ours for path in folder.path.iterdir()):
-        raise ValueError(
-            f"out: expected a new or empty folder; received '{folder.path}', which has other files"
-        )
+        raise InvalidArgument("out", "a new or empty folder", f"'{folder.path}', which has other files")
 
 
 def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
@@ -107,20 +102,60 @@ def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
         begun, samples, counts = index["settings"], index["samples"], Counter(index["skipped"])
         version = begun["version"]
     except (ValueError, KeyError, TypeError) as error:
-        received = f"'{folder.path}', which has another's {INDEX}"
-        raise ValueError(f"out: expected a new or empty folder; received {received}") from error
+        raise InvalidArgument(
+            "out", "a new or empty folder", f"'{folder.path}', which has an {INDEX} of something else"
+        ) from error
     _check_same(begun, settings | {"version": version}, folder.path)
     folder.clear()  # which a stop at the very end may have left
     return Result(samples, counts, was_finished=True)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """ValueError for the first setting that differs."""
-    for name in now:
-        if begun.get(name) != now[name]:
-            expected = json.dumps(begun.get(name), ensure_ascii=False)
-            received = json.dumps(now[name], ensure_ascii=False)
-            raise ValueError(f"{name}: expected {expected}, by which '{path}' was begun; received {received}")
+    """InvalidArgument for a setting that differs, such as `captions` or `filters.min_side`."""
+    before, after = dict(_flat(begun)), dict(_flat(now))
+    differing = [name for name in before | after if before.get(name) != after.get(name)]
+    if not differing:
+        return
+    name = min(differing, key=_is_derived)  # of what the user set rather than of what follows from it
+    old, new = _value(before.get(name)), _value(after.get(name))
+    hint = "Choose a new folder to make another set"
+    if name in ("format", "version"):
+        raise InvalidArgument(
+            "out", f"a set started by {name} {new} of nexus-adapters", f"'{path}', started by {old}", hint
+        )
+    if name == "source.samples":
+        raise InvalidArgument(
+            "source", f"{old} samples, as '{path}' was started with", f"{new} samples", hint
+        )
+    if name.startswith("source.") and _is_derived(name):
+        raise InvalidArgument("source", f"the samples that '{path}' was started with", "other samples", hint)
+    if name.startswith("models."):
+        model = f"conditions.{name.removeprefix('models.')}.model"
+        raise InvalidArgument(model, f"the weights that '{path}' was started with", "other weights", hint)
+    raise InvalidArgument(name, f"{old}, as '{path}' was started with", new, hint)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name -> value of each setting, those of a group as `group.name`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            if name == "conditions":
+                yield name, ", ".join(value)
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_derived(name: str) -> bool:
+    """Whether a setting is computed from the source or a model rather than set."""
+    return name.endswith("sha256") or name == "source.samples" or name.startswith("models.")
+
+
+def _value(value: object) -> str:
+    """As users read it."""
+    if value is None:
+        return "no value"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _search_duplicates(plan: Plan, folder: SetFolder, engine: Engine, distance: int) -> None:
@@ -141,21 +176,21 @@ def _do(step: str, plan: Plan, folder: SetFolder, engine: Engine, is_done: Calla
 def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
     """Write what is told of the whole; the index last, since it says that all is there."""
     shards, counts = [], Counter[str]()
-    part = folder.unfinished / SKIPPED
-    with part.open("w", encoding="utf-8", newline="\n") as lines:
+    with replacing(folder.path / SKIPPED, folder.unfinished) as lines:
         for record in folder.records(plan.shards):
             for skipped in record.pop("skipped"):
                 counts[skipped["kind"]] += 1
-                lines.write(json.dumps(skipped, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(skipped, ensure_ascii=False).encode() + b"\n")
             if record["samples"]:
                 shards.append(record)
-    part.replace(folder.path / SKIPPED)
     samples = sum(shard["samples"] for shard in shards)
     if not samples:
         folder.clear()  # so that a mended source is read anew
-        raise ValueError(
-            f"SOURCE: expected a usable sample; received none of {len(plan)} ({_shown(counts)}; "
-            f"{folder.path / SKIPPED})"
+        raise InvalidArgument(
+            "source",
+            "at least one usable sample",
+            f"{len(plan)} that are all left out ({_shown(counts)})",
+            f"'{folder.path / SKIPPED}' lists them with the reasons",
         )
     files = [(folder.path / shard["file"], shard["samples"]) for shard in shards]
     summary = f"Samples: {samples}. Shards: {len(shards)}. Left out: {_shown(counts)}."

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import tarfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from nexus_adapters.files import replacing
+
 
 class ShardFile:
-    """A tar that is written beside its place, and put there by `finish`.
+    """A tar that is written in another folder, and put in its place by `finish`.
 
     Args:
         path: where it goes.
-        part: where it grows; an older one is overwritten.
+        folder: where it is written, on the same file system.
     """
 
-    def __init__(self, path: Path, part: Path) -> None:
-        self.path, self.part, self.samples = path, part, 0
-        self._file: BinaryIO = part.open("wb")
-        self._hashed = _Hashed(self._file)
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self.samples = path, 0
+        self._replacing = ExitStack()
+        self._hashed = _Hashed(self._replacing.enter_context(replacing(path, folder)))
         self._tar = tarfile.open(fileobj=self._hashed, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, name: str, content: bytes) -> None:
@@ -34,18 +35,19 @@ class ShardFile:
     def finish(self) -> tuple[int, str]:
         """Put the tar in its place. Gives its size in bytes, and its SHA-256."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self.part, self.path)
+        self._replacing.close()
         return self._hashed.size, self._hashed.digest.hexdigest()
 
     def abandon(self) -> None:
         """Leave nothing behind."""
         with suppress(OSError):  # of a full disk, say, which is why it is abandoned
             self._tar.close()  # or it would write its end when it is collected
-        self._file.close()
-        self.part.unlink(missing_ok=True)
+        with suppress(_AbandonedError, OSError), self._replacing:
+            raise _AbandonedError
+
+
+class _AbandonedError(Exception):
+    """Lets `replacing` remove what it has begun."""
 
 
 class _Hashed(io.RawIOBase):

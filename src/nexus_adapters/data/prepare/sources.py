@@ -15,7 +15,8 @@ from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.folder_listing import METADATA
 from nexus_adapters.data.samples import Source
 from nexus_adapters.data.scene_source import SceneSource
-from nexus_adapters.data.user_cache import user_cache
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import cache_folder
 
 Kind = Literal["auto", "folder", "coco", "table", "tars", "scenes"]
 KINDS = ("auto", "folder", "coco", "table", "tars", "scenes")
@@ -50,14 +51,14 @@ class SourceOptions:
     image_column: str = ""
     caption_column: str = ""
     count: int = 0
-    index_folder: Path = field(default_factory=lambda: user_cache() / "prepare")
+    index_folder: Path = field(default_factory=lambda: cache_folder() / "prepare")
 
 
 def open_source(options: SourceOptions) -> tuple[Source, str]:
     """The source, and what stands before its keys: a folder that says nothing of the samples, or "".
 
     Raises:
-        ValueError: for what is none of these, lists of URLs above all, and whatever a source refuses.
+        InvalidArgument: for what is none of these, lists of URLs above all, and whatever a source refuses.
     """
     kind = find_kind(options.path) if options.kind == "auto" else options.kind
     _check_options(options, kind)
@@ -103,7 +104,7 @@ def _listing(kind: Kind, options: SourceOptions, source: Source) -> bytes:
 
 
 def find_kind(path: str) -> Kind:
-    """Look what a path is. ValueError for what is none, with what to do about lists of URLs."""
+    """Look what a path is. InvalidArgument for what is none, with what to do about lists of URLs."""
     place = Path(path)
     if path == _SCENES:
         return "scenes"
@@ -118,15 +119,18 @@ def find_kind(path: str) -> Kind:
     if "://" in path or path.endswith(".tar"):
         return "tars"
     if place.suffix in _LISTS and place.is_file():
-        raise ValueError(
-            f"SOURCE: expected images, not a list of their URLs; received '{path}' (img2dataset fetches such "
-            "lists into shards, which are a source)"
+        raise InvalidArgument(
+            "path",
+            "images",
+            f"'{path}', a list of URLs",
+            "Download it with img2dataset, whose tars are a source",
         )
     if _HUB_ID.fullmatch(path):
         return "table"
-    raise ValueError(
-        "SOURCE: expected a folder of images, COCO, tars, a data set's folder or Hub id, or scenes; received "
-        f"'{path}'"
+    raise InvalidArgument(
+        "path",
+        "a folder of images, a COCO folder, tars, the folder or Hub id of a data set, or scenes",
+        f"'{path}'",
     )
 
 
@@ -141,9 +145,11 @@ def _check_options(options: SourceOptions, kind: Kind) -> None:
     }[kind]
     for name in _NAMED:
         if getattr(options, name) and name not in reads:
-            raise ValueError(
-                f"{name}: expected none for a source of kind {kind}; received '{getattr(options, name)}'"
+            raise InvalidArgument(
+                name, f"no value for a source of kind {kind}", f"'{getattr(options, name)}'"
             )
+    if kind == "scenes" and not options.count:
+        raise InvalidArgument("count", hint="It is the number of scenes to generate")
 
 
 def _columns(options: SourceOptions) -> dict[str, Any]:
@@ -157,6 +163,10 @@ def _open_folder(options: SourceOptions) -> tuple[Source, str]:
 
 def _open_coco(options: SourceOptions) -> tuple[Source, str]:
     split, folder = options.split or "train2017", Path(options.path)
+    files = sorted(folder.glob("annotations/captions_*.json"))
+    splits = [file.stem.removeprefix("captions_") for file in files]
+    if splits and split not in splits:
+        raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{folder}' has", f"'{split}'")
     source = CocoSource(folder / "annotations" / f"captions_{split}.json", folder / split)
     return source, f"{folder}/"
 

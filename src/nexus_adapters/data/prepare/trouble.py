@@ -6,6 +6,8 @@ import errno
 
 import cv2
 
+from nexus_adapters.errors import mentions
+
 _ERRNOS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOSPC, errno.ETIMEDOUT)
 _WORDS = ("out of memory", "insufficient memory", "cuda error", "cublas", "cudnn")
 
@@ -18,12 +20,7 @@ def is_machines(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             return True
         # Not of a ValueError or OSError, whose text may hold the name of a file.
-        if isinstance(error, RuntimeError | cv2.error) and _names_trouble(error):
+        if isinstance(error, RuntimeError | cv2.error) and mentions(error, _WORDS):
             return True
         error = error.__cause__
     return False
-
-
-def _names_trouble(error: BaseException) -> bool:
-    text = str(error).lower()
-    return any(words in text for words in _WORDS)

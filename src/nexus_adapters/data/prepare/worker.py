@@ -21,6 +21,7 @@ from nexus_adapters.data.prepare.plan import Plan
 from nexus_adapters.data.prepare.shard_file import ShardFile
 from nexus_adapters.data.prepare.trouble import is_machines
 from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Worker:
         if self.folder.is_written(shard):
             return
         left_out: list[tuple[int, LeftOut]] = []
-        file = ShardFile(self.folder.shard(shard), self.folder.part(shard))
+        file = ShardFile(self.folder.shard(shard), self.folder.unfinished)
         try:
             for batch in self._batches(shard, left_out):
                 for members in self._drawn(batch, left_out):
@@ -117,7 +118,7 @@ class Worker:
         if self.plan.filters.near_duplicates is not None and (earlier := int(self._duplicates[index])) >= 0:
             key = self.plan.key(earlier)
             raise LeftOut(
-                "near-duplicate", f"expected no near-duplicate of an earlier image; received that of '{key}'"
+                "near-duplicate", f"expected no near-duplicate of an earlier image, got one of '{key}'"
             )
         size, geometry = sample.image.size, self.plan.geometry
         image = sample.image if geometry is None else geometry.fit(sample.image, geometry.target(size))
@@ -147,8 +148,8 @@ class Worker:
             except Exception as error:
                 if is_machines(error):
                     raise
-                reason = " ".join(str(error).split())[:300]
-                left_out.append((read.index, LeftOut(kind, f"expected {expected}; received {reason}")))
+                reason = one_line(error)
+                left_out.append((read.index, LeftOut(kind, f"expected {expected}, got {reason}")))
             else:
                 yield members
             self.progress(1)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from nexus_adapters.adapter.file_names import WEIGHTS
+from nexus_adapters.bases.source import open_base
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.cost import control_gmacs
 from nexus_adapters.evaluation.estimates import Measured
-from nexus_adapters.evaluation.loading import load_adapter, parameter_count
 from nexus_adapters.evaluation.outcome import REFERENCE
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.run import BASE, SCORING_FIELDS, evaluate, open_evaluation
@@ -34,11 +33,14 @@ from nexus_adapters.evaluation.study.results import (
     planned_settings,
     save_result,
 )
-from nexus_adapters.training.base import base_shape
+from nexus_adapters.files import file_sha256, lock, read_json_lines
+from nexus_adapters.methods import load_adapter, method_of
+from nexus_adapters.methods.method import parameter_count
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.output import ADAPTER, finished_steps, flat
 from nexus_adapters.training.run import train_adapter
+from nexus_adapters.training.run_folder import LOG
 
 _DRAWS = 100_000  # of timesteps, evenly, to weigh losses by
 
@@ -51,12 +53,13 @@ def run_study(study: Study) -> list[Cell]:
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM in a training, with its last step saved.
-        ValueError: where a run or an evaluation refuses; the message names the cell.
+        InvalidArgument: where a run or an evaluation refuses; the message names the cell.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "study: expected one process at a time, or several that are started apart; received "
-            f"{os.environ['WORLD_SIZE']} that were launched together"
+        raise InvalidArgument(
+            "study",
+            "one process, or several that are started separately",
+            f"{os.environ['WORLD_SIZE']} that were launched together",
         )
     _run_cells(study)
     # Once more: where a cell was trained again, because another draws with its adapter, it is measured again.
@@ -76,8 +79,8 @@ def _run_cells(study: Study) -> list[Cell]:
                     with repeatable():
                         result = _run(study, cell)
                     save_result(study.results, cell, result)
-                except ValueError as error:
-                    raise ValueError(f"cell {cell.name}: {error}") from error
+                except InvalidArgument as error:
+                    raise error.with_name(f"cell {cell.name}: {error.name}") from error
     return left
 
 
@@ -139,21 +142,20 @@ def adapter_sha256(study: Study, cell: Cell) -> str:
     """Of the weights' file of a finished run; nothing for the base alone."""
     if cell.method == BASE:
         return ""
-    weights = study.run_folder(cell) / ADAPTER / f"{WEIGHTS}.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return file_sha256(study.run_folder(cell) / ADAPTER / f"{WEIGHTS}.safetensors")
 
 
 def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
     config = study.train_config(cell)
     assert config is not None
-    adapter = load_adapter(cell.method, str(folder / ADAPTER), cell.condition, config.base)
+    adapter = load_adapter(folder / ADAPTER)
     facts: dict[str, float] = {"parameters": parameter_count(adapter)}
     if study.views():
         drawn = study.evaluation_config(cell, study.views()[0])
-        shape = base_shape(config.base)
-        facts["gmacs"] = control_gmacs(adapter, shape, drawn.data.resolution, drawn.num_inference_steps)
-    log = folder / "log.jsonl"  # which a short run without validation does not have
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+        size, steps = drawn.data.resolution, drawn.num_inference_steps
+        cost = method_of(adapter).cost(adapter, open_base(config.base.source), size, steps)
+        facts["gmacs"] = cost.gmacs(steps)
+    rows = read_json_lines(folder / LOG, dict)  # none of a short run without validation
     validated = [row for row in rows if "val_loss" in row]
     if validated:
         facts["val_loss"] = validated[-1]["val_loss"]
@@ -183,13 +185,8 @@ def _settings(study: Study, cell: Cell) -> dict[str, Any]:
 def alone(study: Study, cell: Cell) -> Iterator[bool]:
     """Whether no other process is at a cell, or at one that shares its training; while open, none begins."""
     name = cell.name if cell.method == BASE else study.run_folder(cell).name
-    lock = study.folder / "locks" / f"{name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(lock, timeout=0):
-            yield True
-    except Timeout:
-        yield False
+    with lock(study.folder / "locks" / f"{name}.lock", wait=False) as is_ours:
+        yield is_ours
 
 
 def described(study: Study) -> str:

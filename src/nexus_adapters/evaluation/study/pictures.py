@@ -16,24 +16,18 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from nexus_adapters.evaluation.columns import head
+from nexus_adapters.bases.source import load_base
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.estimates import Measured
-from nexus_adapters.evaluation.loading import choose_dtype, load_adapter, load_base
+from nexus_adapters.evaluation.loading import choose_dtype
 from nexus_adapters.evaluation.run import BASE, draw_cases, open_evaluation
 from nexus_adapters.evaluation.study.cells import adapter_sha256
 from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.tables import Results
+from nexus_adapters.methods import load_adapter
+from nexus_adapters.metrics import METRICS, find_metric
 from nexus_adapters.training.output import ADAPTER
 
-# What a picture is judged by, as far as it is measured; all of it higher is better, at most 1.
-_MERITS = ("binding_color", "edge_f1", "depth_rank_correlation", "mean_iou", "sketch_ms_ssim")
-_SHORT = {
-    "binding_color": "colors",
-    "edge_f1": "edges",
-    "depth_rank_correlation": "depth",
-    "mean_iou": "mIoU",
-    "sketch_ms_ssim": "sketch",
-}
 # Inches: a picture with its margin, a row of them with the words above and below, and what is over all.
 _SIDE, _ROW, _TITLE, _HEAD = 1.45, 2.05, 0.25, 0.45
 _LETTERS = 24  # of a row's title, for each column
@@ -52,7 +46,7 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
     """The `count` best, middle and worst samples of the best adapter beside another.
 
     The best is that of the highest mean merit other than `compare_to`, whose merit is subtracted sample by
-    sample. Merit is the mean of `_MERITS`, or MS-SSIM where none of them is measured.
+    sample. Merit is the mean of the metrics with `is_merit`, or MS-SSIM where none of them is measured.
     """
     merit = {method: _merit(each) for method, each in measured.items()}
     adapters = [method for method in merit if method not in (BASE, compare_to)] or list(merit)
@@ -61,7 +55,7 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
     difference = merit[subject] - other
     order = [int(place) for place in np.argsort(-difference, kind="stable") if np.isfinite(difference[place])]
     if len(order) < 3:
-        raise ValueError(f"pictures: expected at least 3 measured samples; received {len(order)}")
+        raise InvalidArgument("pictures", "at least 3 measured samples", len(order))
     count = min(count, len(order) // 3)
     middle = (len(order) - count) // 2
     beside = f" beside {compare_to}" if compare_to in merit else ""
@@ -80,7 +74,7 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
     noise that the evaluation had; what else a batch holds changes a picture by rounding alone.
 
     Raises:
-        ValueError: where a run's adapter is not the one that was measured, no run is here, or fewer than
+        InvalidArgument: where a run's adapter is not the one that was measured, no run is here, or fewer than
             three samples were measured.
     """
     cells = _cells_to_draw(study, results, condition)
@@ -92,7 +86,7 @@ def pictures_figure(study: Study, results: Results, condition: str, count: int) 
     _, cases = open_evaluation(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(config.dtype, device)
-    base = load_base(config.base, device, dtype)
+    base = load_base(config.base.source, dtype=dtype, safety_checker=None).to(device)
     drawn: dict[str, list[Image.Image]] = {}
     for method, cell in tqdm(cells.items(), f"drawing {condition}", unit="method", leave=False):
         adapter = _load(study, cell, device, dtype)
@@ -129,8 +123,8 @@ def _cells_to_draw(study: Study, results: Results, condition: str) -> dict[str, 
     measured = [cell for cell, r in results.items() if cell.condition == condition and OWN in r.views]
     trained = [cell for cell in measured if cell.method != BASE and study.run_folder(cell).is_dir()]
     if not trained and any(cell.method != BASE for cell in measured):
-        raise ValueError(
-            f"pictures: expected the runs of {condition} in '{study.folder / 'runs'}'; received none"
+        raise InvalidArgument(
+            "pictures", f"runs of {condition}", f"'{study.folder / 'runs'}', which has none"
         )
     counts = Counter(cell.seed for cell in trained)
     seed = min(counts, key=lambda each: (-counts[each], each), default=0)
@@ -138,7 +132,8 @@ def _cells_to_draw(study: Study, results: Results, condition: str) -> dict[str, 
 
 
 def _merits(measured: Measured) -> list[str]:
-    return [name for name in _MERITS if name in measured.scores] or ["ms_ssim"]
+    merits = [name for name, metric in METRICS.items() if metric.is_merit and name in measured.scores]
+    return merits or ["ms_ssim"]
 
 
 def _merit(measured: Measured) -> Float[np.ndarray, " n"]:
@@ -148,8 +143,7 @@ def _merit(measured: Measured) -> Float[np.ndarray, " n"]:
 
 def _note(measured: Measured, place: int) -> str:
     told = ", ".join(
-        f"{_SHORT.get(name, head(name)[:-2])} {measured.scores[name][place]:.2f}"
-        for name in _merits(measured)
+        f"{find_metric(name).short} {measured.scores[name][place]:.2f}" for name in _merits(measured)
     )
     return "\n".join(textwrap.wrap(told, _LETTERS))
 
@@ -160,16 +154,16 @@ def _check_measured(study: Study, cell: Cell, sha256: str) -> None:
     except OSError:
         found = "none"
     if found != sha256:
-        raise ValueError(
-            f"pictures: expected the adapter that {cell.name} was measured with, sha256 {sha256[:8]}; "
-            f"received {found[:8]} in '{study.run_folder(cell)}'"
+        raise InvalidArgument(
+            "pictures",
+            f"the adapter that {cell.name} was measured with, sha256 {sha256[:8]}",
+            f"{found[:8]} in '{study.run_folder(cell)}'",
         )
 
 
 def _load(study: Study, cell: Cell, device: torch.device, dtype: torch.dtype) -> Any:
     if cell.method == BASE:
         return None
-    base = study.evaluation_config(cell, OWN).base
-    adapter = load_adapter(cell.method, str(study.run_folder(cell) / ADAPTER), cell.condition, base)
+    adapter = load_adapter(study.run_folder(cell) / ADAPTER)
     # diffusers' own `to` warns of parts to keep in float32: here none.
     return nn.Module.to(adapter, device, dtype)

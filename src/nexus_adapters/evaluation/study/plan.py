@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import field
@@ -12,12 +11,14 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nexus_adapters.data.user_cache import user_cache
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.outcome import REFERENCE
 from nexus_adapters.evaluation.run import BASE, NAME
+from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
-from nexus_adapters.training.recipe import parse_config, validated
+from nexus_adapters.training.parsing import validated
+from nexus_adapters.training.recipe import parse_config, read_toml
 
 OWN = "own"  # the view that every study has: the evaluation as it is
 # What may differ without other samples or noise.
@@ -78,36 +79,34 @@ class StudyPlan:
 
     def __post_init__(self) -> None:
         """What one field alone cannot tell."""
-        known = {BASE, *self.methods}
+        known = (BASE, *self.methods)
         for key, names in (("methods", self.methods), ("views", self.views)):
             for name in names:
                 if name == REFERENCE or not NAME.fullmatch(name):
-                    raise ValueError(
-                        f"{key}: expected names of letters, digits and . + @ - _, other than {REFERENCE}; "
-                        f"received {name!r}"
+                    raise InvalidArgument(
+                        key, f"names of letters, digits and . + @ - _, other than {REFERENCE}", repr(name)
                     )
         for name in self.methods:
             if name == BASE:
-                raise ValueError(f"methods: expected names other than {BASE}; received {name!r}")
+                raise InvalidArgument("methods", f"names other than {BASE}", repr(name))
             for key in self.methods[name].evaluate:
                 if key not in _OF_METHODS:
-                    raise ValueError(
-                        f"methods.{name}.evaluate: expected some of {', '.join(_OF_METHODS)}, since all "
-                        f"methods draw the same samples; received {key!r}"
+                    raise InvalidArgument(
+                        f"methods.{name}.evaluate",
+                        f"some of {', '.join(_OF_METHODS)}, since all methods generate the same samples",
+                        repr(key),
                     )
             other = self.methods[name].trained_as
             if other and (other not in self.methods or self.methods[other].trained_as):
-                raise ValueError(
-                    f"methods.{name}.trained_as: expected a method that is trained; received {other!r}"
-                )
+                raise InvalidArgument(f"methods.{name}.trained_as", "a method that is trained", repr(other))
         for group in self.cells:
             for name in group.methods:
                 if name not in known:
-                    raise ValueError(f"cells: expected methods among {', '.join(known)}; received {name!r}")
+                    raise InvalidArgument("cells", f"methods among {', '.join(known)}", repr(name))
         if self.compare_to and self.compare_to not in known:
-            raise ValueError(f"compare_to: expected one of {', '.join(known)}; received {self.compare_to!r}")
+            raise InvalidArgument("compare_to", f"one of {', '.join(known)}", repr(self.compare_to))
         if OWN in self.views:
-            raise ValueError(f"views: expected names other than {OWN}, which every study has; received it")
+            raise InvalidArgument("views", f"names other than {OWN}, which every study has", repr(OWN))
 
 
 class Cell(NamedTuple):
@@ -130,16 +129,16 @@ class Study:
         path: of the plan.
 
     Raises:
-        ValueError: for a missing file, what is no TOML, and a plan or a cell's recipe that is not valid; the
-            error names the key.
+        InvalidArgument: for a missing file, a file that is not TOML, and a plan or a cell's recipe that is
+            not valid; the error names the key.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.plan = validated(StudyPlan, _read(path, "PLAN"))
-        self._recipe = _read(path.parent / self.plan.recipe, "recipe")
+        self.plan = validated(StudyPlan, read_toml(path, "PLAN"))
+        self._recipe = read_toml(path.parent / self.plan.recipe, "recipe")
         folder = self.plan.folder
-        self.folder = Path(folder).expanduser() if folder else user_cache() / "study" / path.stem
+        self.folder = Path(folder).expanduser() if folder else cache_folder() / "study" / path.stem
         results = self.plan.results
         self.results = path.parent / Path(results).expanduser() if results else self.folder / "results"
         for cell in self.cells():
@@ -193,15 +192,6 @@ class Study:
                 for seed in group.seeds:
                     for method in group.methods:
                         yield Cell(condition, method, 0 if method == BASE else seed)
-
-
-def _read(path: Path, argument: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{argument}: expected a TOML file; received '{path}', which does not exist")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{argument}: expected TOML; received '{path}' ({error})") from error
 
 
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from nexus_adapters.evaluation.columns import COLUMNS, head
+from nexus_adapters.evaluation.columns import head, in_order
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN
 from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
@@ -19,7 +19,7 @@ from nexus_adapters.evaluation.study.tables import Results, Row, rows_of
 _FAR_APART = 2.5  # the largest over the smallest
 # What a method costs: the unit in a panel, and its label.
 _COSTS = {"parameters": (1e6, "trained parameters, millions"), "gmacs": (1.0, "GMACs for a picture")}
-METRICS = ("binding_color", "binding_material", "edge_f1", "frechet")
+_PANELS = ("binding_color", "binding_material", "edge_f1", "frechet")
 
 
 def metrics_figure(results: Results) -> Figure:
@@ -27,7 +27,7 @@ def metrics_figure(results: Results) -> Figure:
     conditions = list(dict.fromkeys(cell.condition for cell in results))
     tables = {condition: rows_of(results, condition, OWN) for condition in conditions}
     measured = {m for rows in tables.values() for row in rows for m in row.measured.metrics}
-    shown = [m for m in METRICS if m in measured] or [m for m in COLUMNS if m in measured][: len(METRICS)]
+    shown = [m for m in _PANELS if m in measured] or in_order(sorted(measured))[: len(_PANELS)]
     heights = [0.32 * len(rows) + 0.9 for rows in tables.values()]
     figure = Figure(figsize=(3.2 * len(shown), sum(heights)), layout="constrained")
     panels: Any = figure.subplots(
@@ -49,7 +49,7 @@ def cost_figure(results: Results) -> Figure:
     """
     conditions = list(dict.fromkeys(cell.condition for cell in results))
     views = [result.views[OWN] for result in results.values() if OWN in result.views]
-    metric = next(name for name in (*METRICS, "ms_ssim") if all(name in view.metrics for view in views))
+    metric = next(name for name in (*_PANELS, "ms_ssim") if all(name in view.metrics for view in views))
     methods = dict.fromkeys(cell.method for cell, result in results.items() if "parameters" in result.facts)
     palette = colormaps["tab10" if len(methods) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     colors = {method: palette[number % len(palette)] for number, method in enumerate(methods)}

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.evaluation.store import write, write_text
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.study.pictures import pictures_figure
 from nexus_adapters.evaluation.study.plan import Cell, Study
 from nexus_adapters.evaluation.study.plots import cost_figure, metrics_figure
 from nexus_adapters.evaluation.study.results import is_planned, load_result
 from nexus_adapters.evaluation.study.tables import Results, losses_csv, study_csv, study_markdown
+from nexus_adapters.files import replacing, write_text
 
 _DPI = 120
 _QUALITY = 75  # of pictures, which as PNG take several times as much
@@ -44,11 +45,11 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
     With `pictures`, so many scenes each of successes, middle and failures are drawn again by the methods
     whose trained adapters are here, and NAME-pictures-CONDITION.webp is written.
 
-    Raises ValueError where no cell has a result, or an adapter is missing.
+    Raises `InvalidArgument` where no cell has a result, or an adapter is missing.
     """
     results, name = results_of(study), study.path.stem
     if not results:
-        raise ValueError(f"PLAN: expected at least one cell with a result; received '{study.path}' without")
+        raise InvalidArgument("PLAN", "at least one cell with a result", f"'{study.path}', which has none")
     facts: dict[str, Any] = {
         "cells": {cell.name: {"facts": result.facts, **result.made_with} for cell, result in results.items()},
         "missing": [cell.name for cell in study.cells() if cell not in results],
@@ -77,5 +78,6 @@ def write_study(study: Study, out: Path, pictures: int = 0) -> list[Path]:
 
 
 def _save(figure: Any, path: Path, options: Mapping[str, Any]) -> Path:
-    write(path, lambda stream: figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs=dict(options)))
+    with replacing(path) as stream:
+        figure.savefig(stream, format="webp", dpi=_DPI, pil_kwargs=dict(options))
     return path

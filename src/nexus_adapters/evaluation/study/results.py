@@ -13,8 +13,8 @@ import numpy as np
 
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured
-from nexus_adapters.evaluation.store import write, write_text
 from nexus_adapters.evaluation.study.plan import Cell, Study
+from nexus_adapters.files import replacing, write_json
 from nexus_adapters.training.output import flat, identity, with_defaults
 
 
@@ -50,18 +50,19 @@ def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
             [[value, *replicates] for value, replicates in measured.distances.values()]
         )
     numbers, content = _files(folder, cell)
-    write(numbers, lambda stream: np.savez_compressed(stream, **tables))  # type: ignore[arg-type]
+    with replacing(numbers) as stream:
+        np.savez_compressed(stream, **tables)  # type: ignore[arg-type]
     metrics = {
         view: {"scores": list(measured.scores), "distances": list(measured.distances)}
         for view, measured in result.views.items()
     }
-    text = {
+    rest = {
         "settings": result.settings,
         "facts": result.facts,
         "metrics": metrics,
         "made_with": result.made_with,
     }
-    write_text(content, json.dumps(text) + "\n")
+    write_json(content, rest)
 
 
 def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:

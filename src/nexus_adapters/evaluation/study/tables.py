@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nexus_adapters.evaluation.columns import COLUMNS, head
+from nexus_adapters.evaluation.columns import head, in_order
 from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
 from nexus_adapters.evaluation.run import BASE
 from nexus_adapters.evaluation.study.plan import OWN, Cell, Study
 from nexus_adapters.evaluation.study.results import CellResult
 
 FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
-# For one training after another: without what says the same as another column, and what hardly differs.
-SEED_COLUMNS = tuple(metric for metric in COLUMNS if metric not in ("mmd", "background"))
+# Left out of the table of single trainings: it says the same as another column, or hardly differs.
+_NOT_BY_SEED = ("mmd", "background")
 VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
 _FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
 
@@ -105,7 +105,7 @@ def study_markdown(study: Study, results: Results) -> str:
     for condition in dict.fromkeys(cell.condition for cell in results):
         parts.append(f"## {condition}")
         rows = rows_of(results, condition, OWN)
-        parts.append(_table(rows, COLUMNS, with_cost=True))
+        parts.append(_table(rows, _metrics(row.measured for row in rows), with_cost=True))
         apart = _differences_by_seed(results, condition, study.plan.compare_to)
         tables = (_difference_table(apart, study.plan.compare_to), _seed_table(apart, study.plan.compare_to))
         parts += [table for table in tables if table]
@@ -133,6 +133,11 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
     return "\n".join(lines)
 
 
+def _metrics(measured: Iterable[Measured]) -> list[str]:
+    """All that any of them has, in the order of tables."""
+    return in_order(metric for each in measured for metric in each.metrics)
+
+
 def _best(rows: Sequence[Row], metric: str) -> str | None:
     """The best method over the seeds that it and each other have."""
     by_method = {row.method: row for row in rows}
@@ -158,7 +163,7 @@ def _difference_table(apart: Mapping[str, Mapping[int, Measured]], reference: st
     if not apart:
         return ""
     means = {method: mean_of(list(each.values())) for method, each in apart.items()}
-    shown = [m for m in COLUMNS if any(m in each.metrics for each in means.values())]
+    shown = _metrics(means.values())
     heads = [f"Minus {reference}", *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for method, measured in means.items():
@@ -174,7 +179,7 @@ def _seed_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> 
     if not rows:
         return ""
     measured = [each for seeds in rows.values() for each in seeds.values()]
-    shown = [m for m in SEED_COLUMNS if any(m in each.metrics for each in measured)]
+    shown = [metric for metric in _metrics(measured) if metric not in _NOT_BY_SEED]
     heads = [f"Minus {reference}, each seed", "Seeds", *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for method, seeds in rows.items():

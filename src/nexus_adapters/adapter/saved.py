@@ -1,0 +1,334 @@
+"""Finding a saved adapter by what users call it, and what its files say, without building the model.
+
+Nothing here imports torch: commands that only look at files start fast.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nexus_adapters.adapter.arguments import (
+    FORMAT,
+    OPTIONAL_ARGUMENTS,
+    check_arguments,
+    check_format_version,
+)
+from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
+from nexus_adapters.adapter.stored import HASH, StoredTensor, hash_tensors, read_header
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.files import file_sha256
+
+CONFIG, INDEX = "config.json", "model_index.json"
+CONFIG_KEY = "nexus_adapters.config"  # of a single file's metadata
+RUN_CONFIG, RUN_ADAPTER, RUN_CHECKPOINTS = "config.toml", "adapter", "checkpoints"
+CHECKPOINT_MANIFEST, CHECKPOINT_STATE = "manifest.json", "state.json"
+CHECKPOINT_TENSORS = ("average", "module")  # the average, where there is one, is what a run is for
+CHECKPOINT_FORMAT = 2  # of checkpoints' state; the first had neither a version nor the adapter's config
+SINGLE_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_HUB_FILES = [CONFIG, INDEX, f"{WEIGHTS}*", "adapter/*"]
+_EXPECTED = "a saved adapter: a folder, Hub id, file, training run, checkpoint or saved pipeline"
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter in files.
+
+    Attributes:
+        source: what the user calls it.
+        path: the folder or file; of a weights file with its config.json next to it, their folder.
+        config: of the adapter, with its `_class_name`; empty where the files have none.
+        files: of the weights; of safetensors in one save, or one file of another kind.
+        run: of a training's checkpoint that has no config of its own, the run's recipe; else empty.
+    """
+
+    source: str
+    path: Path
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_name(self) -> str:
+        """The adapter's class, as its config has it; "" where there is none."""
+        return str(self.config.get("_class_name", ""))
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a training's checkpoint."""
+        return (self.path / CHECKPOINT_MANIFEST).is_file()
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is what `from_pretrained` reads from its folder, and not another file in there."""
+        is_save = self.path.is_dir() and not self.is_checkpoint and bool(self.config)
+        return is_save and self.files[0].name.startswith(WEIGHTS) and self.files == weights_in(self.path)
+
+    @property
+    def has_hash(self) -> bool:
+        """Whether the weights are of a Nexus adapter that this package wrote: it adds their hash."""
+        files = (file for file in self.files if file.suffix == ".safetensors")
+        return any(HASH in read_header(file, "adapter").metadata for file in files)
+
+    @property
+    def file_variant(self) -> str | None:
+        """As `variant_in_name`, of a folder's weights."""
+        return variant_in_name(self.files[0]) if self.path.is_dir() and not self.is_checkpoint else None
+
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Name -> where it lies; empty for files that are no safetensors."""
+        found: dict[str, StoredTensor] = {}
+        for file in self.files:
+            if file.suffix == ".safetensors":
+                found.update(read_header(file, "adapter").tensors)
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The tensors' types, such as ("F16",)."""
+        return tuple(sorted({tensor.dtype for tensor in self.tensors.values()}))
+
+    def sha256(self) -> str:
+        """Of the tensors by `hash_tensors`, the same in whatever files they are; of a pickle, of the file."""
+        return hash_tensors(self.tensors) if self.tensors else file_sha256(self.files[0])
+
+
+def find_saved(source: str | Path, condition: str = "canny", base: str = "embedded") -> Saved:
+    """The saved adapter that a user means.
+
+    Args:
+        source: the name of one that ships with `base`, a folder, a Hub id, a single file, a training run's
+            folder, one of its checkpoints, or a saved pipeline with an adapter. A name goes first: "./prime",
+            like any `Path`, is a folder.
+        condition: which maps an adapter of the package reads.
+        base: within which names are looked up.
+
+    Raises:
+        InvalidArgument: named "adapter" (or "condition"), for what is none of these.
+        FileNotFoundError: for an adapter of the package that this installation lacks.
+    """
+    name, path = str(source), Path(source)
+    is_name = isinstance(source, str) and path.name == source and not path.suffix
+    if is_name and base in BUNDLED and BUNDLED[base].has_adapter(name):
+        return _of_folder(name, BUNDLED[base].adapter(name, condition))
+    if path.is_file():
+        expect(path.suffix in SINGLE_FILES, "adapter", f"a file of {', '.join(SINGLE_FILES)}", f"'{source}'")
+        return _of_file(name, path)
+    if not path.exists():
+        is_hub_id = _HUB_ID.fullmatch(name) and path.suffix not in SINGLE_FILES
+        hint = _names_hint(name, base) if is_name else ""
+        expect(bool(is_hub_id), "adapter", _EXPECTED, f"'{source}', which does not exist", hint)
+        path = _fetched(name)
+    if (path / CHECKPOINT_MANIFEST).is_file():
+        return _of_checkpoint(name, path)
+    if (path / RUN_CONFIG).is_file():
+        return _of_run(name, path)
+    if (path / INDEX).is_file():
+        part = path / "adapter"
+        has_one = (part / CONFIG).is_file()
+        expect(has_one, "adapter", _EXPECTED, f"'{source}', a pipeline without an adapter")
+        return _of_folder(name, part)
+    return _of_folder(name, path)
+
+
+def _names_hint(name: str, base: str) -> str:
+    """Which names there are, to a user who may have meant one."""
+    if base in BUNDLED:
+        return f"The names on the base '{base}' are {', '.join(BUNDLED[base].names)}"
+    owner = next((bundle.name for bundle in BUNDLED.values() if bundle.has_adapter(name)), None)
+    return f"{name!r} is an adapter of the base '{owner}', and does not fit '{base}'" if owner else ""
+
+
+def _fetched(source: str) -> Path:
+    """The local copy of what an adapter's repository on the Hub has."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the client has many of its own
+        reason = one_line(error)
+        raise InvalidArgument(
+            "adapter", _EXPECTED, f"'{source}' ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _of_file(source: str, file: Path) -> Saved:
+    if all(file.with_name(name).is_file() for name in (CHECKPOINT_MANIFEST, CHECKPOINT_STATE)):
+        return _of_checkpoint(source, file.parent, file)
+    path, config = file, {}
+    is_weights = file.name.startswith(WEIGHTS)
+    if file.suffix == ".safetensors":
+        metadata = read_header(file, "adapter").metadata
+        is_weights = is_weights or HASH in metadata
+        if CONFIG_KEY in metadata:
+            config = {"_class_name": "NexusAdapter", **_parsed(metadata[CONFIG_KEY], file)}
+    if not config and is_weights and file.with_name(CONFIG).is_file():  # one of a folder's files
+        path, config = file.parent, read_json(file.with_name(CONFIG))
+    _check_format(config, source)
+    return Saved(source, path, config, (file,))
+
+
+def _of_folder(source: str, folder: Path) -> Saved:
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    _check_format(config, source)
+    return Saved(source, folder, config, weights_in(folder))
+
+
+def _of_run(source: str, folder: Path) -> Saved:
+    """The finished adapter, else the newest checkpoint."""
+    if (folder / RUN_ADAPTER / CONFIG).is_file():
+        return _of_folder(source, folder / RUN_ADAPTER)
+    checkpoints = sorted((folder / RUN_CHECKPOINTS).glob("step-*"))
+    whole = [path for path in checkpoints if (path / CHECKPOINT_MANIFEST).is_file()]
+    expect(bool(whole), "adapter", _EXPECTED, f"'{source}', a training run without a checkpoint")
+    return _of_checkpoint(source, whole[-1])
+
+
+def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Saved:
+    """With the config that the checkpoint keeps, or of an older version's the run's recipe.
+
+    `given`: which of its files; None for the average, where there is one.
+    """
+    hashes = read_json(folder / CHECKPOINT_MANIFEST).get("sha256")
+    state = read_json(folder / CHECKPOINT_STATE)
+    check_checkpoint(state, folder)
+    files = [folder / f"{name}.safetensors" for name in CHECKPOINT_TENSORS]
+    names = " or ".join(file.name for file in files)
+    expect(given is None or given in files, "adapter", f"a checkpoint's {names}", f"'{given}'")
+    file = given or next((file for file in files if file.is_file()), None)
+    if file is None or not isinstance(hashes, dict):
+        raise InvalidArgument("adapter", "a checkpoint with weights", f"'{folder}'")
+    for part in (file, folder / CHECKPOINT_STATE):
+        is_whole = file_sha256(part) == hashes.get(part.name)
+        expect(is_whole, "adapter", "a checkpoint as it was written", f"'{part}', which has changed since")
+    config = state.get("adapter") or {}
+    run: dict[str, Any] = {}
+    recipe = folder.parent.parent / RUN_CONFIG
+    if not config:
+        has_recipe = recipe.is_file()
+        hint = "The checkpoint does not say how its adapter is built; it must lie in its run's folder"
+        expect(has_recipe, "adapter", "a checkpoint in its training run", f"'{folder}'", hint)
+        try:
+            run = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InvalidArgument("adapter", "a run with a valid recipe", f"'{recipe}' ({error})") from error
+    _check_format(config, source)
+    return Saved(source, folder, config, (file,), run)
+
+
+def check_checkpoint(state: Mapping[str, Any], folder: Path, argument: str = "adapter") -> None:
+    """`InvalidArgument`, for `argument`, where a newer version of the package wrote a checkpoint."""
+    version = state.get(FORMAT, 1)
+    expect(
+        version in range(1, CHECKPOINT_FORMAT + 1),
+        argument,
+        f"a checkpoint of {FORMAT} {CHECKPOINT_FORMAT} or older",
+        f"'{folder}', of {FORMAT} {version!r}",
+        "Upgrade nexus-adapters: the checkpoint was saved by a newer version",
+    )
+
+
+def weights_in(folder: Path) -> tuple[Path, ...]:
+    """The files of one save: the plain one, else any. `InvalidArgument` for "adapter" where there is none."""
+    plain = [folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.safetensors.index.json"]
+    own = [file for file in sorted(folder.glob(f"{WEIGHTS}.*.safetensors")) if "-of-" not in file.name]
+    indices = sorted(folder.glob(f"{WEIGHTS}.safetensors.index.*json"))
+    others = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
+    whole = [file for file in others if "-of-" not in file.name]
+    for file in (*plain, *own, *indices, *whole):
+        if file.is_file() and file.suffix == ".json":
+            return _shards(file)
+        if file.is_file():
+            return (file,)
+    expected = f"a folder with an adapter's weights, such as {plain[0].name}"
+    raise InvalidArgument("adapter", expected, f"'{folder}', which has none")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    is_map = isinstance(weight_map, dict) and len(weight_map) > 0
+    expect(is_map, "adapter", "an index with a weight_map", f"'{index}'")
+    assert isinstance(weight_map, dict)
+    files = tuple(index.with_name(Path(str(name)).name) for name in sorted(set(weight_map.values())))
+    for file in files:
+        expect(
+            file.is_file(),
+            "adapter",
+            "all files that its index names",
+            f"'{index.parent}' without '{file.name}'",
+        )
+    return files
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. `InvalidArgument` named "adapter" for anything else."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument("adapter", "readable JSON", f"'{file}' ({error})") from error
+    return _parsed(text, file)
+
+
+def _parsed(text: str, file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("adapter", "JSON", f"'{file}' ({error})") from error
+    expect(isinstance(content, dict), "adapter", "a JSON object", f"'{file}', a {type(content).__name__}")
+    found: dict[str, Any] = content
+    return found
+
+
+def _check_format(config: Mapping[str, Any], source: str) -> None:
+    """`InvalidArgument` named "adapter" where a newer version of the package wrote it."""
+    try:
+        check_format_version(config)
+    except InvalidArgument as error:
+        raise within("adapter", "a saved adapter of a known format", source, error) from error
+
+
+def within(argument: str, expected: str, source: str | Path, error: InvalidArgument) -> InvalidArgument:
+    """The error for the argument that named a file in which something is wrong."""
+    reason = InvalidArgument(error.name, error.expected, error.received)
+    return InvalidArgument(argument, expected, f"'{source}' ({reason})", error.hint)
+
+
+def check_nexus(saved: Saved) -> dict[str, Any]:
+    """The config of a saved Nexus adapter with its defaults.
+
+    `InvalidArgument` named "adapter" where it is not valid, or is of another variant than the tensors, as the
+    public release's configs may be.
+    """
+    config = {**OPTIONAL_ARGUMENTS, **saved.config}
+    expected = "a saved NexusAdapter"
+    try:
+        check_arguments(config)
+    except KeyError as error:
+        raise InvalidArgument("adapter", expected, f"'{saved.source}', whose config lacks {error}") from error
+    except InvalidArgument as error:
+        raise within("adapter", expected, saved.source, error) from error
+    if config["block"] == "paper":
+        found = "slim" if any(".gwc." in name for name in saved.tensors) else "prime"
+        stated = "prime" if config["groups"] == 1 else "slim"
+        expect(
+            found == stated,
+            "adapter",
+            f"the tensors of a {stated}, as groups {config['groups']} in its config says",
+            f"those of a {found} in '{saved.source}'",
+        )
+    return config

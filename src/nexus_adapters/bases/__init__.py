@@ -1,0 +1,8 @@
+"""The frozen text-to-image models: one class per family, and loading them."""
+
+from nexus_adapters.bases import unet as _unet  # noqa: F401  # registers itself
+from nexus_adapters.bases.base import Base, Place
+from nexus_adapters.bases.registry import BASES, base_of, register_base
+from nexus_adapters.bases.source import BaseSource, load_base, open_base
+
+__all__ = ["BASES", "Base", "BaseSource", "Place", "base_of", "load_base", "open_base", "register_base"]

@@ -1,0 +1,162 @@
+"""Whether a base is whole: every part there, and a tokenizer that tells prompts apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nexus_adapters.errors import InvalidArgument, one_line
+
+if TYPE_CHECKING:
+    from nexus_adapters.bases.base import Base
+
+_WEIGHTS = "diffusion_pytorch_model"
+_TOKENIZERS = ("tokenizer.json", "vocab.json and merges.txt", "a SentencePiece model")
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_LEAST_SHARE = 0.9  # of the text encoder's vocabulary, some of which may be padding
+_WORDS = 3
+
+
+def check_folder(folder: Path, index: Mapping[str, Any], source: str, with_weights: bool = True) -> None:
+    """`InvalidArgument` named "base" where a part that the index of a local folder names has no files.
+
+    `with_weights`: False where only configs and tokenizers are read.
+    """
+    for name, kind in index.items():
+        is_part = isinstance(kind, (list, tuple)) and len(kind) == 2 and kind[1] is not None
+        if name.startswith("_") or not is_part or name in _OPTIONAL:
+            continue
+        part = folder / name
+        if not part.is_dir():
+            raise InvalidArgument("base", f"a folder with all its parts, {name} among them", f"'{source}'")
+        if "Tokenizer" in str(kind[1]):
+            if not _has_vocabulary(part):
+                raise InvalidArgument(
+                    "base",
+                    f"a {name} with its vocabulary ({', or '.join(_TOKENIZERS)})",
+                    f"'{part}', which has {_listed(part)}",
+                )
+        elif with_weights and "Scheduler" not in str(kind[1]) and not _has_weights(part):
+            raise InvalidArgument("base", f"weights of the {name}", f"'{part}', which has {_listed(part)}")
+
+
+def check_required(base: Base, index: Mapping[str, Any], source: str) -> None:
+    """`InvalidArgument` named "base" where the index lacks a part that bases of this family need."""
+    for name in base.required_parts:
+        kind = index.get(name)
+        if not isinstance(kind, (list, tuple)) or len(kind) != 2 or kind[1] is None:
+            raise InvalidArgument("base", f"a pipeline with a {name}", f"'{source}', which has none")
+
+
+def check_vocabulary(folder: Path, source: str) -> None:
+    """`InvalidArgument` named "base" where a tokenizer's files do not fit its text encoder's config.
+
+    From the files of a local folder; `check_text` looks at what was loaded.
+    """
+    for part in sorted(folder.glob("tokenizer*")):
+        config = folder / part.name.replace("tokenizer", "text_encoder") / "config.json"
+        found = _vocabulary_size(part)
+        if found is not None and config.is_file():
+            size = _json_object(config).get("vocab_size")
+            if isinstance(size, int):
+                _check_size(part.name, found, size, source)
+
+
+def _check_size(name: str, found: int, size: int, source: str) -> None:
+    if not _LEAST_SHARE * size <= found <= size:
+        raise InvalidArgument(
+            "base", f"a {name} of {size:,} tokens, as its text encoder has", f"{found:,} in '{source}'"
+        )
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    """How many tokens a tokenizer's files have; None where they do not say it in JSON."""
+    if (folder / "tokenizer.json").is_file():
+        content = _json_object(folder / "tokenizer.json")
+        model = content.get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocab, dict):
+            return None
+        added = [token.get("content") for token in content.get("added_tokens") or ()]
+        return len({*vocab, *added})
+    if (folder / "vocab.json").is_file():
+        more = folder / "added_tokens.json"
+        return len({*_json_object(folder / "vocab.json"), *(_json_object(more) if more.is_file() else ())})
+    return None
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgument("base", "readable JSON", f"'{file}' ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InvalidArgument("base", "a JSON object", f"'{file}', a {type(content).__name__}")
+    return content
+
+
+def check_text(base: Base, source: str) -> None:
+    """`InvalidArgument` named "base" unless its pipeline gives different prompts different embeddings."""
+    pipe = base.pipe
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipe, name, None)
+        encoder = getattr(pipe, name.replace("tokenizer", "text_encoder"), None)
+        size = getattr(getattr(encoder, "config", None), "vocab_size", None)
+        if tokenizer is None or size is None:
+            continue
+        _check_size(name, len(tokenizer), size, source)
+    if getattr(pipe, "text_encoder", None) is None or getattr(pipe, "tokenizer", None) is None:
+        return
+    first, second = _two_prompts(pipe.tokenizer)
+    embeds = base.encode_prompts([first, second])["prompt_embeds"]
+    if not bool(torch.isfinite(embeds).all()):
+        raise InvalidArgument("base", "a text encoder that gives finite numbers", f"'{source}'")
+    if first != second and torch.equal(embeds[0], embeds[1]):
+        raise InvalidArgument(
+            "base", "a text encoder that tells prompts apart", f"'{source}', where all give equal embeddings"
+        )
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """Those that diffusers loads from a model's folder, where others may lie next to them, such as fp16's."""
+    stem = _WEIGHTS if variant is None else f"{_WEIGHTS}.{variant}"
+    for pattern in ("safetensors", "bin"):
+        for name in (f"{stem}.{pattern}", f"{stem}-*-of-*.{pattern}"):
+            if found := sorted(folder.glob(name)):
+                return found
+    return []
+
+
+def file_variant(folder: Path) -> str | None:
+    """What diffusers calls `variant`, of a model's folder without plain weights; the first of several."""
+    if weight_files(folder):
+        return None
+    names = (file.name for file in sorted(folder.glob(f"{_WEIGHTS}.*.safetensors")))
+    return next((name.split(".")[1].split("-")[0] for name in names), None)
+
+
+def _two_prompts(tokenizer: Any) -> tuple[str, str]:
+    """Two prompts of its own words: those of a small vocabulary know few others."""
+    special = set(tokenizer.all_special_ids)
+    pieces = [piece for piece, number in tokenizer.get_vocab().items() if number not in special]
+    words = sorted({w for piece in pieces if (w := piece.replace("</w>", "").strip("▁Ġ")).isalpha()})
+    return " ".join(words[:_WORDS]), " ".join(words[-_WORDS:])
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    names = {file.name for file in folder.iterdir()}
+    is_sentencepiece = any(name.endswith(".model") for name in names)
+    return "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names or is_sentencepiece
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def _listed(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir())
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "") if names else "no files"

@@ -1,0 +1,84 @@
+"""The base families by name, and which of them a pipeline or denoiser belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from nexus_adapters.bases.base import Base
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.registry import Registry
+
+BASES: Registry[type[Base]] = Registry("base", "nexus_adapters.bases")
+
+Family = TypeVar("Family", bound=type[Base])
+
+
+def register_base(name: str) -> Callable[[Family], Family]:
+    """Class decorator: add a family of bases, a subclass of `Base`, under a name."""
+    return BASES.register(name)
+
+
+def known_families() -> Iterator[type[Base]]:
+    """The newest first, so that a user's family for a denoiser of the package's is asked before it.
+
+    Those of installed packages come last, and are imported only when they are reached.
+    """
+    return BASES.newest_first()
+
+
+def family_of(config: Mapping[str, Any]) -> type[Base] | None:
+    """The family that recognizes a denoiser's config; None where none does."""
+    return next((family for family in known_families() if family.recognizes(config)), None)
+
+
+def inner(denoiser: nn.Module | Any) -> Any:
+    """The denoiser inside a `torch.compile`d one."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def config_of(denoiser: object) -> Mapping[str, Any]:
+    """A denoiser's config with its `_class_name`, compiled or not; empty for what has none."""
+    bare = inner(denoiser)
+    config = getattr(bare, "config", None)
+    if not isinstance(bare, nn.Module) or not isinstance(config, Mapping):
+        return {}
+    # Not the config's own: a subclass of a denoiser that adds nothing is of its family.
+    names = [cls.__name__ for cls in type(bare).__mro__]
+    for name in names:
+        if family_of({"_class_name": name}) is not None:
+            return {**config, "_class_name": name}
+    return {**config, "_class_name": names[0]}
+
+
+def base_of(pipe_or_denoiser: Any) -> tuple[Base, nn.Module]:
+    """The base of a pipeline, or of a bare denoiser, and the denoiser that is called.
+
+    `InvalidArgument` for what has no denoiser of a registered family.
+    """
+    is_module = isinstance(pipe_or_denoiser, nn.Module)
+    pipe = None if is_module else pipe_or_denoiser
+    unknown: Any = None
+    for family in known_families():
+        denoiser = pipe_or_denoiser if is_module else getattr(pipe, family.denoiser_name, None)
+        if not isinstance(denoiser, nn.Module):
+            continue
+        config = config_of(denoiser)
+        if family.recognizes(config):
+            vae = getattr(getattr(pipe, "vae", None), "config", None)
+            return family(config, vae, getattr(pipe, "scheduler", None), pipe), denoiser
+        unknown = denoiser
+    received = f"a {type(pipe_or_denoiser).__name__}"
+    if unknown is not None and not is_module:
+        received += f" with a {type(inner(unknown)).__name__}"
+    hint = ""
+    if is_module and isinstance(getattr(pipe_or_denoiser, "unet", None), nn.Module):
+        hint = "Pass its .unet"
+    raise InvalidArgument(
+        "pipe_or_denoiser",
+        "a pipeline or denoiser of a known base, such as one with a UNet2DConditionModel",
+        received,
+        hint,
+    )

@@ -1,0 +1,405 @@
+"""Stable Diffusion 1.x, 2.x, XL and whatever else denoises with a `UNet2DConditionModel`.
+
+Where diffusers (0.42, `UNet2DConditionModel.forward`) adds `down_intrablock_additional_residuals`, in order:
+
+- `CrossAttnDownBlock2D` takes one and adds it after its last attention, before its downsampler: at the
+  stride with which the block was entered, and also to the skip connection.
+- `DownBlock2D` is run first and the feature added to what it returns, after its downsampler: at twice the
+  stride with which it was entered. The last down block has no downsampler.
+- What is then left is added behind the middle block if its shape is the sample's, and otherwise dropped
+  without a word. A ControlNet's residuals are a separate argument.
+
+`SimpleCrossAttnDownBlock2D` and `KCrossAttnDownBlock2D` are handed the feature but do not accept it; for any
+other type the stride is not known here. All of these are errors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from types import CodeType
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nexus_adapters.bases.base import Base, Place
+from nexus_adapters.bases.branches import Branches, CallLayout, RunningPipeline
+from nexus_adapters.bases.registry import register_base
+from nexus_adapters.errors import InvalidArgument
+
+KEYWORD = "down_intrablock_additional_residuals"
+
+# Down-block types that take a feature, and whether they add it behind their downsampler.
+_ADDS_AFTER_DOWNSAMPLER = {"CrossAttnDownBlock2D": False, "DownBlock2D": True}
+
+# Only UNets of this depth (SDXL's) have a feature for the middle block.
+_DOWN_BLOCKS_WITH_MIDDLE_FEATURE = 3
+
+_PREDICTIONS = ("epsilon", "v_prediction")
+_NATIVE_LATENTS = 64  # per side, where a config does not say
+
+
+@register_base("unet")
+class UNetBase(Base):
+    """A base whose denoiser is a `UNet2DConditionModel`."""
+
+    denoiser_name = "unet"
+    denoiser_class = UNet2DConditionModel
+    latents_argument = "sample"
+    required_parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+    @classmethod
+    def pipeline_class(cls, index: Mapping[str, Any]) -> Any:
+        """SDXL's where there is a second text encoder; whatever else the folder was saved as."""
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline if "text_encoder_2" in index else StableDiffusionPipeline
+
+    def places(self) -> tuple[Place, ...]:
+        """One per down block, and one for the middle block where there are exactly three down blocks."""
+        channels = list(self.config["block_out_channels"])
+        strides = self._strides()
+        if len(strides) > len(channels):
+            channels.append(channels[-1])
+        return tuple(
+            Place(width, stride, keyword=KEYWORD) for width, stride in zip(channels, strides, strict=True)
+        )
+
+    def _strides(self) -> list[int]:
+        types: Sequence[str] = self.config["down_block_types"]
+        last = len(types) - 1
+        strides = []
+        for level, name in enumerate(types):
+            after_downsampler = _ADDS_AFTER_DOWNSAMPLER.get(name.removeprefix("UNetRes"))
+            if after_downsampler is None:
+                raise InvalidArgument(
+                    "unet",
+                    f"down blocks of the types {', '.join(_ADDS_AFTER_DOWNSAMPLER)}, which take features",
+                    f"{name} as down block {level + 1} of {len(types)}",
+                )
+            strides.append(2 ** (level + (after_downsampler and level < last)))
+        if len(types) == _DOWN_BLOCKS_WITH_MIDDLE_FEATURE:
+            if self.config["mid_block_type"] is None:
+                raise InvalidArgument(
+                    "unet",
+                    "a middle block after exactly three down blocks, since it takes the fourth feature",
+                    "mid_block_type=None",
+                )
+            strides.append(2**last)
+        return strides
+
+    @property
+    def text_width(self) -> int:
+        """`encoder_hid_dim` where the UNet projects the text itself, else `cross_attention_dim`.
+
+        A loaded IP-Adapter changes `encoder_hid_dim_type` but not what the text is. `InvalidArgument` where
+        the UNet reads no text, or reads it at several widths.
+        """
+        if self.config["encoder_hid_dim_type"] == "image_proj":
+            raise InvalidArgument(
+                "unet",
+                "one that reads prompt embeddings",
+                "encoder_hid_dim_type='image_proj', which reads image embeddings in their place",
+            )
+        if self.config["encoder_hid_dim"] is not None:
+            return int(self.config["encoder_hid_dim"])
+        width = self.config["cross_attention_dim"]
+        widths = set(width) if isinstance(width, (list, tuple)) else {width}
+        if len(widths) != 1:
+            raise InvalidArgument(
+                "unet", "one text width for all blocks", f"cross_attention_dim={tuple(width)}"
+            )
+        return int(widths.pop())
+
+    def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Each downsampler is a 3x3 convolution of stride 2: with padding 1 it rounds up.
+
+        With padding 0 diffusers pads one row and column at the end, and so it rounds down.
+        """
+        padding = self.config.get("downsample_padding", 1)
+
+        def size(side: int, stride: int) -> int:
+            for _ in range(stride.bit_length() - 1):
+                side = (side + (2 * padding or 1) - 3) // 2 + 1
+            return side
+
+        return [(size(height, place.stride), size(width, place.stride)) for place in self.places()]
+
+    def check(self, source: str) -> None:
+        """Refuse inpainting UNets, VAEs with statistics of their own, and other schedules than DDPM's."""
+        vae = self.vae_config or {}
+        inputs, outputs = self.config.get("in_channels", 4), self.config.get("out_channels", 4)
+        if not inputs == outputs == self.latent_channels:
+            raise InvalidArgument(
+                "base",
+                f"a UNet with {self.latent_channels} channels in and out, as the VAE has",
+                f"'{source}', whose UNet has {inputs} and {outputs}",
+            )
+        for key in ("latents_mean", "latents_std"):
+            if vae.get(key) is not None:
+                raise InvalidArgument("base", f"a VAE without {key}", f"'{source}', which has one")
+        config = getattr(self.scheduler, "config", None)
+        if config is None:
+            return
+        if config.get("beta_schedule") is None:
+            raise InvalidArgument(
+                "base", "a scheduler with betas", f"a {config.get('_class_name')} in '{source}'"
+            )
+        kind = config.get("prediction_type", "epsilon")
+        if kind not in _PREDICTIONS:
+            raise InvalidArgument(
+                "base",
+                f"a scheduler of prediction_type {' or '.join(_PREDICTIONS)}",
+                f"{kind!r} in '{source}'",
+            )
+
+    # Calls
+
+    def check_pipeline(self, pipe: Any) -> None:
+        """Refuse pipelines that denoise tile by tile."""
+        names = {cls.__name__ for cls in type(pipe).__mro__}
+        if names.intersection(_TILED):
+            raise InvalidArgument(
+                "pipe_or_denoiser",
+                "a pipeline that denoises the whole image at once",
+                f"a {type(pipe).__name__}, to whose tiles the condition cannot be matched",
+            )
+
+    def check_call(self, argument: Callable[[str], Any]) -> None:
+        """Refuse a ControlNet's residuals for the down blocks alone, which the UNet would drop."""
+        if argument("down_block_additional_residuals") is None:
+            return
+        if argument("mid_block_additional_residual") is None:
+            raise InvalidArgument(
+                "down_block_additional_residuals",
+                f"mid_block_additional_residual with it, as from a ControlNet, or {KEYWORD} in its place",
+                "it alone, which the UNet would drop",
+            )
+
+    def layout_of(self, running: RunningPipeline, text: Tensor) -> CallLayout | None:
+        """By the table of diffusers' pipelines, or what the pipeline itself says of its class."""
+        layout = _known_layout(running.pipe)
+        if layout is None or not _is_stock(running.loop):
+            return None
+        branches = layout(running.pipe, running.variables)
+        whole = running.variables.get("prompt_embeds")
+        if layout is _guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
+            # Self-attention guidance calls once more, for the negatives alone: they get what they got before.
+            return CallLayout(whole, branches, called=0)
+        return CallLayout(text, branches)
+
+    def knows(self, pipe: Any) -> bool:
+        """Whether its class, or the one whose `__call__` it runs, is in the table."""
+        return _known_layout(pipe) is not None
+
+    # Encoding
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """`prompt_embeds`, (b, n, d) float32, and of SDXL also `text_embeds`, (b, p)."""
+        encoded = self.pipe.encode_prompt(
+            prompt=list(prompts),
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+        pooled = {"text_embeds": encoded[2].float()} if len(encoded) == 4 else {}
+        return {"prompt_embeds": encoded[0].float(), **pooled}
+
+    def encode_empty_prompt(self) -> dict[str, Tensor]:
+        """The empty prompt's embeddings, or zeros where the pipeline's config says so, as SDXL's does."""
+        encoded = super().encode_empty_prompt()
+        if self.pipe.config.get("force_zeros_for_empty_prompt", False):
+            return {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
+        return encoded
+
+    # Noise
+
+    @cached_property
+    def schedule(self) -> Any:
+        """A `DDPMScheduler` of the pipeline's scheduler config."""
+        kind: Any = DDPMScheduler
+        return kind.from_config(self.scheduler.config)
+
+    def noised(
+        self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> tuple[Tensor, Tensor]:
+        """The target is the noise, or for v-prediction the velocity."""
+        kind = self.schedule.config.prediction_type
+        if kind not in _PREDICTIONS:
+            raise InvalidArgument("scheduler.prediction_type", " or ".join(_PREDICTIONS), repr(kind))
+        target = noise if kind == "epsilon" else self.schedule.get_velocity(latents, noise, t)
+        return self.schedule.add_noise(latents, noise, t), target
+
+    def loss_weights(self, t: Int[Tensor, " b"], min_snr_gamma: float) -> Float[Tensor, " b"]:
+        """min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v_prediction.
+
+        Both weigh the clean latents' error by min(SNR, gamma). Pure noise, of SNR 0, weighs 1 and 0.
+        """
+        snr: Tensor = compute_snr(self.schedule, t)  # type: ignore[no-untyped-call]  # diffusers' own
+        if self.schedule.config.prediction_type == "epsilon":
+            return (min_snr_gamma / snr).clamp(max=1)
+        return snr.clamp(max=min_snr_gamma) / (snr + 1)
+
+    def noise_factors(self, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
+        """(1 - alphas_cumprod[t]) ** noise_exponent."""
+        return noise_factors(self.scheduler, timesteps, noise_exponent)
+
+    # What SDXL's UNet reads in addition to the text
+
+    def added_arguments(self, added: Mapping[str, Tensor]) -> dict[str, Any]:
+        """SDXL's `added_cond_kwargs`; nothing for SD 1.x."""
+        return {"added_cond_kwargs": dict(added)} if added else {}
+
+    def native_size(self) -> int:
+        """From the UNet's `sample_size`: of a rectangle, the side of a square of its area."""
+        size = self.config.get("sample_size") or _NATIVE_LATENTS
+        side = size if isinstance(size, int) else round(math.sqrt(math.prod(size)))
+        return side * self.pixels_per_latent
+
+    def example_added(self, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """SDXL's `text_embeds` and `time_ids`."""
+        if self.config.get("addition_embed_type") != "text_time":
+            return {}
+        width = self.config["projection_class_embeddings_input_dim"]
+        width -= 6 * self.config["addition_time_embed_dim"]
+        return {
+            "text_embeds": torch.empty(count, width, dtype=dtype),
+            "time_ids": torch.empty(count, 6, dtype=dtype),
+        }
+
+
+def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
+    """(1 - alphas_cumprod[t]) ** noise_exponent: the noise's share of the latents' variance, to a power.
+
+    What the features of an adapter with this `noise_exponent` are multiplied by: near 1 in the first steps,
+    which decide structure, and near 0 in the last, which paint details. For `residuals(features, scale=...)`.
+
+    Args:
+        scheduler: of diffusers, with `alphas_cumprod`, as that of every Stable Diffusion.
+        timesteps: 0 to num_train_timesteps, any shape; between two whole ones it is interpolated.
+        noise_exponent: 0 gives ones.
+
+    Returns:
+        float32 on the device of `timesteps`, of their shape; in [0, 1].
+
+    Raises:
+        InvalidArgument: for a scheduler without `alphas_cumprod`.
+    """
+    products = getattr(scheduler, "alphas_cumprod", None)
+    is_flow = getattr(scheduler, "config", {}).get("use_flow_sigmas", False)  # which leaves the former there
+    if not isinstance(products, Tensor) or is_flow:
+        flow = " with use_flow_sigmas" if is_flow else ""
+        raise InvalidArgument(
+            "noise_exponent",
+            "a scheduler with alphas_cumprod, from which the noise in each step is known",
+            f"a {type(scheduler).__name__}{flow}",
+            "noise_exponent=0 works with every scheduler, but an adapter trained with more is then too "
+            "strong in late steps",
+        )
+    times = torch.as_tensor(timesteps)
+    shares = 1 - products.to(times.device, torch.float32)
+    places = times.float().clamp(0, len(shares) - 1)
+    below = places.floor().long()
+    above = (below + 1).clamp(max=len(shares) - 1)
+    return torch.lerp(shares[below], shares[above], places - below).clamp(0, 1) ** noise_exponent
+
+
+# Tells the branches of the prompt embeddings that a pipeline, of a class known to have these attributes or
+# variables in its `__call__`, is using now.
+_Layout = Callable[[Any, Mapping[str, Any]], Branches]
+
+_TILED = ("StableDiffusionPanoramaPipeline",)
+
+
+def _single(_: Any, __: Mapping[str, Any]) -> Branches:
+    return (True,)
+
+
+def _guided(pipe: Any, _: Mapping[str, Any]) -> Branches:
+    return (False, True) if pipe.do_classifier_free_guidance else (True,)
+
+
+def _guided_by_variable(_: Any, variables: Mapping[str, Any]) -> Branches:
+    return (False, True) if variables["do_classifier_free_guidance"] else (True,)
+
+
+def _instructed(pipe: Any, _: Mapping[str, Any]) -> Branches:
+    return (True, False, False) if pipe.do_classifier_free_guidance else (True,)
+
+
+def _perturbed(pipe: Any, variables: Mapping[str, Any]) -> Branches:
+    branches = _guided(pipe, variables)
+    return (*branches, True) if pipe.do_perturbed_attention_guidance else branches
+
+
+# Read from diffusers 0.42, class by class. Only pipelines that tell at every call whether they guide.
+_LAYOUTS: dict[_Layout, str] = {
+    _guided: """
+        StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+        StableDiffusionDepth2ImgPipeline StableDiffusionNexusPipeline
+        StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionControlNetPipeline StableDiffusionControlNetImg2ImgPipeline
+        StableDiffusionControlNetInpaintPipeline
+        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
+        StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetUnionPipeline
+        StableDiffusionXLControlNetUnionImg2ImgPipeline StableDiffusionXLControlNetUnionInpaintPipeline
+        StableDiffusionAdapterPipeline StableDiffusionXLAdapterPipeline StableDiffusionXLNexusPipeline
+        KolorsPipeline KolorsImg2ImgPipeline
+    """,
+    _guided_by_variable: "StableDiffusionSAGPipeline",
+    _instructed: "StableDiffusionInstructPix2PixPipeline",
+    _perturbed: """
+        StableDiffusionPAGPipeline StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline
+        StableDiffusionXLPAGPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
+        StableDiffusionControlNetPAGPipeline StableDiffusionControlNetPAGInpaintPipeline
+        StableDiffusionXLControlNetPAGPipeline StableDiffusionXLControlNetPAGImg2ImgPipeline
+        KolorsPAGPipeline
+    """,
+    _single: "LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline",
+}
+KNOWN_PIPELINES = {name: layout for layout, names in _LAYOUTS.items() for name in names.split()}
+
+
+def _known_layout(pipe: Any) -> _Layout | None:
+    """The function that tells the pipeline's branches; None for an unknown pipeline, and for no pipeline.
+
+    What counts is the class whose `__call__` runs: a subclass that keeps it, or whose own only calls it,
+    keeps the layout; one with a loop of its own is unknown, whatever it inherits from.
+    """
+    for cls in type(pipe).__mro__:
+        call = vars(cls).get("__call__")
+        if call is None:
+            continue
+        if cls.__module__.split(".")[0] in ("diffusers", "nexus_adapters"):
+            return KNOWN_PIPELINES.get(cls.__name__)
+        if not _only_calls_super(call):
+            return None
+    return None
+
+
+def _is_stock(loop: str) -> bool:
+    """Whether a call comes from a loop of diffusers, and not from what a subclass does around it."""
+    return loop.split(".")[0] in ("diffusers", "")
+
+
+def _only_calls_super(call: Any) -> bool:
+    """Whether a method passes its call on to `super().__call__` and does not touch the denoiser itself."""
+    code = getattr(inspect.unwrap(call), "__code__", None)
+    if code is None:
+        return False
+    names = set(_names(code))
+    return {"super", "__call__"} <= names and "unet" not in names
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """All names that a function uses, also in functions that are defined in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

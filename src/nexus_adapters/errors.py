@@ -1,0 +1,96 @@
+"""The error for bad input: which argument, what was expected, what was received, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __reduce__(self) -> str:
+        return "MISSING"  # one object, also in errors that come from other processes
+
+
+MISSING: Final = _Missing()
+"""The value of `InvalidArgument.received` where nothing was given."""
+
+
+class InvalidArgument(ValueError):  # noqa: N818  # a public name; argparse, click and pydantic drop "Error" here too
+    """An argument, option or recipe key that cannot be used.
+
+    Renders as `NAME: expected EXPECTED, got RECEIVED. HINT`, or as `NAME is required. HINT` where nothing was
+    given.
+
+    Args:
+        name: of the argument, as the caller of the function knows it, such as "condition".
+        expected: what would have been right, in words, such as "a positive integer".
+        received: what was given, as a user should read it: `repr` of a value, or a description of it, such as
+            "shape (2, 3)". `MISSING` where nothing was given.
+        hint: what to do about it, without the full stop; "" for nothing.
+    """
+
+    def __init__(
+        self, name: str, expected: str = "a value", received: object = MISSING, hint: str = ""
+    ) -> None:
+        super().__init__(name, expected, received, hint)
+        self.name = name
+        self.expected = expected
+        self.received = received
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """The one line that users see."""
+        if self.received is MISSING:
+            text = f"{self.name} is required"
+        else:
+            text = f"{self.name}: expected {self.expected}, got {self.received}"
+        return f"{text}. {self.hint}" if self.hint else text
+
+    def with_name(self, name: str) -> InvalidArgument:
+        """The same error for an argument of another name, as in a command whose option sets the argument."""
+        return type(self)(name, self.expected, self.received, self.hint)
+
+
+def expect(fits: bool, name: str, expected: str, received: object = MISSING, hint: str = "") -> None:
+    """Raise `InvalidArgument` unless `fits`."""
+    if not fits:
+        raise InvalidArgument(name, expected, received, hint)
+
+
+@contextmanager
+def renamed(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
+    """Let an `InvalidArgument` that passes through name what the user wrote, such as `low` as `--low`.
+
+    Args:
+        names: argument -> the name that the user knows it by; those not in it keep theirs. Or a function that
+            gives it.
+    """
+    try:
+        yield
+    except InvalidArgument as error:
+        name = names.get(error.name, error.name) if isinstance(names, Mapping) else names(error.name)
+        if name == error.name:
+            raise
+        raise error.with_name(name) from error
+
+
+def mentions(error: BaseException, words: Iterable[str]) -> bool:
+    """Whether a library's message has one of these words: torch and OpenCV have no class for what they mean.
+
+    Nothing else decides by a message's text: all else goes by an error's class and fields.
+    """
+    text = str(error).lower()
+    return any(word in text for word in words)
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What a library's error says, in one line of at most `most` characters; its kind where it says nothing.
+
+    Libraries add pages of hints in further paragraphs, so the first one counts.
+    """
+    text = " ".join(str(error).strip().partition("\n\n")[0].split())
+    return text[:most] if text else type(error).__name__

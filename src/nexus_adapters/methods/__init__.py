@@ -1,0 +1,32 @@
+"""The methods: one file each. All that depends on an adapter's kind is here."""
+
+from importlib import import_module
+
+from nexus_adapters.methods.loading import load_adapter, load_saved
+from nexus_adapters.methods.method import AdapterOptions, Cost, GenerationSettings, Method
+from nexus_adapters.methods.registry import (
+    METHODS,
+    find_method,
+    known_methods,
+    method_for,
+    method_of,
+    register_method,
+)
+
+__all__ = [
+    "METHODS",
+    "AdapterOptions",
+    "Cost",
+    "GenerationSettings",
+    "Method",
+    "find_method",
+    "known_methods",
+    "load_adapter",
+    "load_saved",
+    "method_for",
+    "method_of",
+    "register_method",
+]
+
+for _name in ("nexus", "t2i", "controlnet", "controlnet_xs"):  # each registers itself; in the tables' order
+    import_module(f"{__name__}.{_name}")

@@ -1,0 +1,189 @@
+"""ControlNet (arXiv 2302.05543), diffusers' class: a copy of the UNet's first half, run in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from nexus_adapters.adapter.saved import Saved
+from nexus_adapters.adapter.tensors import tensor_names
+from nexus_adapters.bases.base import Base
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.methods.method import (
+    AdapterOptions,
+    Cost,
+    Generate,
+    GenerationSettings,
+    Method,
+    counted_gmacs,
+    example,
+    other_pipeline,
+    parameter_count,
+    skeleton,
+)
+from nexus_adapters.methods.registry import register_method
+
+_CONDITION_CHANNELS = (16, 32, 96, 256)  # of the encoder of conditions, diffusers' default
+
+
+@dataclass(frozen=True)
+class ControlNetOptions(AdapterOptions):
+    """`[adapter]` of a ControlNet."""
+
+
+class ControlNetMethod(Method):
+    """diffusers' `ControlNetModel`."""
+
+    label = "ControlNet"
+    Options = ControlNetOptions
+    keeps_float32 = True
+    classes = (ControlNetModel,)
+
+    def build(self, base: Base, denoiser: nn.Module | Any, options: ControlNetOptions) -> nn.Module:
+        """A copy of the UNet's first half."""
+        check_is_unet(self.name, denoiser)
+        channels = condition_channels(self.name, base.pixels_per_latent)
+        kind: Any = ControlNetModel
+        built: nn.Module = kind.from_unet(denoiser, conditioning_embedding_out_channels=channels)
+        return nn.Module.to(built, torch.float32).requires_grad_(True)
+
+    def recognizes(self, saved: Saved) -> bool:
+        """Diffusers' folders, single files, and a run's checkpoint."""
+        if saved.run or saved.class_name:
+            return super().recognizes(saved)
+        starts = ("controlnet_cond_embedding.", "control_model.", "input_hint_block.")
+        return any(name.startswith(starts) for name in tensor_names(saved))
+
+    def load(self, saved: Saved) -> nn.Module:
+        """A `ControlNetModel`, also of a single file as first published."""
+        if saved.run or saved.config:
+            return super().load(saved)
+        kind: Any = ControlNetModel
+        try:
+            single: nn.Module = kind.from_single_file(str(saved.files[0]))
+        except Exception as error:  # diffusers fetches its config, and the Hub's client has many of its own
+            reason = one_line(error)
+            raise InvalidArgument(
+                "adapter", "a ControlNet that diffusers can read", f"'{saved.source}' ({reason})"
+            ) from error
+        return single.eval()
+
+    def check_fit(self, module: Any, base: Base) -> None:
+        """Channels and text width of the UNet that it copies."""
+        check_unet_widths(module.config, module.config["in_channels"], "block_out_channels", base)
+
+    def denoiser_arguments(
+        self,
+        module: nn.Module | Any,
+        batch: Batch,
+        noisy: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        base: Base,
+    ) -> dict[str, Any]:
+        """As in its pipelines. Dropped conditions' residuals are zero."""
+        down, middle = module(
+            noisy,
+            t,
+            encoder_hidden_states=batch.prompt_embeds,
+            controlnet_cond=batch.condition,
+            return_dict=False,
+            **base.added_arguments(batch.added),
+        )
+        scale = batch.has_condition.to(noisy.dtype)[:, None, None, None]
+        return {
+            "down_block_additional_residuals": [(scale * part).to(noisy.dtype) for part in down],
+            "mid_block_additional_residual": (scale * middle).to(noisy.dtype),
+        }
+
+    @contextmanager
+    def drawing(
+        self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
+    ) -> Iterator[Generate]:
+        """Diffusers' own pipeline."""
+        from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+
+        refuse_prompts(self, settings)
+        is_xl = hasattr(pipe, "text_encoder_2")
+        kind = StableDiffusionXLControlNetPipeline if is_xl else StableDiffusionControlNetPipeline
+        controlled = other_pipeline(kind, pipe, controlnet=module)
+        controlled.set_progress_bar_config(disable=True)
+
+        def generate(*args: Any, **arguments: Any) -> Any:
+            given = {"image": list(conditions), "controlnet_conditioning_scale": settings.scale}
+            return controlled(*args, **arguments, **given)
+
+        yield generate
+
+    def cost(self, module: nn.Module, base: Base, size: int, steps: int) -> Cost:
+        """In every step."""
+        s, copy = example(base, size), skeleton(module)
+        gmacs = counted_gmacs(lambda: copy(s.latents, s.timestep, s.text, s.condition, **s.added))
+        return Cost(parameter_count(module), gmacs_per_step=gmacs)
+
+    def card(self, module: nn.Module, base: str, source: str) -> str:
+        """Through diffusers' own pipelines."""
+        return "\n".join(
+            [
+                "from diffusers import AutoPipelineForText2Image, ControlNetModel",
+                "from nexus_adapters import load_base",
+                "",
+                f'controlnet = ControlNetModel.from_pretrained("{source}")',
+                f'pipe = AutoPipelineForText2Image.from_pipe(load_base("{base}"), controlnet=controlnet)',
+                "# condition: a PIL image of the structure map",
+                'image = pipe("a prompt", image=condition).images[0]',
+            ]
+        )
+
+
+def check_is_unet(name: str, denoiser: nn.Module) -> None:
+    """`InvalidArgument` named "base" for a denoiser that is not a UNet."""
+    is_unet = isinstance(denoiser, UNet2DConditionModel)
+    expect(is_unet, "base", f"a base with a UNet, for method {name}", f"a {type(denoiser).__name__}")
+
+
+def condition_channels(name: str, pixels_per_latent: int) -> tuple[int, ...]:
+    """Of the encoder of conditions, which halves a condition as often as the VAE does the image."""
+    halvings = pixels_per_latent.bit_length() - 1
+    fits = pixels_per_latent == 2**halvings and 1 <= halvings < len(_CONDITION_CHANNELS)
+    expect(
+        fits,
+        "base",
+        f"a VAE that shrinks by 2, 4 or 8, for method {name}",
+        f"one that shrinks by {pixels_per_latent}",
+    )
+    return _CONDITION_CHANNELS[-1 - halvings :]
+
+
+def check_unet_widths(config: Any, in_channels: int, widths: str, base: Base) -> None:
+    """`InvalidArgument` named "adapter" unless an adapter's config has the UNet's channels and text width."""
+    for key, found in (
+        ("in_channels", in_channels),
+        ("cross_attention_dim", config["cross_attention_dim"]),
+        ("block_out_channels", config[widths]),
+    ):
+        needed = base.config.get(key)
+        if _as_tuple(found) != _as_tuple(needed):
+            raise InvalidArgument("adapter", f"{key} {needed}, as the base has it", found)
+
+
+def refuse_prompts(method: Method, settings: GenerationSettings) -> None:
+    """`InvalidArgument` where a method that reads the base's own embeddings is given other prompts."""
+    if settings.adapter_prompts is not None:
+        raise InvalidArgument("adapter_prompts", f"None for a {method.label}", len(settings.adapter_prompts))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+register_method(ControlNetMethod("controlnet"))

@@ -1,0 +1,115 @@
+"""What Nexus and T2I-Adapters share: they run once per image and add features at a base's places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.registry import base_of
+from nexus_adapters.data.batch import Batch
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.injection import Control, attach
+from nexus_adapters.injection.fit import check_fit, check_pixels
+from nexus_adapters.injection.residuals import scaled_rows
+from nexus_adapters.methods.method import (
+    FEATURES,
+    Cost,
+    Generate,
+    GenerationSettings,
+    Method,
+    counted_gmacs,
+    example,
+    inner,
+    parameter_count,
+    skeleton,
+)
+
+
+class FeatureMethod(Method):
+    """A method whose adapter takes a condition, and where it reads the prompt its embeddings."""
+
+    attaches = True
+    settings = frozenset(
+        {"scale", "policy", "level_scales", "noise_exponent", "start", "end", "mask", "balance"}
+    )
+
+    def check_fit(self, module: nn.Module, base: Base) -> None:
+        """Number, widths and strides of the features, the text's width, and the pixels per latent."""
+        check_fit(module, base)
+        check_pixels(module, base, base.pixels_per_latent)
+
+    def inputs(self, condition: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+        """What the adapter's `forward` takes."""
+        return (condition, prompt_embeds) if self.reads_prompt else (condition,)
+
+    def denoiser_arguments(
+        self,
+        module: nn.Module | Any,
+        batch: Batch,
+        noisy: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        base: Base,
+    ) -> dict[str, Any]:
+        """The features, as in generation."""
+        features = module(*self.inputs(batch.condition, batch.prompt_embeds))
+        scale = batch.has_condition.to(noisy.dtype)
+        exponent = inner(module).config.get("noise_exponent") or 0.0
+        if exponent:
+            scale = scale * base.noise_factors(t, exponent).to(noisy.dtype)
+        return {FEATURES: scaled_rows(features, scale=scale, like=noisy)}
+
+    @contextmanager
+    def drawing(
+        self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
+    ) -> Iterator[Generate]:
+        """The base's own pipeline with the adapter attached."""
+        if settings.adapter_prompts is not None and not self.reads_prompt:
+            raise InvalidArgument(
+                "adapter_prompts",
+                f"None for a {self.label}, which reads no prompt",
+                len(settings.adapter_prompts),
+            )
+        control = Control(
+            module,
+            list(conditions),
+            scale=settings.scale,
+            policy=settings.policy,
+            level_scales=settings.level_scales,
+            noise_exponent=settings.noise_exponent,
+        )
+        with reading(module, pipe, settings.adapter_prompts), attach(pipe, control):
+            yield pipe
+
+    def cost(self, module: nn.Module, base: Base, size: int, steps: int) -> Cost:
+        """Once per image."""
+        shapes, copy = example(base, size), skeleton(module)
+        run = self.inputs(shapes.condition, shapes.text)
+        return Cost(parameter_count(module), gmacs_once=counted_gmacs(lambda: copy(*run)))
+
+
+@contextmanager
+def reading(module: nn.Module, pipe: Any, prompts: Sequence[str] | None) -> Iterator[None]:
+    """While open, an adapter reads `prompts`, whatever text it is handed; None leaves it as it is."""
+    if prompts is None:
+        yield
+        return
+    base, _ = base_of(pipe)
+    if any(prompts):
+        text = base.encode_prompts(prompts)["prompt_embeds"]
+    else:  # as guidance reads none
+        text = base.encode_empty_prompt()["prompt_embeds"].expand(len(prompts), -1, -1)
+
+    def swap(_: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return args[0], text.to(args[1])
+
+    handle = module.register_forward_pre_hook(swap)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,272 @@
+"""Nexus adapters (arXiv 2602.14514): Prime and Slim, with a residual connection or as in the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nexus_adapters.adapter.arguments import (
+    ARGUMENTS,
+    OPTIONAL_ARGUMENTS,
+    VARIANTS,
+    check_noise_exponent,
+    variant_arguments,
+    variant_of,
+)
+from nexus_adapters.adapter.bases import describe_adapter
+from nexus_adapters.adapter.formats import build_adapter, import_adapter
+from nexus_adapters.adapter.geometry import base_geometry
+from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.adapter.saved import Saved, check_nexus
+from nexus_adapters.adapter.tensors import tensor_names
+from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.source import BaseSource, open_base
+from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.methods.feature_method import FeatureMethod
+from nexus_adapters.methods.method import (
+    AdapterOptions,
+    loaded_state,
+    matching_tensors,
+    trained_as,
+)
+from nexus_adapters.methods.registry import find_method, method_for, register_method
+
+
+@dataclass(frozen=True)
+class NexusOptions(AdapterOptions):
+    """`[adapter]` of a Nexus adapter. What is left out follows from the method's name and the base."""
+
+    residual: bool | None = None
+    """A residual connection around the attention of each stage. By default as the name says: true for "prime"
+    and "slim", false for the paper's configurations."""
+    zero_init: bool = False
+    """Start the attention's output at zero; needs `residual`."""
+    groups: int = 0
+    """Of Slim's 3x3 convolutions; 0 for the paper's."""
+    heads: int = 0
+    """Of the attention; 0 for as many as the base's widths give."""
+    head_width: int = 0
+    """Of each head; 0 as `heads`."""
+    noise_exponent: float | None = None
+    """Features times the noise's share of the latents' variance, to this power, in each step. By default 0,
+    as in the paper, or what the adapter in `start_from` was trained with."""
+    reads_prompt: bool = True
+    """False trains an adapter that always reads the empty prompt, to see what reading the prompt does."""
+    block: str = ""
+    """The name of a registered block, which computes each stage; empty for the paper's."""
+    block_options: dict[str, Any] = field(default_factory=dict)
+    """Options of that block."""
+
+    def __post_init__(self) -> None:
+        """What one option alone does not show."""
+        form = variant_arguments(self.method, {} if self.residual is None else {"residual": self.residual})
+        expect(form["residual"] or not self.zero_init, "zero_init", "false without residual", True)
+        for name in ("groups", "heads", "head_width"):
+            expect(getattr(self, name) >= 0, name, "an integer of at least 0", getattr(self, name))
+        is_slim = form["groups"] > 1
+        expect(is_slim or self.groups == 0, "groups", f"0 for method {self.method}", self.groups)
+        expect(self.groups != 1, "groups", f"0, or 2 or more, for method {self.method}", self.groups)
+        if self.noise_exponent is not None:
+            check_noise_exponent(self.noise_exponent)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `NexusAdapter`, as far as the options set them."""
+        found: dict[str, Any] = dict(variant_arguments(self.method))
+        given = {
+            "residual": self.residual,
+            "zero_init": self.zero_init,
+            "noise_exponent": self.noise_exponent,
+            "groups": self.groups or None,
+            "heads": self.heads or None,
+            "head_width": self.head_width or None,
+            "block": self.block or None,
+            "block_options": self.block_options or None,
+        }
+        return found | {name: value for name, value in given.items() if value is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the network and its training, the same for two ways to write it.
+
+        `prime-paper` is `prime` with `residual = false`.
+        """
+        found = dataclasses.asdict(self)
+        found["method"] = self.method.removesuffix("-paper")
+        found["residual"] = self.arguments["residual"]
+        if self.noise_exponent is None and not self.start_from:  # else what that was trained with
+            found["noise_exponent"] = 0.0
+        found["block"] = self.block or "paper"
+        return found
+
+
+class NexusMethod(FeatureMethod):
+    """Prime or Slim, by the name of a configuration."""
+
+    Options = NexusOptions
+
+    @property
+    def label(self) -> str:  # type: ignore[override]  # by the name
+        """In model cards."""
+        variant, _, form = self.name.partition("-")
+        return f"Nexus {variant.capitalize()}" + (" (paper configuration)" if form else "")
+
+    def build(self, base: Base, denoiser: nn.Module, options: NexusOptions) -> nn.Module:
+        """A `NexusAdapter` of the base's shapes."""
+        built: Any = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)
+        module: nn.Module = built
+        return module
+
+    def recognizes(self, saved: Saved) -> bool:
+        """Ours, a subclass's that has been imported, the public release's, and a run's checkpoint."""
+        if saved.run:
+            return trained_as(saved) in VARIANTS
+        if saved.class_name:
+            return saved.class_name in _classes()
+        return "unshuffle" in saved.config or any(".cross_attention." in name for name in tensor_names(saved))
+
+    def load(self, saved: Saved) -> nn.Module:
+        """With every tensor checked; nothing pickled is run."""
+        kind = _classes().get(saved.class_name, NexusAdapter)
+        if saved.is_checkpoint:
+            built: Any = build_adapter(saved, saved.config or _config_of_run(saved), kind)
+            return built  # type: ignore[no-any-return]
+        if not _is_ours(saved):
+            imported: Any = import_adapter(saved).adapter
+            return imported  # type: ignore[no-any-return]
+        if saved.class_name and saved.is_folder and saved.files[0].suffix == ".safetensors":
+            adapter: nn.Module = kind.from_pretrained(
+                saved.path, local_files_only=True, variant=saved.file_variant, use_safetensors=True
+            )
+            return adapter.eval()
+        built = build_adapter(saved, saved.config, kind)
+        return built  # type: ignore[no-any-return]
+
+    def describe(self, saved: Saved) -> dict[str, str]:
+        """By its config; a run that kept none is described by its recipe."""
+        if saved.run:
+            residual = bool(saved.run.get("adapter", {}).get("residual", False))  # as `_config_of_run`
+            groups = VARIANTS[trained_as(saved)]["groups"]
+            return {"kind": find_method(variant_of(groups, residual)).label}
+        if not _is_ours(saved):
+            lost = "weights without a config"
+            return {"kind": lost if saved.has_hash else "Nexus adapter of the public release"}
+        if saved.class_name in ("", "NexusAdapter"):
+            return describe_adapter(check_nexus(saved))
+        kind = {"kind": saved.class_name}
+        is_plain = all(name in saved.config or name in OPTIONAL_ARGUMENTS for name in ARGUMENTS)
+        return kind | (describe_adapter(check_nexus(saved)) if is_plain else {})
+
+    def owns(self, module: nn.Module) -> bool:
+        """By its class and configuration."""
+        return isinstance(module, NexusAdapter) and module.variant == self.name
+
+    def configuration(self, saved: Saved) -> str:
+        """As the saved adapter's config says: all four recognize the adapters of each."""
+        return _configuration(_saved_config(saved))
+
+    def adopt(self, options: NexusOptions, saved: Saved) -> NexusOptions:
+        """Heads, groups, form and block of a saved Nexus adapter; a T2I-Adapter has none of these."""
+        method = method_for(saved)
+        if not isinstance(method, NexusMethod):
+            return options
+        config = _saved_config(saved)
+        form = variant_arguments(
+            options.method, {} if options.residual is None else {"residual": options.residual}
+        )
+        theirs = {"residual": bool(config.get("residual", False)), "groups": int(config.get("groups", 1))}
+        name = _configuration(config)
+        same_variant = (form["groups"] > 1) == (theirs["groups"] > 1)
+        by_name = options.residual is None or not same_variant
+        expect(
+            same_variant and form["residual"] == theirs["residual"],
+            "method" if by_name else "residual",
+            f"{name!r} (residual={str(theirs['residual']).lower()}), as '{saved.source}' is",
+            repr(options.method) if by_name else str(options.residual).lower(),
+        )
+        found: dict[str, Any] = {"zero_init": options.zero_init}
+        for key, default in (("groups", 1), ("heads", 0), ("head_width", 0), ("block", "paper")):
+            given, saved_value = getattr(options, key), config.get(key, default)
+            contradicts = bool(given) and given != saved_value
+            expect(not contradicts, key, f"{saved_value}, as '{saved.source}' has it", given)
+            found[key] = saved_value if key != "groups" or theirs["groups"] > 1 else 0
+        given, saved_value = options.block_options, dict(config.get("block_options") or {})
+        expect(
+            not given or given == saved_value,
+            "block_options",
+            f"{saved_value}, as '{saved.source}' has it",
+            given,
+        )
+        found["block_options"] = saved_value
+        if options.noise_exponent is None:
+            found["noise_exponent"] = float(config.get("noise_exponent", 0.0))
+        return dataclasses.replace(options, residual=bool(theirs["residual"]), **found)
+
+    def starting_tensors(self, module: nn.Module, saved: Saved) -> dict[str, Tensor]:
+        """All of a Nexus adapter's; of a T2I-Adapter Prime's trunk, while norms and attention start anew."""
+        method = method_for(saved)
+        received = f"'{saved.source}', a {method.label}"
+        expect(method.attaches, "start_from", "a Nexus adapter or a T2I-Adapter", received)
+        theirs = loaded_state(saved)
+        only_trunk = not isinstance(method, NexusMethod)
+        needed = {
+            name
+            for name in module.state_dict()
+            if not (only_trunk and (".norm1." in name or ".cross_attention." in name))
+        }
+        return matching_tensors(module, theirs, saved.source, needed)
+
+
+def _classes() -> dict[str, Any]:
+    """`NexusAdapter` and its subclasses that have been imported, by name."""
+    found: dict[str, Any] = {}
+    waiting: list[Any] = [NexusAdapter]
+    while waiting:
+        kind = waiting.pop(0)  # in the order of definition: a notebook's cell that is run again wins
+        found[kind.__name__] = kind
+        waiting += kind.__subclasses__()
+    return found
+
+
+def _is_ours(saved: Saved) -> bool:
+    """Whether its config says how it is built, as the public release's does not."""
+    return "unshuffle" in saved.config or saved.class_name not in ("", "NexusAdapter")
+
+
+def _saved_config(saved: Saved) -> dict[str, Any]:
+    """The whole config of a saved Nexus adapter, wherever its files have it."""
+    if saved.run:
+        return _config_of_run(saved)
+    return dict(saved.config) if _is_ours(saved) else dict(import_adapter(saved).adapter.config)
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    """The name of an adapter's configuration."""
+    return variant_of(int(config.get("groups", 1)), bool(config.get("residual", False)))
+
+
+def _config_of_run(saved: Saved) -> dict[str, Any]:
+    """The adapter's config from the recipe of a run whose checkpoints do not have it."""
+    section: Mapping[str, Any] = saved.run.get("adapter", {})
+    place: Mapping[str, Any] = saved.run.get("base", {})
+    source = BaseSource(**{key: str(place[key]) for key in ("path", "revision", "variant") if key in place})
+    try:
+        base = open_base(source)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            "adapter", f"a checkpoint whose base can be found (base: {error.expected})", error.received
+        ) from error
+    # Before there were names for them, `residual` was false unless a recipe said otherwise.
+    known = {f.name for f in dataclasses.fields(NexusOptions)}
+    options = NexusOptions(**{"residual": False, **{k: v for k, v in section.items() if k in known}})
+    with torch.device("meta"):
+        built = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)
+    return dict(built.config)
+
+
+for _name in VARIANTS:
+    register_method(NexusMethod(_name))

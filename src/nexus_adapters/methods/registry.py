@@ -1,0 +1,58 @@
+"""The methods by name, and which of them an adapter belongs to."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from nexus_adapters.adapter.saved import Saved
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.methods.method import Method
+from nexus_adapters.registry import IMPORT_HINT, Registry
+
+METHODS: Registry[Method] = Registry("method", "nexus_adapters.methods")
+
+
+def register_method(method: Method) -> Method:
+    """Add a method under its name, which recipes and commands then know."""
+    METHODS.add(method.name, method)
+    return method
+
+
+def find_method(name: str, argument: str = "method") -> Method:
+    """The method of this name. `InvalidArgument`, for `argument`, lists the known ones."""
+    return METHODS.find(name, argument)
+
+
+def known_methods() -> list[Method]:
+    """The registered ones, and those of installed packages that can be imported; the newest first.
+
+    So a user's method for a class of its own is asked before one of the package that knows its base class.
+    """
+    found = []
+    for name in METHODS:
+        with suppress(InvalidArgument):
+            found.append(METHODS[name])
+    return found[::-1]
+
+
+def method_of(module: nn.Module | Any) -> Method:
+    """The method of a loaded adapter. `InvalidArgument` named "adapter" for what is none."""
+    found = next((method for method in known_methods() if method.owns(module)), None)
+    if found is None:
+        labels = ", ".join(dict.fromkeys(method.label for method in known_methods()))
+        raise InvalidArgument("adapter", f"one of {labels}", f"a {type(module).__name__}")
+    return found
+
+
+def method_for(saved: Saved) -> Method:
+    """The method that loads a saved adapter. `InvalidArgument` named "adapter" where none does."""
+    found = next((method for method in known_methods() if method.recognizes(saved)), None)
+    if found is None:
+        labels = ", ".join(dict.fromkeys(method.label for method in known_methods()))
+        what = f"a {saved.class_name}" if saved.class_name else "something else"
+        hint = IMPORT_HINT if saved.class_name or saved.run else ""
+        raise InvalidArgument("adapter", f"a saved {labels}", f"'{saved.source}', {what}", hint)
+    return found

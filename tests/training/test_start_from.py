@@ -1,0 +1,294 @@
+"""Training that starts from an adapter: wherever it lies, and with its architecture."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny
+from tests.methods.built import build
+from tests.refusals import refused
+from tests.training.runs import config, run, write_images
+from torch import nn
+
+from nexus_adapters import NexusAdapter
+from nexus_adapters.adapter.block import Stage
+from nexus_adapters.adapter.blocks import register_block
+from nexus_adapters.methods import load_adapter, method_of
+from nexus_adapters.methods.nexus import NexusMethod
+from nexus_adapters.training import run as module
+from nexus_adapters.training.recipe import dump_config, load_run_recipe, parse_config
+from nexus_adapters.training.run import check_base, dry_run, train_adapter
+
+AT_NO_RATE = {"training__learning_rate": 1e-12, "training__max_train_steps": 1}  # what it starts from
+
+
+@register_block("wide-in-test-start-from")
+class Wide(Stage):
+    """A block of one's own, with weights and an option."""
+
+    def __init__(self, *, channels: int, gain: float = 1.0, **stage: object) -> None:
+        super().__init__(channels=channels, **stage)
+        self.gate = nn.Parameter(torch.full((channels, 1, 1), gain))
+
+    def forward(self, x: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        return self.gate * super().forward(x, prompt_embeds)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("start")
+    tiny.sd15().save_pretrained(root / "base")
+    write_images(root / "images")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    """A run with an average and two checkpoints."""
+    out = root / "trained"
+    run(root, out, adapter__heads=2, adapter__head_width=3, training__ema_decay=0.5)
+    return out
+
+
+def saved(folder, name="prime", **options):
+    unet = tiny.unet()
+    torch.manual_seed(11)
+    NexusAdapter.for_unet(unet, name, **options).save_pretrained(folder)
+    return folder
+
+
+def same(ours, theirs):
+    """Up to a step at almost no rate."""
+    assert ours.keys() == theirs.keys()
+    return all(torch.allclose(tensor, theirs[name], atol=1e-6) for name, tensor in ours.items())
+
+
+OWN = {
+    "eight heads": ("prime", {"heads": 8, "head_width": 2}),
+    "four groups": ("slim", {"groups": 4}),
+    "paper": ("slim-paper", {"heads": 3, "head_width": 4}),
+    "own block": ("prime", {"block": "wide-in-test-start-from", "block_options": {"gain": 0.5}}),
+    "fading": ("prime", {"noise_exponent": 0.5}),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_run_takes_the_architecture_over(root, tmp_path, kind):
+    method, options = OWN[kind]
+    start = saved(tmp_path / "start", method, **options)
+    changes = {"adapter__method": method, "adapter__start_from": str(start), **AT_NO_RATE}
+    found = NexusAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
+    theirs = NexusAdapter.from_pretrained(start)
+    for name, value in options.items():
+        assert found.config[name] == value
+    assert found.variant == theirs.variant == method
+    assert same(found.state_dict(), theirs.state_dict())
+    said = dry_run(config(root, tmp_path / "dry", **changes))
+    assert f"{sum(p.numel() for p in theirs.parameters()):,} parameters" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "expected", "received"),
+    [
+        ({"heads": 4}, "heads", "8, as", "4"),
+        ({"head_width": 4}, "head_width", "2, as", "4"),
+        ({"method": "slim"}, "method", "'prime'", "'slim'"),
+        ({"method": "prime-paper"}, "method", "'prime'", "'prime-paper'"),
+        ({"residual": False}, "residual", "residual=true", "false"),
+        ({"block": "wide-in-test-start-from"}, "block", "paper", "wide-in-test-start-from"),
+        ({"method": "t2i"}, "start_from", "a T2I-Adapter", "a NexusAdapter"),
+        ({"method": "controlnet"}, "start_from", "a ControlNet", "a NexusAdapter"),
+        ({"method": "controlnet-xs", "size_ratio": 1.0}, "start_from", "a ControlNet-XS", "a NexusAdapter"),
+    ],
+)
+def test_what_contradicts_it_is_refused_before_any_work(
+    root, tmp_path, monkeypatch, options, key, expected, received
+):
+    start = saved(tmp_path / "start", heads=8, head_width=2)
+    monkeypatch.setattr(module, "load_encoders", lambda *_: 1 / 0)
+    changes = {f"adapter__{name}": value for name, value in options.items()}
+    for work in (run, lambda *args, **given: dry_run(config(*args, **given))):
+        with refused(f"adapter.{key}", received, expected=expected) as caught:
+            work(root, tmp_path / "out", adapter__start_from=str(start), **changes)
+        assert str(start) in caught.value.expected + str(caught.value.received)
+    assert not (tmp_path / "out").exists()
+
+
+def test_groups_that_contradict_are_refused(root, tmp_path):
+    start = saved(tmp_path / "start", "slim", groups=4)
+    changes = {"adapter__method": "slim", "adapter__start_from": str(start), "adapter__groups": 2}
+    with refused("adapter.groups", "2", expected="4, as"):
+        run(root, tmp_path / "out", **changes)
+
+
+@pytest.mark.parametrize("what", ["run", "adapter", "checkpoint", "alone", "file"])
+def test_from_a_run_wherever_it_lies(root, trained, tmp_path, what):
+    """Its finished adapter, and of a checkpoint the average that it is for, moved out of the run or not."""
+    checkpoint = trained / "checkpoints" / "step-00000004"
+    sources = {"run": trained, "adapter": trained / "adapter", "checkpoint": checkpoint}
+    if what == "alone":
+        sources["alone"] = shutil.copytree(checkpoint, tmp_path / "moved")
+    sources["file"] = trained / "adapter" / "diffusion_pytorch_model.safetensors"  # next to its config
+    changes = {"adapter__start_from": str(sources[what]), **AT_NO_RATE}
+    found = NexusAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
+    assert (found.config.heads, found.config.head_width) == (2, 3)
+    average = load_file(checkpoint / "average.safetensors")
+    assert same(found.state_dict(), average)
+    assert not same(load_file(checkpoint / "module.safetensors"), average)
+
+
+def test_an_unfinished_run_gives_its_newest_checkpoint(root, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "unfinished")
+    shutil.rmtree(tmp_path / "unfinished" / "adapter")
+    changes = {"adapter__start_from": str(tmp_path / "unfinished"), **AT_NO_RATE}
+    found = NexusAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
+    assert same(found.state_dict(), load_file(trained / "checkpoints/step-00000004/average.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["prime", "slim"])
+def test_an_adapter_of_the_package_by_its_name(method):
+    """On its own base alone, and for the condition of the data."""
+    changes = {"adapter": {"method": method, "start_from": method}, "output_dir": "out"}
+    data = {"kind": "scenes", "count": 40, "resolution": 128}
+    for condition in ("canny", "depth"):
+        made = parse_config(changes | {"data": data | {"condition": condition}})
+        _, options, _ = check_base(made)
+        theirs = load_adapter(method, condition)
+        assert (
+            (options.heads, options.head_width) == (theirs.config.heads, theirs.config.head_width) == (8, 8)
+        )
+        assert module._start(made).config["_class_name"] == "NexusAdapter"
+        assert module._start(made).path.parent.name == condition
+
+
+@pytest.mark.parametrize("name", ["prime", "slim", "prime-paper", "slim-paper", "t2i"])
+def test_the_method_is_that_of_the_adapter(name):
+    data = {"kind": "scenes", "count": 40, "resolution": 128}
+    made = parse_config({"adapter": {"start_from": name}, "data": data, "output_dir": "out"})
+    assert made.adapter.method == name
+    check_base(made)
+    assert f'method = "{name}"' in dump_config(made)
+    with refused("data.condition", "'normals'", expected="canny"):
+        parse_config({"adapter": {"start_from": name}, "data": data | {"condition": "normals"}})
+
+
+@pytest.mark.parametrize("method", ["slim-paper", "t2i", "controlnet", "controlnet-xs"])
+def test_a_run_goes_by_the_adapter_alone(root, tmp_path, method):
+    """Its method and, where the method has such options, its size and how its features fade."""
+    options = {"controlnet-xs": {"size_ratio": 0.5}, "t2i": {"noise_exponent": 0.5}}.get(method, {})
+    torch.manual_seed(11)
+    build(method, tiny.unet(attention_head_dim=1), **options).save_pretrained(tmp_path / "start")
+    tiny.sd15(unet=tiny.unet(attention_head_dim=1)).save_pretrained(tmp_path / "base")
+    made = config(root, tmp_path / "out", base__path=str(tmp_path / "base"), **AT_NO_RATE)
+    section = {"start_from": str(tmp_path / "start")}
+    made = dataclasses.replace(made, adapter=section)
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, resolution=128))
+    found, theirs = load_adapter(train_adapter(made)), load_adapter(tmp_path / "start")
+    assert method_of(found).name == method
+    assert same(found.state_dict(), theirs.state_dict())
+    for name, value in options.items():
+        if name in theirs.config:
+            assert found.config[name] == value
+    assert load_run_recipe(tmp_path / "out" / "config.toml").adapter.method == method
+
+
+def test_what_the_options_say_of_a_start(root, tmp_path):
+    """How features fade is not its architecture; its size is."""
+    build("t2i", noise_exponent=0.5).save_pretrained(tmp_path / "t2i")
+    changes = {"adapter__method": "t2i", "adapter__start_from": str(tmp_path / "t2i")}
+    for given, expected in ((None, 0.5), (0.25, 0.25), (0.0, 0.0)):
+        own = {} if given is None else {"adapter__noise_exponent": given}
+        _, options, _ = check_base(config(root, tmp_path / "out", **changes, **own))
+        assert options.noise_exponent == expected
+    build("controlnet-xs", size_ratio=0.5, unet=tiny.unet(attention_head_dim=1)).save_pretrained(
+        tmp_path / "xs"
+    )
+    changes = {"adapter__method": "controlnet-xs", "adapter__start_from": str(tmp_path / "xs")}
+    with refused("adapter.size_ratio", "1.0", expected="0.5, as"):
+        check_base(config(root, tmp_path / "out", **changes, adapter__size_ratio=1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "received"),
+    [
+        ({"start_from": "{root}/nowhere"}, "adapter.start_from", "nowhere"),
+        ({"start_from": "{root}/base/unet"}, "adapter.start_from", "a UNet2DConditionModel"),
+        ({"start_from": 3}, "adapter.start_from", "3"),
+        ({"start_from": "{root}/odd"}, "adapter.start_from", "odd"),
+    ],
+)
+def test_a_method_that_cannot_be_told(root, tmp_path, options, key, received):
+    saved(root / "odd")
+    file = root / "odd" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"groups": "many"}))
+    options = {k: v.replace("{root}", str(root)) if isinstance(v, str) else v for k, v in options.items()}
+    with refused(key, received):
+        parse_config({"output_dir": str(tmp_path / "out"), "data": {"path": "x"}, "adapter": options})
+
+
+def test_a_start_is_read_once(root, tmp_path, monkeypatch):
+    start = saved(tmp_path / "start")
+    read = []
+    whole = NexusMethod.load
+    monkeypatch.setattr(NexusMethod, "load", lambda self, found: read.append(found) or whole(self, found))
+    run(root, tmp_path / "out", adapter__start_from=str(start), **AT_NO_RATE)
+    assert len(read) == 1
+
+
+def test_names_belong_to_the_embedded_base(root, tmp_path):
+    with refused("adapter.start_from", "'prime'", hint="base"):
+        run(root, tmp_path / "out", adapter__start_from="prime")
+
+
+@pytest.mark.parametrize(
+    ("start", "received"),
+    [
+        ("{root}/nowhere", "nowhere"),
+        ("{root}/base", "a pipeline without an adapter"),
+        ("{root}/images", "images"),
+    ],
+)
+def test_what_is_no_adapter(root, tmp_path, start, received):
+    with refused("adapter.start_from", received):
+        run(root, tmp_path / "out", adapter__start_from=start.replace("{root}", str(root)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_model(root, tmp_path):
+    with refused("adapter.start_from", "a UNet2DConditionModel", expected="Nexus Prime"):
+        run(root, tmp_path / "out", adapter__start_from=str(root / "base" / "unet"))
+
+
+def test_another_bases_adapter(root, tmp_path):
+    NexusAdapter.for_unet(tiny.unet(block_out_channels=(16, 16, 24, 24))).save_pretrained(tmp_path / "start")
+    with refused("adapter.start_from", "shape (16,", expected="shape (8,"):
+        run(root, tmp_path / "out", adapter__start_from=str(tmp_path / "start"))
+
+
+def test_prime_from_a_t2i_adapter(root, tmp_path):
+    """Its trunk; norms and attention begin as in a run without it."""
+    t2i = run(root, tmp_path / "t2i", adapter__method="t2i")
+    found = run(root, tmp_path / "out", adapter__start_from=str(t2i), **AT_NO_RATE)
+    alone = run(root, tmp_path / "alone", **AT_NO_RATE)
+    weights = "diffusion_pytorch_model.safetensors"
+    ours, trunk, fresh = (load_file(folder / weights) for folder in (found, t2i, alone))
+    assert len(trunk) > 0
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, trunk.get(name, fresh[name]), atol=1e-6), name
+    assert not same({name: fresh[name] for name in trunk}, trunk)
+
+
+def test_the_seed_decides_all_that_is_not_taken(root, tmp_path):
+    """What an adapter starts from does not change what its run draws."""
+    start = saved(tmp_path / "start")
+    for seed in (0, 1):
+        changes = {"adapter__start_from": str(start), "seed": seed}
+        run(root, tmp_path / f"a{seed}", **changes)
+        run(root, tmp_path / f"b{seed}", **changes)
+    weights = "adapter/diffusion_pytorch_model.safetensors"
+    a0, b0, a1, b1 = (load_file(tmp_path / name / weights) for name in ("a0", "b0", "a1", "b1"))
+    assert all(torch.equal(a0[name], b0[name]) and torch.equal(a1[name], b1[name]) for name in a0)
+    assert not all(torch.equal(a0[name], a1[name]) for name in a0)
