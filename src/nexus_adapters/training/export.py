@@ -43,9 +43,7 @@ def export(adapter: Any, method: Method, config: TrainConfig, steps: int, sample
         try:
             whole.save_pretrained(folder, safe_serialization=True)
         except SafetensorError as error:  # among them: no space left on device
-            raise OSError(
-                f"output_dir: expected room for the adapter; received an error ({error})"
-            ) from error
+            raise OSError(f"output_dir: cannot write the adapter ({error})") from error
         (folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n")
         if any("val_loss" in row or "loss" in row for row in rows):
             loss_plot(rows, folder / "loss.png")
@@ -73,9 +71,7 @@ def push(folder: Path, hub: HubOptions) -> str:
         )
     except Exception as error:  # the client and what lies below it have many of their own
         reason = one_line(error)
-        raise OSError(
-            f"hub.repo_id: expected the Hub to take '{hub.repo_id}'; received an error ({reason})"
-        ) from error
+        raise OSError(f"hub.repo_id: cannot upload to '{hub.repo_id}' ({reason})") from error
 
 
 def check_hub(hub: HubOptions) -> None:
