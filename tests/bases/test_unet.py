@@ -340,3 +340,9 @@ def test_the_prediction_is_the_unets():
     noisy, text, t = torch.randn(2, 4, 8, 8), torch.randn(2, 5, tiny.TEXT_WIDTH), torch.tensor([3, 700])
     found = base(unet).predict(unet, noisy, t, text, {})
     assert torch.equal(found, unet(noisy, t, text).sample)
+
+
+@pytest.mark.parametrize(("sample_size", "side"), [(64, 64), ([64, 64], 64), ((48, 80), 62), (None, 64)])
+def test_the_size_that_a_base_was_trained_on(sample_size, side):
+    base = UNetBase({"sample_size": sample_size}, {"block_out_channels": (4, 4, 4, 4)})
+    assert base.native_size() == 8 * side

@@ -38,7 +38,6 @@ from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import main
 from nexus_adapters.cli.control_arguments import BALANCES, POLICIES
 from nexus_adapters.cli.files import read_settings
-from nexus_adapters.cli.generate import native_side
 from nexus_adapters.cli.structure import image_size
 from nexus_adapters.injection import Control, attach, balance, control, strength
 from nexus_adapters.training.recipe import parse_config
@@ -610,11 +609,6 @@ def test_a_base_of_one_variant_of_files(edges, tmp_path, weights, max_shard_size
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
     files = b"".join(file.read_bytes() for file in sorted((base / "unet").glob("*.safetensors")))
     assert read_settings(tmp_path / "a.png")["base_unet_sha256"] == hashlib.sha256(files).hexdigest()
-
-
-@pytest.mark.parametrize(("sample_size", "native"), [(64, 64), ([64, 64], 64), ((48, 80), 62), (None, 64)])
-def test_what_a_unet_says_it_was_trained_on(sample_size, native):
-    assert native_side(sample_size) == native
 
 
 def test_too_little_memory_is_one_line(edges, tmp_path, monkeypatch, capsys):

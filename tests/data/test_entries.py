@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from nexus_adapters.data.encoders import Encoders
 from PIL import Image
 from tests import tiny
 from tests.refusals import refused
 
+from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.data.conditioned import FittedSample
 from nexus_adapters.data.draws import SampleDraws
 from nexus_adapters.data.entries import Entry, as_batch, encode
@@ -19,7 +19,12 @@ def fitted(seed=0, captions=("a red star",), size=(64, 64)):
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def encoders(request):
-    return Encoders(getattr(tiny, request.param)(unet=None))
+    return encoding(getattr(tiny, request.param)(unet=None))
+
+
+def encoding(pipe):
+    """A base that only encodes: as in training, its pipeline has no UNet."""
+    return UNetBase({}, pipe.vae.config, pipe.scheduler, pipe)
 
 
 def close(a, b, atol):
@@ -62,6 +67,18 @@ def test_a_cache_rounds_to_half_precision_and_loses_nothing_else(encoders):
     empty = encoders.encode_empty_prompt()
     batch = as_batch([0], [again], [draws(caption=0.9)], empty, prompt_dropout=0.0, condition_dropout=0.0)
     assert torch.equal(batch.prompt_embeds[0], again.prompts["prompt_embeds"][1].float())
+
+
+def test_a_cache_keeps_whatever_a_base_reads_of_a_prompt():
+    prompts = {
+        name: torch.rand(2, 3) for name in ("prompt_embeds", "pooled_projections", "of_a_third_encoder")
+    }
+    entry = Entry(
+        torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.zeros(3, 8, 8).byte(), prompts, torch.zeros(6)
+    )
+    again = Entry.from_tensors(entry.as_tensors())
+    assert again.prompts.keys() == prompts.keys()
+    assert all(torch.equal(again.prompts[name], tensor.half()) for name, tensor in prompts.items())
 
 
 def test_what_half_precision_does_not_hold_is_refused():
@@ -107,7 +124,7 @@ def test_a_batch_follows_its_draws(encoders):
 
 def test_other_weights_or_words_have_another_hash():
     def made(**changes):
-        return Encoders(tiny.sd15(unet=None, **changes)).content_hash()
+        return encoding(tiny.sd15(unet=None, **changes)).content_hash()
 
     changed = tiny.text_encoder()
     with torch.no_grad():
