@@ -35,9 +35,7 @@ class FeatureMethod(Method):
     """A method whose adapter takes a condition, and where it reads the prompt its embeddings."""
 
     attaches = True
-    settings = frozenset(
-        {"scale", "policy", "level_scales", "noise_exponent", "start", "end", "mask", "balance"}
-    )
+    settings = frozenset({"scale", "policy", "level_scales", "noise_exponent"})
 
     def check_fit(self, module: nn.Module, base: Base) -> None:
         """Number, widths and strides of the features, the text's width, and the pixels per latent."""

@@ -60,6 +60,7 @@ class T2IMethod(FeatureMethod):
 
     label = "T2I-Adapter"
     Options = T2IOptions
+    settings = frozenset({"scale", "policy", "noise_exponent"})  # diffusers' pipeline has no level scales
     reads_prompt = False
     classes = (T2IAdapter,)
 
