@@ -221,3 +221,16 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     assert main(["convert", str(source), str(tmp_path / "x")]) == 1
     assert "disk full" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slim"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--variant", "prime"], ["--text-width", "16"], ["--no-residual"], ["--zero-init"], ["--seed", "3"]],
+)
+def test_what_a_source_decides_itself_cannot_be_given(source, tmp_path, capsys, option):
+    assert main(["convert", str(source), str(tmp_path / "out"), *option]) == 2
+    line = capsys.readouterr().err.strip()
+    name = option[0].replace("--no-residual", "--residual")
+    assert line.startswith(f"nexus convert: error: {name}: ")
+    assert "\n" not in line
+    assert not (tmp_path / "out").exists()

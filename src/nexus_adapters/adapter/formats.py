@@ -38,6 +38,9 @@ _STEMS = {8: "full_adapter", 16: "full_adapter_xl"}
 _TEXT_WIDTHS = {"full_adapter": 768, "full_adapter_xl": 2048}
 
 
+FROM_T2I = "a T2I-Adapter"  # the only kind of source that leaves something to choose
+
+
 @dataclass(frozen=True)
 class Imported:
     """An adapter, the format it was in, and what the conversion changed."""
@@ -213,7 +216,7 @@ def _from_t2i(tensors: Mapping[str, Tensor], saved: Saved, options: Mapping[str,
             "Slim's convolutions are the nearest to the plain ones in least squares: their bias, and "
             f"{lost:.1%} of the kernels' squared norm, have no place in them"
         )
-    return Imported(adapter.eval(), "a T2I-Adapter", tuple(notes))
+    return Imported(adapter.eval(), FROM_T2I, tuple(notes))
 
 
 def _built(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("folder", "single-file")
 _RECORD = "training.json"  # of a run, next to its adapter
 TYPED = {"adapter": "SOURCE"}
+_VARIANT = "prime"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which maps a named adapter reads (default: canny)",
     )
     start = parser.add_argument_group("from a T2I-Adapter, whose trunk starts a Nexus adapter")
-    start.add_argument(
-        "--variant", choices=list(VARIANTS), default="prime", help="the configuration (default: prime)"
-    )
+    start.add_argument("--variant", choices=list(VARIANTS), help="the configuration (default: prime)")
     start.add_argument(
         "--text-width", type=int, metavar="N", help="of the prompt embeddings (default: 768, XL 2048)"
     )
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--zero-init", action="store_true", help="start the attention at zero; needs the residual connection"
     )
-    start.add_argument("--seed", type=int, default=0, help="for the new weights (default: 0)")
+    start.add_argument("--seed", type=int, help="for the new weights (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,17 +63,24 @@ def run(args: argparse.Namespace) -> int:
     _check_dest(dest, args.to)
     text_width = args.text_width
     expect(text_width is None or text_width > 0, "text_width", "a positive integer", text_width)
-    form = variant_arguments(args.variant, {} if args.residual is None else {"residual": args.residual})
+    form = variant_arguments(
+        args.variant or _VARIANT, {} if args.residual is None else {"residual": args.residual}
+    )
     needs = "a variant with the residual connection"
     expect(form["residual"] or not args.zero_init, "zero_init", needs, variant_of(**form))
     from nexus_adapters.adapter.saved import find_saved
 
     saved = find_saved(args.source, args.condition)
-    from nexus_adapters.adapter.formats import export_file
+    from nexus_adapters.adapter.formats import FROM_T2I, export_file
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     with library_logs_as_warnings():
         found = _read(saved, args)
+    if found.kind != FROM_T2I:
+        for name in ("variant", "text_width", "residual", "zero_init", "seed"):
+            value = getattr(args, name)
+            what = f"no value for {found.kind}, which has its own"
+            expect(value is None or (value is False and name == "zero_init"), name, what, value)
     if args.to == "single-file":
         export_file(found.adapter, dest, _metadata(saved.path, found.adapter.config))
     else:
@@ -98,11 +104,11 @@ def _read(saved: "Saved", args: argparse.Namespace) -> "Imported":
             return Imported(adapter, "a NexusAdapter")
     return import_adapter(
         saved,
-        args.variant,
+        args.variant or _VARIANT,
         text_width=args.text_width,
         residual=args.residual,
         zero_init=args.zero_init,
-        seed=args.seed,
+        seed=args.seed or 0,
     )
 
 
