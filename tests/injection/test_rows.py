@@ -9,7 +9,8 @@ from tests import tiny
 from tests.refusals import refused
 
 from nexus_adapters.bases.branches import CallLayout, RunningPipeline
-from nexus_adapters.bases.unet import KNOWN_PIPELINES, UNetBase
+from nexus_adapters.bases.unet import UNetBase
+from nexus_adapters.bases.unet_pipelines import KNOWN_PIPELINES
 from nexus_adapters.injection.rows import RowPlan, call_layout, check_policy, plan_rows
 
 GUIDED = (False, True)
@@ -105,7 +106,7 @@ def test_known_pipelines_have_the_layout_that_the_table_says(name):
     cls = getattr(diffusers, name)
     source = inspect.getsource(cls.__call__).replace(" ", "").replace("\n", "")
     layout = KNOWN_PIPELINES[name].__name__
-    if layout == "_guided_by_variable":
+    if layout == "guided_by_variable":
         assert "do_classifier_free_guidance=guidance_scale>1.0" in source
         assert "prompt_embeds=torch.cat([negative_prompt_embeds,prompt_embeds]" in source
         assert "uncond_emb,_=prompt_embeds.chunk(2)" in source  # the second call's

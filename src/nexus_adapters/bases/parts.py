@@ -1,4 +1,4 @@
-"""Whether a base is whole: every part there, and a tokenizer that tells prompts apart."""
+"""Whether a base is whole: every part there, and a tokenizer that distinguishes prompts."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def check_text(base: Base, source: str) -> None:
         raise InvalidArgument("base", "a text encoder that gives finite numbers", f"'{source}'")
     if first != second and torch.equal(embeds[0], embeds[1]):
         raise InvalidArgument(
-            "base", "a text encoder that tells prompts apart", f"'{source}', where all give equal embeddings"
+            "base",
+            "a text encoder that distinguishes prompts",
+            f"'{source}', where all give equal embeddings",
         )
 
 

@@ -15,11 +15,9 @@ other type the stride is not known here. All of these are errors.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import CodeType
 from typing import Any
 
 import torch
@@ -29,8 +27,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nexus_adapters.bases.base import Base, Place
-from nexus_adapters.bases.branches import Branches, CallLayout, RunningPipeline
+from nexus_adapters.bases.branches import CallLayout, RunningPipeline
 from nexus_adapters.bases.registry import register_base
+from nexus_adapters.bases.unet_pipelines import TILED, guided_by_variable, is_stock, known_layout
 from nexus_adapters.errors import InvalidArgument
 
 KEYWORD = "down_intrablock_additional_residuals"
@@ -164,7 +163,7 @@ class UNetBase(Base):
     def check_pipeline(self, pipe: Any) -> None:
         """Refuse pipelines that denoise tile by tile."""
         names = {cls.__name__ for cls in type(pipe).__mro__}
-        if names.intersection(_TILED):
+        if names.intersection(TILED):
             raise InvalidArgument(
                 "pipe_or_denoiser",
                 "a pipeline that denoises the whole image at once",
@@ -184,19 +183,19 @@ class UNetBase(Base):
 
     def layout_of(self, running: RunningPipeline, text: Tensor) -> CallLayout | None:
         """By the table of diffusers' pipelines, or what the pipeline itself says of its class."""
-        layout = _known_layout(running.pipe)
-        if layout is None or not _is_stock(running.loop):
+        layout = known_layout(running.pipe)
+        if layout is None or not is_stock(running.loop):
             return None
         branches = layout(running.pipe, running.variables)
         whole = running.variables.get("prompt_embeds")
-        if layout is _guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
+        if layout is guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
             # Self-attention guidance calls once more, for the negatives alone: they get what they got before.
             return CallLayout(whole, branches, called=0)
         return CallLayout(text, branches)
 
     def knows(self, pipe: Any) -> bool:
         """Whether its class, or the one whose `__call__` it runs, is in the table."""
-        return _known_layout(pipe) is not None
+        return known_layout(pipe) is not None
 
     # Encoding
 
@@ -308,98 +307,3 @@ def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: flo
     below = places.floor().long()
     above = (below + 1).clamp(max=len(shares) - 1)
     return torch.lerp(shares[below], shares[above], places - below).clamp(0, 1) ** noise_exponent
-
-
-# Tells the branches of the prompt embeddings that a pipeline, of a class known to have these attributes or
-# variables in its `__call__`, is using now.
-_Layout = Callable[[Any, Mapping[str, Any]], Branches]
-
-_TILED = ("StableDiffusionPanoramaPipeline",)
-
-
-def _single(_: Any, __: Mapping[str, Any]) -> Branches:
-    return (True,)
-
-
-def _guided(pipe: Any, _: Mapping[str, Any]) -> Branches:
-    return (False, True) if pipe.do_classifier_free_guidance else (True,)
-
-
-def _guided_by_variable(_: Any, variables: Mapping[str, Any]) -> Branches:
-    return (False, True) if variables["do_classifier_free_guidance"] else (True,)
-
-
-def _instructed(pipe: Any, _: Mapping[str, Any]) -> Branches:
-    return (True, False, False) if pipe.do_classifier_free_guidance else (True,)
-
-
-def _perturbed(pipe: Any, variables: Mapping[str, Any]) -> Branches:
-    branches = _guided(pipe, variables)
-    return (*branches, True) if pipe.do_perturbed_attention_guidance else branches
-
-
-# Read from diffusers 0.42, class by class. Only pipelines that tell at every call whether they guide.
-_LAYOUTS: dict[_Layout, str] = {
-    _guided: """
-        StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-        StableDiffusionDepth2ImgPipeline StableDiffusionNexusPipeline
-        StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
-        StableDiffusionControlNetPipeline StableDiffusionControlNetImg2ImgPipeline
-        StableDiffusionControlNetInpaintPipeline
-        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
-        StableDiffusionXLControlNetInpaintPipeline StableDiffusionXLControlNetUnionPipeline
-        StableDiffusionXLControlNetUnionImg2ImgPipeline StableDiffusionXLControlNetUnionInpaintPipeline
-        StableDiffusionAdapterPipeline StableDiffusionXLAdapterPipeline StableDiffusionXLNexusPipeline
-        KolorsPipeline KolorsImg2ImgPipeline
-    """,
-    _guided_by_variable: "StableDiffusionSAGPipeline",
-    _instructed: "StableDiffusionInstructPix2PixPipeline",
-    _perturbed: """
-        StableDiffusionPAGPipeline StableDiffusionPAGImg2ImgPipeline StableDiffusionPAGInpaintPipeline
-        StableDiffusionXLPAGPipeline StableDiffusionXLPAGImg2ImgPipeline StableDiffusionXLPAGInpaintPipeline
-        StableDiffusionControlNetPAGPipeline StableDiffusionControlNetPAGInpaintPipeline
-        StableDiffusionXLControlNetPAGPipeline StableDiffusionXLControlNetPAGImg2ImgPipeline
-        KolorsPAGPipeline
-    """,
-    _single: "LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline",
-}
-KNOWN_PIPELINES = {name: layout for layout, names in _LAYOUTS.items() for name in names.split()}
-
-
-def _known_layout(pipe: Any) -> _Layout | None:
-    """The function that tells the pipeline's branches; None for an unknown pipeline, and for no pipeline.
-
-    What counts is the class whose `__call__` runs: a subclass that keeps it, or whose own only calls it,
-    keeps the layout; one with a loop of its own is unknown, whatever it inherits from.
-    """
-    for cls in type(pipe).__mro__:
-        call = vars(cls).get("__call__")
-        if call is None:
-            continue
-        if cls.__module__.split(".")[0] in ("diffusers", "nexus_adapters"):
-            return KNOWN_PIPELINES.get(cls.__name__)
-        if not _only_calls_super(call):
-            return None
-    return None
-
-
-def _is_stock(loop: str) -> bool:
-    """Whether a call comes from a loop of diffusers, and not from what a subclass does around it."""
-    return loop.split(".")[0] in ("diffusers", "")
-
-
-def _only_calls_super(call: Any) -> bool:
-    """Whether a method passes its call on to `super().__call__` and does not touch the denoiser itself."""
-    code = getattr(inspect.unwrap(call), "__code__", None)
-    if code is None:
-        return False
-    names = set(_names(code))
-    return {"super", "__call__"} <= names and "unet" not in names
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """All names that a function uses, also in functions that are defined in it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
