@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nexus_adapters.bases.branches import Branches, CallLayout, RunningPipeline
+from nexus_adapters.bases.branches import CallLayout, RunningPipeline
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -148,10 +148,10 @@ class Base(ABC):
 
     # A pipeline's calls.
 
-    def check_pipeline(self, pipe: Any) -> None:  # noqa: B027
+    def check_pipeline(self, pipe: Any) -> None:  # noqa: B027  # nor a pipeline to refuse
         """`InvalidArgument` for a pipeline of whose calls no condition can be matched to the latents."""
 
-    def check_call(self, argument: Callable[[str], Any]) -> None:  # noqa: B027
+    def check_call(self, argument: Callable[[str], Any]) -> None:  # noqa: B027  # nor a call
         """`InvalidArgument` where the denoiser would drop features; `argument` gives the call's by name."""
 
     def layout_of(self, running: RunningPipeline, text: Tensor) -> CallLayout | None:
@@ -262,6 +262,3 @@ def parts_sha256(parts: Mapping[str, Any]) -> str:
         elif hasattr(part, "get_vocab"):
             digest.update(repr(sorted(part.get_vocab().items())).encode())
     return digest.hexdigest()
-
-
-__all__ = ["Base", "Branches", "Place", "parts_sha256"]

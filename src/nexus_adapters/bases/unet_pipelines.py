@@ -67,7 +67,7 @@ KNOWN_PIPELINES = {name: layout for layout, names in _LAYOUTS.items() for name i
 
 
 def known_layout(pipe: Any) -> Layout | None:
-    """The function that tells the pipeline's branches; None for an unknown pipeline, and for no pipeline.
+    """The function that gives the branches of a pipeline; None for an unknown pipeline, and for no pipeline.
 
     What counts is the class whose `__call__` runs: a subclass that keeps it, or whose own only calls it,
     keeps the layout; one with a loop of its own is unknown, whatever it inherits from.

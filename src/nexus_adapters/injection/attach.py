@@ -66,18 +66,18 @@ def attach(
         raise InvalidArgument("controls", "one or more of Control", received)
     if pipe is None and not shared:
         raise InvalidArgument("shared", "True for a denoiser alone, which no pipeline calls", False)
-    told = None if branches is None else parse_branches(branches)
+    declared = None if branches is None else parse_branches(branches)
     base.check_pipeline(pipe)
     _check_keywords(base, denoiser)
     for control in controls:
         check_fit(control.adapter, base)
         check_pixels(control.adapter, base, getattr(pipe, "vae_scale_factor", None))
-        check_policy(base, pipe, control.policy, told)
+        check_policy(base, pipe, control.policy, declared)
         if control.reads_position:
             training_timesteps(pipe)
         if control.noise_exponent:
             base.noise_factors(0, control.noise_exponent)
-    return Attachment(base, denoiser, controls, told, None if shared else threading.current_thread())
+    return Attachment(base, denoiser, controls, declared, None if shared else threading.current_thread())
 
 
 class Attachment:

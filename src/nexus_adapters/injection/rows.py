@@ -18,23 +18,23 @@ from nexus_adapters.errors import InvalidArgument
 
 
 def call_layout(
-    base: Base, running: RunningPipeline, policy: str, text: Tensor, told: Branches | None = None
+    base: Base, running: RunningPipeline, policy: str, text: Tensor, declared: Branches | None = None
 ) -> CallLayout:
     """The layout of the call that the running pipeline is making now with these prompt embeddings.
 
-    `told`: the branches, where the user said them. `InvalidArgument` as `check_policy`.
+    `declared`: the branches, where the user declared them. `InvalidArgument` as `check_policy`.
     """
-    if told is not None:
-        return CallLayout(text, told)
+    if declared is not None:
+        return CallLayout(text, declared)
     layout = base.layout_of(running, text)
     if layout is None and policy != "per_branch":
         raise _unknown_layout(running.pipe, policy)
     return layout or CallLayout(text, None)
 
 
-def check_policy(base: Base, pipe: Any, policy: str, told: Branches | None = None) -> None:
+def check_policy(base: Base, pipe: Any, policy: str, declared: Branches | None = None) -> None:
     """`InvalidArgument` where the policy needs a layout, and the pipeline is unknown or there is none."""
-    if policy != "per_branch" and told is None and not base.knows(pipe):
+    if policy != "per_branch" and declared is None and not base.knows(pipe):
         raise _unknown_layout(pipe, policy)
 
 
