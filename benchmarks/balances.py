@@ -11,12 +11,13 @@ from __future__ import annotations
 from machine import benchmark_parser, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import bundled, embedded, load_adapter, load_base
-from nexus_adapters.evaluation.methods import Sampling, generate
-from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
-from nexus_adapters.injection.strength import LEVEL_SCALES
+from nexus_adapters import bundled, load_adapter, load_base
+from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.embedded.held_out import load_test_scenes, score_images
+from nexus_adapters.evaluation.generation import Sampling, generate
+from nexus_adapters.injection.scales import LEVEL_SCALES
 from nexus_adapters.methods import GenerationSettings
-from nexus_adapters.metrics.bootstrap import bootstrap_mean
+from nexus_adapters.metrics.intervals import bootstrap_mean
 
 FIRST_SEED = 20_000
 METRICS = ("binding_color", "edge_f1")

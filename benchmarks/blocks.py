@@ -26,11 +26,11 @@ import tomli_w
 import trial_blocks
 from machine import RESULTS, benchmark_parser, report, write_whole
 
-from nexus_adapters.evaluation.study.cells import run_study
-from nexus_adapters.evaluation.study.plan import Cell, CellGroup, Study
-from nexus_adapters.evaluation.study.report import results_of
-from nexus_adapters.evaluation.study.results import CellResult
-from nexus_adapters.evaluation.study.tables import study_csv, study_markdown
+from nexus_adapters.study.cells import run_study
+from nexus_adapters.study.plan import Cell, CellGroup, Study
+from nexus_adapters.study.report import results_of
+from nexus_adapters.study.results import CellResult
+from nexus_adapters.study.tables import study_csv, study_markdown
 
 PLAN = Path(__file__).parent / "plans" / "study.toml"
 BESIDE = ("t2i", "prime+residual", "slim+residual")  # of the study

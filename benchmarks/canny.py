@@ -31,12 +31,13 @@ import numpy as np
 from machine import embedded_adapters, folder_hash, machine_facts, write_whole
 
 import nexus_adapters
-from nexus_adapters import bundled, embedded, load_adapter, load_base
-from nexus_adapters.evaluation.methods import Images, Sampling, generate, reconstruct
-from nexus_adapters.evaluation.scenes import METRICS, TestScene, load_test_scenes, score_images
+from nexus_adapters import bundled, load_adapter, load_base
+from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.embedded.held_out import METRICS, TestScene, load_test_scenes, score_images
+from nexus_adapters.evaluation.generation import Images, Sampling, generate, reconstruct
 from nexus_adapters.files import file_sha256, replacing
 from nexus_adapters.methods import GenerationSettings
-from nexus_adapters.metrics.bootstrap import bootstrap_mean
+from nexus_adapters.metrics.intervals import bootstrap_mean
 from nexus_adapters.metrics.psnr import psnr_db
 
 RESULTS = Path(__file__).parent / "results"

@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 import nexus_adapters
 from nexus_adapters import InvalidArgument, bundled, load_adapter, load_base
-from nexus_adapters.evaluation.methods import Sampling, generate
-from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
+from nexus_adapters.embedded.held_out import load_test_scenes, score_images
+from nexus_adapters.evaluation.generation import Sampling, generate
 from nexus_adapters.files import cache_folder, file_sha256, replacing_folder, write_json
 
 # The folder of the package's weights -> the study's method.

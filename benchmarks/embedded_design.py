@@ -17,13 +17,12 @@ from machine import benchmark_parser, folder_hash, report
 from torch import nn
 
 from nexus_adapters import load_base
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.bundled import WEIGHTS
-from nexus_adapters.evaluation.methods import decode, encode
-from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.scene import draw_scene
-from nexus_adapters.scenes.vocabulary import COLORS
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.held_out import TestScene, load_test_scenes, score_images
+from nexus_adapters.embedded.scene import COLORS, draw_scene
+from nexus_adapters.evaluation.generation import decode, encode
 from nexus_adapters.training.loss import denoising_losses
 
 NOISE_SHARES = (0.0, 0.1, 0.2, 0.3)  # of the latents' standard deviation

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from machine import benchmark_parser, report
 
-from nexus_adapters import embedded, load_adapter, load_base
+from nexus_adapters import load_adapter, load_base
+from nexus_adapters.embedded import pipeline as embedded
 from nexus_adapters.evaluation.cases import Cases, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.methods import draw_batch
-from nexus_adapters.evaluation.outcome import batches
+from nexus_adapters.evaluation.estimates import batches
+from nexus_adapters.evaluation.generation import draw_batch
 from nexus_adapters.evaluation.report import write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.methods import GenerationSettings

@@ -14,8 +14,8 @@ from machine import benchmark_parser, embedded_adapters, folder_hash, report
 from tqdm import tqdm
 
 from nexus_adapters import bundled, load_adapter, load_base
-from nexus_adapters.evaluation.methods import Sampling, generate
-from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes, score_images
+from nexus_adapters.embedded.held_out import TestScene, load_test_scenes, score_images
+from nexus_adapters.evaluation.generation import Sampling, generate
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0)
 FIRST_SEED = 10_000  # far behind the scenes of the results

@@ -31,12 +31,12 @@ import numpy as np
 from PIL import Image
 
 from nexus_adapters.data.folder import FolderSource
-from nexus_adapters.data.prepare.local import run_local
-from nexus_adapters.data.prepare.near_duplicates import find_near_duplicates
-from nexus_adapters.data.prepare.plan import Plan
-from nexus_adapters.data.prepare.run import prepare
 from nexus_adapters.data.samples import Sample
-from nexus_adapters.data.scene_source import SceneSource
+from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.prepare.engines import run_local
+from nexus_adapters.prepare.filters import find_near_duplicates
+from nexus_adapters.prepare.plan import Plan
+from nexus_adapters.prepare.run import prepare
 
 SIDE = 512
 MILLION = 1_000_000

@@ -19,11 +19,11 @@ from machine import benchmark_parser, report
 from PIL import Image
 
 from nexus_adapters.conditions import extract
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.maps import MAPS, draw_map
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import draw_scene
-from nexus_adapters.scenes.score import score
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.held_out import score
+from nexus_adapters.embedded.maps import MAPS, draw_map
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import draw_scene
 
 
 def timed(part: Callable[[Any], Any], items: list[Any]) -> tuple[list[Any], dict[str, float]]:

@@ -26,7 +26,7 @@ from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import find_method
 from nexus_adapters.training.config import LossOptions, TrainingOptions
-from nexus_adapters.training.objective import Objective
+from nexus_adapters.training.loss import Objective
 from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import Precision, choose_precision
 

@@ -29,13 +29,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from nexus_adapters import NexusAdapter, load_base
 from nexus_adapters.bases.unet import UNetBase
-from nexus_adapters.data.batch import Batch
-from nexus_adapters.data.draws import draw_for_sample
-from nexus_adapters.data.entries import Entry, as_batch
+from nexus_adapters.data.batch import Batch, Entry, as_batch, draw_for_sample
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import find_method
 from nexus_adapters.training.config import LossOptions, TrainingOptions
-from nexus_adapters.training.objective import Objective
+from nexus_adapters.training.loss import Objective
 from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import choose_precision
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nexus_adapters.adapter.block import Stage, TextCrossAttention
 from nexus_adapters.adapter.blocks import register_block
+from nexus_adapters.adapter.stage import Stage, TextCrossAttention
 from nexus_adapters.errors import expect
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from machine import benchmark_parser, folder_hash, report
 
-from nexus_adapters import bundled, embedded
+from nexus_adapters import bundled
+from nexus_adapters.embedded import pipeline as embedded
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.files import cache_folder

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import draw_scene
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import draw_scene
+from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import autocast
-from nexus_adapters.training.state import TrainState
 
 Loss = Callable[[int], Tensor]  # finished steps -> the loss of the next one
 SHARD = 2000  # scenes a file

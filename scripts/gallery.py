@@ -21,14 +21,13 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from nexus_adapters import Control, attach, extract, load_adapter, load_base
-from nexus_adapters.cli.demo_scenes import demo_scenes
-from nexus_adapters.cli.sheet import Row, Sheet, draw_sheet
-from nexus_adapters.embedded import EMBEDDED_GUIDANCE
-from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
+from nexus_adapters.cli.demo_sheet import Row, Sheet, demo_scenes, draw_sheet
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
+from nexus_adapters.embedded.pipeline import EMBEDDED_GUIDANCE
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.injection import balance
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import SIZE
 
 STEPS, SEED = 20, 0
 Cell = tuple[tuple[str, str], Image.Image]  # a column's title and subtitle, and what stands in it

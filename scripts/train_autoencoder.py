@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from embedded_data import Loss, run_training, training_parser
 from initialization import preserve_signal
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import Split, draw_scene
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import Split, draw_scene
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.precision import autocast

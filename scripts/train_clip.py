@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from embedded_data import Loss, run_training, token_ids, training_parser
-from nexus_adapters.embedded import WEIGHTS
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import SIZE, Scene, Split, draw_scene
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.pipeline import WEIGHTS
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import SIZE, Scene, Split, draw_scene
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.precision import autocast
 

@@ -33,10 +33,10 @@ from transformers import (
 )
 
 from embedded_data import Loss, run_training, training_parser
+from nexus_adapters.embedded.maps import BACKGROUND_COLOR, SHAPE_COLORS, depth_map, segmentation_map
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import SIZE, Split, draw_scene
 from nexus_adapters.metrics.structure import depth_rmse, mean_iou
-from nexus_adapters.scenes.maps import BACKGROUND_COLOR, SHAPE_COLORS, depth_map, segmentation_map
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import SIZE, Split, draw_scene
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.precision import autocast
 

@@ -46,9 +46,9 @@ from nexus_adapters import (
     register_method,
     register_metric,
 )
-from nexus_adapters.adapter.block import Stage
+from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.bases import Base, Place, open_base
-from nexus_adapters.bases.branches import CallLayout
+from nexus_adapters.bases.base import CallLayout
 from nexus_adapters.conditions import Extractor
 from nexus_adapters.methods import method_of
 from nexus_adapters.methods.feature_method import FeatureMethod

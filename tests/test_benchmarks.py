@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.weights import use_weights, write_tiny
 
 from nexus_adapters import bundled, load_adapter
-from nexus_adapters.evaluation.scenes import METRICS
+from nexus_adapters.embedded.held_out import METRICS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Condition -> what the results have always called its adapters: the names of their folders.

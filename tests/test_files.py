@@ -16,7 +16,7 @@ from tests.refusals import refused
 
 from nexus_adapters import files
 from nexus_adapters.adapter.formats import export_file
-from nexus_adapters.data.cache import TensorCache
+from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.evaluation.store import Store
 from nexus_adapters.files import (
     append_json_lines,

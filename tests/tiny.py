@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.bases.registry import config_of
+from nexus_adapters.bases.families import config_of
 from nexus_adapters.bases.unet import UNetBase
 
 WORDS = ("a", "red", "blue", "green", "star", "ring", "cat", "dog", "on", "of", "photo", "blurry")

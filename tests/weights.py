@@ -9,7 +9,8 @@ from diffusers import T2IAdapter
 from tests import tiny
 from tests.conditions import tiny_models
 
-from nexus_adapters import bundled, embedded
+from nexus_adapters import bundled
+from nexus_adapters.embedded import pipeline as embedded
 
 EMBEDDED = bundled.BUNDLED["embedded"]
 NAMES = [(condition, name) for condition, names in EMBEDDED.adapters.items() for name in names]

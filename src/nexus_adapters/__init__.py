@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nexus_adapters.adapter.model import NexusAdapter
     from nexus_adapters.bases import load_base, register_base
     from nexus_adapters.conditions import extract, register_condition
-    from nexus_adapters.embedded import load_embedded
+    from nexus_adapters.embedded.pipeline import load_embedded
     from nexus_adapters.errors import InvalidArgument
     from nexus_adapters.injection import Control, attach
     from nexus_adapters.methods import load_adapter, register_method
@@ -49,7 +49,7 @@ _HOME = {
     "InvalidArgument": "nexus_adapters.errors",
     "load_adapter": "nexus_adapters.methods",
     "load_base": "nexus_adapters.bases",
-    "load_embedded": "nexus_adapters.embedded",
+    "load_embedded": "nexus_adapters.embedded.pipeline",
     "register_base": "nexus_adapters.bases",
     "register_block": "nexus_adapters.adapter.blocks",
     "register_condition": "nexus_adapters.conditions",

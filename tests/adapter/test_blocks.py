@@ -15,10 +15,10 @@ from tests.refusals import refused
 from torch import Tensor, nn
 
 from nexus_adapters import registry
-from nexus_adapters.adapter.block import Stage
 from nexus_adapters.adapter.blocks import BLOCKS, find_block, register_block
 from nexus_adapters.adapter.formats import export_file, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.adapter.stage import Stage
 
 Build = Callable[..., NexusAdapter]
 Inputs = Callable[..., tuple[Tensor, Tensor]]
@@ -184,7 +184,7 @@ def test_a_name_belongs_to_one_class() -> None:
     )  # as a notebook's cell that is run again
     assert register_block("mine")(again) is again
     assert find_block("mine") is again
-    for name, taken in (("mine", "test_blocks.Plain"), ("paper", "nexus_adapters.adapter.block.Stage")):
+    for name, taken in (("mine", "test_blocks.Plain"), ("paper", "nexus_adapters.adapter.stage.Stage")):
         with refused("name", taken):
             register_block(name)(Gained)
     with refused("name", "''"):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nexus_adapters.adapter.formats import export_file, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.adapter.stored import add_metadata, read_header
-from nexus_adapters.adapter.trunk import lost_norm, split_kernel
+from nexus_adapters.adapter.tensors import lost_norm, split_kernel
+from nexus_adapters.adapter.weights import add_metadata, read_header
 from nexus_adapters.methods import load_adapter
 
 SD = {"channels": [64, 128, 128, 128], "num_res_blocks": 2, "downscale_factor": 8}

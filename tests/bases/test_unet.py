@@ -14,7 +14,7 @@ from tests import tiny
 from tests.refusals import refused
 from torch import nn
 
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.bases.unet import KEYWORD, UNetBase
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

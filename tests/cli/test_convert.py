@@ -13,7 +13,7 @@ from tests.adapter.test_formats import as_original, nexus, same, t2i
 from nexus_adapters.adapter.formats import import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import find_saved
-from nexus_adapters.adapter.stored import read_header
+from nexus_adapters.adapter.weights import read_header
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import main
 from nexus_adapters.training.checkpoint import save_checkpoint

@@ -9,14 +9,25 @@ from tests.weights import use_weights, write_tiny
 
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.cli import demo_methods, main
-from nexus_adapters.cli.demo_scenes import PROMPTS_PER_MAP, SCENE_SEEDS, demo_scenes, has_novel
-from nexus_adapters.cli.files import read_settings
-from nexus_adapters.cli.sheet import CELL, Row, Sheet, changed_words, draw_sheet, wrap
-from nexus_adapters.evaluation.scenes import METRICS
+from nexus_adapters.cli import demo_sheet as demo_methods
+from nexus_adapters.cli import main
+from nexus_adapters.cli.demo_sheet import (
+    CELL,
+    PROMPTS_PER_MAP,
+    SCENE_SEEDS,
+    Row,
+    Sheet,
+    changed_words,
+    demo_scenes,
+    draw_sheet,
+    has_novel,
+    wrap,
+)
+from nexus_adapters.cli.options import read_settings
+from nexus_adapters.embedded.held_out import METRICS
+from nexus_adapters.embedded.maps import draw_map
+from nexus_adapters.embedded.scene import draw_scene
 from nexus_adapters.files import file_sha256
-from nexus_adapters.scenes.maps import draw_map
-from nexus_adapters.scenes.scene import draw_scene
 
 GUIDANCE = BUNDLED["embedded"].guidance_scale
 METHODS = ["base", "t2i", "slim", "prime"]

@@ -5,7 +5,7 @@ from tests.conditions import tiny_models
 
 from nexus_adapters import extract
 from nexus_adapters.cli import main
-from nexus_adapters.cli.files import read_settings
+from nexus_adapters.cli.options import read_settings
 
 
 @pytest.fixture

@@ -36,9 +36,8 @@ from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import main
-from nexus_adapters.cli.control_arguments import BALANCES, POLICIES
-from nexus_adapters.cli.files import read_settings
-from nexus_adapters.cli.structure import image_size
+from nexus_adapters.cli.generate_requests import BALANCES, POLICIES, image_size
+from nexus_adapters.cli.options import read_settings
 from nexus_adapters.injection import Control, attach, balance, control, strength
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -963,7 +962,7 @@ def test_what_has_no_effect_with_a_controlnet_is_refused(
 
 BLOCK = """
 from nexus_adapters import register_block
-from nexus_adapters.adapter.block import Stage
+from nexus_adapters.adapter.stage import Stage
 
 @register_block("test-cli-brighter")
 class Brighter(Stage):

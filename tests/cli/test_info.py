@@ -10,7 +10,7 @@ from diffusers import ControlNetModel, T2IAdapter
 from safetensors.torch import load_file, save_file
 
 from nexus_adapters import NexusAdapter
-from nexus_adapters.adapter.bases import describe_base
+from nexus_adapters.adapter.arguments import describe_base
 from nexus_adapters.adapter.saved import check_nexus, find_saved
 from nexus_adapters.cli import main
 from nexus_adapters.methods import find_method

@@ -15,7 +15,7 @@ from nexus_adapters import load_adapter
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import main
-from nexus_adapters.cli.files import read_settings
+from nexus_adapters.cli.options import read_settings
 from nexus_adapters.methods import method_of
 
 # Two names, two maps, and what is no Nexus adapter; the others are tried with `pytest -m full`.

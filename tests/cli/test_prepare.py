@@ -10,12 +10,12 @@ from pathlib import Path
 import datasets
 import pytest
 from tests.conditions import tiny_models
-from tests.data.prepare.sets import digests, image, index, samples, skipped, write_folder
+from tests.prepare.sets import digests, image, index, samples, skipped, write_folder
 
 from nexus_adapters.cli import main
-from nexus_adapters.cli.prepare_arguments import CAPTIONS, IMAGE_FORMATS, KINDS
+from nexus_adapters.cli.prepare import CAPTIONS, IMAGE_FORMATS, KINDS
 from nexus_adapters.conditions import extract
-from nexus_adapters.data.prepare import plan, sources
+from nexus_adapters.prepare import plan, sources
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def write_coco(root):
 def encoded_scene(number):
     from tests.data.image_files import encoded
 
-    from nexus_adapters.data.scene_source import SceneSource
+    from nexus_adapters.embedded.scene_source import SceneSource
 
     return encoded(SceneSource(9).load(number).image.crop((0, 0, 128, 96)))
 

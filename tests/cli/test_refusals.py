@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests import tiny
-from tests.data.prepare.sets import write_folder
-from tests.evaluation.study.plans import write_plan, write_world
+from tests.prepare.sets import write_folder
+from tests.study.plans import write_plan, write_world
 from tests.training.runs import config
 from tests.weights import use_weights, write_tiny
 
@@ -41,11 +41,11 @@ def root(tmp_path_factory):
         use_weights(patch, write_tiny(root / "weights"))
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         patch.setattr("nexus_adapters.cli.generate.generate", stop)
-        patch.setattr("nexus_adapters.cli.demo_methods.generate_all", stop)
+        patch.setattr("nexus_adapters.cli.demo_sheet.generate_all", stop)
         patch.setattr("nexus_adapters.evaluation.run._work", stop)
         patch.setattr("nexus_adapters.training.run.load_encoders", stop)
-        patch.setattr("nexus_adapters.data.prepare.local.run_local", stop)
-        patch.setattr("nexus_adapters.evaluation.study.cells.run_study", stop)
+        patch.setattr("nexus_adapters.prepare.engines.run_local", stop)
+        patch.setattr("nexus_adapters.study.cells.run_study", stop)
         yield root
 
 

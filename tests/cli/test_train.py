@@ -9,9 +9,8 @@ from tests.training.runs import config, write_images
 
 from nexus_adapters.cli import main
 from nexus_adapters.training import run as module
-from nexus_adapters.training.loop import DivergedError
+from nexus_adapters.training.loop import DivergedError, Stopped
 from nexus_adapters.training.recipe import dump_config
-from nexus_adapters.training.signals import Stopped
 
 
 @pytest.fixture(scope="module")

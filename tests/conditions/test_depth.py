@@ -7,7 +7,7 @@ from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.conditions.depth import depth, nearness
-from nexus_adapters.conditions.learned import load_model
+from nexus_adapters.conditions.transformers_models import load_model
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 

@@ -11,9 +11,8 @@ from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.conditions.depth import depth
-from nexus_adapters.conditions.learned import load_model
-from nexus_adapters.conditions.palettes import PALETTES
-from nexus_adapters.conditions.segmentation import segmentation
+from nexus_adapters.conditions.segmentation import PALETTES, segmentation
+from nexus_adapters.conditions.transformers_models import load_model
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 

@@ -6,7 +6,7 @@ from tests.conditions import tiny_models
 from tests.refusals import refused
 
 from nexus_adapters.conditions import sketch
-from nexus_adapters.conditions.edge_models import learned_edges
+from nexus_adapters.conditions.sketch import learned_edges
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 

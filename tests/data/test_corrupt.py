@@ -13,9 +13,9 @@ from tests.data.tar_files import tar
 from torch.utils.data import DataLoader, Dataset
 
 from nexus_adapters.data.conditioned import fit_sample
+from nexus_adapters.data.crop import Geometry
+from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.folder import FolderSource
-from nexus_adapters.data.geometry import Geometry
-from nexus_adapters.data.order import SampleOrder
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.tars import TarSource

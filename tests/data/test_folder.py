@@ -8,8 +8,107 @@ from tests.data.image_files import GOOD, encoded, exif, picture
 from tests.refusals import refused
 
 from nexus_adapters.conditions import images
-from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.folder import CocoSource, FolderSource, Listed, list_images, read_metadata
 from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.errors import InvalidArgument
+
+
+def written(folder, *lines):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_lines_in_their_order(tmp_path):
+    folder = written(
+        tmp_path,
+        {"file_name": "b.png", "text": "a bée", "edges": "maps/b.png"},
+        "",
+        {"file_name": "sub/a.png", "text": ["one", ""], "edges": "maps/a.png", "more": 3},
+    )
+    assert read_metadata(folder, "file_name", "edges", "text") == [
+        Listed("b.png", "maps/b.png", ("a bée",)),
+        Listed("sub/a.png", "maps/a.png", ("one", "")),
+    ]
+    assert read_metadata(folder, "file_name", None, "text")[0].condition is None
+
+
+GOOD_LINE = {"file_name": "a.png", "text": "a", "edges": "m.png"}
+
+
+BELOW = "a path below the folder"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "received", "expected"),
+    [
+        ("{", "folder", "line 2 of '{}', which is not JSON", "a JSON object per line"),
+        ("[" * 100_000, "folder", "line 2 of '{}', which is not JSON", "a JSON object per line"),
+        ('["a.png"]', "folder", "line 2 of '{}', which is a list", "a JSON object per line"),
+        (
+            {"file": "a.png", "text": "a", "edges": "m.png"},
+            "image_column",
+            "'file_name'",
+            "a column of line 2 of '{}' (file, text, edges)",
+        ),
+        ({"file_name": "a.png", "edges": "m.png"}, "caption_column", "'text'", "(file_name, edges)"),
+        ({"file_name": "a.png", "text": "a"}, "condition_column", "'edges'", "line 2 of '{}' (file_name"),
+        (GOOD_LINE | {"text": 3}, "caption_column", "3 as 'text'", "a list of at least one string"),
+        (GOOD_LINE | {"text": []}, "caption_column", "[] as 'text' in line 2 of '{}'", ""),
+        (GOOD_LINE | {"text": ["a", None]}, "caption_column", '["a", null] as', ""),
+        (GOOD_LINE | {"file_name": "/etc/a.png"}, "image_column", '"/etc/a.png"', BELOW),
+        (
+            GOOD_LINE | {"file_name": "sub/../../a.png"},
+            "image_column",
+            "\"sub/../../a.png\" as 'file_name' in line 2",
+            BELOW,
+        ),
+        (GOOD_LINE | {"file_name": "C:\\a.png"}, "image_column", '"C:\\\\a.png"', BELOW),
+        (GOOD_LINE | {"file_name": "..\\a.png"}, "image_column", '"..\\\\a.png"', BELOW),
+        (GOOD_LINE | {"file_name": ""}, "image_column", '""', BELOW),
+        (GOOD_LINE | {"edges": "../m.png"}, "condition_column", '"../m.png"', BELOW),
+        (GOOD_LINE | {"edges": None}, "condition_column", "null", BELOW),
+    ],
+)
+def test_each_bad_line_is_one_clear_error(tmp_path, line, name, received, expected):
+    folder = written(tmp_path, GOOD_LINE, line, GOOD_LINE)
+    with pytest.raises(InvalidArgument) as caught:
+        read_metadata(folder, "file_name", "edges", "text")
+    assert caught.value.name == name
+    assert received.replace("{}", f"{folder / 'metadata.jsonl'}") in str(caught.value.received)
+    assert expected.replace("{}", f"{folder / 'metadata.jsonl'}") in caught.value.expected
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_other_encodings_are_refused(tmp_path):
+    (tmp_path / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')
+    with refused("folder", f"'{tmp_path / 'metadata.jsonl'}'", expected="UTF-8"):
+        read_metadata(tmp_path, "file_name", None, "text")
+
+
+def test_images_are_listed_sorted_whatever_their_case(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in [
+        "b.JPG",
+        "a.png",
+        "sub/c.webp",
+        "z.tif",
+        "q.jp2",
+        "notes.txt",
+        "._a.png",
+        ".cache/d.png",
+        "e.psd",
+    ]:
+        (tmp_path / name).touch()
+    assert [item.image for item in list_images(tmp_path)] == [
+        "a.png",
+        "b.JPG",
+        "q.jp2",
+        "sub/c.webp",
+        "z.tif",
+    ]
 
 
 @pytest.fixture
@@ -157,3 +256,88 @@ def test_errors_come_before_any_image_is_opened(folder, monkeypatch):
     with refused("caption_column", "'texts'", expected="a column", hint="Did you mean"):
         FolderSource(folder, caption_column="texts")
     FolderSource(folder)
+
+
+def write(root, images, annotations):
+    (root / "images").mkdir(exist_ok=True)
+    file = root / "captions.json"
+    file.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
+    return file
+
+
+@pytest.fixture
+def coco(tmp_path):
+    images = [{"id": number, "file_name": f"{number:012d}.png", "width": 24} for number in (9, 4, 700)]
+    annotations = [
+        {"id": 31, "image_id": 4, "caption": "second \n"},
+        {"id": 30, "image_id": 4, "caption": "first"},
+        {"id": 2, "image_id": 700, "caption": "missing"},
+    ]
+    file = write(tmp_path, images, annotations)
+    for number in (4, 9):
+        (tmp_path / "images" / f"{number:012d}.png").write_bytes(encoded(picture(number)))
+    return CocoSource(file, tmp_path / "images")
+
+
+def test_images_by_id_with_their_captions_by_id(coco):
+    assert isinstance(coco, Source)
+    assert len(coco) == 3
+    assert [coco.key(index).rpartition("/")[2] for index in range(3)] == [
+        "000000000004.png", "000000000009.png", "000000000700.png",
+    ]  # fmt: skip
+    sample = coco.load(0)
+    assert np.array_equal(sample.image, picture(4))
+    assert (sample.captions, sample.condition) == (("first", "second"), None)
+    assert coco.size(0) == (24, 16)
+    assert pickle.loads(pickle.dumps(coco)).load(0).captions == sample.captions
+
+
+def test_an_image_without_captions_or_file_is_a_bad_sample(coco):
+    with pytest.raises(BadSample, match=r"captions: '.*captions.json' has none for '.*009.png'"):
+        coco.load(1)
+    with pytest.raises(
+        BadSample, match=r"image: expected an image file, got '.*700.png', which does not exist"
+    ):
+        coco.load(2)
+    assert coco.stamp(2) is None
+
+
+def test_hashes_and_stamps_follow_image_and_captions(coco, tmp_path):
+    before = coco.content_hash(0), coco.stamp(0)
+    assert before == (coco.content_hash(0), coco.stamp(0))
+    (tmp_path / "images" / "000000000004.png").write_bytes(encoded(picture(5)))
+    assert coco.content_hash(0) != before[0]
+    assert coco.stamp(0) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, ", which is not a file"),
+        ("{", " (Expecting"),
+        ("[]", " (list"),
+        ('{"images": []}', ", which lacks 'annotations'"),
+        ('{"images": [], "annotations": []}', ", which lists no images"),
+        ('{"images": [{"id": 1}], "annotations": []}', ", which lacks 'file_name'"),
+        (
+            '{"images": [{"id": 1, "file_name": "x"}], '
+            '"annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
+            " (None where text is expected)",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}',
+            ", which names '../x.png', outside the folder",
+        ),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, reason):
+    (tmp_path / "images").mkdir()
+    if content is not None:
+        (tmp_path / "captions.json").write_text(content)
+    with refused("annotations", f"'{tmp_path / 'captions.json'}'{reason}"):
+        CocoSource(tmp_path / "captions.json", tmp_path / "images")
+
+
+def test_a_missing_folder_is_told(coco, tmp_path):
+    with refused("images", f"'{tmp_path / 'nowhere'}'"):
+        CocoSource(tmp_path / "captions.json", tmp_path / "nowhere")

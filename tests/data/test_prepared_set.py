@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from tests.data.prepare.sets import make
+from tests.prepare.sets import make
 from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
-from nexus_adapters.data.prepare.plan import Plan
 from nexus_adapters.data.prepared_set import is_prepared, open_prepared
-from nexus_adapters.data.scene_source import SceneSource
+from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.prepare.plan import Plan
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.data.tar_files import members, tar
 from tests.refusals import refused
 
 from nexus_adapters.data import remote
-from nexus_adapters.data.known_hashes import KnownHashes
+from nexus_adapters.data.conditioned import KnownHashes
 from nexus_adapters.data.remote import RemoteShard
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument

@@ -4,10 +4,9 @@ import pytest
 from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
+from nexus_adapters.embedded.scene import SHAPES, draw_scene
 from nexus_adapters.evaluation.cases import Cases, content_sha256, contradicting, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.scenes.scene import draw_scene
-from nexus_adapters.scenes.vocabulary import SHAPES
 from nexus_adapters.training.config import DataOptions
 from nexus_adapters.training.parsing import validated
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from nexus_adapters.evaluation.columns import head, in_order
 from nexus_adapters.evaluation.estimates import Measured, best_beyond_doubt, distances, mean_of
+from nexus_adapters.evaluation.report import head, in_order
 from nexus_adapters.metrics import METRICS, Metric, register_metric
-from nexus_adapters.metrics.bootstrap import bootstrap_mean
-from nexus_adapters.metrics.frechet import frechet_distance
+from nexus_adapters.metrics.intervals import bootstrap_mean
+from nexus_adapters.metrics.learned_features import frechet_distance
 
 RNG = np.random.default_rng(0)
 COMMON = RNG.normal(0.5, 0.3, 200)  # what makes a picture hard for all

@@ -16,16 +16,16 @@ from tests.weights import use_weights, write_tiny
 
 from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bases.base import parts_sha256
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
+from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation import run as module
 from nexus_adapters.evaluation import scoring
 from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.loading import model_sha256
-from nexus_adapters.evaluation.methods import draw_batch, generate
+from nexus_adapters.evaluation.generation import draw_batch, generate
+from nexus_adapters.evaluation.provenance import model_sha256
 from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
 from nexus_adapters.evaluation.run import evaluate
-from nexus_adapters.evaluation.scenes import load_test_scenes, score_images
 from nexus_adapters.evaluation.scoring import scoring_sha256
 from nexus_adapters.methods import GenerationSettings, find_method
 from nexus_adapters.training.config import BaseOptions, DataOptions

@@ -11,9 +11,9 @@ import pytest
 
 from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bundled import BUNDLED, WEIGHTS
-from nexus_adapters.embedded import EMBEDDED_GUIDANCE
-from nexus_adapters.evaluation.methods import Sampling, generate, reconstruct
-from nexus_adapters.evaluation.scenes import METRICS, load_test_scenes, score_images
+from nexus_adapters.embedded.held_out import METRICS, load_test_scenes, score_images
+from nexus_adapters.embedded.pipeline import EMBEDDED_GUIDANCE
+from nexus_adapters.evaluation.generation import Sampling, generate, reconstruct
 from nexus_adapters.methods import GenerationSettings
 from nexus_adapters.metrics.psnr import psnr_db
 

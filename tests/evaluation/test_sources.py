@@ -15,8 +15,8 @@ from nexus_adapters import StableDiffusionNexusPipeline, load_adapter, load_base
 from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.cli import main
-from nexus_adapters.evaluation.methods import Sampling, generate
-from nexus_adapters.evaluation.scenes import load_test_scenes
+from nexus_adapters.embedded.held_out import load_test_scenes
+from nexus_adapters.evaluation.generation import Sampling, generate
 
 FAST = ("--steps", "1", "--guidance", "2")
 

@@ -15,8 +15,8 @@ from nexus_adapters import NexusAdapter
 from nexus_adapters.bases.base import Place
 from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.injection import Control, attach, residuals
-from nexus_adapters.injection.cache import FeatureCache
-from nexus_adapters.injection.calls import CallGuard
+from nexus_adapters.injection.denoiser_hook import CallGuard
+from nexus_adapters.injection.features import FeatureCache
 
 PROMPTS = ["a red star", "a blue ring on a green cat", "photo of a dog"]
 

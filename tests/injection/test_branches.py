@@ -1,183 +1,260 @@
-"""Pipelines whose guidance branches the caller names: `attach(..., branches=...)`."""
+"""Rows, guidance branches and conditions: who reads what."""
 
+import inspect
+
+import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from tests import tiny
 from tests.refusals import refused
 
-from nexus_adapters.injection import Control, attach
+from nexus_adapters.bases.base import CallLayout, RunningPipeline
+from nexus_adapters.bases.unet import UNetBase
+from nexus_adapters.bases.unet_pipelines import KNOWN_PIPELINES
+from nexus_adapters.injection.branches import RowPlan, call_layout, check_policy, plan_rows
 
-PROMPTS = ["a red star", "photo of a dog"]
-NEGATIVE = ["blurry", "blurry"]
-GUIDANCE = 5.0
+GUIDED = (False, True)
+BASE = UNetBase(tiny.SD15_UNET)
 
 
-class OwnLoop(StableDiffusionPipeline):
-    """A loop of its own, as community pipelines have; `order` is that of the branches in a batch."""
+def plan(policy, branches, rows, conditions, called=None):
+    return plan_rows(policy, CallLayout(torch.zeros(rows, 1, 1), branches, called), conditions)
 
-    order = ("negative", "positive")
 
+def branches_of(pipe, policy, rows=2, **variables):
+    running = RunningPipeline(pipe, variables)
+    return call_layout(BASE, running, policy, torch.zeros(rows, 1, 1)).branches
+
+
+@pytest.mark.parametrize(
+    ("policy", "branches", "rows", "conditions", "expected"),
+    [
+        # one prompt, guided
+        ("positive", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (1.0, 1.0))),
+        ("cond_only", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (0.0, 1.0))),
+        ("per_branch", GUIDED, 2, 1, RowPlan(0, 2, 2, 1, (1.0,))),
+        ("per_branch", GUIDED, 1, 1, RowPlan(0, 1, 1, 1, (1.0,))),  # branches that run apart
+        # three prompts of two images each, with a condition for each prompt
+        ("positive", GUIDED, 12, 3, RowPlan(6, 6, 2, 1, (1.0, 1.0))),
+        ("per_branch", GUIDED, 12, 3, RowPlan(0, 12, 2, 2, (1.0,))),
+        # not guided
+        ("positive", (True,), 6, 3, RowPlan(0, 6, 2, 1, (1.0,))),
+        ("cond_only", (True,), 6, 3, RowPlan(0, 6, 2, 1, (1.0,))),
+        # InstructPix2Pix, and perturbed attention
+        ("positive", (True, False, False), 6, 2, RowPlan(0, 2, 1, 1, (1.0, 1.0, 1.0))),
+        ("cond_only", (True, False, False), 6, 2, RowPlan(0, 2, 1, 1, (1.0, 0.0, 0.0))),
+        ("cond_only", (False, True, True), 6, 1, RowPlan(2, 2, 2, 1, (0.0, 1.0, 1.0))),
+        # layout unknown
+        ("per_branch", None, 5, 1, RowPlan(0, 5, 5, 1, (1.0,))),
+        ("per_branch", None, 5, 5, RowPlan(0, 5, 1, 1, (1.0,))),
+    ],
+)
+def test_plans(policy, branches, rows, conditions, expected):
+    assert plan(policy, branches, rows, conditions) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "called", "conditions", "expected"),
+    [
+        # two prompts of two images each; the negatives' call, then the positives'
+        ("positive", 0, 2, RowPlan(4, 4, 2, 1, (1.0,))),
+        ("positive", 1, 2, RowPlan(4, 4, 2, 1, (1.0,))),
+        ("cond_only", 0, 2, RowPlan(4, 4, 2, 1, (0.0,))),
+        ("cond_only", 1, 2, RowPlan(4, 4, 2, 1, (1.0,))),
+        ("per_branch", 0, 2, RowPlan(0, 8, 2, 2, (1.0,), slice(0, 4))),
+        ("per_branch", 1, 2, RowPlan(0, 8, 2, 2, (1.0,), slice(4, 8))),
+        ("positive", 0, 1, RowPlan(4, 4, 4, 1, (1.0,))),
+        ("cond_only", 1, 1, RowPlan(4, 4, 4, 1, (1.0,))),
+        ("per_branch", 0, 1, RowPlan(0, 8, 8, 1, (1.0,), slice(0, 4))),
+        ("per_branch", 1, 1, RowPlan(0, 8, 8, 1, (1.0,), slice(4, 8))),
+    ],
+)
+def test_a_call_for_each_branch(policy, called, conditions, expected):
+    """What the adapter computes is the same in both calls of a step, so the second finds it in the cache."""
+    found = plan(policy, GUIDED, 8, conditions, called)
+    assert found == expected
+    assert found.computed == plan(policy, GUIDED, 8, conditions, 1 - called).computed
+    assert found.computed == plan(policy, GUIDED, 8, conditions).computed
+
+
+def test_a_call_for_each_branch_wherever_the_prompt_is():
+    whole = (True, False, False)
+    for called, factor in enumerate((1.0, 0.0, 0.0)):
+        assert plan("cond_only", whole, 6, 2, called) == RowPlan(0, 2, 1, 1, (factor,))
+        kept = slice(2 * called, 2 * called + 2)
+        assert plan("per_branch", whole, 6, 2, called) == RowPlan(0, 6, 1, 3, (1.0,), kept)
+
+
+@pytest.mark.parametrize(
+    ("policy", "branches", "rows", "conditions", "name", "received", "expected", "hint"),
+    [
+        ("positive", GUIDED, 4, 4, "condition", 4, "divides the 2 images", ""),
+        ("positive", GUIDED, 6, 2, "condition", 2, "divides the 3 images", ""),
+        ("per_branch", GUIDED, 4, 4, "condition", 4, "divides the 2 images", ""),
+        ("positive", GUIDED, 3, 1, "encoder_hidden_states", 3, "multiple of 2 rows", "per_branch"),
+        ("per_branch", None, 4, 2, "condition", 2, "1 or 4 maps", ""),
+    ],
+)
+def test_what_does_not_divide_is_an_error(policy, branches, rows, conditions, name, received, expected, hint):
+    with refused(name, received, expected=expected, hint=hint):
+        plan(policy, branches, rows, conditions)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in KNOWN_PIPELINES if "Nexus" not in name))
+def test_known_pipelines_have_the_layout_that_the_table_says(name):
+    """Against diffusers' own source: the order in which the embeddings are put together."""
+    cls = getattr(diffusers, name)
+    source = inspect.getsource(cls.__call__).replace(" ", "").replace("\n", "")
+    layout = KNOWN_PIPELINES[name].__name__
+    if layout == "guided_by_variable":
+        assert "do_classifier_free_guidance=guidance_scale>1.0" in source
+        assert "prompt_embeds=torch.cat([negative_prompt_embeds,prompt_embeds]" in source
+        assert "uncond_emb,_=prompt_embeds.chunk(2)" in source  # the second call's
+        return
+    assert isinstance(cls.do_classifier_free_guidance, property)
+    if layout == "_single":
+        assert inspect.getsource(cls.do_classifier_free_guidance.fget).rstrip().endswith("return False")
+    elif layout == "_instructed":
+        source = inspect.getsource(cls._encode_prompt).replace(" ", "")
+        assert "torch.cat([prompt_embeds,negative_prompt_embeds,negative_prompt_embeds])" in source
+    elif layout == "_perturbed":
+        assert "_prepare_perturbed_attention_guidance(prompt_embeds,negative_prompt_embeds" in source
+        assert isinstance(cls.do_perturbed_attention_guidance, property)
+    else:
+        assert "prompt_embeds=torch.cat([negative_prompt_embeds,prompt_embeds]" in source
+        assert "perturbed" not in source
+
+
+def bare(cls):
+    """An instance without the costs of one."""
+    return cls.__new__(cls)
+
+
+def test_a_subclass_that_keeps_the_loop_is_known_and_one_with_its_own_is_not():
+    class Renamed(diffusers.StableDiffusionPipeline):
+        pass
+
+    class OwnLoop(diffusers.StableDiffusionPipeline):
+        def __call__(self):
+            pass
+
+    class StableDiffusionPipeline(diffusers.DiffusionPipeline):  # the name alone does not make it known
+        def __call__(self):
+            pass
+
+    assert BASE.knows(bare(Renamed))
+    assert BASE.knows(bare(diffusers.StableDiffusionPipeline))
+    assert not BASE.knows(bare(OwnLoop))
+    assert not BASE.knows(bare(StableDiffusionPipeline))
+    assert not BASE.knows(None)
+
+
+class Announced(diffusers.StableDiffusionPipeline):
+    """Only prints, around its parent's loop."""
+
+    def __call__(self, *args, **kwargs):
+        print(self.vae)
+        return super().__call__(*args, **kwargs)
+
+
+class WithoutGradients(diffusers.StableDiffusionPipeline):
     @torch.no_grad()
-    def __call__(self, prompt, steps=3):
-        return denoised(self, prompt, steps, self.order)
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
 
 
-class Plain:
-    """Not a diffusers pipeline at all."""
-
-    def __init__(self, pipe):
-        self.unet, self.scheduler, self.parts = pipe.unet, pipe.scheduler, pipe
-
+class Retried(diffusers.StableDiffusionXLPipeline):
     @torch.no_grad()
-    def __call__(self, prompt, steps=3):
-        return denoised(self.parts, prompt, steps, OwnLoop.order)
+    def __call__(self, *args, **kwargs):
+        parent = super()
+
+        def once(seed):
+            return parent.__call__(*args, generator=torch.Generator().manual_seed(seed), **kwargs)
+
+        return [once(seed) for seed in range(2)]
 
 
-def denoised(pipe, prompt, steps, order):
-    positive, negative = pipe.encode_prompt(prompt, "cpu", 1, True, NEGATIVE)
-    texts = {"positive": positive, "negative": negative}
-    text = torch.cat([texts[name] for name in order])
-    pipe.scheduler.set_timesteps(steps)
-    latents = torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in tiny.generators(len(prompt))])
-    for t in pipe.scheduler.timesteps:
-        rows = pipe.unet(torch.cat([latents] * len(order)), t, encoder_hidden_states=text).sample
-        noise = dict(zip(order, rows.chunk(len(order)), strict=True))
-        guided = noise["negative"] + GUIDANCE * (noise["positive"] - noise["negative"])
-        latents = pipe.scheduler.step(guided, t, latents).prev_sample
-    return latents
+class Refined(diffusers.StableDiffusionPipeline):
+    """Its parent's loop, and steps of its own."""
+
+    def __call__(self, *args, **kwargs):
+        latents = super().__call__(*args, **kwargs)
+        return self.unet(latents, 0, None)
 
 
-def stock(pipe, steps=3):
-    return pipe(
-        PROMPTS,
-        negative_prompt=NEGATIVE,
-        num_inference_steps=steps,
-        guidance_scale=GUIDANCE,
-        generator=tiny.generators(len(PROMPTS)),
-        output_type="latent",
-    ).images
+class RefinedWithin(diffusers.StableDiffusionPipeline):
+    @torch.no_grad()
+    def __call__(self, *args, **kwargs):
+        def step(latents):
+            return self.unet(latents, 0, None)
+
+        return step(super().__call__(*args, **kwargs))
 
 
-@pytest.fixture(scope="module")
-def known():
-    return tiny.sd15()
+class Delegating(Announced):
+    """Calls a class that calls its parent."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def adapter(known):
-    return tiny.adapter(known.unet)
+class OverAnother(Refined):
+    """Calls a class that does more than call its parent."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def own(known):
-    return tiny.quiet(OwnLoop(**known.components, requires_safety_checker=False))
+@pytest.mark.parametrize("cls", [Announced, WithoutGradients, Retried, Delegating])
+def test_a_subclass_that_calls_its_parents_loop_is_known(cls):
+    assert BASE.knows(bare(cls))
 
 
-@pytest.mark.parametrize("policy", ["positive", "cond_only", "per_branch"])
-@pytest.mark.parametrize("conditions", [1, 2])
-def test_an_unknown_pipeline_gives_what_the_known_one_does(known, own, adapter, policy, conditions):
-    control = Control(adapter, tiny.condition(conditions), policy=policy)
-    assert torch.equal(own(PROMPTS), base := stock(known))
-    with attach(known, control):
-        expected = stock(known)
-    with attach(own, control, branches=["negative", "positive"]):
-        assert torch.equal(own(PROMPTS), expected)
-    with attach(Plain(known), control, branches=("negative", "positive")):
-        assert torch.equal(Plain(known)(PROMPTS), expected)
-    assert (expected - base).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("policy", ["positive", "cond_only", "per_branch"])
-def test_the_order_is_the_callers(known, own, adapter, policy):
-    class Reversed(OwnLoop):
-        order = ("positive", "negative")
-
-    control = Control(adapter, tiny.condition(2), policy=policy)
-    turned = tiny.quiet(Reversed(**known.components, requires_safety_checker=False))
-    with attach(own, control, branches=own.order):
-        expected = own(PROMPTS)
-    with attach(turned, control, branches=turned.order):
-        assert torch.allclose(turned(PROMPTS), expected, atol=1e-4)
-    if policy == "cond_only":
-        with attach(turned, control, branches=own.order):
-            assert not torch.allclose(turned(PROMPTS), expected, atol=1e-2)
+@pytest.mark.parametrize("cls", [Refined, RefinedWithin, OverAnother])
+def test_a_subclass_that_also_calls_the_denoiser_is_not_known(cls):
+    assert not BASE.knows(bare(cls))
 
 
 @pytest.mark.parametrize("policy", ["positive", "cond_only"])
-def test_a_denoiser_alone(known, adapter, policy):
-    control = Control(adapter, tiny.condition(2), policy=policy)
-    with attach(known, control):
-        expected = stock(known)
-    with attach(known.unet, control, branches=("negative", "positive")):
-        assert torch.equal(stock(known), expected)
+def test_the_way_out_is_named(policy):
+    with refused("policy", policy, expected='"per_branch" for a call without a pipeline', hint="branches="):
+        check_policy(BASE, None, policy)
+    pipe = bare(diffusers.StableDiffusionUpscalePipeline)
+    for check in (lambda: check_policy(BASE, pipe, policy), lambda: branches_of(pipe, policy)):
+        with refused("policy", policy, expected="StableDiffusionUpscalePipeline", hint="branches="):
+            check()
+    check_policy(BASE, pipe, policy, GUIDED)
+    assert branches_of(pipe, "per_branch") is None
 
 
-def test_a_denoiser_alone_without_guidance(known, adapter):
-    latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, tiny.TEXT_WIDTH)
-    maps = tiny.condition(2)
-    with torch.no_grad():
-        with attach(known.unet, Control(adapter, maps, policy="per_branch")):
-            expected = known.unet(latents, 7, text).sample
-        with attach(known.unet, Control(adapter, maps), branches=("positive",)):
-            assert torch.equal(known.unet(latents, 7, text).sample, expected)
+def test_guidance_is_read_at_every_call():
+    class Pipe(diffusers.StableDiffusionPipeline):
+        do_classifier_free_guidance = True
+
+    pipe = bare(Pipe)
+    assert branches_of(pipe, "positive") == (False, True)
+    Pipe.do_classifier_free_guidance = False
+    assert branches_of(pipe, "positive") == (True,)
 
 
-def test_what_is_named_goes_before_what_is_known(known, adapter):
-    """Even of a known pipeline: the caller may have changed what it does."""
-    with (
-        attach(known, Control(adapter, tiny.condition()), branches=("positive",) * 3),
-        refused("encoder_hidden_states", "4", expected="multiple of 3"),
-    ):
-        stock(known)
+def test_a_second_call_for_the_negatives_alone():
+    """Self-attention guidance: the features are those that the negative branch got before."""
+    pipe = bare(diffusers.StableDiffusionSAGPipeline)
+    whole = torch.arange(8.0).reshape(8, 1, 1)
+    guided = {"prompt_embeds": whole, "do_classifier_free_guidance": True}
 
+    def planned(policy, text, variables=guided):
+        layout = call_layout(BASE, RunningPipeline(pipe, variables), policy, text)
+        return layout.text, plan_rows(policy, layout, conditions=2)
 
-@pytest.mark.parametrize("branches", [(), "positive", ("negative", "prompt"), ("positive", True), 2, [[]]])
-def test_only_these_names_are_branches(known, adapter, branches):
-    with refused("branches", repr(branches), expected='"negative" and "positive"'):
-        attach(known, Control(adapter, tiny.condition()), branches=branches)
-    assert not known.unet._forward_pre_hooks
-
-
-def test_one_branch_reads_the_prompt(known, adapter):
-    with refused("branches", "('negative', 'negative')", expected='at least one "positive"'):
-        attach(known, Control(adapter, tiny.condition()), branches=("negative", "negative"))
-
-
-def test_branches_are_not_guessed(own, adapter):
-    with refused("policy", "positive", expected="OwnLoop", hint="branches="):
-        attach(own, Control(adapter, tiny.condition()))
-
-
-def test_a_subclass_around_its_parents_loop_keeps_the_layout(known, adapter):
-    class Announced(StableDiffusionPipeline):
-        @torch.no_grad()
-        def __call__(self, *args, **kwargs):
-            return super().__call__(*args, **kwargs)
-
-    control = Control(adapter, tiny.condition(2), policy="cond_only")
-    with attach(known, control):
-        expected = stock(known)
-    announced = tiny.quiet(Announced(**known.components, requires_safety_checker=False))
-    with attach(announced, control):
-        assert torch.equal(stock(announced), expected)
-
-
-def test_what_a_subclass_does_around_its_parents_loop_has_no_known_layout(known, adapter):
-    """Its batch need not be laid out as its parent's. Here only a helper shows that it calls the UNet."""
-
-    class Refined(StableDiffusionPipeline):
-        def refined(self, latents):
-            return self.unet(latents, 0, torch.zeros(2, 5, tiny.TEXT_WIDTH)).sample
-
-        @torch.no_grad()
-        def __call__(self, *args, **kwargs):
-            return self.refined(super().__call__(*args, **kwargs).images)
-
-    pipe = tiny.quiet(Refined(**known.components, requires_safety_checker=False))
-    options = {"num_inference_steps": 1, "output_type": "latent", "height": 64, "width": 64}
-    with attach(pipe, Control(adapter, tiny.condition())) as handle:
-        with refused("policy", "positive", expected="Refined"):
-            pipe(PROMPTS, **options)
-        handle.controls[0].policy = "per_branch"
-        assert pipe(PROMPTS, **options).shape == (2, 4, 8, 8)
+    for policy, factors in (("positive", (1.0, 1.0)), ("cond_only", (0.0, 1.0))):
+        text, first = planned(policy, whole)
+        assert (text is whole, first) == (True, RowPlan(4, 4, 2, 1, factors))
+        text, second = planned(policy, whole[:4])
+        assert (text is whole, second) == (True, RowPlan(4, 4, 2, 1, factors[:1]))
+        assert second.computed == first.computed
+    assert planned("per_branch", whole)[1] == RowPlan(0, 8, 2, 2, (1.0,))
+    text, second = planned("per_branch", whole[:4])
+    assert (text is whole, second) == (True, RowPlan(0, 8, 2, 2, (1.0,), kept=slice(0, 4)))
+    unguided = guided | {"do_classifier_free_guidance": False}
+    assert planned("positive", whole, unguided)[1] == RowPlan(0, 8, 4, 1, (1.0,))

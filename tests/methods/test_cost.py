@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tests import tiny
 
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.methods import Cost, find_method
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from nexus_adapters import NexusAdapter, load_adapter
 from nexus_adapters.adapter.arguments import ARGUMENTS
-from nexus_adapters.adapter.block import Stage
 from nexus_adapters.adapter.blocks import register_block
 from nexus_adapters.adapter.saved import find_saved
+from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import METHODS, find_method, method_of, register_method
 from nexus_adapters.methods.method import FEATURES
 from nexus_adapters.methods.nexus import NexusMethod, NexusOptions

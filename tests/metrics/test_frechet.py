@@ -5,7 +5,7 @@ from jaxtyping import config
 from scipy import linalg
 from tests.refusals import refused
 
-from nexus_adapters.metrics.frechet import frechet_distance
+from nexus_adapters.metrics.learned_features import frechet_distance
 
 
 def gaussian(count, mean, covariance, seed):

@@ -8,8 +8,8 @@ import pytest
 from tests.refusals import refused
 
 from nexus_adapters import registry
-from nexus_adapters.evaluation.columns import head
 from nexus_adapters.evaluation.estimates import Measured, best_beyond_doubt
+from nexus_adapters.evaluation.report import head
 from nexus_adapters.metrics import METRICS, Metric, find_metric, register_metric
 
 LABELS = {

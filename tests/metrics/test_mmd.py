@@ -4,8 +4,8 @@ import torch
 from jaxtyping import config
 from tests.refusals import refused
 
-from nexus_adapters.metrics import mmd as module
-from nexus_adapters.metrics.mmd import mmd
+from nexus_adapters.metrics import learned_features as module
+from nexus_adapters.metrics.learned_features import mmd
 
 DRAW = torch.Generator().manual_seed(0)
 A, B = torch.randn(60, 8, generator=DRAW), torch.randn(50, 8, generator=DRAW) + 0.5

@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTextModel
 
 from nexus_adapters import extract
-from nexus_adapters.metrics.vision_models import load_features
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.maps import depth_map, segmentation_map
-from nexus_adapters.scenes.render import render
-from nexus_adapters.scenes.scene import draw_scene
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.maps import depth_map, segmentation_map
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import draw_scene
+from nexus_adapters.metrics.learned_features import load_features
 from nexus_adapters.training.checkpoint import latest_checkpoint
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -17,17 +17,17 @@ from tests.single_file import save_single_file
 from tests.training.runs import CAPTIONS, recipe, run, write_images
 
 from nexus_adapters import NexusAdapter
-from nexus_adapters.adapter.block import Stage
 from nexus_adapters.adapter.blocks import register_block
+from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.data import feed
 from nexus_adapters.errors import MISSING
 from nexus_adapters.methods import METHODS
-from nexus_adapters.training import processes
+from nexus_adapters.training import distributed as processes
 from nexus_adapters.training import run as module
 from nexus_adapters.training.config import BaseOptions, TrainConfig
 from nexus_adapters.training.loop import DivergedError
-from nexus_adapters.training.output import flat
 from nexus_adapters.training.recipe import parse_config
+from nexus_adapters.training.run_folder import flat
 
 
 @register_block("scaled-in-test-fields")
@@ -243,7 +243,7 @@ def data_split(root, out, monkeypatch):
 
 
 def data_revision(root, out, monkeypatch):
-    from nexus_adapters.training import sources
+    from nexus_adapters.training import recipe_samples as sources
 
     seen = []
     monkeypatch.setattr(sources, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
@@ -253,7 +253,7 @@ def data_revision(root, out, monkeypatch):
 
 
 def data_config_name(root, out, monkeypatch):
-    from nexus_adapters.training import sources
+    from nexus_adapters.training import recipe_samples as sources
 
     seen = []
     monkeypatch.setattr(sources, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)

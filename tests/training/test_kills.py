@@ -13,7 +13,7 @@ from tests import tiny
 from tests.training.runs import run, write_images
 
 from nexus_adapters.training import checkpoint as checkpoints
-from nexus_adapters.training.signals import Stopped
+from nexus_adapters.training.loop import Stopped
 
 OPTIONS = {
     "training__max_train_steps": 40,

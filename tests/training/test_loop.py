@@ -11,13 +11,10 @@ from tests.refusals import refused
 from torch import nn
 
 from nexus_adapters.training import run_folder
-from nexus_adapters.training.checkpoint import latest_checkpoint
+from nexus_adapters.training.checkpoint import TrainState, latest_checkpoint
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
-from nexus_adapters.training.loop import DivergedError, step_generator, train
-from nexus_adapters.training.optimizer import build_optimizer
-from nexus_adapters.training.schedule import learning_rate_at
-from nexus_adapters.training.signals import Stopped
-from nexus_adapters.training.state import TrainState
+from nexus_adapters.training.loop import DivergedError, Stopped, step_generator, train
+from nexus_adapters.training.optimizer import build_optimizer, learning_rate_at
 
 STEPS = 12
 

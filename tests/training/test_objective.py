@@ -12,8 +12,7 @@ from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import method_of
 from nexus_adapters.training.config import LossOptions
-from nexus_adapters.training.loss import timesteps_at
-from nexus_adapters.training.objective import Objective
+from nexus_adapters.training.loss import Objective, timesteps_at
 from nexus_adapters.training.precision import Precision
 
 FULL = Precision("cpu", torch.float32)

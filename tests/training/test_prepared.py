@@ -8,7 +8,7 @@ from tests.data.image_files import encoded
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.cli import main
-from nexus_adapters.data.scene_source import SceneSource
+from nexus_adapters.embedded.scene_source import SceneSource
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "embedded-canny.toml"
 

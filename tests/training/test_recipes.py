@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tests import tiny
 from tests.training.runs import write_images
 
-from nexus_adapters.evaluation.study.plan import Study
-from nexus_adapters.evaluation.study.results import is_planned, load_result
+from nexus_adapters.study.plan import Study
+from nexus_adapters.study.results import is_planned, load_result
 from nexus_adapters.training.recipe import load_recipe
 from nexus_adapters.training.run import dry_run
 

@@ -18,9 +18,9 @@ from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.methods import METHODS
 from nexus_adapters.methods.controlnet_xs import ReshapedControlNetXS
 from nexus_adapters.training import run as module
+from nexus_adapters.training.loop import Stopped
 from nexus_adapters.training.recipe import load_recipe, load_run_recipe
 from nexus_adapters.training.run import dry_run
-from nexus_adapters.training.signals import Stopped
 
 WEIGHTS = "adapter/diffusion_pytorch_model.safetensors"
 

@@ -14,8 +14,8 @@ from tests.training.runs import config, run, write_images
 from torch import nn
 
 from nexus_adapters import NexusAdapter
-from nexus_adapters.adapter.block import Stage
 from nexus_adapters.adapter.blocks import register_block
+from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.nexus import NexusMethod
 from nexus_adapters.training import run as module

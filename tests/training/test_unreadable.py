@@ -9,7 +9,7 @@ from tests.data.test_corrupt import BAD_NAMES, COUNT, FILES
 from tests.refusals import refused
 from tests.training.runs import CAPTIONS, run, write_images
 
-from nexus_adapters.data.order import permutation
+from nexus_adapters.data.feed import permutation
 
 HELD_OUT = int(permutation(20, (0, 2**32))[0])  # of twenty samples, where seed 0 holds out one
 

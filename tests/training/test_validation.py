@@ -7,8 +7,8 @@ from PIL import Image
 from tests.training.test_objective import batch
 
 from nexus_adapters.training.config import DataOptions
-from nexus_adapters.training.pictures import structure_score
 from nexus_adapters.training.validation import BINS, Picture, Validation
+from nexus_adapters.training.validation_images import structure_score
 
 
 def by_timestep(given, timesteps):

@@ -19,8 +19,8 @@ from tests.training.runs import config, run, write_images
 from nexus_adapters import NexusAdapter, load_adapter
 from nexus_adapters.cli import main
 from nexus_adapters.files import file_sha256
-from nexus_adapters.training.output import check_output, differing, identity
 from nexus_adapters.training.recipe import dump_config, first_version_adapter, load_recipe, load_run_recipe
+from nexus_adapters.training.run_folder import check_output, differing, identity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEP = "checkpoints/step-00000002"

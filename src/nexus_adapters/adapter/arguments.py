@@ -1,14 +1,18 @@
-"""The numbers of an adapter: its named configurations, the heads rule, and the checks of its arguments.
+"""An adapter's numbers: named configurations, the heads rule, what fits which base, and the checks.
 
 Nothing here imports torch: commands that only read a config start fast.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.errors import InvalidArgument, expect
+
+if TYPE_CHECKING:
+    from nexus_adapters.bases.base import Base
 
 # The named configurations. `groups` is the number of groups of the 3x3 convolutions: 1 is the plain
 # convolution of Prime, 2 or more the heterogeneous convolution of Slim. The paper (arXiv 2602.14514) has no
@@ -229,3 +233,94 @@ def _check_bool(name: str, value: Any) -> None:
 
 def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_SD_CHANNELS = [320, 640, 1280, 1280]
+# (channels, pools, unshuffle, text_width) of the adapters for well-known bases.
+_BASES: list[tuple[str, list[int], list[int], int, int]] = [
+    ("Stable Diffusion 1.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 768),
+    ("Stable Diffusion 2.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 1024),
+    ("Stable Diffusion XL", _SD_CHANNELS, [0, 0, 1, 0], 16, 2048),
+    ("the embedded Stable Diffusion", [96, 96, 96, 128], [0, 1, 1, 1], 8, 160),
+]
+
+
+def describe_base(config: Mapping[str, Any]) -> str:
+    """Say which base an adapter of this config fits: by name where known, and by the numbers that count."""
+    pools = [int(pool) for pool in config["pools"]]
+    numbers_of_config = [list(config["channels"]), pools, config["unshuffle"], config["text_width"]]
+    numbers = f"text width {config['text_width']}, channels {', '.join(map(str, config['channels']))}"
+    for name, *numbers_of_base in _BASES:
+        if numbers_of_base == numbers_of_config:
+            return f"{name} ({numbers})"
+    return f"{numbers}, condition pixels per feature pixel {config['unshuffle']}"
+
+
+def describe_adapter(config: Mapping[str, Any]) -> dict[str, str]:
+    """A Nexus adapter's `variant`, `block`, `base` and `format`. Its config has all arguments."""
+    variant = variant_of(config["groups"], config["residual"])
+    form = "residual connection" if config["residual"] else "no residual connection, as in the paper"
+    exponent, options = config["noise_exponent"], config["block_options"]
+    fades = f", fades with the noise (exponent {exponent:g})" if exponent else ""
+    return {
+        "variant": f"{variant} (groups {config['groups']}, {form}){fades}",
+        "block": ", ".join([config["block"], *(f"{name} {value!r}" for name, value in options.items())]),
+        "base": describe_base(config),
+        "format": f"version {config.get(FORMAT, FORMAT_VERSION)}",
+    }
+
+
+def base_geometry(base: "Base", pixels_per_latent: int | None = None) -> dict[str, Any]:
+    """`channels, pools, unshuffle, text_width` of the adapter that fits a base.
+
+    Args:
+        base: a denoiser's config is enough, if `pixels_per_latent` is given.
+        pixels_per_latent: image pixels per latent pixel, per side; None for those of the base's autoencoder.
+
+    Raises:
+        InvalidArgument: where the denoiser takes no features, or reads no text of a single width.
+    """
+    places = base.places()
+    return geometry_from_places(
+        [place.channels for place in places],
+        [place.stride for place in places],
+        base.text_width,
+        base.pixels_per_latent if pixels_per_latent is None else pixels_per_latent,
+    )
+
+
+def geometry_from_places(
+    channels: Sequence[int], strides: Sequence[int], text_width: int, pixels_per_latent: int
+) -> dict[str, Any]:
+    """`channels, pools, unshuffle, text_width` of the adapter whose features have these places.
+
+    Args:
+        channels: of the hidden states at each place, from the first to the last.
+        strides: for every place, how many latent pixels one pixel of the hidden states spans, per side.
+        text_width: of the prompt embeddings.
+        pixels_per_latent: image pixels per latent pixel, per side.
+
+    Raises:
+        InvalidArgument: where a stride is no power of two times the one before.
+    """
+    check_channels(channels)
+    for stride in strides:
+        check_positive("strides", stride)
+    count = f"{len(channels)} strides, as many as channels"
+    expect(len(strides) == len(channels), "strides", count, repr(list(strides)))
+    check_positive("text_width", text_width)
+    check_positive("pixels_per_latent", pixels_per_latent)
+    pools: list[int] = [False]
+    for before, after in pairwise(strides):
+        ratio = after // before
+        fits = ratio * before == after and ratio.bit_count() == 1
+        expected = "each a power of two (1, 2, 4, ...) times the one before"
+        expect(fits, "strides", expected, f"{after} after {before}")
+        halvings = ratio.bit_length() - 1
+        pools.append(bool(halvings) if halvings < 2 else halvings)
+    return {
+        "channels": tuple(channels),
+        "pools": tuple(pools),
+        "unshuffle": pixels_per_latent * strides[0],
+        "text_width": text_width,
+    }

@@ -1,6 +1,6 @@
 """The registry of blocks: what an adapter computes at each level, by the name that its config keeps.
 
-    from nexus_adapters.adapter.block import Stage
+    from nexus_adapters.adapter.stage import Stage
     from nexus_adapters.adapter.blocks import register_block
 
     @register_block("gate")

@@ -24,12 +24,10 @@ from nexus_adapters.adapter.arguments import (
     variant_arguments,
 )
 from nexus_adapters.adapter.blocks import constructor_keywords
-from nexus_adapters.adapter.loaded import check_tensors
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved, within
-from nexus_adapters.adapter.stored import add_hash
-from nexus_adapters.adapter.tensors import read_tensors
-from nexus_adapters.adapter.trunk import trunk_tensors
+from nexus_adapters.adapter.tensors import read_tensors, trunk_tensors
+from nexus_adapters.adapter.weights import add_hash, check_tensors
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 

@@ -18,6 +18,7 @@ from nexus_adapters.adapter.arguments import (
     FORMAT,
     FORMAT_VERSION,
     attention_heads,
+    base_geometry,
     check_arguments,
     check_channels,
     check_config,
@@ -25,16 +26,35 @@ from nexus_adapters.adapter.arguments import (
     variant_arguments,
     variant_of,
 )
-from nexus_adapters.adapter.block import Trunk
 from nexus_adapters.adapter.blocks import as_json, checked_options, constructor_keywords, find_block
-from nexus_adapters.adapter.file_names import WEIGHTS
-from nexus_adapters.adapter.geometry import base_geometry
-from nexus_adapters.adapter.inputs import check_inputs
-from nexus_adapters.adapter.loaded import check_loaded
-from nexus_adapters.adapter.stored import HASH, add_hash, check_hash, read_header
-from nexus_adapters.bases.registry import config_of, inner
+from nexus_adapters.adapter.stage import Trunk
+from nexus_adapters.adapter.weights import HASH, WEIGHTS, add_hash, check_hash, check_loaded, read_header
+from nexus_adapters.bases.families import config_of, inner
 from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.errors import InvalidArgument, expect
+
+
+def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, Any]) -> None:
+    """Raise `InvalidArgument` where `NexusAdapter.forward` cannot take these tensors."""
+    fits = condition.ndim == 4 and condition.shape[1] == config["in_channels"]
+    expect(fits, "condition", f"shape (B, {config['in_channels']}, H, W)", f"{tuple(condition.shape)}")
+    is_float = condition.is_floating_point()
+    expect(is_float, "condition", "floating-point numbers in [0, 1]", condition.dtype)
+    height, width = condition.shape[2:]
+    unshuffle = config["unshuffle"]
+    expect(
+        height > 0 and width > 0 and height % unshuffle == 0 and width % unshuffle == 0,
+        "condition",
+        f"a height and a width that are multiples of {unshuffle}",
+        f"{height}x{width}",
+        "Pad it on the right and at the bottom, as attach() does",
+    )
+    text_width = config["text_width"]
+    fits = prompt_embeds.ndim == 3 and prompt_embeds.shape[1] > 0 and prompt_embeds.shape[2] == text_width
+    expect(fits, "prompt_embeds", f"shape (B, N, {text_width})", f"{tuple(prompt_embeds.shape)}")
+    batch, texts = len(condition), len(prompt_embeds)
+    expect(batch == texts, "prompt_embeds", f"a batch of {batch}, as condition has", f"a batch of {texts}")
+
 
 _PATH = "pretrained_model_name_or_path"
 _GEOMETRY = {"channels", "pools", "unshuffle", "text_width"}

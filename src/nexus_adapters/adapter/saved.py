@@ -21,8 +21,14 @@ from nexus_adapters.adapter.arguments import (
     check_arguments,
     check_format_version,
 )
-from nexus_adapters.adapter.file_names import WEIGHTS, variant_in_name
-from nexus_adapters.adapter.stored import HASH, StoredTensor, hash_tensors, read_header
+from nexus_adapters.adapter.weights import (
+    HASH,
+    WEIGHTS,
+    StoredTensor,
+    hash_tensors,
+    read_header,
+    variant_in_name,
+)
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.errors import InvalidArgument, expect, one_line
 from nexus_adapters.files import file_sha256

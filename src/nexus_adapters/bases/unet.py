@@ -26,9 +26,8 @@ from diffusers.training_utils import compute_snr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nexus_adapters.bases.base import Base, Place
-from nexus_adapters.bases.branches import CallLayout, RunningPipeline
-from nexus_adapters.bases.registry import register_base
+from nexus_adapters.bases.base import Base, CallLayout, Place, RunningPipeline
+from nexus_adapters.bases.families import register_base
 from nexus_adapters.bases.unet_pipelines import TILED, guided_by_variable, is_stock, known_layout
 from nexus_adapters.errors import InvalidArgument
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
-from nexus_adapters.bases.branches import Branches
+from nexus_adapters.bases.base import Branches
 
 # Tells the branches of the prompt embeddings that a pipeline, of a class known to have these attributes or
 # variables in its `__call__`, is using now.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.adapter.arguments import VARIANTS, variant_arguments, variant_of
-from nexus_adapters.cli.checks import ADAPTER_HELP
+from nexus_adapters.cli.options import ADAPTER_HELP
 from nexus_adapters.errors import expect
 from nexus_adapters.files import file_sha256, replacing_folder
 
@@ -127,7 +127,7 @@ def _check_dest(dest: Path, format_name: str) -> None:
 
 def _metadata(path: Path, config: Any) -> dict[str, str]:
     """What a single file records in addition to its config: the base it fits, and its training."""
-    from nexus_adapters.adapter.bases import describe_base
+    from nexus_adapters.adapter.arguments import describe_base
 
     metadata = {"base": describe_base(config), "nexus_adapters.version": __version__}
     record = path / _RECORD

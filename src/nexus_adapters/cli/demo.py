@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.cli.checks import expect_between, expect_finite
+from nexus_adapters.cli.options import expect_between, expect_finite
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.files import files_sha256
 
 if TYPE_CHECKING:
-    from nexus_adapters.cli.demo_methods import Method, Result
-    from nexus_adapters.evaluation.methods import Sampling
+    from nexus_adapters.cli.demo_sheet import Method, Result
+    from nexus_adapters.evaluation.generation import Sampling
 
 _MAX_SEED = 2**32 - 1
 
@@ -44,11 +44,16 @@ def run(args: argparse.Namespace) -> int:
     png, json = output_files(Path(args.out), args.force)
 
     with library_logs_as_warnings():
-        from nexus_adapters.cli.demo_methods import generate_all, load_methods, sampling_of
-        from nexus_adapters.cli.demo_scenes import SCENE_SEEDS, demo_scenes
-        from nexus_adapters.cli.demo_sheet import lay_out
-        from nexus_adapters.cli.files import save_json, save_png
-        from nexus_adapters.cli.sheet import draw_sheet
+        from nexus_adapters.cli.demo_sheet import (
+            SCENE_SEEDS,
+            demo_scenes,
+            draw_sheet,
+            generate_all,
+            lay_out,
+            load_methods,
+            sampling_of,
+        )
+        from nexus_adapters.cli.options import save_json, save_png
 
         base, methods = load_methods(args.condition)
         sampling = sampling_of(args.steps, args.guidance, args.seed)
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     """demo.png and demo.json in `folder`, which is made if it is missing; each checked."""
-    from nexus_adapters.cli.files import check_output
+    from nexus_adapters.cli.options import check_output
 
     expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"'{folder}', which is a file")
     try:
@@ -80,7 +85,7 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
 def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition: str) -> dict[str, Any]:
     """All that makes the images again. `weights_sha256`: of adapters' tensors and of the UNet's file."""
     from nexus_adapters.adapter.saved import find_saved
-    from nexus_adapters.bases.source import BaseSource, denoiser_files
+    from nexus_adapters.bases.loading import BaseSource, denoiser_files
     from nexus_adapters.evaluation.provenance import versions
 
     hashes = {

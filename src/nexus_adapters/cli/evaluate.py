@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.cli.checks import ADAPTER_HELP, BASE_CONFIG_HELP, PREDICTION_TYPE_HELP, PREDICTION_TYPES
-from nexus_adapters.cli.extractor_options import read_pairs
+from nexus_adapters.cli.extract import read_pairs
+from nexus_adapters.cli.options import ADAPTER_HELP, BASE_CONFIG_HELP, PREDICTION_TYPE_HELP, PREDICTION_TYPES
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:

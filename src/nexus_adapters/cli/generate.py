@@ -11,20 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.cli.control_arguments import DEFAULTS, settings_of_control, split_controls
-from nexus_adapters.cli.devices import choose_device, choose_dtype
-from nexus_adapters.cli.generate_arguments import check_numbers, declare
-from nexus_adapters.cli.loras import check_loras, load_loras, lora_settings
-from nexus_adapters.cli.model import LoadedAdapter, Model, find_adapters, load_model, source_of
-from nexus_adapters.cli.schedulers import set_scheduler
-from nexus_adapters.cli.structure import (
+from nexus_adapters.cli.generate_requests import (
+    DEFAULTS,
+    check_numbers,
     check_size,
+    declare,
     draw_condition,
     image_size,
     read_source,
+    settings_of_control,
     source_argument,
+    split_controls,
     used_options,
 )
+from nexus_adapters.cli.generation import (
+    LoadedAdapter,
+    Model,
+    check_loras,
+    find_adapters,
+    load_loras,
+    load_model,
+    lora_settings,
+    set_scheduler,
+    source_of,
+)
+from nexus_adapters.cli.options import choose_device, choose_dtype
 from nexus_adapters.errors import expect, mentions, renamed
 from nexus_adapters.files import file_sha256
 
@@ -150,7 +161,7 @@ def check_schedule(scheduler: Any, steps: int) -> None:
 
 def output_files(out: str, num: int, force: bool) -> list[Path]:
     """`out`, or for several images FILE-0001.png and so on; each checked."""
-    from nexus_adapters.cli.files import check_output
+    from nexus_adapters.cli.options import check_output
 
     file = check_output(out, ".png", force or num > 1)
     if num == 1:
@@ -273,7 +284,7 @@ def controlled(pipe: Any, controls: Sequence["Control | OwnPipelineControl"]) ->
 
 def save(file: Path, image: "Image.Image", settings: Mapping[str, Any], force: bool) -> None:
     """Write the image with its settings, and print where: next to a file that was written meanwhile."""
-    from nexus_adapters.cli.files import save_png
+    from nexus_adapters.cli.options import save_png
 
     if file.exists() and not force:
         file = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")

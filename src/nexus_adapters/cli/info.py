@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from nexus_adapters.cli.checks import ADAPTER_HELP
+from nexus_adapters.cli.options import ADAPTER_HELP
 
 if TYPE_CHECKING:
     from nexus_adapters.adapter.saved import Saved
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what it is, its parameters, the base it fits, and the hash of the weights."""
     from nexus_adapters.adapter.saved import find_saved
-    from nexus_adapters.adapter.stored import check_hash
+    from nexus_adapters.adapter.weights import check_hash
 
     saved = find_saved(args.path, args.condition)
     stored = check_hash(saved.files) if saved.tensors else None
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _described(saved: "Saved") -> dict[str, str]:
     """What its method says of it."""
-    from nexus_adapters.adapter.bases import describe_adapter
+    from nexus_adapters.adapter.arguments import describe_adapter
     from nexus_adapters.adapter.saved import check_nexus
 
     # The same as by its method, without the seconds that importing all of them takes.

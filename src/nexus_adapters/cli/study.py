@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
 
     with library_logs_as_warnings():
         try:
-            from nexus_adapters.evaluation.study.cells import described, run_study
-            from nexus_adapters.evaluation.study.plan import Study
-            from nexus_adapters.evaluation.study.report import write_study
+            from nexus_adapters.study.cells import described, run_study
+            from nexus_adapters.study.plan import Study
+            from nexus_adapters.study.report import write_study
         except ImportError as error:
             raise InvalidArgument(
                 "study",
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 f"one without {error.name}",
                 "Run pip install 'nexus-adapters[eval]'",
             ) from error
-        from nexus_adapters.training.signals import Stopped
+        from nexus_adapters.training.loop import Stopped
 
         study = Study(Path(args.plan))
         is_drawn = args.pictures == 0 or study.views() != ()

@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     with library_logs_as_warnings():
+        from nexus_adapters.training.loop import Stopped
         from nexus_adapters.training.run import dry_run, train_adapter
-        from nexus_adapters.training.signals import Stopped
 
         if args.dry_run:
             print(dry_run(config))

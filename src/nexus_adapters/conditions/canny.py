@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.conditions.images import to_rgb
 from nexus_adapters.errors import InvalidArgument
 
 _LOW, _HIGH = 100, 200

@@ -10,8 +10,13 @@ import numpy as np
 from jaxtyping import Float, UInt16
 from PIL import Image
 
-from nexus_adapters.conditions.learned import LearnedModel, in_batches_of_a_size, load_model, names_the_model
-from nexus_adapters.conditions.rgb import to_rgb
+from nexus_adapters.conditions.images import to_rgb
+from nexus_adapters.conditions.transformers_models import (
+    LearnedModel,
+    in_batches_of_a_size,
+    load_model,
+    names_the_model,
+)
 from nexus_adapters.errors import InvalidArgument
 
 DEFAULT_DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"  # Apache-2.0, 24.8M parameters, 99 MB

@@ -1,15 +1,72 @@
-"""One sample as training reads it: image and structure map at the size that geometry gives."""
+"""Samples as training reads them: image and structure map at the size that geometry gives, by number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
 from nexus_adapters.conditions import EXTRACTORS, extract
-from nexus_adapters.data.geometry import Geometry, aspect_ratio
+from nexus_adapters.data.crop import Geometry, aspect_ratio
 from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.files import append_json_lines, read_json_lines
+
+_KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
+
+
+class KnownHashes:
+    """What samples' content hashes were, by `Source.stamp`, in a file that several processes may add to.
+
+    A sample without a stamp is hashed every time. A file that is damaged, or missing, costs time alone.
+
+    Args:
+        file: JSON lines; its folder is made where it is missing.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._known = dict(_pairs(file))
+        self._new: dict[str, str] = {}
+
+    def content_hash(self, source: Source, index: int) -> str:
+        """The hash of a sample's content: the known one, or computed. BadSample where it cannot be read."""
+        stamp = source.stamp(index)
+        if stamp is None:
+            return source.content_hash(index)
+        name = hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        if name not in self._known:
+            self._known[name] = self._new[name] = source.content_hash(index)
+            if len(self._new) >= _KEPT_EVERY:
+                self.keep()
+        return self._known[name]
+
+    @contextmanager
+    def kept(self) -> Iterator[KnownHashes]:
+        """Keep what is computed inside, also where an error ends it."""
+        try:
+            yield self
+        finally:
+            self.keep()
+
+    def keep(self) -> None:
+        """Append what is new to the file. OSError where the disk is full."""
+        if not self._new:
+            return
+        append_json_lines(self.file, self._new.items())
+        self._new = {}
+
+
+def _pairs(file: Path) -> Iterator[tuple[str, str]]:
+    for pair in read_json_lines(file, list):
+        name, content_hash = pair if len(pair) == 2 else (None, None)
+        if isinstance(name, str) and isinstance(content_hash, str) and len(content_hash) == 64:
+            yield name, content_hash
+
 
 _MAX_ASPECT_RATIO = 1.01
 
@@ -86,3 +143,38 @@ def _check_aspects(image: tuple[int, int], condition: tuple[int, int], key: str)
         f"condition: expected the aspect of the image, {image[0]}x{image[1]}, got "
         f"{condition[0]}x{condition[1]} in '{key}'"
     )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a source's samples are fitted.
+
+    Attributes:
+        source: the samples.
+        geometry: what sizes they are fitted to.
+        extractor: what draws the structure maps that the source has not.
+        options: of the extractor.
+    """
+
+    source: Source
+    geometry: Geometry
+    extractor: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def fit(self, index: int) -> FittedSample:
+        """The sample; BadSample where it cannot be read."""
+        return fit_sample(self.source, index, self.geometry, self.extractor, self.options)
+
+    def target(self, index: int) -> tuple[int, int]:
+        """(width, height) that the sample is fitted to; BadSample where its size cannot be read."""
+        return self.geometry.target(self.source.size(index))
+
+    def content_hash(self, index: int, known: KnownHashes) -> str:
+        """SHA-256 over all that `fit` makes the sample of; BadSample where it cannot be read."""
+        made_of = [
+            known.content_hash(self.source, index),
+            repr(self.geometry),
+            self.extractor,
+            sorted(self.options.items()),
+        ]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()

@@ -1,16 +1,118 @@
-"""Samples in the order of the steps, read ahead by other processes where asked for."""
+"""Samples in the order of the steps, a pure function of (seed, step); other processes may read ahead."""
 
 from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
-from nexus_adapters.data.order import SampleOrder
+from nexus_adapters.errors import InvalidArgument
+
+_BATCHES = 0  # the first word of the key that batches are shuffled by; buckets' own are 1, 2, ...
+
+
+class SampleOrder:
+    """Every optimizer step's samples, all of one bucket, so that they share a shape.
+
+    A bucket's samples are shuffled anew in every epoch and read as one endless row; each `global_batch_size`
+    of them, counted over all epochs, are a batch, which belongs to the epoch in which it becomes complete.
+    An epoch's batches are shuffled across buckets. So every sample is read equally often, and none is
+    dropped.
+
+    Args:
+        buckets: index of each sample in the data set -> something to tell its bucket by.
+        global_batch_size: samples an optimizer step, over all processes and accumulated parts.
+        seed: of the run.
+        groups: index -> something to tell samples by that are to be read close together, such as those of a
+            shard: groups are shuffled, and the samples within each. None to shuffle all of a bucket.
+
+    Raises:
+        InvalidArgument: where a batch is larger than the data set.
+    """
+
+    def __init__(
+        self,
+        buckets: Mapping[int, Hashable],
+        global_batch_size: int,
+        seed: int,
+        groups: Mapping[int, Hashable] | None = None,
+    ) -> None:
+        if global_batch_size > len(buckets):
+            raise InvalidArgument(
+                "training.batch_size",
+                f"at most {len(buckets)} samples per optimizer step, the size of the data set",
+                global_batch_size,
+            )
+        members: dict[Hashable, list[int]] = defaultdict(list)
+        for index, bucket in buckets.items():
+            members[bucket].append(index)
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.groups = groups
+        self._members = [np.array(indices) for indices in members.values()]  # in order of first appearance
+        self._shuffled = lru_cache(maxsize=8 + 2 * len(self._members))(self._shuffle_bucket)
+        self._epoch_batches = lru_cache(maxsize=2)(self._shuffle_epoch)
+
+    def at(self, step: int) -> Int[np.ndarray, " global_batch"]:
+        """The indices of the samples of the optimizer step that follows `step` finished ones."""
+        epoch = self.epoch_of(step)
+        bucket, batch = self._epoch_batches(epoch)[step - self._batches_before(epoch)]
+        positions = np.arange(batch * self.global_batch_size, (batch + 1) * self.global_batch_size)
+        count = len(self._members[bucket])
+        epochs, places = np.divmod(positions, count)
+        rows = {int(e): self._shuffled(bucket, int(e)) for e in np.unique(epochs)}
+        return np.array([rows[int(e)][place] for e, place in zip(epochs, places, strict=True)])
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0 on, that this step belongs to."""
+        low, high = 0, 1
+        while self._batches_before(high) <= step:
+            high *= 2
+        while high - low > 1:  # the batches before `low` are at most `step`, those before `high` more
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._batches_before(middle) <= step else (low, middle)
+        return low
+
+    def _batches_before(self, epoch: int) -> int:
+        return sum(epoch * len(indices) // self.global_batch_size for indices in self._members)
+
+    def _shuffle_epoch(self, epoch: int) -> list[tuple[int, int]]:
+        """The epoch's (bucket, batch of that bucket), shuffled."""
+        batches = [
+            (bucket, batch)
+            for bucket, indices in enumerate(self._members)
+            for batch in range(
+                epoch * len(indices) // self.global_batch_size,
+                (epoch + 1) * len(indices) // self.global_batch_size,
+            )
+        ]
+        return [batches[int(place)] for place in permutation(len(batches), (self.seed, _BATCHES, epoch))]
+
+    def _shuffle_bucket(self, bucket: int, epoch: int) -> Int[np.ndarray, " n"]:
+        indices = self._members[bucket]
+        shuffled: np.ndarray = indices[permutation(len(indices), (self.seed, 1 + bucket, epoch))]
+        if self.groups is None:
+            return shuffled
+        groups = self.groups
+        places: dict[Hashable, int] = {}  # groups in the order in which their first samples come up
+        for index in shuffled:
+            places.setdefault(groups[int(index)], len(places))
+        keys = [places[groups[int(index)]] for index in shuffled]
+        return shuffled[np.argsort(keys, kind="stable")]
+
+
+def permutation(count: int, key: tuple[int, ...]) -> Int[np.ndarray, " n"]:
+    """The numbers below `count`, shuffled by `key`: from raw bits, which NumPy never changes."""
+    bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(np.asarray(bits), kind="stable")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,120 @@
-"""Reading what `nexus prepare` has made."""
+"""The folder of a prepared set: what `nexus prepare` writes while it is made, and reading it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.data.prepare.folder import INDEX
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import replacing, write_json
+
+INDEX, SKIPPED, PREVIEW = "index.json", "skipped.jsonl", "preview.html"
+_UNFINISHED = ".unfinished"
+_SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class SetFolder:
+    """Paths below the set's folder. All that is not the set itself lies in `.unfinished` until it is done."""
+
+    path: Path
+
+    @property
+    def unfinished(self) -> Path:
+        """What only the making needs."""
+        return self.path / _UNFINISHED
+
+    @property
+    def settings(self) -> Path:
+        """What the set is made by."""
+        return self.unfinished / _SETTINGS
+
+    @property
+    def duplicates(self) -> Path:
+        """For each sample of the source, the earlier one whose near-duplicate it is, or -1."""
+        return self.unfinished / "near_duplicates.npy"
+
+    def shard(self, number: int) -> Path:
+        """The tar."""
+        return self.path / f"{number:05d}.tar"
+
+    def is_written(self, number: int) -> bool:
+        """Whether the shard is done."""
+        return self._record(number).exists()
+
+    def is_surveyed(self, number: int) -> bool:
+        """Whether the shard's images have been hashed."""
+        return self._hashes(number).exists()
+
+    def write_record(self, number: int, record: Mapping[str, Any]) -> None:
+        """Note that a shard is done. The tar must be in its place."""
+        write_json(self._record(number), record)
+
+    def records(self, shards: int) -> Iterator[dict[str, Any]]:
+        """What was noted, one shard after the other."""
+        for number in range(shards):
+            yield json.loads(self._record(number).read_text(encoding="utf-8"))
+
+    def write_hashes(self, number: int, hashes: Mapping[int, int], indices: range) -> None:
+        """Keep the hashes of a shard's images, by index; those that are left out anyway have none."""
+        rows = np.zeros(len(indices), [("hash", np.uint64), ("has_hash", np.bool_)])
+        for index, value in hashes.items():
+            rows[index - indices.start] = value, True
+        _write_array(self._hashes(number), rows)
+
+    def read_hashes(
+        self, shards: int, samples: int
+    ) -> tuple[UInt64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """All of them: the hashes, and which samples have one."""
+        hashes, has_hash, first = np.zeros(samples, np.uint64), np.zeros(samples, bool), 0
+        for number in range(shards):
+            rows = np.load(self._hashes(number))
+            hashes[first : first + len(rows)] = rows["hash"]
+            has_hash[first : first + len(rows)] = rows["has_hash"]
+            first += len(rows)
+        return hashes, has_hash
+
+    def write_duplicates(self, nearest: Int[np.ndarray, " n"]) -> None:
+        """Keep what `find_near_duplicates` found."""
+        _write_array(self.duplicates, nearest)
+
+    def read_duplicates(self) -> Int[np.ndarray, " n"]:
+        """Read them where they lie, without taking memory for all."""
+        return np.asarray(np.load(self.duplicates, mmap_mode="r"))
+
+    def publish(self, name: str, text: str) -> None:
+        """Put a text file into the set, whole or not at all."""
+        with replacing(self.path / name, self.unfinished) as stream:
+            stream.write(text.encode())
+
+    def clear(self) -> None:
+        """Delete what only the making needed."""
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def _record(self, number: int) -> Path:
+        return self.unfinished / f"{number:05d}.json"
+
+    def _hashes(self, number: int) -> Path:
+        return self.unfinished / f"{number:05d}.npy"
+
+
+def as_json(content: object) -> str:
+    """Text of a JSON file."""
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _write_array(file: Path, rows: np.ndarray) -> None:
+    with replacing(file) as stream:
+        np.save(stream, rows)
 
 
 def open_prepared(

@@ -1,11 +1,42 @@
-"""What a data set is to training: samples by index, each decoded when it is asked for."""
+"""What a data set is to training: samples by index, each decoded when it is asked for.
+
+Whatever goes wrong with a sample is a `BadSample` that says what.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-from PIL import Image
+from PIL import ExifTags, Image
+
+from nexus_adapters.conditions.images import Content, decode_image, open_image
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import file_sha256
+
+
+def no_column(argument: str, wanted: str, present: Iterable[object], where: str) -> InvalidArgument:
+    """The error that `wanted` is not among the columns that are there; it lists them, the nearest apart."""
+    names = [str(name) for name in present]
+    near = get_close_matches(wanted, names, n=1, cutoff=0.5)
+    hint = f"Did you mean '{near[0]}'?" if near else ""
+    there = ", ".join(names) or "none"
+    return InvalidArgument(argument, f"a column of {where} ({there})", f"'{wanted}'", hint)
+
+
+def as_captions(value: object) -> tuple[str, ...] | None:
+    """The captions of a string or of a list of strings, at least one; None for anything else."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and value and all(isinstance(caption, str) for caption in value):
+        return tuple(value)
+    return None
 
 
 class BadSample(ValueError):  # noqa: N818  # it is about a sample, and most often no program's fault
@@ -60,3 +91,96 @@ class Source(Protocol):
     def load(self, index: int) -> Sample:
         """Read and decode a sample. BadSample for what cannot be."""
         ...
+
+
+_TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+_PNG_SIGNATURE_BYTES = 8
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# The names of texts in which Pillow looks for an orientation.
+_PNG_TEXT_NAMES = (b"Raw profile type exif", b"XML:com.adobe.xmp", b"exif", b"xmp")
+
+
+def read_image(content: Content, argument: str, name: str) -> Image.Image:
+    """The image, upright RGB, by `decode_image` with its limits; transparent parts are laid on white.
+
+    Args:
+        content: a file, or what is in it.
+        argument: what errors call the part of the sample, such as "condition".
+        name: what errors call the content.
+    """
+    with _as_bad_sample(argument, name):
+        return decode_image(content, argument=argument, name=name)
+
+
+def read_size(content: Content, argument: str, name: str) -> tuple[int, int]:
+    """(width, height) of what `read_image` gives, from the header alone."""
+    with _as_bad_sample(argument, name), open_image(content, argument=argument, name=name) as image:
+        try:
+            return _upright_size(image)
+        except Exception as error:  # damaged EXIF data raise almost anything
+            raise BadSample(
+                f"{argument}: expected a readable image, got '{name}', which is corrupt ({error})"
+            ) from error
+
+
+def read_text(content: bytes | Path, argument: str, name: str) -> str:
+    """UTF-8 text, without white space around it."""
+    with _as_bad_sample(argument, name):
+        try:
+            text = content if isinstance(content, bytes) else content.read_bytes()
+            return text.decode("utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSample(f"{argument}: expected text in UTF-8, got '{name}' ({error})") from error
+
+
+def hash_sample(contents: Sequence[bytes | Path | None], captions: Sequence[str], name: str) -> str:
+    """SHA-256 over the bytes of image and condition, and over the captions."""
+    with _as_bad_sample("image", name):
+        digests = [None if content is None else _digest(content) for content in contents]
+    return hashlib.sha256(json.dumps([digests, list(captions)]).encode()).hexdigest()
+
+
+def _digest(content: bytes | Path) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    return file_sha256(content)
+
+
+@contextmanager
+def _as_bad_sample(argument: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except BadSample:
+        raise
+    except ValueError as error:  # of decode_image: it names the argument and what came
+        raise BadSample(str(error)) from error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadSample(f"{argument}: expected a readable file, got '{name}' ({reason})") from error
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    orientation = ExifTags.Base.Orientation
+    if image.format == "PNG" and _has_exif_at_the_end(image.fp):
+        image.load()  # rare, and the only way to it
+    width, height = image.size
+    if image.format == "TIFF" and orientation in image.tag_v2:
+        return width, height  # Pillow has turned it already
+    exif = Image.Image.getexif(image)  # not PngImageFile's own, which decodes the pixels first
+    return (height, width) if exif.get(orientation) in _TURNED else (width, height)
+
+
+def _has_exif_at_the_end(file: Any) -> bool:
+    """Whether a PNG may tell its orientation after its pixels, found by going from chunk to chunk."""
+    file.seek(_PNG_SIGNATURE_BYTES)
+    is_after_pixels = False
+    while len(header := file.read(8)) == 8:
+        length, kind, start = int.from_bytes(header[:4], "big"), header[4:], file.tell()
+        is_after_pixels |= kind == b"IDAT"
+        if is_after_pixels and kind in _PNG_TEXTS:
+            name = file.read(min(length, 80)).partition(b"\0")[0]
+            kind = b"eXIf" if name in _PNG_TEXT_NAMES else kind
+        if is_after_pixels and kind == b"eXIf":
+            return True
+        file.seek(start + length + 4)  # past the data and their checksum
+    return False

@@ -6,9 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.data.columns import as_captions, no_column
-from nexus_adapters.data.samples import BadSample, Sample
-from nexus_adapters.data.stored import hash_sample, read_image, read_size
+from nexus_adapters.data.samples import (
+    BadSample,
+    Sample,
+    as_captions,
+    hash_sample,
+    no_column,
+    read_image,
+    read_size,
+)
 from nexus_adapters.errors import InvalidArgument, one_line
 
 _TEXTS = ("string", "large_string", "string_view")

@@ -1,4 +1,4 @@
-"""What is in a tar and where, found by its headers once and kept."""
+"""What is in a tar and where, found once and kept; which members make a sample, as in WebDataset."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import io
 import json
 import tarfile
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+
+from nexus_adapters.data.samples import BadSample, as_captions, no_column, read_text
 from nexus_adapters.data.shards import Shard
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import write_json
@@ -111,3 +116,115 @@ def _write(file: Path, index: TarIndex) -> None:
         raise InvalidArgument(
             "index_folder", "a folder that can be written to", f"'{file.parent}' ({error.strerror})"
         ) from error
+
+
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_ABSENT = -1
+IMAGE, CONDITION, CAPTIONS = range(3)  # the parts of a sample
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The extensions of a sample's parts, each from the first dot of the file's name on.
+
+    Attributes:
+        image: the first one that is there counts.
+        condition: None where there are no structure maps.
+        captions: of a text, which is one caption, or of a JSON object.
+        caption_key: of the captions in the JSON object, a string or a list of strings; None for a text.
+    """
+
+    image: tuple[str, ...]
+    condition: str | None
+    captions: str
+    caption_key: str | None
+
+    @classmethod
+    def of(cls, image_column: str | None, condition_column: str | None, caption_column: str | None) -> Layout:
+        """The layout of these names, None for the usual ones: images of any kind, no map, "txt"."""
+        condition = None if condition_column is None else _extension(condition_column)
+        usual = tuple(extension for extension in _IMAGES if extension != condition)
+        images = usual if image_column is None else (_extension(image_column),)
+        captions, _, key = (caption_column or "txt").partition(":")
+        return cls(images, condition, _extension(captions), key or None)
+
+    def wanted(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+        """Part, argument and extensions of all that a sample has to have."""
+        yield IMAGE, "image_column", self.image
+        if self.condition is not None:
+            yield CONDITION, "condition_column", (self.condition,)
+        yield CAPTIONS, "caption_column", (self.captions,)
+
+    def read_captions(self, content: bytes, name: str) -> tuple[str, ...]:
+        """The captions in a member's bytes. BadSample."""
+        text = read_text(content, "captions", name)
+        if self.caption_key is None:
+            return (text,)
+        try:
+            captions = as_captions(json.loads(text)[self.caption_key])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            captions = None
+        if captions is None:
+            raise BadSample(
+                f"captions: expected a JSON object with a string or strings as '{self.caption_key}', "
+                f"got something else in '{name}'"
+            )
+        return captions
+
+
+@dataclass
+class TarSamples:
+    """The samples of one tar, in order: as compact as may be, since there can be millions.
+
+    Attributes:
+        stems: the members' names up to the first dot of the file's name.
+        places: offset and size of each part; -1 where it is missing.
+        extensions: all that there are, whether wanted or not.
+    """
+
+    stems: list[str]
+    places: Int[np.ndarray, "n 3 2"]
+    extensions: set[str] = field(default_factory=set)
+
+    def place(self, row: int, part: int) -> tuple[int, int] | None:
+        """Offset and size of a sample's part; None where it is missing."""
+        offset, size = self.places[row, part]
+        return None if offset == _ABSENT else (int(offset), int(size))
+
+
+def group_members(index: TarIndex, layout: Layout) -> TarSamples:
+    """Members of one stem are a sample. Of several of one name the last counts, as in unpacking.
+
+    Of a tar that ends early, the last sample is left out where a part of it is missing.
+    """
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, offset, size in index.members:
+        folder, slash, file = name.rpartition("/")
+        stem, dot, extension = file.partition(".")
+        if stem and dot:
+            groups.setdefault(folder + slash + stem, {})[extension.lower()] = offset, size
+    places = np.full((len(groups), 3, 2), _ABSENT, np.int64)
+    for row, group in enumerate(groups.values()):
+        for part, _, extensions in layout.wanted():
+            found = next((group[extension] for extension in extensions if extension in group), None)
+            if found is not None:
+                places[row, part] = found
+    stems = list(groups)
+    needed = [part for part, _, _ in layout.wanted()]
+    if stems and not index.is_whole and (places[-1, needed] == _ABSENT).any():
+        stems, places = stems[:-1], places[:-1]
+    return TarSamples(stems, places, {extension for group in groups.values() for extension in group})
+
+
+def check_columns(shards: list[TarSamples], layout: Layout) -> None:
+    """InvalidArgument where there are no samples, or no sample has a part that all have to have."""
+    if not any(samples.stems for samples in shards):
+        raise InvalidArgument("shards", "samples, such as 00012.jpg with 00012.txt", "tars without any")
+    present = sorted(set().union(*(samples.extensions for samples in shards)))
+    for part, argument, extensions in layout.wanted():
+        if all((samples.places[:, part] == _ABSENT).all() for samples in shards):
+            raise no_column(argument, extensions[0], present, "the tars, by extension")
+
+
+def _extension(column: str) -> str:
+    return column.lower().removeprefix(".")

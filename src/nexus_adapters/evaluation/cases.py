@@ -13,15 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from nexus_adapters.conditions import extract
-from nexus_adapters.data.fitting import Fitting
+from nexus_adapters.data.conditioned import Fitting
 from nexus_adapters.data.samples import BadSample
+from nexus_adapters.embedded.caption import caption
+from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
+from nexus_adapters.embedded.scene import SHAPES, Scene, Split
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.scenes import TestScene, load_test_scenes
-from nexus_adapters.scenes.caption import caption
-from nexus_adapters.scenes.scene import Scene, Split
-from nexus_adapters.scenes.vocabulary import SHAPES
-from nexus_adapters.training.sources import open_samples
+from nexus_adapters.training.recipe_samples import open_samples
 
 
 @dataclass(frozen=True)

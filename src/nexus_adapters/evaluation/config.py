@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
+from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.errors import expect
-from nexus_adapters.evaluation.methods import Sampling
-from nexus_adapters.scenes.maps import MAPS
+from nexus_adapters.evaluation.generation import Sampling
 from nexus_adapters.training.config import (
     SECTION,
     AtLeast0,

@@ -1,13 +1,64 @@
-"""What a result was made with: versions, and the machine."""
+"""What a result was made with: versions, the machine, and models with their hashes and precision."""
 
+from __future__ import annotations
+
+import hashlib
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nexus_adapters import __version__
+from nexus_adapters.bases.base import parts_sha256
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import folder_sha256
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What models compute in. `InvalidArgument` for float16 on a CPU, which lacks half of what is needed."""
+    if name == "float16" and device.type == "cpu":
+        raise InvalidArgument("dtype", "auto, float32 or bfloat16 on a CPU", "'float16'")
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return _DTYPES[name]
+
+
+def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 over what models compute by: weights and words, and their configs, a scheduler's too.
+
+    Args:
+        parts: modules, tokenizers, schedulers.
+        config: of what holds them, such as a pipeline.
+    """
+    configs = {"": _public(config or {})}
+    for name, part in parts.items():
+        own = getattr(part, "config", {})
+        configs[name] = _public(own.to_dict() if hasattr(own, "to_dict") else own)
+        configs[name]["class"] = type(part).__name__
+    told = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def source_sha256(name: str) -> str:
+    """Of a model that users name: SHA-256 over a folder's or file's content; the name itself for a Hub id."""
+    path = Path(name)
+    return folder_sha256(path) if path.exists() else hashlib.sha256(name.encode()).hexdigest()
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without where it was loaded from and by which version."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+    }
 
 
 def versions() -> dict[str, str]:

@@ -6,16 +6,38 @@ import csv
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
-from nexus_adapters.data.prepare.preview import as_data
-from nexus_adapters.evaluation.columns import head, in_order
-from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt
-from nexus_adapters.evaluation.outcome import REFERENCE, Evaluation, batches, result_json
+from nexus_adapters.evaluation.estimates import (
+    REFERENCE,
+    Estimate,
+    Evaluation,
+    Measured,
+    batches,
+    best_beyond_doubt,
+    result_json,
+)
 from nexus_adapters.evaluation.store import Store
 from nexus_adapters.files import write_text
+from nexus_adapters.metrics import METRICS, find_metric
+from nexus_adapters.prepare.preview import as_data
+
+_ARROWS = {"higher": " ↑", "lower": " ↓", "unknown": ""}
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Each once: those of `METRICS` in its order, then the others as they come."""
+    names = dict.fromkeys(metrics)
+    return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
+
+
+def head(metric: str) -> str:
+    """A metric's label, with an arrow that points to where it is better, as far as that is known."""
+    found = find_metric(metric)
+    return f"{found.label}{_ARROWS[found.better]}"
+
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold

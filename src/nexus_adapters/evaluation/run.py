@@ -21,21 +21,19 @@ from tqdm import tqdm
 
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.source import load_base, open_base
+from nexus_adapters.bases.loading import load_base, open_base
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
-from nexus_adapters.evaluation.loading import choose_dtype, model_sha256
-from nexus_adapters.evaluation.methods import draw_batch
-from nexus_adapters.evaluation.outcome import REFERENCE, Evaluation, batches, collect
-from nexus_adapters.evaluation.provenance import versions
+from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES, REFERENCE, Evaluation, batches, collect
+from nexus_adapters.evaluation.generation import draw_batch
+from nexus_adapters.evaluation.provenance import choose_dtype, model_sha256, versions
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
 from nexus_adapters.evaluation.store import Store, claim
 from nexus_adapters.files import cache_folder, locked
 from nexus_adapters.methods import GenerationSettings, load_saved, method_of
 from nexus_adapters.methods.method import unread_settings
-from nexus_adapters.training.processes import leave_together
+from nexus_adapters.training.distributed import leave_together
 
 BASE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")

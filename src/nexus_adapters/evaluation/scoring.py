@@ -14,22 +14,25 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from nexus_adapters import embedded
-from nexus_adapters.bases.source import EMBEDDED
+from nexus_adapters.bases.loading import EMBEDDED
 from nexus_adapters.conditions import EXTRACTORS, extract, find_extractor
 from nexus_adapters.conditions.extractor import Compare
-from nexus_adapters.conditions.palettes import PALETTES
+from nexus_adapters.conditions.segmentation import PALETTES
 from nexus_adapters.data.prepared_set import options_of
+from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.embedded.held_out import score_images
+from nexus_adapters.embedded.maps import BACKGROUND_COLOR, SHAPE_COLORS
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.loading import source_sha256
-from nexus_adapters.evaluation.provenance import versions
-from nexus_adapters.evaluation.scenes import score_images
+from nexus_adapters.evaluation.provenance import source_sha256, versions
 from nexus_adapters.metrics import METRICS, Generated, Metric
-from nexus_adapters.metrics.clip_score import clip_scores
-from nexus_adapters.metrics.vision_models import FeatureModel, TransformersFeatures, load_features
-from nexus_adapters.scenes.maps import BACKGROUND_COLOR, SHAPE_COLORS
+from nexus_adapters.metrics.learned_features import (
+    FeatureModel,
+    TransformersFeatures,
+    clip_scores,
+    load_features,
+)
 
 FEATURES = "features"  # next to the scores: a row an image, for distances between sets
 _EXACT = ("depth", "segmentation")  # of scenes, whose exact maps no extractor gives unless a judge is named

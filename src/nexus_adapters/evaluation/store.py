@@ -19,7 +19,7 @@ from PIL import Image
 
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import is_leftover, replacing, write_json
-from nexus_adapters.training.output import flat
+from nexus_adapters.training.run_folder import flat
 
 SETTINGS = "settings.json"
 

@@ -10,22 +10,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.branches import Branches, RunningPipeline, parse_branches
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.base import Base, Branches, RunningPipeline, parse_branches
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.cache import FeatureCache
-from nexus_adapters.injection.calls import Arguments, Call, CallGuard, hook_calls, parameter_names
+from nexus_adapters.injection.branches import call_layout, check_policy, plan_rows
+from nexus_adapters.injection.calling_pipeline import NO_PIPELINE, check_crop, is_running, running_pipeline
+from nexus_adapters.injection.compatibility import check_fit, check_pixels
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.control import Control
-from nexus_adapters.injection.features import check_call, compute_features
-from nexus_adapters.injection.fit import check_fit, check_pixels
+from nexus_adapters.injection.denoiser_hook import Arguments, Call, CallGuard, hook_calls, parameter_names
+from nexus_adapters.injection.features import FeatureCache, check_call, compute_features, scaled_rows
 from nexus_adapters.injection.places import FeaturePlaces, added
-from nexus_adapters.injection.residuals import scaled_rows
-from nexus_adapters.injection.rows import call_layout, check_policy, plan_rows
-from nexus_adapters.injection.running import NO_PIPELINE, check_crop, is_running, running_pipeline
-from nexus_adapters.injection.schedule import schedule_position, training_timesteps
-from nexus_adapters.injection.strength import Scale
+from nexus_adapters.injection.scales import Scale, schedule_position, training_timesteps
 
 
 def attach(

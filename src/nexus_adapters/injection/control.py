@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import check_noise_exponent
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.condition import ConditionLike, as_condition
-from nexus_adapters.injection.fit import traits
-from nexus_adapters.injection.mask import as_mask
-from nexus_adapters.injection.strength import Scale, check_level_scales, check_scale, check_window, scale_at
+from nexus_adapters.injection.compatibility import traits
+from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask
+from nexus_adapters.injection.scales import Scale, check_level_scales, check_scale, check_window, scale_at
 
 POLICIES = ("positive", "per_branch", "cond_only")
 

@@ -1,19 +1,187 @@
 """One control's features for one call of the denoiser."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.unet import KEYWORD
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.condition import fit_condition
+from nexus_adapters.injection.branches import RowPlan
+from nexus_adapters.injection.compatibility import match_places, pixels_per_latent, traits
+from nexus_adapters.injection.condition import fit_condition, mask_levels
 from nexus_adapters.injection.control import Control
-from nexus_adapters.injection.fit import match_places, pixels_per_latent, traits
-from nexus_adapters.injection.mask import mask_levels
-from nexus_adapters.injection.rows import RowPlan
+
+# Enough for pipelines that alternate between a few embeddings, or run a batch in slices.
+MAX_ENTRIES = 4
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often the tensor was written in place; None for inference tensors, which do not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What an adapter's weights were, to tell later whether they have changed.
+
+    Replaced tensors and writes in place (an optimizer's step, `load_state_dict`) are seen by identity and
+    version. Writes past the version counter (`parameter.data`, as when averaged weights are swapped in; any
+    write to an inference tensor) are seen in a sample of the values, one per output channel.
+    """
+
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int | None, ...]
+    sample: Tensor | None
+
+    @classmethod
+    def of(cls, adapter: nn.Module) -> Self:
+        """The adapter's weights as they are now."""
+        tensors = _tensors(adapter)
+        return cls(tensors, tuple(map(version_of, tensors)), _sample(tensors))
+
+    def hold(self, adapter: nn.Module, look_closely: bool) -> bool:
+        """Whether the weights are still these. `look_closely` compares values, and waits for the device."""
+        tensors = _tensors(adapter)
+        if len(tensors) != len(self.tensors) or any(
+            a is not b for a, b in zip(tensors, self.tensors, strict=True)
+        ):
+            return False
+        if tuple(map(version_of, tensors)) != self.versions:
+            return False
+        if not look_closely or self.sample is None:
+            return True
+        sample = _sample(tensors)
+        return sample is None or torch.equal(sample, self.sample)
+
+
+def _tensors(adapter: nn.Module) -> tuple[Tensor, ...]:
+    return tuple(chain(adapter.parameters(), adapter.buffers()))
+
+
+def _sample(tensors: tuple[Tensor, ...]) -> Tensor | None:
+    if not tensors or any(t.is_meta for t in tensors):  # offloaded: there is nothing to look at
+        return None
+    # On the CPU, since offloading moves the weights between calls.
+    return torch.cat([_first_of_each_channel(t.detach()).float() for t in tensors]).cpu()
+
+
+def _first_of_each_channel(tensor: Tensor) -> Tensor:
+    """A view, whatever the memory format."""
+    while tensor.ndim > 1:
+        tensor = tensor.select(-1, 0)
+    return tensor.reshape(-1)
+
+
+@dataclass
+class _Entry:
+    key: Hashable
+    text: Tensor  # a strong reference: the object's identity cannot be taken by another one
+    text_version: int | None
+    text_before: Tensor | None  # what an inference tensor said, whose writes do not count
+    weights: Weights
+    features: list[Tensor]
+
+
+class FeatureCache:
+    """Features by key and prompt embeddings: the same tensor object is a hit, else equal content."""
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque(maxlen=MAX_ENTRIES)
+
+    def find(self, key: Hashable, text: Tensor, adapter: nn.Module) -> list[Tensor] | None:
+        """The features kept for this key and text, or None; forgets all if the weights have changed."""
+        for entry in self._entries:
+            if entry.key != key or version_of(entry.text) != entry.text_version:
+                continue
+            same_object = entry.text is text
+            if entry.text_before is not None or not same_object:
+                kept = entry.text if entry.text_before is None else entry.text_before
+                if not _equal(kept, text):
+                    continue
+            # Another object is as a rule another generation, before which weights may well have changed.
+            # Within one, looking costs nothing on the CPU, but on an accelerator it would stall every step.
+            look_closely = not same_object or next(adapter.parameters(), text).device.type == "cpu"
+            if not entry.weights.hold(adapter, look_closely):
+                self._entries.clear()
+                return None
+            entry.text, entry.text_version, entry.text_before = text, version_of(text), _copy_if_needed(text)
+            return entry.features
+        return None
+
+    def keep(self, key: Hashable, text: Tensor, adapter: nn.Module, features: list[Tensor]) -> None:
+        """Keep features, in the place of the oldest where there are too many."""
+        kept = (version_of(text), _copy_if_needed(text), Weights.of(adapter), features)
+        self._entries.append(_Entry(key, text, *kept))
+
+    def clear(self) -> None:
+        """Forget all, and free their memory."""
+        self._entries.clear()
+
+
+def _copy_if_needed(text: Tensor) -> Tensor | None:
+    return text.clone() if text.is_inference() else None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def residuals(
+    features: Sequence[Tensor],
+    scale: float | int | Float[Tensor, " n"] = 1.0,
+    factors: Sequence[float] = (1.0,),
+    like: Tensor | None = None,
+) -> dict[str, list[Tensor]]:
+    """The UNet's keyword argument that adds these features: `unet(..., **residuals(features))`.
+
+    Args:
+        features: one (N, C, H, W) per place in the UNet, as an adapter returns them. They are not changed.
+        scale: one factor for all, or one per row, shape (N,).
+        factors: one per guidance branch; the N rows are laid out once for each, times that factor. With
+            (1, 1) both branches get the same features; with (0, 1) the first gets none.
+        like: a tensor (the latents) whose device and dtype the result takes.
+
+    Returns:
+        `{"down_intrablock_additional_residuals": [...]}`, a new list, since the UNet empties it; one
+        (N * len(factors), C, H, W) per feature.
+    """
+    return {KEYWORD: scaled_rows(features, scale, factors, like)}
+
+
+def scaled_rows(
+    features: Sequence[Tensor],
+    scale: float | int | Float[Tensor, " n"] = 1.0,
+    factors: Sequence[float] = (1.0,),
+    like: Tensor | None = None,
+) -> list[Tensor]:
+    """The features of all rows of a batch; arguments as `residuals`."""
+    return [_tiled(_scaled(feature, scale, like), factors) for feature in features]
+
+
+def _scaled(feature: Tensor, scale: float | int | Tensor, like: Tensor | None) -> Tensor:
+    if like is not None:
+        feature = feature.to(device=like.device, dtype=like.dtype)
+    if isinstance(scale, Tensor):
+        if scale.shape != feature.shape[:1]:
+            raise InvalidArgument("scale", f"shape ({len(feature)},)", f"shape {tuple(scale.shape)}")
+        return feature * scale.to(feature).reshape(-1, *[1] * (feature.ndim - 1))
+    return feature if scale == 1 else feature * scale
+
+
+def _tiled(feature: Tensor, factors: Sequence[float]) -> Tensor:
+    if tuple(factors) == (1.0,):
+        return feature
+    blocks = {f: feature if f == 1 else feature * f if f else torch.zeros_like(feature) for f in set(factors)}
+    return torch.cat([blocks[f] for f in factors])
 
 
 def compute_features(

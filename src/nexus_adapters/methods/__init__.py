@@ -2,12 +2,13 @@
 
 from importlib import import_module
 
-from nexus_adapters.methods.loading import load_adapter, load_saved
 from nexus_adapters.methods.method import AdapterOptions, Cost, GenerationSettings, Method
 from nexus_adapters.methods.registry import (
     METHODS,
     find_method,
     known_methods,
+    load_adapter,
+    load_saved,
     method_for,
     method_of,
     register_method,

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection import Control, attach
-from nexus_adapters.injection.fit import check_fit, check_pixels
-from nexus_adapters.injection.residuals import scaled_rows
+from nexus_adapters.injection.compatibility import check_fit, check_pixels
+from nexus_adapters.injection.features import scaled_rows
 from nexus_adapters.methods.method import (
     FEATURES,
     Cost,

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nexus_adapters.adapter.loaded import check_tensors
 from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.adapter.tensors import stored_tensors
+from nexus_adapters.adapter.weights import check_tensors
 from nexus_adapters.bases.base import Base
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect
@@ -259,7 +259,7 @@ def unread_settings(method: Method, settings: GenerationSettings) -> list[str]:
 
 def loaded_state(saved: Saved) -> dict[str, Tensor]:
     """The tensors of a saved adapter, in float32. `InvalidArgument` named "adapter" where loading fails."""
-    from nexus_adapters.methods.loading import load_saved  # which knows all methods
+    from nexus_adapters.methods.registry import load_saved  # which knows all methods
 
     return dict(load_saved(saved).state_dict())
 

@@ -14,18 +14,18 @@ from nexus_adapters.adapter.arguments import (
     ARGUMENTS,
     OPTIONAL_ARGUMENTS,
     VARIANTS,
+    base_geometry,
     check_noise_exponent,
+    describe_adapter,
     variant_arguments,
     variant_of,
 )
-from nexus_adapters.adapter.bases import describe_adapter
 from nexus_adapters.adapter.formats import build_adapter, import_adapter
-from nexus_adapters.adapter.geometry import base_geometry
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import Saved, check_nexus
 from nexus_adapters.adapter.tensors import tensor_names
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.source import BaseSource, open_base
+from nexus_adapters.bases.loading import BaseSource, open_base
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.methods.feature_method import FeatureMethod
 from nexus_adapters.methods.method import (

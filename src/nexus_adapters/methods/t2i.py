@@ -12,14 +12,13 @@ from diffusers.models.adapter import T2IAdapter
 from PIL import Image
 from torch import nn
 
-from nexus_adapters.adapter.arguments import check_noise_exponent
+from nexus_adapters.adapter.arguments import base_geometry, check_noise_exponent
 from nexus_adapters.adapter.formats import t2i_parts
-from nexus_adapters.adapter.geometry import base_geometry
-from nexus_adapters.adapter.loaded import check_tensors
 from nexus_adapters.adapter.saved import Saved, within
 from nexus_adapters.adapter.tensors import tensor_names
+from nexus_adapters.adapter.weights import check_tensors
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.methods.feature_method import FeatureMethod
 from nexus_adapters.methods.method import (

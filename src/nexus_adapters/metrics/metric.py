@@ -67,13 +67,13 @@ class Metric:
 
 
 def _frechet(features: Tensor, reference: Tensor) -> float:
-    from nexus_adapters.metrics.frechet import frechet_distance
+    from nexus_adapters.metrics.learned_features import frechet_distance
 
     return frechet_distance(features, reference)
 
 
 def _mmd(features: Tensor, reference: Tensor) -> float:
-    from nexus_adapters.metrics.mmd import mmd
+    from nexus_adapters.metrics.learned_features import mmd
 
     return mmd(features, reference)
 

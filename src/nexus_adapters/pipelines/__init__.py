@@ -1,6 +1,8 @@
 """Stock pipelines with a Nexus adapter as one of their parts."""
 
-from nexus_adapters.pipelines.stable_diffusion import StableDiffusionNexusPipeline
-from nexus_adapters.pipelines.stable_diffusion_xl import StableDiffusionXLNexusPipeline
+from nexus_adapters.pipelines.stable_diffusion import (
+    StableDiffusionNexusPipeline,
+    StableDiffusionXLNexusPipeline,
+)
 
 __all__ = ["StableDiffusionNexusPipeline", "StableDiffusionXLNexusPipeline"]

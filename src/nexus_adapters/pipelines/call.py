@@ -12,13 +12,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.bases.registry import base_of
+from nexus_adapters.bases.families import base_of
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.attach import attach
+from nexus_adapters.injection.compatibility import check_fit, check_pixels, traits
 from nexus_adapters.injection.condition import ConditionLike, as_condition, check_aspect, size_by_aspect
 from nexus_adapters.injection.control import Control
-from nexus_adapters.injection.fit import check_fit, check_pixels, traits
-from nexus_adapters.injection.strength import check_scale, check_window
+from nexus_adapters.injection.scales import check_scale, check_window
 
 F = TypeVar("F", bound=Callable[..., Any])
 

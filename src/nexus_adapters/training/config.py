@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from nexus_adapters.adapter.saved import find_saved
-from nexus_adapters.bases.source import BaseSource
+from nexus_adapters.bases.loading import BaseSource
 from nexus_adapters.data.prepared_set import is_prepared
 from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for

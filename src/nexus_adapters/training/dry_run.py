@@ -15,8 +15,8 @@ from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.methods.method import FEATURES, parameter_count
 from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.precision import choose_precision
-from nexus_adapters.training.schedule import learning_rate_at
 
 _GIB = 2**30
 _TOKENS = 77

@@ -6,10 +6,14 @@ stopped and continued takes the very steps of one that was not.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,11 +22,55 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
+from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.run_folder import Observer, RunFolder, memory_gib
-from nexus_adapters.training.schedule import learning_rate_at
-from nexus_adapters.training.signals import Stopped, StopRequest, stop_requests
-from nexus_adapters.training.state import TrainState
+
+
+class Stopped(Exception):  # noqa: N818  # not an error: the run was asked to
+    """The run was asked to stop and has saved. `exit_status` is what a shell expects: 130 or 143."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        self.exit_status = 128 + signal_number
+        self.step = step
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved")
+
+
+@dataclass
+class StopRequest:
+    """`signal_number` of the first signal that came; 0 for none."""
+
+    signal_number: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """While open, SIGINT and SIGTERM are noted and do nothing else; a second SIGINT acts at once.
+
+    A second SIGTERM does not: schedulers and launchers send it to a process more than once.
+
+    In a thread other than the main one, which cannot handle signals, none is ever noted.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request.signal_number == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal_number = request.signal_number or number
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 # Finished steps -> the losses of the parts of the next one; each is used up before the next is made.
 Losses = Callable[[int], Iterable[Tensor]]

@@ -1,15 +1,122 @@
-"""From options to an optimizer: AdamW, in 8 bits too, or Muon for all that it suits."""
+"""The optimizer: AdamW (also in 8 bits) or Muon for the matrices it suits; the learning rate by step.
+
+Muon is momentum whose matrices are made orthogonal before each step, so that no direction is left behind:
+Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024); the step's size as in "Muon
+is Scalable for LLM Training" (arXiv 2502.16982, section 2.2). `torch.optim.Muon` takes neither convolutions
+nor any arithmetic but bfloat16, which many CPUs only emulate.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import TrainingOptions
-from nexus_adapters.training.muon import Muon
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic iteration
+_ITERATIONS = 5
+_UPDATE_RMS = 0.2  # of a step, in learning rates: about AdamW's
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for `matrices`, AdamW for `others`; one learning rate and weight decay suit both.
+
+    `matrices`: weights of linear layers and of convolutions, (out, in, ...): all but the first are one axis.
+    Not for embeddings and a model's first and last layer, whose rows have sizes of their own.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        momentum: float = 0.95,
+    ) -> None:
+        groups = [
+            {"params": list(others), "orthogonal": False},
+            {"params": list(matrices), "orthogonal": True},
+        ]
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. The gradients of the matrices are used up: they are None afterwards."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                self._step_matrices(group)
+        super().step()
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.shape].append(parameter)
+        for parameters in by_shape.values():  # one batched product for all of a shape
+            steps = orthogonalize(torch.stack([self._momentum_of(each).flatten(1) for each in parameters]))
+            size = _UPDATE_RMS * max(steps.shape[-2:]) ** 0.5
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(step.view_as(parameter), alpha=group["lr"] * size)
+                parameter.grad = None
+
+    def _momentum_of(self, parameter: nn.Parameter) -> Tensor:
+        """Nesterov's: the gradient is mixed into the average, and once more into what is returned."""
+        gradient = parameter.grad
+        assert gradient is not None
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)  # AdamW wants one of every state that it loads
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        state["step"] += 1
+        average: Tensor = state["momentum_buffer"]
+        average.lerp_(gradient, 1 - self.momentum)
+        mixed: Tensor = gradient.lerp(average, self.momentum)
+        return mixed
+
+
+def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
+    """About U V^T of each matrix U S V^T: its singular values come between 0.7 and 1.2."""
+    a, b, c = _COEFFICIENTS
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    wide: Tensor = matrices.mT if is_tall else matrices
+    x: Tensor = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+def learning_rate_at(options: TrainingOptions, step: int) -> float:
+    """The rate of the optimizer step that follows `step` finished ones.
+
+    It rises over `warmup_steps` to `learning_rate`, and then stays, or falls to zero at `max_train_steps`:
+    along a line, or along half a cosine.
+    """
+    peak = options.learning_rate * min(1.0, (step + 1) / (options.warmup_steps + 1))
+    if options.schedule == "constant":
+        return peak
+    rest = max(1, options.max_train_steps - options.warmup_steps)
+    progress = min(1.0, max(0, step - options.warmup_steps) / rest)
+    if options.schedule == "linear":
+        return peak * (1 - progress)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 _ENDS = ("conv_in", "conv_out")  # as diffusers names a model's first and last layer
 

@@ -17,40 +17,39 @@ from torch import Tensor, nn
 from nexus_adapters import files
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.source import load_denoiser, load_encoders, open_base
-from nexus_adapters.data.cache import TensorCache
-from nexus_adapters.data.fitting import Fitting
-from nexus_adapters.data.order import SampleOrder
+from nexus_adapters.bases.loading import load_denoiser, load_encoders, open_base
+from nexus_adapters.data.conditioned import Fitting
+from nexus_adapters.data.feed import SampleOrder
+from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
+from nexus_adapters.training.batches import Material, gather_material, order_samples
+from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.cuda_graphs import GraphedDenoiser, has_graphs
+from nexus_adapters.training.distributed import (
+    check_shared,
+    leave_together,
+    open_accelerator,
+    told_to_trackers,
+)
 from nexus_adapters.training.dry_run import describe
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
-from nexus_adapters.training.graphs import GraphedDenoiser, has_graphs
 from nexus_adapters.training.loop import train
-from nexus_adapters.training.material import Material, gather_material, order_samples
-from nexus_adapters.training.objective import Objective
+from nexus_adapters.training.loss import Objective
 from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
-from nexus_adapters.training.output import (
+from nexus_adapters.training.precision import choose_precision
+from nexus_adapters.training.recipe_samples import Split, open_samples
+from nexus_adapters.training.run_folder import (
     ADAPTER,
     check_output,
     finished_steps,
     identity,
     write_config,
 )
-from nexus_adapters.training.pictures import draw_pictures, held_out_pictures, structure_score
-from nexus_adapters.training.precision import choose_precision
-from nexus_adapters.training.processes import (
-    check_shared,
-    leave_together,
-    open_accelerator,
-    told_to_trackers,
-)
-from nexus_adapters.training.samples import Split
-from nexus_adapters.training.sources import open_samples
-from nexus_adapters.training.state import TrainState
 from nexus_adapters.training.validation import Validation
+from nexus_adapters.training.validation_images import draw_pictures, held_out_pictures, structure_score
 
 # Arguments of bases and methods -> keys of a recipe.
 _KEYS = {

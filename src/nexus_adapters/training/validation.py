@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.files import replacing
-from nexus_adapters.training.processes import show_to_trackers
+from nexus_adapters.training.distributed import show_to_trackers
 
 BINS = 10
 _FONT_SIZE = 10  # of the prompts on a sheet, pixels

@@ -1,0 +1,265 @@
+"""The extractors by name: the package's own, those that users register, and those of installed packages.
+
+A package adds one in its pyproject.toml, under a name of its own:
+
+    [project.entry-points."nexus_adapters.conditions"]
+    lineart = "my_package.lines:LINEART"
+
+where LINEART is an `Extractor`, or a callable that takes a PIL image and options by keyword, and returns PIL
+RGB of the same size. The maps of a plain callable have no structure score; an `Extractor` says by `compare`
+how two of its maps are compared.
+
+Of controlnet-aux, maps of lines are compared as edges and normal maps by their angles. `openpose` has no
+structure score: its maps are drawn skeletons, and without the key points behind them nothing says which joint
+is whose, so that no comparison of pixels measures a pose.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, overload
+
+from PIL import Image
+
+from nexus_adapters.conditions.canny import canny
+from nexus_adapters.conditions.depth import DEFAULT_DEPTH_MODEL, depth, depths
+from nexus_adapters.conditions.extractor import (
+    Extractor,
+    brightness_agreement,
+    compare_depths,
+    compare_labels,
+    compare_normals,
+    compare_sketches,
+    normals_agreement,
+)
+from nexus_adapters.conditions.images import to_rgb
+from nexus_adapters.conditions.segmentation import DEFAULT_SEGMENTATION_MODEL, segmentation, segmentations
+from nexus_adapters.conditions.sketch import sketch
+from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.registry import IMPORT_HINT
+
+BUILT_IN: dict[str, Extractor] = {
+    extractor.name: extractor
+    for extractor in (
+        Extractor("canny", canny, "edges by OpenCV's Canny; options low, high, auto", lines=True),
+        Extractor(
+            "depth",
+            depth,
+            "how near each pixel is, by a model; options model, predicts, device",
+            lines=False,
+            needs=(f"the model {DEFAULT_DEPTH_MODEL}, 99 MB, unless another is named",),
+            draw_many=depths,
+            model=DEFAULT_DEPTH_MODEL,
+            compare=compare_depths,
+            agreement=brightness_agreement,
+        ),
+        Extractor(
+            "segmentation",
+            segmentation,
+            "a color for each class, by a model; options model, palette, device",
+            lines=False,
+            needs=(f"the model {DEFAULT_SEGMENTATION_MODEL}, 241 MB, unless another is named",),
+            draw_many=segmentations,
+            labels=True,
+            model=DEFAULT_SEGMENTATION_MODEL,
+            compare=compare_labels,
+            agreement=brightness_agreement,
+        ),
+        Extractor(
+            "sketch",
+            sketch,
+            "lines by a difference of Gaussians; options sigma, threshold, coherence, model",
+            lines=True,
+            compare=compare_sketches,
+        ),
+    )
+}
+
+
+GROUP = "nexus_adapters.conditions"
+
+_AUX = "controlnet_aux"
+_AUX_WEIGHTS = "lllyasviel/Annotators"
+# Name -> class of the package, and what its maps are.
+_AUX_DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hed": ("HEDdetector", {"lines": True}),
+    "pidinet": ("PidiNetDetector", {"lines": True}),
+    "lineart": ("LineartDetector", {"lines": True}),
+    "mlsd": ("MLSDdetector", {"lines": True}),
+    "normal": (
+        "NormalBaeDetector",
+        {"lines": False, "compare": compare_normals, "agreement": normals_agreement},
+    ),
+    "openpose": ("OpenposeDetector", {"lines": False}),
+}
+
+
+def plugin_names() -> list[str]:
+    """The names of all that there are, without loading any."""
+    names = {point.name for point in entry_points(group=GROUP)}
+    return sorted(names | (set(_AUX_DETECTORS) if _has_aux() else set()))
+
+
+def load_plugin(name: str) -> Extractor:
+    """Load one of `plugin_names`; an entry point takes precedence over controlnet-aux.
+
+    Raises:
+        KeyError: for another name.
+        InvalidArgument: for one that cannot be loaded, is no extractor, or that two packages provide.
+    """
+    points = list(entry_points(group=GROUP, name=name))
+    if len({point.value for point in points}) > 1:
+        shown = ", ".join(sorted(point.value for point in points))
+        raise InvalidArgument("name", f"one installed package with an extractor '{name}'", shown)
+    if points:
+        return _from_entry_point(points[0])
+    if name in _AUX_DETECTORS and _has_aux():
+        return _from_aux(name)
+    raise KeyError(name)
+
+
+def _from_entry_point(point: EntryPoint) -> Extractor:
+    expected = f"an Extractor or a callable as '{point.name}'"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package does when it is imported
+        received = f"{point.value}, which cannot be loaded ({error})"
+        raise InvalidArgument("name", expected, received) from error
+    if isinstance(found, Extractor):
+        return found
+    if not callable(found):
+        raise InvalidArgument("name", expected, f"{point.value} of type {type(found).__name__}")
+    summary = ((found.__doc__ or "").strip() or point.value).splitlines()[0]
+    return Extractor(point.name, found, summary, lines=False, needs=(point.value.partition(":")[0],))
+
+
+def _has_aux() -> bool:
+    return importlib.util.find_spec(_AUX) is not None
+
+
+def _from_aux(name: str) -> Extractor:
+    def draw(image: Image.Image, model: str = _AUX_WEIGHTS) -> Image.Image:
+        color = to_rgb(image)
+        # Its sides are multiples of 64 in between.
+        drawn = _aux_detector(name, model)(
+            color, detect_resolution=min(color.size), image_resolution=min(color.size), output_type="pil"
+        )
+        return to_rgb(drawn).resize(color.size, Image.Resampling.BILINEAR)
+
+    class_name, facts = _AUX_DETECTORS[name]
+    needs = ("controlnet-aux",)
+    return Extractor(name, draw, f"controlnet-aux's {class_name}", needs=needs, model=_AUX_WEIGHTS, **facts)
+
+
+@lru_cache(maxsize=4)
+def _aux_detector(name: str, model: str) -> Any:
+    try:
+        kind = getattr(importlib.import_module(_AUX), _AUX_DETECTORS[name][0])
+        return kind.from_pretrained(model)
+    except Exception as error:
+        reason = one_line(error)
+        expected = f"weights that controlnet-aux's {name} loads"
+        raise InvalidArgument("model", expected, f"'{model}' ({reason})") from error
+
+
+_registered: dict[str, Extractor] = {}
+
+
+class _Extractors(Mapping[str, Extractor]):
+    """Name -> extractor. Those of other packages are found when they are asked for, and loaded only then."""
+
+    def __getitem__(self, name: str) -> Extractor:
+        here = BUILT_IN | _registered
+        return here[name] if name in here else load_plugin(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in BUILT_IN or name in _registered or name in plugin_names()
+
+    def __iter__(self) -> Iterator[str]:
+        here = BUILT_IN | _registered
+        yield from here
+        yield from (name for name in plugin_names() if name not in here)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+EXTRACTORS: Mapping[str, Extractor] = _Extractors()
+
+
+def register_condition(extractor: Extractor) -> Extractor:
+    """Add an extractor under its name, which `extract`, recipes and commands then know.
+
+    It takes precedence over those of installed packages. It replaces one of the same name whose `draw` is
+    defined in the same place, so that a notebook's cell can run again.
+
+    Returns:
+        `extractor`.
+
+    Raises:
+        InvalidArgument: for an object that is no `Extractor`, or a name that another one has.
+    """
+    if not isinstance(extractor, Extractor):
+        raise InvalidArgument("extractor", "an Extractor", type(extractor).__name__)
+    name = extractor.name
+    taken = (_registered | BUILT_IN).get(name)
+    if (
+        taken is not None
+        and taken != extractor
+        and (name in BUILT_IN or not _defined_alike(taken, extractor))
+    ):
+        raise InvalidArgument(
+            "extractor", "a name that is not taken", repr(name), "Register it under another name"
+        )
+    if taken is None or name in _registered:
+        _registered[name] = extractor
+    return extractor
+
+
+def _defined_alike(first: Extractor, second: Extractor) -> bool:
+    """Whether both draw by functions from one place in one module; lambdas have no place of their own."""
+    places = [
+        (getattr(each.draw, "__module__", ""), getattr(each.draw, "__qualname__", "<lambda>"))
+        for each in (first, second)
+    ]
+    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
+
+
+@overload
+def extract(name: str, image: Image.Image, **options: object) -> Image.Image: ...
+@overload
+def extract(name: str, image: Sequence[Image.Image], **options: object) -> list[Image.Image]: ...
+def extract(
+    name: str, image: Image.Image | Sequence[Image.Image], **options: object
+) -> Image.Image | list[Image.Image]:
+    """Extract the structure map of `image`.
+
+    Args:
+        name: of an extractor in `EXTRACTORS`, such as "canny".
+        image: a PIL image, or a list of them. Pixels are taken as they lie; `load_image` has already turned
+            them upright.
+        options: the extractor's own, such as canny's `low` and `high`.
+
+    Returns:
+        PIL RGB, same size as `image`; a list for a list.
+
+    Raises:
+        InvalidArgument: for an unknown name or option, an object that is not a PIL image, and whatever else
+            the extractor refuses.
+    """
+    extractor = find_extractor(name)
+    if isinstance(image, Sequence):
+        return extractor.draw_all(image, options)
+    (condition,) = extractor.draw_all([image], options)
+    return condition
+
+
+def find_extractor(name: str) -> Extractor:
+    """Look up an extractor; an InvalidArgument lists the known names."""
+    if str(name) not in EXTRACTORS:  # str: an object without a hash gets the same error
+        raise InvalidArgument("name", f"one of {', '.join(sorted(EXTRACTORS))}", repr(name), IMPORT_HINT)
+    return EXTRACTORS[name]

@@ -1,0 +1,135 @@
+"""Images by every method, each in the pipeline that users would take for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nexus_adapters.bases.families import base_of
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.embedded.held_out import TestScene, initial_latents, row_generator
+from nexus_adapters.methods import GenerationSettings, method_of
+
+Images = list[UInt8[np.ndarray, "h w 3"]]
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """What a picture is drawn from."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def condition(self) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn. `guidance_scale` of 1 is no guidance."""
+
+    steps: int = 20
+    guidance_scale: float = BUNDLED["embedded"].guidance_scale
+    seed: int = 0
+    batch_size: int = 50
+
+
+def generate(
+    base: Any,
+    adapter: nn.Module | Any,
+    scenes: Sequence[Prompted],
+    sampling: Sampling,
+    settings: GenerationSettings | None = None,
+    show_progress: bool = True,
+) -> Images:
+    """One image a scene, from the scene's prompt and condition; each method starts from the same noise.
+
+    Args:
+        base: a stock pipeline.
+        adapter: of any registered method; None for the base alone.
+        scenes: what to generate.
+        sampling: how.
+        settings: of the control. Its `adapter_prompts` are one for each scene.
+        show_progress: by batch.
+    """
+    images: Images = []
+    settings = settings or GenerationSettings()
+    for first in tqdm(range(0, len(scenes), sampling.batch_size), unit="batch", disable=not show_progress):
+        part = slice(first, first + sampling.batch_size)
+        swapped = settings.adapter_prompts
+        own = replace(settings, adapter_prompts=None if swapped is None else swapped[part])
+        images += draw_batch(base, adapter, scenes[part], first, sampling, own)
+    return images
+
+
+def draw_batch(
+    base: Any,
+    adapter: nn.Module | Any,
+    cases: Sequence[Prompted],
+    first: int,
+    sampling: Sampling,
+    settings: GenerationSettings,
+) -> Images:
+    """The images of cases whose conditions are of one size, generated together.
+
+    `first`: the place of the first one among all cases, which decides their noise. Others as in `generate`.
+    """
+    conditions = [case.condition for case in cases]
+    known, denoiser = base_of(base)
+    dtype = next(denoiser.parameters()).dtype
+    shape = _latent_shape(known.latent_channels, known.pixels_per_latent, conditions[0])
+    arguments: dict[str, Any] = {
+        "prompt": [case.prompt for case in cases],
+        "latents": initial_latents(len(cases), shape, sampling.seed, first).to(base.device, dtype),
+        "height": conditions[0].height,
+        "width": conditions[0].width,
+        # What a sampler draws on the way, as ancestral ones do, follows from the same.
+        "generator": [row_generator(sampling.seed, first + row) for row in range(len(cases))],
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "output_type": "np",
+    }
+    base.set_progress_bar_config(disable=True)
+    control: Any = nullcontext(base)
+    if adapter is not None:
+        control = method_of(adapter).drawing(base, adapter, conditions, settings)
+    with control as called:
+        output: Float[np.ndarray, "b h w 3"] = np.asarray(called(**arguments).images)
+    return list(np.rint(output * 255).astype(np.uint8))
+
+
+def _latent_shape(channels: int, factor: int, condition: Image.Image) -> tuple[int, int, int]:
+    return channels, condition.height // factor, condition.width // factor
+
+
+def reconstruct(vae: Any, scenes: Sequence[TestScene], batch_size: int = 50) -> Images:
+    """An `AutoencoderKL`'s reconstructions: what no method can exceed in structure."""
+    images: Images = []
+    for first in range(0, len(scenes), batch_size):
+        images += decode(vae, encode(vae, scenes[first : first + batch_size]))
+    return images
+
+
+@torch.no_grad()
+def encode(vae: Any, scenes: Sequence[TestScene]) -> Float[Tensor, "b c y x"]:
+    """The scenes' most likely latents, as the autoencoder gives them: not scaled."""
+    originals = np.stack([scene.rendering.image for scene in scenes])
+    pixels = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents: Tensor = vae.encode(pixels).latent_dist.mode()
+    return latents
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Float[Tensor, "b c y x"]) -> Images:
+    """The images of latents that are not scaled."""
+    output = vae.decode(latents).sample
+    return list(((output.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())

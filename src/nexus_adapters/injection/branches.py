@@ -1,0 +1,108 @@
+"""Which row of the denoiser's batch reads which condition and which text.
+
+A pipeline hands its denoiser R rows: g guidance branches, one behind the other, of R/g images each, in which
+the images of one prompt lie next to each other. How many branches and in which order differs between
+pipelines; some call the denoiser once for each branch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from nexus_adapters.bases.base import Base, Branches, CallLayout, RunningPipeline
+from nexus_adapters.errors import InvalidArgument
+
+
+def call_layout(
+    base: Base, running: RunningPipeline, policy: str, text: Tensor, declared: Branches | None = None
+) -> CallLayout:
+    """The layout of the call that the running pipeline is making now with these prompt embeddings.
+
+    `declared`: the branches, where the user declared them. `InvalidArgument` as `check_policy`.
+    """
+    if declared is not None:
+        return CallLayout(text, declared)
+    layout = base.layout_of(running, text)
+    if layout is None and policy != "per_branch":
+        raise _unknown_layout(running.pipe, policy)
+    return layout or CallLayout(text, None)
+
+
+def check_policy(base: Base, pipe: Any, policy: str, declared: Branches | None = None) -> None:
+    """`InvalidArgument` where the policy needs a layout, and the pipeline is unknown or there is none."""
+    if policy != "per_branch" and declared is None and not base.knows(pipe):
+        raise _unknown_layout(pipe, policy)
+
+
+def _unknown_layout(pipe: Any, policy: str) -> InvalidArgument:
+    shown = "a call without a pipeline" if pipe is None else f"a {type(pipe).__name__}"
+    return InvalidArgument(
+        "policy",
+        f'"per_branch" for {shown}, whose guidance branches are not known',
+        f'"{policy}"',
+        'Or say what they are: attach(..., branches=("negative", "positive")). Pipelines that denoise tiles '
+        "do not work either way: each tile would get the whole map",
+    )
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How a call's rows are computed.
+
+    The adapter runs on the rows `first` to `first + count` of the text, with each condition repeated `repeat`
+    times in place, and the whole then `tile` times. Its features, those rows of them that `kept` says where
+    that is not None, are laid out once per entry of `factors`.
+    """
+
+    first: int
+    count: int
+    repeat: int
+    tile: int
+    factors: tuple[float, ...]
+    kept: slice | None = None
+
+    @property
+    def computed(self) -> tuple[int, int, int, int]:
+        """What the adapter's features depend on."""
+        return self.first, self.count, self.repeat, self.tile
+
+
+def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
+    """The plan for a call with `conditions` conditions; `InvalidArgument` if they do not divide."""
+    rows, branches, called = len(layout.text), layout.branches, layout.called
+    kept = None
+    if called is not None and branches is not None:
+        images = rows // len(branches)
+        kept = slice(called * images, (called + 1) * images)
+    if branches is None or (policy == "per_branch" and conditions == 1):
+        if conditions not in (1, rows):
+            raise InvalidArgument(
+                "condition",
+                f"1 or {rows} maps, one for each row of the batch, since the layout of the rows is not known",
+                conditions,
+            )
+        return RowPlan(0, rows, rows // conditions, 1, (1.0,), kept)
+    if rows % len(branches):
+        raise InvalidArgument(
+            "encoder_hidden_states",
+            f"a multiple of {len(branches)} rows, the pipeline's guidance branches",
+            rows,
+            'Where a pipeline runs its branches apart, use policy="per_branch"',
+        )
+    images = rows // len(branches)
+    if images % conditions:
+        raise InvalidArgument(
+            "condition",
+            f"1 map, or a number that divides the {images} images of the call (prompts times images per "
+            "prompt)",
+            conditions,
+        )
+    if policy == "per_branch":
+        return RowPlan(0, rows, images // conditions, len(branches), (1.0,), kept)
+    factors = tuple(1.0 if positive or policy == "positive" else 0.0 for positive in branches)
+    if called is not None:
+        factors = factors[called : called + 1]
+    return RowPlan(branches.index(True) * images, images, images // conditions, 1, factors)

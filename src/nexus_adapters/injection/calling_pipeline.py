@@ -1,0 +1,61 @@
+"""Which pipeline is calling the denoiser, and whether it denoises a crop, which the hook cannot see.
+
+Pipelines share a denoiser and so its controls, but each has its own layout of the batch; and nothing in a
+call says that its latents are a part of the image. Neither is passed to the denoiser: both are looked up in
+the frame of the running `__call__`. The alternatives are a wrong layout, or a condition over the wrong part,
+silently.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from nexus_adapters.bases.base import Base, RunningPipeline
+from nexus_adapters.errors import InvalidArgument
+
+NO_PIPELINE = RunningPipeline(None, {})
+
+
+def running_pipeline(base: Base, denoiser: nn.Module) -> RunningPipeline:
+    """The pipeline in whose `__call__` this thread is and whose denoiser this is, if any.
+
+    `InvalidArgument` where it denoises tiles.
+    """
+    running = _innermost_call(base, denoiser)
+    base.check_pipeline(running.pipe)
+    return running
+
+
+def check_crop(running: RunningPipeline, crop: object) -> None:
+    """`InvalidArgument` where the pipeline denoises a crop and a control does not say which."""
+    padding = running.variables.get("padding_mask_crop")
+    if padding is not None and crop is None:
+        raise InvalidArgument(
+            "padding_mask_crop",
+            "None, or a control with crop=(left, top, right, bottom)",
+            padding,
+            "A control cannot see which part of the image the pipeline denoises",
+        )
+
+
+def is_running(pipe: Any, base: Base, denoiser: nn.Module) -> bool:
+    """Whether it is this pipeline's `__call__` in which this thread uses the denoiser now."""
+    return pipe is not None and _innermost_call(base, denoiser).pipe is pipe
+
+
+def _innermost_call(base: Base, denoiser: nn.Module) -> RunningPipeline:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            variables = frame.f_locals
+            pipe = variables.get("self")
+            is_module = isinstance(pipe, nn.Module)  # a wrapped denoiser's own call
+            if not is_module and getattr(pipe, base.denoiser_name, None) is denoiser:
+                loop = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
+                return RunningPipeline(pipe, variables, loop)
+        frame = frame.f_back
+    return NO_PIPELINE

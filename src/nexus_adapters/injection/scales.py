@@ -1,0 +1,167 @@
+"""How strongly a control acts: along the noise schedule, and level by level."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from nexus_adapters.errors import InvalidArgument
+
+
+def training_timesteps(pipe: Any) -> int:
+    """`num_train_timesteps` of the pipeline's scheduler; `InvalidArgument` where there is none to ask."""
+    config = getattr(getattr(pipe, "scheduler", None), "config", {})
+    steps = config.get("num_train_timesteps")
+    if not isinstance(steps, int) or steps <= 0:
+        received = (
+            "a denoiser alone" if pipe is None else f"a {type(pipe).__name__}, whose scheduler has none"
+        )
+        raise InvalidArgument(
+            "pipe_or_denoiser",
+            "a pipeline whose scheduler has num_train_timesteps, for a control that changes along the "
+            "schedule (start, end, a scale that changes, or a noise_exponent, also the adapter's own)",
+            received,
+        )
+    return steps
+
+
+def schedule_position(timestep: Any, num_train_timesteps: int) -> float:
+    """1 - t / num_train_timesteps: 0 is pure noise, 1 the image. Waits for the device if `timestep` is there.
+
+    Args:
+        timestep: as given to the UNet: a number, or a tensor of one value or of equal ones.
+        num_train_timesteps: of the scheduler.
+
+    Raises:
+        InvalidArgument: for rows at different timesteps, and for values that are no training timesteps (some
+            schedulers pass a function of the noise level instead).
+    """
+    values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
+    if len(set(values)) != 1 or not 0 <= values[0] <= num_train_timesteps:
+        shown = ", ".join(f"{value:g}" for value in sorted(set(values)))
+        raise InvalidArgument(
+            "timestep",
+            f"one timestep from 0 to {num_train_timesteps} for the whole batch, since a control changes "
+            "along the schedule",
+            shown,
+        )
+    # Not 1 - t / n, whose rounding misses boundaries: 1 - 900 / 1000 is less than 0.1.
+    return (num_train_timesteps - float(values[0])) / num_train_timesteps
+
+
+# A number, a function of the position in the schedule, or numbers for equal parts of it.
+Scale: TypeAlias = float | Callable[[float], float] | tuple[float, ...]
+
+# Factors of the features by name, first level (the finest) to last, for four levels. "prompt" has the soft
+# weights that the web UI's ControlNet extension gives T2I-Adapters.
+LEVEL_SCALES: dict[str, tuple[float, ...]] = {
+    "balanced": (1.0, 1.0, 1.0, 1.0),
+    "prompt": (0.25, 0.62, 0.825, 1.0),
+}
+
+# What a control is to put first, as settings of one. Larger factors do not make structure stronger; leaving
+# the negative branch without features does (benchmarks/balances.py).
+BALANCES: dict[str, dict[str, Any]] = {
+    "balanced": {"level_scales": "balanced", "policy": "positive"},
+    "prompt": {"level_scales": "prompt", "policy": "positive"},
+    "control": {"level_scales": "balanced", "policy": "cond_only"},
+}
+
+
+def balance(name: str) -> dict[str, Any]:
+    """Settings of a control by what it is to put first: `Control(adapter, condition, **balance("control"))`.
+
+    "balanced" is the default: factors 1, 1, 1, 1 and the policy "positive". "prompt" has factors 0.25, 0.62,
+    0.825, 1. "control" has factors 1, 1, 1, 1 and the policy "cond_only". `InvalidArgument` for another name.
+    """
+    if name not in BALANCES:
+        raise InvalidArgument("balance", f"one of {', '.join(BALANCES)}", repr(name))
+    return dict(BALANCES[name])
+
+
+def check_number(value: object, name: str) -> float:
+    """`value` as a float; `InvalidArgument` unless it is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InvalidArgument(name, "a finite number", repr(value))
+    return float(value)
+
+
+def check_window(
+    start: object, end: object, names: tuple[str, str] = ("start", "end")
+) -> tuple[float, float]:
+    """(start, end) as floats; `InvalidArgument` unless 0 <= start <= end <= 1."""
+    first, last = check_number(start, names[0]), check_number(end, names[1])
+    if not 0 <= first <= last <= 1:
+        raise InvalidArgument(", ".join(names), "0 <= start <= end <= 1", f"{first}, {last}")
+    return first, last
+
+
+def check_scale(value: Any, name: str = "scale") -> Scale:
+    """A finite number, a function, or a tuple of finite numbers; `InvalidArgument` for anything else."""
+    if callable(value):
+        return value  # type: ignore[no-any-return]  # what it gives is checked in `scale_at`
+    if _is_list(value):
+        return _numbers(value, name)
+    try:
+        return check_number(value, name)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            name,
+            "a finite number, a function of the position in the schedule, or a list of finite numbers",
+            repr(value),
+        ) from error
+
+
+def scale_at(scale: Scale, position: float) -> float:
+    """The factor at a position, 0 (noise) to 1 (image). Of n numbers each holds for an nth of the schedule.
+
+    `InvalidArgument` for a function that gives no number.
+    """
+    if isinstance(scale, tuple):
+        place = int(position * len(scale) + 1e-9)  # 0.29 * 100 is less than 29
+        return scale[max(0, min(place, len(scale) - 1))]
+    return check_number(scale(position), f"scale({position:g})") if callable(scale) else scale
+
+
+def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
+    """One number per feature: those given, or those of a name.
+
+    `InvalidArgument` for another count or other values. Where an adapter has another number of features than
+    four, the numbers of a name are interpolated.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if value not in LEVEL_SCALES:
+            raise InvalidArgument(
+                "level_scales",
+                f"{levels} numbers, or one of {', '.join(LEVEL_SCALES)}",
+                repr(value),
+                f"That is a balance: Control(..., **balance({value!r}))" if value in BALANCES else "",
+            )
+        numbers = LEVEL_SCALES[value]
+        places = np.linspace(0, len(numbers) - 1, levels)
+        return tuple(float(number) for number in np.interp(places, range(len(numbers)), numbers))
+    numbers = _numbers(value, "level_scales") if _is_list(value) else ()
+    if len(numbers) != levels:
+        received = f"{len(numbers)}: {list(numbers)}" if _is_list(value) else repr(value)
+        raise InvalidArgument(
+            "level_scales",
+            f"{levels} numbers, one per feature of the adapter, or one of {', '.join(LEVEL_SCALES)}",
+            received,
+        )
+    return numbers
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray, Tensor)) and not isinstance(value, (str, bytes))
+
+
+def _numbers(values: Any, name: str) -> tuple[float, ...]:
+    listed = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else list(values)
+    if not isinstance(listed, list) or not listed:
+        raise InvalidArgument(name, "at least one number", repr(values))
+    return tuple(check_number(value, f"{name}[{place}]") for place, value in enumerate(listed))

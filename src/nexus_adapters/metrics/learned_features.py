@@ -1,0 +1,277 @@
+"""What learned models say of images: features, the distances between sets of them, and CLIP scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from PIL import Image
+from torch import Tensor
+
+from nexus_adapters.errors import InvalidArgument, one_line
+
+
+def check_sets(
+    features: Tensor, reference: Tensor, least: int
+) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "m d"]]:
+    """Both in float64. InvalidArgument unless they are finite (N, D) and (M, D) of at least `least` rows."""
+    for name, rows in (("features", features), ("reference", reference)):
+        if rows.ndim != 2 or rows.shape[1] == 0 or not rows.is_floating_point():
+            raise InvalidArgument(name, "floats of shape (N, D)", f"{rows.dtype} {tuple(rows.shape)}")
+        if len(rows) < least:
+            raise InvalidArgument(name, f"at least {least} samples, for a distance", len(rows))
+        if not rows.isfinite().all():
+            raise InvalidArgument(name, "finite values", rows[~rows.isfinite()][0].item())
+    if features.shape[1] != reference.shape[1]:
+        raise InvalidArgument("reference", f"{features.shape[1]} columns, as features", reference.shape[1])
+    return features.double(), reference.double()
+
+
+def frechet_distance(
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    features: Float[Tensor, "n d"] | Tensor,
+    reference: Float[Tensor, "m d"] | Tensor,
+) -> float:
+    """The squared Fréchet distance of the Gaussians that fit the two sets (Dowson and Landau 1982).
+
+    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances, in float64. On the pool features
+    of Inception this is FID (Heusel et al. 2017), on those of CLIP or DINOv2 its modern kin.
+
+    It is biased: with fewer samples it comes out larger, the more so the more features there are and at equal
+    quality (Chong and Forsyth 2020), so only distances of as many samples against the same reference compare.
+    Below d + 1 samples the covariance is not of full rank; the distance is still defined.
+
+    Args:
+        features: one row an image, (N, D), finite.
+        reference: likewise, (M, D).
+
+    Returns:
+        At least 0; 0 for equal sets.
+
+    Raises:
+        InvalidArgument: for other shapes, fewer than two rows, or values that are not finite.
+    """
+    a, b = check_sets(features, reference, least=2)
+    apart = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    first, second = a.T.cov(), b.T.cov()
+    # tr (S1 S2)^(1/2) by the symmetric S1^(1/2) S2 S1^(1/2), which has the same eigenvalues.
+    values, vectors = torch.linalg.eigh(first)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    mixed = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, float(apart + first.trace() + second.trace() - 2 * mixed))
+
+
+Kernel = Literal["gaussian", "polynomial"]
+KERNELS = ("gaussian", "polynomial")
+
+_BANDWIDTH, _SCALE = 10.0, 1000.0  # CMMD's
+_ROWS = 1024  # of the kernel matrix at once
+
+
+def mmd(
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    features: Float[Tensor, "n d"] | Tensor,
+    reference: Float[Tensor, "m d"] | Tensor,
+    kernel: Kernel = "gaussian",
+    is_unbiased: bool = False,
+) -> float:
+    """The squared maximum mean discrepancy of two sets (Gretton et al. 2012), in float64.
+
+    "gaussian" is CMMD (Jayasumana et al. 2024, arXiv 2401.09603): features scaled to length 1, exp(-|x - y|^2
+    / (2 * 10^2)), times 1000; its authors use CLIP's. "polynomial" is the kernel of KID (Binkowski et al.
+    2018): (x . y / d + 1)^3; its authors use Inception's features and the unbiased estimate.
+
+    No assumption of Gaussians, and far fewer samples needed than for a Fréchet distance. As it stands it is
+    biased upwards by about 1/N, and 0 for equal sets; `is_unbiased` leaves out the pairs of an image with
+    itself, and may then come out below 0.
+
+    Args:
+        features: one row an image, (N, D), finite.
+        reference: likewise, (M, D).
+        kernel: one of `KERNELS`.
+        is_unbiased: which estimate.
+
+    Raises:
+        InvalidArgument: for other shapes, fewer than two rows, values that are not finite, another kernel, or
+            rows of zeros under "gaussian".
+    """
+    if kernel not in KERNELS:
+        raise InvalidArgument("kernel", f"one of {', '.join(KERNELS)}", repr(kernel))
+    a, b = check_sets(features, reference, least=2)
+    if kernel == "gaussian":
+        a, b = _of_length_1(a, "features"), _of_length_1(b, "reference")
+    own = _mean_kernel(a, a, kernel, is_unbiased) + _mean_kernel(b, b, kernel, is_unbiased)
+    return float(own - 2 * _mean_kernel(a, b, kernel, False)) * (_SCALE if kernel == "gaussian" else 1.0)
+
+
+def _of_length_1(rows: Tensor, name: str) -> Tensor:
+    lengths = rows.norm(dim=1, keepdim=True)
+    if (lengths == 0).any():
+        raise InvalidArgument(name, "rows that are not all zeros", "a row of zeros")
+    scaled: Tensor = rows / lengths
+    return scaled
+
+
+def _mean_kernel(a: Tensor, b: Tensor, kernel: Kernel, without_diagonal: bool) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    for first in range(0, len(a), _ROWS):
+        rows = a[first : first + _ROWS]
+        values = _kernel(rows, b, kernel)
+        total += values.sum()
+        if without_diagonal:
+            total -= values.diagonal(first).sum()
+    return total / (len(a) * (len(b) - without_diagonal))
+
+
+def _kernel(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
+    products = a @ b.T
+    if kernel == "polynomial":
+        values: Tensor = (products / a.shape[1] + 1).pow(3)
+        return values
+    squared = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)[None] - 2 * products
+    return torch.exp(-squared.clamp(min=0) / (2 * _BANDWIDTH**2))
+
+
+def clip_scores(
+    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    image_embeds: Float[Tensor, "n d"] | Tensor,
+    text_embeds: Float[Tensor, "n d"] | Tensor,
+) -> Float[Tensor, " n"]:
+    """The cosine of each image's embedding with that of its text, in float64, -1 to 1.
+
+    The mean over a test set is the CLIP score as T2I-Adapter reports it (arXiv 2302.08453, table 1), where
+    both embeddings are scaled to length 1 and nothing is clipped or multiplied.
+
+    Args:
+        image_embeds: (N, D), finite, no row of zeros.
+        text_embeds: of the texts, in the same order.
+
+    Raises:
+        InvalidArgument: for other shapes, no rows, rows of zeros, or values that are not finite.
+    """
+    for name, rows in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
+            raise InvalidArgument(name, "floats of shape (N, D)", f"{rows.dtype} {tuple(rows.shape)}")
+        if not rows.isfinite().all():
+            raise InvalidArgument(name, "finite rows", rows[~rows.isfinite()][0].item())
+        if (rows.norm(dim=1) == 0).any():
+            raise InvalidArgument(name, "rows that are not all zeros", "a row of zeros")
+    if image_embeds.shape != text_embeds.shape:
+        expected = f"shape {tuple(image_embeds.shape)}, as image_embeds"
+        raise InvalidArgument("text_embeds", expected, tuple(text_embeds.shape))
+    images, texts = image_embeds.double(), text_embeds.double()
+    cosines: Tensor = (images * texts).sum(dim=1) / (images.norm(dim=1) * texts.norm(dim=1))
+    return cosines
+
+
+@runtime_checkable
+class FeatureModel(Protocol):
+    """What turns images into rows of numbers."""
+
+    def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """One row an image, in float32 on the CPU."""
+        ...
+
+
+class TransformersFeatures:
+    """A vision model of `transformers`: CLIP's projected embeddings, or what others pool, such as DINOv2's.
+
+    Args:
+        source: a folder of `save_pretrained`, or an id on the Hub.
+        device: where it computes.
+
+    Raises:
+        InvalidArgument: for a model that cannot be loaded, such as one on the Hub when offline.
+    """
+
+    def __init__(self, source: str, device: str = "cpu") -> None:
+        import transformers
+
+        self.source = source
+        try:
+            image_processor: Any = transformers.AutoImageProcessor
+            self._processor = image_processor.from_pretrained(source)
+            self._network: Any = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
+        except Exception as error:  # the library raises almost anything
+            reason = one_line(error)
+            expected = "a folder or the Hub id of a vision model"
+            raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error
+        self._network.eval().to(device)
+        self._is_clip = hasattr(self._network, "get_image_features")
+        self._tokenizer: Any = None
+
+    def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """One row an image. InvalidArgument for a model that gives no single row."""
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._network.device)
+        with torch.inference_mode():
+            found = self._network.get_image_features(**inputs) if self._is_clip else self._network(**inputs)
+        return _row(found, self.source)
+
+    def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """One row a text, comparable with those of images; texts are cut at the model's length.
+
+        Raises:
+            InvalidArgument: for a model that embeds no texts.
+        """
+        if not self._is_clip:
+            raise InvalidArgument("model", "one that embeds texts, such as CLIP", f"'{self.source}'")
+        if self._tokenizer is None:
+            import transformers
+
+            tokenizer: Any = transformers.AutoTokenizer
+            self._tokenizer = tokenizer.from_pretrained(self.source)
+        inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            found = self._network.get_text_features(**inputs.to(self._network.device))
+        return _row(found, self.source)
+
+
+class TorchScriptFeatures:
+    """A TorchScript file that takes (N, 3, H, W) in 0 to 255 and gives (N, D), such as NVIDIA's Inception.
+
+    Args:
+        file: such as inception-2015-12-05.pt; called with `return_features=True` where it takes that.
+        device: where it computes.
+
+    Raises:
+        InvalidArgument: for no such file, or one that is not TorchScript.
+    """
+
+    def __init__(self, file: str, device: str = "cpu") -> None:
+        self.source, self._device = file, device
+        if not Path(file).is_file():
+            raise InvalidArgument("model", "a TorchScript file", f"'{file}', which does not exist")
+        try:
+            load: Any = torch.jit.load
+            self._network: Any = load(file, map_location=device).eval()
+        except RuntimeError as error:
+            reason = one_line(error)
+            raise InvalidArgument("model", "a TorchScript file", f"'{file}' ({reason})") from error
+        names = [argument.name for argument in self._network.forward.schema.arguments]
+        self._extra = {"return_features": True} if "return_features" in names else {}
+
+    def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        """One row an image; the images must be of one size."""
+        pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device)
+        with torch.inference_mode():
+            return _row(self._network(inputs, **self._extra), self.source)
+
+
+def load_features(model: str, device: str = "cpu") -> FeatureModel:
+    """The model of a name: a `.pt` file is TorchScript, anything else a model of `transformers`."""
+    return (
+        TorchScriptFeatures(model, device) if model.endswith(".pt") else TransformersFeatures(model, device)
+    )
+
+
+def _row(found: Any, source: str) -> Float[Tensor, "n d"]:
+    if not isinstance(found, Tensor):
+        found = getattr(found, "pooler_output", None)
+    if not isinstance(found, Tensor):
+        raise InvalidArgument("model", "one that pools an image into one row", f"'{source}'")
+    return found.flatten(1).float().cpu()

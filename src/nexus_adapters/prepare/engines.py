@@ -1,0 +1,239 @@
+"""The engines that make a prepared set: this machine's processes, or Ray's on many machines."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_sentinels
+from typing import Any
+
+from nexus_adapters.data.prepared_set import SetFolder
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.prepare.plan import Plan
+from nexus_adapters.prepare.worker import Worker
+
+_POLL_S = 0.2  # between looks at how far the processes are
+_AHEAD = 2  # shards that wait for each process
+
+
+def run_local(
+    plan: Plan,
+    folder: SetFolder,
+    step: str,
+    shards: Iterable[int],
+    progress: Callable[[int], None],
+    workers: int = 1,
+) -> None:
+    """Do a step ("survey" or "write") for these shards.
+
+    Args:
+        plan: what to make.
+        folder: where.
+        step: the method of `Worker`.
+        shards: by number.
+        progress: is told how many samples have been gone through since it was told last.
+        workers: processes; 1 does it in this one.
+
+    Raises:
+        OSError: where a process ended on its own, killed for memory, say.
+    """
+    if workers == 1:
+        with _one_opencv_thread():
+            worker = Worker(plan, folder, progress)
+            for shard in shards:
+                getattr(worker, step)(shard)
+        return
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    with ProcessPoolExecutor(workers, context, _start, (plan, folder, counter, workers)) as pool:
+        try:
+            told = 0
+            for _ in _completed(pool, step, iter(shards), workers * _AHEAD):
+                told = _tell(counter, told, progress)
+            _tell(counter, told, progress)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was killed, perhaps because memory ran out. Run it again to resume, with "
+                "fewer workers if it happens again"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _completed(pool: ProcessPoolExecutor, step: str, shards: Iterator[int], ahead: int) -> Iterator[None]:
+    """Hand out shards, a few ahead, and come back every moment to show how far it is."""
+    running: set[Future[None]] = set()
+    while True:
+        for shard in islice(shards, ahead - len(running)):
+            running.add(pool.submit(_do, step, shard))
+        if not running:
+            return
+        done, running = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        yield
+
+
+def _tell(counter: Any, told: int, progress: Callable[[int], None]) -> int:
+    now = int(counter.value)
+    progress(now - told)
+    return now
+
+
+_worker: Worker  # of a process that _start has made one
+
+
+def _start(plan: Plan, folder: SetFolder, counter: Any, workers: int) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+    _end_with_parent()
+
+    def count(samples: int) -> None:
+        with counter.get_lock():
+            counter.value += samples
+
+    _share_cores(plan, workers)
+    _worker = Worker(plan, folder, count)
+
+
+def _do(step: str, shard: int) -> None:
+    getattr(_worker, step)(shard)
+
+
+def _end_with_parent() -> None:
+    """Or a killed run would leave processes behind that write into the folder of the next one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for_sentinels([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _share_cores(plan: Plan, workers: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    if plan.uses_models():
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """Its threads gain nothing on images of this size, and take the cores of other processes."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def run_ray(
+    plan: Plan,
+    folder: SetFolder,
+    step: str,
+    shards: Iterable[int],
+    progress: Callable[[int], None],
+    workers: int = 1,
+    address: str | None = None,
+    gpus_each: float = 0,
+) -> None:
+    """Do a step ("survey" or "write") for these shards, as `local.run_local` does.
+
+    Each actor opens the source and loads the models once. Source and folder must be on a disk that all
+    machines see. A worker that dies is started anew, and its shards are done again: a shard is there whole or
+    not at all, so nothing is there twice.
+
+    Args:
+        plan: what to make.
+        folder: where.
+        step: the method of `Worker`.
+        shards: by number.
+        progress: is told how many samples have been gone through since it was told last.
+        workers: actors.
+        address: of a running cluster, such as "auto"; None uses the one that this process is connected to,
+            or else starts one on this machine.
+        gpus_each: of each actor, 0 for none; a fraction shares one.
+
+    Raises:
+        InvalidArgument: where Ray is missing.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InvalidArgument(
+            "engine",
+            "the ray package",
+            "an installation that lacks it",
+            "Run pip install 'nexus-adapters[ray]'",
+        ) from error
+    numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
+    if not numbers:
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a default to come
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        with sigterm_kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        done = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+            _Actor,
+            fn_constructor_args=(plan, folder, step),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+            num_gpus=gpus_each or None,
+        )
+        for row in done.iter_rows():
+            progress(int(row["samples"]))
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Give SIGTERM back to whoever had it: `ray.init` takes it for good, and exits with status 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray, too, leaves it alone in others
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Actor:
+    """A worker, for as long as its process lives."""
+
+    def __init__(self, plan: Plan, folder: SetFolder, step: str) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._do = getattr(Worker(plan, folder), step)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for shard in batch["shard"]:
+            self._do(int(shard))
+        return batch

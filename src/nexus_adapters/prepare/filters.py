@@ -1,0 +1,220 @@
+"""Which samples are left out of a prepared set, and why; near-duplicates by their perceptual hashes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt64
+from PIL import Image
+
+from nexus_adapters.data.samples import Sample
+from nexus_adapters.errors import expect
+
+_BITS = 64
+_INDEX_BITS = 40  # of a key, beside the part of the hash: for 10^12 images
+_CHUNK = 2**14  # keys at once, where a temporary of all would double the memory
+_ROWS = 512  # of a bucket that are compared at once
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """Give the 64 bits of pHash: which of the 8x8 lowest frequencies of 32x32 pixels exceed their median.
+
+    By the library imagehash. Resizing, compression and small changes of color flip few bits; images of
+    unlike content differ in about half.
+    """
+    import imagehash
+
+    bits = imagehash.phash(image, hash_size=8).hash.ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def find_near_duplicates(
+    hashes: UInt64[np.ndarray, " n"], has_hash: Bool[np.ndarray, " n"], distance: int
+) -> Int[np.ndarray, " n"]:
+    """Which images are to go: those that lie within `distance` bits of an earlier one that stays.
+
+    The same as going through the images in order and keeping each that is near none kept so far. Two hashes
+    that differ in at most d bits agree in one of d + 1 parts of their bits at least, so only images that
+    share a part are compared.
+
+    Args:
+        hashes: of each image.
+        has_hash: False for images that take no part, and get -1.
+        distance: in bits, 0 to 15.
+
+    Returns:
+        An earlier image that stays and is that near; -1 for images that stay.
+    """
+    nearest: Int[np.ndarray, " n"] = np.full(len(hashes), -1, np.int64 if len(hashes) >= 2**31 else np.int32)
+    # Unknown is who has an earlier neighbor of which it is not known whether it stays.
+    is_unknown = has_hash.copy()
+    while is_unknown.any():
+        waits = np.zeros(len(hashes), bool)
+        is_settled = has_hash & ~is_unknown
+        for members in _buckets(hashes, has_hash, distance):
+            if is_unknown[members].any():
+                _compare(hashes, members, distance, is_unknown, is_settled, nearest, waits)
+        is_dropped = is_unknown & (nearest >= 0)
+        # Who waits for nobody stays; who is near one that stays is dropped; the others go on waiting.
+        is_unknown &= waits & ~is_dropped
+    return nearest
+
+
+def _buckets(
+    hashes: UInt64[np.ndarray, " n"], has_hash: Bool[np.ndarray, " n"], distance: int
+) -> Iterator[Int[np.ndarray, " m"]]:
+    """Groups of images, ascending, that agree in a part of their bits; part after part."""
+    parts = distance + 1
+    edges = [_BITS * part // parts for part in range(parts + 1)]
+    keys = np.empty_like(hashes)
+    for low, high in pairwise(edges):
+        width = min(high - low, _BITS - _INDEX_BITS)
+        # Part and index in one number, so that one sort in place orders by both.
+        np.right_shift(hashes, np.uint64(low), out=keys)
+        keys <<= np.uint64(_BITS - width)
+        for first in range(0, len(keys), _CHUNK):
+            chunk = keys[first : first + _CHUNK]
+            chunk |= np.arange(first, first + len(chunk), dtype=np.uint64)
+        keys[~has_hash] = np.iinfo(np.uint64).max
+        keys.sort()
+        yield from _runs(keys[: np.count_nonzero(has_hash)], width)
+
+
+def _runs(keys: UInt64[np.ndarray, " n"], width: int) -> Iterator[Int[np.ndarray, " m"]]:
+    """The indices in the lower bits of sorted keys, for each value of the upper bits that several have."""
+    shift, mask = np.uint64(_BITS - width), np.uint64(2 ** (_BITS - width) - 1)
+    first = 0
+    for start in range(0, len(keys), _CHUNK):
+        parts = keys[start : start + _CHUNK + 1] >> shift
+        ends = np.flatnonzero(parts[1:] != parts[:-1]) + start + 1
+        is_last = start + _CHUNK >= len(keys)
+        for end in (*ends.tolist(), *([len(keys)] if is_last else [])):
+            if end - first > 1:
+                yield (keys[first:end] & mask).astype(np.int64)
+            first = end
+
+
+def _compare(
+    hashes: UInt64[np.ndarray, " n"],
+    members: Int[np.ndarray, " m"],
+    distance: int,
+    is_unknown: Bool[np.ndarray, " n"],
+    is_settled: Bool[np.ndarray, " n"],
+    nearest: Int[np.ndarray, " n"],
+    waits: Bool[np.ndarray, " n"],
+) -> None:
+    """Note of each unknown member a neighbor that is known to stay, and whether it must wait for another."""
+    asking = np.flatnonzero(is_unknown[members])
+    for first in range(0, len(asking), _ROWS):
+        rows = asking[first : first + _ROWS]
+        for start in range(0, int(rows[-1]), _ROWS):
+            columns = np.arange(start, min(start + _ROWS, int(rows[-1])))
+            differ = hashes[members[rows]][:, None] ^ hashes[members[columns]][None]
+            is_near = (np.bitwise_count(differ) <= distance) & (columns[None] < rows[:, None])
+            stays = is_settled[members[columns]] & (nearest[members[columns]] < 0)
+            _note_nearest(is_near & stays, members, rows, columns, nearest)
+            waits[members[rows]] |= (is_near & is_unknown[members[columns]]).any(axis=1)
+
+
+def _note_nearest(
+    is_near: Bool[np.ndarray, "rows columns"],
+    members: Int[np.ndarray, " m"],
+    rows: Int[np.ndarray, " rows"],
+    columns: Int[np.ndarray, " columns"],
+    nearest: Int[np.ndarray, " n"],
+) -> None:
+    has_one = is_near.any(axis=1)
+    found = members[columns[is_near.argmax(axis=1)]][has_one]
+    places = members[rows[has_one]]
+    known = nearest[places]
+    nearest[places] = np.where(known < 0, found, np.minimum(known, found))
+
+
+class LeftOut(Exception):  # noqa: N818  # not an error: the user asked for it, or the sample cannot be read
+    """A sample that is not in the set.
+
+    Attributes:
+        kind: of reason: "unreadable", "small", "aspect", "caption", "near-duplicate", "map" or "image".
+        reason: what was expected and what came.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Limits.
+
+    Attributes:
+        min_side: of the shorter side, in pixels; 0 for none.
+        max_aspect: of the longer to the shorter side; 0 for none.
+        min_caption_length: in characters; captions shorter are dropped, and samples without any left.
+        max_caption_length: likewise for longer ones; 0 for none.
+        near_duplicates: images whose 64-bit perceptual hashes differ in at most so many bits from an earlier
+            one's are left out; None keeps all.
+
+    Raises:
+        InvalidArgument: for limits that no sample could keep.
+    """
+
+    min_side: int = 0
+    max_aspect: float = 0.0
+    min_caption_length: int = 0
+    max_caption_length: int = 0
+    near_duplicates: int | None = None
+
+    def __post_init__(self) -> None:
+        distance = self.near_duplicates
+        for fits, argument, expected, received in (
+            (self.min_side >= 0, "min_side", "at least 0", self.min_side),
+            (
+                self.max_aspect == 0 or 1 <= self.max_aspect < math.inf,
+                "max_aspect",
+                "0, or a finite number of at least 1",
+                self.max_aspect,
+            ),
+            (self.min_caption_length >= 0, "min_caption_length", "at least 0", self.min_caption_length),
+            (
+                self.max_caption_length == 0 or self.max_caption_length >= self.min_caption_length,
+                "max_caption_length",
+                f"0, or at least the minimum length, {self.min_caption_length}",
+                self.max_caption_length,
+            ),
+            (
+                distance is None or 0 <= distance <= 15,
+                "near_duplicates",
+                "0 to 15 of 64 bits",
+                distance,
+            ),
+        ):
+            expect(fits, argument, expected, received)
+
+    def apply(self, sample: Sample) -> Sample:
+        """The sample with the captions that are kept; `LeftOut` where it is not. Duplicates are not seen."""
+        width, height = sample.image.size
+        if min(width, height) < self.min_side:
+            raise LeftOut("small", f"expected sides of at least {self.min_side}, got {width}x{height}")
+        if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
+            raise LeftOut(
+                "aspect", f"expected an aspect of at most {self.max_aspect:g}, got {width}x{height}"
+            )
+        captions = tuple(caption for caption in sample.captions if self._keeps(caption))
+        if not captions:
+            lengths = ", ".join(str(len(caption)) for caption in sample.captions)
+            raise LeftOut("caption", f"expected a caption of {self._lengths()} characters, got {lengths}")
+        return replace(sample, captions=captions)
+
+    def _keeps(self, caption: str) -> bool:
+        is_short = bool(self.max_caption_length) and len(caption) > self.max_caption_length
+        return len(caption) >= self.min_caption_length and not is_short
+
+    def _lengths(self) -> str:
+        if not self.max_caption_length:
+            return f"at least {self.min_caption_length}"
+        return f"{self.min_caption_length} to {self.max_caption_length}"

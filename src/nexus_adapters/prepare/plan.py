@@ -1,0 +1,190 @@
+"""What is to be made of a source: every setting that decides the bytes of a prepared set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from nexus_adapters import __version__
+from nexus_adapters.conditions import find_extractor
+from nexus_adapters.data.crop import Geometry
+from nexus_adapters.data.samples import Source
+from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.files import file_sha256
+from nexus_adapters.prepare.filters import Filters
+
+FORMAT = 1  # of prepared sets; one of another number cannot be resumed
+IMAGE_FORMATS = ("jpg", "png", "webp")
+CAPTIONS = ("all", "first", "random")
+_PROBE = (64, 64)  # of an image on which every extractor is tried before the work begins
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A source, and what to make of it. Can be handed to other processes and machines.
+
+    Attributes:
+        source: the samples; maps that it may have are not looked at.
+        conditions: name of an extractor -> its options. One PNG for each goes beside the image.
+        geometry: what images are fitted to before maps are drawn; None leaves them as they are.
+        captions: which of a sample's captions are kept; "random" is one of them, drawn by seed and sample.
+        filters: what is left out.
+        image_format: "jpg" (quality 95, full color resolution), or without loss "png" and "webp".
+        shard_size: samples of the source to a shard, of which those left out are missing.
+        batch_size: images that an extractor is given at once.
+        seed: of what is random.
+        count: only so many samples of the source, from the first on; 0 for all.
+        root: what is cut from the beginning of keys where they are written down, such as a folder's path.
+        source_settings: what else says which samples these are, as JSON has it: columns, splits, listings.
+
+    Raises:
+        InvalidArgument: for values out of range, unknown extractors or options, and no conditions.
+    """
+
+    source: Source
+    conditions: Mapping[str, Mapping[str, Any]]
+    geometry: Geometry | None = None
+    captions: Literal["all", "first", "random"] = "all"
+    filters: Filters = field(default_factory=Filters)
+    image_format: Literal["jpg", "png", "webp"] = "jpg"
+    shard_size: int = 1000
+    batch_size: int = 8
+    seed: int = 0
+    count: int = 0
+    root: str = ""
+    source_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.conditions:
+            raise InvalidArgument("conditions", hint="Name at least one extractor, such as canny")
+        # In one order, whatever was asked for: it is that of the files in a shard.
+        object.__setattr__(self, "conditions", dict(sorted(self.conditions.items())))
+        for name, options in self.conditions.items():
+            with renamed({"name": "conditions"}):
+                extractor = find_extractor(name)
+            with renamed(partial(_condition_argument, name, options)):
+                extractor.check_options(options)
+        if self.filters.near_duplicates is not None and find_spec("imagehash") is None:
+            raise InvalidArgument(
+                "near_duplicates",
+                "the imagehash package",
+                "an installation that lacks it",
+                "Run pip install 'nexus-adapters[data]'",
+            )
+        for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
+            if getattr(self, argument) not in known:
+                raise InvalidArgument(argument, f"one of {', '.join(known)}", repr(getattr(self, argument)))
+        for argument, least in (("shard_size", 1), ("batch_size", 1), ("seed", 0), ("count", 0)):
+            if getattr(self, argument) < least:
+                raise InvalidArgument(argument, f"at least {least}", getattr(self, argument))
+
+    def __len__(self) -> int:
+        """Samples of the source that are looked at."""
+        return min(self.count, len(self.source)) if self.count else len(self.source)
+
+    @property
+    def shards(self) -> int:
+        """How many there are, of which those without any sample are not written."""
+        return -(-len(self) // self.shard_size)
+
+    def indices(self, shard: int) -> range:
+        """The source's samples in a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
+
+    def key(self, index: int) -> str:
+        """A sample's key as it is written down: without the source's place on this machine, in UTF-8."""
+        return _in_utf8(self.source.key(index).removeprefix(self.root))
+
+    def message(self, text: str) -> str:
+        """A message as it is written down, likewise: the names in it are quoted."""
+        return _in_utf8(text.replace(f"'{self.root}", "'") if self.root else text)
+
+    def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
+        """The captions that are kept of a sample's."""
+        if self.captions == "all":
+            return captions
+        if self.captions == "first":
+            return captions[:1]
+        return (random.Random(f"caption {self.seed} {index}").choice(captions),)
+
+    def uses_models(self) -> bool:
+        """Whether an extractor loads weights."""
+        return any(
+            find_extractor(name).model or options.get("model") for name, options in self.conditions.items()
+        )
+
+    def try_extractors(self) -> None:
+        """Extract each map once, so that a missing model is reported before the work begins.
+
+        Raises:
+            InvalidArgument: for `conditions`, or an option of one, such as `conditions.depth.model`.
+        """
+        for name, options in self.conditions.items():
+            with renamed(partial(_condition_argument, name, options)):
+                find_extractor(name).draw_all([Image.new("RGB", _PROBE)], options)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the set, as JSON has it; equal settings of an equal source give equal bytes."""
+        conditions = {
+            name: find_extractor(name).defaults() | dict(options) for name, options in self.conditions.items()
+        }
+        settings = {
+            "format": FORMAT,
+            "version": __version__,
+            "source": {"samples": len(self), "keys_sha256": self._keys_hash(), **self.source_settings},
+            "conditions": conditions,
+            "models": {
+                n: _weights_hash(o.get("model")) for n, o in conditions.items() if _is_folder(o.get("model"))
+            },
+            "geometry": None if self.geometry is None else asdict(self.geometry),
+            "captions": self.captions,
+            "filters": asdict(self.filters),
+            "image_format": self.image_format,
+            "shard_size": self.shard_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        read_back: dict[str, Any] = json.loads(json.dumps(settings, default=str))  # tuples are lists in JSON
+        return read_back
+
+    def _keys_hash(self) -> str:
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.key(index).encode() + b"\0")
+        return digest.hexdigest()
+
+
+def _condition_argument(name: str, options: Mapping[str, Any], argument: str) -> str:
+    """What an argument of an extractor is in a plan: `model` is `conditions.depth.model`."""
+    if argument in options or argument in find_extractor(name).options():
+        return f"conditions.{name}.{argument}"
+    return f"conditions.{name}" if argument == "options" else "conditions"
+
+
+def _in_utf8(text: str) -> str:
+    """Without what UTF-8 cannot say: file names may hold any bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _is_folder(model: object) -> bool:
+    return isinstance(model, str) and model != "" and Path(model).exists()
+
+
+def _weights_hash(model: object) -> str:
+    """SHA-256 over a local model's files, whose path says nothing of their content."""
+    place = Path(str(model))
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    digests = []
+    for file in files:
+        name = file.relative_to(place).as_posix() if place.is_dir() else file.name
+        digests.append([name, file_sha256(file)])
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

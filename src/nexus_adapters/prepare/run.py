@@ -1,0 +1,211 @@
+"""Making a prepared set, or resuming an interrupted run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+from nexus_adapters.data.prepared_set import INDEX, PREVIEW, SKIPPED, SetFolder, as_json
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import lock, replacing, write_json
+from nexus_adapters.prepare.filters import find_near_duplicates
+from nexus_adapters.prepare.plan import Plan
+from nexus_adapters.prepare.preview import preview_page
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What does the work of many shards, as `local.run_local`."""
+
+    def __call__(
+        self, plan: Plan, folder: SetFolder, step: str, shards: Iterable[int], progress: Callable[[int], None]
+    ) -> None:
+        """Do a step of `Worker` for these shards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is in a set.
+
+    Attributes:
+        samples: in it.
+        skipped: left out, by kind of reason.
+        was_finished: whether there was nothing left to do.
+    """
+
+    samples: int
+    skipped: Counter[str] = field(default_factory=Counter)
+    was_finished: bool = False
+
+
+def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
+    """Make the set in the folder `out`, or resume it; a finished one is left as it is.
+
+    However often it is stopped and by whatever engine it is made, equal settings give an equal set, byte for
+    byte: numbered tars, index.json (counts, sizes, SHA-256, settings), skipped.jsonl (what was left out and
+    why) and preview.html.
+
+    Raises:
+        InvalidArgument: for a folder of other settings or with other files, one that another run is using, a
+            map that cannot be extracted at all, and where no sample is left.
+        OSError: where a worker was ended from outside; what is done is kept.
+    """
+    folder = SetFolder(out)
+    settings = plan.settings()
+    if (out / INDEX).exists():
+        return _finished(folder, settings)
+    plan.try_extractors()
+    _check_place(folder)
+    with lock(folder.unfinished / "lock", wait=False) as is_ours:
+        if not is_ours:
+            raise InvalidArgument("out", "a folder that no other run is using", f"'{out}'")
+        if (out / INDEX).exists():  # which another run has finished meanwhile
+            return _finished(folder, settings)
+        _begin(folder, settings)
+        if plan.filters.near_duplicates is not None and not folder.duplicates.exists():
+            _search_duplicates(plan, folder, engine, plan.filters.near_duplicates)
+        _do("write", plan, folder, engine, folder.is_written)
+        result = _finish(plan, folder, settings)
+        folder.clear()
+        return result
+
+
+def _check_place(folder: SetFolder) -> None:
+    """InvalidArgument for a file, and for a folder with files of something else."""
+    if folder.settings.exists():
+        return
+    if folder.path.exists() and not folder.path.is_dir():
+        raise InvalidArgument("out", "a folder", f"'{folder.path}', which is a file")
+    ours = (folder.unfinished, folder.path / SKIPPED)  # the latter of a run that found nothing usable
+    if folder.path.exists() and any(path not in ours for path in folder.path.iterdir()):
+        raise InvalidArgument("out", "a new or empty folder", f"'{folder.path}', which has other files")
+
+
+def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
+    """Note the settings, or check that they are those by which it was begun. The folder must be locked."""
+    if folder.settings.exists():
+        _check_same(json.loads(folder.settings.read_text(encoding="utf-8")), settings, folder.path)
+    else:
+        write_json(folder.settings, settings)
+
+
+def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
+    try:
+        index = json.loads((folder.path / INDEX).read_text(encoding="utf-8"))
+        begun, samples, counts = index["settings"], index["samples"], Counter(index["skipped"])
+        version = begun["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgument(
+            "out", "a new or empty folder", f"'{folder.path}', which has an {INDEX} of something else"
+        ) from error
+    _check_same(begun, settings | {"version": version}, folder.path)
+    folder.clear()  # which a stop at the very end may have left
+    return Result(samples, counts, was_finished=True)
+
+
+def _check_same(begun: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """InvalidArgument for a setting that differs, such as `captions` or `filters.min_side`."""
+    before, after = dict(_flat(begun)), dict(_flat(now))
+    differing = [name for name in before | after if before.get(name) != after.get(name)]
+    if not differing:
+        return
+    name = min(differing, key=_is_derived)  # of what the user set rather than of what follows from it
+    old, new = _value(before.get(name)), _value(after.get(name))
+    hint = "Choose a new folder to make another set"
+    if name in ("format", "version"):
+        raise InvalidArgument(
+            "out", f"a set started by {name} {new} of nexus-adapters", f"'{path}', started by {old}", hint
+        )
+    if name == "source.samples":
+        raise InvalidArgument(
+            "source", f"{old} samples, as '{path}' was started with", f"{new} samples", hint
+        )
+    if name.startswith("source.") and _is_derived(name):
+        raise InvalidArgument("source", f"the samples that '{path}' was started with", "other samples", hint)
+    if name.startswith("models."):
+        model = f"conditions.{name.removeprefix('models.')}.model"
+        raise InvalidArgument(model, f"the weights that '{path}' was started with", "other weights", hint)
+    raise InvalidArgument(name, f"{old}, as '{path}' was started with", new, hint)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name -> value of each setting, those of a group as `group.name`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            if name == "conditions":
+                yield name, ", ".join(value)
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_derived(name: str) -> bool:
+    """Whether a setting is computed from the source or a model rather than set."""
+    return name.endswith("sha256") or name == "source.samples" or name.startswith("models.")
+
+
+def _value(value: object) -> str:
+    """As users read it."""
+    if value is None:
+        return "no value"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _search_duplicates(plan: Plan, folder: SetFolder, engine: Engine, distance: int) -> None:
+    _do("survey", plan, folder, engine, folder.is_surveyed)
+    hashes, has_hash = folder.read_hashes(plan.shards, len(plan))
+    folder.write_duplicates(find_near_duplicates(hashes, has_hash, distance))
+
+
+def _do(step: str, plan: Plan, folder: SetFolder, engine: Engine, is_done: Callable[[int], bool]) -> None:
+    """A step for all shards that are not done, with a bar over their samples."""
+    done = sum(len(plan.indices(shard)) for shard in range(plan.shards) if is_done(shard))
+    open_shards = (shard for shard in range(plan.shards) if not is_done(shard))
+    title = {"survey": "hashing images", "write": "preparing"}[step]
+    with tqdm(total=len(plan), initial=done, desc=title, unit="sample", delay=1, disable=None) as bar:
+        engine(plan, folder, step, open_shards, bar.update)
+
+
+def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
+    """Write what is told of the whole; the index last, since it says that all is there."""
+    shards, counts = [], Counter[str]()
+    with replacing(folder.path / SKIPPED, folder.unfinished) as lines:
+        for record in folder.records(plan.shards):
+            for skipped in record.pop("skipped"):
+                counts[skipped["kind"]] += 1
+                lines.write(json.dumps(skipped, ensure_ascii=False).encode() + b"\n")
+            if record["samples"]:
+                shards.append(record)
+    samples = sum(shard["samples"] for shard in shards)
+    if not samples:
+        folder.clear()  # so that a mended source is read anew
+        raise InvalidArgument(
+            "source",
+            "at least one usable sample",
+            f"{len(plan)} that are all left out ({_shown(counts)})",
+            f"'{folder.path / SKIPPED}' lists them with the reasons",
+        )
+    files = [(folder.path / shard["file"], shard["samples"]) for shard in shards]
+    summary = f"Samples: {samples}. Shards: {len(shards)}. Left out: {_shown(counts)}."
+    folder.publish(PREVIEW, preview_page(files, list(plan.conditions), plan.image_format, summary))
+    index = {
+        "samples": samples,
+        "skipped": dict(sorted(counts.items())),
+        "conditions": list(plan.conditions),
+        "image_format": plan.image_format,
+        "settings": settings,
+        "shards": shards,
+    }
+    folder.publish(INDEX, as_json(index))
+    return Result(samples, counts)
+
+
+def _shown(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "none"

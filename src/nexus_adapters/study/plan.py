@@ -1,0 +1,212 @@
+"""What a study is to compare: a TOML plan, and the recipe and evaluation of each of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.estimates import REFERENCE
+from nexus_adapters.evaluation.run import BASE, NAME
+from nexus_adapters.files import cache_folder
+from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
+from nexus_adapters.training.parsing import validated
+from nexus_adapters.training.recipe import parse_config, read_toml
+
+OWN = "own"  # the view that every study has: the evaluation as it is
+# What may differ without other samples or noise.
+_OF_METHODS = ("policy", "scale", "noise_exponent", "adapter_reads_prompt")
+Some = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=SECTION)
+class MethodPlan:
+    """`[methods.NAME]`: one row of the tables."""
+
+    train: dict[str, Any] = field(default_factory=dict)
+    """On top of the recipe and of `[train]`."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """On top of `[evaluate]`: how it is used, not on what."""
+    trained_as: str = ""
+    """Another method, whose adapters this one draws with in another way; nothing is trained for it."""
+
+
+@dataclass(frozen=True, config=SECTION)
+class CellGroup:
+    """`[[cells]]`: all combinations of these, in this order."""
+
+    conditions: Some
+    """Names of maps."""
+    methods: Some
+    """Names of `[methods]`, or "base", which is the base alone."""
+    seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
+    """Of the trainings; the base alone has one cell for each condition."""
+
+
+@dataclass(frozen=True, config=SECTION)
+class StudyPlan:
+    """A plan with nothing left out."""
+
+    recipe: str
+    """What all methods are trained by: a recipe of `nexus train`, relative to the plan."""
+    methods: dict[str, MethodPlan]
+    """Name -> what sets it apart."""
+    cells: Annotated[tuple[CellGroup, ...], Field(min_length=1)]
+    """What is run, first things first; what comes twice is run once."""
+    folder: str = ""
+    """Where runs and pictures are kept, relative to the working directory; empty for
+    nexus-adapters/study/PLAN below the user's cache folder. Processes that share it take different cells."""
+    results: str = ""
+    """Where what was measured of each cell is kept, relative to the plan; empty for `results` in the folder.
+    What is there counts as done without its run: results can be shared, and a study go on elsewhere."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """On top of the recipe, for all."""
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    """Of the evaluation, as in `EvaluationConfig`; empty for a study of training losses alone."""
+    views: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> what of the evaluation is changed to look from there, such as `prompts = "empty"`."""
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a map -> what of the evaluation is changed for it, such as its judge."""
+    compare_to: str = ""
+    """The method to which all others' paired differences are told."""
+
+    def __post_init__(self) -> None:
+        """What one field alone cannot tell."""
+        known = (BASE, *self.methods)
+        for key, names in (("methods", self.methods), ("views", self.views)):
+            for name in names:
+                if name == REFERENCE or not NAME.fullmatch(name):
+                    raise InvalidArgument(
+                        key, f"names of letters, digits and . + @ - _, other than {REFERENCE}", repr(name)
+                    )
+        for name in self.methods:
+            if name == BASE:
+                raise InvalidArgument("methods", f"names other than {BASE}", repr(name))
+            for key in self.methods[name].evaluate:
+                if key not in _OF_METHODS:
+                    raise InvalidArgument(
+                        f"methods.{name}.evaluate",
+                        f"some of {', '.join(_OF_METHODS)}, since all methods generate the same samples",
+                        repr(key),
+                    )
+            other = self.methods[name].trained_as
+            if other and (other not in self.methods or self.methods[other].trained_as):
+                raise InvalidArgument(f"methods.{name}.trained_as", "a method that is trained", repr(other))
+        for group in self.cells:
+            for name in group.methods:
+                if name not in known:
+                    raise InvalidArgument("cells", f"methods among {', '.join(known)}", repr(name))
+        if self.compare_to and self.compare_to not in known:
+            raise InvalidArgument("compare_to", f"one of {', '.join(known)}", repr(self.compare_to))
+        if OWN in self.views:
+            raise InvalidArgument("views", f"names other than {OWN}, which every study has", repr(OWN))
+
+
+class Cell(NamedTuple):
+    """One training and what is drawn with it."""
+
+    condition: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.condition}-{self.method}-{self.seed}"
+
+
+class Study:
+    """A plan, and where it and its results lie.
+
+    Args:
+        path: of the plan.
+
+    Raises:
+        InvalidArgument: for a missing file, a file that is not TOML, and a plan or a cell's recipe that is
+            not valid; the error names the key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = validated(StudyPlan, read_toml(path, "PLAN"))
+        self._recipe = read_toml(path.parent / self.plan.recipe, "recipe")
+        folder = self.plan.folder
+        self.folder = Path(folder).expanduser() if folder else cache_folder() / "study" / path.stem
+        results = self.plan.results
+        self.results = path.parent / Path(results).expanduser() if results else self.folder / "results"
+        for cell in self.cells():
+            self.train_config(cell)
+            for view in self.views():
+                self.evaluation_config(cell, view)
+
+    def cells(self) -> list[Cell]:
+        """In the plan's order, each once."""
+        return list(dict.fromkeys(self._all_cells()))
+
+    def views(self) -> tuple[str, ...]:
+        """The names of the evaluations of each cell; none in a study of training losses."""
+        return (OWN, *self.plan.views) if self.plan.evaluate else ()
+
+    def trained_cell(self, cell: Cell) -> Cell:
+        """The cell whose adapter this one draws with, most often itself."""
+        method = self.plan.methods.get(cell.method)  # the base alone is none
+        return cell._replace(method=method.trained_as or cell.method) if method else cell
+
+    def run_folder(self, cell: Cell) -> Path:
+        """Of the cell's training."""
+        return self.folder / "runs" / self.trained_cell(cell).name
+
+    def train_config(self, cell: Cell) -> TrainConfig | None:
+        """The recipe of a cell; None for the base alone."""
+        if cell.method == BASE:
+            return None
+        method = self.plan.methods[cell.method]
+        if method.trained_as:
+            return self.train_config(self.trained_cell(cell))
+        own = {
+            "seed": cell.seed,
+            "output_dir": str(self.run_folder(cell)),
+            "data": {"condition": cell.condition},
+        }
+        return parse_config(_merged(self._recipe, self.plan.train, method.train, own))
+
+    def evaluation_config(self, cell: Cell, view: str) -> EvaluationConfig:
+        """How a cell is evaluated from a view."""
+        parts = [self.plan.evaluate, self.plan.conditions.get(cell.condition, {})]
+        parts.append(self.plan.views.get(view, {}))
+        if cell.method != BASE:
+            parts.append(self.plan.methods[cell.method].evaluate)
+        merged = _merged(*parts, {"data": {"condition": cell.condition}})
+        return validated(EvaluationConfig, _with_homes(merged))
+
+    def _all_cells(self) -> Iterator[Cell]:
+        for group in self.plan.cells:
+            for condition in group.conditions:
+                for seed in group.seeds:
+                    for method in group.methods:
+                        yield Cell(condition, method, 0 if method == BASE else seed)
+
+
+def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, the later over the earlier."""
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = _merged(merged[key], value) if both else deepcopy(value)
+    return merged
+
+
+def _with_homes(content: Any) -> Any:
+    """With `~/` at the beginning of texts written out."""
+    if isinstance(content, dict):
+        return {key: _with_homes(value) for key, value in content.items()}
+    is_path = isinstance(content, str) and content.startswith("~/")
+    return str(Path(content).expanduser()) if is_path else content

@@ -1,0 +1,217 @@
+"""A study told in numbers: a row a cell and metric, and tables of methods, made from the results alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
+from nexus_adapters.evaluation.report import head, in_order
+from nexus_adapters.evaluation.run import BASE
+from nexus_adapters.study.plan import OWN, Cell, Study
+from nexus_adapters.study.results import CellResult
+
+FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
+# Left out of the table of single trainings: it says the same as another column, or hardly differs.
+_NOT_BY_SEED = ("mmd", "background")
+VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
+_FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
+
+Results = Mapping[Cell, CellResult]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of a table. `trainings`: seed -> what was measured of it."""
+
+    method: str
+    parameters: float
+    gmacs: float
+    trainings: Mapping[int, Measured]
+
+    @cached_property
+    def measured(self) -> Measured:
+        """All its seeds together."""
+        return mean_of(list(self.trainings.values()))
+
+    def minus(self, other: Row) -> Measured | None:
+        """The paired difference over the seeds that both have; None without any. The base has no seeds."""
+        if BASE in (self.method, other.method):
+            return self.measured.minus(other.measured)
+        shared = [seed for seed in self.trainings if seed in other.trainings]
+        if not shared:
+            return None
+        return mean_of([self.trainings[seed].minus(other.trainings[seed]) for seed in shared])
+
+
+def study_csv(results: Results) -> str:
+    """One row a cell and metric; views other than the own one as `metric@view`."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for cell, result in results.items():
+        head = (cell.method, cell.condition, cell.seed)
+        for fact in _FACTS:
+            if fact in result.facts:
+                value = f"{result.facts[fact]:.6g}"
+                writer.writerow((*head, fact, value, value, value, 1))
+        for view, measured in result.views.items():
+            for metric, estimate in measured.estimates().items():
+                name = metric if view == OWN else f"{metric}@{view}"
+                numbers = (f"{number:.5g}" for number in (estimate.value, estimate.low, estimate.high))
+                writer.writerow((*head, name, *numbers, estimate.n))
+    return stream.getvalue()
+
+
+def losses_csv(results: Results) -> str:
+    """Of a study without pictures: the validation's loss at each training's end.
+
+    As the mean over the schedule, and weighed as the training draws it.
+    """
+    lines = ["method,condition,seed,parameters,val_loss,val_loss_as_trained"]
+    for cell, result in results.items():
+        facts = result.facts
+        lines.append(
+            f"{cell.method},{cell.condition},{cell.seed},{facts.get('parameters', 0):.0f},"
+            f"{facts.get('val_loss', float('nan')):.6f},{facts.get('val_loss_as_trained', float('nan')):.6f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(results: Results, condition: str, view: str) -> list[Row]:
+    """The methods that were measured on a condition from a view, in the order of the results."""
+    methods = dict.fromkeys(cell.method for cell in results if cell.condition == condition)
+    rows = []
+    for method in methods:
+        found = {
+            cell: result
+            for cell, result in results.items()
+            if (cell.method, cell.condition) == (method, condition) and view in result.views
+        }
+        if found:
+            first = next(iter(found.values()))
+            parameters, gmacs = (first.facts.get(fact, 0.0) for fact in _FACTS)
+            trainings = {cell.seed: result.views[view] for cell, result in found.items()}
+            rows.append(Row(method, parameters, gmacs, trainings))
+    return rows
+
+
+def study_markdown(study: Study, results: Results) -> str:
+    """For every condition tables of methods, of differences, of each seed's, and of each further view's."""
+    parts = []
+    for condition in dict.fromkeys(cell.condition for cell in results):
+        parts.append(f"## {condition}")
+        rows = rows_of(results, condition, OWN)
+        parts.append(_table(rows, _metrics(row.measured for row in rows), with_cost=True))
+        apart = _differences_by_seed(results, condition, study.plan.compare_to)
+        tables = (_difference_table(apart, study.plan.compare_to), _seed_table(apart, study.plan.compare_to))
+        parts += [table for table in tables if table]
+        for view in study.plan.views:
+            if rows := rows_of(results, condition, view):
+                parts.append(f"### {condition}, {view}\n\n" + _table(rows, VIEW_COLUMNS, with_cost=False))
+    parts.append(_legend(study))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
+    shown = [metric for metric in columns if any(metric in row.measured.metrics for row in rows)]
+    best = {metric: _best(rows, metric) for metric in shown}
+    cost = ["Parameters", "GMACs"] if with_cost else []
+    heads = ["Method", "Seeds", *cost, *(head(metric) for metric in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row.method, ", ".join(map(str, row.trainings)) if row.method != BASE else ""]
+        if with_cost:
+            cells += [f"{row.parameters / 1e6:.2f}M", f"{row.gmacs:.2f}"] if row.parameters else ["", ""]
+        for metric in shown:
+            has_it = metric in row.measured.metrics
+            cells.append(_cell(row.measured.estimate(metric), best[metric] == row.method) if has_it else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _metrics(measured: Iterable[Measured]) -> list[str]:
+    """All that any of them has, in the order of tables."""
+    return in_order(metric for each in measured for metric in each.metrics)
+
+
+def _best(rows: Sequence[Row], metric: str) -> str | None:
+    """The best method over the seeds that it and each other have."""
+    by_method = {row.method: row for row in rows}
+    return best_beyond_doubt(
+        {method: row.measured for method, row in by_method.items()},
+        metric,
+        lambda one, other: by_method[one].minus(by_method[other]),
+    )
+
+
+def _differences_by_seed(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
+    """Method -> seed -> what its training is above the reference's of the same seed, picture by picture."""
+    found: dict[str, dict[int, Measured]] = {}
+    for cell, result in results.items():
+        other = results.get(cell._replace(method=reference))
+        if cell.condition == condition and other is not None and cell.method not in (reference, BASE):
+            found.setdefault(cell.method, {})[cell.seed] = result.views[OWN].minus(other.views[OWN])
+    return found
+
+
+def _difference_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+    """What each method is above the reference, over the seeds that both have; nothing without a method."""
+    if not apart:
+        return ""
+    means = {method: mean_of(list(each.values())) for method, each in apart.items()}
+    shown = _metrics(means.values())
+    heads = [f"Minus {reference}", *(head(metric) for metric in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for method, measured in means.items():
+        estimates = [measured.estimate(metric) if metric in measured.metrics else None for metric in shown]
+        cells = ["" if each is None else _cell(each, each.excludes_zero, sign="+") for each in estimates]
+        lines.append("| " + " | ".join([method, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _seed_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+    """Each training's difference by itself; nothing where no method has several seeds."""
+    rows = {method: each for method, each in apart.items() if len(each) > 1}
+    if not rows:
+        return ""
+    measured = [each for seeds in rows.values() for each in seeds.values()]
+    shown = [metric for metric in _metrics(measured) if metric not in _NOT_BY_SEED]
+    heads = [f"Minus {reference}, each seed", "Seeds", *(head(metric) for metric in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for method, seeds in rows.items():
+        cells = [method, ", ".join(map(str, seeds))]
+        for metric in shown:
+            cells.append(", ".join(_seeds_cell(each, metric) for each in seeds.values()))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _seeds_cell(apart: Measured, metric: str) -> str:
+    """One training's, bold where its interval excludes zero; a dash where it was not measured."""
+    if metric not in apart.metrics:
+        return "-"
+    estimate = apart.estimate(metric)
+    value = f"{estimate.value:+.3f}"
+    return f"**{value}**" if estimate.excludes_zero else value
+
+
+def _cell(estimate: Estimate, is_bold: bool, sign: str = "") -> str:
+    value = f"{estimate.value:{sign}.3f}"
+    return f"{f'**{value}**' if is_bold else value} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _legend(study: Study) -> str:
+    parts = [
+        "In brackets 95 % intervals over the pictures; several seeds are averaged picture by picture first. "
+        "Bold in a table of methods: the best, where the interval of its paired difference to every other "
+        "method, over the seeds that both have, excludes zero."
+    ]
+    if study.plan.compare_to:
+        parts.append(
+            "A difference is that of trainings from the same seed; bold where the interval excludes zero."
+        )
+    return " ".join(parts)

@@ -1,0 +1,232 @@
+"""The samples of a recipe: opened, fitted to its base, split, and read one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nexus_adapters.conditions import EXTRACTORS, find_extractor
+from nexus_adapters.data.batch import draw_for_sample
+from nexus_adapters.data.conditioned import Fitting
+from nexus_adapters.data.crop import Geometry
+from nexus_adapters.data.feed import Place, Read, SampleOrder, Skipped, permutation
+from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.prepared_set import open_prepared
+from nexus_adapters.data.replacement import read_or_replace
+from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.data.table import TableSource
+from nexus_adapters.data.tars import TarSource
+from nexus_adapters.embedded.maps import MAPS
+from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.training.config import DataOptions
+
+# Arguments of sources -> keys of a recipe.
+_KEYS = {
+    "condition": "data.condition",
+    "folder": "data.path",
+    "path": "data.path",
+    "shards": "data.shards",
+    "split": "data.split",
+    "config_name": "data.config_name",
+    "revision": "data.revision",
+    "image_column": "data.image_column",
+    "condition_column": "data.condition_column",
+    "caption_column": "data.caption_column",
+    "index_folder": "cache.folder",
+}
+
+
+def open_source(data: DataOptions, cache_folder: Path) -> Source:
+    """The samples that `[data]` names; `InvalidArgument` where they are not there. Nothing is decoded."""
+    columns = {
+        "image_column": data.image_column or None,
+        "condition_column": data.condition_column or None,
+        "caption_column": data.caption_column or None,
+    }
+    given: dict[str, Any] = {name: column for name, column in columns.items() if column}
+    if data.kind == "scenes":  # whose canny an extractor draws, with its options; other maps are exact
+        return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
+    with renamed(_KEYS):
+        if data.kind == "prepared":
+            return open_prepared(data.path, data.condition, cache_folder / "tars")
+        if data.kind == "folder":
+            return FolderSource(data.path, **given)
+        if data.kind == "tars":
+            return TarSource(data.shards, index_folder=cache_folder / "tars", **given)
+        return TableSource(
+            data.path,
+            split=data.split,
+            config_name=data.config_name or None,
+            revision=data.revision or None,
+            **given,
+        )
+
+
+def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
+    """Where the content hashes of this data set's samples are kept, each data set's in a file of its own."""
+    named = hashlib.sha256(json.dumps([data.kind, data.path, data.shards]).encode()).hexdigest()
+    return cache_folder / "hashes" / f"{named[:32]}.jsonl"
+
+
+def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fitting:
+    """The samples as they are trained on, with sides that are multiples of `multiple` pixels.
+
+    Raises `InvalidArgument` for an unknown extractor that is needed, and for a resolution that does not fit.
+    """
+    if data.kind == "scenes":
+        _check_scenes(data)
+    elif data.kind != "prepared" and not data.condition_column and data.condition not in EXTRACTORS:
+        known = ", ".join(sorted(EXTRACTORS))
+        raise InvalidArgument(
+            "data.condition", f"one of {known}, or a data.condition_column", repr(data.condition)
+        )
+    if not data.condition_column and data.condition in EXTRACTORS:
+        _check_options(data)
+    if data.resolution % multiple:
+        raise InvalidArgument(
+            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution
+        )
+    geometry = (
+        Geometry.bucketed(data.resolution, step=multiple)
+        if data.aspect_buckets
+        else Geometry(data.resolution, data.resolution)
+    )
+    return Fitting(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+
+
+def _check_options(data: DataOptions) -> None:
+    with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
+        find_extractor(data.condition).check_options(data.extractor)
+
+
+def _check_scenes(data: DataOptions) -> None:
+    if data.condition not in MAPS:
+        raise InvalidArgument(
+            "data.condition", f"one of {', '.join(MAPS)}, for data.kind 'scenes'", repr(data.condition)
+        )
+    if data.condition != "canny" and data.extractor:
+        raise InvalidArgument(
+            "data.extractor",
+            f"no options, since scenes have exact maps for {data.condition}",
+            repr(dict(data.extractor)),
+        )
+
+
+_ONE_SHAPE = ""
+_ENCODED_WHOLE = 10_000  # samples
+_HOLD_OUT = 2**32  # the key that held-out samples are drawn by, together with the seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which samples are trained on and which are held out, with their shapes; which have none to read."""
+
+    trained: Mapping[int, Hashable]
+    held_out: Mapping[int, Hashable]
+    unreadable: Sequence[Skipped]
+
+
+def split_samples(fitting: Fitting, data: DataOptions, seed: int, held_out: int) -> Split:
+    """Hold out so many samples, drawn by the seed, but at most a tenth of all.
+
+    Raises `InvalidArgument` for a data set without samples.
+    """
+    total = len(fitting.source)
+    count = min(total, data.count) if data.count else total
+    if count == 0:
+        raise InvalidArgument("data", "samples", f"no samples in {data.path or data.shards}")
+    shapes, unreadable = {}, []
+    is_slow = data.aspect_buckets  # reads the header of every image
+    for index in tqdm(range(count), desc="reading sizes", unit="sample", delay=2, disable=not is_slow):
+        try:
+            shapes[index] = fitting.target(index) if data.aspect_buckets else _ONE_SHAPE
+        except BadSample as error:
+            unreadable.append(Skipped(index, fitting.source.key(index), str(error)))
+    indices = list(shapes)
+    order = permutation(len(indices), (seed, _HOLD_OUT))
+    held = {indices[int(place)] for place in order[: min(held_out, len(indices) // 10)]}
+    return Split(
+        {index: shape for index, shape in shapes.items() if index not in held},
+        {index: shape for index, shape in shapes.items() if index in held},
+        unreadable,
+    )
+
+
+def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, Hashable] | None:
+    """Index -> shard, where shards are fetched: an order that jumps between them would fetch them anew."""
+    if isinstance(source, TarSource) and any("://" in shard for shard in data.shards):
+        return {index: source.shard_of(index) for index in range(len(source))}
+    return None
+
+
+def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
+    """What a cache must have for a run of so many steps: all, or of a large data set what will be read.
+
+    Small data sets are encoded whole, so that whatever is wrong with them is reported before the first step.
+    """
+    if len(split.trained) <= _ENCODED_WHOLE or steps * order.global_batch_size >= len(split.trained):
+        return split
+    read = {int(index) for step in range(steps) for index in order.at(step)}
+    return replace(split, trained={i: shape for i, shape in split.trained.items() if i in read})
+
+
+def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]]:
+    """Shape -> its samples in ascending order, any of which may stand in for another."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for index in sorted(shapes):
+        members[shapes[index]].append(index)
+    return dict(members)
+
+
+def usable_shapes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, Hashable]:
+    """The samples of all shapes that have a readable one; `InvalidArgument` where no shape has."""
+    members = members_by_shape(shapes)
+    usable = {shape for shape, indices in members.items() if not set(indices) <= set(unreadable)}
+    if not usable:
+        raise InvalidArgument("data", "readable samples", f"no readable one among {len(shapes)}")
+    return {index: shape for index, shape in shapes.items() if shape in usable}
+
+
+def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, int]:
+    """Stand-ins for those of the samples that are unreadable; `InvalidArgument` where a shape has none."""
+    members = members_by_shape(shapes)
+
+    def read(index: int) -> None:
+        if index in unreadable:
+            raise BadSample("it is known to be unreadable")
+
+    return {
+        index: read_or_replace(index, members[shapes[index]], read, str).index
+        for index in sorted(unreadable)
+        if index in shapes
+    }
+
+
+@dataclass(frozen=True)
+class FittedSamples:
+    """A `Reader` of samples that are decoded when they are needed, with one caption each.
+
+    `members`: as `members_by_shape`.
+    """
+
+    fitting: Fitting
+    shapes: Mapping[int, Hashable]
+    members: Mapping[Hashable, Sequence[int]]
+    seed: int
+
+    def read(self, place: Place) -> Read:
+        """The sample at a place, or the next readable one of its shape."""
+        # A held-out sample may be alone in its shape.
+        candidates = self.members.get(self.shapes[place.index], ())
+        found = read_or_replace(place.index, candidates, self.fitting.fit, self.fitting.source.key)
+        drawn = draw_for_sample(self.seed, place.step, place.place, (0, 0, 0)).caption
+        caption = found.content.captions[int(drawn * len(found.content.captions))]
+        return Read(place, found.index, replace(found.content, captions=(caption,)), found.skipped)

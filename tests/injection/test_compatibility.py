@@ -1,0 +1,122 @@
+"""Adapter and UNet: what fits, what does not, and that features meet the UNet's maps at every size."""
+
+import pytest
+import torch
+from diffusers import T2IAdapter
+from tests import tiny
+from tests.refusals import refused
+
+from nexus_adapters.bases.families import base_of
+from nexus_adapters.injection.compatibility import check_fit, match_places, pixels_per_latent, traits
+from nexus_adapters.injection.condition import fit_condition
+
+
+def based(unet):
+    return base_of(unet)[0]
+
+
+SHAPES = {"sd15": tiny.SD15_UNET, "sdxl": tiny.SDXL_UNET}
+# The middle block takes the fourth feature of SDXL's three down blocks.
+PLACES = {"sd15": 4, "sdxl": 4}
+
+
+def place_maps(unet, latents):
+    """The sizes of the maps to which the UNet adds, seen while it runs."""
+    seen = []
+    for block in unet.down_blocks:
+        if getattr(block, "has_cross_attention", False):
+            block.attentions[-1].register_forward_hook(lambda m, a, out: seen.append(out[0].shape[-2:]))
+        else:
+            block.register_forward_hook(lambda m, a, out: seen.append(out[0].shape[-2:]))
+    unet.mid_block.register_forward_hook(lambda m, a, out: seen.append(out.shape[-2:]))
+    text = torch.zeros(1, 2, unet.config.cross_attention_dim)
+    added = {"text_embeds": torch.zeros(1, tiny.TEXT_WIDTH), "time_ids": torch.zeros(1, 6)}
+    with torch.no_grad():
+        unet(latents, 1, text, added_cond_kwargs=added)
+    return [tuple(size) for size in seen]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("changes", [{}, {"downsample_padding": 0}], ids=["rounds up", "rounds down"])
+@pytest.mark.parametrize("size", [(8, 8), (9, 15), (13, 10), (25, 8), (11, 23)])
+def test_places_are_where_the_unet_has_them(shape, changes, size):
+    unet = tiny.unet(SHAPES[shape], **changes)
+    found = place_maps(unet, torch.zeros(1, 4, *size))
+    assert based(unet).feature_sizes(*size) == found[: PLACES[shape]]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_features_fit_at_every_multiple_of_8(shape):
+    """All heights from 8 to 200 pixels, each with another width."""
+    unet = tiny.unet(SHAPES[shape])
+    adapter = tiny.adapter(unet)
+    base = based(unet)
+    assert pixels_per_latent(adapter, base) == 8
+    unshuffle = traits(adapter).unshuffle
+    text = torch.zeros(1, 2, adapter.config.text_width)
+    for height in range(1, 26):
+        width = 1 + (height * 7) % 25
+        condition = fit_condition(torch.zeros(1, 3, height * 8, width * 8), height * 8, width * 8, unshuffle)
+        with torch.no_grad():
+            features = adapter(condition, text)
+        sizes = [tuple(f.shape[-2:]) for f in match_places(features, base, 1, height, width)]
+        assert sizes == base.feature_sizes(height, width) == [tuple(f.shape[-2:]) for f in features]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_surplus_rows_are_cut_where_the_unet_rounds_down(shape):
+    unet = tiny.unet(SHAPES[shape], downsample_padding=0)
+    adapter = tiny.adapter(unet)
+    text = torch.zeros(1, 2, adapter.config.text_width)
+    condition = fit_condition(torch.rand(1, 3, 104, 120), 104, 120, adapter.config.unshuffle)
+    with torch.no_grad():
+        features = adapter(condition, text)
+    matched = match_places(features, based(unet), 1, 13, 15)
+    for whole, cut in zip(features, matched, strict=True):
+        assert torch.equal(whole[:, :, : cut.shape[2], : cut.shape[3]], cut)
+    assert [tuple(f.shape[-2:]) for f in matched] == based(unet).feature_sizes(13, 15)
+
+
+def test_both_numbers_are_named():
+    sd15, sdxl = tiny.unet(tiny.SD15_UNET), tiny.unet(tiny.SDXL_UNET)
+    adapter = tiny.adapter(sd15)
+    check_fit(adapter, based(sd15))
+    with refused("adapter", "(8, 16, 32, 32)", expected="channels (8, 16, 24, 24)"):
+        check_fit(tiny.adapter(sd15, channels=(8, 16, 32, 32)), based(sd15))
+    with refused("adapter", "3", expected="number of features 4"):
+        check_fit(tiny.adapter(sd15, channels=(8, 16, 24), pools=(0, 1, 1)), based(sd15))
+    with refused("adapter", "20", expected="text_width 16"):
+        check_fit(tiny.adapter(sd15, text_width=20), based(sd15))
+    with refused("adapter", "(0, 1, 1, 1)", expected="pools (0, 0, 1, 0)"):
+        check_fit(adapter, based(sdxl))
+    with refused("adapter", "15", expected="multiple of 2"):
+        check_fit(tiny.adapter(sdxl, unshuffle=15), based(sdxl))
+
+
+def test_t2i_adapters_fit_too():
+    base = based(tiny.unet(tiny.SD15_UNET))
+    check_fit(T2IAdapter(channels=[8, 16, 24, 24]), base)
+    with refused("adapter", "(8, 16, 24, 32)", expected="channels (8, 16, 24, 24)"):
+        check_fit(T2IAdapter(channels=[8, 16, 24, 32]), base)
+
+
+def test_misshapen_features_are_errors():
+    """diffusers drops the middle feature silently where its shape is another."""
+    base = based(tiny.unet(tiny.SDXL_UNET))
+    right = [
+        torch.zeros(2, 8, 4, 4),
+        torch.zeros(2, 16, 4, 4),
+        torch.zeros(2, 24, 2, 2),
+        torch.zeros(2, 24, 2, 2),
+    ]
+    assert len(match_places(right, base, 2, 8, 8)) == 4
+    for wrong in (
+        torch.zeros(2, 24, 1, 2),
+        torch.zeros(2, 24, 4, 4),
+        torch.zeros(1, 24, 2, 2),
+        torch.zeros(2, 24, 2),
+    ):
+        with refused("adapter", tuple(wrong.shape), expected="feature 4 of shape (2, 24, 2, 2)"):
+            match_places([*right[:3], wrong], base, 2, 8, 8)
+    with refused("adapter", "3", expected="number of features 4"):
+        match_places(right[:3], base, 2, 8, 8)
