@@ -1,15 +1,18 @@
-"""Names for what users can add: blocks, methods, bases, metrics.
+"""Registries of what users can add: blocks, methods, bases, metrics.
 
-An entry comes from the package, from a module that the user imported, or, when it is asked for by name, from
+An entry comes from the package, from a module that the user imported, or, when it is looked up by name, from
 an entry point of an installed package. Nothing else is ever imported for a name.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +65,19 @@ class Registry(Mapping[str, T]):
             )
         self._entries[name] = entry
 
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """A context after which the registry is as it was before: what was registered inside is forgotten.
+
+        For tests and notebooks. Entries of installed packages stay available.
+        """
+        before = dict(self._entries)
+        try:
+            yield
+        finally:
+            self._entries.clear()
+            self._entries.update(before)
+
     def newest_first(self) -> Iterator[T]:
         """The registered entries from the last to the first; then, each imported when reached, the others."""
         registered = list(self._entries)[::-1]
@@ -79,7 +95,7 @@ class Registry(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         if name in self._entries:
             return self._entries[name]
-        points = list(entry_points(group=self._group, name=name))
+        points = [point for point in _installed(self._group) if point.name == name]
         if not points:
             raise KeyError(name)
         if len({point.value for point in points}) > 1:
@@ -95,14 +111,28 @@ class Registry(Mapping[str, T]):
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or any(point.name == name for point in entry_points(group=self._group))
+        return name in self._entries or any(point.name == name for point in _installed(self._group))
 
     def __iter__(self) -> Iterator[str]:
         yield from self._entries
-        yield from sorted({p.name for p in entry_points(group=self._group)} - set(self._entries))
+        yield from sorted({point.name for point in _installed(self._group)} - set(self._entries))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group. They are searched for again only if what is installed has changed."""
+    changed = []
+    for folder in sys.path:
+        with suppress(OSError):
+            changed.append((folder, os.stat(folder or ".").st_mtime_ns))
+    return _search(group, tuple(changed))
+
+
+@lru_cache(maxsize=32)  # a search takes 20 ms, and a registry is asked often
+def _search(group: str, _folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
 
 
 def import_modules(names: Iterable[str], argument: str) -> None:

@@ -2,10 +2,8 @@
 
 import json
 import sys
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +12,6 @@ import torch
 from tests.refusals import refused
 from torch import Tensor, nn
 
-from nexus_adapters import registry
 from nexus_adapters.adapter.blocks import BLOCKS, find_block, register_block
 from nexus_adapters.adapter.formats import export_file, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
@@ -22,13 +19,15 @@ from nexus_adapters.adapter.stage import Stage
 
 Build = Callable[..., NexusAdapter]
 Inputs = Callable[..., tuple[Tensor, Tensor]]
+GROUP = "nexus_adapters.blocks"
 TRIALS = ("gate", "gate-level", "first", "film", "twice")
 
 
 @pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgotten() -> Iterator[None]:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(BLOCKS, "_entries", dict(BLOCKS._entries))
+    with BLOCKS.temporary():
+        yield
 
 
 class Gained(Stage):
@@ -127,9 +126,9 @@ def test_any_module_can_be_a_block_and_is_given_its_level(
 
 
 def test_an_unknown_block_is_named_and_nothing_is_imported(tiny: Build, tmp_path: Path) -> None:
-    register_block("gained")(Gained)
-    tiny(block="gained", block_options={"gain": 1.0}).save_pretrained(tmp_path)
-    del BLOCKS._entries["gained"]
+    with BLOCKS.temporary():
+        register_block("gained")(Gained)
+        tiny(block="gained", block_options={"gain": 1.0}).save_pretrained(tmp_path)
     with refused("block", "'gained'", expected="paper", hint="--import MODULE"):
         NexusAdapter.from_pretrained(tmp_path)
     with refused("source", "block: expected a known block", hint='imports = ["MODULE"]'):
@@ -204,30 +203,13 @@ def test_what_is_no_block_is_refused() -> None:
     assert "short" not in BLOCKS
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Pretend that a package is installed whose entry points are these: name -> object or module path."""
-
-    def install(**objects: Any) -> None:
-        module = types.ModuleType("their_package")
-        monkeypatch.setitem(sys.modules, "their_package", module)
-        points = []
-        for name, found in objects.items():
-            setattr(module, name, found)
-            value = found if isinstance(found, str) else f"their_package:{name}"
-            points.append(EntryPoint(name, value, "nexus_adapters.blocks"))
-
-        def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
-            assert group == "nexus_adapters.blocks"
-            return [point for point in points if name in (None, point.name)]
-
-        monkeypatch.setattr(registry, "entry_points", entry_points)
-
-    return install
+NUMBER = 3
 
 
-def test_installed_packages_offer_blocks(installed: Callable[..., None], tiny: Build) -> None:
-    installed(theirs=Plain, gone="no_such_module:Block", number=3, paper=Plain)
+def test_installed_packages_offer_blocks(install: Callable[..., None], tiny: Build) -> None:
+    plain = f"{__name__}:Plain"
+    gone = "no_such_module:Block"
+    install(GROUP, theirs=plain, gone=gone, number=f"{__name__}:NUMBER", paper=plain)
     assert set(BLOCKS) >= {"paper", "theirs", "gone"}
     assert {type(stage) for stage in tiny(block="theirs").adapter.body} == {Plain}
     assert {type(stage) for stage in tiny().adapter.body} == {Stage}
@@ -237,11 +219,9 @@ def test_installed_packages_offer_blocks(installed: Callable[..., None], tiny: B
         tiny(block="number")
 
 
-def test_two_packages_of_one_name_are_not_guessed_between(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    points = [EntryPoint("theirs", f"{package}:Block", "nexus_adapters.blocks") for package in ("one", "two")]
-    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: points)
+def test_two_packages_of_one_name_are_not_guessed_between(install: Callable[..., None], tiny: Build) -> None:
+    for package in ("two", "one"):
+        install(GROUP, theirs=f"{package}:Block")
     with refused("block", "one:Block, two:Block"):
         tiny(block="theirs")
 
@@ -251,10 +231,8 @@ def test_the_benchmarks_blocks_are_ordinary_ones(
     tiny: Build, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    if sys.modules.pop("trial_blocks", None) is not None:
-        for known in TRIALS:
-            BLOCKS._entries.pop(known, None)
-    import_module("trial_blocks")
+    sys.modules.pop("trial_blocks", None)
+    import_module("trial_blocks")  # registers the same blocks again where another test did so before
     del sys.modules["trial_blocks"]  # so that whoever imports it next registers its blocks again
     adapter = tiny(block=name, residual=True)
     seconds = [tensor for tensor in adapter.state_dict() if "cross_attention2" in tensor]

@@ -92,6 +92,7 @@ def test_shards(tiny: Build, tmp_path: Path, low_cpu_mem_usage: bool) -> None:
     assert_same(NexusAdapter.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage), adapter)
 
 
+@pytest.mark.full  # the cost is that of importing torch and diffusers
 def test_fresh_process(tiny: Build, tmp_path: Path) -> None:
     adapter = tiny()
     adapter.save_pretrained(tmp_path)
@@ -114,12 +115,12 @@ def test_fresh_process(tiny: Build, tmp_path: Path) -> None:
 
 
 def test_push_to_hub_uploads_what_loads(tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def keep(folder: str, **_: Any) -> None:
-        shutil.copytree(folder, tmp_path / "hub")
+    def keep(folder_path: str, **_: Any) -> None:
+        shutil.copytree(folder_path, tmp_path / "hub")
 
     adapter = tiny()
     monkeypatch.setattr(hub_utils, "create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(adapter, "_upload_folder", lambda folder, *_, **__: keep(folder))
+    monkeypatch.setattr(hub_utils, "upload_folder", keep)
     adapter.push_to_hub("someone/adapter")
     assert_same(NexusAdapter.from_pretrained(tmp_path / "hub"), adapter)
 

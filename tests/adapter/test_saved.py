@@ -13,6 +13,7 @@ import torch
 from diffusers import T2IAdapter
 from safetensors.torch import load_file, save_file
 from tests.refusals import refused
+from tests.weights import use_weights
 
 from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.adapter.model import NexusAdapter
@@ -50,7 +51,7 @@ def write_run(folder: Path, adapter: NexusAdapter, steps: tuple[int, ...], own_c
 @pytest.mark.parametrize(("condition", "name"), NAMES)
 def test_names_of_the_package(condition: str, name: str) -> None:
     saved = find_saved(name, condition)
-    assert (saved.source, saved.path) == (name, BUNDLED["embedded"].adapters[condition][name])
+    assert (saved.source, saved.path) == (name, BUNDLED["embedded"].adapter(name, condition))
     assert saved.class_name == ("T2IAdapter" if name == "t2i" else "NexusAdapter")
     if name != "t2i":
         config = check_nexus(saved)
@@ -250,7 +251,7 @@ def test_a_name_goes_before_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     tiny().save_pretrained("prime")
     tiny().save_pretrained("mine")
-    embedded = BUNDLED["embedded"].adapters["canny"]["prime"]
+    embedded = BUNDLED["embedded"].adapter("prime", "canny")
     assert find_saved("prime").path == embedded
     for source in ("./prime", "prime/", Path("prime"), str(tmp_path / "prime")):
         assert find_saved(source).config["text_width"] == 12, source
@@ -277,10 +278,11 @@ def test_unknown_names_and_conditions() -> None:
         find_saved("prime", "pose")
 
 
-def test_an_installation_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(BUNDLED["embedded"].adapters["canny"], "prime", tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+def test_an_incomplete_installation_of_the_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_weights(monkeypatch, tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
         find_saved("prime")
+    assert str(tmp_path / "canny" / "prime-residual" / "config.json") in str(caught.value)
 
 
 # What is no adapter, or damaged

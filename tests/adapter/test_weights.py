@@ -159,13 +159,13 @@ def test_metadata_are_added_and_tensors_stay(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_pushing_uploads_what_has_the_hash(
-    tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pushing_uploads_what_has_the_hash(tiny: Build, tmp_path: Path) -> None:
     pushed = []
-    monkeypatch.setattr(
-        NexusAdapter, "push_to_hub", lambda self, repo_id, **options: pushed.append((repo_id, options))
-    )
-    tiny().save_pretrained(tmp_path, push_to_hub=True, repo_id="me/adapter", private=True)
-    assert pushed == [("me/adapter", {"private": True, "variant": None})]
-    assert "sha256" in metadata(tmp_path / WEIGHTS)
+
+    class Pushed(NexusAdapter):
+        def push_to_hub(self, repo_id: str, **options: object) -> None:
+            pushed.append((repo_id, options, "sha256" in metadata(tmp_path / WEIGHTS)))
+
+    adapter = Pushed(**dict(tiny().config))
+    adapter.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/adapter", private=True)
+    assert pushed == [("me/adapter", {"private": True, "variant": None}, True)]

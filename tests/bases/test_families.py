@@ -1,6 +1,5 @@
 """Names for what users add, and which base a pipeline or denoiser belongs to."""
 
-from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import diffusers
@@ -10,7 +9,6 @@ from tests import tiny
 from tests.refusals import refused
 from torch import nn
 
-from nexus_adapters import registry as registries
 from nexus_adapters.bases import BASES, Base, register_base
 from nexus_adapters.bases.families import base_of, config_of, family_of
 from nexus_adapters.bases.unet import UNetBase
@@ -25,22 +23,6 @@ def things():
     found = Registry("thing", GROUP)
     found.register("own")(Own)
     return found
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """Entry points of installed packages: name -> "module:object", or a list of these."""
-    points: list[EntryPoint] = []
-
-    def entry_points(**wanted):
-        return [p for p in points if all(getattr(p, key) == value for key, value in wanted.items())]
-
-    monkeypatch.setattr(registries, "entry_points", entry_points)
-
-    def install(group=GROUP, **values):
-        points.extend(EntryPoint(name, value, group) for name, value in values.items())
-
-    return install
 
 
 class Own:
@@ -74,7 +56,7 @@ def test_the_same_class_again_replaces_the_former(things):
 
 
 def test_a_name_that_is_taken(things):
-    with refused("name", "'own', which is tests.bases.test_registry.Own", expected="thing"):
+    with refused("name", f"'own', which is {__name__}.Own", expected="thing"):
         things.register("own")(Other)
     assert things["own"] is Own
 
@@ -88,19 +70,33 @@ def test_records_are_the_same_if_they_are_equal(things):
         things.add("record", SimpleNamespace(label="second"))
 
 
-def test_every_entry_is_checked(installed):
+def test_every_entry_is_checked(install):
     def check(entry):
         if entry is Own:
             raise InvalidArgument("thing", "another", "Own")
 
     found = Registry("thing", GROUP, check)
-    installed(good=f"{__name__}:Other", bad=f"{__name__}:Own")
+    install(GROUP, good=f"{__name__}:Other", bad=f"{__name__}:Own")
     with refused("thing", "Own"):
         found.register("own")(Own)
     with refused("thing", "Own"):
         found.find("bad", "argument")
     assert found["good"] is Other
     assert list(found) == ["good", "bad"]
+
+
+def test_what_is_registered_for_a_while_is_forgotten(things):
+    again = defined_again()
+    with things.temporary():
+        things.register("other")(Other)
+        things.register("own")(again)
+        with things.temporary():
+            things.register("third")(Other)
+        assert dict(things) == {"own": again, "other": Other}
+    assert dict(things) == {"own": Own}
+    with pytest.raises(ZeroDivisionError), things.temporary():
+        things.register("other")(1 / 0)
+    assert dict(things) == {"own": Own}
 
 
 def test_a_name_is_needed(things):
@@ -119,9 +115,9 @@ def test_an_unknown_name_has_a_hint(things, name):
         things["unknown"]
 
 
-def test_installed_packages_are_asked_by_name(things, installed):
-    installed(plugin=f"{__name__}:Other", own=f"{__name__}:Other")
-    installed("another.group", elsewhere=f"{__name__}:Other")
+def test_installed_packages_are_asked_by_name(things, install):
+    install(GROUP, plugin=f"{__name__}:Other", own=f"{__name__}:Other")
+    install("another.group", elsewhere=f"{__name__}:Other")
     assert list(things) == ["own", "plugin"]
     assert "plugin" in things
     assert "elsewhere" not in things
@@ -132,8 +128,8 @@ def test_installed_packages_are_asked_by_name(things, installed):
         things.find("unknown", "thing")
 
 
-def test_a_package_is_imported_only_when_it_is_asked_for(things, installed):
-    installed(broken="nexus_adapters_has_no_such_module:Thing")
+def test_a_package_is_imported_only_when_it_is_asked_for(things, install):
+    install(GROUP, broken="nexus_adapters_has_no_such_module:Thing")
     assert "broken" in things
     assert list(things) == ["own", "broken"]
     assert things["own"] is Own
@@ -141,13 +137,13 @@ def test_a_package_is_imported_only_when_it_is_asked_for(things, installed):
         things.find("broken", "adapter.thing")
 
 
-def test_packages_that_disagree(things, installed):
-    installed(plugin=f"{__name__}:Other")
-    installed(plugin=f"{__name__}:Own")
+def test_packages_that_disagree(things, install):
+    install(GROUP, plugin=f"{__name__}:Other")
+    install(GROUP, plugin=f"{__name__}:Own")
     with refused("thing", f"{__name__}:Other, {__name__}:Own", expected="one installed package"):
         things.find("plugin", "thing")
-    installed(twice=f"{__name__}:Other")
-    installed(twice=f"{__name__}:Other")  # one package, found in two folders
+    install(GROUP, twice=f"{__name__}:Other")
+    install(GROUP, twice=f"{__name__}:Other")  # one package, found in two folders
     assert things["twice"] is Other
 
 
@@ -155,10 +151,10 @@ def test_packages_that_disagree(things, installed):
 
 
 @pytest.fixture
-def bases(monkeypatch):
+def bases():
     """Registrations last as long as the test."""
-    monkeypatch.setattr(BASES, "_entries", dict(BASES._entries))
-    return BASES
+    with BASES.temporary():
+        yield BASES
 
 
 @pytest.mark.parametrize("build", [tiny.sd15, tiny.sdxl])
@@ -253,9 +249,9 @@ def test_a_base_of_ones_own(bases):
     assert issubclass(bases.find("conv", "base"), Base)
 
 
-def test_a_broken_package_does_not_stand_in_the_way(bases, installed):
+def test_a_broken_package_does_not_stand_in_the_way(bases, install):
     """Families of the package and of the user are asked before others are imported."""
-    installed("nexus_adapters.bases", broken="nexus_adapters_has_no_such_module:Base")
+    install("nexus_adapters.bases", broken="nexus_adapters_has_no_such_module:Base")
     assert "broken" in bases
     assert isinstance(base_of(tiny.sd15())[0], UNetBase)
     with refused("name", "nexus_adapters_has_no_such_module"):

@@ -8,45 +8,45 @@ import torch
 from tests import tiny
 from tests.refusals import refused
 
-from nexus_adapters.bases.base import CallLayout, RunningPipeline
+from nexus_adapters.bases.base import CallingPipeline, CallLayout
 from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.bases.unet_pipelines import KNOWN_PIPELINES
-from nexus_adapters.injection.branches import RowPlan, call_layout, check_policy, plan_rows
+from nexus_adapters.injection.branches import BranchPlan, call_layout, check_policy, plan_branches
 
 GUIDED = (False, True)
 BASE = UNetBase(tiny.SD15_UNET)
 
 
 def plan(policy, branches, rows, conditions, called=None):
-    return plan_rows(policy, CallLayout(torch.zeros(rows, 1, 1), branches, called), conditions)
+    return plan_branches(policy, CallLayout(torch.zeros(rows, 1, 1), branches, called), conditions)
 
 
 def branches_of(pipe, policy, rows=2, **variables):
-    running = RunningPipeline(pipe, variables)
-    return call_layout(BASE, running, policy, torch.zeros(rows, 1, 1)).branches
+    calling = CallingPipeline(pipe, variables)
+    return call_layout(BASE, calling, policy, torch.zeros(rows, 1, 1)).branches
 
 
 @pytest.mark.parametrize(
     ("policy", "branches", "rows", "conditions", "expected"),
     [
         # one prompt, guided
-        ("positive", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (1.0, 1.0))),
-        ("cond_only", GUIDED, 2, 1, RowPlan(1, 1, 1, 1, (0.0, 1.0))),
-        ("per_branch", GUIDED, 2, 1, RowPlan(0, 2, 2, 1, (1.0,))),
-        ("per_branch", GUIDED, 1, 1, RowPlan(0, 1, 1, 1, (1.0,))),  # branches that run apart
+        ("positive", GUIDED, 2, 1, BranchPlan(1, 1, 1, 1, (1.0, 1.0))),
+        ("cond_only", GUIDED, 2, 1, BranchPlan(1, 1, 1, 1, (0.0, 1.0))),
+        ("per_branch", GUIDED, 2, 1, BranchPlan(0, 2, 2, 1, (1.0,))),
+        ("per_branch", GUIDED, 1, 1, BranchPlan(0, 1, 1, 1, (1.0,))),  # branches that run apart
         # three prompts of two images each, with a condition for each prompt
-        ("positive", GUIDED, 12, 3, RowPlan(6, 6, 2, 1, (1.0, 1.0))),
-        ("per_branch", GUIDED, 12, 3, RowPlan(0, 12, 2, 2, (1.0,))),
+        ("positive", GUIDED, 12, 3, BranchPlan(6, 6, 2, 1, (1.0, 1.0))),
+        ("per_branch", GUIDED, 12, 3, BranchPlan(0, 12, 2, 2, (1.0,))),
         # not guided
-        ("positive", (True,), 6, 3, RowPlan(0, 6, 2, 1, (1.0,))),
-        ("cond_only", (True,), 6, 3, RowPlan(0, 6, 2, 1, (1.0,))),
+        ("positive", (True,), 6, 3, BranchPlan(0, 6, 2, 1, (1.0,))),
+        ("cond_only", (True,), 6, 3, BranchPlan(0, 6, 2, 1, (1.0,))),
         # InstructPix2Pix, and perturbed attention
-        ("positive", (True, False, False), 6, 2, RowPlan(0, 2, 1, 1, (1.0, 1.0, 1.0))),
-        ("cond_only", (True, False, False), 6, 2, RowPlan(0, 2, 1, 1, (1.0, 0.0, 0.0))),
-        ("cond_only", (False, True, True), 6, 1, RowPlan(2, 2, 2, 1, (0.0, 1.0, 1.0))),
+        ("positive", (True, False, False), 6, 2, BranchPlan(0, 2, 1, 1, (1.0, 1.0, 1.0))),
+        ("cond_only", (True, False, False), 6, 2, BranchPlan(0, 2, 1, 1, (1.0, 0.0, 0.0))),
+        ("cond_only", (False, True, True), 6, 1, BranchPlan(2, 2, 2, 1, (0.0, 1.0, 1.0))),
         # layout unknown
-        ("per_branch", None, 5, 1, RowPlan(0, 5, 5, 1, (1.0,))),
-        ("per_branch", None, 5, 5, RowPlan(0, 5, 1, 1, (1.0,))),
+        ("per_branch", None, 5, 1, BranchPlan(0, 5, 5, 1, (1.0,))),
+        ("per_branch", None, 5, 5, BranchPlan(0, 5, 1, 1, (1.0,))),
     ],
 )
 def test_plans(policy, branches, rows, conditions, expected):
@@ -57,32 +57,32 @@ def test_plans(policy, branches, rows, conditions, expected):
     ("policy", "called", "conditions", "expected"),
     [
         # two prompts of two images each; the negatives' call, then the positives'
-        ("positive", 0, 2, RowPlan(4, 4, 2, 1, (1.0,))),
-        ("positive", 1, 2, RowPlan(4, 4, 2, 1, (1.0,))),
-        ("cond_only", 0, 2, RowPlan(4, 4, 2, 1, (0.0,))),
-        ("cond_only", 1, 2, RowPlan(4, 4, 2, 1, (1.0,))),
-        ("per_branch", 0, 2, RowPlan(0, 8, 2, 2, (1.0,), slice(0, 4))),
-        ("per_branch", 1, 2, RowPlan(0, 8, 2, 2, (1.0,), slice(4, 8))),
-        ("positive", 0, 1, RowPlan(4, 4, 4, 1, (1.0,))),
-        ("cond_only", 1, 1, RowPlan(4, 4, 4, 1, (1.0,))),
-        ("per_branch", 0, 1, RowPlan(0, 8, 8, 1, (1.0,), slice(0, 4))),
-        ("per_branch", 1, 1, RowPlan(0, 8, 8, 1, (1.0,), slice(4, 8))),
+        ("positive", 0, 2, BranchPlan(4, 4, 2, 1, (1.0,))),
+        ("positive", 1, 2, BranchPlan(4, 4, 2, 1, (1.0,))),
+        ("cond_only", 0, 2, BranchPlan(4, 4, 2, 1, (0.0,))),
+        ("cond_only", 1, 2, BranchPlan(4, 4, 2, 1, (1.0,))),
+        ("per_branch", 0, 2, BranchPlan(0, 8, 2, 2, (1.0,), slice(0, 4))),
+        ("per_branch", 1, 2, BranchPlan(0, 8, 2, 2, (1.0,), slice(4, 8))),
+        ("positive", 0, 1, BranchPlan(4, 4, 4, 1, (1.0,))),
+        ("cond_only", 1, 1, BranchPlan(4, 4, 4, 1, (1.0,))),
+        ("per_branch", 0, 1, BranchPlan(0, 8, 8, 1, (1.0,), slice(0, 4))),
+        ("per_branch", 1, 1, BranchPlan(0, 8, 8, 1, (1.0,), slice(4, 8))),
     ],
 )
 def test_a_call_for_each_branch(policy, called, conditions, expected):
     """What the adapter computes is the same in both calls of a step, so the second finds it in the cache."""
     found = plan(policy, GUIDED, 8, conditions, called)
     assert found == expected
-    assert found.computed == plan(policy, GUIDED, 8, conditions, 1 - called).computed
-    assert found.computed == plan(policy, GUIDED, 8, conditions).computed
+    assert found.key == plan(policy, GUIDED, 8, conditions, 1 - called).key
+    assert found.key == plan(policy, GUIDED, 8, conditions).key
 
 
 def test_a_call_for_each_branch_wherever_the_prompt_is():
     whole = (True, False, False)
     for called, factor in enumerate((1.0, 0.0, 0.0)):
-        assert plan("cond_only", whole, 6, 2, called) == RowPlan(0, 2, 1, 1, (factor,))
+        assert plan("cond_only", whole, 6, 2, called) == BranchPlan(0, 2, 1, 1, (factor,))
         kept = slice(2 * called, 2 * called + 2)
-        assert plan("per_branch", whole, 6, 2, called) == RowPlan(0, 6, 1, 3, (1.0,), kept)
+        assert plan("per_branch", whole, 6, 2, called) == BranchPlan(0, 6, 1, 3, (1.0,), kept)
 
 
 @pytest.mark.parametrize(
@@ -244,17 +244,17 @@ def test_a_second_call_for_the_negatives_alone():
     guided = {"prompt_embeds": whole, "do_classifier_free_guidance": True}
 
     def planned(policy, text, variables=guided):
-        layout = call_layout(BASE, RunningPipeline(pipe, variables), policy, text)
-        return layout.text, plan_rows(policy, layout, conditions=2)
+        layout = call_layout(BASE, CallingPipeline(pipe, variables), policy, text)
+        return layout.text, plan_branches(policy, layout, conditions=2)
 
     for policy, factors in (("positive", (1.0, 1.0)), ("cond_only", (0.0, 1.0))):
         text, first = planned(policy, whole)
-        assert (text is whole, first) == (True, RowPlan(4, 4, 2, 1, factors))
+        assert (text is whole, first) == (True, BranchPlan(4, 4, 2, 1, factors))
         text, second = planned(policy, whole[:4])
-        assert (text is whole, second) == (True, RowPlan(4, 4, 2, 1, factors[:1]))
-        assert second.computed == first.computed
-    assert planned("per_branch", whole)[1] == RowPlan(0, 8, 2, 2, (1.0,))
+        assert (text is whole, second) == (True, BranchPlan(4, 4, 2, 1, factors[:1]))
+        assert second.key == first.key
+    assert planned("per_branch", whole)[1] == BranchPlan(0, 8, 2, 2, (1.0,))
     text, second = planned("per_branch", whole[:4])
-    assert (text is whole, second) == (True, RowPlan(0, 8, 2, 2, (1.0,), kept=slice(0, 4)))
+    assert (text is whole, second) == (True, BranchPlan(0, 8, 2, 2, (1.0,), kept=slice(0, 4)))
     unguided = guided | {"do_classifier_free_guidance": False}
-    assert planned("positive", whole, unguided)[1] == RowPlan(0, 8, 4, 1, (1.0,))
+    assert planned("positive", whole, unguided)[1] == BranchPlan(0, 8, 4, 1, (1.0,))

@@ -7,7 +7,7 @@ from tests import tiny
 from tests.refusals import refused
 
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.injection.compatibility import check_fit, match_places, pixels_per_latent, traits
+from nexus_adapters.injection.compatibility import check_fit, geometry_of, match_places, pixels_per_latent
 from nexus_adapters.injection.condition import fit_condition
 
 
@@ -52,7 +52,7 @@ def test_features_fit_at_every_multiple_of_8(shape):
     adapter = tiny.adapter(unet)
     base = based(unet)
     assert pixels_per_latent(adapter, base) == 8
-    unshuffle = traits(adapter).unshuffle
+    unshuffle = geometry_of(adapter).unshuffle
     text = torch.zeros(1, 2, adapter.config.text_width)
     for height in range(1, 26):
         width = 1 + (height * 7) % 25

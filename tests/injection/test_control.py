@@ -69,8 +69,8 @@ def test_the_ends_of_the_window():
     # A schedule's last timestep need not be 0, nor its first the last one trained.
     whole = Control(adapter, tiny.condition())
     assert whole.scale_at(-0.1) == whole.scale_at(1.1) == 1
-    assert not whole.is_windowed
-    assert middle.is_windowed
+    assert whole.acts_throughout
+    assert not middle.acts_throughout
 
 
 def test_unknown_policies_are_named(adapter, control):

@@ -7,7 +7,7 @@ from tests.refusals import refused
 from torch import nn
 
 from nexus_adapters.bases.unet import KEYWORD
-from nexus_adapters.injection import features as residuals
+from nexus_adapters.injection import residuals
 from nexus_adapters.injection.features import MAX_ENTRIES, FeatureCache, Weights
 from nexus_adapters.injection.places import added
 

@@ -21,7 +21,7 @@ from tests import tiny
 
 from nexus_adapters.injection import Control, attach
 
-STEPS = 4
+STEPS = 2
 
 
 def run(pipe, prompt="a red star", **options):
@@ -29,8 +29,8 @@ def run(pipe, prompt="a red star", **options):
     return pipe(prompt, **given | options).images
 
 
-def check(pipe, adapter=None, adapter_calls=1, exact=True, **options):
-    """The control acts, once a generation, repeatably, and at scale 0 and after removal not at all."""
+def check(pipe, adapter=None, adapter_calls=1, **options):
+    """The control acts, once a generation, and at scale 0 and after removal not at all."""
     adapter = adapter or tiny.adapter(pipe.unet)
     calls = []
     counted = adapter.register_forward_hook(lambda *_: calls.append(1))
@@ -38,7 +38,6 @@ def check(pipe, adapter=None, adapter_calls=1, exact=True, **options):
     with attach(pipe, Control(adapter, tiny.condition())) as handle:
         found = run(pipe, **options)
         assert len(calls) == adapter_calls
-        assert torch.equal(run(pipe, **options), found) or not exact
         handle.scale = 0
         assert torch.equal(run(pipe, **options), base)
     counted.remove()
@@ -143,15 +142,15 @@ def test_prompt_embeddings_swapped_in_mid_run():
     other, negative = pipe.encode_prompt("photo of a dog", "cpu", 1, True, "")
     both = torch.cat([negative, other])
     tensors = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    check(pipe, adapter_calls=2, callback_on_step_end=swap_prompts(both), **tensors)
+    check(pipe, adapter_calls=2, callback_on_step_end=swap_prompts(both), num_inference_steps=3, **tensors)
 
 
 def test_lcm_without_guidance():
     pipe = tiny.sd15(unet=tiny.unet(time_cond_proj_dim=8))
     pipe.scheduler = LCMScheduler(num_train_timesteps=1000, original_inference_steps=50)
-    check(pipe, guidance_scale=4.0)  # told to the UNet, in one branch
+    check(pipe, guidance_scale=4.0)  # an input of the UNet, in one branch
     turbo = tiny.sdxl()
-    check(turbo, guidance_scale=0.0, num_inference_steps=3)
+    check(turbo, guidance_scale=0.0)
 
 
 def test_several_controlnets():
@@ -194,7 +193,7 @@ def test_stable_diffusion_2(kind):
     check(pipe)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.full), torch.bfloat16])
 def test_half_precision(dtype):
     pipe = tiny.sd15()
     expected = check(pipe)
@@ -283,6 +282,14 @@ def test_variants_and_t2i_adapters_mix():
     assert torch.equal(run(pipe), base)
 
 
+# Compiling takes as long as a UNet is deep.
+TWO_LEVELS = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
 def graphs(pipe, form):
     """Compile the UNet in this form; a list that grows by each graph that it is compiled to."""
     torch.compiler.reset()
@@ -299,10 +306,19 @@ def graphs(pipe, form):
     return found
 
 
-@pytest.mark.parametrize("form", ["module", "wrapper"])
-@pytest.mark.parametrize(("settings", "expected"), [({}, 1), ({"end": 0.5}, 2), ({"scale": [1, 0.5]}, 1)])
-def test_compiled_to_one_graph_and_to_two_with_a_window(form, settings, expected):
-    pipe = tiny.sd15()
+@pytest.mark.parametrize(
+    ("form", "settings", "expected"),
+    [
+        ("module", {}, 1),
+        pytest.param("module", {"end": 0.5}, 2, marks=pytest.mark.full),
+        pytest.param("module", {"scale": [1, 0.5]}, 1, marks=pytest.mark.full),
+        ("wrapper", {}, 1),
+        pytest.param("wrapper", {"end": 0.5}, 2, marks=pytest.mark.full),
+        pytest.param("wrapper", {"scale": [1, 0.5]}, 1, marks=pytest.mark.full),
+    ],
+)
+def test_compiled_to_one_graph_and_to_two_with_start_or_end(form, settings, expected):
+    pipe = tiny.sd15(unet=tiny.unet(**TWO_LEVELS))
     adapter = tiny.adapter(pipe.unet)
     with attach(pipe, Control(adapter, tiny.condition(), **settings)):
         plain = run(pipe)
@@ -329,7 +345,7 @@ def test_cancelled_within_one_step():
         return given
 
     with attach(pipe, Control(adapter, tiny.condition())):
-        run(pipe, callback_on_step_end=stop)
+        run(pipe, callback_on_step_end=stop, num_inference_steps=3)
         assert len(taken) == 2
         pipe._interrupt = False
 
@@ -350,7 +366,7 @@ def test_scale_changed_on_the_handle_in_mid_run():
     calls = []
     adapter.register_forward_hook(lambda *_: calls.append(1))
     with attach(pipe, Control(adapter, tiny.condition(), scale=[1, 1, 0.5, 0.5])):
-        expected = run(pipe)
+        expected = run(pipe, num_inference_steps=4)
     calls.clear()
     with attach(pipe, Control(adapter, tiny.condition())) as handle:
 
@@ -358,7 +374,7 @@ def test_scale_changed_on_the_handle_in_mid_run():
             handle.scale = 1.0 if step < 1 else 0.5
             return given
 
-        assert torch.equal(run(pipe, callback_on_step_end=slide), expected)
+        assert torch.equal(run(pipe, callback_on_step_end=slide, num_inference_steps=4), expected)
     assert len(calls) == 1
 
 

@@ -56,40 +56,45 @@ def latent_consistency():
     )
 
 
-# name -> (builds the pipeline, its arguments, steps it takes of the four asked for)
+# name -> (builds the pipeline, its arguments, calls of the UNet in the two steps asked for)
 PIPELINES = {
-    "text-to-image": (tiny.sd15, {}, 4),
-    "image-to-image": (lambda: tiny.sd15(StableDiffusionImg2ImgPipeline), IMG2IMG, 2),
-    "inpainting": (lambda: tiny.sd15(StableDiffusionInpaintPipeline), INPAINT, 4),
-    "inpainting, nine channels": (nine_channels, INPAINT, 4),
-    "ControlNet": (lambda: with_controlnet(tiny.sd15, StableDiffusionControlNetPipeline), CONTROLNET, 4),
-    "SDXL": (tiny.sdxl, {}, 4),
-    "SDXL image-to-image": (lambda: tiny.sdxl(StableDiffusionXLImg2ImgPipeline), IMG2IMG, 2),
-    "SDXL inpainting": (lambda: tiny.sdxl(StableDiffusionXLInpaintPipeline), INPAINT, 4),
+    "text-to-image": (tiny.sd15, {}, 2),
+    "image-to-image": (lambda: tiny.sd15(StableDiffusionImg2ImgPipeline), IMG2IMG, 1),
+    "inpainting": (lambda: tiny.sd15(StableDiffusionInpaintPipeline), INPAINT, 2),
+    "inpainting, nine channels": (nine_channels, INPAINT, 2),
+    "ControlNet": (lambda: with_controlnet(tiny.sd15, StableDiffusionControlNetPipeline), CONTROLNET, 2),
+    "SDXL": (tiny.sdxl, {}, 2),
+    "SDXL image-to-image": (lambda: tiny.sdxl(StableDiffusionXLImg2ImgPipeline), IMG2IMG, 1),
+    "SDXL inpainting": (lambda: tiny.sdxl(StableDiffusionXLInpaintPipeline), INPAINT, 2),
     "SDXL ControlNet": (
         lambda: with_controlnet(tiny.sdxl, StableDiffusionXLControlNetPipeline),
         CONTROLNET,
-        4,
+        2,
     ),
-    "InstructPix2Pix": (pix2pix, EDIT, 4),
+    "InstructPix2Pix": (pix2pix, EDIT, 2),
     "perturbed attention": (
         lambda: tiny.sd15(diffusers.StableDiffusionPAGPipeline, pag_applied_layers="mid"),
         {"pag_scale": 2.0},
-        4,
+        2,
     ),
-    "self-attention guidance": (lambda: tiny.sd15(diffusers.StableDiffusionSAGPipeline), SAG, 8),
-    "LCM": (latent_consistency, {}, 4),
+    "self-attention guidance": (lambda: tiny.sd15(diffusers.StableDiffusionSAGPipeline), SAG, 4),
+    "LCM": (latent_consistency, {}, 2),
 }
+
+# One of each layout of the guidance branches, and a UNet with a middle feature; the others are run in full.
+SHORT = ("text-to-image", "SDXL inpainting", "InstructPix2Pix", "self-attention guidance")
 
 
 def run(pipe, prompt, arguments, rows=slice(None), **options):
     arguments = {k: v[rows] if isinstance(v, list) else v for k, v in arguments.items()}
-    steps = {"num_inference_steps": 4, "output_type": "latent"}
+    steps = {"num_inference_steps": 2, "output_type": "latent"}
     seeded = {"generator": tiny.generators(len(PROMPTS))[rows]}
     return pipe(prompt=prompt[rows], **steps, **seeded, **arguments, **options).images
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.full) for name in PIPELINES]
+)
 def test_stock_pipelines(name):
     build, arguments, steps = PIPELINES[name]
     pipe = build()
@@ -118,13 +123,19 @@ def test_stock_pipelines(name):
     assert torch.equal(run(pipe, PROMPTS, arguments), base)
 
 
-@pytest.mark.parametrize("cls", [StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        StableDiffusionInpaintPipeline,
+        pytest.param(StableDiffusionXLInpaintPipeline, marks=pytest.mark.full),
+    ],
+)
 def test_cropped_inpainting_needs_to_know_the_crop(cls):
     pipe = (tiny.sdxl if "XL" in cls.__name__ else tiny.sd15)(cls)
     adapter = tiny.adapter(pipe.unet)
     mask = Image.new("L", (128, 96))
     mask.paste(255, (72, 24, 100, 50))
-    arguments = {"image": tiny.image(96, 128), "mask_image": mask, "num_inference_steps": 2}
+    arguments = {"image": tiny.image(96, 128), "mask_image": mask, "num_inference_steps": 1}
     arguments |= {"width": 64, "height": 64, "output_type": "pil"}
     whole = tiny.condition(1, 96, 128)
     for target in (pipe, pipe.unet):
@@ -138,15 +149,15 @@ def test_cropped_inpainting_needs_to_know_the_crop(cls):
     box = pipe.mask_processor.get_crop_region(mask, 64, 64, pad=8)
     left, top, right, bottom = box
 
-    def drawn(**settings):
+    def generated(**settings):
         with attach(pipe, Control(adapter, **settings)):
             seeded = arguments | {"generator": tiny.generators(1)[0]}
             return np.asarray(pipe("a red star", **seeded, padding_mask_crop=8).images[0])
 
-    cropped = drawn(condition=whole, crop=box)
-    part = drawn(condition=whole[:, :, top:bottom, left:right], crop=(0, 0, right - left, bottom - top))
+    cropped = generated(condition=whole, crop=box)
+    part = generated(condition=whole[:, :, top:bottom, left:right], crop=(0, 0, right - left, bottom - top))
     assert np.array_equal(cropped, part)
-    assert not np.array_equal(cropped, drawn(condition=whole, crop=(0, 0, right - left, bottom - top)))
+    assert not np.array_equal(cropped, generated(condition=whole, crop=(0, 0, right - left, bottom - top)))
 
 
 def test_tiled_pipelines_are_refused():
@@ -157,7 +168,7 @@ def test_tiled_pipelines_are_refused():
 
 
 def test_img2img_starts_late_in_the_schedule():
-    """A window is a part of the schedule, not of the steps taken."""
+    """`end` is a position in the schedule, not a share of the steps taken."""
     pipe = tiny.sd15(StableDiffusionImg2ImgPipeline)
     adapter = tiny.adapter(pipe.unet)
     base = run(pipe, PROMPTS, IMG2IMG)
@@ -165,7 +176,7 @@ def test_img2img_starts_late_in_the_schedule():
         assert torch.equal(run(pipe, PROMPTS, IMG2IMG), base)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.6])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.full), 0.6])
 def test_a_t2i_adapter_gives_what_diffusers_own_pipeline_gives(scale):
     torch.manual_seed(3)
     adapter = T2IAdapter(channels=[8, 16, 24, 24], num_res_blocks=1).eval().requires_grad_(False)
@@ -176,7 +187,7 @@ def test_a_t2i_adapter_gives_what_diffusers_own_pipeline_gives(scale):
     theirs = StableDiffusionAdapterPipeline(**components, adapter=adapter, requires_safety_checker=False)
     ours = tiny.quiet(StableDiffusionPipeline(**components, requires_safety_checker=False))
     maps = tiny.condition()
-    options = {"num_inference_steps": 5, "output_type": "latent", "height": 64, "width": 64}
+    options = {"num_inference_steps": 2, "output_type": "latent", "height": 64, "width": 64}
     expected = tiny.quiet(theirs)(
         "a red star",
         image=maps,
@@ -191,8 +202,17 @@ def test_a_t2i_adapter_gives_what_diffusers_own_pipeline_gives(scale):
     assert (found - base).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("policy", ["positive", "cond_only", "per_branch"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize(
+    ("policy", "guidance_scale"),
+    [
+        ("positive", 5.0),
+        ("cond_only", 1.0),
+        ("per_branch", 5.0),
+        pytest.param("positive", 1.0, marks=pytest.mark.full),
+        pytest.param("cond_only", 5.0, marks=pytest.mark.full),
+        pytest.param("per_branch", 1.0, marks=pytest.mark.full),
+    ],
+)
 def test_pipelines_that_share_a_unet_share_its_controls(policy, guidance_scale):
     """Each call's layout is that of the pipeline that makes it, not of the one that was attached to."""
     first = tiny.sd15()

@@ -4,16 +4,148 @@ import torch
 import transformers as t
 from jaxtyping import config
 from PIL import Image
+from scipy import linalg
 from tests.conditions.tiny_models import clip
 from tests.refusals import refused
 from torch.nn import functional as F
 
-from nexus_adapters.metrics.learned_features import TransformersFeatures, clip_scores, load_features
+from nexus_adapters.metrics.learned_features import (
+    TransformersFeatures,
+    clip_scores,
+    frechet_distance,
+    load_features,
+    mmd,
+)
+
+# Distances between sets
+
+
+def gaussian(count, mean, covariance, seed):
+    draw = np.random.default_rng(seed)
+    return torch.from_numpy(draw.multivariate_normal(mean, covariance, count))
+
+
+def by_scipy(a, b):
+    """By the matrix square root of the product, as Heusel's own code has it."""
+    a, b = a.numpy().astype(float), b.numpy().astype(float)
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = linalg.sqrtm(first @ second)
+    apart = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(apart + np.trace(first) + np.trace(second) - 2 * np.trace(root).real)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frechet_agrees_with_an_independent_calculation(dtype):
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(400, 16, generator=draw, dtype=dtype) @ torch.randn(16, 16, generator=draw, dtype=dtype)
+    b = torch.randn(300, 16, generator=draw, dtype=dtype) + 0.3
+    assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), abs=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), abs=1e-6)
+
+
+def test_frechet_of_known_gaussians_give_the_closed_form():
+    """Of commuting covariances it is |mu1 - mu2|^2 + sum (s1 - s2)^2."""
+    a = gaussian(20_000, [0, 0, 0], np.diag([1, 4, 9]), 0)
+    b = gaussian(20_000, [1, 0, -2], np.diag([4, 4, 1]), 1)
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2, rel=0.03)
+
+
+def test_equal_sets_have_no_frechet_distance_also_with_few_samples():
+    for count in (2, 10, 100):
+        rows = torch.randn(count, 32, generator=torch.Generator().manual_seed(count))
+        assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
+        assert frechet_distance(rows, rows.flip(0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_corruption_makes_frechet_grow():
+    draw = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(500, 8, generator=draw), torch.randn(500, 8, generator=draw)
+    distances = [frechet_distance(clean + strength * noise, clean) for strength in (0, 0.1, 0.3, 1, 3)]
+    assert distances == sorted(distances)
+    assert distances[0] < 1e-6 < distances[1]
+
+
+def test_frechet_is_larger_with_fewer_samples():
+    """Of one and the same distribution: what the docstring warns of."""
+    rows = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    distances = [frechet_distance(rows[:count], rows[2000:]) for count in (50, 200, 2000)]
+    assert distances == sorted(distances, reverse=True)
+
+
+ROWS = torch.randn(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "reference", "name", "expected", "received"),
+    [
+        (ROWS[0], ROWS, "features", "(N, D)", "torch.float32 (3,)"),
+        (ROWS, ROWS.int(), "reference", "floats", "torch.int32"),
+        (ROWS[:1], ROWS, "features", "at least 2 samples", "1"),
+        (ROWS, ROWS * torch.nan, "reference", "finite", "nan"),
+        (ROWS, ROWS[:, :2], "reference", "3 columns", "2"),
+    ],
+)
+def test_sets_without_a_distance_are_refused(features, reference, name, expected, received, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with refused(name, received, expected=expected):
+        frechet_distance(features, reference)
+
+
+SET_A = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+SET_B = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)) + 0.5
+
+
+def by_loops(a, b):
+    a, b = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (a.double().numpy(), b.double().numpy())
+    )
+
+    def mean(first, second):
+        return np.mean([np.exp(-np.square(x - y).sum() / (2 * 10**2)) for x in first for y in second])
+
+    return 1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 1024])
+def test_mmd_agrees_with_the_definition(rows_at_once):
+    assert mmd(SET_A, SET_B, rows_at_once) == pytest.approx(by_loops(SET_A, SET_B), abs=1e-6)
+
+
+def test_equal_sets_have_no_mmd():
+    assert mmd(SET_A, SET_A) == pytest.approx(0, abs=1e-9)
+    assert mmd(SET_A, SET_A.flip(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_corruption_makes_mmd_grow():
+    noise = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    distances = [mmd(SET_A + strength * noise, SET_A) for strength in (0, 0.3, 1, 3)]
+    assert distances == sorted(distances)
+
+
+def test_mmd_shrinks_with_samples():
+    """Of one and the same distribution: what the docstring warns of."""
+    rows = torch.randn(4000, 4, generator=torch.Generator().manual_seed(2))
+    distances = [mmd(rows[:count], rows[2000 : 2000 + count]) for count in (20, 200, 2000)]
+    assert distances == sorted(distances, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "received"),
+    [(SET_A[:1], "at least 2 samples", "1"), (torch.zeros_like(SET_A), "zeros", "zeros")],
+)
+def test_sets_without_an_mmd_are_refused(rows, expected, received, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    with refused("reference", received, expected=expected):
+        mmd(SET_A, rows)
+
+
+# CLIP scores
 
 A, B = torch.randn((2, 9, 6), generator=torch.Generator().manual_seed(0))
 
 
-def test_is_the_cosine():
+def test_clip_scores_are_the_cosine():
     found = clip_scores(A, B)
     assert found.dtype == torch.float64
     assert torch.allclose(found, F.cosine_similarity(A.double(), B.double()), atol=1e-9)
@@ -31,7 +163,7 @@ def test_is_the_cosine():
         (A * torch.nan, B, "image_embeds", "finite", "nan"),
     ],
 )
-def test_wrong_rows_are_refused(images, texts, name, expected, received, monkeypatch):
+def test_rows_without_a_clip_score_are_refused(images, texts, name, expected, received, monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)
     with refused(name, received, expected=expected):
         clip_scores(images, texts)

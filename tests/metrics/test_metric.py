@@ -1,13 +1,11 @@
 import subprocess
 import sys
 import types
-from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
 from tests.refusals import refused
 
-from nexus_adapters import registry
 from nexus_adapters.evaluation.estimates import Measured, best_beyond_doubt
 from nexus_adapters.evaluation.report import head
 from nexus_adapters.metrics import METRICS, Metric, find_metric, register_metric
@@ -32,10 +30,8 @@ LABELS = {
 @pytest.fixture(autouse=True)
 def as_before():
     """What a test registers is forgotten again."""
-    before = dict(METRICS._entries)
-    yield
-    METRICS._entries.clear()
-    METRICS._entries.update(before)
+    with METRICS.temporary():
+        yield
 
 
 def test_the_packages_metrics_keep_their_order_and_labels():
@@ -103,19 +99,13 @@ def test_registering_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_installed_packages_add_metrics_by_entry_points(monkeypatch):
+def test_installed_packages_add_metrics_by_entry_points(install, monkeypatch):
     module = types.ModuleType("their_package")
     module.THEIRS, module.WRONG = Metric("theirs", better="lower"), 3
     monkeypatch.setitem(sys.modules, "their_package", module)
-    points = []
-
-    def entry_points(group, name=None):
-        return [p for p in points if group == p.group and name in (None, p.name)]
-
-    monkeypatch.setattr(registry, "entry_points", entry_points)
-    points.append(EntryPoint("theirs", "their_package:THEIRS", "nexus_adapters.metrics"))
+    install("nexus_adapters.metrics", theirs="their_package:THEIRS")
     assert list(METRICS)[-1] == "theirs"
     assert find_metric("theirs").better == "lower"
-    points.append(EntryPoint("wrong", "their_package:WRONG", "nexus_adapters.metrics"))
+    install("nexus_adapters.metrics", wrong="their_package:WRONG")
     with refused("metric", received="3", expected="'wrong'"):
         find_metric("wrong")

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from nexus_adapters.metrics.structure import (
     mean_iou,
     ms_ssim,
     normal_angle_deg,
+    psnr_db,
     rank_correlation,
 )
 
@@ -239,3 +242,28 @@ def test_ms_ssim_in_float32_is_nearly_that_in_float64():
             for number in (seed, seed + 100)
         )
         assert ms_ssim(a.float(), b.float()) == pytest.approx(ms_ssim(a, b), abs=1e-4)
+
+
+GREY = np.full((4, 6, 3), 100, np.uint8)
+
+
+def test_psnr_is_twenty_log_of_peak_over_an_even_error():
+    assert psnr_db(GREY + 10, GREY) == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr_db(GREY, GREY + 10) == psnr_db(GREY + 10, GREY)
+
+
+def test_an_error_in_a_part_counts_by_its_share():
+    image = GREY.copy()
+    image[:1] = 255  # a quarter of the pixels
+    assert psnr_db(image, GREY) == pytest.approx(20 * math.log10(255 / 155) + 10 * math.log10(4))
+
+
+def test_equal_images_are_infinitely_close():
+    assert psnr_db(GREY, GREY.copy()) == math.inf
+
+
+def test_psnr_of_other_input_is_refused():
+    with refused("image", received="float64", expected="uint8"):
+        psnr_db(GREY / 255, GREY)
+    with refused("reference", received="(4, 5, 3)", expected="(4, 6, 3)"):
+        psnr_db(GREY, GREY[:, :5])

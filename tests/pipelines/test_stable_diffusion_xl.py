@@ -115,6 +115,14 @@ def test_a_refiner_is_refused_by_its_numbers(base, adapter):
         attach(refiner, Control(adapter, tiny.condition()))
 
 
+def test_saved_and_loaded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    made = tiny.quiet(StableDiffusionXLNexusPipeline.from_pretrained(tmp_path))
+    expected = generate(pipe, image=tiny.image())
+    assert torch.allclose(generate(made, image=tiny.image()), expected, atol=1e-5)
+
+
+@pytest.mark.full
 def test_saved_and_loaded_in_a_fresh_process(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
     torch.save(tiny.condition(), tmp_path / "condition.pt")

@@ -1,4 +1,4 @@
-"""An adapter's numbers: named configurations, the heads rule, what fits which base, and the checks.
+"""The arguments of a `NexusAdapter`: named configurations, checks, and those that follow from a base.
 
 Nothing here imports torch: commands that only read a config start fast.
 """
@@ -24,8 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slim-paper": {"groups": 2, "residual": False},
 }
 
-
-# NexusAdapter's, all of which stand in its config.
+# All arguments of `NexusAdapter`, which are the keys of its config.
 ARGUMENTS = (
     "in_channels",
     "channels",
@@ -42,9 +41,8 @@ ARGUMENTS = (
     "block_options",
 )
 
-
-# Those with a default: the paper's Prime, on RGB maps. A config without one was saved before it existed, and
-# means its default.
+# The defaults, which are the paper's Prime on RGB maps. A config without one of them was saved before that
+# argument existed, and means the default.
 OPTIONAL_ARGUMENTS: dict[str, Any] = {
     "in_channels": 3,
     "groups": 1,
@@ -55,7 +53,7 @@ OPTIONAL_ARGUMENTS: dict[str, Any] = {
     "block_options": {},
 }
 
-# What diffusers itself writes into a config, in addition to names that begin with an underscore.
+# Keys that diffusers writes into a config, in addition to those that begin with an underscore.
 DIFFUSERS_KEYS = ("auto_map", "quantization_config")
 
 FORMAT = "format_version"  # the key in config.json, and in a single file's metadata
@@ -63,6 +61,9 @@ FORMAT_VERSION = 1
 """Of saved adapters; raised when an older version of this package would misread what a newer one writes."""
 
 _JSON = "a dict of JSON values"
+
+
+# Named configurations
 
 
 def variant_of(groups: int, residual: bool) -> str:
@@ -113,6 +114,9 @@ def attention_heads(channels: Sequence[int]) -> tuple[int, int]:
         if inner_width > 0 and inner_width % head_width == 0:
             return inner_width // head_width, head_width
     return 1, inner_width
+
+
+# Checks
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -234,6 +238,8 @@ def _check_bool(name: str, value: Any) -> None:
 def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
+
+# Which base an adapter fits
 
 _SD_CHANNELS = [320, 640, 1280, 1280]
 # (channels, pools, unshuffle, text_width) of the adapters for well-known bases.

@@ -26,7 +26,7 @@ from nexus_adapters.adapter.arguments import (
 from nexus_adapters.adapter.blocks import constructor_keywords
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved, within
-from nexus_adapters.adapter.tensors import read_tensors, trunk_tensors
+from nexus_adapters.adapter.tensors import load_adapter_tensors, trunk_tensors
 from nexus_adapters.adapter.weights import add_hash, check_tensors
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.files import replacing_file, save_tensors
@@ -82,7 +82,7 @@ def import_adapter(
     is_known = kind in ("NexusAdapter", "T2IAdapter")
     expected = "a NexusAdapter or a T2IAdapter"
     expect(is_known, "source", expected, f"'{saved.path}', which is a {kind}")
-    tensors = read_tensors(saved)
+    tensors = load_adapter_tensors(saved)
     if "unshuffle" in saved.config:
         return Imported(_built(saved.config, tensors, saved.path), "a NexusAdapter")
     if any(".cross_attention." in name for name in tensors):
@@ -245,7 +245,7 @@ def build_adapter(
 
     `InvalidArgument` named "source".
     """
-    return _built(config, read_tensors(saved), saved.path, kind)
+    return _built(config, load_adapter_tensors(saved), saved.path, kind)
 
 
 def t2i_parts(saved: Saved) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -253,7 +253,7 @@ def t2i_parts(saved: Saved) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     `InvalidArgument` named "source".
     """
-    tensors = read_tensors(saved)
+    tensors = load_adapter_tensors(saved)
     geometry = _geometry(tensors, saved)
     is_xl = _STEMS.get(geometry["unshuffle"]) == "full_adapter_xl"
     arguments = {

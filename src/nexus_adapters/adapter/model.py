@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -28,10 +27,10 @@ from nexus_adapters.adapter.arguments import (
 )
 from nexus_adapters.adapter.blocks import as_json, checked_options, constructor_keywords, find_block
 from nexus_adapters.adapter.stage import Trunk
-from nexus_adapters.adapter.weights import HASH, WEIGHTS, add_hash, check_hash, check_loaded, read_header
+from nexus_adapters.adapter.weights import check_files, load_checked, save_with_hash
 from nexus_adapters.bases.families import config_of, inner
 from nexus_adapters.bases.unet import UNetBase
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import expect
 
 
 def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, Any]) -> None:
@@ -56,7 +55,6 @@ def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, 
     expect(batch == texts, "prompt_embeds", f"a batch of {batch}, as condition has", f"a batch of {texts}")
 
 
-_PATH = "pretrained_model_name_or_path"
 _GEOMETRY = {"channels", "pools", "unshuffle", "text_width"}
 
 
@@ -193,19 +191,15 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         """What a device map keeps in one place."""
         return sorted({type(stage).__name__ for stage in self.adapter.body})
 
-    @property
-    def feature_strides(self) -> tuple[int, ...]:
-        """For every feature: how many pixels of the condition one of its pixels spans, per side."""
-        unshuffle: int = self.config["unshuffle"]
-        return tuple(unshuffle * 2**pooled for pooled in accumulate(self.config["pools"]))
-
     def forward(
         self,
         # `| Tensor`: under pytest, too, misshapen input is to meet the checks below.
         condition: Float[Tensor, "b c h w"] | Tensor,
         prompt_embeds: Float[Tensor, "b n d"] | Tensor,
     ) -> list[Tensor]:
-        """One feature map per stage: (B, channels[i], ceil(H / stride[i]), ceil(W / stride[i])).
+        """One feature map per stage: (B, channels[i], ceil(H / stride), ceil(W / stride)).
+
+        The stride is `unshuffle`, doubled by every pooling up to stage i.
 
         Args:
             condition: structure maps, (B, in_channels, H, W), floating point in [0, 1]; H and W multiples of
@@ -231,26 +225,8 @@ class NexusAdapter(ModelMixin, ConfigMixin):
                 the config of another class, of a newer format, or of a block that is not registered.
             OSError: diffusers' own, where there is no such folder or file.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
-        path = pretrained_model_name_or_path
-        # Misshapen tensors are still refused, but diffusers then reports all of them, not just the first.
-        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        try:
-            adapter, info = super().from_pretrained(  # type: ignore[no-untyped-call]  # diffusers' own
-                path, **kwargs
-            )
-        except NotImplementedError:
-            # A device map moves the model before the info comes back, and parameters that were not loaded
-            # cannot be moved: find out without it whether that is the reason.
-            for name in ("device_map", "max_memory"):
-                kwargs.pop(name, None)
-            adapter, info = super().from_pretrained(  # type: ignore[no-untyped-call]  # diffusers' own
-                path, **kwargs
-            )
-            check_loaded(adapter, info, path, _PATH)
-            raise
-        check_loaded(adapter, info, path, _PATH)
-        return (adapter, info) if wants_info else adapter
+        load: Any = super().from_pretrained
+        return load_checked(load, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def _load_pretrained_model(cls, *args: Any, **kwargs: Any) -> Any:
@@ -258,19 +234,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         load: Any = super()._load_pretrained_model  # type: ignore[misc]  # diffusers' own, without types
         call = inspect.signature(load).bind(*args, **kwargs)
         files = [Path(file) for file in call.arguments.get("resolved_model_file") or ()]
-        for file in files:
-            expect(
-                file.suffix == ".safetensors",
-                _PATH,
-                "safetensors, which cannot contain code",
-                f"'{file}'",
-                "`nexus convert` reads the tensors of a pickle without running code",
-            )
-        stored = {name: tensor for file in files for name, tensor in read_header(file, _PATH).tensors.items()}
-        needed = {name: tuple(tensor.shape) for name, tensor in call.arguments["model"].state_dict().items()}
-        if {name: tensor.shape for name, tensor in stored.items()} == needed:
-            check_hash(files, _PATH)  # else `check_loaded` has more to say
-        call.arguments["loaded_keys"] = list(stored)
+        call.arguments["loaded_keys"] = check_files(files, call.arguments["model"])
         return load(*call.args, **call.kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -282,22 +246,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         Raises `InvalidArgument` for `safe_serialization=False`: pickles can hold code, and are not loaded.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]  # diffusers' own, without types
-        given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
-        is_safe = given.get("safe_serialization", True)
-        expect(is_safe is True, "safe_serialization", "True", repr(is_safe), "Pickles can contain code")
-        folder, before = Path(save_directory), _written(Path(save_directory))
-        options = {"repo_id", "commit_message", "private", "token", "create_pr"}
-        upload = {name: value for name, value in given.get("kwargs", {}).items() if name in options}
-        pushes = bool(given.pop("push_to_hub", False))
-        extra = {k: v for k, v in given.pop("kwargs", {}).items() if k not in options}
-        save(**given, **extra)
-        new = [file for file, changed in _written(folder).items() if before.get(file) != changed]
-        if new and given.get("is_main_process", True):
-            add_hash(sorted(new))
-        if pushes:
-            push: Any = self.push_to_hub
-            upload.setdefault("repo_id", folder.name)
-            push(**upload, variant=given.get("variant"))
+        save_with_hash(save, self.push_to_hub, Path(save_directory), *args, **kwargs)
 
     @classmethod
     def from_config(
@@ -331,16 +280,3 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         text: str = super().to_json_string()
         content = {**json.loads(text), FORMAT: FORMAT_VERSION}
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _written(folder: Path) -> dict[Path, tuple[int, bool]]:
-    """The weights files in a folder: when they were written, and whether they have a hash."""
-    files = folder.glob(f"{WEIGHTS}*.safetensors")
-    return {file: (file.stat().st_mtime_ns, _has_hash(file)) for file in files}
-
-
-def _has_hash(file: Path) -> bool:
-    try:
-        return HASH in read_header(file).metadata
-    except InvalidArgument:  # a damaged one that is in the way, and most likely to be written over
-        return False

@@ -24,7 +24,7 @@ from nexus_adapters.adapter.arguments import (
 from nexus_adapters.adapter.weights import (
     HASH,
     WEIGHTS,
-    StoredTensor,
+    TensorEntry,
     hash_tensors,
     read_header,
     variant_in_name,
@@ -91,9 +91,9 @@ class Saved:
         return variant_in_name(self.files[0]) if self.path.is_dir() and not self.is_checkpoint else None
 
     @cached_property
-    def tensors(self) -> Mapping[str, StoredTensor]:
+    def tensors(self) -> Mapping[str, TensorEntry]:
         """Name -> where it lies; empty for files that are no safetensors."""
-        found: dict[str, StoredTensor] = {}
+        found: dict[str, TensorEntry] = {}
         for file in self.files:
             if file.suffix == ".safetensors":
                 found.update(read_header(file, "adapter").tensors)
@@ -121,12 +121,11 @@ def find_saved(source: str | Path, condition: str = "canny", base: str = "embedd
         source: the name of one that ships with `base`, a folder, a Hub id, a single file, a training run's
             folder, one of its checkpoints, or a saved pipeline with an adapter. A name goes first: "./prime",
             like any `Path`, is a folder.
-        condition: which maps an adapter of the package reads.
+        condition: which maps an embedded adapter reads; only names need it.
         base: within which names are looked up.
 
     Raises:
         InvalidArgument: named "adapter" (or "condition"), for what is none of these.
-        FileNotFoundError: for an adapter of the package that this installation lacks.
     """
     name, path = str(source), Path(source)
     is_name = isinstance(source, str) and path.name == source and not path.suffix

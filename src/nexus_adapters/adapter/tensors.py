@@ -117,12 +117,12 @@ def lost_norm(kernel: Float[Tensor, "c c 3 3"], groups: int) -> float:
 _PICKLE = b"\x80"  # the first byte of pickles since protocol 2
 
 
-def read_tensors(saved: Saved) -> dict[str, Tensor]:
+def load_adapter_tensors(saved: Saved) -> dict[str, Tensor]:
     """All tensors of an adapter's files, in the names of diffusers.
 
     `InvalidArgument` named "source": what is no Nexus or T2I-Adapter is described by what it seems to be.
     """
-    tensors = stored_tensors(saved)
+    tensors = load_tensors(saved)
     if any(name.startswith("adapter.conv_in.") for name in tensors):
         return tensors
     starts = {name.split(".")[0] for name in tensors}
@@ -131,7 +131,7 @@ def read_tensors(saved: Saved) -> dict[str, Tensor]:
     raise InvalidArgument("source", "an adapter", f"'{saved.path}', which seems to be {seems_to_be(tensors)}")
 
 
-def stored_tensors(saved: Saved) -> dict[str, Tensor]:
+def load_tensors(saved: Saved) -> dict[str, Tensor]:
     """All tensors of an adapter's files in the names that they have there.
 
     `InvalidArgument` named "source" where they are not those that were saved, and for what has none.
@@ -147,7 +147,7 @@ def stored_tensors(saved: Saved) -> dict[str, Tensor]:
 def tensor_names(saved: Saved) -> frozenset[str]:
     """The names in an adapter's files as they are: of safetensors from the header, of a pickle by reading it.
 
-    Empty for a pickle that cannot be read: `read_tensors` says why.
+    Empty for a pickle that cannot be read: `load_adapter_tensors` says why.
     """
     if all(file.suffix == ".safetensors" for file in saved.files):
         return frozenset(saved.tensors)

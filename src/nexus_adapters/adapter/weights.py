@@ -1,14 +1,15 @@
-"""An adapter's tensor files: names, headers, hashes, and whether they hold what the config needs.
+"""An adapter's weights files: headers, the hash in their metadata, saving and checked loading.
 
-Nothing here imports torch before it is needed: commands that only look at a file start fast.
+Nothing here imports torch: commands that only look at a file start fast.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS = "diffusion_pytorch_model"  # then an optional variant, shard numbers, and the suffix
+HASH = "sha256"  # the hash's name in a file's metadata
+_READ_BYTES = 1 << 20
+_ALIGNMENT = 8  # bytes that a header's length is a multiple of
+_PATH = "pretrained_model_name_or_path"  # what diffusers calls the argument that names the files
+_UPLOAD = {"repo_id", "commit_message", "private", "token", "create_pr"}  # options of `push_to_hub`
 
 
 def variant_in_name(file: Path) -> str | None:
@@ -30,14 +36,9 @@ def variant_in_name(file: Path) -> str | None:
     return re.sub(r"-\d{5}-of-\d{5}$", "", between).lstrip(".") or None
 
 
-HASH = "sha256"  # the hash's name in a file's metadata
-_READ_BYTES = 1 << 20
-_ALIGNMENT = 8  # bytes that a header's length is a multiple of
-
-
 @dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies in a safetensors file. `dtype` as written there, such as "F16"."""
+class TensorEntry:
+    """One tensor in a safetensors file: its bytes are from `start` to `end`. `dtype` is such as "F16"."""
 
     file: Path
     dtype: str
@@ -47,14 +48,14 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What a safetensors file says of itself: its tensors by name, and its metadata."""
+class SafetensorsHeader:
+    """The header of a safetensors file: its tensors by name, and its metadata."""
 
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
 
 
-def read_header(file: Path, argument: str = "path") -> Stored:
+def read_header(file: Path, argument: str = "path") -> SafetensorsHeader:
     """The header of a safetensors file.
 
     Raises `InvalidArgument`, for the argument of this name, where the file is no safetensors or ends early.
@@ -70,15 +71,15 @@ def read_header(file: Path, argument: str = "path") -> Stored:
     metadata = header.pop("__metadata__", {})
     data = 8 + length
     tensors = {
-        name: StoredTensor(
+        name: TensorEntry(
             file, entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"])
         )
         for name, entry in header.items()
     }
-    return Stored(tensors, metadata)
+    return SafetensorsHeader(tensors, metadata)
 
 
-def hash_tensors(tensors: Mapping[str, StoredTensor]) -> str:
+def hash_tensors(tensors: Mapping[str, TensorEntry]) -> str:
     """SHA-256, the same for the same weights, however they are sharded and described.
 
     Over each tensor, in sorted order of the names: dtype, space, shape joined by commas, newline, in ASCII;
@@ -102,11 +103,11 @@ def check_hash(files: Iterable[Path], argument: str = "path") -> str | None:
     Raises `InvalidArgument` where the tensors have another one, or the files are not all of one save.
     """
     files = list(files)
-    stored = [read_header(file, argument) for file in files]
-    stated = {each.metadata.get(HASH) for each in stored}
+    headers = [read_header(file, argument) for file in files]
+    stated = {header.metadata.get(HASH) for header in headers}
     if stated == {None}:
         return None
-    tensors = {name: tensor for each in stored for name, tensor in each.tensors.items()}
+    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     found = hash_tensors(tensors)
     where = f"'{files[0]}'" if len(files) == 1 else f"{len(files)} files in '{files[0].parent}'"
     expect(
@@ -140,6 +141,103 @@ def add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
         encoded += b" " * (-len(encoded) % _ALIGNMENT)
         out.write(len(encoded).to_bytes(8, "little") + encoded)
         shutil.copyfileobj(stream, out, length=_READ_BYTES)
+
+
+def save_with_hash(
+    save: Callable[..., Any], push: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any
+) -> None:
+    """Save a model by diffusers, and add the hash of all its tensors to each of its weights files.
+
+    Args:
+        save: the model's `ModelMixin.save_pretrained`.
+        push: its `push_to_hub`, called at the end, so that what is uploaded has the hash.
+        folder: where to save.
+        *args: further arguments of `save`.
+        **kwargs: likewise.
+
+    Raises:
+        InvalidArgument: for `safe_serialization=False`: pickles can contain code, and are not loaded.
+    """
+    given = inspect.signature(save).bind(folder, *args, **kwargs).arguments
+    is_safe = given.get("safe_serialization", True)
+    expect(is_safe is True, "safe_serialization", "True", repr(is_safe), "Pickles can contain code")
+    before = _weights_files(folder)
+    more = given.pop("kwargs", {})
+    upload = {name: value for name, value in more.items() if name in _UPLOAD}
+    pushes = bool(given.pop("push_to_hub", False))
+    save(**given, **{name: value for name, value in more.items() if name not in _UPLOAD})
+    new = [file for file, state in _weights_files(folder).items() if before.get(file) != state]
+    if new and given.get("is_main_process", True):
+        add_hash(sorted(new))
+    if pushes:
+        push(**{"repo_id": folder.name} | upload, variant=given.get("variant"))
+
+
+def _weights_files(folder: Path) -> dict[Path, tuple[int, bool]]:
+    """The weights files in a folder: when each was written, and whether it has a hash."""
+    files = folder.glob(f"{WEIGHTS}*.safetensors")
+    return {file: (file.stat().st_mtime_ns, _has_hash(file)) for file in files}
+
+
+def _has_hash(file: Path) -> bool:
+    try:
+        return HASH in read_header(file).metadata
+    except InvalidArgument:  # a damaged one that is in the way, and most likely to be written over
+        return False
+
+
+def load_checked(load: Callable[..., Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """Load a model by diffusers; return it once all its tensors, and no others, were in the files.
+
+    diffusers itself leaves missing tensors uninitialized, with no more than a log message.
+
+    Args:
+        load: the class's `ModelMixin.from_pretrained`.
+        path: a folder or Hub id.
+        **kwargs: further arguments of `load`. With `output_loading_info=True` the result is (model, info).
+
+    Raises:
+        InvalidArgument: names the tensors that are missing, surplus, misshapen or not finite.
+    """
+    wants_info = kwargs.pop("output_loading_info", False)
+    # Misshapen tensors are still refused, but diffusers then reports all of them, not just the first.
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        model, info = load(path, **kwargs)
+    except NotImplementedError:
+        # A device map moves the model before the info comes back, and parameters that were not loaded cannot
+        # be moved: find out without it whether that is the reason.
+        for name in ("device_map", "max_memory"):
+            kwargs.pop(name, None)
+        model, info = load(path, **kwargs)
+        check_loaded(model, info, path, _PATH)
+        raise
+    check_loaded(model, info, path, _PATH)
+    return (model, info) if wants_info else model
+
+
+def check_files(files: Iterable[Path], model: "nn.Module") -> list[str]:
+    """The names of the tensors in files that are about to be loaded into a model.
+
+    Raises:
+        InvalidArgument: for files that are no safetensors, and where the files have all the tensors that the
+            model needs but these are not those that were saved.
+    """
+    files = list(files)
+    for file in files:
+        expect(
+            file.suffix == ".safetensors",
+            _PATH,
+            "safetensors, which cannot contain code",
+            f"'{file}'",
+            "`nexus convert` reads the tensors of a pickle without running code",
+        )
+    headers = [read_header(file, _PATH) for file in files]
+    found = {name: tensor.shape for header in headers for name, tensor in header.tensors.items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if found == needed:
+        check_hash(files, _PATH)  # else `check_loaded` has more to say
+    return list(found)
 
 
 def check_loaded(
@@ -202,8 +300,8 @@ def _offloaded(adapter: "nn.Module") -> set[str]:
     """The parameters that a device map has put aside, and that accelerate's hooks fetch for each call."""
     names = set()
     for module_name, module in adapter.named_modules():
-        stored = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or ()
+        elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or ()
         for name, _ in module.named_parameters(recurse=False):
-            if name in stored:
+            if name in elsewhere:
                 names.add(f"{module_name}.{name}")
     return names

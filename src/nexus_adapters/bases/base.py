@@ -40,11 +40,13 @@ def parse_branches(names: Any) -> Branches:
 
 
 @dataclass(frozen=True)
-class RunningPipeline:
-    """A pipeline's call that is running in this thread; `pipe` is None where there is none.
+class CallingPipeline:
+    """The pipeline whose `__call__` is running in this thread.
 
-    `variables`: the local variables of its `__call__`; `loop`: the dotted name of that function, which may be
-    a base class's.
+    Attributes:
+        pipe: None where no pipeline is running.
+        variables: the local variables of its `__call__`.
+        loop: the dotted name of that function, which may be a base class's.
     """
 
     pipe: Any
@@ -108,6 +110,8 @@ class Base(ABC):
     """Of the denoiser's `forward`: the noisy latents."""
     text_argument: ClassVar[str] = "encoder_hidden_states"
     """Of the denoiser's `forward`: the prompt embeddings."""
+    prompt_tokens: ClassVar[int] = 77
+    """Length of an encoded prompt, which estimates of cost and memory assume."""
     required_parts: ClassVar[tuple[str, ...]] = ("vae", "scheduler")
     """Parts of a pipeline that a base of this family cannot do without."""
 
@@ -200,7 +204,7 @@ class Base(ABC):
     def check_call(self, argument: Callable[[str], Any]) -> None:  # noqa: B027  # nor a call
         """`InvalidArgument` where the denoiser would drop features; `argument` gives the call's by name."""
 
-    def layout_of(self, running: RunningPipeline, text: Tensor) -> CallLayout | None:
+    def layout_of(self, calling: CallingPipeline, text: Tensor) -> CallLayout | None:
         """Which rows of a call belong to which guidance branch; None where the pipeline is not known."""
         return None
 

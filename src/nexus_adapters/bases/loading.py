@@ -28,7 +28,7 @@ from nexus_adapters.bases.parts import (
     seems_to_be,
     weight_files,
 )
-from nexus_adapters.bundled import BUNDLED, present
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.errors import InvalidArgument, one_line
 
 EMBEDDED = "embedded"
@@ -63,7 +63,7 @@ class BaseSource:
 
     @property
     def is_bundled(self) -> bool:
-        """Whether it ships with the package."""
+        """Whether it is one of the embedded bases."""
         return self.path in BUNDLED
 
     @property
@@ -75,7 +75,7 @@ class BaseSource:
     def location(self) -> str:
         """The folder or Hub id, in diffusers' layout, that has its configs."""
         if self.is_bundled:
-            return str(present(BUNDLED[self.path].folder, INDEX))
+            return str(BUNDLED[self.path].folder)
         return _config_of_file(self) if self.is_file else self.path
 
     def arguments(self, weights: bool = True) -> dict[str, Any]:
@@ -109,15 +109,14 @@ def load_base(
     """The stock text-to-image pipeline of a base, on the CPU, in eval mode.
 
     Args:
-        source: "embedded" (the small Stable Diffusion of this package), a folder in diffusers' layout, a Hub
-            id, a single .safetensors file, or a `BaseSource` with more to say.
+        source: "embedded" (the small Stable Diffusion of nexus-adapters[embedded]), a folder in diffusers'
+            layout, a Hub id, a single .safetensors file, or a `BaseSource` with more to say.
         dtype: of all parts.
         parts: in place of the pipeline's own, such as `safety_checker=None`.
 
     Raises:
         InvalidArgument: named "base", where there is none, a part of it is missing or damaged, or it is no
-            base that adapters can be used with.
-        FileNotFoundError: for an embedded base that this installation lacks.
+            base that adapters can be used with; and for "embedded" where its weights are not installed.
     """
     where = as_source(source)
     open_base(where)
@@ -264,7 +263,7 @@ def _check_exists(source: BaseSource) -> None:
         if value and not source.is_file:
             raise InvalidArgument(name, "no value, unless the base is a .safetensors file", repr(value))
     if source.revision and source.is_bundled:
-        expected = f"no value for the base {source.path!r}, which is part of the package"
+        expected = f"no value for the embedded base {source.path!r}"
         raise InvalidArgument("base_revision", expected, repr(source.revision))
     if source.is_file and not path.is_file():
         raise InvalidArgument("base", "an existing file", f"'{source.path}'")

@@ -26,9 +26,10 @@ from diffusers.training_utils import compute_snr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nexus_adapters.bases.base import Base, CallLayout, Place, RunningPipeline
+from nexus_adapters.bases.base import Base, CallingPipeline, CallLayout, Place
 from nexus_adapters.bases.families import register_base
 from nexus_adapters.bases.unet_pipelines import TILED, guided_by_variable, is_stock, known_layout
+from nexus_adapters.choices import PREDICTION_TYPES
 from nexus_adapters.errors import InvalidArgument
 
 KEYWORD = "down_intrablock_additional_residuals"
@@ -39,7 +40,6 @@ _ADDS_AFTER_DOWNSAMPLER = {"CrossAttnDownBlock2D": False, "DownBlock2D": True}
 # Only UNets of this depth (SDXL's) have a feature for the middle block.
 _DOWN_BLOCKS_WITH_MIDDLE_FEATURE = 3
 
-_PREDICTIONS = ("epsilon", "v_prediction")
 _NATIVE_LATENTS = 64  # per side, where a config does not say
 
 
@@ -150,10 +150,10 @@ class UNetBase(Base):
                 "base", "a scheduler with betas", f"a {config.get('_class_name')} in '{source}'"
             )
         kind = config.get("prediction_type", "epsilon")
-        if kind not in _PREDICTIONS:
+        if kind not in PREDICTION_TYPES:
             raise InvalidArgument(
                 "base",
-                f"a scheduler of prediction_type {' or '.join(_PREDICTIONS)}",
+                f"a scheduler of prediction_type {' or '.join(PREDICTION_TYPES)}",
                 f"{kind!r} in '{source}'",
             )
 
@@ -180,13 +180,13 @@ class UNetBase(Base):
                 "it alone, which the UNet would drop",
             )
 
-    def layout_of(self, running: RunningPipeline, text: Tensor) -> CallLayout | None:
+    def layout_of(self, calling: CallingPipeline, text: Tensor) -> CallLayout | None:
         """By the table of diffusers' pipelines, or what the pipeline itself says of its class."""
-        layout = known_layout(running.pipe)
-        if layout is None or not is_stock(running.loop):
+        layout = known_layout(calling.pipe)
+        if layout is None or not is_stock(calling.loop):
             return None
-        branches = layout(running.pipe, running.variables)
-        whole = running.variables.get("prompt_embeds")
+        branches = layout(calling.pipe, calling.variables)
+        whole = calling.variables.get("prompt_embeds")
         if layout is guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
             # Self-attention guidance calls once more, for the negatives alone: they get what they got before.
             return CallLayout(whole, branches, called=0)
@@ -229,8 +229,8 @@ class UNetBase(Base):
     ) -> tuple[Tensor, Tensor]:
         """The target is the noise, or for v-prediction the velocity."""
         kind = self.schedule.config.prediction_type
-        if kind not in _PREDICTIONS:
-            raise InvalidArgument("scheduler.prediction_type", " or ".join(_PREDICTIONS), repr(kind))
+        if kind not in PREDICTION_TYPES:
+            raise InvalidArgument("scheduler.prediction_type", " or ".join(PREDICTION_TYPES), repr(kind))
         target = noise if kind == "epsilon" else self.schedule.get_velocity(latents, noise, t)
         return self.schedule.add_noise(latents, noise, t), target
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from nexus_adapters.bases.base import Branches
 
-# Tells the branches of the prompt embeddings that a pipeline, of a class known to have these attributes or
-# variables in its `__call__`, is using now.
+# Returns the branches of the prompt embeddings that a pipeline is using now. Its class is known to have these
+# attributes, or these variables in its `__call__`.
 Layout = Callable[[Any, Mapping[str, Any]], Branches]
 
 TILED = ("StableDiffusionPanoramaPipeline",)

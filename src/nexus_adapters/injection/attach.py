@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from nexus_adapters.bases.base import Base, Branches, RunningPipeline, parse_branches
+from nexus_adapters.bases.base import Base, Branches, CallingPipeline, parse_branches
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.branches import call_layout, check_policy, plan_rows
-from nexus_adapters.injection.calling_pipeline import NO_PIPELINE, check_crop, is_running, running_pipeline
+from nexus_adapters.injection.branches import call_layout, check_policy, plan_branches
+from nexus_adapters.injection.calling_pipeline import NO_PIPELINE, calling_pipeline, check_crop, is_calling
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.control import Control
@@ -41,8 +41,8 @@ def attach(
     Args:
         pipe_or_denoiser: any pipeline of a known base family, such as one with a `UNet2DConditionModel`, or
             such a denoiser. A denoiser alone, like a pipeline whose guidance branches are not known, needs
-            `branches` or the policy "per_branch"; a schedule window, a scale that changes along the schedule,
-            or a noise exponent needs a pipeline.
+            `branches` or the policy "per_branch". `start`, `end`, a scale that changes along the schedule and
+            a noise exponent need a pipeline.
         controls: one or more.
         shared: False: they act in calls by this very pipeline from this thread, and no other's. Needs a
             pipeline.
@@ -173,7 +173,7 @@ class Attachment:
         return call.args, dict(call.kwargs)
 
     def _is_own_call(self) -> bool:
-        return threading.current_thread() is self._only_in and is_running(
+        return threading.current_thread() is self._only_in and is_calling(
             self._base.pipe, self._base, self._denoiser
         )
 
@@ -186,28 +186,28 @@ class Attachment:
         total = None
         if all(control.scale == 0 for control in self.controls):
             return total
-        # Where pipelines share the denoiser, the one that runs is not always the one that was attached to;
+        # Where pipelines share the denoiser, the one that calls is not always the one that was attached to;
         # and what it says of its layout holds only while it runs.
-        running = running_pipeline(self._base, self._denoiser)
+        calling = calling_pipeline(self._base, self._denoiser)
         for control, cache in zip(self.controls, self._caches, strict=True):
-            scale = _scale(control, call, self._base, running.pipe or self._base.pipe)
+            scale = _scale(control, call, self._base, calling.pipe or self._base.pipe)
             if scale != 0:
-                check_crop(running, control.crop)
+                check_crop(calling, control.crop)
                 # One that was attached to the denoiser promises no layout.
-                laid_out = running if self._base.pipe is not None else NO_PIPELINE
+                laid_out = calling if self._base.pipe is not None else NO_PIPELINE
                 ours = self._features_of(control, scale, cache, call, laid_out)
                 total = ours if total is None else added("controls", total, ours)
         return total
 
     def _features_of(
-        self, control: Control, scale: float, cache: FeatureCache, call: Call, running: RunningPipeline
+        self, control: Control, scale: float, cache: FeatureCache, call: Call, calling: CallingPipeline
     ) -> list[Tensor]:
         base = self._base
         latents, text = check_call(base, call.get(base.latents_argument), call.get(base.text_argument))
         size = base.latent_size(latents, {name: call.get(name) for name in self._names})
-        layout = call_layout(base, running, control.policy, text, self._branches)
-        plan, text = plan_rows(control.policy, layout, len(control.condition)), layout.text
-        key = (control.revision, plan.computed, size, latents.dtype, latents.device)
+        layout = call_layout(base, calling, control.policy, text, self._branches)
+        plan, text = plan_branches(control.policy, layout, len(control.condition)), layout.text
+        key = (control.revision, plan.key, size, latents.dtype, latents.device)
         # With gradients each call needs a graph of its own.
         may_keep = not torch.is_grad_enabled()
         features = cache.find(key, text, control.adapter) if may_keep else None

@@ -12,22 +12,22 @@ from typing import Any
 
 from torch import Tensor
 
-from nexus_adapters.bases.base import Base, Branches, CallLayout, RunningPipeline
+from nexus_adapters.bases.base import Base, Branches, CallingPipeline, CallLayout
 from nexus_adapters.errors import InvalidArgument
 
 
 def call_layout(
-    base: Base, running: RunningPipeline, policy: str, text: Tensor, declared: Branches | None = None
+    base: Base, calling: CallingPipeline, policy: str, text: Tensor, declared: Branches | None = None
 ) -> CallLayout:
-    """The layout of the call that the running pipeline is making now with these prompt embeddings.
+    """The layout of the call that a pipeline is making now with these prompt embeddings.
 
     `declared`: the branches, where the user declared them. `InvalidArgument` as `check_policy`.
     """
     if declared is not None:
         return CallLayout(text, declared)
-    layout = base.layout_of(running, text)
+    layout = base.layout_of(calling, text)
     if layout is None and policy != "per_branch":
-        raise _unknown_layout(running.pipe, policy)
+        raise _unknown_layout(calling.pipe, policy)
     return layout or CallLayout(text, None)
 
 
@@ -49,12 +49,16 @@ def _unknown_layout(pipe: Any, policy: str) -> InvalidArgument:
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """How a call's rows are computed.
+class BranchPlan:
+    """Which rows the adapter runs on, and how its features are spread over the guidance branches of a call.
 
-    The adapter runs on the rows `first` to `first + count` of the text, with each condition repeated `repeat`
-    times in place, and the whole then `tile` times. Its features, those rows of them that `kept` says where
-    that is not None, are laid out once per entry of `factors`.
+    Attributes:
+        first: first of the text's rows that the adapter reads.
+        count: how many rows it reads.
+        repeat: how often each condition is repeated in place.
+        tile: how often all of them are then repeated.
+        factors: of the features, one per branch of the call.
+        kept: the rows of the features that the call has; None for all.
     """
 
     first: int
@@ -65,13 +69,13 @@ class RowPlan:
     kept: slice | None = None
 
     @property
-    def computed(self) -> tuple[int, int, int, int]:
-        """What the adapter's features depend on."""
+    def key(self) -> tuple[int, int, int, int]:
+        """What the adapter's features depend on, for a cache."""
         return self.first, self.count, self.repeat, self.tile
 
 
-def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
-    """The plan for a call with `conditions` conditions; `InvalidArgument` if they do not divide."""
+def plan_branches(policy: str, layout: CallLayout, conditions: int) -> BranchPlan:
+    """The plan for a call with so many conditions; `InvalidArgument` where they do not divide its images."""
     rows, branches, called = len(layout.text), layout.branches, layout.called
     kept = None
     if called is not None and branches is not None:
@@ -84,7 +88,7 @@ def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
                 f"1 or {rows} maps, one for each row of the batch, since the layout of the rows is not known",
                 conditions,
             )
-        return RowPlan(0, rows, rows // conditions, 1, (1.0,), kept)
+        return BranchPlan(0, rows, rows // conditions, 1, (1.0,), kept)
     if rows % len(branches):
         raise InvalidArgument(
             "encoder_hidden_states",
@@ -101,8 +105,8 @@ def plan_rows(policy: str, layout: CallLayout, conditions: int) -> RowPlan:
             conditions,
         )
     if policy == "per_branch":
-        return RowPlan(0, rows, images // conditions, len(branches), (1.0,), kept)
+        return BranchPlan(0, rows, images // conditions, len(branches), (1.0,), kept)
     factors = tuple(1.0 if positive or policy == "positive" else 0.0 for positive in branches)
     if called is not None:
         factors = factors[called : called + 1]
-    return RowPlan(branches.index(True) * images, images, images // conditions, 1, factors)
+    return BranchPlan(branches.index(True) * images, images, images // conditions, 1, factors)

@@ -14,25 +14,25 @@ from typing import Any
 
 from torch import nn
 
-from nexus_adapters.bases.base import Base, RunningPipeline
+from nexus_adapters.bases.base import Base, CallingPipeline
 from nexus_adapters.errors import InvalidArgument
 
-NO_PIPELINE = RunningPipeline(None, {})
+NO_PIPELINE = CallingPipeline(None, {})
 
 
-def running_pipeline(base: Base, denoiser: nn.Module) -> RunningPipeline:
+def calling_pipeline(base: Base, denoiser: nn.Module) -> CallingPipeline:
     """The pipeline in whose `__call__` this thread is and whose denoiser this is, if any.
 
     `InvalidArgument` where it denoises tiles.
     """
-    running = _innermost_call(base, denoiser)
-    base.check_pipeline(running.pipe)
-    return running
+    calling = _innermost_call(base, denoiser)
+    base.check_pipeline(calling.pipe)
+    return calling
 
 
-def check_crop(running: RunningPipeline, crop: object) -> None:
+def check_crop(calling: CallingPipeline, crop: object) -> None:
     """`InvalidArgument` where the pipeline denoises a crop and a control does not say which."""
-    padding = running.variables.get("padding_mask_crop")
+    padding = calling.variables.get("padding_mask_crop")
     if padding is not None and crop is None:
         raise InvalidArgument(
             "padding_mask_crop",
@@ -42,12 +42,12 @@ def check_crop(running: RunningPipeline, crop: object) -> None:
         )
 
 
-def is_running(pipe: Any, base: Base, denoiser: nn.Module) -> bool:
+def is_calling(pipe: Any, base: Base, denoiser: nn.Module) -> bool:
     """Whether it is this pipeline's `__call__` in which this thread uses the denoiser now."""
     return pipe is not None and _innermost_call(base, denoiser).pipe is pipe
 
 
-def _innermost_call(base: Base, denoiser: nn.Module) -> RunningPipeline:
+def _innermost_call(base: Base, denoiser: nn.Module) -> CallingPipeline:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "__call__":
@@ -56,6 +56,6 @@ def _innermost_call(base: Base, denoiser: nn.Module) -> RunningPipeline:
             is_module = isinstance(pipe, nn.Module)  # a wrapped denoiser's own call
             if not is_module and getattr(pipe, base.denoiser_name, None) is denoiser:
                 loop = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
-                return RunningPipeline(pipe, variables, loop)
+                return CallingPipeline(pipe, variables, loop)
         frame = frame.f_back
     return NO_PIPELINE

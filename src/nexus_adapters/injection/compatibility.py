@@ -14,8 +14,8 @@ from nexus_adapters.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What injection must know of an adapter. `text_width` is None where it does not read the prompt."""
+class AdapterGeometry:
+    """The numbers of an adapter that must fit the base. `text_width` is None where it reads no prompt."""
 
     in_channels: int
     channels: tuple[int, ...]
@@ -24,15 +24,15 @@ class Traits:
     text_width: int | None
 
 
-def traits(adapter: nn.Module | Any) -> Traits:
-    """The traits of a `NexusAdapter` or of diffusers' `T2IAdapter`; `InvalidArgument` for anything else."""
+def geometry_of(adapter: nn.Module | Any) -> AdapterGeometry:
+    """Of a `NexusAdapter` or diffusers' `T2IAdapter`, by its config; `InvalidArgument` for anything else."""
     config = getattr(adapter, "config", None)
     config = config if isinstance(config, Mapping) else {}
     unshuffle = config.get("unshuffle", config.get("downscale_factor"))
     if unshuffle is None or not {"in_channels", "channels"} <= set(config):
         raise InvalidArgument("adapter", "a NexusAdapter or a T2IAdapter", f"a {type(adapter).__name__}")
     pools = config.get("pools")
-    return Traits(
+    return AdapterGeometry(
         in_channels=config["in_channels"],
         channels=tuple(config["channels"]),
         unshuffle=unshuffle,
@@ -43,7 +43,7 @@ def traits(adapter: nn.Module | Any) -> Traits:
 
 def check_fit(adapter: nn.Module | Any, base: Base) -> None:
     """Raise `InvalidArgument`, with both numbers, unless the adapter's features fit the base's places."""
-    found, places = traits(adapter), base.places()
+    found, places = geometry_of(adapter), base.places()
     _compare("number of features", len(found.channels), len(places))
     _compare("channels", found.channels, tuple(place.channels for place in places))
     if found.pools is not None:
@@ -66,7 +66,7 @@ def _compare(name: str, found: object, needed: object) -> None:
 
 def pixels_per_latent(adapter: nn.Module | Any, base: Base) -> int:
     """The VAE's factor, from the adapter's stem: no VAE is needed to know the image's size."""
-    return traits(adapter).unshuffle // base.places()[0].stride
+    return geometry_of(adapter).unshuffle // base.places()[0].stride
 
 
 def check_pixels(adapter: nn.Module | Any, base: Base, vae_scale_factor: int | None) -> None:
@@ -76,7 +76,7 @@ def check_pixels(adapter: nn.Module | Any, base: Base, vae_scale_factor: int | N
         raise InvalidArgument(
             "adapter",
             f"{vae_scale_factor} pixels of the condition per latent, as the pipeline's VAE has",
-            f"{found}, from unshuffle {traits(adapter).unshuffle}",
+            f"{found}, from unshuffle {geometry_of(adapter).unshuffle}",
         )
 
 

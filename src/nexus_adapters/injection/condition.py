@@ -44,18 +44,20 @@ def as_condition(value: ConditionLike, channels: int, name: str = "condition") -
     expected = _EXPECTED.format(c=channels)
     if value is None:
         raise InvalidArgument(name, expected, hint=f"Give {expected}")
-    if isinstance(value, Image.Image):
-        condition = _from_images([value], channels, name)
+    values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+    are_images = bool(values) and all(isinstance(v, Image.Image) for v in values)
+    if are_images:
+        condition = _from_images(values, channels, name)
     elif isinstance(value, Tensor):
         condition = value
-    elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Image.Image) for v in value):
-        condition = _from_images(value, channels, name)
-    elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-        condition = _from_tensors(value, expected, name)
+    elif values and all(isinstance(v, Tensor) for v in values):
+        condition = _from_tensors(values, expected, name)
     else:
         raise InvalidArgument(name, expected, _describe(value))
     if condition.ndim != 4 or condition.shape[1] != channels or 0 in condition.shape:
         raise InvalidArgument(name, expected, f"shape {tuple(condition.shape)}")
+    if are_images:  # in [0, 1] by their type
+        return condition
     _check_values(condition, name)
     # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
     return condition.clone()
@@ -108,7 +110,8 @@ def _from_tensors(tensors: Sequence[Tensor], expected: str, name: str) -> Tensor
 def _check_values(condition: Tensor, name: str) -> None:
     if not condition.is_floating_point():
         raise InvalidArgument(name, "floating point in [0, 1]", condition.dtype)
-    low, high = (float(extreme) for extreme in condition.detach().aminmax())
+    # One transfer, for which an accelerator is waited for once.
+    low, high = torch.stack(condition.detach().aminmax()).tolist()
     if not (low >= 0 and high <= 1):  # also where one of them is not a number
         raise InvalidArgument(name, "finite values in [0, 1]", f"{low:g} to {high:g}")
 

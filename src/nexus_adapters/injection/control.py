@@ -7,12 +7,11 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import check_noise_exponent
+from nexus_adapters.choices import POLICIES
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.compatibility import traits
+from nexus_adapters.injection.compatibility import geometry_of
 from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask
-from nexus_adapters.injection.scales import Scale, check_level_scales, check_scale, check_window, scale_at
-
-POLICIES = ("positive", "per_branch", "cond_only")
+from nexus_adapters.injection.scales import Scale, check_level_scales, check_scale, check_start_end, scale_at
 
 Crop: TypeAlias = tuple[int, int, int, int]
 
@@ -106,15 +105,16 @@ class Control:
     """
 
     condition = Checked[Tensor](
-        lambda control, value: as_condition(value, traits(control.adapter).in_channels), changes_features=True
+        lambda control, value: as_condition(value, geometry_of(control.adapter).in_channels),
+        changes_features=True,
     )
     scale = Checked[Scale](lambda _, value: check_scale(value))
-    start = Checked[float](lambda control, value: check_window(value, control.__dict__.get("end", 1.0))[0])
-    end = Checked[float](lambda control, value: check_window(control.start, value)[1])
+    start = Checked[float](lambda control, value: check_start_end(value, control.__dict__.get("end", 1.0))[0])
+    end = Checked[float](lambda control, value: check_start_end(control.start, value)[1])
     policy = Checked[str](_check_policy, changes_features=True)
     mask = Checked[Tensor | None](lambda _, value: as_mask(value), changes_features=True)
     level_scales = Checked[tuple[float, ...] | None](
-        lambda control, value: check_level_scales(value, len(traits(control.adapter).channels)),
+        lambda control, value: check_level_scales(value, len(geometry_of(control.adapter).channels)),
         changes_features=True,
     )
     crop = Checked[Crop | None](_check_crop, changes_features=True)
@@ -136,11 +136,11 @@ class Control:
         noise_exponent: float | Any = None,
     ) -> None:
         self.revision = 0  # counts changes after which features must be computed again
-        traits(adapter)  # refuses what is no adapter
+        geometry_of(adapter)  # refuses what is no adapter
         self._adapter = adapter
         self.condition = condition
         self.scale = scale
-        check_window(start, end)
+        check_start_end(start, end)
         self.start, self.end = start, end
         self.mask = mask
         self.policy = policy
@@ -161,23 +161,22 @@ class Control:
         return self._adapter
 
     @property
-    def is_windowed(self) -> bool:
-        """Whether the control acts in only a part of the schedule."""
-        return self.start > 0 or self.end < 1
+    def acts_throughout(self) -> bool:
+        """Whether the control acts in the whole schedule."""
+        return self.start == 0 and self.end == 1
 
     @property
     def reads_position(self) -> bool:
         """Whether how it acts depends on the place in the schedule."""
-        return self.is_windowed or not isinstance(self.scale, float) or self.noise_exponent > 0
+        return not self.acts_throughout or not isinstance(self.scale, float) or self.noise_exponent > 0
 
     def scale_at(self, position: float | None) -> float:
-        """Its scale at a position in the schedule, 0 (noise) to 1 (image); 0 outside of its window.
+        """The scale at a position in the schedule, 0 (noise) to 1 (image); 0 before `start` and after `end`.
 
-        Without the noise's share, which a scheduler tells.
-
-        `position` may be None where it does not depend on one.
+        Without `noise_exponent`, which needs a scheduler. `position` may be None where the scale does not
+        depend on it.
         """
-        if isinstance(self.scale, float) and not self.is_windowed:
+        if isinstance(self.scale, float) and self.acts_throughout:
             return self.scale
         assert position is not None
         is_inside = (self.start == 0 or position >= self.start) and (self.end == 1 or position <= self.end)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.unet import KEYWORD
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.branches import RowPlan
-from nexus_adapters.injection.compatibility import match_places, pixels_per_latent, traits
+from nexus_adapters.injection.branches import BranchPlan
+from nexus_adapters.injection.compatibility import geometry_of, match_places, pixels_per_latent
 from nexus_adapters.injection.condition import fit_condition, mask_levels
 from nexus_adapters.injection.control import Control
 
@@ -186,7 +186,7 @@ def _tiled(feature: Tensor, factors: Sequence[float]) -> Tensor:
 
 def compute_features(
     control: Control,
-    plan: RowPlan,
+    plan: BranchPlan,
     base: Base,
     latents: Tensor,
     latent_size: tuple[int, int],
@@ -200,33 +200,33 @@ def compute_features(
     weights. Offloaded weights lie on `meta` until their module is called: then its inputs go to the latents'
     device.
     """
-    wanted = traits(control.adapter)
+    geometry = geometry_of(control.adapter)
     adapter: Any = control.adapter
     weight = next(adapter.parameters())
     device = latents.device if weight.is_meta else weight.device
     height, width = latent_size
     factor = pixels_per_latent(control.adapter, base)
     size = height * factor, width * factor
-    condition = fit_condition(_cropped(control.condition, control), *size, wanted.unshuffle)
+    condition = fit_condition(_cropped(control.condition, control), *size, geometry.unshuffle)
     condition = _laid_out(condition.to(device, adapter.dtype), plan)
-    if wanted.text_width is None:
+    if geometry.text_width is None:
         features = control.adapter(condition)
     else:
-        if prompt_embeds.shape[-1] != wanted.text_width:
+        if prompt_embeds.shape[-1] != geometry.text_width:
             raise InvalidArgument(
                 base.text_argument,
-                f"width {wanted.text_width}, as the adapter reads it",
+                f"width {geometry.text_width}, as the adapter reads it",
                 prompt_embeds.shape[-1],
             )
         text = prompt_embeds[plan.first : plan.first + plan.count].to(device, adapter.dtype)
         features = control.adapter(condition, text)
-    features = _weighted(features, control, plan, size, wanted.unshuffle)
+    features = _weighted(features, control, plan, size, geometry.unshuffle)
     matched = match_places(features, base, plan.count, height, width)
     return [feature.to(latents.device, latents.dtype) for feature in matched]
 
 
 def _weighted(
-    features: Sequence[Tensor], control: Control, plan: RowPlan, size: tuple[int, int], unshuffle: int
+    features: Sequence[Tensor], control: Control, plan: BranchPlan, size: tuple[int, int], unshuffle: int
 ) -> list[Tensor]:
     weighted = list(features)
     if control.level_scales is not None:
@@ -244,7 +244,7 @@ def _weighted(
     return weighted
 
 
-def _laid_out(maps: Float[Tensor, "k c h w"], plan: RowPlan) -> Float[Tensor, "n c h w"]:
+def _laid_out(maps: Float[Tensor, "k c h w"], plan: BranchPlan) -> Float[Tensor, "n c h w"]:
     """One map for each row that the adapter runs on."""
     return maps.repeat_interleave(plan.repeat, dim=0).repeat(plan.tile, 1, 1, 1)
 

@@ -1,4 +1,4 @@
-"""How strongly a control acts: along the noise schedule, and level by level."""
+"""The factors of a control's features: along the noise schedule, and per level."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from nexus_adapters.choices import Balance
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -64,7 +65,7 @@ LEVEL_SCALES: dict[str, tuple[float, ...]] = {
 
 # What a control is to put first, as settings of one. Larger factors do not make structure stronger; leaving
 # the negative branch without features does (benchmarks/balances.py).
-BALANCES: dict[str, dict[str, Any]] = {
+BALANCES: dict[Balance, dict[str, Any]] = {
     "balanced": {"level_scales": "balanced", "policy": "positive"},
     "prompt": {"level_scales": "prompt", "policy": "positive"},
     "control": {"level_scales": "balanced", "policy": "cond_only"},
@@ -89,13 +90,11 @@ def check_number(value: object, name: str) -> float:
     return float(value)
 
 
-def check_window(
-    start: object, end: object, names: tuple[str, str] = ("start", "end")
-) -> tuple[float, float]:
+def check_start_end(start: object, end: object) -> tuple[float, float]:
     """(start, end) as floats; `InvalidArgument` unless 0 <= start <= end <= 1."""
-    first, last = check_number(start, names[0]), check_number(end, names[1])
+    first, last = check_number(start, "start"), check_number(end, "end")
     if not 0 <= first <= last <= 1:
-        raise InvalidArgument(", ".join(names), "0 <= start <= end <= 1", f"{first}, {last}")
+        raise InvalidArgument("start, end", "0 <= start <= end <= 1", f"{first}, {last}")
     return first, last
 
 

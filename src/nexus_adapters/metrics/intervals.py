@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,12 +51,27 @@ def bootstrap_mean(
         raise InvalidArgument("resamples", "at least 1", resamples)
     if not 0 < confidence < 1:
         raise InvalidArgument("confidence", "a number between 0 and 1", confidence)
-    rng = np.random.default_rng(seed)
     count = len(values)
-    # One resample at a time: all indices at once would need resamples * count * 8 bytes.
-    means = [values[rng.integers(count, size=count)].mean() for _ in range(resamples)]
+    parts = _kept_indices if resamples * count <= _AT_ONCE else _indices
+    means = np.concatenate([values[part].mean(axis=1) for part in parts(count, resamples, seed)])
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return MeanInterval(float(values.mean()), float(low), float(high))
+
+
+_AT_ONCE = 2**20  # indices that are held in memory together: 8 MiB
+
+
+def _indices(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """The indices of all resamples, in parts of bounded size; how they are divided changes none of them."""
+    rng = np.random.default_rng(seed)
+    rows = max(1, _AT_ONCE // count)
+    for first in range(0, resamples, rows):
+        yield rng.integers(count, size=(min(rows, resamples - first), count))
+
+
+@lru_cache(maxsize=2)  # a report asks for many intervals of as many values
+def _kept_indices(count: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    return tuple(_indices(count, resamples, seed))
 
 
 _NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point

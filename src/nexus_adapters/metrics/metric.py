@@ -23,13 +23,13 @@ class Generated:
 
     Attributes:
         image: the generated one, RGB.
-        picture: the sample's own, RGB of the same size.
+        original: the sample's own image, RGB of the same size.
         condition: the structure map that the image was to follow, RGB of the same size.
         caption: of the sample.
     """
 
     image: Image.Image
-    picture: Image.Image
+    original: Image.Image
     condition: Image.Image
     caption: str
 
@@ -82,7 +82,7 @@ def _ms_ssim(generated: Generated) -> float:
     """Of luminance, as the metric's authors define it."""
     from nexus_adapters.metrics.structure import luminance, ms_ssim
 
-    return ms_ssim(luminance(generated.image), luminance(generated.picture))
+    return ms_ssim(luminance(generated.image), luminance(generated.original))
 
 
 class _Metrics(Registry[Metric]):

@@ -13,17 +13,24 @@ from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.injection.attach import attach
-from nexus_adapters.injection.compatibility import check_fit, check_pixels, traits
-from nexus_adapters.injection.condition import ConditionLike, as_condition, check_aspect, size_by_aspect
+from nexus_adapters.injection.compatibility import check_fit, check_pixels
+from nexus_adapters.injection.condition import ConditionLike, check_aspect, size_by_aspect
 from nexus_adapters.injection.control import Control
-from nexus_adapters.injection.scales import check_scale, check_window
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Else diffusers takes the adapter of a pipeline on the Hub for a file of code that is missing there.
 LOADABLE_CLASSES.setdefault("nexus_adapters", {"NexusAdapter": ["save_pretrained", "from_pretrained"]})
+
+# The pipelines' arguments for a control's settings.
+_NAMES = {
+    "condition": "image",
+    "scale": "adapter_conditioning_scale",
+    "start": "control_guidance_start",
+    "end": "control_guidance_end",
+}
 
 # What the stock calls take in their **kwargs. They ignore everything else there, misspelled options too.
 _DEPRECATED = {"callback", "callback_steps"}
@@ -100,10 +107,15 @@ class NexusPipelineMixin:
         kwargs: dict[str, Any],
         image: ConditionLike | Any,
         scale: Any,
-        window: tuple[float, float],
+        start: float | int,
+        end: float | int,
         policy: str,
     ) -> Any:
-        """The stock call with these arguments, under a control with those settings."""
+        """The stock call with these arguments, under a control with those settings.
+
+        All are checked before anything is computed; the settings by `Control` alone, so that the condition is
+        copied, and an accelerator waited for, once.
+        """
         pipe: Any = self
         signature = inspect.signature(self.stock.__call__)
         call = signature.bind(self, *args, **kwargs)
@@ -113,17 +125,24 @@ class NexusPipelineMixin:
         given = dict(call.arguments)
         if any(isinstance(given.get(name), Image | Tensor | list) for name in ("prompt_2", "height")):
             _check_not_an_image(given)
-        condition = as_condition(image, traits(pipe.adapter).in_channels, name="image")
-        scale = check_scale(scale, "adapter_conditioning_scale")
-        start, end = check_window(*window, ("control_guidance_start", "control_guidance_end"))
+        with renamed(_argument_name):
+            control = Control(pipe.adapter, image, scale, start, end, policy=policy)
+        condition = control.condition
         check_counts(len(condition), _prompt_count(given), given.get("num_images_per_prompt") or 1)
-        control = Control(pipe.adapter, condition, scale, start, end, policy=policy)
-        size = image_size(condition, given.get("height"), given.get("width"), pipe.vae_scale_factor)
+        height, width = output_height_width(
+            condition, given.get("height"), given.get("width"), pipe.vae_scale_factor
+        )
         given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
-        given |= {"height": size[0], "width": size[1]}
+        given |= {"height": height, "width": width}
         del given["self"]
         with attach(pipe, control, shared=False):
             return self.stock.__call__(pipe, **given)
+
+
+def _argument_name(setting: str) -> str:
+    """The pipeline's argument for a setting of `Control`, also for "scale[1]" or "start, end"."""
+    parts = [part.partition("[") for part in setting.split(", ")]
+    return ", ".join(_NAMES.get(name, name) + bracket + rest for name, bracket, rest in parts)
 
 
 def _check_not_an_image(given: dict[str, Any]) -> None:
@@ -161,16 +180,16 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
         )
 
 
-def image_size(
+def output_height_width(
     condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, multiple: int
 ) -> tuple[int, int]:
-    """(height, width) of the image, from what is given and from the condition by `size_by_aspect`.
+    """Of the image that is generated, from what is given and from the condition by `size_by_aspect`.
 
     `InvalidArgument` where both are given in another aspect, or the condition is smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
-    size = size_by_aspect(from_height, from_width, height, width, multiple)
-    check_aspect(from_height, from_width, *size, name="image")
-    return size
+    height, width = size_by_aspect(from_height, from_width, height, width, multiple)
+    check_aspect(from_height, from_width, height, width, name="image")
+    return height, width

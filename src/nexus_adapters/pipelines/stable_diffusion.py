@@ -104,8 +104,8 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
             InvalidArgument: names the argument, what was expected and what was received.
             TypeError: for an argument that the stock pipeline does not have.
         """
-        window = control_guidance_start, control_guidance_end
-        return self.generate(args, kwargs, image, adapter_conditioning_scale, window, policy)
+        interval = control_guidance_start, control_guidance_end
+        return self.generate(args, kwargs, image, adapter_conditioning_scale, *interval, policy)
 
 
 class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeline):
@@ -176,5 +176,5 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
 
         What `StableDiffusionNexusPipeline` says of `image`, which is required, and of the others holds here.
         """
-        window = control_guidance_start, control_guidance_end
-        return self.generate(args, kwargs, image, adapter_conditioning_scale, window, policy)
+        interval = control_guidance_start, control_guidance_end
+        return self.generate(args, kwargs, image, adapter_conditioning_scale, *interval, policy)
