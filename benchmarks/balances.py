@@ -11,7 +11,8 @@ from __future__ import annotations
 from machine import benchmark_parser, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import bundled, load_adapter, load_base
+from nexus_adapters import load_adapter, load_base
+from nexus_adapters.bundled import weights_folder
 from nexus_adapters.embedded import pipeline as embedded
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Sampling, generate
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         "steps": steps,
         "guidance_scale": embedded.EMBEDDED_GUIDANCE,
         "seed": sampling.seed,
-        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", "canny")},
+        "weights_sha256": {part: folder_hash(weights_folder() / part) for part in ("base", "canny")},
     }
     report("balances", args, settings, {"rows": rows})
 

@@ -4,7 +4,7 @@
 
 Each block of trial_blocks.py takes the place of Prime's and Slim's and is trained and evaluated as a cell of
 benchmarks/plans/study.toml on canny; the tables also show T2I-Adapter, Prime and Slim from that study. An
-interrupted run resumes. A change to a block's code is not noticed: delete its files in results/blocks, and in
+interrupted run resumes. A change to a block's code is not noticed: delete results/blocks.npz, and
 nexus-adapters/study/blocks in the cache folder. Writes results/blocks.csv, .md and .json.
 
     gate       the attention's share is weighted for each pixel and channel, by a sigmoid of the pixel
@@ -28,8 +28,7 @@ from machine import RESULTS, benchmark_parser, report, write_whole
 
 from nexus_adapters.study.cells import run_study
 from nexus_adapters.study.plan import Cell, CellGroup, Study
-from nexus_adapters.study.report import results_of
-from nexus_adapters.study.results import CellResult
+from nexus_adapters.study.results import CellResult, results_of
 from nexus_adapters.study.tables import study_csv, study_markdown
 
 PLAN = Path(__file__).parent / "plans" / "study.toml"
@@ -43,7 +42,7 @@ def plan_of(folder: Path, quick: bool) -> Study:
     """The study's plan with the blocks as its only methods, written into `folder`."""
     plan: dict[str, Any] = tomllib.loads(PLAN.read_text())
     plan["recipe"] = str((PLAN.parent / plan["recipe"]).resolve())
-    plan["results"] = str(RESULTS / "blocks")
+    plan["results"] = str(RESULTS / "blocks.npz")
     plan["train"]["imports"] = [trial_blocks.__name__]
     methods = {BESIDE[0]: plan["methods"][BESIDE[0]]}
     for variant in VARIANTS:
@@ -54,7 +53,7 @@ def plan_of(folder: Path, quick: bool) -> Study:
     seeds = SEEDS[:1] if quick else SEEDS
     plan["cells"] = [{"conditions": ["canny"], "methods": list(plan["methods"])[1:], "seeds": list(seeds)}]
     if quick:
-        plan |= {"results": str(folder / "results"), "folder": str(folder / "study"), "views": {}}
+        plan |= {"results": str(folder / "results.npz"), "folder": str(folder / "study"), "views": {}}
         plan["train"] |= {"training": {"max_train_steps": 1, "batch_size": 2}, "data": {"count": 4}}
         plan["train"] |= {"cache": {"enabled": False}, "validation": {"every_steps": 0}}
         plan["evaluate"] = {"data": plan["evaluate"]["data"] | {"count": 2}, "num_inference_steps": 1}
@@ -92,8 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "blocks.csv", study_csv(results))
             write_whole(out / "blocks.md", study_markdown(study, results))
-        told = {cell.name: {"facts": result.facts, **result.made_with} for cell, result in results.items()}
-    report("blocks", args, {"plan": PLAN.name}, {"cells": told})
+        about = {cell.name: {"facts": result.facts, **result.made_with} for cell, result in results.items()}
+    report("blocks", args, {"plan": PLAN.name}, {"cells": about})
 
 
 if __name__ == "__main__":

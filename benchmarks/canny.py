@@ -31,14 +31,15 @@ import numpy as np
 from machine import embedded_adapters, folder_hash, machine_facts, write_whole
 
 import nexus_adapters
-from nexus_adapters import bundled, load_adapter, load_base
+from nexus_adapters import load_adapter, load_base
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.embedded import pipeline as embedded
-from nexus_adapters.embedded.held_out import METRICS, TestScene, load_test_scenes, score_images
+from nexus_adapters.embedded.held_out import SCENE_METRICS, TestScene, load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Images, Sampling, generate, reconstruct
 from nexus_adapters.files import file_sha256, replacing
 from nexus_adapters.methods import GenerationSettings
 from nexus_adapters.metrics.intervals import bootstrap_mean
-from nexus_adapters.metrics.psnr import psnr_db
+from nexus_adapters.metrics.structure import psnr_db
 
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-adapters" / "evaluation"
@@ -46,7 +47,7 @@ FIELDS = ("method", "policy", "metric", "value", "low", "high", "n", "seed")
 POLICIES = ("positive", "per_branch")
 
 # What of the package decides an image or a score.
-CODE = ("adapter", "bases", "conditions", "evaluation", "injection", "methods", "metrics", "scenes")
+CODE = ("adapter", "bases", "conditions", "embedded", "evaluation", "injection", "methods", "metrics")
 
 # The label in the tables, as in the study's -> the adapter's name.
 NEXUS = {
@@ -82,7 +83,7 @@ class Bench:
             with replacing(path) as stream:
                 np.savez(stream, **scores)
         with np.load(path) as stored:
-            return {metric: stored[metric] for metric in METRICS}
+            return {metric: stored[metric] for metric in SCENE_METRICS}
 
 
 def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
@@ -98,7 +99,7 @@ def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
     }
     for method, name in {"t2i": "t2i", **NEXUS}.items():
         adapter = load_adapter(name)
-        adapter_hash = folder_hash(bundled.BUNDLED["embedded"].adapter(name, "canny"))
+        adapter_hash = folder_hash(BUNDLED["embedded"].adapter(name, "canny"))
         for policy in POLICIES if method in NEXUS else POLICIES[:1]:
             measured[method, policy] = bench.measure(
                 method,
@@ -123,7 +124,7 @@ def measure_swapped_text(bench: Bench) -> dict[tuple[str, str], Scores]:
         measured[method, "positive"] = bench.measure(
             f"{method} reading another prompt",
             "positive",
-            folder_hash(bundled.BUNDLED["embedded"].adapter(name, "canny")),
+            folder_hash(BUNDLED["embedded"].adapter(name, "canny")),
             lambda adapter=adapter: generate(base, adapter, bench.scenes, bench.sampling, swapped),
         )
     return measured
@@ -136,7 +137,9 @@ def rows_of(measured: dict[tuple[str, str], Scores], reference: dict[str, Scores
         columns = dict(scores)
         for name, other in reference.items():
             if method != name:
-                columns |= {f"{metric}_minus_{name}": scores[metric] - other[metric] for metric in METRICS}
+                columns |= {
+                    f"{metric}_minus_{name}": scores[metric] - other[metric] for metric in SCENE_METRICS
+                }
         for metric, values in columns.items():
             value, low, high = (round(number, 4) for number in bootstrap_mean(values))
             row = (method, policy, metric, value, low, high, len(values), seed)
@@ -159,7 +162,7 @@ def markdown_table(rows: list[dict], parameters: dict[str, int]) -> str:
             "{:.1f} ({:.1f} to {:.1f})".format(
                 *(100 * float(found[metric][f]) for f in ("value", "low", "high"))
             )
-            for metric in METRICS
+            for metric in SCENE_METRICS
         ]
         lines.append("| " + " | ".join([method, policy.replace("none", ""), count, *shown]) + " |")
     return "\n".join(lines) + "\n"
@@ -213,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     scenes = load_test_scenes(args.scenes)
     package = Path(nexus_adapters.__file__).parent
     code_hash = {part: code_digest(package / part) for part in CODE}
-    bench = Bench(scenes, sampling, folder_hash(bundled.WEIGHTS / "base"), code_hash, args.cache)
+    bench = Bench(scenes, sampling, folder_hash(BUNDLED["embedded"].folder), code_hash, args.cache)
     measured = measure_all(bench)
     t2i = {"t2i": measured["t2i", "positive"]}
     rows = rows_of(measured, t2i, args.seed)
@@ -244,7 +247,8 @@ def main(arguments: list[str] | None = None) -> None:
         "code_sha256": code_hash,
         "base_sha256": bench.base_hash,
         "adapters_sha256": {
-            stored: folder_hash(bundled.WEIGHTS / "canny" / stored) for stored in embedded_adapters("canny")
+            stored: folder_hash(BUNDLED["embedded"].adapter(name, "canny"))
+            for stored, name in embedded_adapters("canny").items()
         },
         "adapter_parameters": parameters,
         "autoencoder_psnr_db": round(float(np.mean(psnr)), 2),

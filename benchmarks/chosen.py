@@ -33,7 +33,8 @@ from machine import benchmark_parser, embedded_adapters, folder_hash, report, wr
 from tqdm import tqdm
 
 import nexus_adapters
-from nexus_adapters import InvalidArgument, bundled, load_adapter, load_base
+from nexus_adapters import InvalidArgument, load_adapter, load_base
+from nexus_adapters.bundled import BUNDLED, weights_folder
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Sampling, generate
 from nexus_adapters.files import cache_folder, file_sha256, replacing_folder, write_json
@@ -105,7 +106,7 @@ def find_all(runs: Path) -> dict[tuple[str, str, int], Path]:
     """(condition, method, seed) -> the folder of its adapter; InvalidArgument where a method has none."""
     found: dict[tuple[str, str, int], Path] = {}
     lacking = []
-    for condition in bundled.BUNDLED["embedded"].adapters:
+    for condition in BUNDLED["embedded"].adapters:
         for method in embedded_adapters(condition):
             by_seed = find_trainings(runs, condition, method)
             found |= {(condition, method, seed): folder for seed, folder in by_seed.items()}
@@ -119,7 +120,7 @@ def find_all(runs: Path) -> dict[tuple[str, str, int], Path]:
 def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: int, steps: int) -> Merits:
     """The scores of every training, from the cache where it has them."""
     base, sampling = load_base(), Sampling(steps)
-    base_hash = folder_hash(bundled.WEIGHTS / "base")
+    base_hash = folder_hash(BUNDLED["embedded"].folder)
     code_hash = {part: code_digest(Path(nexus_adapters.__file__).parent / part) for part in CODE}
     cache.mkdir(parents=True, exist_ok=True)
     merits: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
@@ -161,8 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.install:
         for condition, seeds in chosen.items():
             for method, seed in seeds.items():
-                target = bundled.BUNDLED["embedded"].adapters[condition][embedded_adapters(condition)[method]]
-                install(trainings[condition, method, seed], target)
+                install(trainings[condition, method, seed], weights_folder() / condition / method)
     hashes: dict[str, dict[str, dict[int, str]]] = {}
     for (condition, method, seed), folder in trainings.items():
         hashes.setdefault(condition, {}).setdefault(method, {})[seed] = weights_hash(folder)
@@ -171,11 +171,14 @@ def main(arguments: list[str] | None = None) -> None:
         "test_scenes": count,
         "first_seed": FIRST_SEED,
         "sampling": asdict(Sampling(steps)),
-        "base_sha256": folder_hash(bundled.WEIGHTS / "base"),
+        "base_sha256": folder_hash(BUNDLED["embedded"].folder),
         "trainings_sha256": hashes,
         "package_sha256": {
-            condition: {folder.name: folder_hash(folder) for folder in adapters.values()}
-            for condition, adapters in bundled.BUNDLED["embedded"].adapters.items()
+            condition: {
+                stored: folder_hash(weights_folder() / condition / stored)
+                for stored in embedded_adapters(condition)
+            }
+            for condition in BUNDLED["embedded"].adapters
         },
     }
     report("chosen", args, settings, {"scores": merits, "form": better_forms(merits), "seed": chosen})

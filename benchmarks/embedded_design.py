@@ -18,7 +18,7 @@ from torch import nn
 
 from nexus_adapters import load_base
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.bundled import WEIGHTS
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes, score_images
 from nexus_adapters.embedded.scene import COLORS, draw_scene
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         "first_seed": args.first_seed,
         "probed_scenes": probed,
         "seed": 0,
-        "base_sha256": folder_hash(WEIGHTS / "base"),
+        "base_sha256": folder_hash(BUNDLED["embedded"].folder),
     }
     report("embedded_design", args, settings, measured)
 

@@ -32,7 +32,7 @@ from nexus_adapters import load_base
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
 from nexus_adapters.evaluation.generation import encode, reconstruct
-from nexus_adapters.metrics.psnr import psnr_db
+from nexus_adapters.metrics.structure import psnr_db
 from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.loop import step_generator
 from nexus_adapters.training.loss import denoising_losses

@@ -23,7 +23,7 @@ from nexus_adapters.embedded import pipeline as embedded
 from nexus_adapters.evaluation.cases import Cases, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import batches
-from nexus_adapters.evaluation.generation import draw_batch
+from nexus_adapters.evaluation.generation import generate_batch
 from nexus_adapters.evaluation.report import write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.methods import GenerationSettings
@@ -39,7 +39,7 @@ def bare_loop(config: EvaluationConfig, cases: Cases) -> None:
     for places in batches(len(cases), config.batch_size):
         chosen = cases[places.start : places.stop]
         for adapter in adapters:
-            draw_batch(base, adapter, chosen, places.start, config.sampling, GenerationSettings())
+            generate_batch(base, adapter, chosen, places.start, config.sampling, GenerationSettings())
 
 
 def measure(count: int, steps: int, rounds: int) -> dict[str, object]:

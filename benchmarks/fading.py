@@ -15,12 +15,12 @@ import torch
 from machine import benchmark_parser, embedded_adapters, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import NexusAdapter, bundled, load_adapter, load_base
+from nexus_adapters import NexusAdapter, load_adapter, load_base
 from nexus_adapters.bases.families import base_of
+from nexus_adapters.bundled import weights_folder
 from nexus_adapters.embedded.held_out import load_test_scenes
 from nexus_adapters.evaluation.generation import encode
-from nexus_adapters.injection import features as residuals
-from nexus_adapters.injection import noise_factors
+from nexus_adapters.injection import noise_factors, residuals
 from nexus_adapters.training.loss import denoising_losses
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         "test_scenes": count,
         "first_seed": FIRST_SEED,
         "noise_seed": 0,
-        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", "canny")},
+        "weights_sha256": {part: folder_hash(weights_folder() / part) for part in ("base", "canny")},
     }
     report("fading", args, settings, measured)
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from machine import benchmark_parser, embedded_adapters, folder_hash, report
 from tqdm import tqdm
 
-from nexus_adapters import bundled, load_adapter, load_base
+from nexus_adapters import load_adapter, load_base
+from nexus_adapters.bundled import weights_folder
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Sampling, generate
 
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         "first_seed": FIRST_SEED,
         "steps": steps,
         "seed": Sampling().seed,
-        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", "canny")},
+        "weights_sha256": {part: folder_hash(weights_folder() / part) for part in ("base", "canny")},
     }
     report("guidance", args, settings, measured)
 

@@ -79,7 +79,7 @@ def embedded_adapters(condition: str) -> dict[str, str]:
 
     Prime and Slim have a residual connection; in the results that is "prime-residual" and "slim-residual".
     """
-    return {folder.name: name for name, folder in BUNDLED["embedded"].adapters[condition].items()}
+    return {Path(folder).name: name for name, folder in BUNDLED["embedded"].adapters[condition].items()}
 
 
 def median_and_spread(values: list[float], digits: int = 4) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from machine import benchmark_parser, folder_hash, report
 
-from nexus_adapters import bundled
+from nexus_adapters.bundled import BUNDLED, weights_folder
 from nexus_adapters.embedded import pipeline as embedded
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.run import evaluate
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Draw what is not drawn, and compare."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "ways", help="of the pictures")
-    known = list(bundled.BUNDLED["embedded"].adapters)
+    known = list(BUNDLED["embedded"].adapters)
     parser.add_argument("--conditions", nargs="+", choices=known, default=known)
     args = parser.parse_args(arguments)
     measured: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         "scenes": drawn.data.count,
         "steps": drawn.num_inference_steps,
         "seed": drawn.seed,
-        "weights_sha256": {part: folder_hash(bundled.WEIGHTS / part) for part in ("base", *args.conditions)},
+        "weights_sha256": {part: folder_hash(weights_folder() / part) for part in ("base", *args.conditions)},
     }
     report("ways", args, settings, measured)
 

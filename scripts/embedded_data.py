@@ -32,10 +32,11 @@ from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import autocast
 
 Loss = Callable[[int], Tensor]  # finished steps -> the loss of the next one
-SHARD = 2000  # scenes a file
-PHRASINGS = 3  # captions a scene
+SHARD = 2000  # scenes per file
+ENCODE_BATCH = 50  # scenes that are encoded at once; divides SHARD
+CORPUS = 2000  # scenes whose captions the tokenizer is trained on
+PHRASINGS = 3  # captions per scene
 PROMPT_DROPOUT = 0.1  # guidance, and the negative half under `per_branch`, read the empty prompt
-_BATCH = 50
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-adapters"
 
@@ -109,7 +110,7 @@ def train_tokenizer() -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    corpus = (caption(draw_scene(seed), phrasing) for seed in range(2000) for phrasing in range(PHRASINGS))
+    corpus = (caption(draw_scene(seed), phrasing) for seed in range(CORPUS) for phrasing in range(PHRASINGS))
     tokenizer.train_from_iterator(corpus, trainer)
     return _as_clip(tokenizer, alphabet)
 
@@ -208,13 +209,13 @@ def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
 def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> dict[str, Tensor]:
     """One shard: the scenes from seed `first` on."""
     latents, tokens = [], []
-    for start in range(first, first + SHARD, _BATCH):
-        scenes = [draw_scene(seed) for seed in range(start, start + _BATCH)]
+    for start in range(first, first + SHARD, ENCODE_BATCH):
+        scenes = [draw_scene(seed) for seed in range(start, start + ENCODE_BATCH)]
         images = [render(scene).image for scene in scenes]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         with autocast(vae.device.type):
             encoded = vae.encode(pixels.to(vae.device)).latent_dist.mean.float() * vae.config.scaling_factor
         latents.append(encoded.half().cpu().contiguous())
         prompts = [caption(scene, phrasing) for scene in scenes for phrasing in range(PHRASINGS)]
-        tokens.append(token_ids(tokenizer, prompts).view(_BATCH, PHRASINGS, 77).short())
+        tokens.append(token_ids(tokenizer, prompts).view(ENCODE_BATCH, PHRASINGS, 77).short())
     return {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}

@@ -39,6 +39,7 @@ CONFIG = {
 KL_WEIGHT = 1e-4
 SQUARED_WEIGHT = 2.0
 DIFFERENCE_WEIGHT = 0.5
+SCALE_BATCHES = 16  # of 32 scenes, by which the scale of the latents is measured
 CROP = 64  # pixels a side
 CROPPED_SHARE = 0.85  # of all steps
 INITIAL_LOG_VARIANCE = -6.0  # of the latents: small, or their noise drowns what they say at first
@@ -95,7 +96,7 @@ def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int, devic
 @torch.no_grad()
 def set_latent_scale(vae: AutoencoderKL) -> None:
     """Store the factor that gives the latents unit variance, as Stable Diffusion does."""
-    batches = (pixels(first, 32).to(vae.device) for first in range(0, 512, 32))
+    batches = (pixels(first, 32).to(vae.device) for first in range(0, 32 * SCALE_BATCHES, 32))
     latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from embedded_data import Loss, run_training, token_ids, training_parser
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.embedded.caption import caption
-from nexus_adapters.embedded.pipeline import WEIGHTS
 from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import SIZE, Scene, Split, draw_scene
 from nexus_adapters.training.config import TrainingOptions
@@ -41,7 +41,7 @@ TEST_SCENES = 500
 
 def build_clip(device: str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
     """The model before training, its text side the embedded base's."""
-    text = CLIPTextModel.from_pretrained(WEIGHTS / "base" / "text_encoder")
+    text = CLIPTextModel.from_pretrained(BUNDLED["embedded"].folder / "text_encoder")
     text_config = text.config.to_dict()
     text_config.pop("_name_or_path")  # of this machine
     config = CLIPConfig(
@@ -51,7 +51,7 @@ def build_clip(device: str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
     )
     model = CLIPModel(config)
     model.text_model.load_state_dict(text.state_dict(), strict=False)
-    return model.to(device), CLIPTokenizer.from_pretrained(WEIGHTS / "base" / "tokenizer")
+    return model.to(device), CLIPTokenizer.from_pretrained(BUNDLED["embedded"].folder / "tokenizer")
 
 
 def exchanged(scene: Scene, rng: Random) -> Scene | None:

@@ -19,6 +19,23 @@ install_import_hook(
     " hint_overrides=beartype.FrozenDict({beartype.typing.Self: beartype.typing.Any})))",
 )
 
+import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny tensors: more threads get into each other's way; results do not vary
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path_factory):
+    """Installs a package with entry points: `install("nexus_adapters.blocks", mine="module:Class")`."""
+
+    def install(group, **entry_points):
+        folder = tmp_path_factory.mktemp("package")
+        info = folder / f"{folder.name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {folder.name}\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in entry_points.items()]
+        (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
+        monkeypatch.syspath_prepend(folder)
+
+    return install

@@ -1,4 +1,4 @@
-"""The timing benchmarks run, in miniature. What they measure is not tested: tests are not timed."""
+"""Benchmarks run in miniature: three by default, all with `-m full`. What they measure is not tested."""
 
 import csv
 import hashlib
@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.weights import use_weights, write_tiny
 
-from nexus_adapters import bundled, load_adapter
-from nexus_adapters.embedded.held_out import METRICS
+from nexus_adapters import load_adapter
+from nexus_adapters.bundled import weights_folder
+from nexus_adapters.embedded.held_out import SCENE_METRICS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Condition -> what the results have always called its adapters: the names of their folders.
@@ -46,6 +47,7 @@ def run(module, out, *options):
     return written.stem, result["measured"]
 
 
+@pytest.mark.full
 def test_adapter_forward(benchmark, tmp_path):
     name, measured = run(benchmark("adapter_forward"), tmp_path, "--threads", "1", "--skip-memory")
     assert name == "adapter_forward"
@@ -57,12 +59,13 @@ def test_adapter_forward(benchmark, tmp_path):
     assert measured["prime"]["parameters"] > measured["slim"]["parameters"] > 0
 
 
+@pytest.mark.full
 def test_blocks(benchmark, tmp_path, monkeypatch):
     module = benchmark("blocks")
     blocks = ("gate", "gate-level", "film", "twice")
     name, measured = run(module, tmp_path, "--blocks", *blocks)
     assert name == "blocks"
-    sizes = {cell: told["facts"]["parameters"] for cell, told in measured["cells"].items()}
+    sizes = {cell: found["facts"]["parameters"] for cell, found in measured["cells"].items()}
     assert set(sizes) == {f"canny-{variant}+{block}-0" for variant in module.VARIANTS for block in blocks}
     for variant in module.VARIANTS:
         plain = sizes[f"canny-{variant}+gate-level-0"]
@@ -72,9 +75,10 @@ def test_blocks(benchmark, tmp_path, monkeypatch):
     assert {f"canny-{row['method']}-{row['seed']}" for row in rows} == set(sizes)
     assert "| prime+residual+film | 0 |" in (tmp_path / "blocks.md").read_text()
     monkeypatch.setattr(module, "run_study", None)
-    run(module, tmp_path / "none", "--blocks")  # tells what is done, and trains nothing
+    run(module, tmp_path / "none", "--blocks")  # reports what is done, and trains nothing
 
 
+@pytest.mark.full
 def test_ways(benchmark, tmp_path):
     module = benchmark("ways")
     folder = ("--folder", str(tmp_path / "pictures"))
@@ -92,6 +96,7 @@ def test_ways(benchmark, tmp_path):
     }
 
 
+@pytest.mark.full
 def test_peak_memory_is_that_of_a_process_of_its_own(benchmark):
     assert 50 < benchmark("adapter_forward").peak_memory_mib("prime", threads=1, quick=True) < 4000
 
@@ -136,6 +141,7 @@ def test_labels_of_the_results_say_which_configuration_it_is(benchmark):
     assert benchmark("ways").ADAPTERS == {"prime-residual": "prime", "slim-residual": "slim"}
 
 
+@pytest.mark.full
 def test_hook(benchmark, tmp_path):
     name, measured = run(benchmark("hook"), tmp_path, "--threads", "1", "--steps", "3")
     assert name == "hook"
@@ -168,6 +174,7 @@ def test_quick_runs_leave_the_results_alone(benchmark, monkeypatch, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_embedded_design(benchmark, tmp_path):
     name, measured = run(benchmark("embedded_design"), tmp_path)
     assert name == "embedded_design"
@@ -176,6 +183,7 @@ def test_embedded_design(benchmark, tmp_path):
     assert measured["probe_accuracy_color_at_shape_token"] > 0.5
 
 
+@pytest.mark.full
 def test_embedded_training(benchmark, tmp_path):
     name, measured = run(benchmark("embedded_training"), tmp_path)
     assert name == "embedded_training"
@@ -187,6 +195,7 @@ def test_embedded_training(benchmark, tmp_path):
     assert losses["muon"]["500"] != losses["adamw"]["500"]
 
 
+@pytest.mark.full
 def test_training_cost(benchmark, tmp_path):
     name, measured = run(benchmark("training_cost"), tmp_path)
     assert name == "training_cost"
@@ -197,6 +206,7 @@ def test_training_cost(benchmark, tmp_path):
         assert found["ours_peak_mib"] > 200
 
 
+@pytest.mark.full
 def test_memory_format(benchmark, tmp_path):
     name, measured = run(benchmark("memory_format"), tmp_path)
     assert name == "memory_format"
@@ -209,6 +219,7 @@ def tiny_weights(monkeypatch, tmp_path):
     use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
 
 
+@pytest.mark.full
 def test_canny(benchmark, tmp_path, tiny_weights):
     module, out = benchmark("canny"), tmp_path / "out"
     options = ["--scenes", "3", "--steps", "1", "--out", str(out), "--cache", str(tmp_path / "cache")]
@@ -220,7 +231,7 @@ def test_canny(benchmark, tmp_path, tiny_weights):
     assert {(row["n"], row["seed"]) for row in rows} == {("3", "0")}
     cells = {(row["method"], row["policy"]) for row in rows}
     assert len(cells) == 3 + 2 * len(module.NEXUS)
-    assert len(rows) == (2 * len(cells) - 1) * len(module.METRICS)
+    assert len(rows) == (2 * len(cells) - 1) * len(module.SCENE_METRICS)
     for method in module.NEXUS:
         positive, per_branch = (
             [row["value"] for row in rows if (row["method"], row["policy"]) == (method, policy)]
@@ -245,10 +256,10 @@ def test_canny(benchmark, tmp_path, tiny_weights):
     assert (out / "canny.csv").read_bytes() == files["canny.csv"]
 
 
-def test_a_cell_of_other_weights_code_or_settings_is_measured_anew(benchmark, tmp_path, monkeypatch):
+def test_a_cell_of_other_weights_code_or_settings_is_measured_again(benchmark, tmp_path, monkeypatch):
     module = benchmark("canny")
     drawn = []
-    monkeypatch.setattr(module, "score_images", lambda *_: dict.fromkeys(module.METRICS, np.ones(1)))
+    monkeypatch.setattr(module, "score_images", lambda *_: dict.fromkeys(module.SCENE_METRICS, np.ones(1)))
     parts = {
         "scenes": [None],
         "sampling": module.Sampling(),
@@ -280,10 +291,10 @@ def test_a_cell_of_other_weights_code_or_settings_is_measured_anew(benchmark, tm
 def test_differences_are_paired_and_to_the_reference(benchmark):
     module = benchmark("canny")
     ours, theirs = np.array([1.0, 0.5, 0.0]), np.array([0.5, 0.0, 0.25])
-    cell = {("prime", "positive"): dict.fromkeys(module.METRICS, ours)}
-    rows = module.rows_of(cell, {"t2i": dict.fromkeys(module.METRICS, theirs)}, seed=4)
+    cell = {("prime", "positive"): dict.fromkeys(module.SCENE_METRICS, ours)}
+    rows = module.rows_of(cell, {"t2i": dict.fromkeys(module.SCENE_METRICS, theirs)}, seed=4)
     found = {row["metric"]: row for row in rows}
-    assert len(found) == 2 * len(module.METRICS)
+    assert len(found) == 2 * len(module.SCENE_METRICS)
     assert found["edge_f1"]["value"] == 0.5
     difference = found["edge_f1_minus_t2i"]
     assert (difference["value"], difference["n"], difference["seed"]) == (0.25, 3, 4)
@@ -326,15 +337,16 @@ def trainings(benchmark, tmp_path, tiny_weights):
             for seed in (0, 3):
                 name = f"{condition}-{benchmark('chosen').TRAINED_AS[method]}-{seed}"
                 folder = tmp_path / "runs" / name / "adapter"
-                shutil.copytree(bundled.WEIGHTS / condition / method, folder)
+                shutil.copytree(weights_folder() / condition / method, folder)
                 file = folder / "diffusion_pytorch_model.safetensors"
                 tensors = {n: tensor.float() * (1 + seed) / 2 for n, tensor in load_file(file).items()}
                 save_file(tensors, file)
     return tmp_path / "runs"
 
 
+@pytest.mark.full
 def test_chosen(benchmark, tmp_path, trainings, monkeypatch):
-    use_weights(monkeypatch, shutil.copytree(bundled.WEIGHTS, tmp_path / "package"))
+    use_weights(monkeypatch, shutil.copytree(weights_folder(), tmp_path / "package"))
     module, out = benchmark("chosen"), tmp_path / "out"
     monkeypatch.setattr(module, "SCENES", 2)
     monkeypatch.setattr(module, "STEPS", 1)
@@ -356,13 +368,14 @@ def test_chosen(benchmark, tmp_path, trainings, monkeypatch):
             name = names(condition)[method]
             shipped = load_adapter(name, condition, dtype=torch.float16).state_dict()
             assert all(torch.equal(shipped[name], tensor.half()) for name, tensor in trained.items())
-            assert str(tmp_path) not in (bundled.WEIGHTS / condition / method / "config.json").read_text()
-        assert sorted(path.name for path in (bundled.WEIGHTS / condition).iterdir()) == sorted(methods)
+            assert str(tmp_path) not in (weights_folder() / condition / method / "config.json").read_text()
+        assert sorted(path.name for path in (weights_folder() / condition).iterdir()) == sorted(methods)
     monkeypatch.setattr(module, "generate", None)  # what was measured is not measured again
     module.main(options)
     assert json.loads((out / "chosen.json").read_text())["measured"] == measured
 
 
+@pytest.mark.full
 def test_a_miniature_of_chosen_installs_nothing(benchmark, trainings, capsys):
     with pytest.raises(SystemExit):
         benchmark("chosen").main(["--quick", "--install", str(trainings)])
@@ -371,6 +384,7 @@ def test_a_miniature_of_chosen_installs_nothing(benchmark, trainings, capsys):
     assert "--quick" in told
 
 
+@pytest.mark.full
 def test_chosen_asks_for_trainings_of_all_methods(benchmark, trainings, capsys):
     for folder in trainings.glob("depth-prime*"):
         shutil.rmtree(folder)
@@ -412,7 +426,7 @@ def test_guidance(benchmark, tmp_path, tiny_weights):
     assert set(found) == STORED["canny"]
     for by_scale in found.values():
         assert set(by_scale) == {f"{scale:g}" for scale in module.GUIDANCE_SCALES}
-        assert all(set(scores) == set(METRICS) for scores in by_scale.values())
+        assert all(set(scores) == set(SCENE_METRICS) for scores in by_scale.values())
     assert len({json.dumps(scores) for by_scale in found.values() for scores in by_scale.values()}) > 1
     assert measured["guidance_scale"] in module.GUIDANCE_SCALES
 
@@ -431,6 +445,7 @@ def test_the_guidance_scale_is_chosen_by_color_and_edges(benchmark):
     assert module.best_scale({"one": one, "other": other}) == best_of_both != best_of_colors
 
 
+@pytest.mark.full
 def test_balances(benchmark, tmp_path, tiny_weights):
     module = benchmark("balances")
     name, measured = run(module, tmp_path)
@@ -440,6 +455,7 @@ def test_balances(benchmark, tmp_path, tiny_weights):
         assert 0 <= row["edge_f1"]["low"] <= row["edge_f1"]["value"] <= row["edge_f1"]["high"] <= 1
 
 
+@pytest.mark.full
 def test_prepare(benchmark, tmp_path):
     name, measured = run(benchmark("prepare"), tmp_path)
     assert name == "prepare"
@@ -448,6 +464,7 @@ def test_prepare(benchmark, tmp_path):
     assert measured["near_duplicates_bytes_a_sample"] > 0
 
 
+@pytest.mark.full
 def test_true_size(benchmark, tmp_path):
     name, measured = run(benchmark("true_size"), tmp_path, "--threads", "1")
     assert name == "true_size"
@@ -458,6 +475,7 @@ def test_true_size(benchmark, tmp_path):
         assert found["peak_memory_gib"] > 0.1
 
 
+@pytest.mark.full
 def test_evaluation_share(benchmark, tmp_path, monkeypatch):
     use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
     module = benchmark("evaluation_share")
@@ -471,6 +489,7 @@ def test_evaluation_share(benchmark, tmp_path, monkeypatch):
     assert (BENCHMARKS / "results" / "evaluation_share.json").is_file()
 
 
+@pytest.mark.full
 def test_sd15_step_times_every_method(benchmark, tmp_path):
     name, measured = run(benchmark("sd15_step"), tmp_path)
     assert name == "sd15_step"
@@ -480,7 +499,7 @@ def test_sd15_step_times_every_method(benchmark, tmp_path):
     assert measured["decode_s"]["median"] > 0
 
 
-def test_sd15_cost_tells_a_gpus_hours(benchmark):
+def test_sd15_cost_reports_a_gpus_hours(benchmark):
     seconds = {"step_s": {"prime": {"median": 0.8}}, "predict_s": {"median": 1.9}, "decode_s": {"median": 2}}
     gpu = {"settings": {"batch_size": 8}, "measured": seconds}
     # 200,000 steps of 0.8 s, and 5,000 pictures, eight of which take 20 x 1.9 + 2 s, half as much again.
@@ -503,6 +522,7 @@ def test_sd15_cost_counts_at_true_size(benchmark, tmp_path):
     )
 
 
+@pytest.mark.full
 def test_fading(benchmark, tmp_path, monkeypatch):
     use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
     name, measured = run(benchmark("fading"), tmp_path / "out")

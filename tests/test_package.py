@@ -1,15 +1,20 @@
-"""The package as a whole: its public names, and that importing it costs nothing."""
+"""The package as a whole: its public names, what importing it loads, and its distributions."""
 
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
 from importlib.metadata import requires, version
 from pathlib import Path
 
+import nexus_adapters_embedded
 import pytest
+from packaging.requirements import Requirement
 
 import nexus_adapters
 
 ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "packages" / "nexus-adapters-embedded"
 PUBLIC = {
     "Control",
     "InvalidArgument",
@@ -45,16 +50,33 @@ def test_public_names_are_found_and_kept(name):
     assert name in vars(nexus_adapters)
 
 
-def test_public_names_are_imported_in_any_order():
+@pytest.fixture
+def forget_package(monkeypatch):
+    """Calling it makes the next import run the package's modules again; the end of the test undoes that."""
+
+    def forget():
+        loaded = [name for name in sys.modules if name.partition(".")[0] == "nexus_adapters"]
+        return {name: sys.modules.pop(name) for name in loaded}
+
+    for name in PUBLIC:  # so that third-party modules are loaded once, and stay
+        getattr(nexus_adapters, name)
+    # Without the type checks that tests have, imports take a tenth of the time.
+    plain = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
+    monkeypatch.setattr(sys, "meta_path", plain)
+    before = forget()
+    sys.modules |= before
+    yield forget
+    forget()
+    sys.modules |= before
+
+
+def test_public_names_are_imported_in_any_order(forget_package):
     """Each as the first one: no module needs another one to be imported before it."""
-    result = python(
-        "import sys\n"
-        f"for name in {sorted(PUBLIC - {'__version__'})}:\n"
-        "    for module in [m for m in sys.modules if m.split('.')[0] == 'nexus_adapters']:\n"
-        "        del sys.modules[module]\n"
-        "    assert getattr(__import__('nexus_adapters'), name), name\n"
-    )
-    assert result.returncode == 0, result.stderr
+    for name in sorted(PUBLIC - {"__version__"}):
+        forget_package()
+        package = import_module("nexus_adapters")
+        assert package is not nexus_adapters
+        assert getattr(package, name).__name__ == name
 
 
 def test_unknown_names_are_attribute_errors():
@@ -93,6 +115,8 @@ def test_extract_needs_no_torch():
 
 def test_the_version_is_the_same_everywhere():
     assert version("nexus-adapters") == nexus_adapters.__version__
+    assert version("nexus-adapters-embedded") == nexus_adapters_embedded.__version__
+    assert nexus_adapters_embedded.__version__ == nexus_adapters.__version__
     assert f"\nversion: {nexus_adapters.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
@@ -102,3 +126,31 @@ def test_nothing_needs_torchvision():
     needed = [*(requires("nexus-adapters") or []), *pinned]
     assert "torch==2.13.0" in needed
     assert not [line for line in needed if line.startswith("torchvision")]
+
+
+def project(folder):
+    return tomllib.loads((folder / "pyproject.toml").read_text())
+
+
+def test_the_extra_accepts_the_weights_of_this_version():
+    (requirement,) = map(Requirement, project(ROOT)["project"]["optional-dependencies"]["embedded"])
+    assert requirement.name == project(EMBEDDED)["project"]["name"]
+    assert nexus_adapters_embedded.__version__ in requirement.specifier
+
+
+def test_the_core_is_small_and_has_no_weights():
+    """The files that go into its wheel, uncompressed."""
+    (package,) = project(ROOT)["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    files = [
+        path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert ROOT / package / "__init__.py" in files
+    assert {path.suffix for path in files} <= {".py", ".typed", ".html", ".css", ".js"}
+    assert sum(path.stat().st_size for path in files) < 3e6
+
+
+def test_the_weights_are_in_a_distribution_of_their_own():
+    (package,) = project(EMBEDDED)["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert nexus_adapters_embedded.WEIGHTS.resolve().is_relative_to((EMBEDDED / package).resolve())
+    assert project(EMBEDDED)["project"]["dependencies"] == []
+    assert (EMBEDDED / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

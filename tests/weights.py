@@ -1,7 +1,8 @@
-"""Tiny random weights in place of the models that ship with the package."""
+"""Tiny random weights in place of those of the distribution nexus-adapters-embedded."""
 
-from dataclasses import replace
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,15 +10,14 @@ from diffusers import T2IAdapter
 from tests import tiny
 from tests.conditions import tiny_models
 
-from nexus_adapters import bundled
-from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.bundled import BUNDLED
 
-EMBEDDED = bundled.BUNDLED["embedded"]
+EMBEDDED = BUNDLED["embedded"]
 NAMES = [(condition, name) for condition, names in EMBEDDED.adapters.items() for name in names]
 
 
 def write_tiny(root: Path) -> Path:
-    """The folders of `bundled.WEIGHTS`, float16, with a base that draws 128x128 pixels."""
+    """The subfolders of `weights_folder()`, float16, with a base that generates 128x128 pixels."""
     unet = tiny.unet(sample_size=16)
     for place, (condition, name) in enumerate(NAMES):
         if name == "t2i":
@@ -27,22 +27,17 @@ def write_tiny(root: Path) -> Path:
         else:
             made = tiny.adapter(unet, variant=name)
         made.adapter.conv_in.bias.data += place / 100  # so that no two of them are the same
-        made.half().save_pretrained(_moved(EMBEDDED.adapters[condition][name], root))
+        made.half().save_pretrained(root / EMBEDDED.adapters[condition][name])
     tiny_models.clip(root / "clip")
-    tiny.sd15(unet=unet).to(dtype=torch.float16).save_pretrained(_moved(EMBEDDED.folder, root))
+    tiny.sd15(unet=unet).to(dtype=torch.float16).save_pretrained(root / EMBEDDED.subfolder)
     return root
 
 
 def use_weights(patch: pytest.MonkeyPatch, root: Path) -> None:
-    """Let every name of the package mean what lies in `root`."""
-    adapters = {
-        condition: {name: _moved(folder, root) for name, folder in names.items()}
-        for condition, names in EMBEDDED.adapters.items()
-    }
-    moved = replace(EMBEDDED, folder=_moved(EMBEDDED.folder, root), adapters=adapters)
-    patch.setitem(bundled.BUNDLED, EMBEDDED.name, moved)
-    patch.setattr(embedded, "WEIGHTS", root)
+    """Let the names of the embedded models mean the folders in `root`, as if they were installed."""
+    patch.setitem(sys.modules, "nexus_adapters_embedded", SimpleNamespace(WEIGHTS=root))
 
 
-def _moved(folder: Path, root: Path) -> Path:
-    return root / folder.relative_to(bundled.WEIGHTS)
+def hide_weights(patch: pytest.MonkeyPatch) -> None:
+    """Let imports fail as they do where nexus-adapters-embedded is not installed."""
+    patch.setitem(sys.modules, "nexus_adapters_embedded", None)

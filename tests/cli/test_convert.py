@@ -97,7 +97,7 @@ def test_the_releases_adapters_stay_in_the_papers_form(tmp_path, capsys):
 @pytest.mark.parametrize(("name", "condition"), [("slim", "depth"), ("prime-paper", "canny")])
 def test_adapters_of_the_package(tmp_path, name, condition):
     assert main(["convert", name, str(tmp_path / "new"), "--condition", condition]) == 0
-    expected = BUNDLED["embedded"].adapters[condition][name]
+    expected = BUNDLED["embedded"].adapter(name, condition)
     stored = load_file(tmp_path / "new" / WEIGHTS)
     assert find_saved(tmp_path / "new").sha256() == find_saved(expected).sha256()  # float16, as it is
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}

@@ -1,32 +1,40 @@
+import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops, ImageFont
-from tests.weights import use_weights, write_tiny
+from tests import tiny
+from tests.weights import use_weights
 
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.cli import demo_sheet as demo_methods
 from nexus_adapters.cli import main
 from nexus_adapters.cli.demo_sheet import (
     CELL,
     PROMPTS_PER_MAP,
     SCENE_SEEDS,
+    Method,
     Row,
     Sheet,
     changed_words,
     demo_scenes,
     draw_sheet,
+    generate_all,
     has_novel,
+    load_methods,
     wrap,
 )
 from nexus_adapters.cli.options import read_settings
-from nexus_adapters.embedded.held_out import METRICS
+from nexus_adapters.embedded.held_out import SCENE_METRICS
 from nexus_adapters.embedded.maps import draw_map
 from nexus_adapters.embedded.scene import draw_scene
+from nexus_adapters.evaluation.generation import Sampling
 from nexus_adapters.files import file_sha256
 
 GUIDANCE = BUNDLED["embedded"].guidance_scale
@@ -35,35 +43,37 @@ IMAGES = len(METHODS) * len(SCENE_SEEDS) * PROMPTS_PER_MAP
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """The folder of a demo run by tiny random weights, and what it printed."""
-    out = tmp_path_factory.mktemp("drawn") / "new" / "demo"
-    with pytest.MonkeyPatch.context() as patch:
-        use_weights(patch, write_tiny(tmp_path_factory.mktemp("weights")))
-        assert main(["demo", "--out", str(out), "--steps", "1", "--guidance", "2", "--seed", "3"]) == 0
-    return out
+def demo(tmp_path_factory, tiny_weights):
+    """The folder of a demo by tiny random weights, and the lines that it printed."""
+    out, printed = tmp_path_factory.mktemp("demo") / "new" / "demo", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        use_weights(patch, tiny_weights)
+        assert main(["demo", "--out", str(out), "--steps", "1", "--seed", "3"]) == 0
+    return out, printed.getvalue().splitlines()
 
 
 @pytest.fixture
-def report(drawn):
-    return json.loads((drawn / "demo.json").read_text())
+def out(demo):
+    return demo[0]
 
 
 @pytest.fixture
-def no_weights(monkeypatch):
-    def load(*_):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(demo_methods, "load_base", load)
-    monkeypatch.setattr(demo_methods, "load_adapter", load)
+def report(out):
+    return json.loads((out / "demo.json").read_text())
 
 
-def test_two_files_and_no_other(drawn):
-    assert sorted(file.name for file in drawn.iterdir()) == ["demo.json", "demo.png"]
+@pytest.fixture
+def no_model(monkeypatch, unreadable_weights):
+    """What is checked is checked before anything is loaded: the base cannot be."""
+    use_weights(monkeypatch, unreadable_weights)
+
+
+def test_two_files_and_no_other(out):
+    assert sorted(file.name for file in out.iterdir()) == ["demo.json", "demo.png"]
 
 
 def test_the_report_is_complete(report):
-    assert (report["steps"], report["guidance"], report["seed"]) == (1, 2, 3)
+    assert (report["steps"], report["guidance"], report["seed"]) == (1, GUIDANCE, 3)
     assert set(report["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
     assert list(report["weights_sha256"]) == METHODS
     assert len(set(report["weights_sha256"].values())) == len(METHODS)
@@ -81,20 +91,20 @@ def test_every_image_is_scored(report):
     images = report["images"]
     assert len(images) == IMAGES
     for image in images:
-        assert all(0 <= image[metric] <= 1 for metric in METRICS)
+        assert all(0 <= image[metric] <= 1 for metric in SCENE_METRICS)
         assert image["scene_seed"] == SCENE_SEEDS[image["noise_row"]]
     prompts = {(image["scene_seed"], image["prompt"]) for image in images}
     assert len(prompts) == len(SCENE_SEEDS) * PROMPTS_PER_MAP
     for name in METHODS:
         rows = [image for image in images if image["method"] == name]
         assert {(image["scene_seed"], image["prompt"]) for image in rows} == prompts
-        for metric in METRICS:
+        for metric in SCENE_METRICS:
             mean = np.mean([image[metric] for image in rows])
             assert report["mean"][name][metric] == pytest.approx(mean, abs=1e-3)
 
 
-def test_the_sheet_has_a_cell_for_every_image(drawn):
-    with Image.open(drawn / "demo.png") as image:
+def test_the_sheet_has_a_cell_for_every_image(out):
+    with Image.open(out / "demo.png") as image:
         assert image.mode == "RGB"
         assert image.width > CELL * (len(METHODS) + 1)
         assert image.height > CELL * len(SCENE_SEEDS) * PROMPTS_PER_MAP
@@ -103,60 +113,68 @@ def test_the_sheet_has_a_cell_for_every_image(drawn):
     assert (pixels[-20:] == 255).all()
     assert (pixels[:, :20] == 255).all()
     assert (pixels[:, -20:] == 255).all()
-    settings = read_settings(drawn / "demo.png")
+    settings = read_settings(out / "demo.png")
     assert (settings["command"], settings["seed"]) == ("demo", 3)
 
 
-def test_it_says_where_and_how_well(tmp_path, monkeypatch, capsys):
-    use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
-    out = tmp_path / "demo"
-    out.mkdir()
-    (out / "notes.txt").touch()  # an existing folder is fine
-    assert main(["demo", "--out", str(out), "--steps", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_it_prints_where_the_files_are_and_the_mean_scores(demo):
+    out, lines = demo
     assert lines[:2] == [str(out / "demo.png"), str(out / "demo.json")]
     assert [line.split()[0] for line in lines[4:]] == METHODS
-    assert all(len(line.split()) == 1 + len(METRICS) for line in lines[4:])
-    first = json.loads((out / "demo.json").read_text())
-    assert first["guidance"] == GUIDANCE
-    assert main(["demo", "--out", str(out), "--steps", "1", "--force"]) == 0
-    assert json.loads((out / "demo.json").read_text())["images"] == first["images"]
+    assert all(len(line.split()) == 1 + len(SCENE_METRICS) for line in lines[4:])
 
 
-def test_a_maps_noise_is_the_same_for_every_prompt(tmp_path, monkeypatch):
-    use_weights(monkeypatch, write_tiny(tmp_path))
-    started_from = []
-    monkeypatch.setattr(
-        demo_methods,
-        "generate",
-        lambda base, adapter, scenes, sampling, **_: (
-            started_from.append((len(scenes), sampling)) or [scene.rendering.image for scene in scenes]
-        ),
-    )
-    base, methods = demo_methods.load_methods()
-    sampling = demo_methods.sampling_of(2, None, 7)
+@pytest.mark.full
+def test_the_same_command_makes_the_same_images(out, report, tmp_path, monkeypatch, tiny_weights):
+    use_weights(monkeypatch, tiny_weights)
+    (tmp_path / "notes.txt").touch()  # an existing folder is fine
+    for more in ([], ["--force"]):
+        assert main(["demo", "--out", str(tmp_path), "--steps", "1", "--seed", "3", *more]) == 0
+        assert json.loads((tmp_path / "demo.json").read_text())["images"] == report["images"]
+
+
+class Recording(StableDiffusionPipeline):
+    """Keeps the noise of each call."""
+
+    def __call__(self, **arguments):
+        self.noise = [*getattr(self, "noise", []), arguments["latents"]]
+        return super().__call__(**arguments)
+
+
+def test_a_maps_noise_is_the_same_for_every_prompt():
+    base = tiny.sd15(Recording)
     maps = [demo_scenes(seed) for seed in SCENE_SEEDS]
-    results = demo_methods.generate_all(base, methods, maps, sampling)
-    # `generate` gives the row of a call its noise by its number: so one call a prompt, a row for each map.
-    assert started_from == [(len(maps), sampling)] * (len(METHODS) * PROMPTS_PER_MAP)
-    for result in results:
-        assert [SCENE_SEEDS[row] for row in result.noise_rows] == list(SCENE_SEEDS) * PROMPTS_PER_MAP
-        for scene, row in zip(result.scenes, result.noise_rows, strict=True):
-            assert scene.condition is maps[row][0].condition
+    (result,) = generate_all(base, [Method("base", None, None)], maps, Sampling(1, GUIDANCE, 7))
+    first, *others = base.noise
+    assert len(others) == PROMPTS_PER_MAP - 1
+    assert len(first) == len(maps)
+    assert all(torch.equal(noise, first) for noise in others)
+    assert not torch.equal(first[0], first[1])
+    assert [SCENE_SEEDS[row] for row in result.noise_rows] == list(SCENE_SEEDS) * PROMPTS_PER_MAP
+    for scene, row in zip(result.scenes, result.noise_rows, strict=True):
+        assert scene.condition is maps[row][0].condition
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["depth", "segmentation", "sketch"])
-def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch, name):
-    use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
+def test_other_maps_are_shown_with_the_adapters_that_there_are(tmp_path, monkeypatch, tiny_weights, name):
+    use_weights(monkeypatch, tiny_weights)
     assert main(["demo", "--condition", name, "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
     report = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert report["condition"] == name
     assert list(report["methods"]) == ["base", "slim", "prime"]
-    assert np.array_equal(demo_scenes(8, name)[0].condition, draw_map(name, draw_scene(8, "test")))
+
+
+def test_other_maps_have_the_methods_that_there_are(monkeypatch, tiny_weights):
+    use_weights(monkeypatch, tiny_weights)
+    _, methods = load_methods("depth")
+    assert [method.name for method in methods] == ["base", "slim", "prime"]
+    scene = demo_scenes(8, "depth")[0]
+    assert np.array_equal(scene.condition, draw_map("depth", draw_scene(8, "test")))
 
 
 @pytest.mark.parametrize("name", ["demo.png", "demo.json"])
-def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weights, name):
+def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_model, name):
     (tmp_path / name).write_text("mine")
     assert main(["demo", "--out", str(tmp_path)]) == 2
     refused_in_one_line(capsys, "--out", f"'{tmp_path / name}'")
@@ -175,7 +193,7 @@ def test_existing_files_are_kept_and_nothing_is_done(tmp_path, capsys, no_weight
         (["--out", "file/sub"], "--out", "'file/sub' (Not a directory)"),
     ],
 )
-def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, no_weights, options, name, shown):
+def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, no_model, options, name, shown):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     assert main(["demo", *options]) == 2
@@ -259,6 +277,7 @@ def test_the_committed_sheet_is_of_the_shipped_weights_and_was_made_in_time():
     assert report["peak_memory_gib"] < 3
 
 
+@pytest.mark.full
 def test_the_shipped_adapters_follow_the_map_and_the_words(tmp_path):
     assert main(["demo", "--out", str(tmp_path)]) == 0
     mean = json.loads((tmp_path / "demo.json").read_text())["mean"]

@@ -1,58 +1,140 @@
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import pytest
-from tests.weights import use_weights, write_tiny
 
-from nexus_adapters.cli import evaluate, main
-from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES
+from nexus_adapters.cli import main
+from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, with_defaults
 
+ROOT = Path(__file__).parents[2]
 FAST = ["--count", "3", "--steps", "2", "--batch-size", "3"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def weights(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = write_tiny(tmp_path_factory.mktemp("weights"))
-        use_weights(patch, folder)
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
+def weights(module_weights):
+    return module_weights
 
 
 def run(*argv):
     return main(["evaluate", *map(str, argv)])
 
 
-def test_it_draws_scores_and_prints_the_table(weights, tmp_path, capsys):
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_it_generates_scores_and_prints_the_table(weights, tmp_path, capsys):
     out = tmp_path / "out"
     adapters = ["--adapter", weights / "canny" / "prime", "--adapter", "peer=t2i"]
-    assert run(*adapters, "--out", out, "--prompts", "empty", *FAST) == 0
+    assert run(*adapters, "--out", out, "--prompts", "empty", "--guidance", 3, *FAST) == 0
     shown = capsys.readouterr().out
-    assert "no prompt; 2 steps, guidance scale 2, policy positive" in shown
+    assert "no prompt; 2 steps, guidance scale 3, policy positive" in shown
     assert "| prime |" in shown
     assert "| peer |" in shown
-    content = json.loads((out / "results.json").read_text())
+    content = results(out)
     assert list(content["methods"]) == ["reference", "base", "prime", "peer"]
     assert content["methods"]["prime"]["adapter"].endswith("canny/prime")
 
 
-def test_the_limit_of_distances_is_the_evaluators():
-    assert evaluate._LEAST_FOR_DISTANCES == LEAST_FOR_DISTANCES
-
-
-def test_scenes_are_judged_by_the_embedded_clip(tmp_path, capsys):
+@pytest.mark.full
+def test_scenes_are_judged_by_the_embedded_clip(tmp_path):
     assert run("--out", tmp_path / "out", "--count", 40, "--steps", 1, "--batch-size", 40) == 0
-    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    content = results(tmp_path / "out")
     assert {"clip_score", "frechet", "mmd"} <= set(content["methods"]["base"]["metrics"])
     assert "frechet" not in content["methods"]["reference"]["metrics"]
+    assert content["settings"]["guidance_scale"] == 2
 
 
-def test_guidance_has_the_name_that_it_has_in_other_commands(tmp_path):
-    """And the one that it had."""
-    for name in ("--guidance", "--guidance-scale"):
-        assert run("--out", tmp_path / name, name, "3", "--count", 1, "--steps", 1) == 0
-        content = json.loads((tmp_path / name / "results.json").read_text())
-        assert content["settings"]["guidance_scale"] == 3
+def test_defaults_follow_from_the_data_and_the_base():
+    scenes = {"guidance_scale": 2.0, "clip": "embedded", "features": "embedded"}
+    data = {"kind": "scenes", "split": "test", "count": 500, "resolution": 128}
+    assert with_defaults({}) == {**scenes, "data": data}
+    few = {"data": {"count": LEAST_FOR_DISTANCES - 1}, "clip": ""}
+    assert with_defaults(few) == {
+        "guidance_scale": 2.0, "clip": "", "features": "", "data": {**data, "count": LEAST_FOR_DISTANCES - 1},
+    }  # fmt: skip
+    own = {"base": {"path": "x/y"}, "data": {"path": "images"}}
+    assert with_defaults(own) == {**own, "guidance_scale": 7.5, "data": {"kind": "folder", "path": "images"}}
+    assert with_defaults({"data": {"kind": "table"}})["data"] == {"kind": "table"}
+
+
+FILE = """
+num_inference_steps = 1
+policy = "cond_only"
+guidance_scale = 4.0
+seed = 5
+batch_size = 1
+[adapters]
+mine = "prime"
+[data]
+count = 1
+[data.extractor]
+low = 50
+"""
+
+
+def test_a_file_is_overridden_by_options_and_these_by_set(tmp_path):
+    """What neither says has the default; options that are not given override nothing."""
+    (tmp_path / "evaluation.toml").write_text(FILE)
+    assert run(
+        tmp_path / "evaluation.toml", "--out", tmp_path / "out", "--guidance", 3, "--seed", 6,
+        "--adapter", "peer=t2i", "--option", "high=150", "--set", "seed=7", "--set", "adapters.other=slim",
+    ) == 0  # fmt: skip
+    content = results(tmp_path / "out")
+    assert list(content["methods"]) == ["reference", "base", "mine", "peer", "other"]
+    settings = content["settings"]
+    found = {name: settings[name] for name in ("num_inference_steps", "policy", "guidance_scale", "seed")}
+    assert found == {"num_inference_steps": 1, "policy": "cond_only", "guidance_scale": 3, "seed": 7}
+    assert settings["data"]["count"] == 1
+    assert content["asked_for"]["data"]["extractor"] == {"low": 50, "high": 150}
+
+
+def test_the_example_of_the_repository(tmp_path):
+    example = ROOT / "recipes" / "evaluate-embedded.toml"
+    assert run(example, "--out", tmp_path / "out", "--count", 1, "--steps", 1) == 0
+    content, expected = results(tmp_path / "out"), tomllib.loads(example.read_text())
+    assert list(content["methods"])[2:] == list(expected["adapters"])
+    assert content["settings"]["guidance_scale"] == expected["guidance_scale"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "name", "shown"),
+    [
+        ("num_steps = 3", [], "num_steps", "num_inference_steps"),
+        ("[data]\nknd = 'folder'", [], "data.knd", "data.kind"),
+        ("policy = 'all'", [], "policy", "'all'"),
+        ("policy = 'all'", ["--scale", "-1"], "policy", "'all'"),
+        ("scale = 2.0", ["--scale", "-1"], "--scale", "-1"),
+        ("", ["--scale", "2", "--set", "scale=-1"], "scale", "-1"),
+        ("[base]\npath = 'no/where'", [], "base.path", "'no/where'"),
+        ("[base]\npath = 'no/where'", ["--base", "nowhere"], "--base", "'nowhere'"),
+        ("[data]\npath = 'no/where'", [], "data.path", "'no/where'"),
+        ("[data]\nkind = 'tars'", ["--data", "no/where.tar"], "--data", "no/where.tar"),
+        ("[data]\nkind = 'folder'", [], "data.path", ""),
+        ("[adapters]\nmine = 'nothing'", [], "adapters", "'nothing'"),
+        ("[adapters]\nmine = 3", [], "adapters.mine", "3"),
+        ("adapters = 'prime'", [], "adapters", "'prime'"),
+        ("[data.extractor]\nlo = 3", [], "data.extractor", "'lo'"),
+        ("[judge]\nlow = 'x'", [], "judge.low", "'x'"),
+        ("imports = ['nothing_there']", [], "imports", "'nothing_there'"),
+        ("data = 3", [], "data", "3"),
+        ("data = 3", ["--count", "4"], "data", "3"),
+        ("seed", [], "CONFIG", "evaluation.toml"),
+        ("", ["--set", "seed"], "--set", "'seed'"),
+    ],
+)
+def test_wrong_files_are_one_line_that_names_the_key(tmp_path, capsys, text, arguments, name, shown):
+    (tmp_path / "evaluation.toml").write_text(text)
+    assert run(tmp_path / "evaluation.toml", *arguments, "--out", tmp_path / "out") == 2
+    refused_in_one_line(capsys, name, shown)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_one_line(tmp_path, capsys):
+    assert run(tmp_path / "none.toml", "--out", tmp_path / "out") == 2
+    refused_in_one_line(capsys, "CONFIG", "none.toml")
 
 
 @pytest.mark.parametrize(
@@ -69,15 +151,13 @@ def test_guidance_has_the_name_that_it_has_in_other_commands(tmp_path):
         (["--data", "no/where"], "--data", "'no/where'"),
         (["--kind", "tars", "--data", "no/where.tar"], "--data", "no/where.tar"),
         (["--steps", "0"], "--steps", "got 0"),
-        (["--policy", "all"], "--policy", "'positive', 'per_branch' or 'cond_only', got 'all'"),
         (["--noise-exponent", "-1"], "--noise-exponent", "got -1"),
         (["--guidance", "-1"], "--guidance", "got -1"),
-        (["--guidance-scale", "nan"], "--guidance", "nan"),
+        (["--guidance", "nan"], "--guidance", "nan"),
         (["--scale", "-1"], "--scale", "got -1"),
         (["--seed", "-1"], "--seed", "got -1"),
         (["--batch-size", "0"], "--batch-size", "got 0"),
         (["--first", "-1"], "--first", "got -1"),
-        (["--dtype", "int8"], "--dtype", "'int8'"),
         (["--count", "0"], "--count", "got 0"),
         (["--resolution", "256"], "--resolution", "got 256"),
         (["--condition", "pose"], "--condition", "canny, depth, segmentation, sketch"),
@@ -98,8 +178,12 @@ def test_guidance_has_the_name_that_it_has_in_other_commands(tmp_path):
 def test_wrong_arguments_are_one_line_that_names_them(tmp_path, capsys, arguments, name, shown):
     given = arguments if "--count" in arguments else [*arguments, "--count", "3"]
     assert run(*given, "--out", tmp_path / "out") == 2
+    refused_in_one_line(capsys, name, shown)
+    assert not (tmp_path / "out").exists()
+
+
+def refused_in_one_line(capsys, name, shown):
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
+    assert len(lines) == 1, lines
     assert re.match(rf"nexus evaluate: error: {re.escape(name)}(:| is required)", lines[0]), lines
     assert shown in lines[0]
-    assert not (tmp_path / "out").exists()

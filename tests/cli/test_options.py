@@ -1,12 +1,19 @@
+import argparse
 import json
 import os
 import stat
+from collections import defaultdict
 
 import pytest
 from PIL import Image
 from tests.refusals import refused
 
+from nexus_adapters.choices import BALANCE_NAMES
+from nexus_adapters.cli import build_parser
+from nexus_adapters.cli.generate_requests import ControlRequest, MapSource
 from nexus_adapters.cli.options import check_output, read_settings, save_json, save_png
+from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.injection.scales import BALANCES
 
 IMAGE = Image.new("RGB", (5, 3), "red")
 
@@ -15,7 +22,7 @@ def names(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_settings_travel_with_the_png(tmp_path):
+def test_settings_are_stored_in_the_png(tmp_path):
     settings = {"prompt": 'a "größer" star\n', "seed": 3, "scale": 0.5, "options": {"low": None}}
     save_png(tmp_path / "a.png", IMAGE, settings, force=False)
     assert read_settings(tmp_path / "a.png") == settings
@@ -88,7 +95,85 @@ def test_bad_output_is_named(tmp_path, path, expected):
         check_output(tmp_path / path, ".png", force=True, argument="--map")
 
 
-def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode & os.W_OK))
     with refused("--out", f"'{tmp_path}'", expected="can be written to"):
         check_output(tmp_path / "a.png", ".png", force=False)
+
+
+# An option has the same name, meaning and default in every command. What differs, and why:
+EXCEPTIONS = {
+    ("--out", "metavar", "help"): "a file or a folder, as the command writes it",
+    ("--out", "required", "default"): "nexus demo writes to demo/ where nothing is said",
+    ("--adapter", "metavar", "help"): "nexus evaluate names each for its tables",
+    ("--option", "metavar", "help"): "nexus prepare extracts several maps: NAME.KEY=VALUE",
+    (
+        "--count",
+        "default",
+        "help",
+    ): "one image, all samples of the data or all of the source: how many there are",
+    ("--resolution", "help"): "nexus prepare keeps the size of images where nothing is said",
+    ("--kind", "choices", "default", "help"): "nexus prepare also reads COCO folders, and detects the kind",
+    ("--split", "default", "help"): "nexus prepare also reads COCO folders",
+}
+FIELDS = ("type", "choices", "default", "required", "nargs", "metavar", "help")
+# nexus evaluate hands on only what was given, so that a file's values stay; the defaults are the config's.
+CONFIG_DEFAULTS = {
+    "--base": EvaluationConfig().base.path,
+    "--condition": EvaluationConfig().data.condition,
+    "--steps": EvaluationConfig().num_inference_steps,
+    "--policy": EvaluationConfig().policy,
+    "--scale": EvaluationConfig().scale,
+    "--seed": EvaluationConfig().seed,
+    "--batch-size": EvaluationConfig().batch_size,
+    "--dtype": EvaluationConfig().dtype,
+    "--option": [],
+}
+# nexus generate takes these once for each control, so that a default cannot be told apart in the parser.
+CONTROL = ControlRequest(MapSource("map.png"))
+CONTROL_DEFAULTS = {
+    "--condition": CONTROL.condition_name,
+    "--scale": CONTROL.scale,
+    "--policy": CONTROL.settings()["policy"],
+}
+
+
+def declared():
+    """Option -> command -> its fields."""
+    (commands,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    found = defaultdict(dict)
+    for command, parser in commands.choices.items():
+        for action in parser._actions:
+            for option in action.option_strings:
+                fields = {name: getattr(action, name) for name in FIELDS}
+                defaults = {"evaluate": CONFIG_DEFAULTS, "generate": CONTROL_DEFAULTS}.get(command, {})
+                if fields["default"] is None:
+                    fields["default"] = defaults.get(option)
+                found[option][command] = fields
+    return found
+
+
+def test_an_option_is_the_same_in_every_command():
+    different = set()
+    for option, commands in declared().items():
+        different |= {(option, name) for name in FIELDS if len({str(f[name]) for f in commands.values()}) > 1}
+    assert different == {(option, name) for option, *names in EXCEPTIONS for name in names}
+
+
+def test_commands_agree_on_options_that_many_have():
+    found = declared()
+    for option in (
+        "--steps",
+        "--guidance",
+        "--seed",
+        "--condition",
+        "--base",
+        "--policy",
+        "--dtype",
+        "--force",
+    ):
+        assert len(found[option]) > 1
+
+
+def test_every_balance_can_be_chosen():
+    assert tuple(BALANCES) == BALANCE_NAMES

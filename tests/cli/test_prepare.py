@@ -13,9 +13,7 @@ from tests.conditions import tiny_models
 from tests.prepare.sets import digests, image, index, samples, skipped, write_folder
 
 from nexus_adapters.cli import main
-from nexus_adapters.cli.prepare import CAPTIONS, IMAGE_FORMATS, KINDS
 from nexus_adapters.conditions import extract
-from nexus_adapters.prepare import plan, sources
 
 
 @pytest.fixture
@@ -25,10 +23,6 @@ def photos(tmp_path):
 
 def run(*argv):
     return main(["prepare", *map(str, argv)])
-
-
-def test_the_lists_of_choices_are_the_engines():
-    assert (KINDS, CAPTIONS, IMAGE_FORMATS) == (sources.KINDS, plan.CAPTIONS, plan.IMAGE_FORMATS)
 
 
 def test_makes_a_set_and_leaves_it_alone_when_run_again(photos, tmp_path, capsys):
@@ -61,8 +55,10 @@ def test_all_options_reach_the_set(photos, tmp_path):
         "min_side": 10, "max_aspect": 3.0, "min_caption_length": 2, "max_caption_length": 12,
         "near_duplicates": 4,
     }  # fmt: skip
-    told = {name: settings[name] for name in ("captions", "image_format", "shard_size", "batch_size", "seed")}
-    assert told == {"captions": "random", "image_format": "png", "shard_size": 2, "batch_size": 3, "seed": 3}
+    found = {
+        name: settings[name] for name in ("captions", "image_format", "shard_size", "batch_size", "seed")
+    }
+    assert found == {"captions": "random", "image_format": "png", "shard_size": 2, "batch_size": 3, "seed": 3}
     assert len(settings["geometry"]["buckets"]) == 1  # at 64 pixels, steps of 64 leave the square
     assert {row["kind"] for row in skipped(tmp_path / "set")} <= {"caption", "near-duplicate"}
     assert "caption" in {row["kind"] for row in skipped(tmp_path / "set")}
@@ -81,14 +77,14 @@ def test_learned_maps_by_folders(photos, tmp_path, capfd):
 
 def write_coco(root):
     """A miniature of COCO 2017's folder: two splits, several captions, one grey image."""
-    for split, count in (("train2017", 6), ("val2017", 2)):
+    for split, count in (("train2017", 2), ("val2017", 1)):
         write_folder(root / split, 0)
         images, annotations = [], []
         for number in range(count):
             identity = 100 + 37 * number
             name = f"{identity:012d}.jpg"
             extract_from = image(encoded_scene(number))
-            (extract_from.convert("L") if number == 3 else extract_from).save(root / split / name, quality=95)
+            (extract_from.convert("L") if number == 1 else extract_from).save(root / split / name, quality=95)
             images.append({"id": identity, "file_name": name, "height": 96, "width": 128, "license": 1})
             annotations += [
                 {
@@ -124,7 +120,7 @@ def test_the_coco_recipe(tmp_path):
     places = {"path/to/coco": str(coco), "coco-512": str(tmp_path / "set")}
     assert run(*(places.get(word, word) for word in documented[2:]), *models) == 0
     found = samples(tmp_path / "set")
-    assert len(found) == 6
+    assert len(found) == 2
     for number, files in enumerate(found.values()):
         assert set(files) == {
             "jpg", "canny.png", "depth.png", "sketch.png", "segmentation.png", "json", "txt",
@@ -132,21 +128,9 @@ def test_the_coco_recipe(tmp_path):
         assert all(image(files[name]).size == (512, 512) for name in files if name.endswith(("jpg", "png")))
         assert json.loads(files["json"])["captions"] == [f"train2017 {number}, said in way 0"]
         assert json.loads(files["json"])["source"] == f"train2017/{100 + 37 * number:012d}.jpg"
-    assert (
-        run(
-            coco,
-            "--split",
-            "val2017",
-            "--conditions",
-            "canny",
-            "--captions",
-            "random",
-            "--out",
-            tmp_path / "v",
-        )
-        == 0
-    )
-    assert len(samples(tmp_path / "v")) == 2
+    argv = ("--split", "val2017", "--conditions", "canny", "--captions", "random", "--out", tmp_path / "v")
+    assert run(coco, *argv) == 0
+    assert len(samples(tmp_path / "v")) == 1
 
 
 def coco_command():
@@ -281,10 +265,12 @@ def test_lists_of_urls_are_not_fetched(tmp_path, capsys):
     assert "img2dataset" in err
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_at_once_and_the_same_command_goes_on(tmp_path, number, status):
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_it_at_once_and_the_same_command_resumes(tmp_path, number, status):
     argv = [
-        "scenes", "--count", "400", "--conditions", "sketch", "--workers", "2", "--shard-size", "20",
+        "scenes", "--count", "120", "--conditions", "sketch", "--workers", "2", "--shard-size", "4",
         "--out", str(tmp_path / "set"),
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -307,7 +293,7 @@ def test_a_signal_ends_it_at_once_and_the_same_command_goes_on(tmp_path, number,
     assert digests(tmp_path / "set") == digests(tmp_path / "unbroken")
 
 
-def test_an_installation_without_the_extra_is_told(photos, tmp_path, capsys, monkeypatch):
+def test_an_installation_without_the_extra_is_refused(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", None)
     assert run(photos, "--conditions", "canny", "--out", tmp_path / "set") == 2
     err = capsys.readouterr().err

@@ -10,14 +10,32 @@ from tests import tiny
 from tests.prepare.sets import write_folder
 from tests.study.plans import write_plan, write_world
 from tests.training.runs import config
-from tests.weights import use_weights, write_tiny
+from tests.weights import use_weights
 
-from nexus_adapters.cli import COMMANDS, build_parser, main
+from nexus_adapters.bases import loading
+from nexus_adapters.cli import COMMANDS, build_parser, demo_sheet, main
+from nexus_adapters.evaluation import run as evaluation
+from nexus_adapters.prepare import engines
+from nexus_adapters.study import cells
+from nexus_adapters.training import run as training
 from nexus_adapters.training.recipe import dump_config
 
 # None is a value for every option; some are the name of a file that is not what it should be.
-FEW = ("-1", "no/where", "nan")
-MORE = ("", "0", "x", "x=y", "1e400", "2,3", "99999999999999999999", "low=x", "file.txt", "file.png", ".")
+FEW = ("-1", "no/where")
+MORE = (
+    "nan",
+    "",
+    "0",
+    "x",
+    "x=y",
+    "1e400",
+    "2,3",
+    "99999999999999999999",
+    "low=x",
+    "file.txt",
+    "file.png",
+    ".",
+)
 
 
 class ReachedError(OSError):
@@ -29,7 +47,7 @@ def stop(*_, **__):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, tiny_weights):
     root = tmp_path_factory.mktemp("refusals")
     write_plan(write_world(root), "plan")
     write_folder(root / "photos", 2)
@@ -38,14 +56,15 @@ def root(tmp_path_factory):
     (root / "file.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     tiny.image(128, 128).save(root / "map.png")
     with pytest.MonkeyPatch.context() as patch:
-        use_weights(patch, write_tiny(root / "weights"))
+        (root / "weights").symlink_to(tiny_weights)
+        use_weights(patch, root / "weights")
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        patch.setattr("nexus_adapters.cli.generate.generate", stop)
-        patch.setattr("nexus_adapters.cli.demo_sheet.generate_all", stop)
-        patch.setattr("nexus_adapters.evaluation.run._work", stop)
-        patch.setattr("nexus_adapters.training.run.load_encoders", stop)
-        patch.setattr("nexus_adapters.prepare.engines.run_local", stop)
-        patch.setattr("nexus_adapters.study.cells.run_study", stop)
+        patch.setattr(loading, "load_base", stop)  # for generate, which imports it when it runs
+        patch.setattr(demo_sheet, "load_methods", stop)
+        patch.setattr(evaluation, "load_base", stop)
+        patch.setattr(training, "load_encoders", stop)
+        patch.setattr(engines, "run_local", stop)
+        patch.setattr(cells, "run_study", stop)
         yield root
 
 

@@ -141,16 +141,16 @@ def test_the_same_window_is_kept_of_a_map_at_its_own_scale():
     half = image.resize((75, 45), Image.Resampling.BOX)
     geometry = Geometry(32, 32)
     fitted = np.asarray(geometry.fit(image, (32, 32), is_map=True), int)
-    of_half = np.asarray(geometry.fit(half, (32, 32), is_map=True, window_of=image.size), int)
+    of_half = np.asarray(geometry.fit(half, (32, 32), is_map=True, image_size=image.size), int)
     elsewhere = np.asarray(geometry.fit(image.crop((40, 0, 150, 90)), (32, 32), is_map=True), int)
     assert np.median(np.abs(fitted - of_half)) <= 3
     assert np.median(np.abs(fitted - elsewhere)) > 15
 
 
-def test_the_window_of_the_image_and_not_of_the_rounded_map():
+def test_the_part_of_the_image_and_not_of_the_rounded_map():
     """An image of 100x67 becomes 24x16, of which columns 4 to 20 stay; its map of 13x9 would be 23x16."""
     condition = picture(0, 13, 9)
-    fitted = Geometry(16, 16).fit(condition, (16, 16), is_map=True, window_of=(100, 67))
+    fitted = Geometry(16, 16).fit(condition, (16, 16), is_map=True, image_size=(100, 67))
     box = (4 * 13 / 24, 0, 20 * 13 / 24, 9)
     assert np.array_equal(fitted, condition.resize((16, 16), Image.Resampling.BILINEAR, box=box))
     assert not np.array_equal(fitted, Geometry(16, 16).fit(condition, (16, 16), is_map=True))

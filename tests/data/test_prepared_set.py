@@ -38,7 +38,7 @@ def test_a_finished_set_is_recognized_by_its_index(prepared, tmp_path):
 
 
 def test_other_folders_maps_and_damaged_shards_are_refused(prepared, tmp_path):
-    with refused("condition", "'depth'", expected="canny, sketch"):
+    with refused("condition_name", "'depth'", expected="canny, sketch"):
         open_prepared(prepared, "depth", tmp_path)
     with refused("folder", f"'{tmp_path}', which has no index.json"):
         open_prepared(tmp_path, "canny", tmp_path)

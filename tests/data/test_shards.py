@@ -1,10 +1,22 @@
+import hashlib
+import os
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
+from tests.data.image_files import picture
+from tests.data.tar_files import members, tar
 from tests.refusals import refused
 
-from nexus_adapters.data.remote import RemoteShard
-from nexus_adapters.data.shards import LocalShard, find_shards
+from nexus_adapters.data.conditioned import KnownHashes
+from nexus_adapters.data.shards import LocalShard, RemoteShard, find_shards
+from nexus_adapters.data.tars import TarSource
 
 
 @pytest.fixture
@@ -72,3 +84,258 @@ def test_a_local_shard_has_a_version(folder):
 def test_bad_lists(folder, patterns, received, expected):
     with refused("shards", received, expected=expected):
         find_shards(patterns, folder, 8)
+
+
+class Server:
+    """A server of a few files that supports no ranges and, where `knows_head` is False, no HEAD."""
+
+    def __init__(self):
+        self.files, self.requests, self.failures = {}, Counter(), Counter()
+        self.knows_head = True
+        self.cuts = 0  # so many answers end early
+
+    def handler(self):
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                self.answer(with_body=False)
+
+            def do_GET(self):
+                assert "Range" not in self.headers
+                self.answer(with_body=True)
+
+            def answer(self, with_body):
+                path = self.path.partition("?")[0]
+                server.requests[self.command, path] += 1
+                content = server.files.get(path)
+                status = 200
+                if server.failures[path] > 0:
+                    server.failures[path] -= 1
+                    status = 503
+                elif content is None:
+                    status = 404
+                elif not with_body and not server.knows_head:
+                    status = 405
+                self.send_response(status)
+                if status != 200:
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("ETag", hashlib.sha256(content).hexdigest()[:8])
+                self.end_headers()
+                if with_body and server.cuts > 0:
+                    server.cuts -= 1
+                    content = content[:1000]
+                if with_body:
+                    self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+    def gets(self):
+        return {path: count for (command, path), count in self.requests.items() if command == "GET"}
+
+
+@contextmanager
+def served():
+    server = Server()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), server.handler())
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with served() as server:
+        for shard in range(4):
+            server.files[f"/{shard}.tar"] = tar(members(range(shard * 3, shard * 3 + 3)))
+        yield server
+
+
+def opened(server, folder, shards="{0..3}", **options):
+    return TarSource([f"{server.url}/{shards}.tar?token=secret"], index_folder=folder, **options)
+
+
+def test_samples_from_a_server_without_ranges(server, tmp_path):
+    source = opened(server, tmp_path)
+    assert len(source) == 12
+    for index in (0, 11, 5):
+        sample = source.load(index)
+        assert sample.key == f"{server.url}/{index // 3}.tar/{index:05d}"  # without the token
+        assert np.array_equal(sample.image, picture(index))
+        assert source.size(index) == (24, 16)
+    assert server.gets() == {f"/{shard}.tar": 1 for shard in range(4)}
+
+
+def test_the_next_run_fetches_only_what_it_reads(server, tmp_path):
+    opened(server, tmp_path, keep_shards=1)
+    server.requests.clear()
+    source = opened(server, tmp_path, keep_shards=1)
+    assert server.gets() == {}
+    assert source.load(4).captions == ("picture 4",)
+    assert source.load(3).captions == ("picture 3",)
+    assert server.gets() == {"/1.tar": 1}
+
+
+def test_the_next_run_fetches_nothing_to_know_the_samples(server, tmp_path):
+    def hashes():
+        source = opened(server, tmp_path, keep_shards=1)
+        with KnownHashes(tmp_path / "hashes.jsonl").kept() as known:
+            return [known.content_hash(source, index) for index in range(12)]
+
+    before = hashes()
+    server.requests.clear()
+    assert hashes() == before
+    assert server.gets() == {}
+    server.files["/2.tar"] = tar(members(range(60, 63)))
+    assert [ours == theirs for ours, theirs in zip(hashes(), before, strict=True)] == [
+        index not in (6, 7, 8) for index in range(12)
+    ]
+    assert set(server.gets()) == {"/2.tar"}
+
+
+def test_the_least_recently_used_go(server, tmp_path):
+    source = opened(server, tmp_path, keep_shards=2)
+    kept = tmp_path / "shards"
+    assert len(list(kept.glob("*.tar"))) == 2  # 2 and 3
+    for file in kept.glob("*.tar"):
+        os.utime(file, (0, 0))
+
+    def load(index, time):
+        source.load(index)
+        for file in kept.glob("*.tar"):  # a clock whose ticks are far apart
+            if file.stat().st_mtime > 10**6:
+                os.utime(file, (time, time))
+
+    server.requests.clear()
+    # Of shards 0, 1, 0, 2, 0, 1: as 2 comes, 1 goes, and as 1 comes again, 2 does.
+    for time, index in enumerate((0, 3, 0, 6, 0, 3), start=1):
+        load(index, time)
+    assert server.gets() == {"/0.tar": 1, "/1.tar": 2, "/2.tar": 1}
+    assert len(list(kept.glob("*.tar"))) == 2
+    assert list(kept.glob(".unfinished-*")) == []
+
+
+def test_several_readers_fetch_a_shard_once(server, tmp_path):
+    source = opened(server, tmp_path)
+    for file in (tmp_path / "shards").glob("*.tar"):
+        file.unlink()
+    server.requests.clear()
+    with ThreadPoolExecutor(8) as pool:
+        captions = list(pool.map(lambda index: source.load(index % 3).captions[0], range(24)))
+    assert Counter(captions) == {f"picture {n}": 8 for n in range(3)}
+    assert server.gets() == {"/0.tar": 1}
+
+
+def test_a_shard_that_has_changed_is_indexed_anew(server, tmp_path):
+    assert len(opened(server, tmp_path)) == 12
+    server.files["/2.tar"] = tar(members(range(6, 8)))
+    server.requests.clear()
+    source = opened(server, tmp_path)
+    assert len(source) == 11
+    assert server.gets() == {"/2.tar": 1}
+    assert source.load(8).captions == ("picture 9",)
+
+
+def test_servers_without_head_are_trusted_to_have_the_same(server, tmp_path):
+    server.knows_head = False
+    assert len(opened(server, tmp_path)) == 12
+    assert len(opened(server, tmp_path)) == 12
+    assert set(server.gets().values()) == {1}
+
+
+def shard_of(server, folder, name="0.tar"):
+    """A shard that is tried three times, without waits."""
+    return RemoteShard(f"{server.url}/{name}?token=secret", folder, 1, waits_s=(0.0, 0.0))
+
+
+def test_a_failure_that_passes_is_tried_again(server, tmp_path):
+    server.cuts = 1
+    server.failures["/0.tar"] = 1
+    with shard_of(server, tmp_path).open("") as file:
+        assert file.read() == server.files["/0.tar"]
+    assert server.gets() == {"/0.tar": 3}
+
+
+def test_failures_that_stay_are_one_clear_error_without_secrets(server, tmp_path):
+    server.cuts = 9
+    with pytest.raises(
+        OSError, match=r"^cannot download 'http://127.*\.tar' \(OSError: .* after 1000 of \d+ bytes"
+    ) as failed:
+        shard_of(server, tmp_path).open("")
+    assert "secret" not in str(failed.value)
+    assert not list(tmp_path.glob("*.tar"))
+    assert server.gets() == {"/0.tar": 3}
+    server.requests.clear()
+    with refused("shards", "/9.tar' (HTTPError: ") as caught:
+        shard_of(server, tmp_path, "9.tar").open("")
+    assert "404" in str(caught.value.received)
+    assert "secret" not in str(caught.value)
+    assert server.gets() == {"/9.tar": 1}  # once is enough
+
+
+def test_nobody_there(server, tmp_path):
+    source = opened(server, tmp_path, keep_shards=1)
+    gone = RemoteShard("http://127.0.0.1:1/a.tar", tmp_path, 1, waits_s=())
+    assert gone.version() is None
+    with pytest.raises(OSError, match=r"^cannot download 'http://127\.0\.0\.1:1/a\.tar' \(URLError"):
+        gone.open("")
+    assert source.load(11).captions == ("picture 11",)
+
+
+def test_a_file_that_a_killed_process_left_is_not_used_and_goes(server, tmp_path):
+    shard = RemoteShard(f"{server.url}/0.tar", tmp_path, 1)
+    version = shard.version()
+    with shard.open(version) as file:
+        whole = file.read()
+    (kept,) = tmp_path.glob("*.tar")
+    old, new = (tmp_path / f".unfinished-{kept.name}-{number}" for number in range(2))
+    kept.rename(old)
+    new.touch()
+    os.utime(old, (0, 0))
+    with shard.open(version) as file:
+        assert file.read() == whole
+    assert list(tmp_path.glob(".unfinished-*")) == [new]  # somebody may be writing to that one
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://me:pass@host:8/a/b.tar?X-Amz-Signature=1#f", "https://host:8/a/b.tar"),
+        ("s3://bucket/a.tar", "s3://bucket/a.tar"),
+        ("hf://datasets/me/set/a.tar", "hf://datasets/me/set/a.tar"),
+    ],
+)
+def test_names_hold_no_secrets(tmp_path, url, name):
+    assert RemoteShard(url, tmp_path, 1).name == name
+
+
+def test_any_file_system_of_fsspec(tmp_path):
+    files = fsspec.filesystem("memory")
+    files.pipe("/nexus-test/a.tar", tar(members(range(2))))
+    try:
+        source = TarSource(["memory://nexus-test/a.tar"], index_folder=tmp_path)
+        assert source.load(1).captions == ("picture 1",)
+        assert source.key(1) == "memory://nexus-test/a.tar/00001"
+    finally:
+        files.rm("/nexus-test", recursive=True)
+    with refused("shards", "'memory://nexus-test/gone.tar' (FileNotFoundError"):
+        TarSource(["memory://nexus-test/gone.tar"], index_folder=tmp_path)
+
+
+def test_urls_that_nobody_reads(tmp_path):
+    with refused("shards", "nosuch:// (", expected="fsspec"):
+        TarSource(["nosuch://host/a.tar"], index_folder=tmp_path)

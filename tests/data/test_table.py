@@ -10,7 +10,6 @@ from PIL import Image
 from tests.data.image_files import DAMAGED, encoded, exif, picture
 from tests.refusals import refused
 
-from nexus_adapters.conditions import images
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.table import TableSource
 from nexus_adapters.errors import InvalidArgument
@@ -110,17 +109,16 @@ def test_hashes_follow_each_part(tmp_path):
     ]
 
 
-def test_nothing_is_decoded_before_it_is_asked_for(folder, monkeypatch):
-    loaded = []
-    original = images._decode_upright
-    monkeypatch.setattr(images, "_decode_upright", lambda *a: loaded.append(a[0]) or original(*a))
-    monkeypatch.setattr(datasets.Image, "decode_example", None)  # nor by the library
-    source = TableSource(folder, condition_column="edges")
-    assert source.size(0)
+def test_sizes_and_hashes_decode_no_pixels_and_loading_only_those_of_the_sample(tmp_path):
+    whole = CONTENT["image"][0]["bytes"]
+    cut = {"bytes": whole[: whole.index(b"IDAT") + 8], "path": None}
+    made(CONTENT | {"image": [cut, *CONTENT["image"][1:]]}).save_to_disk(tmp_path / "cut")
+    source = TableSource(tmp_path / "cut", condition_column="edges")
+    assert source.size(0) == (24, 16)
     assert source.content_hash(0)
-    assert loaded == []
-    source.load(0)
-    assert len(loaded) == 2
+    assert source.load(1)
+    with pytest.raises(BadSample):
+        source.load(0)
 
 
 def test_columns_of_paths_bytes_and_pairs(tmp_path):

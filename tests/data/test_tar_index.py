@@ -7,7 +7,6 @@ import pytest
 from tests.data.tar_files import members, tar
 from tests.refusals import refused
 
-from nexus_adapters.data import tar_index
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.shards import LocalShard
 from nexus_adapters.data.tar_index import (
@@ -16,7 +15,7 @@ from nexus_adapters.data.tar_index import (
     IMAGE,
     Layout,
     TarIndex,
-    check_columns,
+    check_parts,
     find_index,
     group_members,
     index_tar,
@@ -52,7 +51,7 @@ def test_folders_and_links_are_no_members(tmp_path):
     assert indexed(tmp_path / "a.tar").members == []
 
 
-def test_only_headers_are_read(tmp_path, monkeypatch):
+def test_only_headers_are_read(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar([(f"{n}.bin", bytes(10**6)) for n in range(5)]))
     read = []
 
@@ -118,22 +117,29 @@ def test_files_that_are_no_tars(tmp_path, content, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_is_made_once_and_again_when_the_file_changes(tmp_path, monkeypatch):
-    made = []
-    original = tar_index.index_tar
-    monkeypatch.setattr(tar_index, "index_tar", lambda *a: made.append(a) or original(*a))
+class CountingShard(LocalShard):
+    """`opened`: how often, for an index."""
+
+    opened = 0
+
+    def open(self, version):
+        self.opened += 1
+        return super().open(version)
+
+
+def test_an_index_is_made_once_and_again_when_the_file_changes(tmp_path):
     path = tmp_path / "a.tar"
     path.write_bytes(tar(members(range(2))))
-    shard, kept = LocalShard(str(path)), tmp_path / "kept"
+    shard, kept = CountingShard(str(path)), tmp_path / "kept"
     first = find_index(shard, shard.version(), kept)
     assert find_index(shard, shard.version(), kept) == first
     assert find_index(shard, None, kept) == first  # as of a server that does not answer
-    assert len(made) == 1
+    assert shard.opened == 1
     path.write_bytes(tar(members(range(3))))
     assert len(find_index(shard, shard.version(), kept).members) == 9
     os.utime(path, ns=(1, 1))  # of the same size, but not the same
     find_index(shard, shard.version(), kept)
-    assert len(made) == 3
+    assert shard.opened == 3
     assert len(list(kept.iterdir())) == 1
 
 
@@ -244,11 +250,11 @@ def test_where_a_tar_ends_early_its_last_sample_is_there_if_it_is_whole():
 )
 def test_missing_columns(names, layout, argument, received, expected, hint):
     with refused(argument, received, expected=expected, hint=hint):
-        check_columns([group_members(index(*names), layout), group_members(index(), layout)], layout)
+        check_parts([group_members(index(*names), layout), group_members(index(), layout)], layout)
 
 
 def test_one_shard_may_lack_what_another_has():
-    check_columns([group_members(index(*names), PLAIN) for names in (["0.jpg"], ["0.txt"], [])], PLAIN)
+    check_parts([group_members(index(*names), PLAIN) for names in (["0.jpg"], ["0.txt"], [])], PLAIN)
 
 
 def test_captions_of_texts_and_json():

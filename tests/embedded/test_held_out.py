@@ -4,14 +4,12 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 from tests.refusals import refused
 
 from nexus_adapters.embedded.held_out import (
-    METRICS,
+    SCENE_METRICS,
     SceneScore,
     best_fit,
-    initial_latents,
     load_test_scenes,
     score,
     score_images,
@@ -25,8 +23,8 @@ PERFECT = SceneScore(1.0, 1.0, 1.0)
 
 @pytest.fixture(scope="module")
 def test_scenes():
-    """200, as (scene, rendering)."""
-    scenes = [draw_scene(seed, "test") for seed in range(200)]
+    """60, as (scene, rendering)."""
+    scenes = [draw_scene(seed, "test") for seed in range(60)]
     return [(scene, render(scene)) for scene in scenes]
 
 
@@ -39,14 +37,14 @@ def test_true_renderings_score_full(test_scenes):
 
 
 def test_novel_combinations_score_full_too():
-    scenes = [draw_scene(seed, "novel") for seed in range(60)]
+    scenes = [draw_scene(seed, "novel") for seed in range(15)]
     assert means([score(render(scene).image, scene) for scene in scenes]).min() >= 0.99
 
 
 def test_noise_and_blur_do_not_deceive(test_scenes):
     rng = np.random.default_rng(0)
     noisy = []
-    for scene, rendering in test_scenes[:60]:
+    for scene, rendering in test_scenes[:20]:
         smooth = rendering.image.astype(np.float32)
         smooth = (smooth + np.roll(smooth, 1, 0) + np.roll(smooth, 1, 1)) / 3
         image = np.clip(smooth + rng.normal(0, 25, smooth.shape), 0, 255).astype(np.uint8)
@@ -55,7 +53,7 @@ def test_noise_and_blur_do_not_deceive(test_scenes):
 
 
 def test_shuffled_attributes_score_chance(test_scenes):
-    """The picture of a scene against another one's words: right by chance, in a binomial interval."""
+    """A scene's image against random words is right by chance, within a binomial interval."""
     rng = Random(0)
     found, objects = np.zeros(3), 0
     for scene, rendering in test_scenes:
@@ -68,7 +66,9 @@ def test_shuffled_attributes_score_chance(test_scenes):
         found += np.array([result.binding_color, result.binding_material, 0]) * len(items)
         found[2] += result.background
         objects += len(items)
-    for right, trials, chance in zip(found, (objects, objects, 200), (1 / 8, 1 / 4, 1 / 8), strict=True):
+    for right, trials, chance in zip(
+        found, (objects, objects, len(test_scenes)), (1 / 8, 1 / 4, 1 / 8), strict=True
+    ):
         assert abs(right - trials * chance) < 3 * math.sqrt(trials * chance * (1 - chance))
 
 
@@ -77,7 +77,7 @@ def others(words, word):
 
 
 def test_one_wrong_object_is_found(test_scenes):
-    for index, (scene, rendering) in enumerate(test_scenes[:40]):
+    for index, (scene, rendering) in enumerate(test_scenes[:12]):
         wrong = index % len(scene.objects)
         share = 1 - 1 / len(scene.objects)
         for field, words, expected in (
@@ -93,14 +93,13 @@ def test_one_wrong_object_is_found(test_scenes):
 
 
 def test_a_wrong_background_is_found(test_scenes):
-    for index, (scene, rendering) in enumerate(test_scenes[:40]):
+    for index, (scene, rendering) in enumerate(test_scenes[:12]):
         ground = Random(index).choice(others(COLORS, scene.background))
         painted = render(replace(scene, background=ground)).image
         assert score(painted, scene, rendering) == replace(PERFECT, background=0.0)
 
 
-def test_an_empty_picture_binds_nothing():
-    """Black is taken for the darkest color everywhere."""
+def test_a_black_image_shows_the_darkest_color_everywhere():
     darkest = min(COLORS, key=lambda color: np.linalg.norm(COLORS[color]))
     black = np.zeros((SIZE, SIZE, 3), np.uint8)
     for seed in range(10):
@@ -116,7 +115,7 @@ def test_rendering_anew_changes_nothing(test_scenes):
 
 
 def test_best_fit_is_the_least_squared_error(test_scenes):
-    """Counted out over all 32 candidates, in pictures that show something else."""
+    """Compared with all 32 candidates, in images that show something else."""
     rng = np.random.default_rng(1)
     fits = set()
     for scene, rendering in test_scenes[:25]:
@@ -157,7 +156,7 @@ def test_test_scenes_are_those_of_their_split():
 
 
 @pytest.mark.parametrize("condition", MAPS)
-def test_scenes_come_with_any_of_their_maps(condition):
+def test_scenes_have_any_of_their_maps(condition):
     loaded = load_test_scenes(3, condition=condition)
     for entry in loaded:
         assert np.array_equal(entry.condition, draw_map(condition, entry.scene))
@@ -168,18 +167,11 @@ def test_scenes_come_with_any_of_their_maps(condition):
         load_test_scenes(1, condition="edges")
 
 
-def test_noise_of_a_row_depends_on_nothing_but_seed_and_row():
-    few, many = initial_latents(2, (4, 8, 8), seed=0), initial_latents(5, (4, 8, 8), seed=0)
-    assert torch.equal(few, many[:2])
-    assert not torch.equal(many[0], many[1])
-    assert not torch.equal(few, initial_latents(2, (4, 8, 8), seed=1))
-
-
 def test_true_renderings_score_one_and_others_less():
     scenes = load_test_scenes(6)
     images = [entry.rendering.image for entry in scenes]
     scores = score_images(images, scenes)
-    assert tuple(scores) == METRICS
+    assert tuple(scores) == SCENE_METRICS
     assert all(values.shape == (6,) and (values == 1).all() for values in scores.values())
     shifted = score_images(images[1:] + images[:1], scenes)
     assert all(values.mean() < 0.7 for values in shifted.values())

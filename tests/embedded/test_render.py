@@ -31,18 +31,21 @@ def scene_of(*items, background="blue", light_strength=0.1):
 
 @pytest.fixture(scope="module")
 def rendered():
-    """500 scenes, as (scene, rendering)."""
-    scenes = [draw_scene(seed, "novel" if seed % 5 == 0 else "train") for seed in range(500)]
+    """60 scenes, as (scene, rendering)."""
+    return render_all(range(60))
+
+
+def render_all(seeds):
+    scenes = [draw_scene(seed, "novel" if seed % 5 == 0 else "train") for seed in seeds]
     return [(scene, render(scene)) for scene in scenes]
 
 
 @pytest.mark.parametrize("path", PINNED, ids=lambda path: path.stem)
 def test_scenes_never_change_silently(path):
-    """Weights are trained on these pictures, and figures reported on them.
+    """Weights are trained on these images, and results reported on them.
 
-    Compared with stored pictures rather than by a hash: another version or processor may round the last bit
-    of a cosine or a float32 product differently, which moves a value by one, or one of a pixel's 16
-    sub-pixels.
+    Compared with stored images rather than by a hash: another version or processor may round the last bit of
+    a cosine or a float32 product differently, which changes a value by one, or one of 16 sub-pixels.
     """
     split, seed = path.stem.split("-")
     expected = np.asarray(Image.open(path), np.int16)
@@ -51,7 +54,7 @@ def test_scenes_never_change_silently(path):
     assert (difference > 1).mean() < 0.001
 
 
-def test_pictures_are_pinned():
+def test_images_are_pinned():
     assert {path.stem.split("-")[0] for path in PINNED} == {"train", "test", "novel"}
 
 
@@ -73,6 +76,15 @@ def test_visible_shares_are_parts_of_a_whole(rendered):
 
 
 def test_every_object_and_the_background_stay_visible(rendered):
+    check_all_visible(rendered)
+
+
+@pytest.mark.full
+def test_every_object_and_the_background_stay_visible_in_500_scenes():
+    check_all_visible(render_all(range(500)))
+
+
+def check_all_visible(rendered):
     for _, rendering in rendered:
         assert (rendering.visible > 0.99).sum(axis=(1, 2)).min() >= 200
         assert (rendering.background_visible > 0.99).sum() >= 5000
@@ -179,3 +191,79 @@ def test_patterns_repeat_turn_and_move_with_their_object(material):
     rows, columns = 69 + sin * along + cos * across, 57 + cos * along - sin * across
     assert np.allclose(seen, material_pattern(moved, material, rows, columns), atol=1e-4)
     assert len(np.unique(material_pattern(item, material, *CENTERS).round())) == 2
+
+
+# Outlines
+
+
+def lens(r, d):
+    """The area common to a circle of radius 1 and one of radius `r` whose centers are `d` apart."""
+    first = math.acos((d * d + 1 - r * r) / (2 * d))
+    second = r * r * math.acos((d * d + r * r - 1) / (2 * d * r))
+    return first + second - 0.5 * math.sqrt((1 - d + r) * (1 + d - r) * (d + r - 1) * (d + r + 1))
+
+
+OUTLINE_AREAS = {
+    "circle": math.pi * 0.92**2,
+    "ring": math.pi * (1 - 0.52**2),
+    "square": 2.0,
+    "triangle": 3 * math.sqrt(3) / 4,
+    "star": 10 * 0.45 * math.sin(math.pi / 5) / 2,
+    "cross": 0.64**2 + 4 * 0.64 * 0.62,
+    "heart": 180 * math.pi / 16.5**2,
+    "crescent": math.pi - lens(0.80, 0.48),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_outlines_area(shape):
+    first, *holes = [shoelace(contour)[0] for contour in outline(shape)]
+    assert first - sum(holes) == pytest.approx(
+        OUTLINE_AREAS[shape], rel=0.01
+    )  # curves are polygons of short sides
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_outline_stays_within_the_frame_around_its_center(shape):
+    distances = np.concatenate([np.hypot(*contour.T) for contour in outline(shape)])
+    assert 0.9 < distances.max() < 1.15  # what the renderer cuts out around an object
+
+
+def test_only_the_ring_has_a_hole():
+    assert [shape for shape in SHAPES if len(outline(shape)) > 1] == ["ring"]
+
+
+def test_the_heart_and_the_triangle_stand_upright():
+    """y points down: the triangle's tip is up, the heart's down."""
+    (triangle,), (heart,) = outline("triangle"), outline("heart")
+    assert triangle[:, 1].min() == pytest.approx(-1)
+    assert (triangle[:, 1] > 0).sum() == 2
+    assert heart[heart[:, 1].argmax(), 0] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_crescent_opens_to_the_right():
+    (crescent,) = outline("crescent")
+    assert crescent[:, 0].min() == pytest.approx(-0.88, abs=0.01)
+    assert crescent[:, 0].max() < 0.8
+
+
+def test_the_star_has_five_points():
+    (star,) = outline("star")
+    assert (np.hypot(*star.T) > 0.9).sum() == 5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_outline_crosses_itself(shape):
+    for contour in outline(shape):
+        sides = list(zip(contour, np.roll(contour, -1, axis=0), strict=True))
+        for first, a in enumerate(sides):
+            for b in sides[first + 2 : len(sides) - (first == 0)]:
+                assert not crosses(a, b)
+
+
+def crosses(a, b):
+    def side(line, point):
+        (x, y), (u, v) = line
+        return np.sign((u - x) * (point[1] - y) - (v - y) * (point[0] - x))
+
+    return side(a, b[0]) * side(a, b[1]) < 0 and side(b, a[0]) * side(b, a[1]) < 0

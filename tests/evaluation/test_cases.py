@@ -47,7 +47,7 @@ def test_scenes_edges_are_drawn_as_training_draws_them(tmp_path):
         kind="scenes", split="test", count=2, resolution=128, extractor={"low": 300.0, "high": 600.0}
     )
     case = open_cases(EvaluationConfig(data=data), tmp_path, 8)[0]
-    assert case.condition == extract("canny", case.picture, low=300.0, high=600.0)
+    assert case.condition == extract("canny", case.original, low=300.0, high=600.0)
     assert case.condition == case.scene.condition != cases(tmp_path)[0].condition
     with refused("data.extractor", "300.0", expected="depth"):
         validated(EvaluationConfig, {"data": asdict(data) | {"condition": "depth"}})
@@ -60,7 +60,7 @@ def test_splits_and_first_choose_other_scenes(tmp_path):
     assert cases(tmp_path, split="novel")[0].scene.scene == draw_scene(0, "novel")
 
 
-def test_the_hash_covers_prompts_maps_and_pictures(tmp_path):
+def test_the_hash_covers_prompts_maps_and_originals(tmp_path):
     hashes = [
         content_sha256(cases(tmp_path, **changes), show_progress=False)
         for changes in (

@@ -80,18 +80,14 @@ def test_distances_are_the_metrics_own_and_their_replicates_leave_pairs_out():
 
 
 def test_registered_metrics_say_which_way_is_better_and_how_far_sets_lie_apart():
-    before = dict(METRICS._entries)
-    register_metric(Metric("cost", better="lower"))
-    register_metric(
-        Metric("mean_apart", better="lower", distance=lambda a, b: float((a.mean() - b.mean()).abs()))
-    )
-    try:
+    with METRICS.temporary():
+        register_metric(Metric("cost", better="lower"))
+        register_metric(
+            Metric("mean_apart", better="lower", distance=lambda a, b: float((a.mean() - b.mean()).abs()))
+        )
         cheap, dear = (Measured({"cost": COMMON + shift}) for shift in (0.0, 1.0))
         assert best_beyond_doubt({"cheap": cheap, "dear": dear}, "cost") == "cheap"
         rows = np.random.default_rng(6).normal(size=(60, 4)).astype(np.float32)
         assert distances(rows + 1, rows)["mean_apart"][0] == pytest.approx(1, abs=1e-6)
         assert (head("cost"), head("mean_apart"), head("edge_f1")) == ("cost ↓", "mean apart ↓", "edge F1 ↑")
         assert in_order(["of_others", "cost", "mmd"]) == ["mmd", "cost", "of_others"]
-    finally:
-        METRICS._entries.clear()
-        METRICS._entries.update(before)

@@ -14,8 +14,14 @@ from tests.weights import use_weights, write_tiny
 
 from nexus_adapters import Control, attach, load_adapter, load_base
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.embedded.held_out import initial_latents, load_test_scenes
-from nexus_adapters.evaluation.generation import Sampling, draw_batch, generate, reconstruct
+from nexus_adapters.embedded.held_out import load_test_scenes
+from nexus_adapters.evaluation.generation import (
+    Sampling,
+    generate,
+    generate_batch,
+    initial_latents,
+    reconstruct,
+)
 from nexus_adapters.methods import GenerationSettings, find_method
 
 SAMPLING = Sampling(steps=2, batch_size=2)
@@ -39,13 +45,18 @@ def base():
     return tiny.quiet(load_base())
 
 
+@pytest.fixture(scope="module")
+def plain(base, scenes):
+    """The base alone."""
+    return generate(base, None, scenes, SAMPLING)
+
+
 @pytest.mark.parametrize("method", ["t2i", "prime-paper", "slim"])
-def test_each_method_draws_every_scene_and_differs_from_the_base(base, scenes, method):
+def test_each_method_generates_every_scene_and_differs_from_the_base(base, scenes, plain, method):
     adapter = load_adapter(method)
     images = generate(base, adapter, scenes, SAMPLING)
     assert [image.shape for image in images] == [(128, 128, 3)] * 3
     assert all(image.dtype == np.uint8 for image in images)
-    plain = generate(base, None, scenes, SAMPLING)
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
@@ -65,8 +76,8 @@ def controlnet(base):
     return built.eval()
 
 
-def test_a_controlnet_acts(base, scenes):
-    images, plain = (generate(base, a, scenes, SAMPLING) for a in (controlnet(base), None))
+def test_a_controlnet_acts(base, scenes, plain):
+    images = generate(base, controlnet(base), scenes, SAMPLING)
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
@@ -80,15 +91,14 @@ def controlnet_xs(base):
     return built.eval()
 
 
-def test_a_controlnet_xs_acts_and_leaves_the_base_as_it_was(base, scenes):
-    plain = generate(base, None, scenes, SAMPLING)
+def test_a_controlnet_xs_acts_and_leaves_the_base_as_it_was(base, scenes, plain):
     images = generate(base, controlnet_xs(base), scenes, SAMPLING)
     again = generate(base, None, scenes, SAMPLING)
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
     assert all(np.array_equal(one, other) for one, other in zip(plain, again, strict=True))
 
 
-def drawn_directly(base, adapter, scenes, guidance_scale):
+def generated_directly(base, adapter, scenes, guidance_scale):
     """By the stock pipelines alone, in one call."""
     arguments = {
         "prompt": [scene.prompt for scene in scenes],
@@ -111,13 +121,19 @@ def drawn_directly(base, adapter, scenes, guidance_scale):
         return base(**arguments).images
 
 
-@pytest.mark.parametrize("method", [None, "t2i", "prime", "controlnet"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("method", "guidance_scale"),
+    [
+        *((method, 2.0) for method in (None, "t2i", "prime", "controlnet")),
+        ("prime", 1.0),
+        *(pytest.param(method, 1.0, marks=pytest.mark.full) for method in (None, "t2i", "controlnet")),
+    ],
+)
 def test_every_method_gets_the_same_noise_prompts_maps_and_guidance(base, scenes, method, guidance_scale):
     adapter = controlnet(base) if method == "controlnet" else method and load_adapter(method)
     sampling = Sampling(steps=2, guidance_scale=guidance_scale, seed=5, batch_size=2)
     images = generate(base, adapter, scenes, sampling)
-    expected = np.rint(drawn_directly(base, adapter, scenes, guidance_scale) * 255)
+    expected = np.rint(generated_directly(base, adapter, scenes, guidance_scale) * 255)
     for ours, direct in zip(images, expected, strict=True):
         assert np.abs(ours - direct).max() <= 1
 
@@ -131,7 +147,7 @@ def test_batches_do_not_matter(base, scenes):
 
 
 @pytest.mark.parametrize("method", [None, "t2i", "prime"])
-def test_samplers_that_draw_noise_on_the_way_draw_the_same(base, scenes, method):
+def test_samplers_that_add_noise_in_every_step_repeat_themselves(base, scenes, method):
     before = base.scheduler
     base.scheduler = EulerAncestralDiscreteScheduler.from_config(before.config)
     try:
@@ -140,29 +156,28 @@ def test_samplers_that_draw_noise_on_the_way_draw_the_same(base, scenes, method)
         first = generate(base, adapter, scenes, sampling)
         torch.manual_seed(123)
         again = generate(base, adapter, scenes, sampling)
-        alone = draw_batch(base, adapter, scenes[2:], 2, sampling, GenerationSettings())
+        alone = generate_batch(base, adapter, scenes[2:], 2, sampling, GenerationSettings())
     finally:
         base.scheduler = before
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
     assert np.abs(first[2].astype(int) - alone[0]).max() <= 1
 
 
-def test_a_t2i_adapter_of_one_channel_reads_grey_maps(base, scenes):
+def test_a_t2i_adapter_of_one_channel_reads_grey_maps(base, scenes, plain):
     torch.manual_seed(0)
     channels = list(base.unet.config.block_out_channels)
     adapter = T2IAdapter(in_channels=1, channels=channels, num_res_blocks=2, downscale_factor=8)
     images = generate(base, adapter, scenes, SAMPLING)
-    plain = generate(base, None, scenes, SAMPLING)
     assert not any(np.array_equal(ours, alone) for ours, alone in zip(images, plain, strict=True))
 
 
 def test_the_policy_reaches_the_adapter(base, scenes):
     adapter = load_adapter("prime")
-    drawn = [
+    images = [
         generate(base, adapter, scenes, SAMPLING, GenerationSettings(policy=policy))
         for policy in ("positive", "per_branch")
     ]
-    assert not any(np.array_equal(one, other) for one, other in zip(*drawn, strict=True))
+    assert not any(np.array_equal(one, other) for one, other in zip(*images, strict=True))
 
 
 def test_the_adapter_alone_can_read_another_prompt(base, scenes):
@@ -200,7 +215,7 @@ def test_reconstructions_are_the_autoencoders(base, scenes):
 def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
     adapter = load_adapter(method)
     plain, as_trained, faded = (
-        draw_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings(noise_exponent=exponent))[0]
+        generate_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings(noise_exponent=exponent))[0]
         for exponent in (0.0, None, 1.0)
     )
     assert np.array_equal(plain, as_trained)
@@ -211,7 +226,7 @@ def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
     assert np.abs(faded - expected * 255).max() <= 1
     assert not np.array_equal(faded, plain)
     adapter.register_to_config(noise_exponent=1.0)
-    (own,) = draw_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings())
+    (own,) = generate_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings())
     assert np.array_equal(own, faded)
 
 
@@ -219,7 +234,7 @@ def test_a_noise_exponent_acts_on_both_kinds_of_features(base, scenes, method):
 def test_a_policy_acts_on_both_kinds_of_features(base, scenes, method):
     adapter = load_adapter(method)
     by_policy = {
-        policy: draw_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings(policy=policy))[0]
+        policy: generate_batch(base, adapter, scenes[:1], 0, SAMPLING, GenerationSettings(policy=policy))[0]
         for policy in ("positive", "per_branch", "cond_only")
     }
     with attach(base, Control(adapter, [scenes[0].condition], policy="cond_only")):
@@ -230,3 +245,11 @@ def test_a_policy_acts_on_both_kinds_of_features(base, scenes, method):
     assert not np.array_equal(by_policy["cond_only"], by_policy["positive"])
     reads_no_text = method == "t2i"
     assert np.array_equal(by_policy["per_branch"], by_policy["positive"]) == reads_no_text
+
+
+def test_noise_of_a_row_depends_on_nothing_but_seed_and_row():
+    few, many = initial_latents(2, (4, 8, 8), seed=0), initial_latents(5, (4, 8, 8), seed=0)
+    assert torch.equal(few, many[:2])
+    assert torch.equal(initial_latents(2, (4, 8, 8), seed=0, first=3), many[3:])
+    assert not torch.equal(many[0], many[1])
+    assert not torch.equal(few, initial_latents(2, (4, 8, 8), seed=1))

@@ -18,21 +18,21 @@ from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bases.base import parts_sha256
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
-from nexus_adapters.evaluation import run as module
-from nexus_adapters.evaluation import scoring
 from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.generation import draw_batch, generate
+from nexus_adapters.evaluation.generation import generate, generate_batch
 from nexus_adapters.evaluation.provenance import model_sha256
 from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.evaluation.scoring import scoring_sha256
 from nexus_adapters.methods import GenerationSettings, find_method
+from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.training.config import BaseOptions, DataOptions
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = {"prime": "prime", "t2i": "t2i"}
-SCENES = DataOptions(kind="scenes", split="test", count=5, resolution=128)
+COUNT = 3
+SCENES = DataOptions(kind="scenes", split="test", count=COUNT, resolution=128)
 FAST = {"num_inference_steps": 2, "guidance_scale": 2.0, "batch_size": 2}
 
 
@@ -71,6 +71,12 @@ def pixels(folder):
     }
 
 
+def written(folder):
+    """When each image and score was written: those that are made again have another time."""
+    files = [*folder.rglob("*.png"), *folder.rglob("*.npz")]
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
+
+
 def without_times(text):
     content = json.loads(text)
     for method in content["methods"].values():
@@ -78,26 +84,26 @@ def without_times(text):
     return content
 
 
-def test_pictures_and_scores_are_those_of_generate_and_score_images(finished):
-    scenes = load_test_scenes(5)
+def test_images_and_scores_are_those_of_generate_and_score_images(finished):
+    scenes = load_test_scenes(COUNT)
     base = tiny.quiet(load_base())
     for name, adapter in {"base": None, **{n: load_adapter(n) for n in ADAPTERS}}.items():
         expected = generate(base, adapter, scenes, config().sampling)
         for place, image in enumerate(expected):
-            drawn = np.asarray(Image.open(finished.folder / name / "images" / f"{place:05d}.png"))
-            assert np.array_equal(drawn, image)
+            found = np.asarray(Image.open(finished.folder / name / "images" / f"{place:05d}.png"))
+            assert np.array_equal(found, image)
         for metric, values in score_images(expected, scenes).items():
             assert np.array_equal(finished.methods[name].measured.scores[metric], values)
     assert list(finished.methods) == ["reference", "base", "prime", "t2i"]
     assert finished.methods["prime"].parameters > 0 == finished.methods["base"].parameters
 
 
-def test_the_datas_own_pictures_are_scored_alike(finished):
+def test_the_datas_own_images_are_scored_alike(finished):
     for metric, values in finished.methods["reference"].measured.scores.items():
         assert values == pytest.approx(1), metric
 
 
-def test_the_report_tells_everything(finished):
+def test_the_report_has_settings_scores_and_images(finished):
     content = json.loads((finished.folder / RESULTS).read_text())
     assert content["settings"]["num_inference_steps"] == 2
     assert content["settings"]["data_sha256"]
@@ -107,51 +113,59 @@ def test_the_report_tells_everything(finished):
     assert content["asked_for"]["data"]["kind"] == "scenes"
     found = content["methods"]["prime"]["metrics"]["edge_f1"]
     assert found["low"] <= found["value"] <= found["high"]
-    assert found["n"] == 5
+    assert found["n"] == COUNT
     lines = (finished.folder / SCORES).read_text().splitlines()
     assert lines[0].startswith("method,place,binding_color")
-    assert len(lines) == 1 + 4 * 5
+    assert len(lines) == 1 + 4 * COUNT
     assert "| prime | 0.0" in (finished.folder / TABLE).read_text()
     page = (finished.folder / PAGE).read_text()
-    assert page.count("<img") == 5 * (2 + 3)
-    assert "scene 4" in page
+    assert page.count("<img") == COUNT * (2 + 3)
+    assert "scene 2" in page
 
 
-def test_what_was_stopped_goes_on_to_the_same_pictures_and_results(finished, tmp_path, monkeypatch):
-    drawn = 0
+def test_what_was_stopped_resumes_to_the_same_images_and_results(finished, tmp_path):
+    scored, out = [], tmp_path / "out"
 
-    def until_the_third(*args, **arguments):
-        nonlocal drawn
-        drawn += 1
-        if drawn == 4:
+    def interrupting(generated):
+        scored.append(generated)
+        if len(scored) == 9:  # of the second batch
             raise KeyboardInterrupt
-        return generate_batch(*args, **arguments)
+        return 1.0
 
-    generate_batch = module.draw_batch
-    monkeypatch.setattr(module, "draw_batch", until_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config(), ADAPTERS, tmp_path / "out", show_progress=False)
-    monkeypatch.setattr(module, "draw_batch", generate_batch)
-    found = evaluate(config(), ADAPTERS, tmp_path / "out", show_progress=False)
+    with METRICS.temporary():
+        register_metric(Metric("interrupting", function=interrupting))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config(), ADAPTERS, out, show_progress=False)
+    before = {name: time for name, time in written(out).items() if name.endswith(".png")}
+    assert 0 < len(before) < len(pixels(finished.folder))
+    found = evaluate(config(), ADAPTERS, out, show_progress=False)
     write_report(found)
-    assert pixels(tmp_path / "out") == pixels(finished.folder)
-    texts = [(folder / RESULTS).read_text() for folder in (tmp_path / "out", finished.folder)]
+    assert before.items() <= written(out).items()
+    assert pixels(out) == pixels(finished.folder)
+    texts = [(folder / RESULTS).read_text() for folder in (out, finished.folder)]
     assert without_times(texts[0]) == without_times(texts[1])
-    monkeypatch.setattr(module, "draw_batch", None)  # nothing is left to draw
-    evaluate(config(), ADAPTERS, tmp_path / "out", show_progress=False)
+    whole = written(out)
+    evaluate(config(), ADAPTERS, out, show_progress=False)
+    assert written(out) == whole
 
 
-def test_another_adapter_joins_and_other_metrics_redraw_nothing(finished, tmp_path, monkeypatch):
+def test_another_adapter_joins_and_other_metrics_generate_nothing_again(finished, tmp_path):
     out = tmp_path / "out"
     evaluate(config(), {"t2i": "t2i"}, out, show_progress=False)
+    first = written(out)
     evaluate(config(), ADAPTERS, out, show_progress=False)
+    assert first.items() <= written(out).items()
     assert pixels(out) == pixels(finished.folder)
-    monkeypatch.setattr(module, "draw_batch", None)
+    second = written(out)
     found = evaluate(config(judge={"low": 50.0}), ADAPTERS, out, show_progress=False)
     assert set(found.methods) == {"reference", "base", "prime", "t2i"}
+    added = written(out).keys() - second.keys()
+    assert second.items() <= written(out).items()
+    assert added
+    assert all(name.endswith(".npz") for name in added)
 
 
-def test_a_folder_of_other_settings_is_refused_before_anything_is_drawn(finished, tmp_path):
+def test_a_folder_of_other_settings_is_refused_before_anything_is_generated(finished, tmp_path):
     with refused("out", f"'{finished.folder}'", expected="num_inference_steps=3"):
         evaluate(config(num_inference_steps=3), ADAPTERS, finished.folder, show_progress=False)
     with refused("out", f"'{finished.folder}'", expected="prime='"):
@@ -183,17 +197,14 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_drawn(finished
         ({"adapters": {"a b": "prime"}}, "adapter", "'a b'", "a name of letters"),
         ({"adapters": {"x": "none"}}, "adapter", "'none'", "a saved adapter"),
         ({"adapters": {"x": "no/where"}}, "adapter", "'no/where'", "a saved adapter"),
-        ({"features": "no/where"}, "features", "5", "at least 40 samples"),
+        ({"features": "no/where"}, "features", "3", "at least 40 samples"),
         ({"clip": "no/where"}, "clip", "'no/where'", "a folder or the Hub id of a vision model"),
         ({"judge": {"lower": 1.0}}, "judge", "'lower'", "canny"),
         ({"dtype": "float16"}, "dtype", "'float16'", "auto, float32 or bfloat16 on a CPU"),
         ({"base": BaseOptions(path="no/where")}, "base", "'no/where'", ""),
     ],
 )
-def test_wrong_input_is_one_error_before_anything_is_drawn(
-    tmp_path, monkeypatch, changes, name, received, expected
-):
-    monkeypatch.setattr(module, "draw_batch", None)
+def test_wrong_input_is_one_error_before_anything_is_generated(tmp_path, changes, name, received, expected):
     changes = dict(changes)
     adapters = changes.pop("adapters", ADAPTERS)
     with refused(name, received, expected=expected):
@@ -217,7 +228,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
 
 
 class TestFolder:
-    """A user's own pictures."""
+    """A user's own images."""
 
     @pytest.fixture
     def photos(self, tmp_path):
@@ -227,7 +238,7 @@ class TestFolder:
         data = DataOptions(kind="folder", path=str(photos), resolution=64)
         return config(data, base=BaseOptions(path=str(weights / "base")), **changes)
 
-    def test_is_drawn_and_scored_by_its_structure(self, photos, weights, tmp_path):
+    def test_is_scored_by_its_structure(self, photos, weights, tmp_path):
         adapters = {"prime": str(weights / "canny" / "prime")}
         found = evaluate(self.of(photos, weights), adapters, tmp_path / "out", show_progress=False)
         assert set(found.methods["prime"].measured.scores) == {"edge_f1", "ms_ssim"}
@@ -269,7 +280,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_two_processes_draw_the_same_as_one(finished, weights, tmp_path):
+@pytest.mark.full
+def test_two_processes_generate_the_same_as_one(finished, weights, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = [
@@ -278,7 +290,7 @@ def test_two_processes_draw_the_same_as_one(finished, weights, tmp_path):
         "--adapter",
         "t2i",
         "--count",
-        "5",
+        str(COUNT),
         "--steps",
         "2",
         "--batch-size",
@@ -337,7 +349,10 @@ def test_other_versions_and_other_judges_score_anew(weights, tmp_path, monkeypat
     (tmp_path / "clip" / "note").write_text("retrained")
     changed = scoring_sha256(chosen)
     assert changed != before
-    monkeypatch.setattr(scoring, "versions", lambda: {"torch": "9"})
+    (tmp_path / "torch-9.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torch\nVersion: 9\n"
+    (tmp_path / "torch-9.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
     assert scoring_sha256(chosen) != changed
 
 
@@ -345,14 +360,12 @@ def test_sdxl_adapters_may_read_the_empty_prompt(tmp_path):
     pipe = tiny.sdxl()
     adapter = tiny.adapter(pipe.unet)
     cases = [Case("a", "a red star", "a red star", tiny.image(128, 128), tiny.image(), None)]
-    own, nothing = (
-        draw_batch(pipe, adapter, cases, 0, config().sampling, GenerationSettings(adapter_prompts=prompts))
-        for prompts in (None, [""])
-    )
+    settings = [GenerationSettings(adapter_prompts=prompts) for prompts in (None, [""])]
+    own, nothing = (generate_batch(pipe, adapter, cases, 0, config().sampling, each) for each in settings)
     assert not np.array_equal(own, nothing)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.full)])
 def test_sdxl_is_evaluated_with_every_kind_of_adapter(tmp_path, dtype):
     pipe = tiny.sdxl()
     pipe.save_pretrained(tmp_path / "base")
@@ -364,13 +377,13 @@ def test_sdxl_is_evaluated_with_every_kind_of_adapter(tmp_path, dtype):
     data = DataOptions(kind="folder", path=str(photos), resolution=128)
     chosen = config(data, base=BaseOptions(path=str(tmp_path / "base")), dtype=dtype)
     found = evaluate(chosen, adapters, tmp_path / "out", show_progress=False)
-    drawn = pixels(tmp_path / "out")
-    plain = drawn["base/images/00000.png"]
+    generated = pixels(tmp_path / "out")
+    plain = generated["base/images/00000.png"]
     for name in ("prime", "t2i"):
-        assert drawn[f"{name}/images/00000.png"] != plain
+        assert generated[f"{name}/images/00000.png"] != plain
     if dtype == "float32":  # untrained, both add exactly nothing
         for name in ("controlnet", "controlnet-xs"):
-            difference = np.frombuffer(drawn[f"{name}/images/00000.png"], np.uint8).astype(int)
+            difference = np.frombuffer(generated[f"{name}/images/00000.png"], np.uint8).astype(int)
             assert np.abs(difference - np.frombuffer(plain, np.uint8)).max() <= 1
     for name in adapters:
         assert np.isfinite(found.methods[name].measured.scores["edge_f1"]).all()

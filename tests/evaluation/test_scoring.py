@@ -4,7 +4,7 @@ from PIL import Image, ImageFilter
 from tests.conditions import tiny_models
 from tests.refusals import refused
 
-from nexus_adapters.conditions import Extractor, canny, extract, register_condition, table
+from nexus_adapters.conditions import EXTRACTORS, Extractor, canny, extract, register_condition
 from nexus_adapters.evaluation.cases import Case, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.scoring import FEATURES, Scorer, scoring_sha256
@@ -31,7 +31,7 @@ def cases(config, tmp_path):
 def test_scenes_are_scored_by_all_that_is_known_of_them(tmp_path, condition, further):
     config = of_scenes(condition)
     chosen = cases(config, tmp_path)
-    scores = Scorer(config)([case.picture for case in chosen], chosen)
+    scores = Scorer(config)([case.original for case in chosen], chosen)
     common = {"ms_ssim", "binding_color", "binding_material", "background", "edge_f1"}
     assert set(scores) == common | further
     for metric in common:
@@ -39,12 +39,12 @@ def test_scenes_are_scored_by_all_that_is_known_of_them(tmp_path, condition, fur
         assert scores[metric].shape == (3,)
 
 
-def test_worse_pictures_score_worse(tmp_path):
+def test_worse_images_score_worse(tmp_path):
     config = of_scenes("sketch")
     chosen = cases(config, tmp_path)
     means = []
     for radius in (0, 2, 6):
-        blurred = [case.picture.filter(ImageFilter.GaussianBlur(radius)) for case in chosen]
+        blurred = [case.original.filter(ImageFilter.GaussianBlur(radius)) for case in chosen]
         means.append({name: values.mean() for name, values in Scorer(config)(blurred, chosen).items()})
     for metric in ("ms_ssim", "edge_f1"):
         assert means[0][metric] > means[1][metric] > means[2][metric], metric
@@ -55,7 +55,7 @@ def photo_case(condition, picture):
     return Case("photo", "words", "words", condition, picture)
 
 
-def test_a_segmentation_is_scored_by_the_extractor_that_drew_it(tmp_path):
+def test_a_segmentation_is_scored_by_the_extractor_of_its_map(tmp_path):
     folder = tiny_models.segformer(tmp_path / "model", classes=9)
     options = {"model": folder, "palette": "voc"}
     picture = Image.effect_noise((64, 64), 80).convert("RGB")
@@ -82,7 +82,7 @@ def test_clip_gives_scores_and_features(tmp_path):
     folder = tiny_models.clip(tmp_path / "clip")
     config = of_scenes("canny", clip=folder, features=folder)
     chosen = cases(config, tmp_path)
-    scores = Scorer(config)([case.picture for case in chosen], chosen)
+    scores = Scorer(config)([case.original for case in chosen], chosen)
     assert scores["clip_score"].shape == (3,)
     assert (np.abs(scores["clip_score"]) <= 1).all()
     assert scores[FEATURES].shape[0] == 3
@@ -94,13 +94,10 @@ def test_a_judge_without_an_extractor_for_the_map_is_refused():
 
 
 @pytest.fixture
-def forgotten(monkeypatch):
+def forgotten():
     """What a test registers is forgotten again."""
-    before = dict(METRICS._entries)
-    monkeypatch.setattr(table, "_registered", {})
-    yield
-    METRICS._entries.clear()
-    METRICS._entries.update(before)
+    with EXTRACTORS.temporary(), METRICS.temporary():
+        yield
 
 
 def test_a_registered_metric_is_computed_of_every_image(tmp_path, forgotten):
@@ -120,7 +117,7 @@ def test_a_registered_metric_is_computed_of_every_image(tmp_path, forgotten):
     assert "of_depth" not in scores
     for generated, image, case in zip(seen, images, chosen, strict=True):
         assert generated.image is image
-        assert generated.picture is case.picture
+        assert generated.original is case.original
         assert generated.condition is case.condition
         assert generated.caption == case.words
     assert "of_depth" in Scorer(of_scenes("depth"))(images, cases(of_scenes("depth"), tmp_path))
@@ -132,7 +129,7 @@ def test_a_metric_that_gives_no_finite_number_is_named(tmp_path, forgotten, valu
     config = of_scenes("canny")
     chosen = cases(config, tmp_path)
     with refused("metric mine", received=repr(value)):
-        Scorer(config)([case.picture for case in chosen], chosen)
+        Scorer(config)([case.original for case in chosen], chosen)
 
 
 def test_images_are_scored_anew_where_a_metric_of_ones_own_is_added(forgotten):

@@ -96,7 +96,7 @@ def all_forms(root, tmp_path_factory):
     return evaluated(root, tmp_path_factory.mktemp("forms") / "out", "base", *given)
 
 
-def test_an_adapter_draws_the_same_in_whatever_form_it_is_given(all_forms):
+def test_an_adapter_generates_the_same_in_whatever_form_it_is_given(all_forms):
     _, images = all_forms
     assert set(images) == {"base", *FORMS}
     for group in SAME:
@@ -119,7 +119,7 @@ def test_results_have_the_hash_that_info_prints(root, all_forms, capsys):
         assert len({content["methods"][name]["sha256"] for name in group}) == 1, group
 
 
-def test_a_base_draws_the_same_in_whatever_form_it_is_given(root, tmp_path):
+def test_a_base_generates_the_same_in_whatever_form_it_is_given(root, tmp_path):
     adapter = ("--adapter", f"mine={root / 'folder'}")
     _, expected = evaluated(root, tmp_path / "folder", "base", *adapter)
     single = ("base.safetensors", "--base-config", root / "base", *adapter)

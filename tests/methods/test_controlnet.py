@@ -3,7 +3,7 @@ import torch
 from tests import tiny
 from tests.methods.built import build
 from tests.refusals import refused
-from tests.training.test_objective import batch, objective
+from tests.training.test_loss import batch, objective
 
 from nexus_adapters.methods import GenerationSettings, find_method, method_of
 from nexus_adapters.training.loss import denoising_losses
@@ -63,5 +63,5 @@ def test_it_reads_the_prompt_that_the_base_reads(method):
     options = {"size_ratio": 1.0} if method == "controlnet-xs" else {}
     pipe, adapter = tiny.sd15(), build(method, **options)
     settings = GenerationSettings(adapter_prompts=["another"])
-    with refused("adapter_prompts"), find_method(method).drawing(pipe, adapter, [tiny.image()], settings):
+    with refused("adapter_prompts"), find_method(method).generating(pipe, adapter, [tiny.image()], settings):
         pass

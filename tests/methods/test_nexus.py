@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, T2IAdapter
 from tests import tiny
 from tests.methods.built import build
 from tests.refusals import refused
-from tests.training.test_objective import batch
+from tests.training.test_loss import batch
 from torch import nn
 
 from nexus_adapters import NexusAdapter, load_adapter
@@ -299,11 +299,9 @@ def test_a_method_registered_again_replaces_the_former():
     def define(qualname):
         return type("Mine", (NexusMethod,), {"__module__": __name__, "__qualname__": qualname})
 
-    try:
+    with METHODS.temporary():
         register_method(define("Mine")("mine-in-test-nexus"))
         again = register_method(define("Mine")("mine-in-test-nexus"))
         assert find_method("mine-in-test-nexus") is again
         with refused("name", "'mine-in-test-nexus'"):
             register_method(define("Another")("mine-in-test-nexus"))
-    finally:
-        METHODS._entries.pop("mine-in-test-nexus")

@@ -1,7 +1,6 @@
 """`load_adapter`: every kind of adapter, wherever it lies, and what is none."""
 
 import shutil
-from importlib.metadata import EntryPoint
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from tests.methods.built import build
 from tests.refusals import refused
 
 from nexus_adapters import NexusAdapter, load_adapter
-from nexus_adapters import registry as registries
 from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.methods import METHODS, find_method, known_methods, method_of
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline
@@ -174,19 +172,8 @@ def test_half_a_file(saved, tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def installed(monkeypatch):
-    """A package that offers a method and cannot be imported."""
-    point = EntryPoint("broken", "nexus_adapters_has_no_such_module:method", "nexus_adapters.methods")
-
-    def entry_points(**wanted):
-        return [point] if all(getattr(point, key) == value for key, value in wanted.items()) else []
-
-    monkeypatch.setattr(registries, "entry_points", entry_points)
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_broken_package_stands_in_nobodys_way(saved):
+def test_a_broken_package_stands_in_nobodys_way(saved, install):
+    install("nexus_adapters.methods", broken="nexus_adapters_has_no_such_module:method")
     assert "broken" in METHODS
     assert "broken" not in {method.name for method in known_methods()}
     for name in KINDS:

@@ -68,6 +68,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(cluster, tmp_path):
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
+@pytest.mark.full
 def test_near_duplicates_are_searched_over_all_workers(cluster, tmp_path):
     class Twice(SceneSource):
         def load(self, index):

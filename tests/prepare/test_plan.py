@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from jaxtyping import config
 from tests.conditions import tiny_models
@@ -56,7 +58,7 @@ def test_a_models_weights_count_and_not_only_its_folder(tmp_path):
 
 
 def test_near_duplicates_need_their_library(monkeypatch):
-    monkeypatch.setattr("nexus_adapters.prepare.plan.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "imagehash", None)
     Plan(SceneSource(2), CANNY)
     with refused("near_duplicates", expected="imagehash", hint="pip install 'nexus-adapters[data]'"):
         Plan(SceneSource(2), CANNY, filters=Filters(near_duplicates=4))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from tests.prepare.sets import make
 
 from nexus_adapters.embedded.scene_source import SceneSource
@@ -15,11 +17,13 @@ def test_the_page_shows_samples_from_all_over_the_set(tmp_path):
     assert "http" not in page  # everything is in it
 
 
-def test_captions_cannot_write_into_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "nexus_adapters.embedded.scene_source.caption", lambda *_: "<script>alert(1)</script> & 世界"
-    )
-    make(Plan(SceneSource(2), {"canny": {}}), tmp_path)
+class ScriptedSource(SceneSource):
+    def load(self, index):
+        return replace(super().load(index), captions=("<script>alert(1)</script> & 世界",))
+
+
+def test_captions_cannot_write_into_the_page(tmp_path):
+    make(Plan(ScriptedSource(2), {"canny": {}}), tmp_path)
     page = (tmp_path / "preview.html").read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; 世界" in page

@@ -71,11 +71,11 @@ def test_a_tar_of_no_time_and_no_owner(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar"]
 
 
-def test_what_is_abandoned_leaves_nothing(tmp_path):
+def test_what_is_discarded_leaves_nothing(tmp_path):
     file = ShardFile(tmp_path / "a.tar", tmp_path)
     file.add("000.txt", b"hello")
     assert not (tmp_path / "a.tar").exists()
-    file.abandon()
+    file.discard()
     assert not list(tmp_path.iterdir())
 
 
@@ -85,5 +85,5 @@ def test_it_is_written_in_another_folder(tmp_path):
     file.add("000.txt", b"hello")
     assert [path.name for path in tmp_path.iterdir()] == ["aside"]
     file.finish()
-    file.abandon()  # of what is finished nothing is left to abandon
+    file.discard()  # which is too late
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "aside"]

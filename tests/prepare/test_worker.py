@@ -12,7 +12,7 @@ from tests.conditions import tiny_models
 from tests.data.image_files import DAMAGED, GOOD, encoded, picture
 from tests.prepare.sets import image, make, samples, skipped
 
-from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, load_image, table
+from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, load_image, register_condition
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.samples import BadSample
@@ -53,8 +53,8 @@ def test_images_of_every_kind_are_right_or_left_out_with_a_reason(odd_folder, tm
         expected = load_image(odd_folder / name)
         assert np.array_equal(image(files["png"]), expected), name
         for condition, options in conditions.items():
-            drawn = extract(condition, expected, **options)
-            assert np.array_equal(image(files[f"{condition}.png"]), drawn), (name, condition)
+            wanted = extract(condition, expected, **options)
+            assert np.array_equal(image(files[f"{condition}.png"]), wanted), (name, condition)
         about = json.loads(files["json"])
         assert about == {
             "source": name, "captions": [f"the {name}", "an image"], "original_size": list(expected.size),
@@ -121,28 +121,34 @@ def test_learned_maps_are_aligned_with_the_image(tmp_path):
         assert np.array_equal(image(files[f"{name}.png"]), extract(name, fitted, **options))
 
 
-def test_maps_are_drawn_in_batches_and_one_bad_image_harms_no_other(tmp_path, monkeypatch):
+@pytest.fixture
+def forgotten():
+    """What a test registers is forgotten again."""
+    with EXTRACTORS.temporary():
+        yield
+
+
+def test_maps_are_extracted_in_batches_and_one_bad_image_harms_no_other(tmp_path, forgotten):
     batches = []
 
-    def draw(image):
+    def copy(image):
         if np.asarray(image)[0, 0, 0] == bad:
             raise RuntimeError("no\nmap")  # extractors of others raise anything
         return image
 
-    def draw_many(images):
+    def extract_many(images):
         batches.append(len(images))
-        return [draw(image) for image in images]
+        return [copy(image) for image in images]
 
     bad = np.asarray(SceneSource(10).load(6).image)[0, 0, 0]
-    monkeypatch.setitem(table.BUILT_IN, "copy", Extractor("copy", draw, "", lines=False, draw_many=draw_many))
-    assert "copy" in EXTRACTORS
+    register_condition(Extractor("copy", copy, "", lines=False, extract_many=extract_many))
     plan = Plan(SceneSource(10), {"copy": {}}, batch_size=4, image_format="png")
     result = make(plan, tmp_path)
     assert batches == [4, 4, 2]
     found = samples(tmp_path)
     assert all(np.array_equal(image(files["png"]), image(files["copy.png"])) for files in found.values())
     assert result.skipped["map"] == 10 - len(found) > 0
-    assert skipped(tmp_path)[0]["reason"] == "expected maps that can be drawn, got no map"
+    assert skipped(tmp_path)[0]["reason"] == "expected maps that can be extracted, got no map"
 
 
 @pytest.mark.parametrize(("image_format", "size"), [("jpg", (66000, 4)), ("webp", (20000, 4))])
@@ -186,17 +192,16 @@ def test_comments_and_profiles_of_the_source_stay_there(tmp_path):
         cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"),
     ],
 )
-def test_a_machine_in_trouble_stops_the_run_and_leaves_nothing_out(tmp_path, monkeypatch, error):
+def test_a_failing_machine_stops_the_run_and_leaves_nothing_out(tmp_path, forgotten, error):
     calls = []
 
-    def draw(image):
+    def copy(image):
         calls.append(image)
-        if len(calls) == 3:
+        if len(calls) == 4:  # the first is the trial before the run
             raise error
         return image
 
-    monkeypatch.setitem(table.BUILT_IN, "copy", Extractor("copy", draw, "", lines=False))
-    monkeypatch.setattr(Plan, "try_extractors", lambda _: None)
+    register_condition(Extractor("copy", copy, "", lines=False))
     plan = Plan(SceneSource(6), {"copy": {}}, batch_size=2)
     with pytest.raises(type(error)):
         make(plan, tmp_path)
@@ -214,7 +219,7 @@ def test_a_bad_file_may_be_called_as_it_likes(tmp_path):
     assert make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set").skipped == {"unreadable": 1}
 
 
-def test_a_disk_in_trouble_stops_the_run(tmp_path):
+def test_a_failing_disk_stops_the_run(tmp_path):
     class FailingSource(SceneSource):
         def load(self, index):
             try:

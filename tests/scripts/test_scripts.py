@@ -1,4 +1,4 @@
-"""The training scripts in miniature, end to end: autoencoder, base, and what judges pictures."""
+"""The training scripts in miniature, end to end: autoencoder, base, and the models that score images."""
 
 import json
 import sys
@@ -34,7 +34,8 @@ def scripts():
         patch.syspath_prepend(SCRIPTS)
         data = import_module("embedded_data")
         patch.setattr(data, "SHARD", SCENES // 2)
-        patch.setattr(data, "_BATCH", 1)
+        patch.setattr(data, "ENCODE_BATCH", 1)
+        patch.setattr(data, "CORPUS", 100)
         yield import_module
 
 
@@ -53,9 +54,8 @@ def root(tmp_path_factory):
 def autoencoder(scripts, root):
     """The folder that train_autoencoder.py writes, after two steps."""
     script = scripts("train_autoencoder")
-    all_pixels = script.pixels
-    with pytest.MonkeyPatch.context() as patch:  # the latents' scale is taken from 512 scenes
-        patch.setattr(script, "pixels", lambda first, count: all_pixels(first, min(count, 2)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "SCALE_BATCHES", 1)
         run(script, "--out", root / "autoencoder", "--steps", 2, "--batch-size", 2)
     return root / "autoencoder"
 
@@ -214,7 +214,7 @@ def test_the_text_encoder_is_the_bases(text_encoder, base):
     assert all(torch.allclose(trained[name].half().float(), kept[name].float()) for name in trained)
 
 
-def test_a_paraphrase_is_told_from_the_prompt_and_the_words_before(scripts):
+def test_a_paraphrase_depends_on_the_prompt_and_the_words_before(scripts):
     module = scripts("train_text_encoder")
     torch.manual_seed(0)
     paraphraser = module.Paraphraser(50).eval()

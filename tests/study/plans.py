@@ -1,11 +1,16 @@
 """A study that runs in seconds."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests import tiny
 from tests.training.runs import recipe, write_images
 
-from nexus_adapters.study.plan import Study
+from nexus_adapters.study.plan import Cell, Study
+from nexus_adapters.study.results import load_result, save_result
 
 PLAN = """
 recipe = "recipe.toml"
@@ -63,3 +68,20 @@ def write_plan(root: Path, name: str = "tiny", text: str = PLAN) -> Path:
 
 def study(root: Path, **options: str) -> Study:
     return Study(write_plan(root, **options))
+
+
+def change_settings(results: Path, cell: Cell, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the settings that a stored result has."""
+    result = load_result(results, cell)
+    settings = deepcopy(dict(result.settings))
+    change(settings)
+    save_result(results, cell, replace(result, settings=settings))
+
+
+def snapshot(folder: Path) -> dict[Path, int]:
+    """File -> when it was last changed; locks excepted."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }

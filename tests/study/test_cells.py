@@ -7,38 +7,24 @@ import pytest
 import torch
 from PIL import Image
 from tests.refusals import refused
-from tests.study.plans import PLAN, study, write_plan, write_world
+from tests.study.plans import PLAN, change_settings, snapshot, study, write_plan
 
 from nexus_adapters.cli import main
-from nexus_adapters.study import cells as module
-from nexus_adapters.study.cells import described, is_done, run_study
+from nexus_adapters.study.cells import alone, described, deterministic, is_done, loss_as_trained, run_study
 from nexus_adapters.study.plan import Cell, Study
-from nexus_adapters.study.report import results_of, write_study
-from nexus_adapters.study.results import completed, load_result, planned_settings
+from nexus_adapters.study.report import write_study
+from nexus_adapters.study.results import (
+    completed,
+    load_result,
+    load_results,
+    planned_settings,
+    results_of,
+    save_result,
+)
 from nexus_adapters.training.config import LossOptions
 
 SILENT = "[train]\nlog.every_steps = 100\n"
 ONE_CELL = '[[cells]]\nconditions = ["canny"]\nmethods = ["prime"]\n'
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def finished(root):
-    planned = study(root)
-    assert run_study(planned) == []
-    write_study(planned, root / "out")
-    return planned
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    """Whatever trains or draws fails."""
-    monkeypatch.setattr(module, "train_adapter", None)
-    monkeypatch.setattr(module, "evaluate", None)
 
 
 def table(root):
@@ -59,7 +45,7 @@ def test_every_cell_is_trained_and_measured_from_every_view(finished, root):
     assert runs == ["canny-prime-0", "canny-prime-1", "canny-t2i-0", "canny-t2i-1"]
 
 
-def test_cells_differ_by_seed_and_by_how_they_are_drawn(finished):
+def test_cells_differ_by_seed_and_by_how_they_generate(finished):
     results = results_of(finished)
     prime, other, per_branch = (
         results[Cell("canny", *rest)].views["own"].scores["ms_ssim"]
@@ -69,7 +55,7 @@ def test_cells_differ_by_seed_and_by_how_they_are_drawn(finished):
     assert not np.array_equal(prime, per_branch)
 
 
-def test_what_the_results_are_made_with_is_told(finished):
+def test_results_say_what_they_were_made_with(finished):
     results = results_of(finished)
     made_with = results[Cell("canny", "prime", 0)].made_with
     assert made_with["machine"]["accelerator"] == (
@@ -79,14 +65,14 @@ def test_what_the_results_are_made_with_is_told(finished):
     assert set(results[Cell("canny", "base", 0)].made_with["precision"]) == {"drawn"}
 
 
-def test_the_datas_own_pictures_are_scored_once_for_all_cells(finished, root):
+def test_the_original_images_are_scored_once_for_all_cells(finished, root):
     evaluations = root / "study" / "evaluations"
     shared = [path for path in evaluations.rglob("scores-*") if "reference" in str(path)]
     assert len(shared) == 2  # of the own view, and of the one without words
     assert {path.parts[len(evaluations.parts)] for path in shared} == {"reference"}
 
 
-def test_each_seeds_difference_is_told(finished, root):
+def test_each_seeds_difference_is_in_the_table(finished, root):
     lines = (root / "out" / "tiny.md").read_text().splitlines()
     start = next(place for place, line in enumerate(lines) if "each seed" in line)
     rows = [line.split(" | ") for line in lines[start + 2 : start + 3]]
@@ -102,10 +88,10 @@ def test_each_seeds_difference_is_told(finished, root):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_on_a_gpu_operations_are_those_that_repeat(monkeypatch, is_there):
+def test_on_a_gpu_operations_are_deterministic(monkeypatch, is_there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    with module.repeatable():
+    with deterministic():
         assert torch.are_deterministic_algorithms_enabled() == is_there
         assert torch.backends.cuda.cudnn_sdp_enabled() != is_there
     assert not torch.are_deterministic_algorithms_enabled()
@@ -113,25 +99,40 @@ def test_on_a_gpu_operations_are_those_that_repeat(monkeypatch, is_there):
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_a_finished_study_does_nothing_more(finished, untrained):
+def test_a_finished_study_does_nothing_more(finished):
+    before = snapshot(finished.folder)
     assert run_study(finished) == []
+    assert snapshot(finished.folder) == before
     assert described(finished).splitlines()[0].split() == ["canny-base-0", "done"]
 
 
-def test_deleted_results_come_back_the_same(finished, root):
-    before = {path.name: path.read_bytes() for path in sorted((root / "out").glob("tiny*"))}
-    assert set(before) == {"tiny.csv", "tiny.md", "tiny.json", "tiny-metrics.webp", "tiny-cost.webp"}
-    shutil.rmtree(root / "study" / "results")
-    shutil.rmtree(root / "study" / "evaluations")
-    shutil.rmtree(root / "out")
-    run_study(finished)
-    write_study(finished, root / "out")
-    for name, content in before.items():
-        if name != "tiny.json":  # which has times
-            assert (root / "out" / name).read_bytes() == content, name
+def test_deleted_results_come_back_the_same(finished, root, tmp_path):
+    stored = finished.results.read_bytes()
+    before = results_of(finished)
+    trained = snapshot(finished.folder / "runs")
+    deleted = Cell("canny", "prime", 0)
+    finished.results.unlink()
+    for cell in before.keys() - {deleted}:
+        save_result(finished.results, cell, before[cell])
+    for folder in (finished.folder / "evaluations").glob("canny-prime-0@*"):
+        shutil.rmtree(folder)
+    try:
+        assert deleted not in results_of(finished)
+        run_study(finished)
+        assert snapshot(finished.folder / "runs") == trained
+        write_study(finished, tmp_path)
+        after = results_of(finished)
+    finally:
+        finished.results.write_bytes(stored)
+    assert list(after) == list(before)
+    names = {"tiny.csv", "tiny.md", "tiny.json", "tiny-metrics.webp", "tiny-cost.webp"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names - {"tiny.json"}:  # which has times
+        assert (tmp_path / name).read_bytes() == (root / "out" / name).read_bytes(), name
 
 
-def test_the_report_needs_the_results_alone(finished, root, tmp_path, untrained):
+def test_the_report_needs_the_results_alone(finished, root, tmp_path):
+    before = snapshot(finished.folder)
     assert main(["study", str(finished.path), "--out", str(tmp_path), "--report"]) == 0
     text = (tmp_path / "tiny.md").read_text()
     assert text == (root / "out" / "tiny.md").read_text()
@@ -139,20 +140,20 @@ def test_the_report_needs_the_results_alone(finished, root, tmp_path, untrained)
     assert "| Minus t2i |" in text
     assert "### canny, empty" in text
     assert Image.open(tmp_path / "tiny-metrics.webp").size[0] > 300
+    assert snapshot(finished.folder) == before
 
 
-def test_what_only_draws_in_another_way_is_told_alone_too(finished, root, tmp_path, untrained):
-    (tmp_path / "results").mkdir()
-    for file in finished.results.glob("canny-prime+per_branch-0.*"):
-        shutil.copy(file, tmp_path / "results")
-    text = PLAN.replace("compare_to", f'results = "{tmp_path}/results"\ncompare_to')
+def test_a_method_that_uses_anothers_adapters_can_be_reported_alone(finished, root, tmp_path):
+    cell = Cell("canny", "prime+per_branch", 0)
+    save_result(tmp_path / "results.npz", cell, load_result(finished.results, cell))
+    text = PLAN.replace("compare_to", f'results = "{tmp_path}/results.npz"\ncompare_to')
     planned = Study(write_plan(root, "alone", text))
     written = write_study(planned, tmp_path / "out")
     assert {path.name for path in written} >= {"alone-cost.webp", "alone-metrics.webp", "alone.md"}
     assert "| prime+per_branch | 0 |" in (tmp_path / "out" / "alone.md").read_text()
 
 
-def test_other_settings_are_measured_anew_and_others_stay(finished, root):
+def test_other_settings_are_measured_again_and_others_stay(finished, root):
     text = PLAN.replace('policy = "per_branch"', 'policy = "cond_only"').replace(
         "{root}/study", "{root}/other"
     )
@@ -161,7 +162,7 @@ def test_other_settings_are_measured_anew_and_others_stay(finished, root):
     assert not is_done(changed, cell)
     assert is_done(changed, Cell("canny", "prime", 0))
     before = results_of(finished)[cell].views["own"].scores["ms_ssim"]
-    assert cell not in results_of(changed)  # what is there is of another plan
+    assert cell not in results_of(changed)  # the result is of another plan
     run_study(changed)
     assert not np.array_equal(results_of(changed)[cell].views["own"].scores["ms_ssim"], before)
 
@@ -173,8 +174,8 @@ def test_another_recipe_in_the_same_folder_is_refused(finished, root):
         run_study(changed)
 
 
-def test_a_cell_that_another_process_is_at_is_left_to_it(finished):
-    with module.alone(finished, Cell("canny", "prime", 0)) as is_ours:
+def test_a_cell_that_another_process_runs_is_left_to_it(finished):
+    with alone(finished, Cell("canny", "prime", 0)) as is_ours:
         assert is_ours
         assert run_study(finished) == [Cell("canny", "prime", 0), Cell("canny", "prime+per_branch", 0)]
 
@@ -208,8 +209,7 @@ methods = ["fast", "slow"]
 """
 
 
-def test_a_study_of_losses_draws_nothing(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "evaluate", None)
+def test_a_study_of_losses_generates_nothing(root, tmp_path):
     path = write_plan(root, "losses", LOSSES)
     assert main(["study", str(path), "--out", str(tmp_path)]) == 0
     rows = list(csv.DictReader((tmp_path / "losses.csv").read_text().splitlines()))
@@ -217,6 +217,7 @@ def test_a_study_of_losses_draws_nothing(root, tmp_path, monkeypatch):
     assert float(rows[0]["val_loss"]) != float(rows[1]["val_loss"])
     assert json.loads((tmp_path / "losses.json").read_text())["missing"] == []
     assert not (tmp_path / "losses.md").exists()
+    assert not (root / "losses" / "evaluations").exists()
 
 
 def test_processes_that_were_launched_together_are_refused(finished, monkeypatch):
@@ -225,39 +226,37 @@ def test_processes_that_were_launched_together_are_refused(finished, monkeypatch
         run_study(finished)
 
 
-def test_results_that_are_shared_need_no_runs(finished, root, tmp_path, untrained):
-    shutil.copytree(finished.results, tmp_path / "shared")
+@pytest.fixture
+def shared(finished, root, tmp_path):
+    """The same plan where only the results are, as on another machine."""
+    shutil.copy(finished.results, tmp_path / "shared.npz")
     text = PLAN.replace("{root}/study", f"{tmp_path}/none").replace("{root}", str(root))
-    text = 'results = "shared"\n' + text.replace("recipe.toml", f"{root}/recipe.toml")
-    moved = study(tmp_path, name="tiny", text=text)
-    assert run_study(moved) == []
-    assert list(results_of(moved)) == list(results_of(finished))
-    write_study(moved, tmp_path / "out")
+    text = 'results = "shared.npz"\n' + text.replace("recipe.toml", f"{root}/recipe.toml")
+    return study(tmp_path, name="tiny", text=text)
+
+
+def test_results_that_are_shared_need_no_runs(finished, root, shared, tmp_path):
+    assert run_study(shared) == []
+    assert not (shared.folder / "runs").exists()
+    assert list(results_of(shared)) == list(results_of(finished))
+    write_study(shared, tmp_path / "out")
     assert (tmp_path / "out" / "tiny.csv").read_bytes() == (root / "out" / "tiny.csv").read_bytes()
-    file = tmp_path / "shared" / "canny-prime-0.json"
-    file.write_text(file.read_text().replace('"torch": "', '"torch": "0.'))
-    assert not is_done(moved, Cell("canny", "prime", 0))
-    assert is_done(moved, Cell("canny", "prime", 1))
+    cell = Cell("canny", "prime", 0)
+    change_settings(shared.results, cell, lambda settings: settings["versions"].update(torch="0.1"))
+    assert not is_done(shared, cell)
+    assert is_done(shared, Cell("canny", "prime", 1))
 
 
-def test_a_result_of_other_weights_than_its_own_adapters_is_not_told(finished, root, tmp_path, monkeypatch):
-    shutil.copytree(finished.results, tmp_path / "shared")
-    text = PLAN.replace("{root}/study", f"{tmp_path}/none").replace("{root}", str(root))
-    moved = study(
-        tmp_path,
-        name="tiny",
-        text='results = "shared"\n' + text.replace("recipe.toml", f"{root}/recipe.toml"),
-    )
+def test_a_result_of_other_weights_than_its_own_adapters_does_not_count(finished, shared):
     own, other = Cell("canny", "prime", 0), Cell("canny", "prime+per_branch", 0)
-    file = tmp_path / "shared" / f"{own.name}.json"
-    told = json.loads(file.read_text())
-    told["settings"]["adapter_sha256"] = "of another machine"
-    file.write_text(json.dumps(told))
-    assert own in results_of(moved)
-    assert other not in results_of(moved)
-    (tmp_path / "shared" / f"{other.name}.json").unlink()
-    assert run_study(moved) == []  # trains for the one, and measures both
-    found = results_of(moved)
+    change_settings(
+        shared.results, own, lambda settings: settings.update(adapter_sha256="of another machine")
+    )
+    assert own in results_of(shared)
+    assert other not in results_of(shared)
+    change_settings(shared.results, other, lambda settings: settings["versions"].update(torch="0.1"))
+    assert run_study(shared) == []  # trains for the one, and measures both
+    found = results_of(shared)
     assert found[own].settings["adapter_sha256"] == found[other].settings["adapter_sha256"] != ""
     before = results_of(finished)[own].views["own"].scores["ms_ssim"]
     assert np.array_equal(found[own].views["own"].scores["ms_ssim"], before)
@@ -274,7 +273,7 @@ def test_where_the_home_lies_decides_nothing(root, monkeypatch):
     assert found[0] == found[1]
     assert "/home" not in json.dumps(found[0])
     with_homes = json.loads(json.dumps(found[0]).replace("~/", "/home/bob/"))
-    assert completed(with_homes) == completed(found[0])  # as results were kept before
+    assert completed(with_homes) == completed(found[0])  # as results were stored before
 
 
 def test_a_run_that_logged_nothing_has_facts_too(root):
@@ -286,12 +285,12 @@ def test_a_run_that_logged_nothing_has_facts_too(root):
     assert not {"val_loss", "step_s"} & set(result.facts)
 
 
-def test_losses_are_weighed_as_the_training_draws_timesteps():
+def test_losses_are_weighted_as_the_training_samples_timesteps():
     row = {"val_loss": 0.0} | {f"val_loss_{place}00": float(place == 9) for place in range(10)}
-    uniform, cubic = (module._loss_as_trained(row, LossOptions(timesteps=t)) for t in ("uniform", "cubic"))
+    uniform, cubic = (loss_as_trained(row, LossOptions(timesteps=t)) for t in ("uniform", "cubic"))
     assert uniform == pytest.approx(0.1, abs=1e-3)
     assert cubic == pytest.approx(0.1 ** (1 / 3), abs=1e-3)  # t = 1 - u^3 is above 0.9 for u below this
-    upper = module._loss_as_trained(row, LossOptions(timesteps="uniform", band=(0.5, 1.0)))
+    upper = loss_as_trained(row, LossOptions(timesteps="uniform", band=(0.5, 1.0)))
     assert upper == pytest.approx(0.2, abs=1e-3)
 
 
@@ -302,30 +301,49 @@ def test_losses_are_weighed_as_the_training_draws_timesteps():
         ('features = "embedded"', "features", "3", "at least 40 samples"),
     ],
 )
-def test_what_an_evaluation_lacks_is_told_before_the_training(
-    root, monkeypatch, line, name, received, expected
-):
-    monkeypatch.setattr(module, "train_adapter", None)
+def test_what_an_evaluation_lacks_is_refused_before_the_training(root, line, name, received, expected):
     text = PLAN.replace("/study", "/early").replace("batch_size = 3", f"batch_size = 3\n{line}")
     planned = study(root, name="early", text=text.replace('methods = ["base", "t2i"', 'methods = ["t2i"'))
     with refused(f"cell canny-t2i-0: {name}", received, expected=expected):
         run_study(planned)
+    assert not (root / "early" / "runs").exists()
 
 
-def test_a_result_from_before_an_option_existed_had_its_default(finished, untrained):
-    cell = Cell("canny", "prime", 0)
-    file = finished.folder / "results" / f"{cell.name}.json"
-    before = file.read_text()
-    content = json.loads(before)
-    del content["settings"]["train"]["adapter.noise_exponent"]
-    del content["settings"]["views"]["own"]["noise_exponent"]
-    del content["settings"]["views"]["own"]["data"]["aspect_buckets"]
+def test_a_result_that_is_older_than_an_option_had_its_default(finished, tmp_path):
+    cell, stored = Cell("canny", "prime", 0), finished.results.read_bytes()
+
+    def forget(settings):
+        del settings["train"]["adapter.noise_exponent"]
+        del settings["views"]["own"]["noise_exponent"]
+        del settings["views"]["own"]["data"]["aspect_buckets"]
+
     try:
-        file.write_text(json.dumps(content))
+        change_settings(finished.results, cell, forget)
         assert is_done(finished, cell)
         assert cell in results_of(finished)
-        content["settings"]["views"]["own"]["policy"] = "cond_only"
-        file.write_text(json.dumps(content))
+        change_settings(finished.results, cell, lambda s: s["views"]["own"].update(policy="cond_only"))
         assert not is_done(finished, cell)
     finally:
-        file.write_text(before)
+        finished.results.write_bytes(stored)
+
+
+def test_a_study_of_an_earlier_version_goes_on_without_measuring_again(finished, tmp_path):
+    """Its results lie in a folder, two files per cell; the first new result takes them into one file."""
+    stored, folder = finished.results.read_bytes(), finished.results.with_suffix("")
+    cells = load_results(finished.results)
+    with np.load(finished.results) as arrays:
+        about = json.loads(bytes(arrays["cells"]))
+        folder.mkdir()
+        for name in cells:
+            own = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
+            np.savez_compressed(folder / f"{name}.npz", **own)
+            (folder / f"{name}.json").write_text(json.dumps(about[name]))
+    finished.results.unlink()
+    try:
+        assert all(is_done(finished, cell) for cell in finished.cells())
+        last = finished.cells()[-1]
+        save_result(finished.results, last, load_result(finished.results, last))
+        assert finished.results.read_bytes() == stored
+    finally:
+        shutil.rmtree(folder)
+        finished.results.write_bytes(stored)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from tests.refusals import refused
-from tests.study.plans import PLAN, study, write_plan, write_world
+from tests.study.plans import PLAN, study, write_plan
 
 from nexus_adapters.cli import main
 from nexus_adapters.errors import MISSING
@@ -10,12 +10,14 @@ from nexus_adapters.methods.t2i import T2IOptions
 from nexus_adapters.study.plan import Cell, Study
 from nexus_adapters.training.recipe import load_recipe
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"))
+@pytest.mark.parametrize("named", ["scores", "scores.npz"])
+def test_results_are_one_file(root, named):
+    assert study(root).results == root / "study" / "results.npz"
+    planned = study(root, name="shared", text=f'results = "{named}"\n' + PLAN)
+    assert planned.results == root / "scores.npz"
 
 
 def test_cells_come_in_order_and_once(root):
@@ -135,12 +137,3 @@ def test_the_plans_train_by_the_embedded_recipe_but_for_its_heads(tmp_path):
     assert load_recipe(ROOT / "benchmarks" / "recipe.toml", where + eight) == load_recipe(
         ROOT / "recipes" / "embedded-canny.toml", where
     )
-
-
-def test_the_main_study_has_what_it_is_to_compare():
-    cells = Study(ROOT / "benchmarks" / "plans" / "study.toml").cells()
-    for condition in ("canny", "depth", "sketch", "segmentation"):
-        methods = {cell.method for cell in cells if cell.condition == condition}
-        assert methods >= {"base", "t2i", "controlnet", "controlnet-xs", "prime", "slim"}
-        assert methods >= {"prime+residual", "slim+residual"}
-    assert {cell.seed for cell in cells if cell.method in ("t2i", "prime", "slim")} == {0, 1, 2}

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.refusals import refused
-from tests.study.plans import study, write_world
 
 from nexus_adapters.cli import main
 from nexus_adapters.evaluation.estimates import Measured
-from nexus_adapters.study import report as pictures
-from nexus_adapters.study.cells import run_study
 from nexus_adapters.study.plan import OWN, Cell
-from nexus_adapters.study.report import choose, cost_figure, metrics_figure, write_study
-from nexus_adapters.study.results import CellResult, load_result
+from nexus_adapters.study.report import (
+    Chosen,
+    cells_to_show,
+    choose,
+    cost_figure,
+    generate_chosen,
+    images_figure,
+    metrics_figure,
+)
+from nexus_adapters.study.results import CellResult, load_result, results_of
 
 
 def result(value, **facts):
@@ -63,7 +68,7 @@ def measured(**scores):
     return Measured({name: np.array(values, dtype=float) for name, values in scores.items()}, {})
 
 
-def test_the_best_middle_and_worst_are_chosen_beside_the_other():
+def test_the_best_median_and_worst_are_chosen_against_the_other():
     found = {
         "base": measured(binding_color=[1, 1, 1, 1, 1], edge_f1=[1, 1, 1, 1, 1]),
         "t2i": measured(binding_color=[0.5, 0.5, 0.5, 0.5, 0.5], edge_f1=[0.4, 0.4, 0.4, 0.4, 0.4]),
@@ -72,9 +77,9 @@ def test_the_best_middle_and_worst_are_chosen_beside_the_other():
     }
     chosen = choose(found, "t2i", 1)  # the base is no adapter, and slim is worse than prime
     assert [(each.place, each.why) for each in chosen] == [
-        (1, "prime best beside t2i"),
-        (3, "prime in the middle beside t2i"),
-        (2, "prime worst beside t2i"),
+        (1, "prime best vs. t2i"),
+        (3, "prime median vs. t2i"),
+        (2, "prime worst vs. t2i"),
     ]
 
 
@@ -82,7 +87,7 @@ def test_without_another_a_method_is_chosen_by_its_own_merit():
     chosen = choose({"base": measured(ms_ssim=[0.1, 0.9, 0.5])}, "t2i", 2)
     assert [(each.place, each.why) for each in chosen] == [
         (1, "base best"),
-        (2, "base in the middle"),
+        (2, "base median"),
         (0, "base worst"),
     ]  # three samples have no more than one of each
 
@@ -92,70 +97,59 @@ def test_samples_that_were_not_measured_are_not_shown():
     assert [each.place for each in chosen] == [1, 2, 3]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root = write_world(tmp_path_factory.mktemp("world"))
-    planned = study(root)
-    run_study(planned)
-    return planned
+def test_the_sheet_shows_the_images_of_the_evaluation(finished):
+    """Which were generated in batches: they differ by rounding alone."""
+    chosen = [Chosen(place, "") for place in (2, 0)]
+    cells = {method: Cell("canny", method, 0) for method in ("base", "prime+per_branch")}
+    generated = generate_chosen(finished, cells, chosen)
+    assert list(generated) == list(cells)
+    for method, images in generated.items():
+        (stored,) = (finished.folder / "evaluations").glob(f"canny-{method}-0@own-*")
+        for each, image in zip(chosen, images, strict=True):
+            (file,) = stored.glob(f"{method}/**/*{each.place}.png")
+            assert np.abs(np.asarray(image, int) - np.asarray(Image.open(file), int)).max() <= 2
 
 
-def test_all_methods_draw_the_chosen_scenes_as_in_their_evaluation(finished, tmp_path, monkeypatch):
-    drawn = {}
-
-    def spy(config, place, cases, base, adapter):
-        images = real(config, place, cases, base, adapter)
-        drawn[len(drawn)] = (place, images[0])
-        return images
-
-    real = pictures.draw_cases
-    monkeypatch.setattr(pictures, "draw_cases", spy)
-    command = ["study", str(finished.path), "--out", str(tmp_path), "--report", "--pictures", "1"]
+def test_a_sheet_per_condition_is_written(finished, tmp_path):
+    command = ["study", str(finished.path), "--out", str(tmp_path), "--report", "--images", "1"]
     assert main(command) == 0
-    with Image.open(tmp_path / "tiny-pictures-canny.webp") as sheet:
+    with Image.open(tmp_path / "tiny-images-canny.webp") as sheet:
         assert min(sheet.size) > 300
-    assert len(drawn) == 3 * 4  # scenes, methods
-    (stored,) = (finished.folder / "evaluations").glob("canny-base-0@own-*")
-    for place, image in list(drawn.values())[:3]:
-        (file,) = stored.glob(f"base/**/*{place}.png")
-        assert np.abs(np.asarray(image, int) - np.asarray(Image.open(file), int)).max() <= 2
 
 
 def test_a_negative_number_is_refused(finished, tmp_path, capsys):
-    assert main(["study", str(finished.path), "--out", str(tmp_path), "--pictures", "-1"]) == 2
+    assert main(["study", str(finished.path), "--out", str(tmp_path), "--images", "-1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--pictures: " in line
+    assert "--images: " in line
     assert line.endswith("-1")
 
 
-def test_pictures_are_of_the_adapters_that_were_measured(finished, tmp_path, capsys):
-    """Whatever lies in the run's folder now."""
+def test_images_are_of_the_adapters_that_were_measured(finished, tmp_path, capsys):
+    """Whatever is in the run's folder now."""
     file = finished.run_folder(Cell("canny", "prime", 0)) / "adapter" / "diffusion_pytorch_model.safetensors"
-    before = file.read_bytes()
-    command = ["study", str(finished.path), "--out", str(tmp_path), "--report", "--pictures", "1"]
+    before, results = file.read_bytes(), results_of(finished)
+    found = hashlib.sha256(before + b" ").hexdigest()[:8]
     try:
         file.write_bytes(before + b" ")
-        assert main(command) == 2
-        shown = capsys.readouterr().err.splitlines()[-1]
-        assert "pictures: " in shown
-        assert "canny-prime-0" in shown
-        assert hashlib.sha256(before).hexdigest()[:8] in shown
-        assert hashlib.sha256(before + b" ").hexdigest()[:8] in shown
+        with refused(
+            "images",
+            f"{found} in '{finished.run_folder(Cell('canny', 'prime', 0))}'",
+            expected=hashlib.sha256(before).hexdigest()[:8],
+        ):
+            images_figure(finished, results, "canny", 1)
         file.unlink()
-        assert main(command) == 2
-        shown = capsys.readouterr().err.splitlines()[-1]
-        assert "pictures: " in shown
-        assert f"'{finished.run_folder(Cell('canny', 'prime', 0))}'" in shown
-        with refused("pictures", "none", expected="canny-prime-0"):
-            write_study(finished, tmp_path, pictures=1)
+        with refused("images", "none", expected="canny-prime-0"):
+            images_figure(finished, results, "canny", 1)
+        assert main(["study", str(finished.path), "--out", str(tmp_path), "--report", "--images", "1"]) == 2
+        assert "--images: " in capsys.readouterr().err.splitlines()[-1]
     finally:
         file.write_bytes(before)
 
 
-def drawn_cells(finished, *cells):
+def shown_cells(finished, *cells):
     """What a sheet shows where these cells have results."""
     result = load_result(finished.results, Cell("canny", "prime", 0))
-    return list(pictures._cells_to_draw(finished, dict.fromkeys(cells, result), "canny").values())
+    return list(cells_to_show(finished, dict.fromkeys(cells, result), "canny").values())
 
 
 def test_a_sheet_is_of_the_seed_that_most_methods_have_here(finished, tmp_path, monkeypatch):
@@ -166,18 +160,18 @@ def test_a_sheet_is_of_the_seed_that_most_methods_have_here(finished, tmp_path, 
     )
     for cell in (trained[0], trained[1], trained[3], trained[4]):
         finished.run_folder(cell).mkdir(parents=True)
-    shown = drawn_cells(finished, base, *trained, Cell("depth", "t2i", 0))
+    shown = shown_cells(finished, base, *trained, Cell("depth", "t2i", 0))
     assert shown == [base, Cell("canny", "t2i", 1), Cell("canny", "prime", 1)]
 
 
 def test_a_sheet_without_any_run_is_refused(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(finished, "folder", tmp_path)
-    with refused("pictures", f"'{tmp_path / 'runs'}'", expected="canny"):
-        drawn_cells(finished, Cell("canny", "base", 0), Cell("canny", "t2i", 0))
-    assert drawn_cells(finished, Cell("canny", "base", 0)) == [Cell("canny", "base", 0)]
+    with refused("images", f"'{tmp_path / 'runs'}'", expected="canny"):
+        shown_cells(finished, Cell("canny", "base", 0), Cell("canny", "t2i", 0))
+    assert shown_cells(finished, Cell("canny", "base", 0)) == [Cell("canny", "base", 0)]
 
 
-def test_a_study_of_losses_has_no_pictures(finished, tmp_path, capsys):
+def test_a_study_of_losses_has_no_images(finished, tmp_path, capsys):
     plan = tmp_path / "losses.toml"
     text = finished.path.read_text()
     kept = text[: text.index("[evaluate]")] + text[text.index("[methods.t2i]") :]
@@ -186,12 +180,12 @@ def test_a_study_of_losses_has_no_pictures(finished, tmp_path, capsys):
             "recipe.toml", str(finished.path.parent / "recipe.toml")
         )
     )
-    assert main(["study", str(plan), "--out", str(tmp_path / "out"), "--pictures", "1"]) == 2
+    assert main(["study", str(plan), "--out", str(tmp_path / "out"), "--images", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--pictures: " in line
+    assert "--images: " in line
     assert "[evaluate]" in line
 
 
 def test_three_samples_are_the_least():
-    with refused("pictures", "2", expected="at least 3 measured samples"):
+    with refused("images", "2", expected="at least 3 measured samples"):
         choose({"prime": measured(ms_ssim=[0.9, np.nan, 0.1])}, "", 1)

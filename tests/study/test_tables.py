@@ -4,7 +4,7 @@ import pytest
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.study.plan import OWN, Cell
 from nexus_adapters.study.results import CellResult
-from nexus_adapters.study.tables import Row, _best, rows_of
+from nexus_adapters.study.tables import Row, best_method, rows_of
 
 NOISE = np.random.default_rng(0).normal(0, 0.01, 50)
 
@@ -17,28 +17,28 @@ def row(method, **seeds):
     return Row(method, 1e6, 0.1, trainings)
 
 
-def test_the_best_is_told_by_the_seeds_that_both_have():
+def test_the_best_method_is_that_of_the_seeds_that_both_have():
     few = row("few", s0=0.5)
     # Its mean is lower by a second training alone.
     many = row("many", s0=0.5, s1=0.3)
     assert many.measured.value("edge_f1") < few.measured.value("edge_f1") - 0.05
-    assert _best([few, many], "edge_f1") is None
-    assert _best([row("few", s0=0.6), many], "edge_f1") == "few"
+    assert best_method([few, many], "edge_f1") is None
+    assert best_method([row("few", s0=0.6), many], "edge_f1") == "few"
     # From the same seed another is ahead.
-    assert _best([few, row("many", s0=0.6, s1=0.3)], "edge_f1") is None
+    assert best_method([few, row("many", s0=0.6, s1=0.3)], "edge_f1") is None
 
 
 def test_without_a_common_seed_none_is_best():
-    assert _best([row("a", s0=0.9), row("b", s1=0.1)], "edge_f1") is None
+    assert best_method([row("a", s0=0.9), row("b", s1=0.1)], "edge_f1") is None
 
 
-def test_the_base_is_beside_every_seed():
-    assert _best([row("base", s0=0.1), row("a", s1=0.9)], "edge_f1") == "a"
-    assert _best([row("base", s0=0.9), row("a", s1=0.1)], "edge_f1") == "base"
+def test_the_base_is_compared_with_every_seed():
+    assert best_method([row("base", s0=0.1), row("a", s1=0.9)], "edge_f1") == "a"
+    assert best_method([row("base", s0=0.9), row("a", s1=0.1)], "edge_f1") == "base"
 
 
 def test_one_method_alone_is_not_best():
-    assert _best([row("a", s0=0.9)], "edge_f1") is None
+    assert best_method([row("a", s0=0.9)], "edge_f1") is None
 
 
 def test_a_row_has_the_methods_trainings_together():

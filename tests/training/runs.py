@@ -1,21 +1,32 @@
-"""Tiny recipes that train in a second."""
+"""Tiny recipes that train in less than a second, and a method that shows tests what it trains."""
 
 import json
 import os
+import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
 
-from nexus_adapters.training import loop
+from nexus_adapters import NexusAdapter
+from nexus_adapters.adapter.arguments import base_geometry
+from nexus_adapters.methods.feature_method import FeatureMethod
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
 
+# The least UNet that a Nexus adapter fits. A T2I-Adapter needs SD 1.5's four levels.
+SMALL_UNET: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 1,
+}
 CAPTIONS = ("a red star", "a blue ring", "a green cat", "photo of a dog")
 
 
@@ -40,7 +51,7 @@ def recipe(root: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "cache": {"folder": str(root / "cache")},
         "loss": {"condition_dropout": 0.2, "prompt_dropout": 0.2},
         "training": {
-            "max_train_steps": 4,
+            "max_train_steps": 2,
             "batch_size": 2,
             "gradient_accumulation_steps": 1,
             "learning_rate": 1e-2,
@@ -65,48 +76,97 @@ def config(root: Path, out: Path, **changes: Any) -> TrainConfig:
 
 
 def run(root: Path, out: Path, **changes: Any) -> Path:
-    return train_adapter(config(root, out, **changes))
+    """Train; without a log unless `changes` ask for one, since the plot of it takes as long as the rest."""
+    return train_adapter(config(root, out, **{"log__every_steps": 1000} | changes))
 
 
-def stopped_after(step: int, number: int = signal.SIGTERM) -> Any:
-    """In place of `run.train`: lets a signal come in the midst of the step after so many."""
+class Watched(FeatureMethod):
+    """Trains a Prime. Register it in a `METHODS.temporary()`.
 
-    def train(state: Any, losses: Any, *args: Any, **kwargs: Any) -> int:
-        def signalled(done: int) -> Any:
-            if done == step:
-                os.kill(os.getpid(), number)
-            return losses(done)
+    Attributes:
+        base: of the last forward pass.
+        denoiser: the last one that an adapter was built for.
+        adapter: the last one that was built.
+        passes: forward passes with gradients since the adapter was built.
+        before_pass: called before each of them.
+        after_pass: features -> features.
+    """
 
-        return loop.train(state, signalled, *args, **kwargs)
+    label = "Watched"
 
-    return train
+    def __init__(self) -> None:
+        super().__init__("watched")
+        self.base: Any = None
+        self.denoiser: Any = None
+        self.adapter: Any = None
+        self.passes = 0
+        self.before_pass: Callable[[], object] = lambda: None
+        self.after_pass: Callable[[Any], Any] = lambda features: features
+
+    def build(self, base: Any, denoiser: Any, options: Any) -> Any:
+        self.denoiser, self.passes = denoiser, 0
+        self.adapter = NexusAdapter.for_geometry(base_geometry(base), "prime")
+        return self.adapter
+
+    def denoiser_arguments(self, module: Any, batch: Any, noisy: Any, t: Any, base: Any) -> dict[str, Any]:
+        self.base = base
+        if torch.is_grad_enabled():  # not in a validation
+            self.passes += 1
+            self.before_pass()
+        found = super().denoiser_arguments(module, batch, noisy, t, base)
+        return found | {"features": self.after_pass(found["features"])}
 
 
-# Three epochs of 32, or nearly; `data.path` has at least 33 samples.
-LONG = {
-    "training__max_train_steps": 24,
-    "training__batch_size": 2,
+def weightless(base: Path, folder: Path) -> Path:
+    """A copy of a base with empty files for weights: whoever reads them fails."""
+    shutil.copytree(base, folder)
+    for file in folder.rglob("*.safetensors"):
+        file.write_bytes(b"")
+    return folder
+
+
+@contextmanager
+def stopped_in(watched: Watched, step: int, number: int = signal.SIGTERM) -> Iterator[None]:
+    """While open, `LONG` runs get a signal in the midst of the step after `step` finished ones."""
+
+    def stop() -> None:
+        if watched.passes == 2 * step + 1:  # of two parts
+            os.kill(os.getpid(), number)
+
+    watched.before_pass = stop
+    try:
+        yield
+    finally:
+        watched.before_pass = lambda: None
+
+
+# Two epochs in one process, nearly five in two; with the fixture `watched`.
+LONG: dict[str, Any] = {
+    "adapter__method": "watched",
+    "log__every_steps": 1,
+    "training__max_train_steps": 12,
+    "training__batch_size": 1,
     "training__gradient_accumulation_steps": 2,
     "training__ema_decay": 0.8,
-    "data__count": 33,
+    "data__count": 11,
+    "validation__every_steps": 6,
+    "validation__images": 0,
     "checkpoint__every_steps": 5,
 }
 
 
 def same_to_the_bit(out: Path, other: Path, step: int) -> bool:
-    """Whether weights, average and optimizer after so many steps, and each step's loss, are equal."""
+    """Whether weights, average and optimizer after so many steps, and all that was logged, are equal."""
     for name in ("module", "optimizer", "average"):
         file = f"checkpoints/step-{step:08d}/{name}.safetensors"
         ours, theirs = load_file(out / file), load_file(other / file)
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
             return False
-    return losses(out) == losses(other)
+    return logged(out) == logged(other)
 
 
-def losses(out: Path) -> list[tuple[int, float, float]]:
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log, without what the machine decides."""
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
-
-
-def grey(size: tuple[int, int]) -> Image.Image:
-    return Image.new("RGB", size, (128, 128, 128))
+    machine = ("step_s", "samples_per_s", "memory_gib")
+    return [{name: value for name, value in row.items() if name not in machine} for row in rows]

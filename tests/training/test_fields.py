@@ -1,33 +1,44 @@
-"""Every field of a recipe has an effect: a test for each, and none without."""
+"""Every field of a recipe has an effect: each has a test here."""
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tarfile
 
+import huggingface_hub
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
 from tests.refusals import refused
 from tests.single_file import save_single_file
-from tests.training.runs import CAPTIONS, recipe, run, write_images
+from tests.training.runs import CAPTIONS, SMALL_UNET, recipe, run, write_images
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.adapter.blocks import register_block
 from nexus_adapters.adapter.stage import Stage
-from nexus_adapters.data import feed
+from nexus_adapters.bases.loading import BaseSource
+from nexus_adapters.conditions import EXTRACTORS, Extractor, register_condition
 from nexus_adapters.errors import MISSING
-from nexus_adapters.methods import METHODS
-from nexus_adapters.training import distributed as processes
+from nexus_adapters.methods import METHODS, find_method
+from nexus_adapters.training import distributed
 from nexus_adapters.training import run as module
-from nexus_adapters.training.config import BaseOptions, TrainConfig
+from nexus_adapters.training.config import BaseOptions, ValidationOptions
 from nexus_adapters.training.loop import DivergedError
+from nexus_adapters.training.precision import Precision
 from nexus_adapters.training.recipe import parse_config
+from nexus_adapters.training.recipe_samples import open_samples
 from nexus_adapters.training.run_folder import flat
+from nexus_adapters.training.validation_images import (
+    ValidationInput,
+    generate_validation_images,
+    validation_inputs,
+)
 
 
 @register_block("scaled-in-test-fields")
@@ -48,9 +59,10 @@ WEIGHTS = "adapter/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("fields")
-    tiny.sd15().save_pretrained(root / "base")
-    tiny.sd15().save_pretrained(root / "base", variant="fp16")
-    tiny.sd15(unet=tiny.unet(layers_per_block=2)).save_pretrained(root / "other base")
+    tiny.sd15(unet=tiny.unet(**SMALL_UNET)).save_pretrained(root / "base")
+    tiny.sd15(unet=tiny.unet(**SMALL_UNET)).save_pretrained(root / "base", variant="fp16")
+    tiny.sd15().save_pretrained(root / "sd15")
+    tiny.sd15(unet=tiny.unet(**SMALL_UNET, layers_per_block=2)).save_pretrained(root / "other base")
     folder = write_images(root / "images")
     write_images(root / "other images", count=12)
     for index in range(14):  # a second image, map and caption for each line
@@ -64,13 +76,14 @@ def root(tmp_path_factory):
             "title": CAPTIONS[index % 3],
         }
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with tarfile.open(root / "shard.tar", "w") as tar:
-        for index in range(14):
-            tar.add(folder / f"{index:02d}.png", f"{index:02d}.png")
-            text = folder / "caption.txt"
-            text.write_text(CAPTIONS[index % 4])
-            tar.add(text, f"{index:02d}.txt")
-            text.unlink()
+    for name, prefix in (("shard", ""), ("other shard", "other-")):
+        with tarfile.open(root / f"{name}.tar", "w") as tar:
+            for index in range(14):
+                tar.add(folder / f"{prefix}{index:02d}.png", f"{index:02d}.png")
+                text = folder / "caption.txt"
+                text.write_text(CAPTIONS[index % 4])
+                tar.add(text, f"{index:02d}.txt")
+                text.unlink()
     return root
 
 
@@ -87,7 +100,7 @@ def differ(ours, theirs):
     return not all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-# Fields whose value decides the weights, with another value; and what else that value needs.
+# Fields whose value decides the weights, with another value; and what else both runs have.
 DECIDE = {
     "seed": (1, {}),
     "base.path": ("{root}/other base", {}),
@@ -99,12 +112,14 @@ DECIDE = {
     "adapter.head_width": (3, {}),
     "adapter.noise_exponent": (1.0, {}),
     "adapter.reads_prompt": (False, {}),
-    "adapter.size_ratio": (0.5, {"adapter__method": "controlnet-xs"}),
+    "adapter.size_ratio": (1.0, {"adapter__method": "controlnet-xs", "adapter__size_ratio": 0.5}),
     "adapter.block": ("scaled-in-test-fields", {}),
     "adapter.start_from": ("{root}/reference/adapter", {}),
     "data.path": ("{root}/other images", {}),
-    "data.kind": ("scenes", {"data__count": 12, "data__path": ""}),
-    "data.shards": (["{root}/shard.tar"], {"data__kind": "tars", "data__count": 12, "data__path": ""}),
+    "data.shards": (
+        ["{root}/other shard.tar"],
+        {"data__kind": "tars", "data__path": "", "data__shards": ["{root}/shard.tar"]},
+    ),
     "data.image_column": ("image", {}),
     "data.condition_column": ("map", {}),
     "data.caption_column": ("title", {}),
@@ -121,7 +136,7 @@ DECIDE = {
     "training.gradient_accumulation_steps": (2, {}),
     "training.learning_rate": (1e-3, {}),
     "training.schedule": ("constant", {}),
-    "training.warmup_steps": (2, {}),
+    "training.warmup_steps": (3, {}),
     "training.optimizer": ("muon", {}),
     "training.betas": ([0.5, 0.9], {}),
     "training.epsilon": (1e-3, {}),
@@ -130,20 +145,37 @@ DECIDE = {
     "training.ema_decay": (0.5, {}),
     "training.mixed_precision": ("bf16", {}),
     "cache.enabled": (False, {}),  # a cache rounds to half precision
-    "validation.samples": (1, {"validation__every_steps": 2, "validation__images": 0}),
 }
 
 
-@pytest.mark.parametrize("key", DECIDE)
+# What other tests see only in a whole run.
+ALWAYS = {
+    "seed",
+    "adapter.reads_prompt",
+    "data.shards",
+    "data.caption_column",
+    "data.extractor",
+    "loss.band",
+    "loss.condition_dropout",
+    "training.ema_decay",
+    "training.epsilon",
+    "cache.enabled",
+}
+
+
+@pytest.mark.parametrize(
+    "key", [key if key in ALWAYS else pytest.param(key, marks=pytest.mark.full) for key in DECIDE]
+)
 def test_it_decides_the_weights(root, reference, tmp_path, key):
-    value, others = DECIDE[key]
-    filled = json.loads(json.dumps(value).replace("{root}", str(root)))
-    run(root, tmp_path / "out", **others, **{key.replace(".", "__"): filled})
+    value, others = json.loads(json.dumps(DECIDE[key]).replace("{root}", str(root)))
+    if others:
+        reference = run(root, tmp_path / "reference", **others).parent
+    run(root, tmp_path / "out", **others | {key.replace(".", "__"): value})
     assert differ(tmp_path / "out", reference)
 
 
 def calls(monkeypatch, owner, name):
-    """The keyword arguments of every call of a function, which goes on doing what it does."""
+    """The keyword arguments of every call of a function, which still does what it does."""
     seen, real = [], getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: seen.append(kwargs) or real(*args, **kwargs))
     return seen
@@ -151,10 +183,6 @@ def calls(monkeypatch, owner, name):
 
 def logged(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def output_dir(root, out, monkeypatch):
-    assert run(root, out) == out / "adapter"
 
 
 def base_revision(root, out, monkeypatch):
@@ -170,8 +198,6 @@ def base_variant(root, out, monkeypatch):
         if "fp16" not in file.name:
             file.unlink()
     run(root, out / "out", base__path=str(out / "base"), base__variant="fp16")
-    # Where there is no plain save, the one that is there is read.
-    assert not differ(run(root, out / "none", base__path=str(out / "base")).parent, out / "out")
     with refused("base.path", str(out / "base")):
         run(root, out / "other", base__path=str(out / "base"), base__variant="bf16")
 
@@ -185,9 +211,7 @@ def single_file(root, out):
 
 def base_config(root, out, monkeypatch):
     changes = single_file(root, out)
-    run(root, out / "file", **changes, base__config=str(root / "base"))
-    run(root, out / "folder")
-    assert not differ(out / "file", out / "folder")  # the same base, whole
+    run(root, out / "file", **changes, base__config=str(root / "sd15"))
     with refused("base.config", MISSING, hint="folder"):  # whose default is on the Hub
         run(root, out / "none", **changes)
     with refused("base.config", f"'{root / 'base'}'", expected="no value"):
@@ -196,12 +220,10 @@ def base_config(root, out, monkeypatch):
 
 
 def base_prediction_type(root, out, monkeypatch):
-    changes = single_file(root, out) | {"base__config": str(root / "base")}
-    run(root, out / "epsilon", **changes, base__prediction_type="epsilon")
+    changes = single_file(root, out) | {"base__config": str(root / "sd15")}
+    run(root, out / "epsilon", **changes)  # as the config has it
     run(root, out / "v", **changes, base__prediction_type="v_prediction")
     assert differ(out / "epsilon", out / "v")
-    run(root, out / "left", **changes)
-    assert not differ(out / "epsilon", out / "left")  # as the config has it
     with refused("base.prediction_type", "'v_prediction'", expected="no value"):
         run(root, out / "surplus", base__prediction_type="v_prediction")
 
@@ -211,71 +233,49 @@ def imports(root, out, monkeypatch):
     out.mkdir()
     (out / "nothing_of_fields.py").write_text("imported = True")
     monkeypatch.syspath_prepend(out)
-    run(root, out / "out", imports=["nothing_of_fields"])
+    parse_config(recipe(root, out / "out", imports=["nothing_of_fields"]))
     assert sys.modules.pop("nothing_of_fields").imported
 
 
 def adapter_block_options(root, out, monkeypatch):
     changes = {"adapter__block": "scaled-in-test-fields"}
-    run(root, out / "default", **changes)
-    adapter = run(root, out / "given", **changes, adapter__block_options={"gain": 3.0})
-    assert differ(out / "default", out / "given")
-    assert NexusAdapter.from_pretrained(adapter).config.block_options == {"gain": 3.0}
+    adapter = NexusAdapter.from_pretrained(run(root, out, **changes, adapter__block_options={"gain": 3.0}))
+    assert adapter.config.block_options == {"gain": 3.0}
+    assert {stage.gain for stage in adapter.adapter.body} == {3.0}
     with refused("adapter.block_options", "gian", expected="gain: float"):
         run(root, out / "unknown", **changes, adapter__block_options={"gian": 3.0})
     with refused("adapter.block", "'no such block'", hint="imports"):
         run(root, out / "none", adapter__block="no such block")
 
 
-def data_split(root, out, monkeypatch):
-    from datasets import Dataset, DatasetDict
-
-    images = [str(path) for path in sorted((root / "images").glob("[0-9]*.png"))]
-    parts = {
-        name: Dataset.from_dict({"image": images[:n], "text": n * ["cat"]})
-        for name, n in (("train", 14), ("few", 9))
-    }
-    DatasetDict(parts).save_to_disk(out / "table")
-    options = {"data__kind": "table", "data__path": str(out / "table")}
-    run(root, out / "train", **options)
-    run(root, out / "few", **options, data__split="few")
-    assert differ(out / "train", out / "few")
-
-
-def data_revision(root, out, monkeypatch):
-    from nexus_adapters.training import recipe_samples as sources
+def data_of_the_hub(root, out, monkeypatch):
+    """Which are passed on to the library of the data set."""
+    import datasets
 
     seen = []
-    monkeypatch.setattr(sources, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(root, out, data__kind="table", data__path="somebody/images", data__revision="v2")
-    assert seen[0]["revision"] == "v2"
-
-
-def data_config_name(root, out, monkeypatch):
-    from nexus_adapters.training import recipe_samples as sources
-
-    seen = []
-    monkeypatch.setattr(sources, "TableSource", lambda *args, **kwargs: seen.append(kwargs) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(root, out, data__kind="table", data__path="somebody/images", data__config_name="small")
-    assert seen[0]["config_name"] == "small"
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **given: seen.append((path, given)) or 1 / 0)
+    changes = {"data__kind": "table", "data__path": "somebody/images"}
+    with refused("data.path", "'somebody/images'"):
+        run(root, out, **changes, data__revision="v2", data__config_name="small", data__split="few")
+    ((path, given),) = seen
+    assert path == "somebody/images"
+    assert (given["revision"], given["name"], given["split"]) == ("v2", "small", "few")
 
 
 def data_condition(root, out, monkeypatch):
     with refused("data.condition", "'hedges'", expected="canny"):
-        run(root, out / "drawn", data__condition="hedges")
-    changes = {"validation__every_steps": 2, "validation__images": 1, "data__condition_column": "map"}
-    run(root, out / "given", data__condition="hedges", **changes)  # maps that are there need no extractor
-    assert not any("structure_score" in row for row in logged(out / "given"))
-    for condition in ("depth", "sketch"):  # which scenes have
-        changes = {"data__kind": "scenes", "data__count": 12, "data__condition": condition, "data__path": ""}
-        run(root, out / condition, **changes)
-    assert differ(out / "depth", out / "sketch")
+        run(root, out / "extracted", data__condition="hedges")
+    changes = {"data__condition_column": "map", "data__condition": "hedges"}
+    rows = validated(root, out / "given", **changes)  # maps that are there need no extractor
+    assert not any("structure_score" in row for row in rows)
+    scenes = {"kind": "scenes", "count": 12, "resolution": 64}
+    for condition in ("canny", "depth"):  # which scenes have
+        run(root, out / condition, data=scenes | {"condition": condition})
+    assert differ(out / "canny", out / "depth")
     with refused("data.condition", "'hedges'", expected="for data.kind 'scenes'"):
-        run(root, out / "hedges", **changes | {"data__condition": "hedges"})
+        run(root, out / "hedges", data=scenes | {"condition": "hedges"})
     with refused("data.extractor", "sigma", expected="no options, since scenes have exact maps for sketch"):
-        run(root, out / "options", **changes, data__extractor={"sigma": 2.0})
+        run(root, out / "options", data=scenes | {"condition": "sketch", "extractor": {"sigma": 2.0}})
 
 
 def data_aspect_buckets(root, out, monkeypatch):
@@ -297,22 +297,47 @@ def data_max_bad_fraction(root, out, monkeypatch):
 
 
 def data_workers(root, out, monkeypatch):
-    seen = calls(monkeypatch, feed, "DataLoader")
-    run(root, out, data__workers=1)
-    assert seen[0]["num_workers"] == 1
+    """Other processes read the samples."""
+    out.mkdir()
+
+    def extract(image):
+        with (out / "processes").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return image
+
+    with EXTRACTORS.temporary():
+        register_condition(Extractor("process-in-test-fields", extract, "Says who extracts.", lines=False))
+        changes = {"data__condition": "process-in-test-fields", "cache__enabled": False}
+        run(root, out / "run", **changes, data__workers=1)
+    (found,) = set((out / "processes").read_text().split())
+    assert int(found) != os.getpid()
 
 
-def cache_folder(root, out, monkeypatch):
-    run(root, out / "out", cache__folder=str(out / "cache"))
+def folders(root, out, monkeypatch):
+    assert run(root, out / "out", cache__folder=str(out / "cache")) == out / "out" / "adapter"
     assert list((out / "cache").glob("*.safetensors"))
 
 
-def training_gradient_checkpointing(root, out, monkeypatch):
-    real, unets = module.load_denoiser, []
-    monkeypatch.setattr(module, "load_denoiser", lambda *args: unets.append(real(*args)) or unets[-1])
-    run(root, out, training__gradient_checkpointing=True)
-    (unet,) = unets
-    assert unet.is_gradient_checkpointing
+def training_cuda_graphs(root, out, monkeypatch):
+    recorded = []
+    record = lambda call, samples, **_: recorded.append(samples) or call  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    run(root, out / "a", training__cuda_graphs=True)
+    assert not recorded  # on a CPU
+    monkeypatch.setattr(module, "supports_cuda_graphs", lambda device: True)
+    run(root, out / "b", training__cuda_graphs=True)
+    assert len(recorded) == 1  # once for all steps
+    assert not differ(out / "a", out / "b")
+
+
+def training_device(root, out, monkeypatch):
+    seen = []
+    monkeypatch.setattr(distributed, "Accelerator", lambda **given: seen.append(given["cpu"]) or 1 / 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device in ("auto", "cpu"):
+        with pytest.raises(ZeroDivisionError):
+            run(root, out, training__device=device)
+    assert seen == [False, True]
 
 
 def training_compile(root, out, monkeypatch):
@@ -322,154 +347,118 @@ def training_compile(root, out, monkeypatch):
     assert len(compiled) == 2  # adapter and UNet
 
 
-def training_cuda_graphs(root, out, monkeypatch):
-    graphed = []
-    monkeypatch.setattr(module, "GraphedDenoiser", lambda unet: graphed.append(unet) or unet)
-    run(root, out / "a", training__cuda_graphs=True)
-    assert not graphed  # on a CPU
-    monkeypatch.setattr(module, "has_graphs", lambda device: True)
-    run(root, out / "b", training__cuda_graphs=True)
-    assert len(graphed) == 1
-    run(root, out / "c")
-    assert len(graphed) == 1
-
-
-def training_channels_last(root, out, monkeypatch):
-    formats = []
-    real = module.build_optimizer
-
-    def build(options, adapter):
-        weight = adapter.adapter.conv_in.weight
-        formats.append(weight.is_contiguous(memory_format=torch.channels_last))
-        return real(options, adapter)
-
-    monkeypatch.setattr(module, "build_optimizer", build)
-    run(root, out / "a", training__channels_last=False)
-    run(root, out / "b", training__channels_last=True)
-    assert formats == [False, True]
-
-
-def training_device(root, out, monkeypatch):
-    seen = calls(monkeypatch, processes, "Accelerator")
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        for device in ("auto", "cpu"):
-            processes.open_accelerator(parse_config(recipe(root, out, training__device=device)))
-    assert [call["cpu"] for call in seen] == [False, True]
-
-
-def training_max_bad_steps(root, out, monkeypatch):
-    real = module.Objective.of
-    monkeypatch.setattr(module.Objective, "of", lambda self, batch: real(self, batch) * float("nan"))
-    run(root, out / "patient", training__max_bad_steps=9)
-    with pytest.raises(DivergedError, match=r"no finite gradient in 2 steps in a row"):
-        run(root, out / "strict", training__max_bad_steps=2)
-
-
-def checkpoint_every_steps(root, out, monkeypatch):
-    run(root, out, checkpoint__every_steps=3)
-    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["3", "4"]
-
-
-def checkpoint_keep(root, out, monkeypatch):
-    run(root, out, checkpoint__every_steps=1, checkpoint__keep=3)
-    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["2", "3", "4"]
+def checkpoints_and_log(root, out, monkeypatch):
+    changes = {"training__max_train_steps": 5, "checkpoint__every_steps": 2, "checkpoint__keep": 2}
+    run(root, out, **changes, log__every_steps=2)
+    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["4", "5"]
+    assert [row["step"] for row in logged(out)] == [2, 4]
 
 
 def validated(root, out, **changes):
-    run(root, out, **{"validation__every_steps": 2, "validation__images": 1} | changes)
+    run(root, out, **{"validation__every_steps": 2, "validation__images": 1, "log__every_steps": 1} | changes)
     return [row for row in logged(out) if "val_loss" in row]
 
 
 def validation_every_steps(root, out, monkeypatch):
-    assert [row["step"] for row in validated(root, out / "a", validation__every_steps=1)] == [1, 2, 3, 4]
-    # The last step in any case, for the card.
-    assert [row["step"] for row in validated(root, out / "b", validation__every_steps=3)] == [3, 4]
+    changes = {"training__max_train_steps": 3, "validation__images": 0}
+    rows = validated(root, out, **changes)
+    assert [row["step"] for row in rows] == [2, 3]  # the last one in any case, for the card
+    assert not (out / "images").exists()
+
+
+def validation_samples(root, out, monkeypatch):
+    folder = write_images(out / "images", count=20)
+    changes = {"validation__every_steps": 2, "validation__images": 0, "data__path": str(folder)}
+    run(root, out / "one", **changes, validation__samples=1)
+    run(root, out / "two", **changes, validation__samples=2)
+    assert differ(out / "one", out / "two")  # the others are trained on
 
 
 def validation_images(root, out, monkeypatch):
-    validated(root, out / "a")
-    assert Image.open(out / "a/images/step-00000002.png").size == (64, 128 + 70)
-    validated(root, out / "b", validation__images=0)
-    assert not (out / "b/images").exists()
+    validated(root, out)
+    assert Image.open(out / "images/step-00000002.png").size == (64, 128 + 70)
+
+
+def validation_settings(root, out, monkeypatch):
+    """Of the pipeline that generates them."""
+    unet = UNet2DConditionModel.from_pretrained(root / "base", subfolder="unet")
+    adapter, inputs = tiny.adapter(unet), [ValidationInput("a red star", tiny.image())]
+    base, method, precision = (
+        BaseSource(str(root / "base")),
+        find_method("prime"),
+        Precision("cpu", torch.float32),
+    )
+    images = set()
+    for steps, guidance in ((2, 2.0), (3, 2.0), (2, 9.0)):
+        options = ValidationOptions(num_inference_steps=steps, guidance_scale=guidance)
+        (image,) = generate_validation_images(unet, base, method, adapter, precision, inputs, options, 0)
+        images.add(image.tobytes())
+    assert len(images) == 3
 
 
 def validation_prompts(root, out, monkeypatch):
-    pictures_differ(root, out, validation__prompts=["blurry cat"])
-
-
-def validation_num_inference_steps(root, out, monkeypatch):
-    pictures_differ(root, out, validation__num_inference_steps=3)
-
-
-def validation_guidance_scale(root, out, monkeypatch):
-    pictures_differ(root, out, validation__guidance_scale=9.0)
-
-
-def pictures_differ(root, out, **changes):
-    validated(root, out / "a")
-    validated(root, out / "b", **changes)
-    ours, theirs = (Image.open(out / name / "images/step-00000002.png") for name in "ab")
-    assert ours.tobytes() != theirs.tobytes()
+    samples = open_samples(parse_config(recipe(root, out)).data, out, 8)
+    for prompts, expected in (((), [CAPTIONS[3], CAPTIONS[0]]), (("a cat",), ["a cat", "a cat"])):
+        inputs = validation_inputs(samples, [3, 4, 5], ValidationOptions(images=2, prompts=prompts))
+        assert [each.prompt for each in inputs] == expected
 
 
 def validation_early_stop_patience(root, out, monkeypatch):
-    monkeypatch.setattr(module, "structure_score", lambda *_: lambda *_: 0.5)  # never better
-    rows = validated(root, out, validation__every_steps=1, validation__early_stop_patience=1)
-    assert [row["step"] for row in rows] == [1, 2]
-    assert json.loads((out / "adapter/training.json").read_text())["stopped_early"] is True
-    before = (out / WEIGHTS).read_bytes()
-    run(root, out, validation__every_steps=1, validation__images=1, validation__early_stop_patience=1)
+    changes = {"validation__every_steps": 1, "validation__early_stop_patience": 1}
+    changes |= {"data__condition": "same-in-test-fields", "training__max_train_steps": 4}
+    with EXTRACTORS.temporary():
+        same = {"lines": False, "agreement": lambda found, wanted: 0.5}  # never better
+        register_condition(Extractor("same-in-test-fields", lambda image: image, "The image.", **same))
+        rows = validated(root, out, **changes)
+        assert [row["step"] for row in rows] == [1, 2]
+        assert json.loads((out / "adapter/training.json").read_text())["stopped_early"] is True
+        before = (out / WEIGHTS).read_bytes()
+        validated(root, out, **changes)
     assert (out / WEIGHTS).read_bytes() == before  # a run that stopped early is finished
 
 
-def log_every_steps(root, out, monkeypatch):
-    run(root, out, log__every_steps=2)
-    assert [row["step"] for row in logged(out)] == [2, 4]
-
-
 def log_trackers(root, out, monkeypatch):
-    monkeypatch.setattr(processes, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(distributed, "get_available_trackers", lambda: ["tensorboard"])
     with refused("log.trackers", "'wandb'", expected="installed trackers (tensorboard)"):
         run(root, out / "a", log__trackers=["wandb"])
-    started = []
-    monkeypatch.setattr(processes, "Accelerator", lambda **given: fake(given, started))
-    pictures = {"validation__every_steps": 4, "validation__images": 1}
-    run(root, out / "b", log__trackers=["tensorboard"], log__project="mine", **pictures)
-    assert started[0]["log_with"] == ["tensorboard"]
-    assert started[1][0] == "mine"
-    assert {told["step"] for told in started[2:] if isinstance(told, dict)} == {1, 2, 3, 4}
-    assert [told for told in started[2:] if not isinstance(told, dict)] == [("pictures", 4), "finished"]
+    tracker = Tracker()
+
+    def accelerator(log_with, **given):
+        assert log_with == ["tensorboard"]
+        found = Accelerator(**given)
+        found.init_trackers = lambda project, config: found.trackers.append(tracker.start(project, config))
+        return found
+
+    monkeypatch.setattr(distributed, "Accelerator", accelerator)
+    validated(root, out / "b", log__trackers=["tensorboard"], log__project="mine")
+    assert tracker.project == "mine"
+    assert tracker.config["seed"] == 0
+    assert [step for step, values in tracker.rows if "loss" in values] == [1, 2]
+    assert [step for step, values in tracker.rows if "val_loss" in values] == [2]
+    assert tracker.images == [(2, (1, 128 + 70, 64, 3))]
+    assert tracker.is_finished
 
 
 class Tracker:
-    """Keeps what it is told."""
+    """Keeps what it gets."""
 
     name = "wandb"
 
-    def __init__(self, told):
-        self.told = told
+    def __init__(self):
+        self.rows, self.images, self.is_finished = [], [], False
+
+    def start(self, project, config):
+        self.project, self.config = project, config
+        return self
+
+    def log(self, values, step, **_):
+        self.rows.append((step, values))
 
     def log_images(self, values, step):
-        for name, pictures in values.items():
-            assert pictures.shape[0] == 1
-            assert pictures.shape[3] == 3
-            self.told.append((name, step))
+        self.images += [(step, sheet.shape) for sheet in values.values()]
 
     def finish(self):
-        self.told.append("finished")
-
-
-def fake(given, started):
-    """An Accelerator whose tracker is a list."""
-    from accelerate import Accelerator
-
-    started.append(given)
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
-    accelerator.trackers = [Tracker(started)]
-    accelerator.init_trackers = lambda project, config: started.append((project, config))
-    accelerator.log = lambda values, step: started.append(values | {"step": step})
-    return accelerator
+        self.is_finished = True
 
 
 def hub_repo_id(root, out, monkeypatch):
@@ -486,7 +475,7 @@ def hub_repo_id(root, out, monkeypatch):
             seen["files"] = {path.name for path in folder_path.iterdir()}
             return "https://hub/commit"
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setenv("HF_TOKEN", "from the environment")
     run(root, out, hub__repo_id="me/adapter", hub__private=True)
     assert (seen["repo_id"], seen["private"]) == ("me/adapter", True)
@@ -494,36 +483,35 @@ def hub_repo_id(root, out, monkeypatch):
 
 
 SHOW = {
-    "output_dir": output_dir,
+    "output_dir": folders,
     "base.revision": base_revision,
     "base.variant": base_variant,
     "base.config": base_config,
     "base.prediction_type": base_prediction_type,
     "imports": imports,
     "adapter.block_options": adapter_block_options,
-    "data.split": data_split,
-    "data.config_name": data_config_name,
-    "data.revision": data_revision,
+    "data.split": data_of_the_hub,
+    "data.config_name": data_of_the_hub,
+    "data.revision": data_of_the_hub,
+    "data.kind": data_condition,
     "data.condition": data_condition,
     "data.aspect_buckets": data_aspect_buckets,
     "data.max_bad_fraction": data_max_bad_fraction,
     "data.workers": data_workers,
-    "cache.folder": cache_folder,
-    "training.gradient_checkpointing": training_gradient_checkpointing,
+    "cache.folder": folders,
     "training.compile": training_compile,
     "training.cuda_graphs": training_cuda_graphs,
-    "training.channels_last": training_channels_last,
     "training.device": training_device,
-    "training.max_bad_steps": training_max_bad_steps,
-    "checkpoint.every_steps": checkpoint_every_steps,
-    "checkpoint.keep": checkpoint_keep,
+    "checkpoint.every_steps": checkpoints_and_log,
+    "checkpoint.keep": checkpoints_and_log,
     "validation.every_steps": validation_every_steps,
+    "validation.samples": validation_samples,
     "validation.images": validation_images,
     "validation.prompts": validation_prompts,
-    "validation.num_inference_steps": validation_num_inference_steps,
-    "validation.guidance_scale": validation_guidance_scale,
+    "validation.num_inference_steps": validation_settings,
+    "validation.guidance_scale": validation_settings,
     "validation.early_stop_patience": validation_early_stop_patience,
-    "log.every_steps": log_every_steps,
+    "log.every_steps": checkpoints_and_log,
     "log.trackers": log_trackers,
     "log.project": log_trackers,
     "hub.repo_id": hub_repo_id,
@@ -531,9 +519,36 @@ SHOW = {
 }
 
 
-@pytest.mark.parametrize("key", SHOW)
-def test_it_shows(root, tmp_path, monkeypatch, key):
-    SHOW[key](root, tmp_path / "out", monkeypatch)
+@pytest.mark.parametrize(
+    "show",
+    [
+        pytest.param(show, marks=pytest.mark.full) if show is data_aspect_buckets else show
+        for show in dict.fromkeys(SHOW.values())
+    ],
+)
+def test_it_shows(root, tmp_path, monkeypatch, show):
+    show(root, tmp_path / "out", monkeypatch)
+
+
+def test_gradient_checkpointing_and_channels_last(root, tmp_path, watched):
+    for is_on in (True, False):
+        changes = {"training__gradient_checkpointing": is_on, "training__channels_last": is_on}
+        run(root, tmp_path / str(is_on), adapter__method="watched", **changes)
+        assert watched.denoiser.is_gradient_checkpointing == is_on
+        weight = watched.adapter.adapter.conv_in.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == is_on
+
+
+def test_max_bad_steps(root, tmp_path, watched):
+    watched.after_pass = lambda features: [feature * float("nan") for feature in features]
+    changes = {"adapter__method": "watched", "training__max_bad_steps": 1}
+    with pytest.raises(DivergedError, match=r"no finite gradient in 1 steps in a row"):
+        run(root, tmp_path / "out", **changes)
+    watched.after_pass = lambda features: features
+
+
+# Whose tests watch what is trained.
+WATCHED = {"training.gradient_checkpointing", "training.channels_last", "training.max_bad_steps"}
 
 
 def test_no_field_is_left_out(root):
@@ -541,6 +556,4 @@ def test_no_field_is_left_out(root):
     whole = set(flat(dataclasses.asdict(parse_config(recipe(root, root / "out", **filled)))))
     whole |= {f"adapter.{f.name}" for each in METHODS.values() for f in dataclasses.fields(each.Options)}
     keys = {"data.extractor" if key.startswith("data.extractor.") else key for key in whole}
-    assert keys == set(DECIDE) | set(SHOW)
-    assert not set(DECIDE) & set(SHOW)
-    assert dataclasses.is_dataclass(TrainConfig)
+    assert sorted(keys) == sorted([*DECIDE, *SHOW, *WATCHED])

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import threading
+import time
 from itertools import product
 
 import pytest
@@ -10,7 +11,6 @@ from accelerate import Accelerator
 from tests.refusals import refused
 from torch import nn
 
-from nexus_adapters.training import run_folder
 from nexus_adapters.training.checkpoint import TrainState, latest_checkpoint
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.loop import DivergedError, Stopped, step_generator, train
@@ -123,8 +123,10 @@ def signalled(module, stop, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stop", range(STEPS - 1))
-def test_stopped_by_a_signal_and_continued_is_never_stopped(tmp_path, reference, stop, number):
+@pytest.mark.parametrize(
+    "stop", [pytest.param(s, marks=[] if s in (0, 4, 10) else pytest.mark.full) for s in range(STEPS - 1)]
+)
+def test_stopped_by_a_signal_and_resumed_is_never_stopped(tmp_path, reference, stop, number):
     module = tiny()
     with pytest.raises(Stopped) as caught:
         trained(tmp_path, module, signalled(module, stop, number))
@@ -195,7 +197,7 @@ def stopped_at(step_to_stop, module, error=SystemExit):
 
 @pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"ema_decay": 0.9}, {"schedule": "linear"}])
 @pytest.mark.parametrize("stop", [1, 5, 7])
-def test_every_kind_of_run_goes_on_exactly(tmp_path, stop, changes):
+def test_every_kind_of_run_resumes_exactly(tmp_path, stop, changes):
     never_stopped = trained(tmp_path / "never stopped", **changes)
     module = tiny()
     with pytest.raises(Stopped):
@@ -221,7 +223,7 @@ def test_the_average_follows_the_weights(tmp_path):
     assert not same(average, module)
 
 
-def test_killed_between_checkpoints_and_continued_is_never_stopped(tmp_path, reference):
+def test_killed_between_checkpoints_and_resumed_is_never_stopped(tmp_path, reference):
     module = tiny()
     with pytest.raises(SystemExit):
         trained(tmp_path, module, stopped_at(8, module))
@@ -244,17 +246,19 @@ def test_a_finished_run_does_nothing(tmp_path, reference):
 
 
 def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path, reference, monkeypatch):
-    real = run_folder.save_checkpoint
+    module = tiny()
 
-    def full_disk(folder, step, *args):
-        if step == 10:
-            raise OSError("no space left on device")
-        real(folder, step, *args)
+    def full_disk(_):
+        raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "save_checkpoint", full_disk)
-        with pytest.raises(OSError, match="no space left"):
-            trained(tmp_path)
+    def losses(step):
+        if step == 9:  # the save of the tenth step does not get through
+            monkeypatch.setattr(os, "fsync", full_disk)
+        return losses_of(module)(step)
+
+    with pytest.raises(OSError, match="no space left"):
+        trained(tmp_path, module, losses)
+    monkeypatch.undo()
     assert saved_step(tmp_path) == 5
     assert same(trained(tmp_path), reference)
 
@@ -350,7 +354,7 @@ def test_an_observer_is_asked_after_each_step_and_logged(tmp_path):
     ]
 
 
-def test_an_observer_ends_a_run_and_goes_on_after_a_stop(tmp_path):
+def test_an_observer_ends_a_run_and_resumes(tmp_path):
     module = tiny()
     with pytest.raises(Stopped):
         trained(tmp_path, module, signalled(module, 3, signal.SIGTERM), observer=Watcher(7))
@@ -362,7 +366,13 @@ def test_an_observer_ends_a_run_and_goes_on_after_a_stop(tmp_path):
 
 
 def test_log_rows(tmp_path):
-    trained(tmp_path)
+    module = tiny()
+
+    def losses(step):
+        time.sleep(0.02)
+        return losses_of(module)(step)
+
+    trained(tmp_path, module, losses)
     logged = rows(tmp_path)
     assert [row["step"] for row in logged] == [3, 6, 9, 12]
     for row in logged:
@@ -377,7 +387,8 @@ def test_log_rows(tmp_path):
         }
         assert row["learning_rate"] == learning_rate_at(options(), row["step"] - 1)
         assert row["grad_norm"] > 0
-        assert row["samples_per_s"] == pytest.approx(2 / row["step_s"], rel=0.5)
+        assert row["step_s"] >= 0.02
+        assert row["samples_per_s"] == pytest.approx(2 / row["step_s"], rel=0.01)  # both are rounded
         assert row["memory_gib"] > 0.05
 
 
@@ -446,7 +457,7 @@ def test_a_steps_draws_never_change():
         ({"task": "a"}, "a run with seed 3", "0"),  # what was left out has its default
     ],
 )
-def test_another_run_does_not_go_on_with_this_ones_checkpoint(tmp_path, identity, expected, received):
+def test_another_run_does_not_resume_from_this_ones_checkpoint(tmp_path, identity, expected, received):
     trained(tmp_path, identity={"task": "a", "seed": 3})
     before = files(tmp_path)
     with refused("output_dir", received, expected=expected):

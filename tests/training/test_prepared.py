@@ -38,7 +38,9 @@ def prepared(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("condition", "is_cached"), [("canny", True), ("sketch", False)])
+@pytest.mark.parametrize(
+    ("condition", "is_cached"), [pytest.param("canny", True, marks=pytest.mark.full), ("sketch", False)]
+)
 def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
     settings = {
         "output_dir": tmp_path / "run",
@@ -64,7 +66,7 @@ def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "told"),
+    ("kind", "changes", "shown"),
     [
         ("prepared", {"data.path": "nowhere"}, ["data.path: ", "nexus prepare", "'nowhere'"]),
         ("prepared", {"data.condition": "depth"}, ["data.condition: ", "canny, sketch", "'depth'"]),
@@ -73,7 +75,7 @@ def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
         ("folder", {"data.caption_column": "txt"}, ["data.caption_column: ", "'prepared'", "'txt'"]),
     ],
 )
-def test_what_is_no_such_set_is_told(prepared, tmp_path, capsys, kind, changes, told):
+def test_what_is_no_such_set_is_refused(prepared, tmp_path, capsys, kind, changes, shown):
     """By its kind, or by the index that it has."""
     settings = {
         "output_dir": tmp_path / "run",
@@ -84,5 +86,5 @@ def test_what_is_no_such_set_is_told(prepared, tmp_path, capsys, kind, changes, 
     pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     assert main(["train", str(RECIPE), "--dry-run", *pairs]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert line.startswith(f"nexus train: error: {told[0]}")
-    assert all(part in line for part in told)
+    assert line.startswith(f"nexus train: error: {shown[0]}")
+    assert all(part in line for part in shown)

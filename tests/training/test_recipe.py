@@ -14,7 +14,6 @@ from nexus_adapters.methods import METHODS, find_method
 from nexus_adapters.methods.controlnet import ControlNetOptions
 from nexus_adapters.methods.nexus import NexusOptions
 from nexus_adapters.methods.t2i import T2IOptions
-from nexus_adapters.training import config as module
 from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.recipe import dump_config, load_recipe, load_run_recipe, parse_config
 from nexus_adapters.training.run_folder import check_output, identity
@@ -173,12 +172,12 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
         ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", "no shards"),
         ("data={kind='scenes'}", "data.count", "at least 1, for data.kind 'scenes'", "0"),
-        ("batch_size", "--set", "KEY=VALUE, as in training.batch_size=4", "'batch_size'"),
-        ("=3", "--set", "KEY=VALUE, as in training.batch_size=4", "'=3'"),
+        ("batch_size", "--set", "KEY=VALUE, as in seed=4", "'batch_size'"),
+        ("=3", "--set", "KEY=VALUE, as in seed=4", "'=3'"),
         ("output_dir.x=3", "--set", "the name of a section before '.x'", "'output_dir'"),
     ],
 )
-def test_what_is_wrong_is_told_by_its_key(recipe, setting, key, expected, received):
+def test_what_is_wrong_is_named_by_its_key(recipe, setting, key, expected, received):
     with refused(key, received, expected=expected) as caught:
         load_recipe(recipe, [setting])
     assert "\n" not in str(caught.value)
@@ -279,8 +278,24 @@ def test_what_has_no_effect_for_the_kind_of_data_is_refused(kind, key):
         parse_config(content)
 
 
-def test_every_kind_of_data_is_in_the_list():
-    assert {key: tuple(kinds.split()) for key, (_, kinds) in EFFECTIVE.items()} == module._EFFECTIVE_FOR
+# All other options of the data, with another value.
+ALWAYS_EFFECTIVE = {
+    "condition": "depth",
+    "extractor": {"low": 1.0},
+    "count": 7,
+    "resolution": 64,
+    "max_bad_fraction": 0.5,
+    "workers": 1,
+}
+
+
+@pytest.mark.parametrize("kind", LEAST_OF)
+def test_all_else_has_an_effect_for_every_kind_of_data(kind):
+    fields = {field.name for field in dataclasses.fields(DataOptions)}
+    assert fields == {"kind", *EFFECTIVE, *ALWAYS_EFFECTIVE}
+    for key, value in ALWAYS_EFFECTIVE.items():
+        data = parse_config({"output_dir": "o", "data": {"kind": kind, **LEAST_OF[kind], key: value}}).data
+        assert getattr(data, key) == value
 
 
 def test_a_prepared_set_is_known_by_its_index(tmp_path):
@@ -325,9 +340,9 @@ register_method(Own("own-{tmp_path.name}"))
 """
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.chdir(tmp_path)
-    yield name, f"own-{tmp_path.name}"
+    with METHODS.temporary():
+        yield name, f"own-{tmp_path.name}"
     sys.modules.pop(name, None)
-    METHODS._entries.pop(f"own-{tmp_path.name}", None)
 
 
 @pytest.mark.parametrize("as_file", [False, True])

@@ -14,7 +14,11 @@ from nexus_adapters.training.recipe import load_recipe
 from nexus_adapters.training.run import dry_run
 
 PLANS = Path(__file__).parents[2] / "benchmarks" / "plans"
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = [  # the others are evaluations
+    path
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+    if not path.name.startswith("evaluate-")
+]
 SDXL = {
     "sample_size": 128,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -59,7 +63,11 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [path if path.stem in EXPECTED else pytest.param(path, marks=pytest.mark.full) for path in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
     settings = [f"output_dir={tmp_path / 'out'}"]
     if not recipe.stem.startswith("embedded"):
@@ -78,6 +86,7 @@ def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
     assert "GiB" in report
 
 
+@pytest.mark.full
 def test_the_estimate_of_memory_is_near_what_is_known(bases, tmp_path):
     """SD 1.5's UNet in float32 is 3.2 GiB; checkpointing saves most of the activations."""
     folder = write_images(tmp_path / "images", count=20)
@@ -94,7 +103,9 @@ def test_the_estimate_of_memory_is_near_what_is_known(bases, tmp_path):
     assert gib("training.gradient_checkpointing=true")[1] < 0.3 * activations
 
 
-@pytest.mark.parametrize("plan", ["ablations", "study", "sweep"])
+@pytest.mark.parametrize(
+    "plan", ["ablations", *(pytest.param(plan, marks=pytest.mark.full) for plan in ("study", "sweep"))]
+)
 def test_what_was_measured_is_of_the_plans_as_they_are(plan):
     """Names and options have changed since; the networks and all that decides them have not."""
     study = Study(PLANS / f"{plan}.toml")

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import HfApi
 from tests import tiny
 from tests.refusals import refused
-from tests.training.runs import run, write_images
+from tests.training.runs import SMALL_UNET, run, write_images
 
 from nexus_adapters.errors import MISSING
 from nexus_adapters.training.recipe import parse_config
@@ -21,23 +21,22 @@ def test_urls_lose_user_password_and_query():
 
 def test_nothing_in_a_published_folder_names_a_folder_of_the_machine(tmp_path):
     root = tmp_path / "secret-folder"
-    tiny.sd15().save_pretrained(root / "base")
+    tiny.sd15(unet=tiny.unet(**SMALL_UNET)).save_pretrained(root / "base")
     write_images(root / "images")
     first = run(root, root / "first", training__max_train_steps=1)
     changes = {"adapter__start_from": str(first), "validation__every_steps": 1, "validation__images": 1}
+    changes["log__every_steps"] = 1
     folder = run(root, root / "out", training__max_train_steps=1, **changes)
     for path in folder.rglob("*"):
         assert b"secret-folder" not in path.read_bytes(), path
 
 
-def test_the_token_is_the_environments_and_in_no_file(tmp_path, monkeypatch):
-    tiny.sd15().save_pretrained(tmp_path / "base")
-    write_images(tmp_path / "images")
+def test_the_token_is_the_environments_and_in_no_file(root, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     monkeypatch.setattr(HfApi, "create_repo", lambda self, *_, **__: seen.append(self.token))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **_: "https://hub")
-    run(tmp_path, tmp_path / "out", hub__repo_id="me/adapter", training__max_train_steps=1)
+    run(root, tmp_path / "out", hub__repo_id="me/adapter", training__max_train_steps=1)
     assert seen == ["hf_verysecret"]
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or b"verysecret" not in path.read_bytes(), path
@@ -56,15 +55,12 @@ def test_the_hub_is_checked_before_anything_else(tmp_path, monkeypatch, repo, to
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_that_refuses_leaves_the_adapter_where_it_is(tmp_path, monkeypatch):
-    tiny.sd15().save_pretrained(tmp_path / "base")
-    write_images(tmp_path / "images")
-
+def test_a_hub_that_refuses_leaves_the_adapter_where_it_is(root, tmp_path, monkeypatch):
     def refuses(*_, **__):
         raise RuntimeError("403 Forbidden\n\nand much more")
 
     monkeypatch.setenv("HF_TOKEN", "t")
     monkeypatch.setattr(HfApi, "create_repo", refuses)
     with pytest.raises(OSError, match=r"^hub.repo_id: .*'me/a' \(403 Forbidden\)$"):
-        run(tmp_path, tmp_path / "out", hub__repo_id="me/a", training__max_train_steps=1)
+        run(root, tmp_path / "out", hub__repo_id="me/a", training__max_train_steps=1)
     assert (tmp_path / "out" / "adapter" / "config.json").is_file()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.methods.built import build
 from tests.refusals import refused
-from tests.training.runs import config, run, write_images
+from tests.training.runs import SMALL_UNET, config, run, weightless
 from torch import nn
 
 from nexus_adapters import NexusAdapter
@@ -18,7 +18,6 @@ from nexus_adapters.adapter.blocks import register_block
 from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.nexus import NexusMethod
-from nexus_adapters.training import run as module
 from nexus_adapters.training.recipe import dump_config, load_run_recipe, parse_config
 from nexus_adapters.training.run import check_base, dry_run, train_adapter
 
@@ -38,23 +37,16 @@ class Wide(Stage):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("start")
-    tiny.sd15().save_pretrained(root / "base")
-    write_images(root / "images")
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(root):
+def trained(root, tmp_path_factory):
     """A run with an average and two checkpoints."""
-    out = root / "trained"
-    run(root, out, adapter__heads=2, adapter__head_width=3, training__ema_decay=0.5)
+    out = tmp_path_factory.mktemp("trained") / "out"
+    changes = {"training__ema_decay": 0.5, "training__max_train_steps": 4}
+    run(root, out, adapter__heads=2, adapter__head_width=3, **changes)
     return out
 
 
 def saved(folder, name="prime", **options):
-    unet = tiny.unet()
+    unet = tiny.unet(**SMALL_UNET)
     torch.manual_seed(11)
     NexusAdapter.for_unet(unet, name, **options).save_pretrained(folder)
     return folder
@@ -75,7 +67,9 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.full) if k in ("eight heads", "fading") else k for k in OWN]
+)
 def test_a_run_takes_the_architecture_over(root, tmp_path, kind):
     method, options = OWN[kind]
     start = saved(tmp_path / "start", method, **options)
@@ -104,12 +98,11 @@ def test_a_run_takes_the_architecture_over(root, tmp_path, kind):
         ({"method": "controlnet-xs", "size_ratio": 1.0}, "start_from", "a ControlNet-XS", "a NexusAdapter"),
     ],
 )
-def test_what_contradicts_it_is_refused_before_any_work(
-    root, tmp_path, monkeypatch, options, key, expected, received
-):
+def test_what_contradicts_it_is_refused_before_any_work(root, tmp_path, options, key, expected, received):
     start = saved(tmp_path / "start", heads=8, head_width=2)
-    monkeypatch.setattr(module, "load_encoders", lambda *_: 1 / 0)
     changes = {f"adapter__{name}": value for name, value in options.items()}
+    base = root / ("sd15" if options.get("method") == "t2i" else "base")
+    changes["base__path"] = str(weightless(base, tmp_path / "base"))
     for work in (run, lambda *args, **given: dry_run(config(*args, **given))):
         with refused(f"adapter.{key}", received, expected=expected) as caught:
             work(root, tmp_path / "out", adapter__start_from=str(start), **changes)
@@ -124,7 +117,10 @@ def test_groups_that_contradict_are_refused(root, tmp_path):
         run(root, tmp_path / "out", **changes)
 
 
-@pytest.mark.parametrize("what", ["run", "adapter", "checkpoint", "alone", "file"])
+@pytest.mark.parametrize(
+    "what",
+    ["run", "checkpoint", "alone", *(pytest.param(w, marks=pytest.mark.full) for w in ("adapter", "file"))],
+)
 def test_from_a_run_wherever_it_lies(root, trained, tmp_path, what):
     """Its finished adapter, and of a checkpoint the average that it is for, moved out of the run or not."""
     checkpoint = trained / "checkpoints" / "step-00000004"
@@ -155,13 +151,12 @@ def test_an_adapter_of_the_package_by_its_name(method):
     data = {"kind": "scenes", "count": 40, "resolution": 128}
     for condition in ("canny", "depth"):
         made = parse_config(changes | {"data": data | {"condition": condition}})
-        _, options, _ = check_base(made)
+        _, options, tensors = check_base(made)
         theirs = load_adapter(method, condition)
         assert (
             (options.heads, options.head_width) == (theirs.config.heads, theirs.config.head_width) == (8, 8)
         )
-        assert module._start(made).config["_class_name"] == "NexusAdapter"
-        assert module._start(made).path.parent.name == condition
+        assert same(tensors, theirs.state_dict())  # of this condition
 
 
 @pytest.mark.parametrize("name", ["prime", "slim", "prime-paper", "slim-paper", "t2i"])
@@ -175,13 +170,15 @@ def test_the_method_is_that_of_the_adapter(name):
         parse_config({"adapter": {"start_from": name}, "data": data | {"condition": "normals"}})
 
 
-@pytest.mark.parametrize("method", ["slim-paper", "t2i", "controlnet", "controlnet-xs"])
+@pytest.mark.parametrize(
+    "method", ["slim-paper", "t2i", "controlnet-xs", pytest.param("controlnet", marks=pytest.mark.full)]
+)
 def test_a_run_goes_by_the_adapter_alone(root, tmp_path, method):
     """Its method and, where the method has such options, its size and how its features fade."""
     options = {"controlnet-xs": {"size_ratio": 0.5}, "t2i": {"noise_exponent": 0.5}}.get(method, {})
     torch.manual_seed(11)
     build(method, tiny.unet(attention_head_dim=1), **options).save_pretrained(tmp_path / "start")
-    tiny.sd15(unet=tiny.unet(attention_head_dim=1)).save_pretrained(tmp_path / "base")
+    tiny.sd15(unet=tiny.unet(attention_head_dim=1)).save_pretrained(tmp_path / "base")  # of four levels
     made = config(root, tmp_path / "out", base__path=str(tmp_path / "base"), **AT_NO_RATE)
     section = {"start_from": str(tmp_path / "start")}
     made = dataclasses.replace(made, adapter=section)
@@ -199,13 +196,12 @@ def test_what_the_options_say_of_a_start(root, tmp_path):
     """How features fade is not its architecture; its size is."""
     build("t2i", noise_exponent=0.5).save_pretrained(tmp_path / "t2i")
     changes = {"adapter__method": "t2i", "adapter__start_from": str(tmp_path / "t2i")}
+    changes["base__path"] = str(root / "sd15")
     for given, expected in ((None, 0.5), (0.25, 0.25), (0.0, 0.0)):
         own = {} if given is None else {"adapter__noise_exponent": given}
         _, options, _ = check_base(config(root, tmp_path / "out", **changes, **own))
         assert options.noise_exponent == expected
-    build("controlnet-xs", size_ratio=0.5, unet=tiny.unet(attention_head_dim=1)).save_pretrained(
-        tmp_path / "xs"
-    )
+    build("controlnet-xs", tiny.unet(**SMALL_UNET), size_ratio=0.5).save_pretrained(tmp_path / "xs")
     changes = {"adapter__method": "controlnet-xs", "adapter__start_from": str(tmp_path / "xs")}
     with refused("adapter.size_ratio", "1.0", expected="0.5, as"):
         check_base(config(root, tmp_path / "out", **changes, adapter__size_ratio=1.0))
@@ -217,14 +213,15 @@ def test_what_the_options_say_of_a_start(root, tmp_path):
         ({"start_from": "{root}/nowhere"}, "adapter.start_from", "nowhere"),
         ({"start_from": "{root}/base/unet"}, "adapter.start_from", "a UNet2DConditionModel"),
         ({"start_from": 3}, "adapter.start_from", "3"),
-        ({"start_from": "{root}/odd"}, "adapter.start_from", "odd"),
+        ({"start_from": "{tmp}/odd"}, "adapter.start_from", "odd"),
     ],
 )
-def test_a_method_that_cannot_be_told(root, tmp_path, options, key, received):
-    saved(root / "odd")
-    file = root / "odd" / "config.json"
+def test_a_start_whose_method_is_unknown(root, tmp_path, options, key, received):
+    odd = saved(tmp_path / "odd")
+    file = odd / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"groups": "many"}))
-    options = {k: v.replace("{root}", str(root)) if isinstance(v, str) else v for k, v in options.items()}
+    folders = {"root": root, "tmp": tmp_path}
+    options = {k: v.format(**folders) if isinstance(v, str) else v for k, v in options.items()}
     with refused(key, received):
         parse_config({"output_dir": str(tmp_path / "out"), "data": {"path": "x"}, "adapter": options})
 
@@ -263,16 +260,19 @@ def test_a_folder_of_another_model(root, tmp_path):
 
 
 def test_another_bases_adapter(root, tmp_path):
-    NexusAdapter.for_unet(tiny.unet(block_out_channels=(16, 16, 24, 24))).save_pretrained(tmp_path / "start")
+    other = tiny.unet(**SMALL_UNET | {"block_out_channels": (16, 16)})
+    NexusAdapter.for_unet(other).save_pretrained(tmp_path / "start")
     with refused("adapter.start_from", "shape (16,", expected="shape (8,"):
         run(root, tmp_path / "out", adapter__start_from=str(tmp_path / "start"))
 
 
 def test_prime_from_a_t2i_adapter(root, tmp_path):
     """Its trunk; norms and attention begin as in a run without it."""
-    t2i = run(root, tmp_path / "t2i", adapter__method="t2i")
-    found = run(root, tmp_path / "out", adapter__start_from=str(t2i), **AT_NO_RATE)
-    alone = run(root, tmp_path / "alone", **AT_NO_RATE)
+    base = {"base__path": str(root / "sd15")}
+    t2i = tmp_path / "t2i"
+    build("t2i").save_pretrained(t2i)
+    found = run(root, tmp_path / "out", adapter__start_from=str(t2i), **base, **AT_NO_RATE)
+    alone = run(root, tmp_path / "alone", **base, **AT_NO_RATE)
     weights = "diffusion_pytorch_model.safetensors"
     ours, trunk, fresh = (load_file(folder / weights) for folder in (found, t2i, alone))
     assert len(trunk) > 0
@@ -282,13 +282,11 @@ def test_prime_from_a_t2i_adapter(root, tmp_path):
 
 
 def test_the_seed_decides_all_that_is_not_taken(root, tmp_path):
-    """What an adapter starts from does not change what its run draws."""
+    """What an adapter starts from does not change its run's random numbers."""
     start = saved(tmp_path / "start")
-    for seed in (0, 1):
-        changes = {"adapter__start_from": str(start), "seed": seed}
-        run(root, tmp_path / f"a{seed}", **changes)
-        run(root, tmp_path / f"b{seed}", **changes)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(root, tmp_path / name, adapter__start_from=str(start), seed=seed)
     weights = "adapter/diffusion_pytorch_model.safetensors"
-    a0, b0, a1, b1 = (load_file(tmp_path / name / weights) for name in ("a0", "b0", "a1", "b1"))
-    assert all(torch.equal(a0[name], b0[name]) and torch.equal(a1[name], b1[name]) for name in a0)
-    assert not all(torch.equal(a0[name], a1[name]) for name in a0)
+    a, b, c = (load_file(tmp_path / name / weights) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)

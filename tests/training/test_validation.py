@@ -4,25 +4,26 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tests.training.test_objective import batch
+from tests.training.test_loss import batch
 
+from nexus_adapters.conditions import extract
 from nexus_adapters.training.config import DataOptions
-from nexus_adapters.training.validation import BINS, Picture, Validation
-from nexus_adapters.training.validation_images import structure_score
+from nexus_adapters.training.validation import BINS, Validation
+from nexus_adapters.training.validation_images import ValidationInput, structure_score
 
 
 def by_timestep(given, timesteps):
     return timesteps.float()
 
 
-def validation(losses, score=None, patience=0, pictures=(), folder=Path(), every=2):
+def validation(losses, score=None, patience=0, inputs=(), folder=Path(), every=2):
     return Validation(
         batches=[batch(3), batch(2, seed=1)],
         losses=losses,
         num_train_timesteps=1000,
-        draw=lambda wanted: [picture.condition for picture in wanted],
+        inputs=inputs,
+        generate=lambda wanted: [each.condition for each in wanted],
         score=score,
-        pictures=pictures,
         folder=folder,
         accelerator=Accelerator(cpu=True, mixed_precision="no"),
         every_steps=every,
@@ -52,12 +53,11 @@ def test_only_when_it_is_time():
 
 def test_it_is_over_when_the_score_no_longer_rises(tmp_path):
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
-    picture = Picture("a star", Image.new("RGB", (8, 8)))
     checked = validation(
         by_timestep,
         lambda condition, image: next(scores),
         patience=2,
-        pictures=[picture],
+        inputs=[ValidationInput("a star", Image.new("RGB", (8, 8)))],
         folder=tmp_path,
         every=1,
     )
@@ -79,16 +79,14 @@ def lines(*columns):
     return image
 
 
-def test_the_structure_of_a_picture_is_its_own_map():
-    from nexus_adapters.conditions import extract
-
-    picture = lines(8)
+def test_the_structure_of_an_image_is_its_own_map():
+    image = lines(8)
     score = structure_score(DataOptions(path="x"))
-    assert score(extract("canny", picture), picture) == 1.0
-    assert score(extract("canny", lines(0)), picture) == 0.0
-    assert 0 < score(extract("canny", lines(8, 28)), picture) < 1
+    assert score(extract("canny", image), image) == 1.0
+    assert score(extract("canny", lines(0)), image) == 0.0
+    assert 0 < score(extract("canny", lines(8, 28)), image) < 1
     assert structure_score(DataOptions(path="x", condition="no such thing")) is None
-    # A model that nobody named is not fetched, and no extractor draws what a scene's own map shows.
+    # A model that nobody named is not downloaded, and no extractor reproduces the exact maps of scenes.
     assert structure_score(DataOptions(path="x", condition="depth")) is None
     assert structure_score(DataOptions(path="x", condition="depth", extractor={"model": "m"})) is not None
     assert structure_score(DataOptions(kind="scenes", count=1, condition="sketch")) is None
@@ -97,12 +95,8 @@ def test_the_structure_of_a_picture_is_its_own_map():
 
 @pytest.mark.parametrize("high", [20.0, 1530.0])
 def test_the_extractors_options_count(high):
-    from nexus_adapters.conditions import extract
-
     soft = Image.new("RGB", (32, 32), (100, 100, 100))
     soft.paste((140, 140, 140), (8, 0, 24, 32))
     options = {"low": 10.0, "high": high}
-    assert (
-        structure_score(DataOptions(path="x", extractor=options))(extract("canny", soft, **options), soft)
-        == 1.0
-    )
+    score = structure_score(DataOptions(path="x", extractor=options))
+    assert score(extract("canny", soft, **options), soft) == 1.0

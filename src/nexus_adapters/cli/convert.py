@@ -3,12 +3,14 @@
 import argparse
 import json
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.adapter.arguments import VARIANTS, variant_arguments, variant_of
-from nexus_adapters.cli.options import ADAPTER_HELP
+from nexus_adapters.cli import library_logs_as_warnings
+from nexus_adapters.cli.options import ADAPTER, ADAPTER_SOURCES, add_options
 from nexus_adapters.errors import expect
 from nexus_adapters.files import file_sha256, replacing_folder
 
@@ -19,7 +21,38 @@ if TYPE_CHECKING:
 FORMATS = ("folder", "single-file")
 _RECORD = "training.json"  # of a run, next to its adapter
 TYPED = {"adapter": "SOURCE"}
-_VARIANT = "prime"
+
+
+@dataclass(frozen=True)
+class T2IStart:
+    """How a T2I-Adapter becomes a Nexus adapter; None leaves a value to the configuration or the adapter."""
+
+    variant: str | None = None
+    text_width: int | None = None
+    residual: bool | None = None
+    zero_init: bool = False
+    seed: int = 0
+
+    @property
+    def chosen_variant(self) -> str:
+        """The configuration, or the default."""
+        return self.variant or ADAPTER
+
+    def check(self) -> None:
+        """`InvalidArgument` for values out of range, and those that do not agree."""
+        width = self.text_width
+        expect(width is None or width > 0, "text_width", "a positive integer", width)
+        overrides = {} if self.residual is None else {"residual": self.residual}
+        form = variant_arguments(self.chosen_variant, overrides)
+        needs = "a variant with the residual connection"
+        expect(form["residual"] or not self.zero_init, "zero_init", needs, variant_of(**form))
+
+    def expect_unused(self, kind: str) -> None:
+        """`InvalidArgument` for what was given although the source decides it itself."""
+        for option in fields(self):
+            value = getattr(self, option.name)
+            what = f"no value for {kind}, which has its own"
+            expect(value == option.default, option.name, what, value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help=f"a Nexus adapter (ours or the public release's) or a T2I-Adapter: {ADAPTER_HELP}",
+        help=f"a Nexus adapter (ours or the public release's) or a T2I-Adapter: {ADAPTER_SOURCES}",
     )
     parser.add_argument(
         "dest", metavar="DEST", help="a new folder, or with single-file a new .safetensors file"
@@ -35,12 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=FORMATS, default=FORMATS[0], help="what DEST becomes (default: folder)"
     )
-    parser.add_argument(
-        "--condition",
-        default="canny",
-        metavar="NAME",
-        help="which maps a named adapter reads (default: canny)",
-    )
+    add_options(parser, "--condition")
     start = parser.add_argument_group("from a T2I-Adapter, whose trunk starts a Nexus adapter")
     start.add_argument("--variant", choices=list(VARIANTS), help="the configuration (default: prime)")
     start.add_argument(
@@ -54,33 +82,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--zero-init", action="store_true", help="start the attention at zero; needs the residual connection"
     )
-    start.add_argument("--seed", type=int, help="for the new weights (default: 0)")
+    add_options(start, "--seed")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read all of SOURCE, check it, and write DEST whole or not at all."""
     dest = Path(args.dest)
+    start = T2IStart(args.variant, args.text_width, args.residual, args.zero_init, args.seed)
     _check_dest(dest, args.to)
-    text_width = args.text_width
-    expect(text_width is None or text_width > 0, "text_width", "a positive integer", text_width)
-    form = variant_arguments(
-        args.variant or _VARIANT, {} if args.residual is None else {"residual": args.residual}
-    )
-    needs = "a variant with the residual connection"
-    expect(form["residual"] or not args.zero_init, "zero_init", needs, variant_of(**form))
+    start.check()
     from nexus_adapters.adapter.saved import find_saved
 
     saved = find_saved(args.source, args.condition)
     from nexus_adapters.adapter.formats import FROM_T2I, export_file
-    from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     with library_logs_as_warnings():
-        found = _read(saved, args)
+        found = _read(saved, start)
     if found.kind != FROM_T2I:
-        for name in ("variant", "text_width", "residual", "zero_init", "seed"):
-            value = getattr(args, name)
-            what = f"no value for {found.kind}, which has its own"
-            expect(value is None or (value is False and name == "zero_init"), name, what, value)
+        start.expect_unused(found.kind)
     if args.to == "single-file":
         export_file(found.adapter, dest, _metadata(saved.path, found.adapter.config))
     else:
@@ -92,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(saved: "Saved", args: argparse.Namespace) -> "Imported":
+def _read(saved: "Saved", start: T2IStart) -> "Imported":
     """The adapter in SOURCE. Of checkpoints it is the methods that know how they are built."""
     from nexus_adapters.adapter.formats import Imported, import_adapter
     from nexus_adapters.adapter.model import NexusAdapter
@@ -104,11 +123,11 @@ def _read(saved: "Saved", args: argparse.Namespace) -> "Imported":
             return Imported(adapter, "a NexusAdapter")
     return import_adapter(
         saved,
-        args.variant or _VARIANT,
-        text_width=args.text_width,
-        residual=args.residual,
-        zero_init=args.zero_init,
-        seed=args.seed or 0,
+        start.chosen_variant,
+        text_width=start.text_width,
+        residual=start.residual,
+        zero_init=start.zero_init,
+        seed=start.seed,
     )
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.cli.options import expect_between, expect_finite
+from nexus_adapters.cli import library_logs_as_warnings
+from nexus_adapters.cli.options import (
+    BASE,
+    add_options,
+    check_output,
+    expect_between,
+    expect_finite,
+    save_json,
+    save_png,
+)
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.files import files_sha256
 
@@ -24,11 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="demo", metavar="DIR", help="folder for demo.png and demo.json (default: demo)"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite files")
-    parser.add_argument("--condition", default="canny", metavar="NAME", help="kind of map (default: canny)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the embedded base's, 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add_options(parser, "--force", "--condition", "--steps", "--guidance", "--seed")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,9 +43,8 @@ def run(args: argparse.Namespace) -> int:
     expect_between("--seed", args.seed, 0, _MAX_SEED)
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
-    BUNDLED["embedded"].adapter("prime", args.condition)  # refuses before a folder is made
-    from nexus_adapters.cli.library_logs import library_logs_as_warnings
-
+    condition_name: str = args.condition
+    BUNDLED[BASE].adapter("prime", condition_name)  # refuses before a folder is made
     png, json = output_files(Path(args.out), args.force)
 
     with library_logs_as_warnings():
@@ -53,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
             load_methods,
             sampling_of,
         )
-        from nexus_adapters.cli.options import save_json, save_png
 
-        base, methods = load_methods(args.condition)
+        base, methods = load_methods(condition_name)
         sampling = sampling_of(args.steps, args.guidance, args.seed)
-        maps = [demo_scenes(seed, args.condition) for seed in SCENE_SEEDS]
+        maps = [demo_scenes(seed, condition_name) for seed in SCENE_SEEDS]
         results = generate_all(base, methods, maps, sampling)
-    settings = settings_of(sampling, methods, args.condition)
-    save_png(png, draw_sheet(lay_out(maps, results, sampling, args.condition)), settings, args.force)
+    settings = settings_of(sampling, methods, condition_name)
+    sheet = draw_sheet(lay_out(maps, results, sampling, condition_name))
+    save_png(png, sheet, settings, args.force)
     report = report_of(settings, results, time.perf_counter() - started_s)
     save_json(json, report, args.force)
     print(f"{png}\n{json}\n")
@@ -70,8 +74,6 @@ def run(args: argparse.Namespace) -> int:
 
 def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     """demo.png and demo.json in `folder`, which is made if it is missing; each checked."""
-    from nexus_adapters.cli.options import check_output
-
     expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"'{folder}', which is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     )
 
 
-def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition: str) -> dict[str, Any]:
+def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition_name: str) -> dict[str, Any]:
     """All that makes the images again. `weights_sha256`: of adapters' tensors and of the UNet's file."""
     from nexus_adapters.adapter.saved import find_saved
     from nexus_adapters.bases.loading import BaseSource, denoiser_files
@@ -91,13 +93,13 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition: st
     hashes = {
         method.name: files_sha256(denoiser_files(BaseSource()))
         if method.adapter_name is None
-        else find_saved(method.adapter_name, condition).sha256()
+        else find_saved(method.adapter_name, condition_name).sha256()
         for method in methods
     }
     return {
         "version": __version__,
         "command": "demo",
-        "condition": condition,
+        "condition": condition_name,
         "steps": sampling.steps,
         "guidance": sampling.guidance_scale,
         "seed": sampling.seed,

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from nexus_adapters import __version__
 from nexus_adapters.bases.loading import EMBEDDED, load_base
 from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.choices import CONDITION
 from nexus_adapters.embedded.caption import caption
-from nexus_adapters.embedded.held_out import METRICS, TestScene, score_images
+from nexus_adapters.embedded.held_out import SCENE_METRICS, TestScene, score_images
 from nexus_adapters.embedded.maps import draw_map
 from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import COLORS, NOVEL_COMBINATIONS, Scene, draw_scene
@@ -140,15 +141,15 @@ SCENE_SEEDS = (8, 6)
 PROMPTS_PER_MAP = 3
 
 
-def demo_scenes(seed: int, condition: str = "canny") -> list[TestScene]:
+def demo_scenes(seed: int, condition_name: str = CONDITION) -> list[TestScene]:
     """A test scene in its own colors, then in others: the map stays, and is the same image in all of them.
 
     Only colors change. What an object is made of shows in the map, so other words for it would contradict it.
     """
     first = draw_scene(seed, "test")
-    drawn = draw_map(condition, first)
+    condition = draw_map(condition_name, first)
     return [
-        TestScene(scene, render(scene), drawn, caption(scene), condition)
+        TestScene(scene, render(scene), condition, caption(scene), condition_name)
         for scene in [first, *other_colors(first)]
     ]
 
@@ -222,7 +223,7 @@ class Result:
                 "prompt": scene.prompt,
                 "objects": len(scene.scene.objects),
                 "noise_row": noise_row,
-                **{name: round(float(self.scores[name][index]), 4) for name in METRICS},
+                **{name: round(float(self.scores[name][index]), 4) for name in SCENE_METRICS},
             }
             for index, (scene, noise_row) in enumerate(zip(self.scenes, self.noise_rows, strict=True))
         ]
@@ -234,11 +235,11 @@ def sampling_of(steps: int, guidance: float | None, seed: int) -> Sampling:
     return Sampling(steps=steps, guidance_scale=scale, seed=seed)
 
 
-def load_methods(condition: str = "canny") -> tuple[Any, list[Method]]:
+def load_methods(condition_name: str = CONDITION) -> tuple[Any, list[Method]]:
     """The embedded base; and as methods the base alone, T2I-Adapter (where there is one), Slim and Prime."""
-    there = BUNDLED[EMBEDDED].adapters[condition]
+    there = BUNDLED[EMBEDDED].adapters[condition_name]
     methods = [
-        Method(name, adapter, None if adapter is None else load_adapter(adapter, condition))
+        Method(name, adapter, None if adapter is None else load_adapter(adapter, condition_name))
         for name, adapter in _METHODS.items()
         if adapter is None or adapter in there
     ]
@@ -281,12 +282,13 @@ def lay_out(
     maps: Sequence[Sequence[TestScene]],
     results: Sequence[Result],
     sampling: Sampling,
-    condition: str = "canny",
+    condition_name: str = CONDITION,
 ) -> Sheet:
     """A column for the map and each method, a group for each map, a row for each of its prompts."""
+    edges = "the map" if condition_name == "canny" else "the edges of the scene"
     return Sheet(
         columns=[
-            ("Condition", _MAPS.get(condition, condition)),
+            ("Condition", _MAPS.get(condition_name, condition_name)),
             *(heading(result.method) for result in results),
         ],
         groups=[
@@ -296,7 +298,7 @@ def lay_out(
         footer=[
             "Each map is used with several prompts, which differ in the marked words; noise and map stay the "
             "same. Colors: objects that have the color of the prompt. Edges: agreement with "
-            f"{'the map' if condition == 'canny' else 'the edges of the scene'} (F1, 1 pixel tolerance).",
+            f"{edges} (F1, 1 pixel tolerance).",
             f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}. "
             f"nexus-adapters {__version__}.",
         ],

@@ -3,167 +3,199 @@
 import argparse
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.choices import CONDITION, DATA_KINDS, PROMPTS
+from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.extract import read_pairs
-from nexus_adapters.cli.options import ADAPTER_HELP, BASE_CONFIG_HELP, PREDICTION_TYPE_HELP, PREDICTION_TYPES
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
-    from nexus_adapters.evaluation.config import EvaluationConfig
+    from nexus_adapters.evaluation.config import EvaluationRecipe
 
-# Keys of the config, and arguments of functions, whose names differ from those of the options.
-TYPED = {
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "base.path": "--base",
-    "base.config": "--base-config",
-    "base.prediction_type": "--prediction-type",
-    "unet": "--base",
-    "pipe_or_denoiser": "--base",
-    "scheduler.prediction_type": "--base",
-    "data.path": "--data",
-    "data.shards": "--data",
-    "folder": "--data",
-    "path": "--data",
-    "shards": "--data",
-    "data.extractor": "--option",
+_GIVEN = "given."  # before the key of the config, in the name that argparse has for an option
+# Options that set a key of the config -> the key.
+_KEYS = {
+    "--base": "base.path",
+    "--base-config": "base.config",
+    "--prediction-type": "base.prediction_type",
+    "--data": "data.path",
+    "--kind": "data.kind",
+    "--condition": "data.condition",
+    "--split": "data.split",
+    "--image-column": "data.image_column",
+    "--condition-column": "data.condition_column",
+    "--caption-column": "data.caption_column",
+    "--count": "data.count",
+    "--resolution": "data.resolution",
+    "--option": "data.extractor",
+    "--first": "first",
+    "--prompts": "prompts",
+    "--steps": "num_inference_steps",
+    "--guidance": "guidance_scale",
+    "--policy": "policy",
+    "--scale": "scale",
+    "--noise-exponent": "noise_exponent",
+    "--seed": "seed",
+    "--batch-size": "batch_size",
+    "--dtype": "dtype",
+    "--features": "features",
+    "--clip": "clip",
+    "--judge": "judge",
+    "--adapter": "adapters",
 }
-_DEFAULT_GUIDANCE = 7.5
-_LEAST_FOR_DISTANCES = 40  # as in evaluation.estimates, which is slow to import
-_KINDS = ("folder", "prepared", "table", "tars", "scenes")
+# Arguments of functions that an evaluation calls -> the key of the config that they come from.
+_ARGUMENTS = {
+    "adapter": "adapters",
+    "base": "base.path",
+    "base_config": "base.config",
+    "prediction_type": "base.prediction_type",
+    "condition": "data.condition",
+    "folder": "data.path",
+    "path": "data.path",
+    "shards": "data.path",
+    "data.shards": "data.path",
+    "pipe_or_denoiser": "base.path",
+    "scheduler.prediction_type": "base.path",
+    "unet": "base.path",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus evaluate`."""
     parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="[NAME=]PATH",
-        help=f"{ADAPTER_HELP}, of a Nexus adapter, T2I-Adapter or ControlNet (repeatable)",
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a TOML file, which options override; recipes/ has an example",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to resume")
-    parser.add_argument(
-        "--base",
-        default="embedded",
-        metavar="PATH",
-        help="a folder, Hub id or .safetensors file (default: embedded)",
-    )
-    parser.add_argument("--base-config", default="", metavar="PATH", help=BASE_CONFIG_HELP)
-    parser.add_argument("--prediction-type", default="", choices=PREDICTION_TYPES, help=PREDICTION_TYPE_HELP)
-    _add_data(parser)
-    _add_generation(parser)
-    _add_metrics(parser)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data", default="", metavar="PATH", help="an image folder, prepared set, tars or data set"
-    )
-    group.add_argument(
-        "--kind", choices=_KINDS, help="what --data is (default: prepared; without --data scenes)"
-    )
-    group.add_argument("--condition", default="canny", metavar="NAME", help="kind of map (default: canny)")
-    group.add_argument(
-        "--split", help="of a data set (default: train); of scenes test or novel (default: test)"
-    )
-    group.add_argument(
-        "--condition-column", default="", metavar="NAME", help="column or tar member of the maps"
-    )
-    group.add_argument(
-        "--caption-column", default="", metavar="NAME", help="column or tar member of the captions"
-    )
-    group.add_argument(
-        "--image-column", default="", metavar="NAME", help="column or tar member of the images"
-    )
-    group.add_argument("--count", type=int, metavar="N", help="number of samples (default: all; 500 scenes)")
-    group.add_argument("--first", type=int, default=0, metavar="N", help="skip N samples (default: 0)")
-    group.add_argument(
-        "--resolution", type=int, metavar="N", help="in pixels (default: 512; scenes have 128)"
-    )
-    group.add_argument(
-        "--option",
+    add_options(parser, "--set")
+    _add(
+        parser,
+        "--adapter",
         action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER (repeatable)",
+        metavar="[NAME=]PATH",
+        help=f"{ADAPTER_SOURCES}, of a Nexus adapter, T2I-Adapter or ControlNet (repeatable)",
+    )
+    _share(parser, "--base", "--base-config", "--prediction-type")
+    _add_data(parser.add_argument_group("data"))
+    _add_generation(parser.add_argument_group("generation"))
+    _add_metrics(
+        parser.add_argument_group("metrics", "Structure is always scored, and for scenes attribute binding.")
     )
 
 
-def _add_generation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("generation")
-    group.add_argument(
+def _add(group: Any, option: str, **settings: Any) -> None:
+    """Declare an option that sets a key of the config. What is not given is None, and overrides nothing."""
+    group.add_argument(option, dest=f"{_GIVEN}{_KEYS[option]}", default=None, **settings)
+
+
+def _share(group: Any, *options: str) -> None:
+    """The same for options that other commands have too; their help states the config's defaults."""
+    for option in options:
+        add_options(group, option, dest=f"{_GIVEN}{_KEYS[option]}", default=None)
+
+
+def _add_data(group: Any) -> None:
+    _add(group, "--data", metavar="PATH", help="an image folder, prepared set, tars or data set")
+    _add(
+        group,
+        "--kind",
+        choices=DATA_KINDS,
+        help="what --data is (default: an image folder or prepared set; without --data scenes)",
+    )
+    _share(group, "--condition")
+    _add(group, "--split", help="of a data set (default: train); of scenes test or novel (default: test)")
+    _add(group, "--condition-column", metavar="NAME", help="column or tar member of the maps")
+    _share(group, "--caption-column", "--image-column")
+    _add(group, "--count", type=int, metavar="N", help="number of samples (default: all; 500 scenes)")
+    _add(group, "--first", type=int, metavar="N", help="skip N samples (default: 0)")
+    _add(group, "--resolution", type=int, metavar="N", help="in pixels (default: 512; scenes have 128)")
+    _share(group, "--option")
+
+
+def _add_generation(group: Any) -> None:
+    _add(
+        group,
         "--prompts",
-        choices=("own", "empty", "contradicting"),
-        default="own",
+        choices=PROMPTS,
         help="the samples' own, none, or prompts that contradict the maps (default: own)",
     )
-    group.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    # Two names: the second was the only one before commands agreed on the first.
-    group.add_argument(
-        "--guidance",
-        "--guidance-scale",
-        type=float,
-        metavar="GUIDANCE",
-        help="guidance scale (default: 7.5; embedded base: 2)",
-    )
-    group.add_argument(
-        "--policy",
-        default="positive",
-        help="which text adapters read: positive, per_branch or cond_only (default: positive)",
-    )
-    group.add_argument("--scale", type=float, default=1.0, help="strength of the adapters (default: 1)")
-    group.add_argument(
-        "--noise-exponent",
-        type=float,
-        metavar="P",
-        help="of Nexus and T2I-Adapters: how features fade as the noise does (default: as the adapter was "
-        "trained)",
-    )
-    group.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default: 8)")
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        help="float32, float16 or bfloat16 (default: float16 on cuda, else float32)",
-    )
+    _share(group, "--steps", "--guidance", "--policy", "--scale", "--noise-exponent", "--seed")
+    _share(group, "--batch-size", "--dtype")
 
 
-def _add_metrics(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "metrics", "Structure is always scored, and for scenes attribute binding."
-    )
-    group.add_argument(
+def _add_metrics(group: Any) -> None:
+    _add(
+        group,
         "--features",
         metavar="PATH",
         help="vision model for Fréchet and MMD distances (default: embedded for 40 or more scenes)",
     )
-    group.add_argument(
-        "--clip", metavar="PATH", help="CLIP model for CLIP scores (default: embedded for scenes, else none)"
+    _add(
+        group,
+        "--clip",
+        metavar="PATH",
+        help="CLIP model for CLIP scores (default: embedded for scenes, else none)",
     )
-    group.add_argument(
+    _add(
+        group,
         "--judge",
         action="append",
-        default=[],
         metavar="KEY=VALUE",
         help="an option of the extractor for the generated images, such as model=FOLDER (repeatable; "
         "default: those of --option)",
     )
 
 
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What `nexus evaluate` was asked to do.
+
+    Attributes:
+        file: the TOML file, if any.
+        given: key of the config, such as "data.count" -> what its option says.
+        settings: KEY=VALUE of each --set.
+        out: the folder.
+    """
+
+    file: Path | None
+    given: Mapping[str, Any]
+    settings: tuple[str, ...]
+    out: Path
+
+    def as_typed(self, name: str) -> str:
+        """What the user wrote for a key or argument: the option, or the key in the file or in --set."""
+        if name == "data" and self.file is None:  # the samples; in a file also the table of this name
+            return "--data"
+        key = _ARGUMENTS.get(name, name)
+        table = next((key for key in ("data.extractor", "judge") if name.startswith(f"{key}.")), key)
+        option = next((option for option, own in _KEYS.items() if own == table), None)
+        is_set = any(setting.partition("=")[0].strip() == key for setting in self.settings)
+        if option is None or is_set or (self.file is not None and table not in self.given):
+            return "data.shards" if name in ("shards", "data.shards") else key
+        return option + (f" {name.removeprefix(table)[1:]}" if name.startswith(f"{table}.") else "")
+
+
 def run(args: argparse.Namespace) -> int:
     """Generate, score, report. The same command resumes an interrupted evaluation."""
-    from nexus_adapters.cli.library_logs import library_logs_as_warnings
-
-    adapters = read_adapters(args.adapter)
+    request = EvaluateRequest(
+        None if args.config is None else Path(args.config),
+        {
+            name.removeprefix(_GIVEN): value
+            for name, value in vars(args).items()
+            if name.startswith(_GIVEN) and value is not None
+        },
+        tuple(args.set),
+        Path(args.out),
+    )
     with library_logs_as_warnings():
         try:
-            config = read_config(args)
             from nexus_adapters.evaluation.report import PAGE, write_report
             from nexus_adapters.evaluation.run import evaluate
         except ImportError as error:
@@ -173,15 +205,72 @@ def run(args: argparse.Namespace) -> int:
                 f"one without {error.name}",
                 "Run pip install 'nexus-adapters[eval]'",
             ) from error
-        with _names_arguments():
-            found = evaluate(config, adapters, Path(args.out))
+        with renamed(request.as_typed):
+            recipe = read_recipe(request)
+            found = evaluate(recipe.config, recipe.adapters, request.out)
         if found is not None:
             print(write_report(found), end="")
-            print(f"{Path(args.out) / PAGE} shows the images", file=sys.stderr)
+            print(f"{request.out / PAGE} shows the images", file=sys.stderr)
     return 0
 
 
-def read_adapters(given: list[str]) -> dict[str, str]:
+def read_recipe(request: EvaluateRequest) -> "EvaluationRecipe":
+    """What to evaluate: the defaults, the file over them, then the options, then each --set.
+
+    `InvalidArgument` names the key.
+    """
+    from nexus_adapters.evaluation.config import EvaluationRecipe, with_defaults
+    from nexus_adapters.registry import import_modules
+    from nexus_adapters.training.parsing import field_types, validated
+    from nexus_adapters.training.recipe import apply_setting, read_toml
+
+    def types(sections: Sequence[str], name: str) -> set[Any]:
+        return {str if list(sections) == ["adapters"] else field_types(EvaluationRecipe, sections).get(name)}
+
+    content = {} if request.file is None else read_toml(request.file, "CONFIG")
+    apply_options(content, request.given)
+    for setting in request.settings:
+        apply_setting(content, setting, types)
+    if isinstance(content.get("imports"), list):
+        import_modules(map(str, content["imports"]), "imports")
+    return validated(EvaluationRecipe, with_defaults(content))
+
+
+def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Override the keys of nested tables that options set. `InvalidArgument` names the option."""
+    rest = dict(given)
+    pairs = {key: rest.pop(key) for key in ("data.extractor", "judge") if key in rest}
+    path, adapters = rest.pop("data.path", None), rest.pop("adapters", [])
+    for key, value in rest.items():
+        _set(content, key, value)
+    if path is not None:
+        data = _table(content, "data")
+        for key in ("path", "shards"):
+            data.pop(key, None)
+        data |= {"shards": [path]} if data.get("kind") == "tars" else {"path": path}
+    if adapters:
+        _table(content, "adapters").update(read_adapters(adapters))
+    condition_name = _table(content, "data").get("condition", CONDITION)
+    for key, texts in pairs.items():
+        option = "--judge" if key == "judge" else "--option"
+        for name, value in read_pairs(texts, option, str(condition_name)).items():
+            _set(content, f"{key}.{name}", value)
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        content = _table(content, section)
+    content[name] = value
+
+
+def _table(content: dict[str, Any], name: str) -> dict[str, Any]:
+    table = content.setdefault(name, {})
+    expect(isinstance(table, dict), name, "a table", repr(table))
+    return table  # type: ignore[no-any-return]
+
+
+def read_adapters(given: Sequence[str]) -> dict[str, str]:
     """Name -> folder, Hub id, or the name of an embedded one. `InvalidArgument` for two of one name."""
     adapters: dict[str, str] = {}
     for text in given:
@@ -192,74 +281,3 @@ def read_adapters(given: list[str]) -> dict[str, str]:
         expect(name not in adapters, "--adapter", "names that differ: NAME=PATH", f"'{name}' twice")
         adapters[name] = source
     return adapters
-
-
-def read_config(args: argparse.Namespace) -> "EvaluationConfig":
-    """The config; `InvalidArgument` names the argument."""
-    from nexus_adapters.evaluation.config import EvaluationConfig
-    from nexus_adapters.training.parsing import validated
-
-    kind = args.kind or ("prepared" if args.data else "scenes")
-    expect(
-        kind != "scenes" or not args.data,
-        "--data",
-        "no value for scenes, which are generated",
-        repr(args.data),
-    )
-    is_scenes = kind == "scenes"
-    if not is_scenes and not args.data:
-        raise InvalidArgument("--data", hint=f"It is the path of the {kind} data")
-    data = {
-        "kind": kind,
-        "condition": args.condition,
-        "split": args.split or ("test" if is_scenes else "train"),
-        "count": args.count if args.count is not None else (500 if is_scenes else 0),
-        "resolution": args.resolution or (128 if is_scenes else 512),
-        "condition_column": args.condition_column,
-        "caption_column": args.caption_column,
-        "image_column": args.image_column,
-        "extractor": read_pairs(args.option, "--option", args.condition) if args.option else {},
-    }
-    data |= {"shards": [args.data]} if kind == "tars" else {"path": args.data}
-    own, count = "embedded" if is_scenes else "", int(data["count"])
-    guidance = args.guidance
-    if guidance is None:
-        bundle = BUNDLED.get(args.base)
-        guidance = _DEFAULT_GUIDANCE if bundle is None else bundle.guidance_scale
-    content = {
-        "base": {
-            "path": args.base,
-            "config": args.base_config,
-            "prediction_type": args.prediction_type,
-        },
-        "data": data,
-        "first": args.first,
-        "prompts": args.prompts,
-        "num_inference_steps": args.steps,
-        "guidance_scale": guidance,
-        "seed": args.seed,
-        "batch_size": args.batch_size,
-        "policy": args.policy,
-        "scale": args.scale,
-        "noise_exponent": args.noise_exponent,
-        "dtype": args.dtype,
-        "features": (own if count >= _LEAST_FOR_DISTANCES else "")
-        if args.features is None
-        else args.features,
-        "clip": own if args.clip is None else args.clip,
-        "judge": read_pairs(args.judge, "--judge", args.condition) if args.judge else {},
-    }
-    with _names_arguments():
-        return validated(EvaluationConfig, content)
-
-
-def _names_arguments() -> AbstractContextManager[None]:
-    """Let an `InvalidArgument` name what the user typed: an extractor's option as `--option sigma`."""
-    return renamed(_typed)
-
-
-def _typed(name: str) -> str:
-    for section, option in (("data.extractor.", "--option"), ("judge.", "--judge")):
-        if name.startswith(section):
-            return f"{option} {name.removeprefix(section)}"
-    return name if name in TYPED else name.removeprefix("data.")

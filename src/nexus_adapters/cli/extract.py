@@ -4,41 +4,40 @@ import argparse
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from nexus_adapters import __version__
+from nexus_adapters.cli import library_logs_as_warnings
+from nexus_adapters.cli.options import add_options, check_output, save_png
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
-_OWN_FLAGS = ("low", "high")
+_OWN_OPTIONS = ("low", "high")  # of canny, which have options of their own on the command line
 
 
-def declare_extractor_options(parser: Any) -> None:
-    """Declare them on a parser or one of its groups."""
-    parser.add_argument("--low", type=float, help="canny: lower threshold (default: 100)")
-    parser.add_argument("--high", type=float, help="canny: upper threshold (default: 200)")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER (repeatable)",
-    )
+@dataclass(frozen=True)
+class ExtractorOptions:
+    """What --low, --high and --option say. How the latter is read depends on the extractor."""
+
+    low: float | None = None
+    high: float | None = None
+    pairs: tuple[str, ...] = ()
+
+    def values(self, condition_name: str) -> dict[str, Any]:
+        """The options for the extractor of this name. InvalidArgument names the argument."""
+        given = {"low": self.low, "high": self.high}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        for key, value in (read_pairs(self.pairs, "--option", condition_name) if self.pairs else {}).items():
+            expect(key not in options, "--option", f"{key} once", f"{key}={value} and --{key}")
+            options[key] = value
+        return options
 
 
-def extractor_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """The options that were given to the extractor of this name. InvalidArgument names the argument."""
-    options = {flag: getattr(args, flag) for flag in _OWN_FLAGS if getattr(args, flag) is not None}
-    for key, value in read_pairs(args.option, "--option", name).items():
-        expect(key not in options, "--option", f"{key} once", f"{key}={value} and --{key}")
-        options[key] = value
-    return options
-
-
-def read_pairs(pairs: Sequence[str], argument: str, name: str) -> dict[str, Any]:
+def read_pairs(pairs: Sequence[str], argument: str, condition_name: str) -> dict[str, Any]:
     """The value of each KEY=VALUE: text where the extractor takes text, else parsed as TOML."""
     from nexus_adapters.conditions import EXTRACTORS
 
-    defaults = EXTRACTORS[name].defaults() if name in EXTRACTORS else {}
+    defaults = EXTRACTORS[condition_name].defaults() if condition_name in EXTRACTORS else {}
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -62,76 +61,66 @@ def without_chatter(uses_models: bool) -> Iterator[None]:
         yield
         return
     from nexus_adapters.bases.loading import no_loading_bars
-    from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     with library_logs_as_warnings(), no_loading_bars():
         yield
 
 
 @contextmanager
-def running_extractor(name: str, options: Mapping[str, Any]) -> Iterator[None]:
+def running_extractor(condition_name: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Around a call of an extractor: silences libraries, and lets errors name options as users write them.
 
     An error about `sigma` names `--option sigma`.
     """
     from nexus_adapters.conditions import EXTRACTORS
 
-    takes = {*EXTRACTORS[name].options(), *options}
+    extractor = EXTRACTORS[condition_name]
+    takes = {*extractor.options(), *options}
 
     def as_written(argument: str) -> str:
-        if argument in _OWN_FLAGS:
+        if argument in _OWN_OPTIONS:
             return f"--{argument}"
         if argument == "options":
             return "--option"
         return f"--option {argument}" if argument in takes else argument
 
-    with without_chatter(_loads_model(name, options)), renamed(as_written):
+    with without_chatter(bool(extractor.model or options.get("model"))), renamed(as_written):
         yield
-
-
-def _loads_model(name: str, options: Mapping[str, Any]) -> bool:
-    from nexus_adapters.conditions import EXTRACTORS
-
-    return bool(EXTRACTORS[name].model or options.get("model"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus extract`."""
     parser.add_argument("name", metavar="NAME", help="of the extractor; --list shows them")
     parser.add_argument("image", metavar="IMAGE", help="the image file")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the map, a .png")
-    declare_extractor_options(parser)
-    parser.add_argument("--invert", action="store_true", help="exchange light and dark in the map")
-    parser.add_argument(
-        "--max-megapixels", type=float, default=64, metavar="N", help="refuse larger images (default: 64)"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the map to write, a .png")
+    add_options(parser, "--low", "--high", "--option", "--invert", "--max-megapixels", "--force")
     parser.add_argument("--list", action=_ListExtractors, help="show the extractors and exit")
 
 
 def run(args: argparse.Namespace) -> int:
     """Extract, write the map, and print where it is."""
-    from nexus_adapters.cli.options import check_output, save_png
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
-    expect(args.name in EXTRACTORS, "NAME", f"one of {', '.join(sorted(EXTRACTORS))}", repr(args.name))
+    condition_name: str = args.name
+    known = ", ".join(sorted(EXTRACTORS))
+    expect(condition_name in EXTRACTORS, "NAME", f"one of {known}", repr(condition_name))
     check_output(args.out, ".png", args.force)
-    options = extractor_options(args, args.name)
+    options = ExtractorOptions(args.low, args.high, tuple(args.option)).values(condition_name)
     with renamed({"max_megapixels": "--max-megapixels"}):
         image = load_image(args.image, args.max_megapixels, argument="IMAGE")
-    with running_extractor(args.name, options), renamed({"image": "IMAGE", "name": "NAME"}):
-        condition = extract(args.name, image, **options)
+    with running_extractor(condition_name, options), renamed({"image": "IMAGE", "name": "NAME"}):
+        condition = extract(condition_name, image, **options)
     if args.invert:
         condition = invert(condition)
     settings = {
         "version": __version__,
         "command": "extract",
-        "extractor": args.name,
-        "options": EXTRACTORS[args.name].defaults() | options,
+        "extractor": condition_name,
+        "options": EXTRACTORS[condition_name].defaults() | options,
         "inverted": args.invert,
     }
     save_png(args.out, condition, settings, args.force)
-    print(f"{args.out}: {args.name}, {condition.width}x{condition.height}")
+    print(f"{args.out}: {condition_name}, {condition.width}x{condition.height}")
     return 0
 
 

@@ -1,104 +1,37 @@
-"""From `--base` and `--adapter` to a pipeline and adapters."""
+"""From requests to images: adapters, pipeline, LoRA, structure maps, controls. Whatever is slow is lazy."""
 
-from collections.abc import Sequence
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.cli.extract import running_extractor
+from nexus_adapters.cli.generate_requests import (
+    ACTING,
+    SCHEDULERS,
+    ControlRequest,
+    LoraRequest,
+    MapSource,
+)
+from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed
 from nexus_adapters.files import file_sha256, files_sha256
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from nexus_adapters.adapter.saved import Saved
     from nexus_adapters.bases.loading import BaseSource
-
-# Name -> class of diffusers, and what differs from the base's own configuration.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpm++-karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
+    from nexus_adapters.injection import Control
 
 
-def set_scheduler(pipe: Any, name: str | None) -> None:
-    """Replace a pipeline's scheduler by the one of this name, with the same noise schedule; None keeps it."""
-    if name is None:
-        return
-    import diffusers
-
-    kind, changes = SCHEDULERS[name]
-    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **changes)
-
-
-def check_loras(paths: Sequence[str]) -> None:
-    """Before anything is loaded: check that peft is installed and the files exist."""
-    if not paths:
-        return
-    has_peft = find_spec("peft") is not None
-    hint = "Run pip install 'nexus-adapters[lora]'"
-    expect(has_peft, "--lora", "an installation with peft", "none", hint)
-    for path in paths:
-        is_there = Path(path).exists() or "/" in path
-        expect(is_there, "--lora", "a file, a folder or a Hub id", f"'{path}', which does not exist")
-
-
-def load_loras(pipe: Any, paths: Sequence[str], scales: Sequence[float] | None) -> None:
-    """Load each under a name of its own, with its scale. `InvalidArgument` names what cannot be loaded."""
-    names = [f"lora{place}" for place in range(len(paths))]
-    for name, path in zip(names, paths, strict=True):
-        given = Path(path)
-        source = (str(given.parent), {"weight_name": given.name}) if given.is_file() else (path, {})
-        try:
-            pipe.load_lora_weights(source[0], adapter_name=name, **source[1])
-        except Exception as error:  # of any kind: diffusers, peft, safetensors and the Hub have their own
-            reason = one_line(error)
-            raise InvalidArgument(
-                "--lora", "LoRA weights for the base", f"'{path}' ({type(error).__name__}: {reason})"
-            ) from error
-        listed = pipe.get_list_adapters()
-        expect(
-            any(name in found for found in listed.values()),
-            "--lora",
-            "LoRA weights for the base",
-            f"'{path}'",
-        )
-    if names:
-        pipe.set_adapters(names, _scales(names, scales))
-
-
-def lora_settings(paths: Sequence[str], scales: Sequence[float] | None) -> list[dict[str, Any]]:
-    """What was loaded, and how strong."""
-    return [
-        {"path": path, "scale": scale, "sha256": _sha256(Path(path))}
-        for path, scale in zip(paths, _scales(paths, scales), strict=True)
-    ]
-
-
-def _scales(paths: Sequence[str], scales: Sequence[float] | None) -> list[float]:
-    given = list(scales or [1.0])
-    return given * len(paths) if len(given) == 1 else given
-
-
-def _sha256(path: Path) -> str | None:
-    return file_sha256(path) if path.is_file() else None
-
-
-DEFAULT_ADAPTER = "prime"
+# Adapters and the pipeline.
 
 
 @dataclass(frozen=True)
@@ -121,23 +54,28 @@ class Model:
     native_size: int
 
 
-def find_adapters(base: str, adapters: Sequence[tuple[str | None, str]]) -> list["Saved"]:
-    """The saved adapters of all controls; nothing slow is imported for it.
-
-    `adapters`: (what --adapter says, what --condition says) of each control.
-    """
-    if base not in BUNDLED and any(name is None for name, _ in adapters):
-        raise InvalidArgument("--adapter", hint=f"Give an adapter that was trained for the base '{base}'")
+def find_adapters(controls: Sequence[ControlRequest], base: str) -> list["Saved"]:
+    """The saved adapter of each control; nothing slow is imported for it."""
     from nexus_adapters.adapter.saved import find_saved
 
-    return [find_saved(name or DEFAULT_ADAPTER, condition, base) for name, condition in adapters]
+    return [find_saved(control.adapter, control.condition_name, base) for control in controls]
 
 
-def source_of(base: str, base_config: str | None, prediction_type: str | None) -> "BaseSource":
-    """As `load_base` takes it."""
-    from nexus_adapters.bases.loading import BaseSource
+def check_methods(controls: Sequence[ControlRequest], adapters: Sequence["Saved"]) -> None:
+    """`InvalidArgument` for options and maps that an adapter with a pipeline of its own does not take."""
+    from nexus_adapters.methods import method_for
 
-    return BaseSource(base, config=base_config or "", prediction_type=prediction_type or "")
+    for control, saved in zip(controls, adapters, strict=True):
+        method = method_for(saved)
+        if method.attaches:
+            continue
+        label = f"a {method.label}"
+        maps = f"{len(controls)} maps with '{saved.source}'"
+        expect(len(controls) == 1, "--adapter", f"one map alone with {label}", maps)
+        for name in ACTING:
+            value = getattr(control, name)
+            is_read = name in method.settings or value == getattr(ControlRequest, name)
+            expect(is_read, name, f"no value with {label}, where it has no effect", value)
 
 
 def load_model(source: "BaseSource", saved: Sequence["Saved"], torch_dtype: "torch.dtype") -> Model:
@@ -161,3 +99,260 @@ def _name(saved: "Saved", base: str) -> str:
     """What settings call an adapter: with its base, where it is one of the package's."""
     bundle = BUNDLED.get(base)
     return f"{base} {saved.source}" if bundle and bundle.has_adapter(saved.source) else saved.source
+
+
+def set_scheduler(pipe: Any, name: str | None) -> None:
+    """Replace a pipeline's scheduler by the one of this name, with the same noise schedule; None keeps it."""
+    if name is None:
+        return
+    import diffusers
+
+    kind, changes = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **changes)
+
+
+def check_schedule(scheduler: Any, steps: int) -> None:
+    """`InvalidArgument` where so many steps would begin before the noisiest timestep of the training."""
+    scheduler.set_timesteps(steps)
+    trained = scheduler.config.num_train_timesteps
+    is_tabled = hasattr(scheduler, "alphas_cumprod")  # flow matching begins at the number itself
+    expect(
+        not is_tabled or float(scheduler.timesteps[0]) <= trained - 1,
+        "--steps",
+        f"fewer than the {trained} steps of the base's schedule",
+        steps,
+    )
+
+
+# LoRA.
+
+
+def check_loras(loras: Sequence[LoraRequest]) -> None:
+    """Before anything is loaded: check that peft is installed and the files exist."""
+    if not loras:
+        return
+    has_peft = find_spec("peft") is not None
+    hint = "Run pip install 'nexus-adapters[lora]'"
+    expect(has_peft, "--lora", "an installation with peft", "none", hint)
+    for lora in loras:
+        is_there = Path(lora.path).exists() or "/" in lora.path
+        missing = f"'{lora.path}', which does not exist"
+        expect(is_there, "--lora", "a file, a folder or a Hub id", missing)
+
+
+def load_loras(pipe: Any, loras: Sequence[LoraRequest]) -> None:
+    """Load each under a name of its own, with its scale. `InvalidArgument` names what cannot be loaded."""
+    names = [f"lora{place}" for place in range(len(loras))]
+    for name, lora in zip(names, loras, strict=True):
+        given = Path(lora.path)
+        source = (str(given.parent), {"weight_name": given.name}) if given.is_file() else (lora.path, {})
+        expected = "LoRA weights for the base"
+        try:
+            pipe.load_lora_weights(source[0], adapter_name=name, **source[1])
+        except Exception as error:  # of any kind: diffusers, peft, safetensors and the Hub have their own
+            received = f"'{lora.path}' ({type(error).__name__}: {one_line(error)})"
+            raise InvalidArgument("--lora", expected, received) from error
+        is_used = any(name in found for found in pipe.get_list_adapters().values())
+        expect(is_used, "--lora", expected, f"'{lora.path}'")
+    if names:
+        pipe.set_adapters(names, [lora.scale for lora in loras])
+
+
+def lora_settings(loras: Sequence[LoraRequest]) -> list[dict[str, Any]]:
+    """What was loaded, and how strong."""
+    return [
+        {
+            "path": lora.path,
+            "scale": lora.scale,
+            "sha256": file_sha256(Path(lora.path)) if Path(lora.path).is_file() else None,
+        }
+        for lora in loras
+    ]
+
+
+# Structure maps.
+
+SMALLEST_PX = 8  # one latent
+_SMALLEST_FOR_MODELS_PX = 64  # that models for depth and segmentation take
+# An image may be this many times the base's own area before the default size is cut down to that area.
+_LARGEST_AREA = 4
+
+
+def extractor_options(control: ControlRequest) -> dict[str, object]:
+    """All options that the map is extracted with; none for a map that was given."""
+    from nexus_adapters.conditions import EXTRACTORS
+
+    if isinstance(control.source, MapSource):
+        return {}
+    name = control.condition_name
+    return EXTRACTORS[name].defaults() | control.source.extractor.values(name)
+
+
+def read_source(control: ControlRequest) -> "Image.Image":
+    """The photo or the map, after all checks of it. `InvalidArgument` names the option."""
+    from nexus_adapters.conditions import EXTRACTORS, extract, load_image
+
+    name, source = control.condition_name, control.source
+    known = ", ".join(sorted(EXTRACTORS))
+    expect(name in EXTRACTORS, "--condition", f"one of {known}", repr(name))
+    options = {} if isinstance(source, MapSource) else source.extractor.values(name)
+    image = load_image(source.file, control.max_megapixels, argument=source.option)
+    size = f"{image.width}x{image.height}"
+    expect(min(image.size) >= SMALLEST_PX, source.option, f"at least {SMALLEST_PX} pixels a side", size)
+    if not isinstance(source, MapSource):
+        # The extractor checks its own options: try it on a small image before the base is loaded.
+        side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[name].model else SMALLEST_PX
+        with running_extractor(name, options):
+            extract(name, image.resize((side, side)), **options)
+    return image
+
+
+def read_mask(control: ControlRequest) -> "Image.Image | None":
+    """The mask of `--mask`, as grey."""
+    from nexus_adapters.conditions import load_image
+
+    if control.mask is None:
+        return None
+    return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
+
+
+def check_size(control: ControlRequest, source: "Image.Image", width: int | None, height: int | None) -> None:
+    """`InvalidArgument` where `--width` and `--height` would change the source's aspect ratio."""
+    from nexus_adapters.injection.condition import check_aspect
+
+    if width is not None and height is not None:
+        check_aspect(source.height, source.width, height, width, name=control.source.option)
+
+
+def width_and_height(
+    source: tuple[int, int], width: int | None, height: int | None, native: int, multiple: int = 8
+) -> tuple[int, int]:
+    """(width, height) of the image that is generated from a source of this (width, height).
+
+    Both given: these. One given: the other by the source's aspect, to the nearest `multiple`. None: the
+    source's size, each side rounded down to a `multiple`; but where the source has more than four times the
+    area of the base's own `native` x `native`, that area in the source's aspect.
+    """
+    from nexus_adapters.injection.condition import nearest_multiple, size_by_aspect
+
+    area = source[0] * source[1]
+    if width is None and height is None and area > _LARGEST_AREA * native * native:
+        factor = native / math.sqrt(area)
+        return nearest_multiple(source[0] * factor, multiple), nearest_multiple(source[1] * factor, multiple)
+    found_height, found_width = size_by_aspect(source[1], source[0], height, width, multiple)
+    return found_width, found_height
+
+
+def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":
+    """The map for an image of (width, height). A photo is resized before extraction, so lines stay sharp."""
+    from PIL import Image
+
+    from nexus_adapters.conditions import EXTRACTORS, extract, invert, looks_inverted
+
+    condition, name = source, control.condition_name
+    if not isinstance(control.source, MapSource):
+        resized = source.resize(size, Image.Resampling.LANCZOS)
+        options = control.source.extractor.values(name)
+        with running_extractor(name, options):
+            condition = extract(name, resized, **options)
+    if control.invert:
+        condition = invert(condition)
+    if EXTRACTORS[name].lines and looks_inverted(condition):
+        remedy = "leave out --invert" if control.invert else "--invert exchanges them"
+        warnings.warn(
+            f"{control.source.option}: the map looks inverted, dark lines on white; adapters are trained on "
+            f"white lines on black ({remedy})",
+            stacklevel=2,
+        )
+    return condition
+
+
+# Controls and images.
+
+
+@dataclass(frozen=True)
+class OwnPipelineControl:
+    """A map for an adapter that has a pipeline of its own, such as a ControlNet."""
+
+    adapter: Any
+    condition: "Image.Image"
+    scale: float
+
+
+def build_control(
+    control: ControlRequest,
+    loaded: LoadedAdapter,
+    source: "Image.Image",
+    mask: "Image.Image | None",
+    size: tuple[int, int],
+) -> "Control | OwnPipelineControl":
+    """The control of one map, for an image of (width, height). `InvalidArgument` names the option."""
+    from nexus_adapters.injection import Control
+    from nexus_adapters.methods import method_of
+
+    condition = structure_map(control, source, size)
+    if method_of(loaded.adapter).attaches:
+        with renamed({"condition": control.source.option}):
+            return Control(loaded.adapter, condition, mask=mask, **control.settings())
+    return OwnPipelineControl(loaded.adapter, condition, control.scale)
+
+
+def generate_image(
+    model: Model, controls: Sequence["Control | OwnPipelineControl"], settings: Mapping[str, Any]
+) -> "Image.Image":
+    """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
+
+    MemoryError where there is not enough of it, on whichever device.
+    """
+    import torch
+
+    # On the CPU on every device, so that a seed means the same noise everywhere.
+    generator = torch.Generator().manual_seed(settings["seed"])
+    try:
+        with _controlled(model.pipe, controls) as call:
+            output = call(
+                prompt=settings["prompt"],
+                **_negative(model.pipe, settings["negative"]),
+                num_inference_steps=settings["steps"],
+                guidance_scale=settings["guidance"],
+                width=settings["width"],
+                height=settings["height"],
+                generator=generator,
+            )
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not mentions(error, ("can't allocate memory",)):
+            raise
+        size, device = f"{settings['width']}x{settings['height']}", settings["device"]
+        raise MemoryError(
+            f"not enough memory on {device} for {size}; try a smaller --width and --height"
+        ) from error
+    image: Image.Image = output.images[0]
+    return image
+
+
+def _negative(pipe: Any, prompt: str) -> dict[str, str]:
+    """The argument of a pipeline that takes a negative prompt."""
+    if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
+        return {"negative_prompt": prompt}
+    kind = type(pipe).__name__
+    expect(prompt == "", "--negative", f"no value for a {kind}, which takes none", repr(prompt))
+    return {}
+
+
+@contextmanager
+def _controlled(
+    pipe: Any, controls: Sequence["Control | OwnPipelineControl"]
+) -> Iterator[Callable[..., Any]]:
+    """The pipeline, or what is called in its place, under all controls."""
+    from nexus_adapters.injection import attach
+    from nexus_adapters.methods import GenerationSettings, method_of
+
+    own = [control for control in controls if isinstance(control, OwnPipelineControl)]
+    if not own:
+        with attach(pipe, *controls):
+            yield pipe
+        return
+    (control,) = own
+    settings = GenerationSettings(scale=control.scale)
+    with method_of(control.adapter).generating(pipe, control.adapter, [control.condition], settings) as call:
+        yield call

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from nexus_adapters.cli.options import ADAPTER_HELP
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
 
 if TYPE_CHECKING:
     from nexus_adapters.adapter.saved import Saved
@@ -13,13 +13,8 @@ TYPED = {"adapter": "PATH"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus info`."""
-    parser.add_argument("path", metavar="PATH", help=ADAPTER_HELP)
-    parser.add_argument(
-        "--condition",
-        default="canny",
-        metavar="NAME",
-        help="which maps a named adapter reads (default: canny)",
-    )
+    parser.add_argument("path", metavar="PATH", help=ADAPTER_SOURCES)
+    add_options(parser, "--condition")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,32 +1,144 @@
-"""Options that several commands share: help, checks, devices, precision and output files."""
+"""What commands share: options, each declared once, and checks of values, devices and output files."""
 
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
+from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.choices import (
+    CONDITION,
+    DEVICES,
+    DTYPES,
+    GUIDANCE_SCALE,
+    POLICIES,
+    PREDICTION_TYPES,
+    STEPS,
+)
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.files import replacing, write_json
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
-# Help texts of options that several commands have.
-ADAPTER_HELP = (
+ADAPTER = "prime"
+"""The adapter that is used with an embedded base where none is named."""
+BASE = "embedded"
+ADAPTER_SOURCES = (
     "a name (prime, slim, prime-paper, slim-paper, t2i), folder, Hub id, file, training run, checkpoint or "
     "pipeline"
 )
-BASE_CONFIG_HELP = (
-    "for a --base in one file: a folder or Hub id in diffusers' layout; only its configs and tokenizer are "
-    "read (default: the Hub's)"
-)
-PREDICTION_TYPE_HELP = "for a --base in one file: what it predicts; required for Stable Diffusion 2.x"
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+"""In the help of whatever takes an adapter."""
+
+# Option -> what `add_argument` takes. An option has the same name, meaning and default in all commands.
+_SHARED: dict[str, dict[str, Any]] = {
+    "--force": {"action": "store_true", "help": "overwrite existing files"},
+    "--condition": {
+        "default": CONDITION,
+        "metavar": "NAME",
+        "help": f"kind of structure map (default: {CONDITION})",
+    },
+    "--base": {
+        "default": BASE,
+        "metavar": "PATH",
+        "help": "Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file; needs an --adapter "
+        f"that was trained for it (default: {BASE})",
+    },
+    "--base-config": {
+        "metavar": "PATH",
+        "help": "for a --base in one file: a folder or Hub id in diffusers' layout; only its configs and "
+        "tokenizer are read (default: the Hub's)",
+    },
+    "--prediction-type": {
+        "choices": PREDICTION_TYPES,
+        "help": "for a --base in one file: what it predicts; required for Stable Diffusion 2.x",
+    },
+    "--device": {
+        "choices": DEVICES,
+        "default": "auto",
+        "help": "where models run (default: cuda if available, else mps, else cpu)",
+    },
+    "--dtype": {
+        "choices": DTYPES,
+        "default": "auto",
+        "help": "precision of the models (default: float16 on cuda, else float32)",
+    },
+    "--steps": {
+        "type": int,
+        "default": STEPS,
+        "metavar": "N",
+        "help": f"denoising steps (default: {STEPS})",
+    },
+    "--guidance": {
+        "type": float,
+        "metavar": "N",
+        "help": f"guidance scale (default: {GUIDANCE_SCALE:g}; embedded base: "
+        f"{BUNDLED[BASE].guidance_scale:g})",
+    },
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of all that is random (default: 0)"},
+    "--scale": {
+        "type": float,
+        "default": 1.0,
+        "metavar": "N",
+        "help": "strength of the adapter; 0 is the base alone (default: 1)",
+    },
+    "--policy": {
+        "choices": POLICIES,
+        "default": POLICIES[0],
+        "help": f"which text the adapter reads (default: {POLICIES[0]})",
+    },
+    "--noise-exponent": {
+        "type": float,
+        "metavar": "P",
+        "help": "how features fade as the noise does: they are multiplied by its share of the variance to "
+        "this power (default: as the adapter was trained)",
+    },
+    "--option": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "an option of the extractor, such as auto=true, sigma=2 or model=FOLDER (repeatable)",
+    },
+    "--low": {"type": float, "metavar": "N", "help": "canny: lower threshold (default: 100)"},
+    "--high": {"type": float, "metavar": "N", "help": "canny: upper threshold (default: 200)"},
+    "--invert": {"action": "store_true", "help": "exchange light and dark in the map"},
+    "--max-megapixels": {
+        "type": float,
+        "default": 64,
+        "metavar": "N",
+        "help": "refuse larger images (default: 64)",
+    },
+    "--batch-size": {
+        "type": int,
+        "default": 8,
+        "metavar": "N",
+        "help": "images per call of a model (default: 8)",
+    },
+    "--image-column": {"metavar": "NAME", "help": "column or tar member of the images"},
+    "--caption-column": {"metavar": "NAME", "help": "column or tar member of the captions"},
+    "--set": {
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "override a value of the TOML file (repeatable)",
+    },
+    "--dry-run": {"action": "store_true", "help": "check the TOML file and print what would be done"},
+}
+
+
+def add_options(parser: Any, *options: str, **changes: Any) -> None:
+    """Declare options that other commands have too.
+
+    Args:
+        parser: of the command, or one of its groups.
+        options: such as "--steps".
+        changes: what is different in this command, as `add_argument` takes it.
+    """
+    for option in options:
+        parser.add_argument(option, **{**_SHARED[option], **changes})
 
 
 def expect_finite(argument: str, value: float) -> None:
@@ -42,10 +154,6 @@ def expect_between(argument: str, value: int, low: int, high: int) -> None:
 def expect_side(argument: str, value: int | None) -> None:
     """Refuse an image side that latents cannot have. None, for a side not given, passes."""
     expect(value is None or (value > 0 and value % 8 == 0), argument, "a positive multiple of 8", value)
-
-
-DEVICES = ("auto", "cuda", "mps", "cpu")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def choose_device(device: str) -> str:
@@ -95,12 +203,14 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
 
 def save_png(
     path: str | os.PathLike[str],
-    image: Image.Image,
+    image: "Image.Image",
     settings: Mapping[str, object],
     force: bool,
     argument: str = "--out",
 ) -> None:
     """Write `image` as PNG, with `settings` (anything that JSON holds) as a text chunk."""
+    from PIL.PngImagePlugin import PngInfo
+
     chunks = PngInfo()
     chunks.add_text(SETTINGS_KEY, json.dumps(settings, allow_nan=False))
     with replacing(check_output(path, ".png", force, argument)) as stream:
@@ -108,7 +218,9 @@ def save_png(
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, object]:
-    """Give back the settings that `save_png` embedded; `InvalidArgument` where there are none."""
+    """The settings that `save_png` embedded; `InvalidArgument` where there are none."""
+    from PIL import Image
+
     with Image.open(path, formats=("PNG",)) as image:
         image.load()
         text = image.info.get(SETTINGS_KEY)

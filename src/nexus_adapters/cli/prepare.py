@@ -5,24 +5,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, SOURCE_KINDS, Captions, ImageFormat
 from nexus_adapters.cli.extract import read_pairs, without_chatter
+from nexus_adapters.cli.options import add_options
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
+    from nexus_adapters.data.crop import Geometry
+    from nexus_adapters.prepare.filters import Filters
     from nexus_adapters.prepare.plan import Plan
     from nexus_adapters.prepare.run import Result
+    from nexus_adapters.prepare.source_kinds import SourceOptions
 
-# As in data.prepare, which is slower to import.
-KINDS = ("auto", "folder", "coco", "table", "tars", "scenes")
-CAPTIONS = ("all", "first", "random")
-IMAGE_FORMATS = ("jpg", "png", "webp")
 # Arguments of the functions that prepare a set, and names of its settings -> what the user typed.
 _AS_TYPED = {
     "source": "SOURCE",
@@ -59,6 +61,7 @@ _AS_TYPED = {
 }
 _GROUPS = ("source.", "geometry.", "filters.")  # of settings
 _NEAR = 4  # bits, where --near-duplicates is given without a number
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def argument_as_typed(name: str) -> str:
@@ -74,8 +77,8 @@ def argument_as_typed(name: str) -> str:
     return _AS_TYPED.get(name, name)
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `nexus prepare`."""
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -85,10 +88,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--conditions", required=True, metavar="NAME,...", help="kinds of map; see nexus extract --list"
     )
-    parser.add_argument(
+    add_options(
+        parser,
         "--option",
-        action="append",
-        default=[],
         metavar="NAME.KEY=VALUE",
         help="an option of an extractor, such as canny.auto=true or depth.model=FOLDER (repeatable)",
     )
@@ -100,18 +102,15 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source")
-    group.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: detected)")
+    group.add_argument(
+        "--kind", choices=SOURCE_KINDS, default="auto", help="what SOURCE is (default: detected)"
+    )
     group.add_argument(
         "--split", default="", help="of a data set (default: train) or COCO folder (default: train2017)"
     )
     group.add_argument("--config-name", default="", metavar="NAME", help="of a data set that has several")
     group.add_argument("--revision", default="", metavar="NAME", help="of a data set on the Hub")
-    group.add_argument(
-        "--image-column", default="", metavar="NAME", help="column or tar member of the images"
-    )
-    group.add_argument(
-        "--caption-column", default="", metavar="NAME", help="column or tar member of the captions"
-    )
+    add_options(group, "--image-column", "--caption-column")
     group.add_argument("--count", type=int, default=0, metavar="N", help="prepare only the first N samples")
 
 
@@ -140,7 +139,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard-size", type=int, default=1000, metavar="N", help="samples per tar (default: 1000)"
     )
-    group.add_argument("--seed", type=int, default=0, help="for random captions (default: 0)")
+    add_options(group, "--seed")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -182,9 +181,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", type=int, metavar="N", help="number of processes (default: one per core; 1 with models)"
     )
-    group.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="images per call of a model (default: 8)"
-    )
+    add_options(group, "--batch-size")
     group.add_argument(
         "--ray-address", metavar="ADDRESS", help="address of a running Ray cluster, such as auto"
     )
@@ -193,99 +190,160 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-add_arguments = declare
-_TERMINATED = 128 + signal.SIGTERM
+@dataclass(frozen=True)
+class EngineRequest:
+    """What does the work; None for `workers` leaves their number to the plan."""
+
+    name: str
+    workers: int | None
+    ray_address: str | None
+    gpus_each: float
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What `nexus prepare` was asked to do. `conditions`: name of an extractor -> its options."""
+
+    source: "SourceOptions"
+    conditions: Mapping[str, Mapping[str, Any]]
+    geometry: "Geometry | None"
+    filters: "Filters"
+    captions: Captions
+    image_format: ImageFormat
+    shard_size: int
+    batch_size: int
+    seed: int
+    engine: EngineRequest
+    out: Path
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the set, and report what is in it and what was left out. Run again, it resumes."""
-    conditions = read_conditions(args)
-    expect(args.workers is None or args.workers >= 1, "--workers", "at least 1", args.workers)
-    for option in ("ray_address", "gpus_each"):
-        value = getattr(args, option)
-        received = f"{value} with --engine {args.engine}"
-        expect(not value or args.engine == "ray", option, "--engine ray together with it", received)
     if find_spec("filelock") is None:  # here, since it is imported only once there is something to lock
         raise InvalidArgument("the package filelock", hint="Run pip install 'nexus-adapters[data]'")
+    with renamed(argument_as_typed):
+        request = parse(args)
+        plan = plan_of(request)
     from nexus_adapters.prepare.run import prepare
 
-    with renamed(argument_as_typed):
-        plan = plan_of(args, conditions)
     with without_chatter(plan.uses_models()), renamed(argument_as_typed), _ended_by_sigterm():
-        result = prepare(plan, Path(args.out).absolute(), engine_of(args, plan))
-    _report(args, result)
+        result = prepare(plan, request.out.absolute(), engine_of(request.engine, plan))
+    _report(args.prog, request.out, result)
     return 0
 
 
-def read_conditions(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Name -> options of each map. InvalidArgument names the option of the command."""
+def parse(args: argparse.Namespace) -> PrepareRequest:
+    """The arguments as values; `InvalidArgument` names a function's argument or the option."""
+    conditions = read_conditions(args.conditions, args.option)
+    expect(args.workers is None or args.workers >= 1, "--workers", "at least 1", args.workers)
+    engine = EngineRequest(args.engine, args.workers, args.ray_address, args.gpus_each)
+    for option, value in (("--ray-address", engine.ray_address), ("--gpus-each", engine.gpus_each)):
+        received = f"{value} with --engine {engine.name}"
+        expect(not value or engine.name == "ray", option, "--engine ray together with it", received)
+    side: int | None = args.resolution
+    has_side = side is not None
+    expect(has_side or not args.aspect_buckets, "--resolution", "pixels", hint="--aspect-buckets needs it")
+    from nexus_adapters.data.crop import Geometry
+    from nexus_adapters.prepare.filters import Filters
+    from nexus_adapters.prepare.source_kinds import SourceOptions
+
+    geometry = None
+    if side is not None:
+        geometry = Geometry.bucketed(side) if args.aspect_buckets else Geometry(side, side)
+    return PrepareRequest(
+        SourceOptions(
+            path=args.source,
+            kind=args.kind,
+            split=args.split,
+            config_name=args.config_name,
+            revision=args.revision,
+            image_column=args.image_column or "",
+            caption_column=args.caption_column or "",
+            count=args.count,
+        ),
+        conditions,
+        geometry,
+        Filters(
+            min_side=args.min_side,
+            max_aspect=args.max_aspect,
+            min_caption_length=args.min_caption_length,
+            max_caption_length=args.max_caption_length,
+            near_duplicates=args.near_duplicates,
+        ),
+        captions=args.captions,
+        image_format=args.image_format,
+        shard_size=args.shard_size,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        engine=engine,
+        out=Path(args.out),
+    )
+
+
+def read_conditions(names_text: str, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What --conditions and --option say: name of an extractor -> its options. InvalidArgument names them."""
     from nexus_adapters.conditions import EXTRACTORS
 
-    names = [name.strip() for name in args.conditions.split(",")]
+    names = [name.strip() for name in names_text.split(",")]
     known = ", ".join(sorted(EXTRACTORS))
     for name in names:
         expect(name in EXTRACTORS, "--conditions", f"names among {known}, separated by commas", f"'{name}'")
-        expect(names.count(name) == 1, "--conditions", f"{name} once", f"'{args.conditions}'")
+        expect(names.count(name) == 1, "--conditions", f"{name} once", f"'{names_text}'")
     conditions: dict[str, dict[str, Any]] = {}
     for name in names:
         prefix = f"{name}."
-        own = [pair.removeprefix(prefix) for pair in args.option if pair.startswith(prefix)]
+        own = [pair.removeprefix(prefix) for pair in pairs if pair.startswith(prefix)]
         conditions[name] = read_pairs(own, "--option", name)
-    for pair in args.option:
+    for pair in pairs:
         fits = pair.partition(".")[0] in conditions
         expect(fits, "--option", f"NAME.KEY=VALUE, of {', '.join(names)}", f"'{pair}'")
     return conditions
 
 
-def plan_of(args: argparse.Namespace, conditions: dict[str, dict[str, Any]]) -> "Plan":
-    """The plan; the source is opened. InvalidArgument names the functions' arguments."""
-    from nexus_adapters.data.crop import Geometry
-    from nexus_adapters.prepare.filters import Filters
+def plan_of(request: PrepareRequest) -> "Plan":
+    """The plan; the source is opened. `InvalidArgument` names the functions' arguments."""
     from nexus_adapters.prepare.plan import Plan
-    from nexus_adapters.prepare.sources import SourceOptions, open_source, source_settings
+    from nexus_adapters.prepare.source_kinds import open_source, source_settings
 
-    filters = Filters(
-        args.min_side, args.max_aspect, args.min_caption_length, args.max_caption_length, args.near_duplicates
-    )
-    has_side = args.resolution is not None
-    expect(has_side or not args.aspect_buckets, "--resolution", "pixels", hint="--aspect-buckets needs it")
-    geometry = None
-    if has_side:
-        side = args.resolution
-        geometry = Geometry.bucketed(side) if args.aspect_buckets else Geometry(side, side)
-    options = SourceOptions(
-        args.source, args.kind, args.split, args.config_name, args.revision, args.image_column,
-        args.caption_column, args.count,
-    )  # fmt: skip
-    source, root = open_source(options)
+    source, root = open_source(request.source)
     return Plan(
-        source, conditions, geometry, args.captions, filters, args.image_format, args.shard_size,
-        args.batch_size, args.seed, args.count, root, source_settings(options, source),
-    )  # fmt: skip
+        source,
+        request.conditions,
+        request.geometry,
+        captions=request.captions,
+        filters=request.filters,
+        image_format=request.image_format,
+        shard_size=request.shard_size,
+        batch_size=request.batch_size,
+        seed=request.seed,
+        count=request.source.count,
+        root=root,
+        source_settings=source_settings(request.source, source),
+    )
 
 
-def engine_of(args: argparse.Namespace, plan: "Plan") -> Callable[..., None]:
+def engine_of(request: EngineRequest, plan: "Plan") -> Callable[..., None]:
     """What does the work."""
-    workers = args.workers
+    workers = request.workers
     if workers is None:
         # Models bring threads of their own, and a copy of each for every process.
         workers = 1 if plan.uses_models() else os.cpu_count() or 1
-    if args.engine == "ray":
+    if request.name == "ray":
         from nexus_adapters.prepare.engines import run_ray
 
-        return partial(run_ray, workers=workers, address=args.ray_address, gpus_each=args.gpus_each)
+        return partial(run_ray, workers=workers, address=request.ray_address, gpus_each=request.gpus_each)
     from nexus_adapters.prepare.engines import run_local
 
     return partial(run_local, workers=min(workers, max(1, plan.shards)))
 
 
-def _report(args: argparse.Namespace, result: "Result") -> None:
+def _report(prog: str, out: Path, result: "Result") -> None:
     if result.was_finished:
-        print(f"{args.prog}: {args.out} was finished already", file=sys.stderr)
+        print(f"{prog}: {out} was finished already", file=sys.stderr)
     if result.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.skipped.items()))
-        print(f"{args.prog}: left out {counts} ({Path(args.out) / 'skipped.jsonl'})", file=sys.stderr)
-    print(f"{args.out}: {result.samples} samples, {Path(args.out) / 'preview.html'} shows some")
+        print(f"{prog}: left out {counts} ({out / 'skipped.jsonl'})", file=sys.stderr)
+    print(f"{out}: {result.samples} samples, {out / 'preview.html'} shows some")
 
 
 @contextmanager

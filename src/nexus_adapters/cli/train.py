@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from nexus_adapters.cli import library_logs_as_warnings
+from nexus_adapters.cli.options import add_options
 from nexus_adapters.errors import InvalidArgument, expect
 
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
@@ -13,14 +15,7 @@ INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus train`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; recipes/ has examples")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value of the recipe, such as training.learning_rate=2e-5 (repeatable)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check the recipe and print what it would do")
+    add_options(parser, "--set", "--dry-run")
     parser.add_argument(
         "--push-to-hub",
         metavar="REPO",
@@ -39,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     settings = [*args.set, *([f"hub.repo_id={args.push_to_hub}"] if args.push_to_hub else [])]
     config = load_recipe(args.recipe, settings)
-    from nexus_adapters.cli.library_logs import library_logs_as_warnings
 
     with library_logs_as_warnings():
         from nexus_adapters.training.loop import Stopped

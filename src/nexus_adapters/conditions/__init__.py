@@ -1,4 +1,4 @@
-"""From a photo to a structure map: the extractors by name, and reading images.
+"""Extracting structure maps from images: the extractors by name, and reading images.
 
 A structure map is a PIL RGB image. Maps of lines are white on black.
 """

@@ -27,8 +27,8 @@ def canny(image: Image.Image, low: float = _LOW, high: float = _HIGH, auto: bool
         image: a PIL image of any mode that `to_rgb` takes.
         low: an edge is followed as long as its gradient stays above this.
         high: an edge must exceed this somewhere.
-        auto: find both in the image by `auto_thresholds`, which draws the edges of pale and dark ones, too.
-            `low` and `high` then must stay as they are.
+        auto: choose both for the image by `auto_thresholds`, which finds the edges of pale and of dark
+            images, too. `low` and `high` must then have their defaults.
 
     Returns:
         RGB, same size as `image`, every pixel (0, 0, 0) or (255, 255, 255).

@@ -22,7 +22,7 @@ from nexus_adapters.errors import InvalidArgument
 DEFAULT_DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"  # Apache-2.0, 24.8M parameters, 99 MB
 PREDICTIONS = ("auto", "nearness", "distance")
 
-# Architectures whose numbers grow with the distance. The others' fall: relative inverse depth, as MiDaS's.
+# Architectures that predict distance. The others predict relative inverse depth, as MiDaS does.
 _DISTANCE = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
 _SMALLEST_DISTANCE = 1e-3  # of the unit that the model has, most often meters
 
@@ -54,7 +54,7 @@ def depths(
     predicts: str = "auto",
     device: str = "auto",
 ) -> list[Image.Image]:
-    """Do as `depth` for several images, those of equal size together."""
+    """As `depth`, for several images; those of equal size are run together."""
     colors = [to_rgb(image) for image in images]
     return in_batches_of_a_size(
         colors, lambda batch: [_as_image(found) for found in nearness(batch, model, predicts, device)]

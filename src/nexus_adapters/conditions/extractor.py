@@ -1,4 +1,4 @@
-"""What an extractor is: a name, a callable from image to structure map, and how two maps compare.
+"""What an extractor is: a name, a function from image to structure map, and how two maps compare.
 
 Each `compare_...` takes (found map, wanted map), RGB of one size, and gives metric -> value, under names of
 `nexus_adapters.metrics.METRICS`. Each `..._agreement` takes the same and gives one number in [0, 1], higher
@@ -104,13 +104,13 @@ class Extractor:
 
     Attributes:
         name: what users write.
-        draw: extracts the map: takes a PIL image first, then options by keyword; returns PIL RGB of the same
-            size. The same image and options give the same map.
+        extract: takes a PIL image, then options by keyword; returns the map, PIL RGB of the same size. The
+            same image and options give the same map.
         summary: one line for lists.
         lines: whether the map is white lines on black, so that `looks_inverted` applies to it.
         needs: what it uses beyond a plain install, in words; empty for nothing.
-        draw_many: does as `draw` for a list of images; None where nothing is gained by it.
-        labels: whether the map's colors are names of things, of which no two have a mean.
+        extract_many: the same for a list of images; None where it would be no faster.
+        labels: whether the map's colors stand for classes, so that resizing must not mix them.
         model: the weights that it loads unless the option `model` names others; "" for none.
         compare: takes (found map, wanted map), PIL RGB of one size, and gives metric -> value. An evaluation
             extracts the found map from a generated image; the wanted map is the one it was generated from.
@@ -120,11 +120,11 @@ class Extractor:
     """
 
     name: str
-    draw: Callable[..., Image.Image]
+    extract: Callable[..., Image.Image]
     summary: str
     lines: bool
     needs: tuple[str, ...] = ()
-    draw_many: Callable[..., list[Image.Image]] | None = None
+    extract_many: Callable[..., list[Image.Image]] | None = None
     labels: bool = False
     model: str = ""
     compare: Compare | None = None
@@ -137,16 +137,16 @@ class Extractor:
             object.__setattr__(self, "agreement", self.agreement or lines_agreement)
 
     def options(self) -> tuple[str, ...]:
-        """Give the names of the options that `draw` takes after the image."""
+        """The names of the options that `extract` takes after the image."""
         return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.VAR_KEYWORD)
 
     def defaults(self) -> dict[str, object]:
-        """Give the values that these options have where they are not given."""
+        """The default values of these options."""
         given = (p for p in self._parameters() if p.default is not inspect.Parameter.empty)
         return {parameter.name: parameter.default for parameter in given}
 
     def _parameters(self) -> list[inspect.Parameter]:
-        return list(inspect.signature(self.draw).parameters.values())[1:]
+        return list(inspect.signature(self.extract).parameters.values())[1:]
 
     def check_options(self, options: Mapping[str, object]) -> None:
         """Check names and types of options.
@@ -165,7 +165,7 @@ class Extractor:
             if kind and _kind(value) != kind:
                 raise InvalidArgument(option, kind, repr(value))
 
-    def draw_all(self, images: Sequence[Image.Image], options: Mapping[str, object]) -> list[Image.Image]:
+    def extract_all(self, images: Sequence[Image.Image], options: Mapping[str, object]) -> list[Image.Image]:
         """Extract the maps of several images, together where that is faster.
 
         Raises:
@@ -173,17 +173,17 @@ class Extractor:
                 size.
         """
         self.check_options(options)
-        if self.draw_many is not None and len(images) > 1:
-            drawn = self.draw_many(images, **options)
+        if self.extract_many is not None and len(images) > 1:
+            maps = self.extract_many(images, **options)
         else:
-            drawn = [self.draw(image, **options) for image in images]
-        for image, condition in zip(images, drawn, strict=True):
+            maps = [self.extract(image, **options) for image in images]
+        for image, condition in zip(images, maps, strict=True):
             _check_map(self.name, image, condition)
-        return drawn
+        return maps
 
 
 def _kind(value: object) -> str:
-    """What an option's value is, in words; "" for what is none of these."""
+    """The type of an option's value, in words; "" for any other type."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, Real):

@@ -10,8 +10,8 @@ RGB of the same size. The maps of a plain callable have no structure score; an `
 how two of its maps are compared.
 
 Of controlnet-aux, maps of lines are compared as edges and normal maps by their angles. `openpose` has no
-structure score: its maps are drawn skeletons, and without the key points behind them nothing says which joint
-is whose, so that no comparison of pixels measures a pose.
+structure score: its maps are images of skeletons, and without the key points behind them nothing says which
+joint is whose, so that no comparison of pixels measures a pose.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, overload
@@ -52,7 +53,7 @@ BUILT_IN: dict[str, Extractor] = {
             "how near each pixel is, by a model; options model, predicts, device",
             lines=False,
             needs=(f"the model {DEFAULT_DEPTH_MODEL}, 99 MB, unless another is named",),
-            draw_many=depths,
+            extract_many=depths,
             model=DEFAULT_DEPTH_MODEL,
             compare=compare_depths,
             agreement=brightness_agreement,
@@ -63,7 +64,7 @@ BUILT_IN: dict[str, Extractor] = {
             "a color for each class, by a model; options model, palette, device",
             lines=False,
             needs=(f"the model {DEFAULT_SEGMENTATION_MODEL}, 241 MB, unless another is named",),
-            draw_many=segmentations,
+            extract_many=segmentations,
             labels=True,
             model=DEFAULT_SEGMENTATION_MODEL,
             compare=compare_labels,
@@ -78,7 +79,6 @@ BUILT_IN: dict[str, Extractor] = {
         ),
     )
 }
-
 
 GROUP = "nexus_adapters.conditions"
 
@@ -98,8 +98,120 @@ _AUX_DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@overload
+def extract(name: str, image: Image.Image, **options: object) -> Image.Image: ...
+@overload
+def extract(name: str, image: Sequence[Image.Image], **options: object) -> list[Image.Image]: ...
+def extract(
+    name: str, image: Image.Image | Sequence[Image.Image], **options: object
+) -> Image.Image | list[Image.Image]:
+    """Extract the structure map of `image`.
+
+    Args:
+        name: of an extractor in `EXTRACTORS`, such as "canny".
+        image: a PIL image, or a list of them. EXIF orientation is not applied; `load_image` has applied it.
+        options: the extractor's own, such as canny's `low` and `high`.
+
+    Returns:
+        PIL RGB, same size as `image`; a list for a list.
+
+    Raises:
+        InvalidArgument: for an unknown name or option, an object that is not a PIL image, and whatever else
+            the extractor refuses.
+    """
+    extractor = find_extractor(name)
+    if isinstance(image, Sequence):
+        return extractor.extract_all(image, options)
+    (condition,) = extractor.extract_all([image], options)
+    return condition
+
+
+def find_extractor(name: str) -> Extractor:
+    """Look up an extractor; an InvalidArgument lists the known names."""
+    if str(name) not in EXTRACTORS:  # str: an object without a hash gets the same error
+        raise InvalidArgument("name", f"one of {', '.join(sorted(EXTRACTORS))}", repr(name), IMPORT_HINT)
+    return EXTRACTORS[name]
+
+
+class Extractors(Mapping[str, Extractor]):
+    """Name -> extractor. Those of installed packages are listed by name, and imported when they are used."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, Extractor] = {}
+
+    def __getitem__(self, name: str) -> Extractor:
+        here = self._here()
+        return here[name] if name in here else load_plugin(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._here() or name in plugin_names()
+
+    def __iter__(self) -> Iterator[str]:
+        here = self._here()
+        yield from here
+        yield from (name for name in plugin_names() if name not in here)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def add(self, extractor: Extractor) -> None:
+        """Add an extractor under its name. InvalidArgument where another one has the name."""
+        name = extractor.name
+        taken = self._here().get(name)
+        if taken == extractor:
+            return
+        if taken is not None and (name in BUILT_IN or not _defined_alike(taken, extractor)):
+            raise InvalidArgument(
+                "extractor", "a name that is not taken", repr(name), "Register it under another name"
+            )
+        self._registered[name] = extractor
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """A context after which what was registered inside it is forgotten. For tests and notebooks."""
+        before = dict(self._registered)
+        try:
+            yield
+        finally:
+            self._registered = before
+
+    def _here(self) -> dict[str, Extractor]:
+        """All but those of installed packages."""
+        return BUILT_IN | self._registered
+
+
+EXTRACTORS = Extractors()
+
+
+def register_condition(extractor: Extractor) -> Extractor:
+    """Add an extractor under its name, which `extract`, recipes and commands then know.
+
+    It takes precedence over those of installed packages. It replaces one of the same name whose `extract` is
+    defined in the same place, so that a notebook's cell can run again.
+
+    Returns:
+        `extractor`.
+
+    Raises:
+        InvalidArgument: for an object that is no `Extractor`, or a name that another one has.
+    """
+    if not isinstance(extractor, Extractor):
+        raise InvalidArgument("extractor", "an Extractor", type(extractor).__name__)
+    EXTRACTORS.add(extractor)
+    return extractor
+
+
+def _defined_alike(first: Extractor, second: Extractor) -> bool:
+    """Whether both have functions from one place in one module; lambdas have no place of their own."""
+    places = [
+        (getattr(each.extract, "__module__", ""), getattr(each.extract, "__qualname__", "<lambda>"))
+        for each in (first, second)
+    ]
+    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
+
+
 def plugin_names() -> list[str]:
-    """The names of all that there are, without loading any."""
+    """The names of the extractors of installed packages, without importing any."""
     names = {point.name for point in entry_points(group=GROUP)}
     return sorted(names | (set(_AUX_DETECTORS) if _has_aux() else set()))
 
@@ -142,17 +254,17 @@ def _has_aux() -> bool:
 
 
 def _from_aux(name: str) -> Extractor:
-    def draw(image: Image.Image, model: str = _AUX_WEIGHTS) -> Image.Image:
+    def detect(image: Image.Image, model: str = _AUX_WEIGHTS) -> Image.Image:
         color = to_rgb(image)
-        # Its sides are multiples of 64 in between.
-        drawn = _aux_detector(name, model)(
+        found = _aux_detector(name, model)(
             color, detect_resolution=min(color.size), image_resolution=min(color.size), output_type="pil"
         )
-        return to_rgb(drawn).resize(color.size, Image.Resampling.BILINEAR)
+        # The detector has rounded the sides to multiples of 64.
+        return to_rgb(found).resize(color.size, Image.Resampling.BILINEAR)
 
     class_name, facts = _AUX_DETECTORS[name]
     needs = ("controlnet-aux",)
-    return Extractor(name, draw, f"controlnet-aux's {class_name}", needs=needs, model=_AUX_WEIGHTS, **facts)
+    return Extractor(name, detect, f"controlnet-aux's {class_name}", needs=needs, model=_AUX_WEIGHTS, **facts)
 
 
 @lru_cache(maxsize=4)
@@ -164,102 +276,3 @@ def _aux_detector(name: str, model: str) -> Any:
         reason = one_line(error)
         expected = f"weights that controlnet-aux's {name} loads"
         raise InvalidArgument("model", expected, f"'{model}' ({reason})") from error
-
-
-_registered: dict[str, Extractor] = {}
-
-
-class _Extractors(Mapping[str, Extractor]):
-    """Name -> extractor. Those of other packages are found when they are asked for, and loaded only then."""
-
-    def __getitem__(self, name: str) -> Extractor:
-        here = BUILT_IN | _registered
-        return here[name] if name in here else load_plugin(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in BUILT_IN or name in _registered or name in plugin_names()
-
-    def __iter__(self) -> Iterator[str]:
-        here = BUILT_IN | _registered
-        yield from here
-        yield from (name for name in plugin_names() if name not in here)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-EXTRACTORS: Mapping[str, Extractor] = _Extractors()
-
-
-def register_condition(extractor: Extractor) -> Extractor:
-    """Add an extractor under its name, which `extract`, recipes and commands then know.
-
-    It takes precedence over those of installed packages. It replaces one of the same name whose `draw` is
-    defined in the same place, so that a notebook's cell can run again.
-
-    Returns:
-        `extractor`.
-
-    Raises:
-        InvalidArgument: for an object that is no `Extractor`, or a name that another one has.
-    """
-    if not isinstance(extractor, Extractor):
-        raise InvalidArgument("extractor", "an Extractor", type(extractor).__name__)
-    name = extractor.name
-    taken = (_registered | BUILT_IN).get(name)
-    if (
-        taken is not None
-        and taken != extractor
-        and (name in BUILT_IN or not _defined_alike(taken, extractor))
-    ):
-        raise InvalidArgument(
-            "extractor", "a name that is not taken", repr(name), "Register it under another name"
-        )
-    if taken is None or name in _registered:
-        _registered[name] = extractor
-    return extractor
-
-
-def _defined_alike(first: Extractor, second: Extractor) -> bool:
-    """Whether both draw by functions from one place in one module; lambdas have no place of their own."""
-    places = [
-        (getattr(each.draw, "__module__", ""), getattr(each.draw, "__qualname__", "<lambda>"))
-        for each in (first, second)
-    ]
-    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
-
-
-@overload
-def extract(name: str, image: Image.Image, **options: object) -> Image.Image: ...
-@overload
-def extract(name: str, image: Sequence[Image.Image], **options: object) -> list[Image.Image]: ...
-def extract(
-    name: str, image: Image.Image | Sequence[Image.Image], **options: object
-) -> Image.Image | list[Image.Image]:
-    """Extract the structure map of `image`.
-
-    Args:
-        name: of an extractor in `EXTRACTORS`, such as "canny".
-        image: a PIL image, or a list of them. Pixels are taken as they lie; `load_image` has already turned
-            them upright.
-        options: the extractor's own, such as canny's `low` and `high`.
-
-    Returns:
-        PIL RGB, same size as `image`; a list for a list.
-
-    Raises:
-        InvalidArgument: for an unknown name or option, an object that is not a PIL image, and whatever else
-            the extractor refuses.
-    """
-    extractor = find_extractor(name)
-    if isinstance(image, Sequence):
-        return extractor.draw_all(image, options)
-    (condition,) = extractor.draw_all([image], options)
-    return condition
-
-
-def find_extractor(name: str) -> Extractor:
-    """Look up an extractor; an InvalidArgument lists the known names."""
-    if str(name) not in EXTRACTORS:  # str: an object without a hash gets the same error
-        raise InvalidArgument("name", f"one of {', '.join(sorted(EXTRACTORS))}", repr(name), IMPORT_HINT)
-    return EXTRACTORS[name]

@@ -1,4 +1,4 @@
-"""Images: read from files or bytes, made 8-bit RGB, and which way round a map of lines is."""
+"""Reading images from files or bytes as 8-bit RGB, and recognizing inverted maps of lines."""
 
 import io
 import math
@@ -122,9 +122,9 @@ def load_image(
 def decode_image(
     content: Content, max_megapixels: float = 64, argument: str = "image", name: str | None = None
 ) -> Image.Image:
-    """Do as `load_image` does, for a file's content as well, and say nothing of transparent parts.
+    """As `load_image`, also for a file's content, and without a warning of transparent parts.
 
-    `name` is what errors call the content; by default its path, or its length.
+    `name`: of the content in errors; by default its path, or its length.
 
     Raises:
         InvalidArgument: as `load_image`.
@@ -137,7 +137,7 @@ def decode_image(
 def open_image(
     content: Content, max_megapixels: float = 64, argument: str = "image", name: str | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image of which only the header is read until its pixels are asked for; closed again at the end.
+    """Open an image, of which only the header is read until its pixels are used; closed at the end.
 
     Raises:
         InvalidArgument: as `load_image`, except for damage that only decoding finds.
@@ -157,7 +157,7 @@ def open_image(
 
 
 def _shown(content: Content, name: str | None) -> str:
-    """What errors call the content."""
+    """How errors name the content."""
     if name is None and isinstance(content, bytes):
         return f"a file of {len(content)} bytes"
     path = content if isinstance(content, Path) else getattr(content, "name", "a stream")

@@ -101,7 +101,7 @@ def segmentations(
     palette: str = "auto",
     device: str = "auto",
 ) -> list[Image.Image]:
-    """Do as `segmentation` for several images, those of equal size together."""
+    """As `segmentation`, for several images; those of equal size are run together."""
     if palette not in ("auto", *PALETTES):
         raise InvalidArgument("palette", f"auto or one of {', '.join(PALETTES)}", repr(palette))
     loaded = load_model("segmentation", model, device)
@@ -109,7 +109,7 @@ def segmentations(
     colors = _colors(palette, classes, model)
     extra = {"task_inputs": ["semantic"]} if loaded.kind == "oneformer" else {}
 
-    def draw(batch: list[Image.Image]) -> list[Image.Image]:
+    def extract(batch: list[Image.Image]) -> list[Image.Image]:
         sizes = [(image.height, image.width) for image in batch]
         repeated = {name: values * len(batch) for name, values in extra.items()}
         with names_the_model("segmentation", model):
@@ -118,7 +118,7 @@ def segmentations(
             )
         return [_colored(labels.cpu().numpy(), colors) for labels in found]
 
-    return in_batches_of_a_size([to_rgb(image) for image in images], draw)
+    return in_batches_of_a_size([to_rgb(image) for image in images], extract)
 
 
 def _colors(palette: str, classes: int, model: str) -> UInt8[np.ndarray, "classes 3"]:

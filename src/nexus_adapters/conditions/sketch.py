@@ -1,4 +1,4 @@
-"""Sketches: pen-like lines, without weights, or by a learned edge model that the user names."""
+"""Sketches: pen-like lines, by filters without weights or by a learned edge model that the user names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,104 @@ from PIL import Image
 from nexus_adapters.conditions.images import to_rgb
 from nexus_adapters.errors import InvalidArgument, one_line
 
-_KEPT = 2
+Plane = Float[np.ndarray, "h w"]
+
+_LONGEST_PX = 32766  # that cv2.remap takes
+_RATIO = 1.6  # of the wider Gaussian to the narrower; so near, their difference is about a Laplacian
+_SOFTNESS = 10.0  # how steeply ink goes from none to full above the threshold
+_TENSOR_SIGMA = 3.0  # pixels over which the direction of lines is averaged
+_KEPT = 2  # ONNX networks in memory
 _MULTIPLE = 32  # of the sides that an ONNX network is given; most shrink the image five times
 
 
+def sketch(
+    image: Image.Image, sigma: float = 1.2, threshold: float = 0.08, coherence: float = 3.0, model: str = ""
+) -> Image.Image:
+    """Extract the lines of `image`, white on black, with soft ends.
+
+    An extended difference of Gaussians (Winnemoeller, Kyprianidis and Olsen 2012) along the flow of the
+    image: DoG with tau = 1, so that flat areas give no ink whatever their tone; averaged along the lines'
+    direction, which joins broken lines and drops specks; then their soft threshold, eq. 2. In color: the
+    channel with the most ink counts, so two colors of equal brightness still have a line between them.
+
+    Args:
+        image: a PIL image of any mode that `to_rgb` takes.
+        sigma: of the narrower Gaussian, in pixels, above 0; larger for thicker and fewer lines.
+        threshold: contrast below which there is no line, in [0, 1) of full contrast.
+        coherence: of the average along the lines, a Gaussian's sigma in pixels; 0 for none.
+        model: a learned edge model in place of all this, see `learned_edges`; "" for none. The other
+            options must then have their defaults.
+
+    Returns:
+        RGB, same size as `image`, grey.
+
+    Raises:
+        InvalidArgument: for options out of range, an image longer than OpenCV takes (32,766 pixels), or a
+            model that cannot be used.
+    """
+    _check("sigma", sigma, 0.1, 20)
+    _check("threshold", threshold, 0, 0.99)
+    _check("coherence", coherence, 0, 50)
+    if model:
+        if (sigma, threshold, coherence) != (1.2, 0.08, 3.0):
+            received = f"{model!r} with sigma={sigma}, threshold={threshold} and coherence={coherence}"
+            raise InvalidArgument(
+                "model", "a model with sigma, threshold and coherence at their defaults", received
+            )
+        return learned_edges(image, model)
+    if max(image.size) > _LONGEST_PX:
+        expected = f"sides of at most {_LONGEST_PX} pixels, for a sketch"
+        raise InvalidArgument("image", expected, f"{image.width}x{image.height}")
+    pixels = np.asarray(to_rgb(image), np.float32) / 255
+    response = cv2.GaussianBlur(pixels, (0, 0), sigma) - cv2.GaussianBlur(pixels, (0, 0), _RATIO * sigma)
+    response = np.minimum.reduce(cv2.split(response))  # of the channel with the most ink
+    if coherence > 0:
+        response = _along_lines(response, _tangents(pixels), coherence)
+    # Ink is put on the dark side of an edge, where a pen outlines dark objects. A step of height h has a
+    # response of about h / 10, so the threshold is one of contrast.
+    ink = np.tanh(_SOFTNESS * np.maximum(0, 10 * -response - threshold))
+    return Image.fromarray(np.rint(255 * ink).astype(np.uint8)).convert("RGB")
+
+
+def _tangents(pixels: Float[np.ndarray, "h w 3"]) -> tuple[Plane, Plane]:
+    """The direction (x, y) of lines at each pixel, of length 1: the structure tensor's minor axis."""
+    dx, dy = cv2.Sobel(pixels, -1, 1, 0), cv2.Sobel(pixels, -1, 0, 1)
+    products = [np.einsum("hwc,hwc->hw", *pair) for pair in ((dx, dx), (dx, dy), (dy, dy))]
+    xx, xy, yy = (cv2.GaussianBlur(product, (0, 0), _TENSOR_SIGMA) for product in products)
+    angle = 0.5 * np.arctan2(2 * xy, xx - yy) + np.float32(math.pi / 2)
+    return np.cos(angle), np.sin(angle)
+
+
+def _along_lines(response: Plane, tangents: tuple[Plane, Plane], sigma: float) -> Plane:
+    """The Gaussian mean of the response on the way that the tangents lead, a pixel a step, both ways."""
+    height, width = response.shape
+    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    total, weights = response.copy(), 1.0
+    for sign in (1, -1):
+        x, y, dx, dy = columns, rows, sign * tangents[0], sign * tangents[1]
+        for step in range(1, math.ceil(2 * sigma) + 1):
+            x, y = x + dx, y + dy
+            weight = math.exp(-0.5 * (step / sigma) ** 2)
+            total += np.float32(weight) * _at(response, x, y, cv2.INTER_LINEAR)
+            weights += weight
+            there_x, there_y = (_at(tangent, x, y, cv2.INTER_NEAREST) for tangent in tangents)
+            # A tangent has no sign: take the one that continues the way.
+            turn = np.copysign(np.float32(1), there_x * dx + there_y * dy)
+            dx, dy = turn * there_x, turn * there_y
+    return np.asarray(total / np.float32(weights))
+
+
+def _at(values: Plane, x: Plane, y: Plane, interpolation: int) -> Plane:
+    return np.asarray(cv2.remap(values, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE))
+
+
+def _check(argument: str, value: object, low: float, high: float) -> None:
+    if not (isinstance(value, Real) and low <= float(value) <= high):
+        raise InvalidArgument(argument, f"a number from {low} to {high}", repr(value))
+
+
 def learned_edges(image: Image.Image, model: str) -> Image.Image:
-    """Draw the edges that a learned model finds, white on black.
+    """Extract the edges that a learned model finds, white on black.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
@@ -85,97 +177,3 @@ def _by_transformers(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]
     size = (image.height, image.width)
     resized = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
     return resized[0, 0].sigmoid().cpu().numpy()
-
-
-Plane = Float[np.ndarray, "h w"]
-
-_LONGEST_PX = 32766  # that cv2.remap takes
-_RATIO = 1.6  # of the wider Gaussian to the narrower; so near, their difference is about a Laplacian
-_SOFTNESS = 10.0  # how steeply ink goes from none to full above the threshold
-_TENSOR_SIGMA = 3.0  # pixels over which the direction of lines is averaged
-
-
-def sketch(
-    image: Image.Image, sigma: float = 1.2, threshold: float = 0.08, coherence: float = 3.0, model: str = ""
-) -> Image.Image:
-    """Extract the lines of `image`, white on black, with soft ends.
-
-    An extended difference of Gaussians (Winnemoeller, Kyprianidis and Olsen 2012) along the flow of the
-    image: DoG with tau = 1, so that flat areas give no ink whatever their tone; averaged along the lines'
-    direction, which joins broken lines and drops specks; then their soft threshold, eq. 2. In color: the
-    channel with the most ink counts, so two colors of equal brightness still have a line between them.
-
-    Args:
-        image: a PIL image of any mode that `to_rgb` takes.
-        sigma: of the narrower Gaussian, in pixels, above 0; larger for thicker and fewer lines.
-        threshold: contrast below which there is no line, in [0, 1) of full contrast.
-        coherence: of the average along the lines, a Gaussian's sigma in pixels; 0 for none.
-        model: a learned edge model in place of all this, see `learned_edges`; "" for none. The other
-            options then must stay as they are.
-
-    Returns:
-        RGB, same size as `image`, grey.
-
-    Raises:
-        InvalidArgument: for options out of range, an image longer than OpenCV takes (32,766 pixels), or a
-            model that cannot be used.
-    """
-    _check("sigma", sigma, 0.1, 20)
-    _check("threshold", threshold, 0, 0.99)
-    _check("coherence", coherence, 0, 50)
-    if model:
-        if (sigma, threshold, coherence) != (1.2, 0.08, 3.0):
-            received = f"{model!r} with sigma={sigma}, threshold={threshold} and coherence={coherence}"
-            raise InvalidArgument(
-                "model", "a model with sigma, threshold and coherence at their defaults", received
-            )
-        return learned_edges(image, model)
-    if max(image.size) > _LONGEST_PX:
-        expected = f"sides of at most {_LONGEST_PX} pixels, for a sketch"
-        raise InvalidArgument("image", expected, f"{image.width}x{image.height}")
-    pixels = np.asarray(to_rgb(image), np.float32) / 255
-    response = cv2.GaussianBlur(pixels, (0, 0), sigma) - cv2.GaussianBlur(pixels, (0, 0), _RATIO * sigma)
-    response = np.minimum.reduce(cv2.split(response))  # of the channel with the most ink
-    if coherence > 0:
-        response = _along_lines(response, _tangents(pixels), coherence)
-    # Ink lies on the dark side of an edge, as it does where one draws outlines of what is dark. A step of
-    # height h has a response of about h / 10, so the threshold is one of contrast.
-    ink = np.tanh(_SOFTNESS * np.maximum(0, 10 * -response - threshold))
-    return Image.fromarray(np.rint(255 * ink).astype(np.uint8)).convert("RGB")
-
-
-def _tangents(pixels: Float[np.ndarray, "h w 3"]) -> tuple[Plane, Plane]:
-    """The direction (x, y) of lines at each pixel, of length 1: the structure tensor's minor axis."""
-    dx, dy = cv2.Sobel(pixels, -1, 1, 0), cv2.Sobel(pixels, -1, 0, 1)
-    products = [np.einsum("hwc,hwc->hw", *pair) for pair in ((dx, dx), (dx, dy), (dy, dy))]
-    xx, xy, yy = (cv2.GaussianBlur(product, (0, 0), _TENSOR_SIGMA) for product in products)
-    angle = 0.5 * np.arctan2(2 * xy, xx - yy) + np.float32(math.pi / 2)
-    return np.cos(angle), np.sin(angle)
-
-
-def _along_lines(response: Plane, tangents: tuple[Plane, Plane], sigma: float) -> Plane:
-    """The Gaussian mean of the response on the way that the tangents lead, a pixel a step, both ways."""
-    height, width = response.shape
-    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    total, weights = response.copy(), 1.0
-    for sign in (1, -1):
-        x, y, dx, dy = columns, rows, sign * tangents[0], sign * tangents[1]
-        for step in range(1, math.ceil(2 * sigma) + 1):
-            x, y = x + dx, y + dy
-            weight = math.exp(-0.5 * (step / sigma) ** 2)
-            total += np.float32(weight) * _at(response, x, y, cv2.INTER_LINEAR)
-            weights += weight
-            there_x, there_y = (_at(tangent, x, y, cv2.INTER_NEAREST) for tangent in tangents)
-            # A tangent has no sign: the one that goes on is meant.
-            turn = np.copysign(np.float32(1), there_x * dx + there_y * dy)
-            dx, dy = turn * there_x, turn * there_y
-    return np.asarray(total / np.float32(weights))
-
-
-def _at(values: Plane, x: Plane, y: Plane, interpolation: int) -> Plane:
-    return np.asarray(cv2.remap(values, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE))
-
-
-def _check(argument: str, value: object, low: float, high: float) -> None:
-    if not (isinstance(value, Real) and low <= float(value) <= high):
-        raise InvalidArgument(argument, f"a number from {low} to {high}", repr(value))

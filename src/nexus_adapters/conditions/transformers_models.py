@@ -1,4 +1,4 @@
-"""Models of the `transformers` library that draw maps: loaded once a process, errors in one form."""
+"""Models of the `transformers` library that extract maps: loaded once per process, errors in one form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEPT = 4  # models in memory; a set of maps needs at most one of each task
 
 @dataclass(frozen=True)
 class LearnedModel:
-    """A model and what prepares its images.
+    """A model and the processor of its images.
 
     Attributes:
         source: the folder or Hub id.
@@ -122,21 +122,21 @@ def _reads_task(config: Any) -> bool:
 
 
 def in_batches_of_a_size(
-    images: Sequence[Image.Image], draw: Callable[[list[Image.Image]], list[Image.Image]]
+    images: Sequence[Image.Image], extract: Callable[[list[Image.Image]], list[Image.Image]]
 ) -> list[Image.Image]:
-    """Draw images of equal size together, and give all maps back in the images' order."""
+    """Extract the maps of images of equal size together; all maps, in the images' order."""
     places: dict[tuple[int, int], list[int]] = {}
     for place, image in enumerate(images):
         places.setdefault(image.size, []).append(place)
-    drawn: dict[int, Image.Image] = {}
+    maps: dict[int, Image.Image] = {}
     for members in places.values():
-        drawn.update(zip(members, draw([images[place] for place in members]), strict=True))
-    return [drawn[place] for place in range(len(images))]
+        maps.update(zip(members, extract([images[place] for place in members]), strict=True))
+    return [maps[place] for place in range(len(images))]
 
 
 @contextmanager
 def names_the_model(task: Task, source: str) -> Iterator[None]:
-    """Let what goes wrong in a model, whatever it raises, say which one it was."""
+    """Turn any error inside into an InvalidArgument that names the model."""
     try:
         yield
     except Exception as error:

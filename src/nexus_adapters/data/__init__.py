@@ -1,1 +1,1 @@
-"""From data sets to samples and batches: sources, geometry, order, caches."""
+"""From data sets to samples and batches: sources, sizes, order, caches."""

@@ -1,4 +1,4 @@
-"""What one training step reads on one device: latents, maps and prompts, with all that is random."""
+"""What a training step reads on one device: latents, structure maps, prompts, and random numbers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from nexus_adapters.errors import InvalidArgument
 
 @dataclass(frozen=True)
 class SampleDraws:
-    """One sample's. The uniform numbers lie in [0, 1).
+    """The random numbers of one sample in one step. The uniform ones lie in [0, 1).
 
     Attributes:
         noise: standard normal, of the latents' shape: what is added to them.
-        latent_noise: standard normal: what draws the latents from their mean and deviation.
+        latent_noise: standard normal: samples the latents from their mean and standard deviation.
         timestep: uniform; where in the schedule, through `loss.timesteps`.
         caption: uniform; which of the sample's captions.
         prompt_dropout: uniform; below the dropout's fraction, the prompt is empty.
@@ -39,9 +39,9 @@ class SampleDraws:
 
 
 def draw_for_sample(seed: int, step: int, place: int, latent_shape: Sequence[int]) -> SampleDraws:
-    """Draw what belongs to the sample at `place` of the global batch, however many processes share it.
+    """Draw the numbers of the sample at `place` of the global batch, however many processes share it.
 
-    On the CPU, so that every device trains on the same.
+    They are drawn on the CPU, so that every device trains on the same ones.
     """
     mixed = np.random.SeedSequence((seed, step, place, 1)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(mixed) >> 1)
@@ -88,10 +88,10 @@ class Entry:
         mean: of its latents, scaled to unit variance.
         std: of its latents.
         condition: its structure map.
-        prompts: what `Base.encode_prompts` gives of its k captions, k rows each: `prompt_embeds` (k, n, d),
+        prompts: what `Base.encode_prompts` gives for its k captions, k rows each: `prompt_embeds` (k, n, d),
             and for SDXL `text_embeds` (k, p); from a cache in float16, since only one of k is read.
-        time_ids: what SDXL is told of size and crop: original height and width, top and left of the crop,
-            height and width.
+        time_ids: SDXL's size conditioning: original height and width, top and left of the crop, height and
+            width.
     """
 
     mean: Float[Tensor, "c h w"]
@@ -162,7 +162,7 @@ def as_batch(
     prompt_dropout: float,
     condition_dropout: float,
 ) -> Batch:
-    """The batch that these draws make of the entries. `empty`: as `Base.encode_empty_prompt` gives it."""
+    """The entries with their random numbers applied. `empty`: as `Base.encode_empty_prompt` gives it."""
     rows = [_prompt(entry, drawn, empty, prompt_dropout) for entry, drawn in zip(entries, draws, strict=True)]
     text = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     prompt_embeds = text.pop("prompt_embeds")

@@ -1,4 +1,4 @@
-"""What size samples are trained at, and how they get there: cover the size, then cut the middle out."""
+"""The sizes that samples are trained at: images are resized to cover one, then cropped to its center."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Size = tuple[int, int]  # (width, height), as Pillow has it
 
 
 class Crop(NamedTuple):
-    """What SDXL is told of an image, each (height, width) or (top, left), in pixels.
+    """SDXL's size conditioning, each (height, width) or (top, left), in pixels.
 
     Attributes:
         original_size: of the image before it was resized.
@@ -76,7 +76,7 @@ class Geometry:
             is_widest = height > 0 and resolution**2 // height // step * step == width
             if is_widest and max(width, height) <= max_aspect * min(width, height):
                 sizes.add((width, height))
-        # Of two that are as near, the larger: Geometry.target takes the first.
+        # Geometry.target takes the first of several that are equally near: let it be the largest.
         ordered = sorted(sizes, key=lambda size: (-size[0] * size[1], size))
         return cls(largest, largest, tuple(ordered))
 
@@ -92,26 +92,26 @@ class Geometry:
         target: Size,
         is_map: bool = False,
         labels: bool = False,
-        window_of: Size | None = None,
+        image_size: Size | None = None,
     ) -> Image.Image:
-        """Resize and crop to `target`, (width, height), in one go.
+        """Resize and crop to `target`, (width, height), in one step.
 
-        Images are averaged by Lanczos where they shrink, and drawn bicubically where they grow. Maps are
-        averaged over areas, or drawn linearly, which makes no halos beside lines; labels are the nearest
-        ones, since no two of them have a mean.
+        Images are resized by Lanczos where they shrink and bicubically where they grow. Maps are resized by
+        area or bilinearly, which makes no halos along lines; labels by nearest neighbor, since no two of
+        them have a mean.
 
         Args:
             image: RGB.
             target: of the result.
             is_map: whether it is a structure map.
-            labels: whether the map's colors are names of things.
-            window_of: (width, height) of the image that this is the map of, at whatever scale: the same part
-                is kept of both. None for its own.
+            labels: whether the map's colors stand for classes.
+            image_size: for a map, (width, height) of the image that it belongs to, at any scale: the same
+                part of both is kept. None for `image`'s own size.
 
         Returns:
             RGB.
         """
-        width, height = window_of or image.size
+        width, height = image_size or image.size
         (resized_width, resized_height), (left, top) = _resized(width, height, target)
         box = (  # the same as cutting from the resized image; each is one division, which rounds to no more
             left * image.width / resized_width,
@@ -123,7 +123,7 @@ class Geometry:
         return image.resize(target, _resampling(shrinks, is_map, labels), box=box)
 
     def crop_of(self, size: Size, target: Size) -> Crop:
-        """What `fit` does to an image of this (width, height), as SDXL is told it."""
+        """What `fit` does to an image of this (width, height), as SDXL's size conditioning states it."""
         _, (left, top) = _resized(*size, target)
         return Crop((size[1], size[0]), (top, left), (target[1], target[0]))
 

@@ -1,4 +1,4 @@
-"""Samples in the order of the steps, a pure function of (seed, step); other processes may read ahead."""
+"""Samples in the order of the steps, a pure function of (seed, step), read ahead by other processes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class SampleOrder:
     dropped.
 
     Args:
-        buckets: index of each sample in the data set -> something to tell its bucket by.
+        buckets: index of each sample in the data set -> what identifies its bucket.
         global_batch_size: samples an optimizer step, over all processes and accumulated parts.
         seed: of the run.
-        groups: index -> something to tell samples by that are to be read close together, such as those of a
-            shard: groups are shuffled, and the samples within each. None to shuffle all of a bucket.
+        groups: index -> what identifies the group of samples that are to be read close together, such as
+            those of a shard: groups are shuffled, and the samples within each. None for no groups.
 
     Raises:
         InvalidArgument: where a batch is larger than the data set.
@@ -135,7 +135,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Read:
-    """What came for a place: the sample, that of another index where this one's was unreadable."""
+    """What was read for a place: its sample, or another one where that is unreadable."""
 
     place: Place
     index: int
@@ -148,7 +148,7 @@ class Reader(Protocol):
     """Gives a sample's content. Can be handed to other processes."""
 
     def read(self, place: Place) -> Read:
-        """The sample at a place, or what stands in for it."""
+        """The sample at a place, or what replaces it."""
 
 
 class Feed:
@@ -162,7 +162,7 @@ class Feed:
         batch_size: samples a part on one process.
         parts: of a step (gradient accumulation).
         rank: of this process, from 0 on.
-        processes: how many there are.
+        processes: how many train together.
         workers: processes that read ahead for this one.
     """
 
@@ -219,9 +219,9 @@ class Feed:
 
 
 def raise_errors(items: Iterable[Any]) -> None:
-    """Raise the first exception among what other processes gave.
+    """Raise the first exception among what other processes returned.
 
-    Raised there, it would come with that process's traceback in its message.
+    Raised there, its message would contain that process's traceback.
     """
     for item in items:
         if isinstance(item, Exception):

@@ -1,4 +1,4 @@
-"""Image folders as samples: captions from metadata.jsonl, from text files, or from a COCO file."""
+"""Folders of images as samples, with captions from metadata.jsonl, from text files, or from a COCO file."""
 
 from __future__ import annotations
 
@@ -25,21 +25,128 @@ from nexus_adapters.data.samples import (
 from nexus_adapters.errors import InvalidArgument, one_line
 
 METADATA = "metadata.jsonl"
+_IMAGE, _CAPTION = "file_name", "text"  # the columns as the convention names them
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A sample's files, relative to the folder. `captions`: None where a text beside the image has them."""
+class ListedSample:
+    """A sample's files, relative to the folder. `captions`: None where NAME.txt next to the image is read."""
 
     image: str
     condition: str | None
     captions: tuple[str, ...] | None
 
 
+class FolderSource:
+    """The images in a folder.
+
+    metadata.jsonl has a JSON object on each line: the image's path relative to the folder, its captions (a
+    string or a list of strings), and, with `condition_column`, the path of its structure map. Without
+    metadata.jsonl, and with the default columns, every image in the folder and below is a sample, with the
+    UTF-8 text of NAME.txt next to it as its caption.
+
+    A listed file that does not exist is a BadSample when it is read.
+
+    Args:
+        folder: with the images.
+        image_column: of the image's path.
+        condition_column: of the structure map's path; None where there are no maps.
+        caption_column: of the captions.
+
+    Raises:
+        InvalidArgument: for no folder, no samples, or a line of metadata.jsonl that is wrong.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        image_column: str = _IMAGE,
+        condition_column: str | None = None,
+        caption_column: str = _CAPTION,
+    ) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InvalidArgument("folder", "an existing folder", f"'{folder}'")
+        self._listed = self._list(image_column, condition_column, caption_column)
+
+    def _list(
+        self, image_column: str, condition_column: str | None, caption_column: str
+    ) -> list[ListedSample]:
+        if (self.folder / METADATA).exists():
+            listed = read_metadata(self.folder, image_column, condition_column, caption_column)
+            if not listed:
+                raise InvalidArgument(
+                    "folder", f"samples in {METADATA}", f"'{self.folder}', where it lists none"
+                )
+            return listed
+        if (image_column, condition_column, caption_column) != (_IMAGE, None, _CAPTION):
+            raise InvalidArgument(
+                "folder", f"a {METADATA} with the named columns", f"'{self.folder}', which has no {METADATA}"
+            )
+        listed = list_images(self.folder)
+        if not any((self.folder / item.image).with_suffix(".txt").exists() for item in listed):
+            raise InvalidArgument(
+                "folder",
+                f"a {METADATA}, or images with captions in NAME.txt next to them",
+                f"'{self.folder}', which has neither",
+            )
+        return listed
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    def key(self, index: int) -> str:
+        """The image's path."""
+        return str(self._image(index))
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 over image, structure map and captions. BadSample."""
+        contents = [self._image(index), self._condition(index)]
+        return hash_sample(contents, self._captions(index), self.key(index))
+
+    def stamp(self, index: int) -> str | None:
+        """Names, sizes and times of the files, and captions in metadata.jsonl; None for a missing file."""
+        captions = self._listed[index].captions
+        texts = None if captions is not None else self._image(index).with_suffix(".txt")
+        files = [file for file in (self._image(index), self._condition(index), texts) if file is not None]
+        try:
+            return json.dumps([[_stamp(file) for file in files], captions])
+        except OSError:
+            return None
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the image, upright, from its header. BadSample."""
+        return read_size(self._image(index), "image", self.key(index))
+
+    def load(self, index: int) -> Sample:
+        """Decode a sample. BadSample."""
+        captions = self._captions(index)
+        image = read_image(self._image(index), "image", self.key(index))
+        path = self._condition(index)
+        condition = None if path is None else read_image(path, "condition", str(path))
+        return Sample(self.key(index), image, condition, captions)
+
+    def _image(self, index: int) -> Path:
+        return self.folder / self._listed[index].image
+
+    def _condition(self, index: int) -> Path | None:
+        condition = self._listed[index].condition
+        return None if condition is None else self.folder / condition
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        captions = self._listed[index].captions
+        if captions is not None:
+            return captions
+        file = self._image(index).with_suffix(".txt")
+        if not file.exists():
+            raise BadSample(f"captions: '{self.key(index)}' has no '{file}'")
+        return (read_text(file, "captions", str(file)),)
+
+
 def read_metadata(
     folder: Path, image_column: str, condition_column: str | None, caption_column: str
-) -> list[Listed]:
-    """The samples of a folder's metadata.jsonl, in its order; whether the files are there is not looked at.
+) -> list[ListedSample]:
+    """The samples of a folder's metadata.jsonl, in its order; whether the files exist is not checked.
 
     Raises:
         InvalidArgument: for a line that is no JSON object, misses a column, or has captions of a wrong type
@@ -55,11 +162,11 @@ def read_metadata(
         if captions is None:
             shown = f"{json.dumps(row[caption_column])[:60]} as '{caption_column}' in {where}"
             raise InvalidArgument("caption_column", "a string or a list of at least one string", shown)
-        listed.append(Listed(paths[0] or "", paths[1], captions))
+        listed.append(ListedSample(paths[0] or "", paths[1], captions))
     return listed
 
 
-def list_images(folder: Path) -> list[Listed]:
+def list_images(folder: Path) -> list[ListedSample]:
     """All images in a folder and below, sorted by path, hidden ones excepted."""
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     found = []
@@ -67,11 +174,13 @@ def list_images(folder: Path) -> list[Listed]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = (Path(parent, name) for name in names if not name.startswith("."))
         found += [image for image in images if image.suffix.lower() in endings]
-    return [Listed(path, None, None) for path in sorted(p.relative_to(folder).as_posix() for p in found)]
+    return [
+        ListedSample(path, None, None) for path in sorted(p.relative_to(folder).as_posix() for p in found)
+    ]
 
 
 def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """Each line's object, and what errors call the line; lines without anything are passed over."""
+    """Each line's object, and how errors name the line; empty lines are skipped."""
     try:
         with metadata.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
@@ -112,116 +221,9 @@ def _path(row: dict[str, object], argument: str, column: str, where: str) -> str
 
 
 def _leaves_folder(path: str) -> bool:
-    """As either system reads it: a data set may have been made on the other."""
+    """Read as Windows and as POSIX read it: a data set may have been made on either."""
     windows, posix = PureWindowsPath(path), PurePosixPath(path)
     return bool(windows.anchor) or posix.is_absolute() or ".." in windows.parts
-
-
-_IMAGE, _CAPTION = "file_name", "text"  # the columns as the convention names them
-
-
-class FolderSource:
-    """The samples of a folder.
-
-    metadata.jsonl has a JSON object a line: the image's path relative to the folder, its captions (a string
-    or a list of strings), and, where asked for, the path of its structure map. Without metadata.jsonl, and
-    with the columns left as they are, every image in the folder and below is a sample; the UTF-8 text of
-    NAME.txt beside it is its caption.
-
-    A listed file that is not there is a BadSample when it is read.
-
-    Args:
-        folder: where they are.
-        image_column: of the image's path.
-        condition_column: of the structure map's path; None where there are no maps.
-        caption_column: of the captions.
-
-    Raises:
-        InvalidArgument: for no folder, no samples, and whatever is wrong with a line of metadata.jsonl.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        image_column: str = _IMAGE,
-        condition_column: str | None = None,
-        caption_column: str = _CAPTION,
-    ) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise InvalidArgument("folder", "an existing folder", f"'{folder}'")
-        self._listed = self._list(image_column, condition_column, caption_column)
-
-    def _list(self, image_column: str, condition_column: str | None, caption_column: str) -> list[Listed]:
-        if (self.folder / METADATA).exists():
-            listed = read_metadata(self.folder, image_column, condition_column, caption_column)
-            if not listed:
-                raise InvalidArgument(
-                    "folder", f"samples in {METADATA}", f"'{self.folder}', where it lists none"
-                )
-            return listed
-        if (image_column, condition_column, caption_column) != (_IMAGE, None, _CAPTION):
-            raise InvalidArgument(
-                "folder", f"a {METADATA} with the named columns", f"'{self.folder}', which has no {METADATA}"
-            )
-        listed = list_images(self.folder)
-        if not any((self.folder / item.image).with_suffix(".txt").exists() for item in listed):
-            raise InvalidArgument(
-                "folder",
-                f"a {METADATA}, or images with captions in NAME.txt next to them",
-                f"'{self.folder}', which has neither",
-            )
-        return listed
-
-    def __len__(self) -> int:
-        return len(self._listed)
-
-    def key(self, index: int) -> str:
-        """The image's path."""
-        return str(self._image(index))
-
-    def content_hash(self, index: int) -> str:
-        """SHA-256 over image, structure map and captions. BadSample."""
-        contents = [self._image(index), self._condition(index)]
-        return hash_sample(contents, self._captions(index), self.key(index))
-
-    def stamp(self, index: int) -> str | None:
-        """Names, sizes and times of the files, and the captions that metadata.jsonl has; None for no file."""
-        captions = self._listed[index].captions
-        texts = None if captions is not None else self._image(index).with_suffix(".txt")
-        files = [file for file in (self._image(index), self._condition(index), texts) if file is not None]
-        try:
-            return json.dumps([[_stamp(file) for file in files], captions])
-        except OSError:
-            return None
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image, upright, from its header. BadSample."""
-        return read_size(self._image(index), "image", self.key(index))
-
-    def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
-        captions = self._captions(index)
-        image = read_image(self._image(index), "image", self.key(index))
-        path = self._condition(index)
-        condition = None if path is None else read_image(path, "condition", str(path))
-        return Sample(self.key(index), image, condition, captions)
-
-    def _image(self, index: int) -> Path:
-        return self.folder / self._listed[index].image
-
-    def _condition(self, index: int) -> Path | None:
-        condition = self._listed[index].condition
-        return None if condition is None else self.folder / condition
-
-    def _captions(self, index: int) -> tuple[str, ...]:
-        captions = self._listed[index].captions
-        if captions is not None:
-            return captions
-        file = self._image(index).with_suffix(".txt")
-        if not file.exists():
-            raise BadSample(f"captions: '{self.key(index)}' has no '{file}'")
-        return (read_text(file, "captions", str(file)),)
 
 
 def _stamp(file: Path) -> list[str | int]:
@@ -232,22 +234,22 @@ def _stamp(file: Path) -> list[str | int]:
 class CocoSource:
     """The images of an annotation file such as COCO's captions_train2017.json, in the order of their ids.
 
-    Captions stand in the order of the annotations' ids. An image without any, or whose file is not there, is
-    a BadSample when it is read.
+    Captions are in the order of the annotations' ids. An image without captions or without its file is a
+    BadSample when it is read.
 
     Args:
         annotations: JSON with "images" (id, file_name) and "annotations" (id, image_id, caption).
         images: the folder of the images.
 
     Raises:
-        InvalidArgument: for no such file or folder, what is no such JSON, and no images in it.
+        InvalidArgument: for a missing file or folder, other JSON, and a file that lists no images.
     """
 
     def __init__(self, annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> None:
         self.annotations, self.images = Path(annotations), Path(images)
         if not self.images.is_dir():
             raise InvalidArgument("images", "an existing folder", f"'{images}'")
-        listed, captions = _read(self.annotations)
+        listed, captions = _read_annotations(self.annotations)
         self._names = [name for _, name in listed]
         self._captions = [tuple(captions.get(number, ())) for number, _ in listed]
 
@@ -260,16 +262,14 @@ class CocoSource:
 
     def content_hash(self, index: int) -> str:
         """SHA-256 over image and captions. BadSample."""
-        return hash_sample([self.images / self._names[index]], self._of(index), self.key(index))
+        return hash_sample([self.images / self._names[index]], self._captions_of(index), self.key(index))
 
     def stamp(self, index: int) -> str | None:
-        """Name, size and time of the image, and the captions; None for no file."""
+        """Name, size and time of the image, and the captions; None for a missing file."""
         try:
-            status = (self.images / self._names[index]).stat()
+            return json.dumps([*_stamp(self.images / self._names[index]), self._captions[index]])
         except OSError:
             return None
-        changed = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        return json.dumps([str(Path(self.key(index)).absolute()), *changed, self._captions[index]])
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""
@@ -277,17 +277,17 @@ class CocoSource:
 
     def load(self, index: int) -> Sample:
         """Decode a sample. BadSample."""
-        captions = self._of(index)
+        captions = self._captions_of(index)
         image = read_image(self.images / self._names[index], "image", self.key(index))
         return Sample(self.key(index), image, None, captions)
 
-    def _of(self, index: int) -> tuple[str, ...]:
+    def _captions_of(self, index: int) -> tuple[str, ...]:
         if not self._captions[index]:
             raise BadSample(f"captions: '{self.annotations}' has none for '{self.key(index)}'")
         return self._captions[index]
 
 
-def _read(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
+def _read_annotations(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
     """(id, name) of the images by id, and the captions of each."""
     expected = "COCO captions in JSON"
     if not file.is_file():

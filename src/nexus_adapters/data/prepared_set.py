@@ -1,4 +1,4 @@
-"""The folder of a prepared set: what `nexus prepare` writes while it is made, and reading it."""
+"""The folder of a prepared set, as `nexus prepare` writes it and as training reads it."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class SetFolder:
-    """Paths below the set's folder. All that is not the set itself lies in `.unfinished` until it is done."""
+    """A set's folder while the set is made. Whatever is not part of the set is in `.unfinished`."""
 
     path: Path
 
     @property
     def unfinished(self) -> Path:
-        """What only the making needs."""
+        """The folder of what is deleted when the set is finished."""
         return self.path / _UNFINISHED
 
     @property
     def settings(self) -> Path:
-        """What the set is made by."""
+        """The settings that the set is made with."""
         return self.unfinished / _SETTINGS
 
     @property
     def duplicates(self) -> Path:
-        """For each sample of the source, the earlier one whose near-duplicate it is, or -1."""
+        """For each sample of the source, the earlier one that it nearly duplicates, or -1."""
         return self.unfinished / "near_duplicates.npy"
 
     def shard(self, number: int) -> Path:
-        """The tar."""
+        """The path of a shard."""
         return self.path / f"{number:05d}.tar"
 
     def is_written(self, number: int) -> bool:
-        """Whether the shard is done."""
+        """Whether the shard is finished."""
         return self._record(number).exists()
 
     def is_surveyed(self, number: int) -> bool:
@@ -56,16 +56,16 @@ class SetFolder:
         return self._hashes(number).exists()
 
     def write_record(self, number: int, record: Mapping[str, Any]) -> None:
-        """Note that a shard is done. The tar must be in its place."""
+        """Record that a shard is finished. Its tar must exist."""
         write_json(self._record(number), record)
 
     def records(self, shards: int) -> Iterator[dict[str, Any]]:
-        """What was noted, one shard after the other."""
+        """The records of all shards, in order."""
         for number in range(shards):
             yield json.loads(self._record(number).read_text(encoding="utf-8"))
 
     def write_hashes(self, number: int, hashes: Mapping[int, int], indices: range) -> None:
-        """Keep the hashes of a shard's images, by index; those that are left out anyway have none."""
+        """Write the hashes of a shard's images, by index; images that other filters leave out have none."""
         rows = np.zeros(len(indices), [("hash", np.uint64), ("has_hash", np.bool_)])
         for index, value in hashes.items():
             rows[index - indices.start] = value, True
@@ -74,7 +74,7 @@ class SetFolder:
     def read_hashes(
         self, shards: int, samples: int
     ) -> tuple[UInt64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """All of them: the hashes, and which samples have one."""
+        """The hashes of all samples, and which samples have one."""
         hashes, has_hash, first = np.zeros(samples, np.uint64), np.zeros(samples, bool), 0
         for number in range(shards):
             rows = np.load(self._hashes(number))
@@ -84,20 +84,20 @@ class SetFolder:
         return hashes, has_hash
 
     def write_duplicates(self, nearest: Int[np.ndarray, " n"]) -> None:
-        """Keep what `find_near_duplicates` found."""
+        """Write what `find_near_duplicates` returned."""
         _write_array(self.duplicates, nearest)
 
     def read_duplicates(self) -> Int[np.ndarray, " n"]:
-        """Read them where they lie, without taking memory for all."""
+        """Read them from the file when they are used, without memory for all."""
         return np.asarray(np.load(self.duplicates, mmap_mode="r"))
 
     def publish(self, name: str, text: str) -> None:
-        """Put a text file into the set, whole or not at all."""
+        """Write a text file of the set, whole or not at all."""
         with replacing(self.path / name, self.unfinished) as stream:
             stream.write(text.encode())
 
     def clear(self) -> None:
-        """Delete what only the making needed."""
+        """Delete the folder `unfinished`."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _record(self, number: int) -> Path:
@@ -107,24 +107,19 @@ class SetFolder:
         return self.unfinished / f"{number:05d}.npy"
 
 
-def as_json(content: object) -> str:
-    """Text of a JSON file."""
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-
-
 def _write_array(file: Path, rows: np.ndarray) -> None:
     with replacing(file) as stream:
         np.save(stream, rows)
 
 
 def open_prepared(
-    folder: str | os.PathLike[str], condition: str, index_folder: str | os.PathLike[str]
+    folder: str | os.PathLike[str], condition_name: str, index_folder: str | os.PathLike[str]
 ) -> TarSource:
     """The samples of a prepared set with one of its maps.
 
     Args:
         folder: of the set.
-        condition: name of the maps.
+        condition_name: of the extractor that made the map.
         index_folder: where `TarSource` keeps its indices.
 
     Raises:
@@ -134,9 +129,9 @@ def open_prepared(
     path = Path(folder)
     index = _read_index(path)
     conditions, shards = index["conditions"], index["shards"]
-    if condition not in conditions:
+    if condition_name not in conditions:
         raise InvalidArgument(
-            "condition", f"one of {', '.join(conditions)}, as '{folder}' has", f"'{condition}'"
+            "condition_name", f"one of {', '.join(conditions)}, as '{folder}' has", f"'{condition_name}'"
         )
     sizes = {path / shard["file"]: shard["bytes"] for shard in shards}
     for shard, size in sizes.items():
@@ -146,26 +141,26 @@ def open_prepared(
     return TarSource(
         [str(shard) for shard in sizes],
         image_column=index["image_format"],
-        condition_column=f"{condition}.png",
+        condition_column=f"{condition_name}.png",
         caption_column="json:captions",
         index_folder=index_folder,
     )
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder has the index file that `open_prepared` reads. Its content is not checked."""
+    """Whether the folder has the index file that `open_prepared` reads; its content is not checked."""
     return (Path(folder) / INDEX).is_file()
 
 
-def options_of(folder: str | os.PathLike[str], condition: str) -> dict[str, Any]:
+def options_of(folder: str | os.PathLike[str], condition_name: str) -> dict[str, Any]:
     """The options that a set's maps were extracted with. InvalidArgument as `open_prepared`."""
-    options: dict[str, Any] = _read_index(Path(folder))["settings"]["conditions"][condition]
+    options: dict[str, Any] = _read_index(Path(folder))["settings"]["conditions"][condition_name]
     return options
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not is_prepared(path):
-        is_begun = (path / ".unfinished").exists()
+        is_begun = (path / _UNFINISHED).exists()
         raise InvalidArgument(
             "folder",
             "a finished set of nexus prepare",

@@ -1,4 +1,4 @@
-"""What replaces a sample that cannot be read: the next readable one. Each is reported once, up to a limit."""
+"""Samples that cannot be read: replaced by the next readable one, and reported once each, up to a limit."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Replacement(Generic[Content]):
     """What was read in the end.
 
     Attributes:
-        index: of the sample that was read; the one asked for where that is readable.
+        index: of the sample that was read; the requested one where that is readable.
         content: what reading gave.
-        skipped: the samples that could not be read on the way, the one asked for first.
+        skipped: the samples that could not be read on the way, the requested one first.
     """
 
     index: int
@@ -41,7 +41,7 @@ def read_or_replace(
 
     Args:
         index: of the sample.
-        candidates: what may stand in for it, in ascending order, such as all samples of its bucket.
+        candidates: what may replace it, in ascending order, such as all samples of its bucket.
         read: gives a sample, or raises BadSample.
         key: names a sample.
 
@@ -72,7 +72,7 @@ def _cycle(index: int, candidates: Sequence[int]) -> Iterator[int]:
 
 
 class SkipReport:
-    """Keeps `skipped.jsonl`, a line a sample, over all sittings of a run and for all its processes.
+    """Keeps `skipped.jsonl`, a line for each sample, for all processes of a run and after it is resumed.
 
     Args:
         file: the report, in a folder that the processes share.
@@ -93,12 +93,12 @@ class SkipReport:
             return
         with lock(self.file.with_name(f".{self.file.stem}.lock")):
             self.known = self._reported()  # by other processes, too
-            untold = [each for index, each in new.items() if index not in self.known]
-            append_json_lines(self.file, map(asdict, untold))
+            unreported = [each for index, each in new.items() if index not in self.known]
+            append_json_lines(self.file, map(asdict, unreported))
         self.known |= set(new)
-        if untold:
+        if unreported:
             print(
-                f"data: {len(self.known)} of {self.total} samples cannot be read, others stand in for them: "
+                f"data: {len(self.known)} of {self.total} samples cannot be read and are replaced by others: "
                 f"'{self.file}'",
                 file=sys.stderr,
             )

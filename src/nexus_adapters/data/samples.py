@@ -1,6 +1,6 @@
-"""What a data set is to training: samples by index, each decoded when it is asked for.
+"""What every kind of data set is to training: a `Source` of samples by index, decoded when they are read.
 
-Whatever goes wrong with a sample is a `BadSample` that says what.
+Whatever is wrong with a sample is a `BadSample` that names it and says what.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nexus_adapters.files import file_sha256
 
 
 def no_column(argument: str, wanted: str, present: Iterable[object], where: str) -> InvalidArgument:
-    """The error that `wanted` is not among the columns that are there; it lists them, the nearest apart."""
+    """The error that `wanted` is none of the columns that are present; it lists them and hints at one."""
     names = [str(name) for name in present]
     near = get_close_matches(wanted, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else ""
@@ -39,7 +39,7 @@ def as_captions(value: object) -> tuple[str, ...] | None:
     return None
 
 
-class BadSample(ValueError):  # noqa: N818  # it is about a sample, and most often no program's fault
+class BadSample(ValueError):  # noqa: N818  # about the data, and most often no fault of a program
     """One sample that cannot be read; the message names it and says why."""
 
 
@@ -50,7 +50,7 @@ class Sample:
     Attributes:
         key: names it in messages and reports: a path, or such as "shard.tar/00012".
         image: RGB, upright.
-        condition: its structure map, RGB; None where the data set has none, and an extractor is to draw it.
+        condition: its structure map, RGB; None where the data set has none, and an extractor makes it.
         captions: at least one; "" is allowed.
     """
 
@@ -62,10 +62,10 @@ class Sample:
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set. Can be handed to other processes; always in the same order; opens files when it needs them.
+    """A data set, always in the same order. It can be pickled, and opens files when it needs them.
 
-    It knows nothing of geometry, extractors or training. What is wrong with the whole of it is an
-    InvalidArgument when it is made; what is wrong with one sample is a BadSample when that one is read.
+    It knows nothing of geometry, extractors or training. What is wrong with the whole data set is an
+    InvalidArgument when it is opened; what is wrong with one sample is a BadSample when that one is read.
     """
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class Source(Protocol):
         ...
 
     def key(self, index: int) -> str:
-        """What names a sample in messages and reports."""
+        """The sample's name in messages and reports."""
         ...
 
     def content_hash(self, index: int) -> str:
@@ -81,7 +81,7 @@ class Source(Protocol):
         ...
 
     def stamp(self, index: int) -> str | None:
-        """What changes when any of that may have, told without reading it; None where nothing tells."""
+        """A text that changes when any of that may have changed, found without reading it; None for none."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
@@ -105,8 +105,8 @@ def read_image(content: Content, argument: str, name: str) -> Image.Image:
 
     Args:
         content: a file, or what is in it.
-        argument: what errors call the part of the sample, such as "condition".
-        name: what errors call the content.
+        argument: the part of the sample, such as "condition", for errors.
+        name: of the content in errors.
     """
     with _as_bad_sample(argument, name):
         return decode_image(content, argument=argument, name=name)
@@ -171,7 +171,7 @@ def _upright_size(image: Any) -> tuple[int, int]:
 
 
 def _has_exif_at_the_end(file: Any) -> bool:
-    """Whether a PNG may tell its orientation after its pixels, found by going from chunk to chunk."""
+    """Whether a PNG may give its orientation after its pixels, found by going from chunk to chunk."""
     file.seek(_PNG_SIGNATURE_BYTES)
     is_after_pixels = False
     while len(header := file.read(8)) == 8:

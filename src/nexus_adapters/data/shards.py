@@ -1,18 +1,29 @@
-"""The tar files that a list of shards means, wherever they lie."""
+"""The tar files that a list of shards means: local ones, and copies of those behind URLs."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
+import os
 import re
+import shutil
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
-from nexus_adapters.data.remote import RemoteShard
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import ABANDONED_S, lock, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_TIMEOUT_S = 60.0
+_WAITS_S = (1.0, 4.0)  # before the second and the third attempt
+_VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "created")  # fsspec's names
 
 
 @runtime_checkable
@@ -21,16 +32,16 @@ class Shard(Protocol):
 
     @property
     def name(self) -> str:
-        """What errors and keys call it."""
+        """How errors and keys name it."""
         ...
 
     @property
     def place(self) -> str:
-        """Its path or URL, whole, which an index is kept by. It may hold a secret, and is never shown."""
+        """Its whole path or URL, by which its index is found. It may hold a secret: it is never shown."""
         ...
 
     def version(self) -> str | None:
-        """What changes when the file does; None where that cannot be told now."""
+        """A text that changes when the file does; None where that cannot be found out now."""
         ...
 
     def open(self, version: str) -> io.FileIO:
@@ -39,7 +50,7 @@ class Shard(Protocol):
 
 
 class LocalShard:
-    """A file here."""
+    """A file on this machine."""
 
     def __init__(self, path: str) -> None:
         self.name, self.place = path, str(Path(path).absolute())
@@ -54,17 +65,144 @@ class LocalShard:
         return io.FileIO(self.place)
 
 
+class RemoteShard:
+    """A file behind a URL, downloaded whole by `fsspec` into a folder that all processes share.
+
+    fsspec's own caches ("filecache", "simplecache") are not used. They download to the final name without a
+    lock, so that of several processes one reads what another has half written; they delete by age, not by
+    number; they never notice that a file behind http(s) has changed; and they store URLs with their secrets.
+
+    Args:
+        url: of the file: http(s), or any protocol that fsspec reads (s3, hf, gs, ...).
+        folder: where downloaded files are kept; created when it is needed.
+        keep: how many; the least recently used are deleted.
+        waits_s: seconds before each further attempt, where a download fails.
+    """
+
+    def __init__(self, url: str, folder: Path, keep: int, waits_s: tuple[float, ...] = _WAITS_S) -> None:
+        self.place, self.folder, self.keep, self.waits_s = url, folder, keep, waits_s
+        parts = urlsplit(url)  # signed URLs have their secret in the query, others before the host
+        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def version(self) -> str | None:
+        """Size and ETag, or what else the server has; None where it does not answer."""
+        try:
+            return _version(self.place)
+        except InvalidArgument:
+            raise
+        except Exception:  # each file system below fsspec raises errors of its own
+            return None
+
+    def open(self, version: str) -> io.FileIO:
+        """The file, downloaded unless it is kept.
+
+        Raises:
+            InvalidArgument: where the server refuses it, or a package for such URLs is missing.
+            OSError: where it cannot be reached, after all attempts.
+        """
+        name = hashlib.sha256(f"{self.place}\n{version}".encode()).hexdigest()
+        file = self.folder / f"{name[:32]}.tar"
+        while True:  # another process may delete the file before it is open here
+            with suppress(FileNotFoundError):
+                os.utime(file)
+                return io.FileIO(file)
+            with lock(file.with_suffix(".lock")):  # several readers want a shard at the same time
+                if not file.exists():
+                    self._download(file)
+            self._delete_all_but(file)
+
+    def _download(self, file: Path) -> None:
+        for wait in (*self.waits_s, None):
+            try:
+                with replacing_file(file) as unfinished:
+                    _copy(self.place, unfinished)
+                return
+            except InvalidArgument:
+                raise
+            except Exception as error:  # as in version
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                if _is_final(error):
+                    raise InvalidArgument(
+                        "shards", "a file that can be downloaded", f"'{self.name}' ({reason})"
+                    ) from error
+                if wait is None:
+                    raise OSError(f"cannot download '{self.name}' ({reason})") from error
+                time.sleep(wait)
+
+    def _delete_all_but(self, current: Path) -> None:
+        """All but the `keep` most recently used, of which `current` is one."""
+        used = {}
+        for file in self.folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process was faster
+                used[file] = file.stat().st_mtime
+        others = sorted((file for file in used if file != current), key=used.__getitem__)
+        for file in others[: max(0, len(others) + 1 - self.keep)]:
+            with suppress(OSError):  # deleted already, or open on a system that keeps such files
+                file.unlink()
+        remove_unfinished(self.folder, ABANDONED_S)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether a further attempt would fail alike."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 429)  # timeout, too many requests
+    return isinstance(error, FileNotFoundError | PermissionError | ValueError)
+
+
+def _version(url: str) -> str:
+    if _is_http(url):
+        with _request(url, "HEAD") as response:
+            tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            return f"{response.headers.get('Content-Length')} {tag}"
+    files, path = _file_system(url)
+    info = files.info(path)
+    return f"{info.get('size')} {next((info[name] for name in _VERSIONS if info.get(name)), None)}"
+
+
+def _copy(url: str, file: Path) -> None:
+    if not _is_http(url):
+        files, path = _file_system(url)
+        files.get_file(path, str(file))
+        return
+    with _request(url, "GET") as response, file.open("wb") as out:
+        shutil.copyfileobj(response, out, length=2**20)
+        expected, received = response.headers.get("Content-Length"), out.tell()
+    if expected is not None and int(expected) != received:  # http.client does not report it
+        raise OSError(f"the connection ended after {received} of {expected} bytes")
+
+
+def _is_http(url: str) -> bool:
+    """By the standard library: fsspec's HTTP needs aiohttp, and takes all files for unchanging."""
+    return url.startswith(("http://", "https://"))
+
+
+def _request(url: str, method: str) -> Any:
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "nexus-adapters"})
+    return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        files, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a package is missing, or the protocol is unknown
+        scheme = url.partition("://")[0]
+        raise InvalidArgument("shards", "URLs that fsspec reads", f"{scheme}:// ({error})") from error
+    return files, path
+
+
 def find_shards(patterns: Sequence[str], folder: Path, keep: int) -> list[Shard]:
-    """The shards in the order in which they are listed, those of a glob sorted.
+    """The shards in the order of the patterns, those of a glob sorted.
 
     Args:
         patterns: paths, globs of paths, URLs; in each a range stands for all its numbers, with leading zeros
             where its first one has them, such as "train-{000..127}.tar".
-        folder: where those behind URLs are kept.
+        folder: where copies of those behind URLs are kept.
         keep: how many of them.
 
     Raises:
-        InvalidArgument: for no patterns, a pattern that no file fits, or a range that falls.
+        InvalidArgument: for no patterns, a pattern that matches no file, or a range that falls.
     """
     if isinstance(patterns, str) or not patterns:
         raise InvalidArgument("shards", "a list of at least one path or URL", repr(patterns))

@@ -22,7 +22,7 @@ _BYTES = ("binary", "large_binary", "binary_view")
 
 
 class TableSource:
-    """The rows of a data set that the `datasets` library reads. Images stay encoded until they are asked for.
+    """The rows of a data set that the `datasets` library reads. Images are decoded when they are read.
 
     Args:
         path: a folder that `Dataset.save_to_disk` made, any folder that `load_dataset` reads (Parquet files,
@@ -70,7 +70,7 @@ class TableSource:
 
     @property
     def fingerprint(self) -> str:
-        """What the library tells this data set's state by."""
+        """The library's hash of this data set's state."""
         return str(self._table._fingerprint)
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class TableSource:
         return hash_sample(contents, self._captions(row, index), self.key(index))
 
     def stamp(self, index: int) -> None:
-        """None: where the library keeps what is in a row is its own affair."""
+        """None: the library does not say in which file a row is."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""
@@ -108,13 +108,13 @@ class TableSource:
         return Sample(key, image, condition, captions)
 
     def _content(self, row: dict[str, Any], column: str, index: int) -> bytes | Path:
-        stored = row[column] or {}
-        content: bytes | None = stored.get("bytes")
+        encoded = row[column] or {}
+        content: bytes | None = encoded.get("bytes")
         if content is not None:
             return content
-        if not stored.get("path"):
+        if not encoded.get("path"):
             raise BadSample(f"{column}: '{self.key(index)}' has no image")
-        return Path(stored["path"])
+        return Path(encoded["path"])
 
     def _captions(self, row: dict[str, Any], index: int) -> tuple[str, ...]:
         captions = as_captions(row[self.caption_column])
@@ -168,7 +168,7 @@ def _check_captions(table: Any, column: str) -> None:
 
 
 def _left_encoded(table: Any, argument: str, column: str) -> Any:
-    """The table, that gives this column's images as {"bytes", "path"}: decoding is ours, with our limits."""
+    """The table with this column's images as {"bytes", "path"}, for `read_image` to decode."""
     import datasets
 
     feature = table.features[column]

@@ -1,4 +1,4 @@
-"""What is in a tar and where, found once and kept; which members make a sample, as in WebDataset."""
+"""An index of each tar, made once and kept, and which members form a sample by WebDataset's convention."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from nexus_adapters.files import write_json
 
 _FORMAT = 1  # of the files; a new number makes them all anew
 _GZIP = b"\x1f\x8b"
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_ABSENT = -1  # offset and size of a part that a sample lacks
+
+IMAGE, CONDITION, CAPTIONS = range(3)  # the parts of a sample
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class TarIndex:
     """The whole members of a tar.
 
     Attributes:
-        version: of the file, as its shard says it.
+        version: of the file, by `Shard.version`.
         size: of the file, in bytes.
-        is_whole: False where the file ends early, or is damaged behind the members.
+        is_whole: False where the file ends early, or is damaged after the members.
         members: name, offset and size of each regular file, in order.
     """
 
@@ -41,15 +45,15 @@ class TarIndex:
 
 
 def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
-    """The index of a shard: the one kept in `folder`, or where the file has changed since, a new one.
+    """The index of a shard: the one in `folder`, or a new one where the file has changed since.
 
     Args:
         shard: the tar.
-        version: of the shard now; None where that is not known, and the kept one is taken to be right.
-        folder: where indices are kept, each under a name made of the shard's place.
+        version: of the shard now; None where that is unknown, and an index that exists is used as it is.
+        folder: of all indices, each of which is named by a hash of its shard's place.
 
     Raises:
-        InvalidArgument: for a file that is no uncompressed tar, or a folder that cannot be written to.
+        InvalidArgument: for a file that is not an uncompressed tar, or a folder that cannot be written to.
     """
     file = folder / f"{hashlib.sha256(shard.place.encode()).hexdigest()[:32]}.json"
     index = _read(file)
@@ -66,7 +70,7 @@ def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
 
 
 def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
-    """Read the headers of a tar, and nothing else of it. InvalidArgument for a file that is none."""
+    """Read the headers of a tar, and nothing else of it. InvalidArgument for another file."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     is_packed = stream.read(2) == _GZIP
@@ -82,7 +86,7 @@ def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
     while (info := _next(archive)) is not None:
         if info.isreg() and not info.issparse() and info.offset_data + info.size <= size:
             members.append((info.name, info.offset_data, info.size))
-    # A tar ends with blocks of zeros; tarfile takes a damaged or missing header for the end, too.
+    # A tar ends with blocks of zeros; tarfile also takes a damaged or missing header for the end.
     stream.seek(archive.offset)
     is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     return TarIndex(version, size, is_whole, members)
@@ -98,13 +102,13 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _read(file: Path) -> TarIndex | None:
-    """None where there is none, or none that can be read: it is made again."""
+    """None where there is none that can be read: it is then made again."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored.pop("format") != _FORMAT:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("format") != _FORMAT:
             return None
-        members = [(str(name), int(offset), int(size)) for name, offset, size in stored.pop("members")]
-        return TarIndex(**stored, members=members)
+        members = [(str(name), int(offset), int(size)) for name, offset, size in content.pop("members")]
+        return TarIndex(**content, members=members)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -118,17 +122,12 @@ def _write(file: Path, index: TarIndex) -> None:
         ) from error
 
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
-_ABSENT = -1
-IMAGE, CONDITION, CAPTIONS = range(3)  # the parts of a sample
-
-
 @dataclass(frozen=True)
 class Layout:
     """The extensions of a sample's parts, each from the first dot of the file's name on.
 
     Attributes:
-        image: the first one that is there counts.
+        image: several, the first of which that exists is read.
         condition: None where there are no structure maps.
         captions: of a text, which is one caption, or of a JSON object.
         caption_key: of the captions in the JSON object, a string or a list of strings; None for a text.
@@ -141,7 +140,7 @@ class Layout:
 
     @classmethod
     def of(cls, image_column: str | None, condition_column: str | None, caption_column: str | None) -> Layout:
-        """The layout of these names, None for the usual ones: images of any kind, no map, "txt"."""
+        """The layout by the columns that users name; None for the defaults: any image, no map, "txt"."""
         condition = None if condition_column is None else _extension(condition_column)
         usual = tuple(extension for extension in _IMAGES if extension != condition)
         images = usual if image_column is None else (_extension(image_column),)
@@ -149,7 +148,7 @@ class Layout:
         return cls(images, condition, _extension(captions), key or None)
 
     def wanted(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-        """Part, argument and extensions of all that a sample has to have."""
+        """Part, argument and extensions of all parts that a sample must have."""
         yield IMAGE, "image_column", self.image
         if self.condition is not None:
             yield CONDITION, "condition_column", (self.condition,)
@@ -174,12 +173,12 @@ class Layout:
 
 @dataclass
 class TarSamples:
-    """The samples of one tar, in order: as compact as may be, since there can be millions.
+    """The samples of one tar, in order, in little memory, since there can be millions.
 
     Attributes:
         stems: the members' names up to the first dot of the file's name.
         places: offset and size of each part; -1 where it is missing.
-        extensions: all that there are, whether wanted or not.
+        extensions: of all members, wanted or not.
     """
 
     stems: list[str]
@@ -193,7 +192,7 @@ class TarSamples:
 
 
 def group_members(index: TarIndex, layout: Layout) -> TarSamples:
-    """Members of one stem are a sample. Of several of one name the last counts, as in unpacking.
+    """Members with the same stem are a sample. Of several with one name the last counts, as in unpacking.
 
     Of a tar that ends early, the last sample is left out where a part of it is missing.
     """
@@ -216,8 +215,8 @@ def group_members(index: TarIndex, layout: Layout) -> TarSamples:
     return TarSamples(stems, places, {extension for group in groups.values() for extension in group})
 
 
-def check_columns(shards: list[TarSamples], layout: Layout) -> None:
-    """InvalidArgument where there are no samples, or no sample has a part that all have to have."""
+def check_parts(shards: list[TarSamples], layout: Layout) -> None:
+    """InvalidArgument where there are no samples, or where a part is missing from all of them."""
     if not any(samples.stems for samples in shards):
         raise InvalidArgument("shards", "samples, such as 00012.jpg with 00012.txt", "tars without any")
     present = sorted(set().union(*(samples.extensions for samples in shards)))

@@ -1,4 +1,4 @@
-"""WebDataset tars as samples, from disk or from URLs, read by place and in any order."""
+"""WebDataset tars as samples, from disk or from URLs, read in any order without unpacking."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from nexus_adapters.data.tar_index import (
     IMAGE,
     Layout,
     TarSamples,
-    check_columns,
+    check_parts,
     find_index,
     group_members,
 )
 from nexus_adapters.errors import InvalidArgument
 
+_CONNECTIONS = 8  # at once, when the shards' versions are requested
 
-class Window(io.RawIOBase):
-    """`size` bytes of `file` from `offset` on. Only what is asked for is read; the file stays open."""
+
+class FilePart(io.RawIOBase):
+    """`size` bytes of `file` from `offset` on, as a file of its own. Closing it leaves `file` open."""
 
     def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
         super().__init__()
@@ -46,13 +48,13 @@ class Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to an offset within the window."""
+        """Go to an offset within the part."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the window goes."""
+        """Fill the buffer as far as the part reaches."""
         view = memoryview(buffer).cast("B")
         self._file.seek(self._offset + self._position)
         count = self._file.readinto(view[: max(0, self._size - self._position)])
@@ -60,32 +62,29 @@ class Window(io.RawIOBase):
         return count or 0
 
 
-_CONNECTIONS = 8  # that ask at once for what may have changed
-
-
 class TarSource:
     """The samples of tars in WebDataset's layout: files of one name, up to the first dot, are one sample.
 
-    The headers of each tar are read once, into an index that is kept; after that a sample is read where it
-    lies, and no other one is touched. Nothing is unpacked: names are names, whatever they hold.
+    The headers of each tar are read once, into an index that is kept; after that each sample is read by its
+    offset. Nothing is unpacked: the members' names are never used as paths.
 
     Of a tar that ends early the whole samples are used, with a warning. A sample without image, map or
     captions is a BadSample when it is read.
 
     Args:
-        shards: paths, globs of paths, and URLs (http(s), or any kind that fsspec reads); ranges as in
-            "train-{000..127}.tar". Tars behind URLs are fetched whole when they are needed, all of them once
-            for their index.
-        image_column: extension of the images; None for the first there is of jpg, jpeg, png, webp.
+        shards: paths, globs of paths, and URLs (http(s), or any protocol that fsspec reads); ranges as in
+            "train-{000..127}.tar". Tars behind URLs are downloaded whole when they are needed, all of them
+            once for their index.
+        image_column: extension of the images; None for the first that exists of jpg, jpeg, png, webp.
         condition_column: extension of the structure maps, such as "canny.png"; None where there are none.
         caption_column: extension of the captions, whose whole text is one caption, or "json:KEY" for a string
             or a list of strings in a JSON object; None for "txt".
-        index_folder: where indices are kept, and in its folder "shards" what comes from URLs.
-        keep_shards: how many tars from URLs are kept; the least recently used go.
+        index_folder: where indices are kept, and in its folder "shards" tars from URLs.
+        keep_shards: how many tars from URLs are kept; the least recently used are deleted.
 
     Raises:
-        InvalidArgument: for no shards, a file that is no uncompressed tar, no samples, or an extension that
-            no sample has.
+        InvalidArgument: for no shards, a file that is not an uncompressed tar, no samples, or an extension
+            that no sample has.
         OSError: for a URL that cannot be reached.
     """
 
@@ -102,7 +101,7 @@ class TarSource:
         if keep_shards < 1:
             raise InvalidArgument("keep_shards", "at least 1", keep_shards)
         self._layout = Layout.of(image_column, condition_column, caption_column)
-        folder = _made(Path(index_folder))
+        folder = _created(Path(index_folder))
         self._shards = find_shards(shards, folder / "shards", keep_shards)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             versions = list(pool.map(_version, self._shards))
@@ -113,14 +112,14 @@ class TarSource:
             index = find_index(shard, version, folder)
             self._versions.append(index.version)
             self._samples.append(group_members(index, self._layout))
-        check_columns(self._samples, self._layout)
+        check_parts(self._samples, self._layout)
         self._ends = list(accumulate(len(samples.stems) for samples in self._samples))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def shard_of(self, index: int) -> int:
-        """The number, from 0 on, of the shard that a sample is in: an order can keep shards together."""
+        """The number of the sample's shard, from 0 on, by which an order can keep shards together."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         return bisect_right(self._ends, index)
@@ -140,7 +139,7 @@ class TarSource:
         return hash_sample(contents, self._captions(index), self.key(index))
 
     def stamp(self, index: int) -> str:
-        """The shard, its version, and the sample's place in it. Nothing is fetched."""
+        """The shard, its version, and the sample's place in it. Nothing is downloaded."""
         shard, row = self._find(index)
         return json.dumps([self._shards[shard].place, self._versions[shard], repr(self._layout), row])
 
@@ -148,7 +147,7 @@ class TarSource:
         """(width, height) of the image, upright, from its header. BadSample."""
         offset, size = self._place(index, IMAGE)
         with self._open(index) as file:
-            member: io.BufferedReader = io.BufferedReader(Window(file, offset, size))
+            member: io.BufferedReader = io.BufferedReader(FilePart(file, offset, size))
             return read_size(member, "image", self.key(index))
 
     def load(self, index: int) -> Sample:
@@ -192,7 +191,7 @@ class TarSource:
         return content
 
 
-def _made(folder: Path) -> Path:
+def _created(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What is computed once and read in every step: safetensors shards in a folder, by content.
+"""A cache of tensors that are computed once and read in every step: safetensors shards in a folder.
 
-An entry's name is a hash of all that it was made of, so entries serve every run that needs the same, data
-sets may grow, and whatever a killed run has finished is there for the next.
+An entry's name is a hash of all that it was computed from. So runs share entries, data sets may grow, and
+what a killed run has finished is there for the next.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _SEPARATOR = "/"
 
 
 class TensorCache:
-    """Entries of a few named tensors each, in `folder`, which is made where it is missing.
+    """Entries of a few named tensors each, in `folder`, which is created where it is missing.
 
-    Only headers are read to begin with; tensors come from the file when they are asked for. Can be handed to
-    the processes of a DataLoader. Several processes may write to one folder.
+    Opening it reads headers alone; tensors are read when they are needed. It can be pickled for the processes
+    of a DataLoader. Several processes may write to one folder.
 
     Raises:
         InvalidArgument: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
@@ -49,7 +49,7 @@ class TensorCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take note of shards that have been written since, by whatever process."""
+        """Find shards that any process has written since."""
         known = set(self._shard_of.values())
         for shard in sorted(self.folder.glob(_SHARD)):
             if shard not in known:
@@ -80,13 +80,13 @@ class TensorCache:
         shard = self._shard_of[name]
         if shard not in self._opened:
             self._opened[shard] = safe_open(shard, framework="pt")
-        stored = self._opened[shard]
-        return {part: stored.get_tensor(f"{name}{_SEPARATOR}{part}") for part in self._tensors_of[name]}
+        file = self._opened[shard]
+        return {part: file.get_tensor(f"{name}{_SEPARATOR}{part}") for part in self._tensors_of[name]}
 
     def _index(self, shard: Path) -> None:
         try:
-            with safe_open(shard, framework="pt") as stored:
-                keys = sorted(stored.keys())
+            with safe_open(shard, framework="pt") as file:
+                keys = sorted(file.keys())
         except (SafetensorError, OSError) as error:
             raise InvalidArgument(
                 "cache.folder",

@@ -1,4 +1,4 @@
-"""From a scene to words: a small grammar, several phrasings, and the relations that hold in the picture."""
+"""From a scene to words: a small grammar with several phrasings, and the spatial relations of the objects."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _BACKGROUNDS = (
     "{opening}{objects}. the background is {color}",
     "on {a} {color} background, {opening}{objects}",
 )
-_REACH = 1.15  # no outline goes farther from its center, in radii
-_OVERLAP_PX = 8.0  # of common area; with less one does not see which object is nearer
+_REACH = 1.15  # in radii; no outline extends farther from its center
+_OVERLAP_PX = 8.0  # common area; with less it is not visible which object is nearer
 
 
 def caption(scene: Scene, phrasing: int = 0) -> str:
-    """A sentence that names every object with its color and material, how pairs lie, and the background.
+    """Describe a scene: every object with its color and material, how pairs are placed, and the background.
 
-    `phrasing` picks one of many wordings; the same scene and phrasing always give the same sentence.
+    Args:
+        scene: the scene.
+        phrasing: selects one of many wordings. The same scene and phrasing always give the same sentence.
     """
     objects = " ".join(f"{item.shape} {item.x:.2f} {item.y:.2f}" for item in scene.objects)
     rng = Random(f"caption {phrasing} {objects}")
@@ -40,7 +42,7 @@ def caption(scene: Scene, phrasing: int = 0) -> str:
 
 
 def noun_phrase(item: SceneObject, rng: Random) -> str:
-    """The object in words, such as "a striped red star"; a plain one mostly goes without its material."""
+    """The object in words, such as "a striped red star". The material "plain" is mostly left out."""
     words = [item.material, item.color]
     if item.material == "plain" and rng.random() < 0.7:
         words = [item.color]
@@ -50,7 +52,10 @@ def noun_phrase(item: SceneObject, rng: Random) -> str:
 
 
 def relation(scene: Scene, first: int, second: int) -> str:
-    """How object `first` lies to `second` (indices, farthest first): depth where they overlap, else side."""
+    """How object `first` is placed relative to `second`: by depth where they overlap, else by side.
+
+    `first` and `second` are indices into the objects, farthest first.
+    """
     a, b = scene.objects[first], scene.objects[second]
     dx, dy = a.x - b.x, a.y - b.y
     if overlap_px(a, b) >= _OVERLAP_PX:
@@ -68,7 +73,7 @@ def overlap_px(a: SceneObject, b: SceneObject) -> float:
 
 
 def _relations(scene: Scene, order: list[int], rng: Random) -> str:
-    """Pairs joined by their relation, a last odd one by itself: "A above B, and C behind D"."""
+    """Pairs joined by their relation, such as "A above B, and C behind D". An odd one at the end is alone."""
     phrases = [noun_phrase(scene.objects[index], rng) for index in order]
     parts = [
         f"{phrases[i]} {relation(scene, order[i], order[i + 1])} {phrases[i + 1]}"

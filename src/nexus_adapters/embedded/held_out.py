@@ -1,4 +1,4 @@
-"""The test scenes with all that generating needs, and how well an image shows its scene."""
+"""Held-out scenes, which no training sees, and scores of how well an image shows its scene."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.embedded.caption import caption
@@ -19,14 +17,85 @@ from nexus_adapters.embedded.scene import COLORS, MATERIALS, SIZE, Scene, SceneO
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.metrics.structure import edge_f1
 
-_FULLY_VISIBLE = 0.99  # pixels shared with something else say nothing certain about either
+# What `score_images` measures.
+SCENE_METRICS = ("binding_color", "binding_material", "background", "edge_f1")
+
+_FULLY_VISIBLE = 0.99  # share of a pixel; a pixel that two things share is evidence for neither
 _TONES = np.stack([color_tone(color) for color in COLORS]).astype(np.float64)
 _CANDIDATES = tuple((color, material) for color in COLORS for material in MATERIALS)
 
 
 @dataclass(frozen=True)
+class TestScene:
+    """A scene with what a generation needs and what its scores are measured against.
+
+    Attributes:
+        scene: the scene.
+        rendering: its true image, and which pixels each object shows.
+        condition: one of its structure maps: RGB, 128x128.
+        prompt: its caption.
+        condition_name: which map that is, one of `embedded.maps.MAPS`.
+    """
+
+    __test__ = False  # the name is not that of a test case of pytest's
+
+    scene: Scene
+    rendering: Rendering
+    condition: Image.Image
+    prompt: str
+    condition_name: str = "canny"
+
+
+def load_test_scenes(
+    count: int, split: Split = "test", first_seed: int = 0, condition: str = "canny"
+) -> list[TestScene]:
+    """Load the held-out scenes of consecutive seeds. Training never sees the splits "test" and "novel".
+
+    Args:
+        count: the number of scenes.
+        split: "novel" has combinations of shape, color and material that training never sees.
+        first_seed: the seed of the first scene.
+        condition: which structure map, one of `embedded.maps.MAPS`.
+
+    Raises:
+        InvalidArgument: for an unknown split or condition, or a negative seed.
+    """
+    loaded = []
+    for seed in range(first_seed, first_seed + count):
+        scene = draw_scene(seed, split)
+        rendering = render(scene)
+        drawn = draw_map(condition, scene, rendering)
+        loaded.append(TestScene(scene, rendering, drawn, caption(scene), condition))
+    return loaded
+
+
+def score_images(
+    images: Sequence[UInt8[np.ndarray, "h w 3"]], scenes: Sequence[TestScene]
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Score each image against its scene.
+
+    Edges are compared with the canny map; where the scene has another map, with the edges of its true image.
+
+    Returns:
+        For each metric of `SCENE_METRICS` a value per image, in [0, 1]; higher is better.
+    """
+    rows = []
+    for image, expected in zip(images, scenes, strict=True):
+        found = score(image, expected.scene, expected.rendering)
+        edges = edge_f1(_edges(extract("canny", Image.fromarray(image))), _expected_edges(expected))
+        rows.append((found.binding_color, found.binding_material, found.background, edges))
+    return dict(zip(SCENE_METRICS, np.array(rows).T, strict=True))
+
+
+@dataclass(frozen=True)
 class SceneScore:
-    """What of a scene an image shows: shares of its objects in [0, 1]; `background` is 1 if right, else 0."""
+    """How much of a scene an image shows.
+
+    Attributes:
+        binding_color: the share of objects that have the color of the scene's object, in [0, 1].
+        binding_material: the same for the material.
+        background: 1 if the background has the right color, else 0.
+    """
 
     binding_color: float
     binding_material: float
@@ -34,17 +103,23 @@ class SceneScore:
 
 
 def score(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the error below.
+    # `| np.ndarray`: the shape check that is active under pytest must not preempt the error below.
     image: UInt8[np.ndarray, "h w 3"] | np.ndarray,
     scene: Scene,
     rendering: Rendering | None = None,
 ) -> SceneScore:
-    """Attribute binding and background of an 8-bit sRGB image that should show `scene`.
+    """Score attribute binding and background of an image that should show `scene`.
 
     Each object's visible region is compared with what the object would look like there in every color and
-    material; the best fit (least squared error) is what the image shows. `rendering` saves rendering anew.
+    material; the best fit (least squared error) is what the image shows.
 
-    Raises InvalidArgument unless the image is 8-bit and 128x128.
+    Args:
+        image: 8-bit sRGB, 128x128.
+        scene: what the image should show.
+        rendering: of this scene, if you have it already.
+
+    Raises:
+        InvalidArgument: for an image of another type or shape.
     """
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
         expected = f"uint8 of shape {(SIZE, SIZE, 3)}"
@@ -79,7 +154,7 @@ def best_fit(
 
 
 def background_color(pixels: Float[np.ndarray, "h w 3"], rendering: Rendering) -> str:
-    """The color word nearest to the background's mean; every word is tried at its best brightness."""
+    """The color word nearest to the mean of the background; each word is compared at its best brightness."""
     mean = pixels[rendering.background_visible > _FULLY_VISIBLE].mean(axis=0)
 
     def error(color: str) -> float:
@@ -88,69 +163,6 @@ def background_color(pixels: Float[np.ndarray, "h w 3"], rendering: Rendering) -
         return float(np.square(mean - brightness * tone).sum())
 
     return min(COLORS, key=error)
-
-
-METRICS = ("binding_color", "binding_material", "background", "edge_f1")
-
-
-@dataclass(frozen=True)
-class TestScene:
-    """A scene, its rendering, its map as an image, its prompt, and which map it is."""
-
-    __test__ = False  # pytest: not a test case
-
-    scene: Scene
-    rendering: Rendering
-    condition: Image.Image
-    prompt: str
-    condition_name: str = "canny"
-
-
-def load_test_scenes(
-    count: int, split: Split = "test", first_seed: int = 0, condition: str = "canny"
-) -> list[TestScene]:
-    """The scenes of `count` seeds from `first_seed` on; training draws none of `test` and `novel`.
-
-    `condition`: which of their maps, one of `scenes.maps.MAPS`; InvalidArgument for another.
-    """
-    loaded = []
-    for seed in range(first_seed, first_seed + count):
-        scene = draw_scene(seed, split)
-        rendering = render(scene)
-        drawn = draw_map(condition, scene, rendering)
-        loaded.append(TestScene(scene, rendering, drawn, caption(scene), condition))
-    return loaded
-
-
-def initial_latents(count: int, shape: Sequence[int], seed: int, first: int = 0) -> Float[Tensor, "b c h w"]:
-    """Standard normal noise of the rows from `first` on.
-
-    Each row follows from (seed, row), so every method starts from the same.
-    """
-    rows = []
-    for row in range(first, first + count):
-        rows.append(torch.randn(tuple(shape), generator=row_generator(seed, row)))
-    return torch.stack(rows)
-
-
-def row_generator(seed: int, row: int) -> torch.Generator:
-    """What all that is random about one picture is drawn from."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + row)
-
-
-def score_images(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], scenes: Sequence[TestScene]
-) -> dict[str, Float[np.ndarray, " n"]]:
-    """Every metric of `METRICS` for each image against its scene, in [0, 1].
-
-    Edges are compared with those of the canny map, or under another map with those of the scene's picture.
-    """
-    rows = []
-    for image, expected in zip(images, scenes, strict=True):
-        found = score(image, expected.scene, expected.rendering)
-        edges = edge_f1(_edges(extract("canny", Image.fromarray(image))), _expected_edges(expected))
-        rows.append((found.binding_color, found.binding_material, found.background, edges))
-    return dict(zip(METRICS, np.array(rows).T, strict=True))
 
 
 def _expected_edges(expected: TestScene) -> Bool[np.ndarray, "h w"]:

@@ -1,4 +1,4 @@
-"""A scene's structure maps, drawn from what is known of it and not from its pixels (canny excepted)."""
+"""A scene's structure maps. All but canny are exact: computed from the scene, not from its pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from nexus_adapters.embedded.render import Rendering, outline, render
 from nexus_adapters.embedded.scene import SHAPES, SIZE, Scene, SceneObject
 from nexus_adapters.errors import InvalidArgument
 
-# The colors of the shapes' classes: corners and edges of the RGB cube, at least 127 apart in one channel.
-# They say nothing of an object's own color.
+MAPS = ("canny", "depth", "segmentation", "sketch")
+
+# The color of each shape's class in a segmentation map: corners and edges of the RGB cube, at least 127 apart
+# in one channel. It is independent of an object's own color.
 SHAPE_COLORS: dict[str, tuple[int, int, int]] = dict(
     zip(
         SHAPES,
@@ -31,15 +33,15 @@ BACKGROUND_COLOR = (0, 0, 0)
 
 _FIXED_POINT_BITS = 4  # of OpenCV's line coordinates
 _STROKE_STEP = 2.0  # pixels between the points of a stroke
-_JITTER = 0.9  # pixels, the standard deviation of a hand's slow drift from the contour
-_DRIFT_LENGTH = 14.0  # pixels along the stroke over which the drift forgets itself
-_GAP_EVERY, _GAP_LENGTH = 45.0, (3.0, 8.0)  # pixels of stroke to a gap, on average; and of a gap
+_JITTER = 0.9  # pixels, the standard deviation of a stroke's slow drift from the contour
+_DRIFT_LENGTH = 14.0  # pixels along the stroke over which the drift changes
+_GAP_EVERY, _GAP_LENGTH = 45.0, (3.0, 8.0)  # pixels: of stroke per gap on average; of a gap, least and most
 
 
 def depth_map(rendering: Rendering) -> UInt8[np.ndarray, "h w 3"]:
-    """Nearness, 0 to 255: the background 0, the nearest object 255, those between in equal steps.
+    """Nearness, 0 to 255: 0 for the background, 255 for the nearest object, equal steps in between.
 
-    Objects are flat and face the viewer, so each has one value; a pixel has that of what shows most of it.
+    Objects are flat and face the viewer, so each has one value. A pixel has that of what covers most of it.
     """
     count = len(rendering.visible)
     nearness = np.rint(np.linspace(0, 255, count + 1)).astype(np.uint8)
@@ -54,7 +56,7 @@ def segmentation_map(scene: Scene, rendering: Rendering) -> UInt8[np.ndarray, "h
 
 
 def sketch_map(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
-    """The visible contours as a hand might draw them, white on black: off by about a pixel, with gaps.
+    """The visible contours as hand-drawn strokes, white on black: off by about a pixel, with gaps.
 
     The same scene gives the same strokes.
     """
@@ -69,22 +71,19 @@ def sketch_map(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(canvas[..., None], 3, axis=2)
 
 
-MAPS = ("canny", "depth", "segmentation", "sketch")
-
-
 def draw_map(condition: str, scene: Scene, rendering: Rendering | None = None) -> Image.Image:
     """Draw one of a scene's maps.
 
     Args:
-        condition: one of `MAPS`. "canny" is that of the image, by its extractor; the others are exact.
-        scene: what is drawn.
-        rendering: of this scene, where there is one already.
+        condition: one of `MAPS`. "canny" is extracted from the image; the others are exact.
+        scene: the scene.
+        rendering: of this scene, if you have it already.
 
     Returns:
         RGB, 128x128.
 
     Raises:
-        InvalidArgument: for another condition.
+        InvalidArgument: for an unknown condition.
     """
     if condition not in MAPS:
         raise InvalidArgument("condition", f"one of {', '.join(MAPS)}", repr(condition))
@@ -99,13 +98,13 @@ def draw_map(condition: str, scene: Scene, rendering: Rendering | None = None) -
 
 
 def _labels(rendering: Rendering) -> np.ndarray:
-    """Of each pixel, what shows most of it: 0 the background, 1 the farthest object. Of equals the nearer."""
+    """What covers most of each pixel: 0 the background, 1 the farthest object. Ties go to the nearer."""
     shares = np.concatenate([rendering.background_visible[None], rendering.visible])
     return np.asarray(len(shares) - 1 - shares[::-1].argmax(axis=0))
 
 
 def _contours(item: SceneObject) -> list[Float[np.ndarray, "points 2"]]:
-    """The object's contours in pixels, (x, y), 0 being the corner of the first pixel."""
+    """The object's contours in pixels, (x, y); 0 is the corner of the first pixel."""
     cos, sin = math.cos(item.rotation), math.sin(item.rotation)
     turn = np.array([[cos, sin], [-sin, cos]]) * item.radius
     return [contour @ turn + [item.x, item.y] for contour in outline(item.shape)]
@@ -114,12 +113,12 @@ def _contours(item: SceneObject) -> list[Float[np.ndarray, "points 2"]]:
 def _hand_drawn(
     contour: Float[np.ndarray, "points 2"], rng: np.random.Generator
 ) -> Float[np.ndarray, "steps 2"]:
-    """The closed contour in steps of equal length, each moved by a drift that changes slowly."""
+    """The closed contour in steps of equal length, moved by a slowly changing drift."""
     closed = np.concatenate([contour, contour[:1]])
     lengths = np.hypot(*np.diff(closed, axis=0).T)
     ends = np.concatenate([[0.0], np.cumsum(lengths)])
     count = max(8, round(ends[-1] / _STROKE_STEP))
-    # The corners stay among the points, so that a triangle keeps its tips.
+    # Keep the corners among the points, so that a triangle keeps its tips.
     at = np.union1d(np.linspace(0, ends[-1], count, endpoint=False), ends[:-1])
     points = np.stack([np.interp(at, ends, closed[:, axis]) for axis in (0, 1)], axis=1)
     knots = max(4, round(ends[-1] / _DRIFT_LENGTH))
@@ -132,7 +131,7 @@ def _hand_drawn(
 def _with_gaps(
     stroke: Float[np.ndarray, "steps 2"], rng: np.random.Generator
 ) -> list[Float[np.ndarray, "part 2"]]:
-    """The closed stroke cut where the pen was lifted."""
+    """The closed stroke, cut into parts by random gaps."""
     closed = np.concatenate([stroke, stroke[:1]])
     ends = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
     drawn = np.ones(len(closed) - 1, bool)
@@ -144,5 +143,5 @@ def _with_gaps(
 
 
 def _fixed_point(points: Float[np.ndarray, "points 2"]) -> np.ndarray:
-    """OpenCV's whole numbers, which lie at the centers of pixels and not at their corners."""
+    """OpenCV's fixed-point coordinates; its integers are pixel centers, ours are pixel corners."""
     return np.asarray(np.rint((points - 0.5) * (1 << _FIXED_POINT_BITS)), np.int32)

@@ -1,4 +1,4 @@
-"""The small Stable Diffusion and the adapters that ship with the package: loaded offline, for any CPU."""
+"""`load_embedded`: the small Stable Diffusion with one of its adapters, offline and on any CPU."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from nexus_adapters.bases.loading import EMBEDDED, load_base
-from nexus_adapters.bundled import BUNDLED, WEIGHTS, present
+from nexus_adapters.bundled import BUNDLED, embedded_folder
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.methods.registry import load_adapter
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 
-# Worlds, by the base that draws them.
+# World -> the name of its base.
 _WORLDS = {"scenes": EMBEDDED}
 
 EMBEDDED_GUIDANCE = BUNDLED[EMBEDDED].guidance_scale
@@ -27,21 +27,21 @@ def load_embedded(
     """An embedded Stable Diffusion with a trained Nexus adapter. Never uses the network.
 
     Args:
-        condition: what the adapter was trained on: "canny", edges as `extract` gives them; "depth", nearness
-            in grey, from black for the background to white for the nearest object; "segmentation", each
-            shape in its color of `scenes.maps.SHAPE_COLORS`, on black; "sketch", white strokes of one pixel
-            on black.
-        variant: the name of an adapter of this condition: "prime", "slim", and for canny also "prime-paper"
-            and "slim-paper".
-        world: what the base was trained to draw: "scenes", colored shapes of 128x128 pixels.
+        condition: the structure map that the adapter reads. "canny": edges as `extract` returns them.
+            "depth": nearness in gray, from black for the background to white for the nearest object.
+            "segmentation": each shape in its color of `embedded.maps.SHAPE_COLORS`, on black. "sketch": white
+            strokes one pixel wide, on black.
+        variant: the name of an adapter for this condition: "prime" or "slim", and for canny also
+            "prime-paper" or "slim-paper".
+        world: what the base was trained on: "scenes", colored shapes at 128x128 pixels.
         torch_dtype: of the whole pipeline; the weights are stored as float16.
 
     Returns:
-        A pipeline on the CPU. `guidance_scale=EMBEDDED_GUIDANCE` suits it better than the stock default.
+        A pipeline on the CPU. `guidance_scale=EMBEDDED_GUIDANCE` suits it better than the usual default.
 
     Raises:
-        InvalidArgument: for an unknown world, condition or variant; it lists the known ones.
-        FileNotFoundError: where the installation lacks the weights.
+        InvalidArgument: for an unknown world, condition or variant, with the known ones; and where
+            nexus-adapters-embedded is not installed, with how to install it.
     """
     if world not in _WORLDS:
         raise InvalidArgument("world", f"one of {', '.join(_WORLDS)}", repr(world))
@@ -55,8 +55,11 @@ def load_embedded(
 
 
 def embedded_clip() -> Path:
-    """The folder of the embedded world's CLIP, by which its images are judged, in transformers' layout.
+    """The folder of the CLIP that scores images of the embedded world, in transformers format.
 
-    Its retrieval.json says how well it tells unseen scenes' captions. FileNotFoundError where it is missing.
+    Its retrieval.json has its accuracy at finding the captions of unseen scenes.
+
+    Raises:
+        InvalidArgument: where nexus-adapters-embedded is not installed.
     """
-    return present(WEIGHTS / "clip", "config.json")
+    return embedded_folder("clip")

@@ -1,4 +1,4 @@
-"""A scene: 2 to 4 objects on a lit background, drawn from a seed; its shapes, colors and materials."""
+"""A scene: 2 to 4 objects on a lit background, drawn from a seed; and all shapes, colors and materials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexus_adapters.errors import InvalidArgument
 SHAPES = ("circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent")
 MATERIALS = ("plain", "striped", "dotted", "checked")
 
-# 8-bit sRGB. Chosen so that the nearest two, and the nearest two of their dark halves, stay clearly apart.
+# 8-bit sRGB. Chosen so that any two of them, and of the dark tones of their patterns, are clearly different.
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 36, 44),
     "orange": (246, 136, 26),
@@ -31,25 +31,24 @@ COMBINATIONS: tuple[Combination, ...] = tuple(product(SHAPES, COLORS, MATERIALS)
 
 
 def _rank(combination: Combination) -> str:
-    # A hash, not a random generator: the same choice under every library version and machine.
+    # A hash, not a random generator: the same choice with every library version and on every machine.
     return hashlib.sha256(" ".join(combination).encode()).hexdigest()
 
 
-# One in ten: 26 of 256.
+# Held out of training: one in ten, 26 of 256.
 NOVEL_COMBINATIONS: frozenset[Combination] = frozenset(
     sorted(COMBINATIONS, key=_rank)[: round(len(COMBINATIONS) / 10)]
 )
-
 
 SIZE = 128  # pixels a side
 
 Split = Literal["train", "test", "novel"]
 SPLITS: tuple[Split, ...] = ("train", "test", "novel")
 
-# Objects grow smaller as they get more, so that all stay visible: count -> circumscribed radius, pixels.
+# The more objects, the smaller they are, so that all stay visible: count -> circumscribed radius, pixels.
 _RADIUS_RANGE = {2: (23.0, 36.0), 3: (20.0, 30.0), 4: (18.0, 26.0)}
 _MARGIN = 2.0  # pixels between an object and the border
-_MIN_DISTANCE = 0.62  # of two objects' radii together: less would hide too much of the one behind
+_MIN_DISTANCE = 0.62  # of the sum of two radii; closer objects would hide too much of the one behind
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects from the farthest to the nearest, on a background of one color under a linear light.
+    """Objects on a background of one color, under a linear light.
 
-    `light_angle` (radians) is where the light comes from, `light_strength` the half range of the background's
-    brightness factor.
+    Attributes:
+        objects: from the farthest to the nearest.
+        background: its color, one of `COLORS`.
+        light_angle: where the light comes from, in radians.
+        light_strength: half the range of the background's brightness factor.
     """
 
     objects: tuple[SceneObject, ...]
@@ -80,12 +82,15 @@ class Scene:
 
 
 def draw_scene(seed: int, split: Split = "train") -> Scene:
-    """The scene of one seed: always the same, in every process and on every machine.
+    """Draw the scene of a seed: always the same one, in every process and on every machine.
 
-    `train` and `test` draw the same kind of scene from seeds that never meet; in `novel` every object is a
-    combination of shape, color and material that the other two never hold.
+    Args:
+        seed: at least 0.
+        split: "train" and "test" have the same distribution and no random numbers in common. In "novel" every
+            object is one of `NOVEL_COMBINATIONS`, which the other two never contain.
 
-    Raises InvalidArgument for an unknown split or a negative seed.
+    Raises:
+        InvalidArgument: for an unknown split or a negative seed.
     """
     if split not in SPLITS:
         raise InvalidArgument("split", f"one of {', '.join(SPLITS)}", repr(split))
@@ -104,7 +109,7 @@ def draw_scene(seed: int, split: Split = "train") -> Scene:
 
 
 def _draw_attributes(rng: Random, count: int, background: str, novel: bool) -> list[Combination]:
-    """Combinations of distinct shapes, so that a caption says of each object in the map what it is."""
+    """Combinations with distinct shapes, so that a map shows which object of the caption is which."""
     drawn: list[Combination] = []
     while len(drawn) < count:
         combination = rng.choice(COMBINATIONS)
@@ -116,7 +121,7 @@ def _draw_attributes(rng: Random, count: int, background: str, novel: bool) -> l
 
 
 def _draw_places(rng: Random, count: int) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of each object: inside the frame, overlapping at most so far that each stays visible."""
+    """(x, y, radius) of each object: inside the frame, with little enough overlap that each stays visible."""
     while True:
         places: list[tuple[float, float, float]] = []
         for _ in range(40):

@@ -1,4 +1,4 @@
-"""Scenes of the embedded world as samples."""
+"""Scenes of the training split as samples of a data set."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import SIZE, draw_scene
 from nexus_adapters.errors import InvalidArgument
 
-_WITNESSES = range(8)  # seeds of the scenes that tell whether drawing is still the same
+_WITNESSES = range(8)  # seeds of the scenes by which changed rendering code is noticed
 
 
 class SceneSource:
-    """Scenes of the training split.
+    """Scenes of the training split, rendered when they are loaded.
 
     Args:
-        count: how many.
-        first_seed: of the first one; the others follow.
-        phrasings: captions of each scene.
-        condition: the structure map that comes with each, one of `scenes.maps.MAPS`; None for none, which
-            leaves it to an extractor.
+        count: the number of scenes.
+        first_seed: the seed of the first scene; the others have the seeds after it.
+        phrasings: the number of captions per scene.
+        condition: the exact structure map of each sample, one of `embedded.maps.MAPS`. With None samples have
+            no map, and an extractor makes it from the image.
 
     Raises:
         InvalidArgument: for a count or phrasings below 1, a seed below 0, or an unknown condition.
@@ -47,25 +47,25 @@ class SceneSource:
         return self.count
 
     def key(self, index: int) -> str:
-        """The scene's seed, in words."""
+        """The scene's seed, as text."""
         return f"scene {self._seed(index)}"
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over the seed, the phrasings, and what drawing gives: other code, other hashes."""
+        """SHA-256 over seed, phrasings, and sample renderings: it changes when rendering does."""
         made_of = f"{self._drawing} {self._seed(index)} {self.phrasings}"
         if self.condition is not None:
             made_of += f" {self.condition}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
     def stamp(self, index: int) -> None:
-        """None: the hash takes no longer."""
+        """None: hashing a scene is as cheap as a stamp would be."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height), always the same."""
         return SIZE, SIZE
 
     def load(self, index: int) -> Sample:
-        """Draw a scene."""
+        """Render a scene."""
         scene = draw_scene(self._seed(index))
         captions = tuple(caption(scene, phrasing) for phrasing in range(self.phrasings))
         rendering = render(scene)

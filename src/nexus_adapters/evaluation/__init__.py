@@ -1,1 +1,1 @@
-"""Evaluation: images of test scenes by every method from the same noise, and what they show."""
+"""Evaluation: every method generates images for the same samples from the same noise, which are scored."""

@@ -1,4 +1,4 @@
-"""What pictures are drawn from and compared with, by number."""
+"""The cases of an evaluation: what images are generated from and compared with, by number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nexus_adapters.conditions import extract
-from nexus_adapters.data.conditioned import Fitting
+from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
@@ -25,27 +25,27 @@ from nexus_adapters.training.recipe_samples import open_samples
 
 @dataclass(frozen=True)
 class Case:
-    """One sample to draw.
+    """One sample for which every method generates an image.
 
     Attributes:
-        key: names it.
-        prompt: what the base reads, and every adapter that reads.
-        words: its own caption, by which CLIP scores go whatever the prompt is.
-        condition: RGB, of the picture's size.
-        picture: what the condition was drawn from, RGB.
-        scene: in the embedded world.
+        key: its name.
+        prompt: for the base, and for every adapter that reads the prompt.
+        words: its own caption, which CLIP scores compare with, whatever the prompt is.
+        condition: structure map, RGB, of the original's size.
+        original: the sample's own image, RGB.
+        scene: the sample in the embedded world; None elsewhere.
     """
 
     key: str
     prompt: str
     words: str
     condition: Image.Image
-    picture: Image.Image
+    original: Image.Image
     scene: TestScene | None = None
 
 
 class Cases:
-    """The cases of an evaluation; each is read when it is asked for."""
+    """The cases of an evaluation; each is read when it is used."""
 
     def __init__(self, count: int, load: Callable[[int], Case]) -> None:
         self._count, self._load = count, load
@@ -69,29 +69,29 @@ class Cases:
 
 
 def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> Cases:
-    """The cases of a config; nothing is read yet.
+    """The cases of a config; none is read yet.
 
     Args:
         config: of the evaluation.
         cache_folder: where indices of tars are kept.
-        multiple: of which the base needs sides to be, in pixels.
+        multiple: in pixels, that the base needs sides to be a multiple of.
 
-    Raises `InvalidArgument` where the data are not there, or fewer than `first` asks for.
+    Raises `InvalidArgument` where the data are missing, or have too few samples.
     """
     data = config.data
     if data.kind == "scenes":
         return Cases(data.count, lambda place: _of_scene(config, place))
-    fitting = open_samples(data, cache_folder, multiple)
-    there = len(fitting.source) - config.first
+    samples = open_samples(data, cache_folder, multiple)
+    there = len(samples.source) - config.first
     if there < 1 or there < data.count:
         raise InvalidArgument(
             "data.count", f"at most the {max(there, 0)} samples from {config.first} on", data.count or "all"
         )
-    return Cases(data.count or there, lambda place: _of_sample(config, fitting, place))
+    return Cases(data.count or there, lambda place: _of_sample(config, samples, place))
 
 
 def contradicting(scene: Scene) -> str:
-    """The scene's caption with every shape exchanged for another that the scene does not have."""
+    """The scene's caption with every shape replaced by another that the scene does not have."""
     others = [shape for shape in SHAPES if all(shape != item.shape for item in scene.objects)]
     Random(f"nexus contradiction {scene!r}").shuffle(others)
     changed = [replace(item, shape=shape) for item, shape in zip(scene.objects, others, strict=False)]
@@ -99,7 +99,7 @@ def contradicting(scene: Scene) -> str:
 
 
 def content_sha256(cases: Cases, show_progress: bool = True) -> str:
-    """SHA-256 over prompts, conditions and pictures; reads everything once.
+    """SHA-256 over prompts, conditions and originals; reads everything once.
 
     Raises `InvalidArgument` for a sample that cannot be read or has no caption: an evaluation replaces none.
     """
@@ -107,7 +107,7 @@ def content_sha256(cases: Cases, show_progress: bool = True) -> str:
     for case in tqdm(cases, "reading", unit="sample", leave=False, disable=not show_progress):
         digest.update(f"{case.prompt}\n{case.words}\n".encode())
         digest.update(case.condition.tobytes())
-        digest.update(case.picture.tobytes())
+        digest.update(case.original.tobytes())
     return digest.hexdigest()
 
 
@@ -118,22 +118,22 @@ def _of_scene(config: EvaluationConfig, place: int) -> Case:
     prompt = loaded.prompt
     if config.prompts != "own":
         prompt = "" if config.prompts == "empty" else contradicting(loaded.scene)
-    picture = Image.fromarray(loaded.rendering.image)
-    if config.data.condition == "canny" and config.data.extractor:  # as training draws it
-        loaded = replace(loaded, condition=extract("canny", picture, **config.data.extractor))
-    return Case(f"{split} scene {seed}", prompt, loaded.prompt, loaded.condition, picture, loaded)
+    original = Image.fromarray(loaded.rendering.image)
+    if config.data.condition == "canny" and config.data.extractor:  # as in training
+        loaded = replace(loaded, condition=extract("canny", original, **config.data.extractor))
+    return Case(f"{split} scene {seed}", prompt, loaded.prompt, loaded.condition, original, loaded)
 
 
-def _of_sample(config: EvaluationConfig, fitting: Fitting, place: int) -> Case:
+def _of_sample(config: EvaluationConfig, samples: ConditionedSource, place: int) -> Case:
     index = config.first + place
     try:
-        sample = fitting.fit(index)
+        sample = samples.fit(index)
         words = _words(sample.captions, sample.key)
         prompt = words
         if config.prompts == "empty":
             prompt = ""
         elif config.prompts == "contradicting":
-            other = fitting.source.load((index + 1) % len(fitting.source))
+            other = samples.source.load((index + 1) % len(samples.source))
             prompt = _words(other.captions, other.key)
     except BadSample as error:
         raise InvalidArgument("data", "samples that can be read", error) from error

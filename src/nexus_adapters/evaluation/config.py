@@ -1,12 +1,16 @@
-"""What an evaluation is of: base, data, how pictures are drawn and by what they are scored."""
+"""What an evaluation is of: base, data, how images are generated and by what they are scored."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
+from nexus_adapters.bundled import guidance_for
+from nexus_adapters.choices import GUIDANCE_SCALE, STEPS, Dtype, Policy, Prompts
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.generation import Sampling
@@ -20,7 +24,10 @@ from nexus_adapters.training.config import (
     data_agreements,
 )
 
-Prompts = Literal["own", "empty", "contradicting"]
+LEAST_FOR_DISTANCES = 40
+"""Samples that a distance between sets needs."""
+_SCENES = {"split": "test", "count": 500, "resolution": 128}
+_EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -28,23 +35,23 @@ class EvaluationConfig:
     """An evaluation with nothing left out. It names no adapters: all are evaluated alike."""
 
     base: BaseOptions = field(default_factory=BaseOptions)
-    """The Stable Diffusion that draws."""
+    """The Stable Diffusion that generates."""
     data: DataOptions = field(default_factory=DataOptions)
     """The samples, as in a recipe; of scenes, `split` is "test" or "novel"."""
     first: NotNegative = 0
     """How many samples to leave out at the beginning; of scenes, the first seed."""
     prompts: Prompts = "own"
-    """"empty" draws without words; "contradicting" takes words that do not fit the map: a scene's own
+    """"empty" is no words at all; "contradicting" takes words that do not fit the map: a scene's own
     caption with every shape exchanged for one that it does not have; else the next sample's caption."""
-    num_inference_steps: Positive = 20
+    num_inference_steps: Positive = STEPS
     """Of the base's own sampler."""
-    guidance_scale: AtLeast0 = 7.5
-    """1 is no guidance; the embedded base likes 2."""
+    guidance_scale: AtLeast0 = GUIDANCE_SCALE
+    """1 is no guidance; 2 suits the embedded base."""
     seed: NotNegative = 0
     """Of the noise. Sample and seed decide it, so all methods start from the same."""
     batch_size: Positive = 8
-    """Pictures at once on each device."""
-    policy: Literal["positive", "per_branch", "cond_only"] = "positive"
+    """Images at once on each device."""
+    policy: Policy = "positive"
     """Which guidance branches get a Nexus adapter's features."""
     adapter_reads_prompt: bool = True
     """False hands Nexus adapters the empty prompt, on which `adapter.reads_prompt = false` trained them."""
@@ -52,7 +59,7 @@ class EvaluationConfig:
     """Strength of the control."""
     noise_exponent: AtLeast0 | None = None
     """Of Nexus and T2I-Adapters, as in `Control`; None is what an adapter's config says."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """What models compute in: "auto" is float16 on CUDA, float32 elsewhere."""
     features: str = ""
     """A vision model, folder or Hub id (or TorchScript file), over whose features sets are compared;
@@ -60,7 +67,7 @@ class EvaluationConfig:
     clip: str = ""
     """A CLIP, folder or Hub id, for CLIP scores; "embedded" as in `features`."""
     judge: dict[str, bool | float | str] = field(default_factory=dict)
-    """Options of the extractor that draws the pictures' maps again, where they are not `data.extractor`'s."""
+    """Options of the extractor for the generated images, where they are not `data.extractor`'s."""
 
     def __post_init__(self) -> None:
         """What one field alone does not show."""
@@ -100,5 +107,42 @@ class EvaluationConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """As `draw_batch` takes it."""
+        """As `generate_batch` takes it."""
         return Sampling(self.num_inference_steps, self.guidance_scale, self.seed, self.batch_size)
+
+
+@dataclass(frozen=True, config=SECTION)
+class EvaluationRecipe(EvaluationConfig):
+    """An evaluation as a TOML file has it: the config, and what is evaluated."""
+
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Name in tables -> whatever `load_adapter` takes."""
+    imports: tuple[str, ...] = ()
+    """Modules of yours, or .py files, that register blocks, methods, bases, conditions or metrics."""
+
+    @property
+    def config(self) -> EvaluationConfig:
+        """The config alone."""
+        return EvaluationConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluationConfig)}
+        )
+
+
+def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables of an evaluation, with the defaults that follow from its data and its base.
+
+    Without a path the data are 500 scenes, which the embedded CLIP scores; with one, an image folder or a
+    prepared set. The guidance scale is the base's. What is given stays, whatever it is.
+    """
+    data, base = content.get("data", {}), content.get("base", {})
+    if not isinstance(data, Mapping) or not isinstance(base, Mapping):
+        return dict(content)  # which is refused when it is validated
+    has_data = bool(data.get("path") or data.get("shards"))
+    filled = {"kind": "folder" if has_data else "scenes", **data}
+    own: dict[str, Any] = {"guidance_scale": guidance_for(str(base.get("path", _EMBEDDED)))}
+    if filled["kind"] == "scenes":
+        filled = {**_SCENES, **filled}
+        own["clip"] = _EMBEDDED
+        count = filled["count"]
+        own["features"] = _EMBEDDED if isinstance(count, int) and count >= LEAST_FOR_DISTANCES else ""
+    return {**own, **content, "data": filled}

@@ -1,4 +1,4 @@
-"""From scores of images to what can be said of a method: means, distances, and how sure they are."""
+"""From the scores of images to estimates of each method: means and distances with their intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from nexus_adapters.evaluation.cases import Cases
-from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.scoring import FEATURES
 from nexus_adapters.evaluation.store import Store
@@ -22,13 +22,13 @@ from nexus_adapters.metrics import METRICS, find_metric
 from nexus_adapters.metrics.intervals import bootstrap_mean, jackknife_interval, jackknife_replicates
 from nexus_adapters.training.redaction import data_without_secrets
 
-GROUPS = 20  # of the jackknife
-LEAST_FOR_DISTANCES = 2 * GROUPS
+REFERENCE = "reference"  # the originals, scored like a method's images
+GROUPS = LEAST_FOR_DISTANCES // 2  # of the jackknife, with at least two samples each
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval. `n`: of how many pictures."""
+    """A number with its 95 % interval. `n`: of how many images."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is one."""
+        """Whether the interval of a difference excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -46,7 +46,7 @@ class Measured:
     """What was measured of one method.
 
     Attributes:
-        scores: metric -> a number a picture, in the order of the cases.
+        scores: metric -> a number for each image, in the order of the cases.
         distances: metric -> value of the whole set, and its jackknife replicates.
     """
 
@@ -55,22 +55,22 @@ class Measured:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What was measured."""
+        """The names of all that was measured."""
         return (*self.scores, *self.distances)
 
     def estimate(self, metric: str) -> Estimate:
-        """A mean by bootstrap, a distance by jackknife."""
+        """The estimate of a metric: a mean by bootstrap, a distance by jackknife."""
         if metric in self.scores:
             return Estimate(*bootstrap_mean(self.scores[metric]), len(self.scores[metric]))
         count = len(next(iter(self.scores.values())))
         return Estimate(*jackknife_interval(*self.distances[metric]), count)
 
     def value(self, metric: str) -> float:
-        """The number alone."""
+        """The value of a metric without its interval."""
         return float(self.scores[metric].mean()) if metric in self.scores else self.distances[metric][0]
 
     def estimates(self) -> dict[str, Estimate]:
-        """Of every metric."""
+        """The estimates of all metrics."""
         return {metric: self.estimate(metric) for metric in self.metrics}
 
     def minus(self, other: Measured) -> Measured:
@@ -85,9 +85,9 @@ class Measured:
 
 
 def mean_of(measured: list[Measured]) -> Measured:
-    """Several trainings of one method, measured on the same cases, as one: the mean of each picture's scores.
+    """Several trainings of one method, measured on the same cases, as one: the mean of each image's scores.
 
-    Its intervals say what other pictures could change, not what other trainings could.
+    The intervals cover the choice of images, not that of trainings.
     """
     first = measured[0]
     scores = {name: np.mean([each.scores[name] for each in measured], axis=0) for name in first.scores}
@@ -104,16 +104,17 @@ def mean_of(measured: list[Measured]) -> Measured:
 def distances(
     features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "n d"]
 ) -> dict[str, tuple[float, Float[np.ndarray, " groups"]]]:
-    """Each distance of `METRICS` from generated to true pictures; replicates leave out both of a pair."""
-    drawn, true = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
+    """Each distance of `METRICS` from generated to original images; replicates leave out both of a pair."""
+    generated, original = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
     found = {}
     measures = {name: metric.distance for name, metric in METRICS.items() if metric.distance is not None}
     for name, distance in measures.items():
 
         def of(kept: Int[np.ndarray, " kept"], distance: Any = distance) -> float:
-            return float(distance(drawn[kept], true[kept]))
+            return float(distance(generated[kept], original[kept]))
 
-        found[name] = (float(distance(drawn, true)), jackknife_replicates(of, len(drawn), GROUPS))
+        whole = float(distance(generated, original))
+        found[name] = (whole, jackknife_replicates(of, len(generated), GROUPS))
     return found
 
 
@@ -122,10 +123,10 @@ def best_beyond_doubt(
     metric: str,
     apart: Callable[[str, str], Measured | None] | None = None,
 ) -> str | None:
-    """The best method, where the intervals of its paired differences to all others say that it is.
+    """The best method, where the intervals of its paired differences to all others exclude zero.
 
-    `apart`: two names -> how far the first is above the second; None where they cannot be paired. By default
-    the difference of what was measured.
+    `apart`: two names -> the first's differences to the second; None where they cannot be paired. By default
+    the differences of what was measured.
     """
     better = find_metric(metric).better
     if better == "unknown":
@@ -145,19 +146,16 @@ def best_beyond_doubt(
     return best
 
 
-REFERENCE = "reference"  # the data's own pictures, scored as a method's are
-
-
 @dataclass(frozen=True)
-class Method:
-    """One way to draw, and what it cost. Times are of all processes together."""
+class MethodResult:
+    """What was measured of one method, and what it cost. Times are of all processes together."""
 
     name: str
     source: str
     sha256: str
     parameters: int
     measured: Measured
-    draw_s: float = 0.0
+    generation_s: float = 0.0
     score_s: float = 0.0
 
 
@@ -166,27 +164,27 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        config: what was asked for.
-        settings: what decided the pictures, as `claim` keeps it.
-        methods: in order; `REFERENCE` first.
-        cases: what was drawn.
-        folder: where it lies.
+        config: of the evaluation.
+        settings: all that decided the images, as `claim` writes it.
+        methods: name -> result, `REFERENCE` first.
+        cases: that images were generated for.
+        folder: of images and scores.
     """
 
     config: EvaluationConfig
     settings: Mapping[str, Any]
-    methods: Mapping[str, Method]
+    methods: Mapping[str, MethodResult]
     cases: Cases
     folder: Path
 
 
 def batches(count: int, size: int) -> list[range]:
-    """The places of each batch."""
+    """The places of each batch among `count` cases."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def result_json(found: Evaluation) -> dict[str, Any]:
-    """Everything that a reader needs beside the pictures: settings, versions, machine, and every estimate."""
+    """All that a reader needs in addition to the images: settings, versions, machine, and every estimate."""
     return {
         "settings": found.settings,
         "asked_for": _asked_for(found.config),
@@ -195,7 +193,7 @@ def result_json(found: Evaluation) -> dict[str, Any]:
                 "adapter": method.source,
                 "sha256": method.sha256,
                 "parameters": method.parameters,
-                "draw_s": round(method.draw_s, 2),
+                "draw_s": round(method.generation_s, 2),
                 "score_s": round(method.score_s, 2),
                 "metrics": {
                     metric: dataclasses.asdict(estimate)
@@ -220,19 +218,19 @@ def collect(
     sources: Mapping[str, str],
     hashes: Mapping[str, str],
     adapters: Mapping[str, Any],
-) -> dict[str, Method]:
-    """Put the batches' scores together, and compare sets.
+) -> dict[str, MethodResult]:
+    """Concatenate the scores of all batches, and compute the distances between sets.
 
     Args:
-        cases: what was drawn.
-        batch_size: by which.
-        stores: name -> where a method's batches lie, all drawn and scored.
-        sources: name -> what users called it.
-        hashes: name -> of an adapter.
+        cases: that images were generated for.
+        batch_size: of the batches.
+        stores: name -> the method's batches, all generated and scored.
+        sources: name -> the adapter as the user named it.
+        hashes: name -> the adapter's SHA-256.
         adapters: name -> adapter, None for the base.
     """
     whole_set = batches(len(cases), batch_size)
-    found: dict[str, Method] = {}
+    found: dict[str, MethodResult] = {}
     reference: np.ndarray | None = None
     for name, store in stores.items():
         parts = [store.scores(places) for places in whole_set]
@@ -245,16 +243,16 @@ def collect(
         apart = {}
         if features is not None and reference is not None and name != REFERENCE:
             apart = distances(features, reference)
-        draw_s = 0.0
+        generation_s = 0.0
         if name != REFERENCE:
-            draw_s = sum(store.draw_s(places) for places in whole_set)
-        found[name] = Method(
+            generation_s = sum(store.generation_s(places) for places in whole_set)
+        found[name] = MethodResult(
             name,
             sources.get(name, ""),
             hashes.get(name, ""),
             0 if adapters.get(name) is None else parameter_count(adapters[name]),
             Measured(columns, apart),
-            draw_s,
+            generation_s,
             float(sum(part["score_s"] for part in whole)),
         )
     return found

@@ -1,4 +1,4 @@
-"""Images by every method, each in the pipeline that users would take for it."""
+"""Generating images with any method, each in the pipeline that its users would use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.embedded.held_out import TestScene, initial_latents, row_generator
+from nexus_adapters.embedded.held_out import TestScene
 from nexus_adapters.methods import GenerationSettings, method_of
 
 Images = list[UInt8[np.ndarray, "h w 3"]]
@@ -24,7 +24,7 @@ Images = list[UInt8[np.ndarray, "h w 3"]]
 
 @runtime_checkable
 class Prompted(Protocol):
-    """What a picture is drawn from."""
+    """What an image is generated from."""
 
     @property
     def prompt(self) -> str: ...
@@ -35,7 +35,7 @@ class Prompted(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are drawn. `guidance_scale` of 1 is no guidance."""
+    """How images are generated. A `guidance_scale` of 1 is no guidance."""
 
     steps: int = 20
     guidance_scale: float = BUNDLED["embedded"].guidance_scale
@@ -51,7 +51,7 @@ def generate(
     settings: GenerationSettings | None = None,
     show_progress: bool = True,
 ) -> Images:
-    """One image a scene, from the scene's prompt and condition; each method starts from the same noise.
+    """One image for each scene, from its prompt and condition; all methods start from the same noise.
 
     Args:
         base: a stock pipeline.
@@ -67,11 +67,11 @@ def generate(
         part = slice(first, first + sampling.batch_size)
         swapped = settings.adapter_prompts
         own = replace(settings, adapter_prompts=None if swapped is None else swapped[part])
-        images += draw_batch(base, adapter, scenes[part], first, sampling, own)
+        images += generate_batch(base, adapter, scenes[part], first, sampling, own)
     return images
 
 
-def draw_batch(
+def generate_batch(
     base: Any,
     adapter: nn.Module | Any,
     cases: Sequence[Prompted],
@@ -92,7 +92,7 @@ def draw_batch(
         "latents": initial_latents(len(cases), shape, sampling.seed, first).to(base.device, dtype),
         "height": conditions[0].height,
         "width": conditions[0].width,
-        # What a sampler draws on the way, as ancestral ones do, follows from the same.
+        # The noise that samplers add in every step, such as ancestral ones, follows from the same seeds.
         "generator": [row_generator(sampling.seed, first + row) for row in range(len(cases))],
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
@@ -101,7 +101,7 @@ def draw_batch(
     base.set_progress_bar_config(disable=True)
     control: Any = nullcontext(base)
     if adapter is not None:
-        control = method_of(adapter).drawing(base, adapter, conditions, settings)
+        control = method_of(adapter).generating(base, adapter, conditions, settings)
     with control as called:
         output: Float[np.ndarray, "b h w 3"] = np.asarray(called(**arguments).images)
     return list(np.rint(output * 255).astype(np.uint8))
@@ -111,8 +111,22 @@ def _latent_shape(channels: int, factor: int, condition: Image.Image) -> tuple[i
     return channels, condition.height // factor, condition.width // factor
 
 
+def initial_latents(count: int, shape: Sequence[int], seed: int, first: int = 0) -> Float[Tensor, "b c h w"]:
+    """Standard normal noise of the rows from `first` on.
+
+    Each row depends on (seed, row) alone, so every method starts from the same noise.
+    """
+    rows = range(first, first + count)
+    return torch.stack([torch.randn(tuple(shape), generator=row_generator(seed, row)) for row in rows])
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """The generator of everything that is random about one image."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + row)
+
+
 def reconstruct(vae: Any, scenes: Sequence[TestScene], batch_size: int = 50) -> Images:
-    """An `AutoencoderKL`'s reconstructions: what no method can exceed in structure."""
+    """An `AutoencoderKL`'s reconstructions, whose structure no method can exceed."""
     images: Images = []
     for first in range(0, len(scenes), batch_size):
         images += decode(vae, encode(vae, scenes[first : first + batch_size]))
@@ -121,7 +135,7 @@ def reconstruct(vae: Any, scenes: Sequence[TestScene], batch_size: int = 50) -> 
 
 @torch.no_grad()
 def encode(vae: Any, scenes: Sequence[TestScene]) -> Float[Tensor, "b c y x"]:
-    """The scenes' most likely latents, as the autoencoder gives them: not scaled."""
+    """The scenes' most likely latents, not scaled."""
     originals = np.stack([scene.rendering.image for scene in scenes])
     pixels = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents: Tensor = vae.encode(pixels).latent_dist.mode()

@@ -31,7 +31,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 over what models compute by: weights and words, and their configs, a scheduler's too.
+    """SHA-256 over all that decides what models compute: weights, vocabularies, and configs.
 
     Args:
         parts: modules, tokenizers, schedulers.
@@ -42,18 +42,18 @@ def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = No
         own = getattr(part, "config", {})
         configs[name] = _public(own.to_dict() if hasattr(own, "to_dict") else own)
         configs[name]["class"] = type(part).__name__
-    told = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_sha256(name: str) -> str:
-    """Of a model that users name: SHA-256 over a folder's or file's content; the name itself for a Hub id."""
+    """Of a model that users name: SHA-256 over a folder's or file's content; over the name for a Hub id."""
     path = Path(name)
     return folder_sha256(path) if path.exists() else hashlib.sha256(name.encode()).hexdigest()
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without where it was loaded from and by which version."""
+    """Without the place that it was loaded from and the version that saved it."""
     return {
         key: value
         for key, value in config.items()
@@ -79,7 +79,7 @@ def machine() -> dict[str, object]:
 
 
 def peak_memory_gib() -> float | None:
-    """The most memory that this process has held so far; None where the system does not tell."""
+    """The peak memory of this process so far; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What people read of an evaluation: a table in Markdown, and a page with the pictures side by side."""
+"""The report of an evaluation: a table in Markdown, and a page with the images side by side."""
 
 from __future__ import annotations
 
@@ -22,27 +22,13 @@ from nexus_adapters.evaluation.estimates import (
 from nexus_adapters.evaluation.store import Store
 from nexus_adapters.files import write_text
 from nexus_adapters.metrics import METRICS, find_metric
-from nexus_adapters.prepare.preview import as_data
-
-_ARROWS = {"higher": " ↑", "lower": " ↓", "unknown": ""}
-
-
-def in_order(metrics: Iterable[str]) -> list[str]:
-    """Each once: those of `METRICS` in its order, then the others as they come."""
-    names = dict.fromkeys(metrics)
-    return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
-
-
-def head(metric: str) -> str:
-    """A metric's label, with an arrow that points to where it is better, as far as that is known."""
-    found = find_metric(metric)
-    return f"{found.label}{_ARROWS[found.better]}"
-
+from nexus_adapters.prepare.preview import thumbnail
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold
-ROWS = 16  # of pictures
+ROWS = 16  # of images
 _SIDE = 160  # pixels, of a thumbnail
+_ARROWS = {"higher": " ↑", "lower": " ↓", "unknown": ""}
 
 _HTML = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Evaluation</title>
@@ -89,7 +75,7 @@ def write_report(found: Evaluation) -> str:
 
 
 def markdown(found: Evaluation, table: Rows) -> str:
-    """The settings in a sentence, the table, and how it is to be read."""
+    """The settings in a sentence, the table, and how to read it."""
     heads = ["Method", "Parameters", *(head(metric) for metric in _metrics(found))]
     lines = [f"# Evaluation\n\n{_summary(found)}\n", "| " + " | ".join(heads) + " |"]
     lines.append("|---" * len(heads) + "|")
@@ -112,7 +98,7 @@ def rows_of(measured: Mapping[str, Measured]) -> Rows:
 
 
 def scores_csv(found: Evaluation) -> str:
-    """Every picture's scores, a line a picture and method."""
+    """Every image's scores, a line for each method and image."""
     metrics = [m for m in _metrics(found) if any(m in e.measured.scores for e in found.methods.values())]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -126,13 +112,13 @@ def scores_csv(found: Evaluation) -> str:
 
 
 def page(found: Evaluation, table: Rows) -> str:
-    """The table, and maps, data's pictures and every method's side by side, in one file."""
+    """The table, and maps, originals and every method's images side by side, in one file."""
     names = [name for name in found.methods if name != REFERENCE]
     size = int(found.settings["batch_size"])
     count = min(ROWS, len(found.cases))
     chosen = [row * len(found.cases) // count for row in range(count)]
     whole = batches(len(found.cases), size)
-    drawn: dict[tuple[str, int], Image.Image] = {}
+    shown: dict[tuple[str, int], Image.Image] = {}
     for name in names:
         store = Store(found.folder / name, "")
         for places in whole:
@@ -140,7 +126,7 @@ def page(found: Evaluation, table: Rows) -> str:
             images = store.images(places) if wanted else None
             for place in wanted:
                 assert images is not None
-                drawn[name, place] = images[place - places.start]
+                shown[name, place] = images[place - places.start]
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",
         width=(_SIDE + 8) * (len(names) + 2),
@@ -149,19 +135,31 @@ def page(found: Evaluation, table: Rows) -> str:
         table=_html_table(found, table),
         legend=html.escape(_legend(found)),
         heads="".join(f"<th>{html.escape(name)}</th>" for name in ("map", "original", *names)),
-        rows="\n".join(_html_row(found, place, drawn, names) for place in chosen),
+        rows="\n".join(_html_row(found, place, shown, names) for place in chosen),
     )
 
 
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Each once: those of `METRICS` in its order, then the others as they come."""
+    names = dict.fromkeys(metrics)
+    return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
+
+
+def head(metric: str) -> str:
+    """A metric's label, with an arrow that points to where it is better, as far as that is known."""
+    found = find_metric(metric)
+    return f"{found.label}{_ARROWS[found.better]}"
+
+
 def _html_row(
-    found: Evaluation, place: int, drawn: Mapping[tuple[str, int], Image.Image], names: Sequence[str]
+    found: Evaluation, place: int, shown: Mapping[tuple[str, int], Image.Image], names: Sequence[str]
 ) -> str:
     case = found.cases[place]
-    cells = [_image(case.condition, "map"), _image(case.picture, "original")]
+    cells = [_image(case.condition, "map"), _image(case.original, "original")]
     for name in names:
         scores = found.methods[name].measured.scores
-        told = ", ".join(f"{metric} {values[place]:.3g}" for metric, values in scores.items())
-        cells.append(_image(drawn[name, place], f"{name}: {told}"))
+        numbers = ", ".join(f"{metric} {values[place]:.3g}" for metric, values in scores.items())
+        cells.append(_image(shown[name, place], f"{name}: {numbers}"))
     words = html.escape(case.prompt) or "(no prompt)"
     return (
         f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -171,9 +169,8 @@ def _html_row(
 
 
 def _image(image: Image.Image, title: str) -> str:
-    return (
-        f'<img src="data:image/webp;base64,{as_data(image, 2 * _SIDE)}" title="{html.escape(title)}" alt="">'
-    )
+    data = thumbnail(image, 2 * _SIDE)
+    return f'<img src="data:image/webp;base64,{data}" title="{html.escape(title)}" alt="">'
 
 
 def _html_table(found: Evaluation, table: Rows) -> str:
@@ -217,19 +214,19 @@ def _summary(found: Evaluation) -> str:
 
 
 def _judges(found: Evaluation) -> str:
-    """Which models the numbers are of."""
+    """The models that the scores depend on."""
     config = found.config
     judges = {"CLIP": config.clip, "features": config.features}
-    judges["map drawn again by"] = ", ".join(f"{key}={value}" for key, value in config.judge.items())
-    told = "; ".join(f"{name} {model}" for name, model in judges.items() if model)
-    return f" Judges: {told}." if told else ""
+    judges["map extracted again by"] = ", ".join(f"{key}={value}" for key, value in config.judge.items())
+    named = "; ".join(f"{name} {model}" for name, model in judges.items() if model)
+    return f" Judges: {named}." if named else ""
 
 
 def _legend(found: Evaluation) -> str:
     parts = [
         "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
-        "interval of each paired difference excludes zero. The row reference is the data's own pictures, "
-        "scored alike: what it lacks is the judges' doing."
+        "interval of each paired difference excludes zero. The row reference is the data's own images, "
+        "scored alike: what it lacks of a perfect score is due to the judges."
     ]
     if any(method.measured.distances for method in found.methods.values()):
         parts.append(

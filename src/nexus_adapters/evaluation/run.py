@@ -1,4 +1,4 @@
-"""An evaluation from end to end: every method draws every case, each picture is scored, a report is made."""
+"""An evaluation from end to end: every method generates an image for every case, and all are scored."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_base, open_base
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
-from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.estimates import LEAST_FOR_DISTANCES, REFERENCE, Evaluation, batches, collect
-from nexus_adapters.evaluation.generation import draw_batch
+from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
+from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, batches, collect
+from nexus_adapters.evaluation.generation import generate_batch
 from nexus_adapters.evaluation.provenance import choose_dtype, model_sha256, versions
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
 from nexus_adapters.evaluation.store import Store, claim
@@ -37,7 +37,7 @@ from nexus_adapters.training.distributed import leave_together
 
 BASE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
-SCORING_FIELDS = ("features", "clip", "judge")  # they change no picture
+SCORING_FIELDS = ("features", "clip", "judge")  # they change no image
 
 
 def evaluate(
@@ -48,27 +48,27 @@ def evaluate(
     with_base: bool = True,
     reference: Path | None = None,
 ) -> Evaluation | None:
-    """Draw and score what is not drawn and scored yet, by the base alone and by each adapter.
+    """Generate and score the images that are missing, by the base alone and by each adapter.
 
-    Under `accelerate launch` the processes share the batches; each batch is drawn whole by one of them, so
-    their number changes no picture.
+    Under `accelerate launch` the processes share the batches; each batch is generated whole by one of them,
+    so their number changes no image.
 
     Args:
-        config: what is drawn and how.
+        config: of the evaluation.
         adapters: name -> whatever `load_adapter` takes.
         out: a new folder, or one of an evaluation of the same settings, which is resumed.
         show_progress: on the main process.
-        with_base: whether the base alone draws too.
-        reference: where the scores of the data's own pictures are kept, by what they are scores of, so that
-            evaluations of the same data share them; None for in `out`.
+        with_base: whether the base without an adapter is evaluated too.
+        reference: folder for the scores of the originals, which evaluations of the same data share; None to
+            keep them in `out`.
 
     Returns:
-        What was found; None on all processes but the main one.
+        The results; None on all processes but the main one.
 
     Raises:
         InvalidArgument: for data without captions or that cannot be read, too few of them for a distance, an
-            adapter that does not fit, a model that is not there, or a folder of other settings: all before
-            the first picture.
+            adapter that does not fit, a model that does not exist, or a folder of other settings: all before
+            the first image.
     """
     _check_names(adapters)
     if out.exists() and not out.is_dir():
@@ -139,7 +139,7 @@ def _check_names(adapters: Mapping[str, str]) -> None:
 
 
 def _settings(config: EvaluationConfig, data: str, base: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What decides the pictures. Paths are left out: contents count."""
+    """All that decides the images. Paths are left out: contents count."""
     fields = dataclasses.asdict(config)
     for name in (*SCORING_FIELDS, "dtype"):
         del fields[name]
@@ -172,21 +172,21 @@ def _work(
     accelerator: Accelerator,
     show_progress: bool,
 ) -> None:
-    """This process's batches: every method draws the same one before the next."""
+    """This process's batches: all methods generate one before the next."""
     all_batches = batches(len(cases), config.batch_size)
     mine = all_batches[accelerator.process_index :: accelerator.num_processes]
     total = sum(map(len, mine)) * len(adapters)
     is_hidden = not (show_progress and accelerator.is_main_process)
-    with tqdm(total=total, unit="picture", disable=is_hidden) as bar:
+    with tqdm(total=total, unit="image", disable=is_hidden) as bar:
         for places in mine:
             chosen = None
             for name, store in stores.items():
                 if store.scores(places) is None:
                     chosen = chosen or cases[places.start : places.stop]
                     if name == REFERENCE:
-                        images = [case.picture for case in chosen]
+                        images = [case.original for case in chosen]
                     else:
-                        images = _drawn(config, store, places, chosen, base, adapters[name])
+                        images = _images(config, store, places, chosen, base, adapters[name])
                     started = time.perf_counter()
                     scores = scorer(images, chosen)
                     scores["score_s"] = np.array(time.perf_counter() - started)
@@ -195,14 +195,14 @@ def _work(
                 bar.set_postfix_str(name)
 
 
-def _drawn(
+def _images(
     config: EvaluationConfig, store: Store, places: range, chosen: Any, base: Any, adapter: Any
 ) -> list[Image.Image]:
-    """A batch's pictures, from the folder where they are there."""
+    """A batch's images, from the folder where they exist."""
     images = store.images(places)
     if images is None:
         started = time.perf_counter()
-        images = draw_cases(config, places.start, chosen, base, adapter)
+        images = generate_cases(config, places.start, chosen, base, adapter)
         store.keep_images(places, images, time.perf_counter() - started)
     return images
 
@@ -217,13 +217,13 @@ def settings_of(config: EvaluationConfig, adapter_prompts: Sequence[str] | None 
     )
 
 
-def draw_cases(
+def generate_cases(
     config: EvaluationConfig, place: int, cases: Sequence[Case], base: Any, adapter: Any
 ) -> list[Image.Image]:
-    """The pictures of cases that follow each other from `place` on, from the noise that is theirs."""
+    """The images of consecutive cases from `place` on, each from its own noise."""
     reads_nothing = (
         adapter is not None and method_of(adapter).reads_prompt and not config.adapter_reads_prompt
     )
     settings = settings_of(config, [""] * len(cases) if reads_nothing else None)
-    drawn = draw_batch(base, adapter, cases, config.first + place, config.sampling, settings)
-    return [Image.fromarray(image) for image in drawn]
+    images = generate_batch(base, adapter, cases, config.first + place, config.sampling, settings)
+    return [Image.fromarray(image) for image in images]

@@ -1,4 +1,4 @@
-"""The scores of generated images: every metric that their data allow, a number an image."""
+"""The scores of generated images: a number for each image and every metric that the data allow."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from nexus_adapters.metrics.learned_features import (
     load_features,
 )
 
-FEATURES = "features"  # next to the scores: a row an image, for distances between sets
+FEATURES = "features"  # next to the scores: a row for each image, for distances between sets
 _EXACT = ("depth", "segmentation")  # of scenes, whose exact maps no extractor gives unless a judge is named
 
 Scores = dict[str, Float[np.ndarray, " n"]]
 
 
 class Scorer:
-    """Every metric of a config. Its models are loaded when it is made.
+    """Every metric of a config. Creating it loads its models.
 
     Raises InvalidArgument for a model that cannot be loaded, and for options that the extractor lacks.
     """
 
     def __init__(self, config: EvaluationConfig, device: str = "cpu") -> None:
-        self._condition = config.data.condition
+        self._condition_name = config.data.condition
         self._options = _extractor_options(config)
         self._compare = _comparison(config, self._options)
-        self._functions = _functions(self._condition)
+        self._functions = _functions(self._condition_name)
         with renamed({"model": "clip"}):
             self._clip = TransformersFeatures(_model(config.clip), device) if config.clip else None
         self._features: FeatureModel | None = None
@@ -60,17 +60,17 @@ class Scorer:
                 self._features = self._clip if is_same else load_features(_model(config.features), device)
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case]) -> dict[str, np.ndarray]:
-        """Metric -> a number an image; and `FEATURES`, a row an image.
+        """Metric -> a number for each image; and `FEATURES`, a row for each image.
 
         Raises InvalidArgument for a metric whose function gives no finite number.
         """
         shown = [
-            Generated(image, case.picture, case.condition, case.words)
+            Generated(image, case.original, case.condition, case.words)
             for image, case in zip(images, cases, strict=True)
         ]
         rows = [{metric.name: _value(metric, each) for metric in self._functions} for each in shown]
         if self._compare is not None:
-            maps = extract(self._condition, list(images), **self._options)
+            maps = extract(self._condition_name, list(images), **self._options)
             for row, found, case in zip(rows, maps, cases, strict=True):
                 row |= self._compare(found, case.condition)
         scores = {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]}
@@ -78,7 +78,7 @@ class Scorer:
         if scenes:
             of_scenes = score_images([np.asarray(image) for image in images], scenes)
             # Under canny the edges are those of the extractor with its options, as compared above.
-            scores = scores | of_scenes | (scores if self._condition == "canny" else {})
+            scores = scores | of_scenes | (scores if self._condition_name == "canny" else {})
         if self._clip is not None:
             embeds = self._clip.images(images)
             texts = self._clip.texts([case.words for case in cases])
@@ -90,7 +90,7 @@ class Scorer:
 
 
 def scoring_sha256(config: EvaluationConfig) -> str:
-    """SHA-256 over what decides an image's scores apart from the case: metrics, models, versions."""
+    """SHA-256 over all that decides an image's scores except the case: metrics, models, versions."""
     options = _extractor_options(config)
     models = (config.clip, config.features, str(options.get("model", "")))
     content = [source_sha256(_model(name)) if name else "" for name in models]
@@ -101,12 +101,12 @@ def scoring_sha256(config: EvaluationConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _functions(condition: str) -> list[Metric]:
+def _functions(condition_name: str) -> list[Metric]:
     """The metrics that are computed of each image by itself."""
     return [
         metric
         for metric in METRICS.values()
-        if metric.function is not None and (not metric.applies_to or condition in metric.applies_to)
+        if metric.function is not None and (not metric.applies_to or condition_name in metric.applies_to)
     ]
 
 
@@ -122,17 +122,21 @@ def _value(metric: Metric, generated: Generated) -> float:
     return number
 
 
-def _users_code(condition: str) -> dict[str, str]:
+def _users_code(condition_name: str) -> dict[str, str]:
     """SHA-256 of the code that is not the package's: of registered metrics, and of the condition's extractor.
 
     The package's own follows from its version.
     """
     calls: dict[str, Callable[..., object] | None] = {
-        f"metric {metric.name}": metric.function for metric in _functions(condition)
+        f"metric {metric.name}": metric.function for metric in _functions(condition_name)
     }
-    if condition in EXTRACTORS:
-        extractor = find_extractor(condition)
-        calls |= {"draw": extractor.draw, "draw_many": extractor.draw_many, "compare": extractor.compare}
+    if condition_name in EXTRACTORS:
+        extractor = find_extractor(condition_name)
+        calls |= {
+            "draw": extractor.extract,
+            "draw_many": extractor.extract_many,
+            "compare": extractor.compare,
+        }
     ours = __name__.partition(".")[0]
     return {
         name: hashlib.sha256(_code(call).encode()).hexdigest()
@@ -142,7 +146,7 @@ def _users_code(condition: str) -> dict[str, str]:
 
 
 def _code(call: Callable[..., object]) -> str:
-    """The source of the module that a function is defined in, or of as little as is known."""
+    """The source of the module that a function is defined in, or else of the function, or its name."""
     module = sys.modules.get(str(getattr(call, "__module__", "")))
     for known in (module, call):
         try:
@@ -167,9 +171,9 @@ def _extractor_options(config: EvaluationConfig) -> dict[str, Any]:
 
 
 def _comparison(config: EvaluationConfig, options: Mapping[str, Any]) -> Compare | None:
-    """How a generated image's map is compared with the one it was to follow; None where it cannot be.
+    """How a generated image's map is compared with the condition; None where it cannot be.
 
-    Nothing extracts the exact maps of scenes again, and not every condition has a comparison.
+    No extractor gives the exact maps of scenes, and not every condition has a comparison.
     """
     name, is_scenes = config.data.condition, config.data.kind == "scenes"
     if is_scenes and name in _EXACT and not options.get("model"):
@@ -191,7 +195,7 @@ def _comparison(config: EvaluationConfig, options: Mapping[str, Any]) -> Compare
 
 
 def _of_scene_labels(compare: Compare, palette: str) -> Compare:
-    """A judge of scenes has its classes in their order, background, then shapes, but a palette's colors."""
+    """For judges of scenes: their classes have the scenes' order, background first, in a palette's colors."""
     theirs = np.asarray([BACKGROUND_COLOR, *SHAPE_COLORS.values()], np.uint8)
 
     def of_scenes(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
@@ -202,7 +206,7 @@ def _of_scene_labels(compare: Compare, palette: str) -> Compare:
 
 
 def _recolored(pixels: np.ndarray, palette: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """With the first colors of a palette exchanged for others; InvalidArgument for any other color."""
+    """With the first colors of a palette replaced by `colors`; InvalidArgument for any other color."""
     recolored = np.zeros_like(pixels)
     known = np.zeros(pixels.shape[:2], bool)
     for old, new in zip(palette, colors, strict=False):

@@ -1,9 +1,9 @@
-"""An evaluation's folder: pictures and scores, batch by batch, so that a stopped one goes on.
+"""An evaluation's folder: images and scores, batch by batch, so that an interrupted one can be resumed.
 
-settings.json           what was drawn, from what, by which adapters
-METHOD/images/*.png     the pictures, by number
-METHOD/drawn/*.json     of each batch that is drawn, how long it took
-METHOD/scores-*/*.npz   of each batch that is scored; other scoring settings, another folder
+settings.json           all that decides the images, and the adapters
+METHOD/images/*.png     the images, by number
+METHOD/drawn/*.json     for each finished batch of images, how long it took
+METHOD/scores-*/*.npz   for each batch its scores; other scoring settings, another folder
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class Store:
-    """Where one method's batches lie. `scoring`: a hash of what decides the scores."""
+    """The batches of one method. `scoring`: a hash of what decides the scores."""
 
     folder: Path
     scoring: str
 
     def images(self, places: range) -> list[Image.Image] | None:
-        """The pictures of a batch; None unless it was drawn whole."""
+        """The images of a batch; None unless all were generated."""
         if not self._mark(places).is_file():
             return None
         images = []
@@ -41,24 +41,24 @@ class Store:
                 images.append(image.convert("RGB"))
         return images
 
-    def draw_s(self, places: range) -> float:
-        """How long the batch took to draw."""
+    def generation_s(self, places: range) -> float:
+        """How long it took to generate the batch."""
         return float(json.loads(self._mark(places).read_bytes())["draw_s"])
 
-    def keep_images(self, places: range, images: Sequence[Image.Image], draw_s: float) -> None:
-        """Write a batch's pictures, and then that they are there."""
+    def keep_images(self, places: range, images: Sequence[Image.Image], generation_s: float) -> None:
+        """Write a batch's images, and then the file that marks them as finished."""
         for place, image in zip(places, images, strict=True):
             with replacing(self._image(place)) as stream:
                 image.save(stream, format="PNG", compress_level=1)
-        write_json(self._mark(places), {"draw_s": round(draw_s, 3), "pictures": len(places)})
+        write_json(self._mark(places), {"draw_s": round(generation_s, 3), "pictures": len(places)})
 
     def scores(self, places: range) -> dict[str, np.ndarray] | None:
-        """The scores of a batch; None where it was not scored so."""
+        """The scores of a batch; None where it has none by these settings."""
         file = self._scores(places)
         if not file.is_file():
             return None
-        with np.load(file) as stored:
-            return {name: stored[name] for name in stored.files}
+        with np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
     def keep_scores(self, places: range, scores: Mapping[str, np.ndarray]) -> None:
         """Write a batch's scores."""
@@ -78,16 +78,16 @@ class Store:
 def claim(
     folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> None:
-    """Make the folder this evaluation's, or go on with it.
+    """Write the settings of an evaluation into its folder, or check that they are those it was started with.
 
     Args:
         folder: new, empty, or of an evaluation.
-        settings: all that decides the pictures, adapters aside.
+        settings: all that decides the images, except the adapters.
         adapters: name -> SHA-256; those of an earlier call stay.
         defaults: of settings that an earlier version may not have known.
 
     Raises:
-        InvalidArgument: for a folder of something else, and for one with pictures of other settings.
+        InvalidArgument: for a folder of something else, and for one with images of other settings.
     """
     file = folder / SETTINGS
     if file.is_file():
@@ -126,5 +126,5 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
             raise InvalidArgument(
                 "out",
                 f"a new folder for {key}={now.get(key)!r}",
-                f"'{folder}', which has pictures of {before.get(key)!r}",
+                f"'{folder}', which has images of {before.get(key)!r}",
             )

@@ -106,7 +106,7 @@ class ControlNetMethod(Method):
         }
 
     @contextmanager
-    def drawing(
+    def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
         """Diffusers' own pipeline."""

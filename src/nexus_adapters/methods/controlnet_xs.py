@@ -167,8 +167,8 @@ def build_controlnet_xs(
 def fuse(unet: Any, adapter: Any) -> Any:
     """The network that denoises under control: base and adapter, which keep their parts and share them.
 
-    Called as the UNet, with `controlnet_cond` (b, 3, h, w) and `conditioning_scale` beside. Whether a part's
-    weights are trained is as it was.
+    Called as the UNet, with two more arguments: `controlnet_cond`, (b, 3, h, w), and `conditioning_scale`.
+    `requires_grad` of each part's weights stays as it was.
     """
     names = ("block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim")
     more = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
@@ -341,7 +341,7 @@ class ControlNetXSMethod(Method):
         }
 
     @contextmanager
-    def drawing(
+    def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
         """The base's own pipeline, whose UNet is replaced while open."""

@@ -63,7 +63,7 @@ class FeatureMethod(Method):
         return {FEATURES: scaled_rows(features, scale=scale, like=noisy)}
 
     @contextmanager
-    def drawing(
+    def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
         """The base's own pipeline with the adapter attached."""

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nexus_adapters.adapter.saved import Saved
-from nexus_adapters.adapter.tensors import stored_tensors
+from nexus_adapters.adapter.saved import Saved, within
+from nexus_adapters.adapter.tensors import load_tensors
 from nexus_adapters.adapter.weights import check_tensors
 from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.loading import no_loading_bars
 from nexus_adapters.data.batch import Batch
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import InvalidArgument, expect, one_line
 
 FEATURES = "features"
 """The key under which `denoiser_arguments` gives features for the base's places."""
 
-_TOKENS = 77
 
 # What is called to generate: a pipeline, with further arguments filled in.
 Generate = Callable[..., Any]
@@ -57,7 +57,7 @@ class GenerationSettings:
     """How a control is used while generating; as in `Control`.
 
     Attributes:
-        scale: strength of the control.
+        scale: factor of what the adapter adds to the base.
         policy: which text a text-reading adapter reads.
         level_scales: of a Nexus adapter.
         noise_exponent: of adapters whose features can fade; None for what the adapter was trained with.
@@ -189,7 +189,7 @@ class Method(ABC):
         """
         received = f"'{saved.source}'" + (f", a {saved.class_name}" if saved.class_name else "")
         expect(self.recognizes(saved), "start_from", f"a {self.label}", received)
-        return matching_tensors(module, loaded_state(saved), saved.source)
+        return matching_tensors(module, dict(load_with(self, saved).state_dict()), saved.source)
 
     # Training
 
@@ -221,7 +221,7 @@ class Method(ABC):
     # Generating
 
     @abstractmethod
-    def drawing(
+    def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> AbstractContextManager[Generate]:
         """While open, what it yields generates under the control: it is called as the base's pipeline."""
@@ -257,11 +257,26 @@ def unread_settings(method: Method, settings: GenerationSettings) -> list[str]:
     ]
 
 
-def loaded_state(saved: Saved) -> dict[str, Tensor]:
-    """The tensors of a saved adapter, in float32. `InvalidArgument` named "adapter" where loading fails."""
-    from nexus_adapters.methods.registry import load_saved  # which knows all methods
+# What loaders call the argument that names the adapter's files.
+_NAMES_OF_SOURCE = ("adapter", "source", "path", "pretrained_model_name_or_path")
 
-    return dict(load_saved(saved).state_dict())
+
+def load_with(method: Method, saved: Saved, dtype: torch.dtype = torch.float32) -> Any:
+    """What `method.load` gives, in eval mode. Whatever goes wrong is an `InvalidArgument` named "adapter"."""
+    try:
+        with no_loading_bars():
+            loaded = method.load(saved)
+    except InvalidArgument as error:
+        if error.name in _NAMES_OF_SOURCE:
+            raise error.with_name("adapter") from error
+        raise within("adapter", f"a saved {method.label}", saved.source, error) from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # each with a page of hints
+        reason = one_line(error)
+        raise InvalidArgument(
+            "adapter", f"a saved {method.label}", f"'{saved.source}' ({type(error).__name__}: {reason})"
+        ) from error
+    # diffusers' own `to` warns of parts to keep in float32: here none.
+    return nn.Module.to(loaded, dtype).eval()
 
 
 def trained_as(saved: Saved) -> str:
@@ -293,7 +308,7 @@ def _from_files(kind: Any, saved: Saved) -> nn.Module:
     """A model of diffusers' class `kind` from its config and any files of its tensors."""
     with torch.random.fork_rng(devices=()):  # what it draws is replaced
         built: nn.Module = kind.from_config({k: v for k, v in saved.config.items() if not k.startswith("_")})
-    tensors = stored_tensors(saved)
+    tensors = load_tensors(saved)
     check_tensors(built, tensors, saved.source, "adapter")
     # Copies: those of a file stay tied to it.
     built.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
@@ -338,7 +353,7 @@ def example(base: Base, size: int, dtype: torch.dtype = torch.float32) -> Exampl
     with torch.device("meta"):
         return Example(
             condition=torch.empty(1, 3, size, size),
-            text=torch.empty(1, _TOKENS, base.text_width),
+            text=torch.empty(1, base.prompt_tokens, base.text_width),
             latents=torch.empty(1, base.latent_channels, side, side),
             timestep=torch.zeros(1),
             added=base.added_arguments(base.example_added(1, dtype)),

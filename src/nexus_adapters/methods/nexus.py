@@ -30,7 +30,7 @@ from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.methods.feature_method import FeatureMethod
 from nexus_adapters.methods.method import (
     AdapterOptions,
-    loaded_state,
+    load_with,
     matching_tensors,
     trained_as,
 )
@@ -211,7 +211,7 @@ class NexusMethod(FeatureMethod):
         method = method_for(saved)
         received = f"'{saved.source}', a {method.label}"
         expect(method.attaches, "start_from", "a Nexus adapter or a T2I-Adapter", received)
-        theirs = loaded_state(saved)
+        theirs = dict(load_with(method, saved).state_dict())
         only_trunk = not isinstance(method, NexusMethod)
         needed = {
             name

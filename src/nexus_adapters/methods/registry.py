@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nexus_adapters.adapter.saved import Saved, find_saved, within
-from nexus_adapters.bases.loading import EMBEDDED, no_loading_bars
-from nexus_adapters.errors import InvalidArgument, one_line
-from nexus_adapters.methods.method import Method
+from nexus_adapters.adapter.saved import Saved, find_saved
+from nexus_adapters.bases.loading import EMBEDDED
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.methods.method import Method, load_with
 from nexus_adapters.registry import IMPORT_HINT, Registry
 
 METHODS: Registry[Method] = Registry("method", "nexus_adapters.methods")
@@ -61,10 +61,6 @@ def method_for(saved: Saved) -> Method:
     return found
 
 
-# What loaders call the argument that names the adapter's files.
-_NAMES_OF_SOURCE = ("adapter", "source", "path", "pretrained_model_name_or_path")
-
-
 def load_adapter(
     source: str | Path,
     condition: str = "canny",
@@ -89,25 +85,10 @@ def load_adapter(
     Raises:
         InvalidArgument: named "adapter" or "condition", for what is none of these, and where tensors are
             missing, surplus, misshapen, not finite, or not those that were saved.
-        FileNotFoundError: for an adapter of the package that this installation lacks.
     """
     return load_saved(find_saved(source, condition, base or EMBEDDED), dtype)
 
 
 def load_saved(saved: Saved, dtype: torch.dtype = torch.float32) -> Any:
     """As `load_adapter`, of one that has been found."""
-    method = method_for(saved)
-    try:
-        with no_loading_bars():
-            loaded = method.load(saved)
-    except InvalidArgument as error:
-        if error.name in _NAMES_OF_SOURCE:
-            raise error.with_name("adapter") from error
-        raise within("adapter", f"a saved {method.label}", saved.source, error) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # each with a page of hints
-        reason = one_line(error)
-        raise InvalidArgument(
-            "adapter", f"a saved {method.label}", f"'{saved.source}' ({type(error).__name__}: {reason})"
-        ) from error
-    # diffusers' own `to` warns of parts to keep in float32: here none.
-    return nn.Module.to(loaded, dtype).eval()
+    return load_with(method_for(saved), saved, dtype)

@@ -125,7 +125,7 @@ class T2IMethod(FeatureMethod):
         return replace(options, noise_exponent=exponent)
 
     @contextmanager
-    def drawing(
+    def generating(
         self, pipe: Any, module: Any, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
         """Diffusers' own pipeline, or ours for what that does not know.
@@ -140,7 +140,7 @@ class T2IMethod(FeatureMethod):
         is_converted = next(module.parameters()).dtype != base_of(pipe)[1].dtype
         if reads or exponent or policy == "cond_only" or is_converted or not _has_pipeline(pipe):
             own_settings = replace(settings, policy=policy, level_scales=None)
-            with super().drawing(pipe, module, conditions, own_settings) as call:
+            with super().generating(pipe, module, conditions, own_settings) as call:
                 yield call
             return
         from diffusers import StableDiffusionAdapterPipeline, StableDiffusionXLAdapterPipeline

@@ -1,5 +1,5 @@
-"""From raw images to a training set: filtered, fitted, with structure maps, in WebDataset shards.
+"""Preparing a training set: images filtered, resized, with structure maps, in WebDataset shards.
 
-`plan.Plan` says what to make of a source, `run.prepare` makes it, by `workers.Worker` on one machine
-(`local`) or many (`ray_engine`). `prepared_set.PreparedSet` reads the result.
+`source_kinds` opens what the user names, `plan.Plan` says what to make of it, and `run.prepare` makes it with
+one of the `engines`, whose processes each have a `worker.Worker`. `data.prepared_set` reads the result.
 """

@@ -1,4 +1,4 @@
-"""The engines that make a prepared set: this machine's processes, or Ray's on many machines."""
+"""The engines that make a prepared set: processes of this machine, or Ray's actors on many machines."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.prepare.plan import Plan
 from nexus_adapters.prepare.worker import Worker
 
-_POLL_S = 0.2  # between looks at how far the processes are
-_AHEAD = 2  # shards that wait for each process
+_POLL_S = 0.2  # between reports of progress
+_AHEAD = 2  # shards that are handed out for each process
 
 
 def run_local(
@@ -32,18 +32,18 @@ def run_local(
     progress: Callable[[int], None],
     workers: int = 1,
 ) -> None:
-    """Do a step ("survey" or "write") for these shards.
+    """Run a step of `Worker` ("survey" or "write") for these shards, in processes of this machine.
 
     Args:
         plan: what to make.
         folder: where.
         step: the method of `Worker`.
         shards: by number.
-        progress: is told how many samples have been gone through since it was told last.
-        workers: processes; 1 does it in this one.
+        progress: called with the number of samples that have been processed since its last call.
+        workers: processes; 1 runs the step in this one.
 
     Raises:
-        OSError: where a process ended on its own, killed for memory, say.
+        OSError: where a process was killed, for memory, say.
     """
     if workers == 1:
         with _one_opencv_thread():
@@ -55,10 +55,10 @@ def run_local(
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(workers, context, _start, (plan, folder, counter, workers)) as pool:
         try:
-            told = 0
+            reported = 0
             for _ in _completed(pool, step, iter(shards), workers * _AHEAD):
-                told = _tell(counter, told, progress)
-            _tell(counter, told, progress)
+                reported = _report(counter, reported, progress)
+            _report(counter, reported, progress)
         except BrokenProcessPool as error:
             raise OSError(
                 "a worker process was killed, perhaps because memory ran out. Run it again to resume, with "
@@ -72,7 +72,7 @@ def run_local(
 
 
 def _completed(pool: ProcessPoolExecutor, step: str, shards: Iterator[int], ahead: int) -> Iterator[None]:
-    """Hand out shards, a few ahead, and come back every moment to show how far it is."""
+    """Hand out shards, a few ahead, and yield often enough to report progress."""
     running: set[Future[None]] = set()
     while True:
         for shard in islice(shards, ahead - len(running)):
@@ -85,9 +85,9 @@ def _completed(pool: ProcessPoolExecutor, step: str, shards: Iterator[int], ahea
         yield
 
 
-def _tell(counter: Any, told: int, progress: Callable[[int], None]) -> int:
+def _report(counter: Any, reported: int, progress: Callable[[int], None]) -> int:
     now = int(counter.value)
-    progress(now - told)
+    progress(now - reported)
     return now
 
 
@@ -96,7 +96,7 @@ _worker: Worker  # of a process that _start has made one
 
 def _start(plan: Plan, folder: SetFolder, counter: Any, workers: int) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C
     _end_with_parent()
 
     def count(samples: int) -> None:
@@ -112,7 +112,7 @@ def _do(step: str, shard: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Or a killed run would leave processes behind that write into the folder of the next one."""
+    """End when the first process is killed; or this one would write into the folder of the next run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -135,7 +135,7 @@ def _share_cores(plan: Plan, workers: int) -> None:
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Its threads gain nothing on images of this size, and take the cores of other processes."""
+    """OpenCV's threads are no faster on images of this size, and take the cores of other processes."""
     import cv2
 
     before = cv2.getNumThreads()
@@ -156,18 +156,18 @@ def run_ray(
     address: str | None = None,
     gpus_each: float = 0,
 ) -> None:
-    """Do a step ("survey" or "write") for these shards, as `local.run_local` does.
+    """As `run_local`, in Ray's actors.
 
     Each actor opens the source and loads the models once. Source and folder must be on a disk that all
-    machines see. A worker that dies is started anew, and its shards are done again: a shard is there whole or
-    not at all, so nothing is there twice.
+    machines see. An actor that dies is restarted, and its shards are made again: a shard is written whole or
+    not at all, so nothing is duplicated.
 
     Args:
         plan: what to make.
         folder: where.
         step: the method of `Worker`.
         shards: by number.
-        progress: is told how many samples have been gone through since it was told last.
+        progress: called with the number of samples that have been processed since its last call.
         workers: actors.
         address: of a running cluster, such as "auto"; None uses the one that this process is connected to,
             or else starts one on this machine.
@@ -189,7 +189,7 @@ def run_ray(
     numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
     if not numbers:
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a default to come
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a future default
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     is_ours = not ray.is_initialized()
@@ -215,12 +215,12 @@ def run_ray(
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Give SIGTERM back to whoever had it: `ray.init` takes it for good, and exits with status 15."""
+    """Restore the handler of SIGTERM, which `ray.init` replaces by one that exits with status 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # Ray, too, leaves it alone in others
+        if threading.current_thread() is threading.main_thread():  # in others Ray leaves it alone
             signal.signal(signal.SIGTERM, before)
 
 

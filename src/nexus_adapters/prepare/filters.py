@@ -15,8 +15,8 @@ from nexus_adapters.data.samples import Sample
 from nexus_adapters.errors import expect
 
 _BITS = 64
-_INDEX_BITS = 40  # of a key, beside the part of the hash: for 10^12 images
-_CHUNK = 2**14  # keys at once, where a temporary of all would double the memory
+_INDEX_BITS = 40  # of a key, next to the part of the hash: for 10^12 images
+_CHUNK = 2**14  # keys at once, where a temporary array of all would double the memory
 _ROWS = 512  # of a bucket that are compared at once
 
 
@@ -33,39 +33,46 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def find_near_duplicates(
-    hashes: UInt64[np.ndarray, " n"], has_hash: Bool[np.ndarray, " n"], distance: int
+    hashes: UInt64[np.ndarray, " n"],
+    has_hash: Bool[np.ndarray, " n"],
+    distance: int,
+    *,
+    chunk: int = _CHUNK,
+    rows: int = _ROWS,
 ) -> Int[np.ndarray, " n"]:
-    """Which images are to go: those that lie within `distance` bits of an earlier one that stays.
+    """The images to leave out: those within `distance` bits of an earlier image that is kept.
 
     The same as going through the images in order and keeping each that is near none kept so far. Two hashes
-    that differ in at most d bits agree in one of d + 1 parts of their bits at least, so only images that
+    that differ in at most d bits agree in at least one of d + 1 parts of their bits, so only images that
     share a part are compared.
 
     Args:
         hashes: of each image.
         has_hash: False for images that take no part, and get -1.
         distance: in bits, 0 to 15.
+        chunk: of keys, and
+        rows: of images that are compared at once; both bound the memory and change no result.
 
     Returns:
-        An earlier image that stays and is that near; -1 for images that stay.
+        For each image an earlier one that is kept and that near; -1 for images that are kept.
     """
     nearest: Int[np.ndarray, " n"] = np.full(len(hashes), -1, np.int64 if len(hashes) >= 2**31 else np.int32)
-    # Unknown is who has an earlier neighbor of which it is not known whether it stays.
+    # An image is unknown while it has an earlier neighbor of which it is unknown whether it is kept.
     is_unknown = has_hash.copy()
     while is_unknown.any():
         waits = np.zeros(len(hashes), bool)
         is_settled = has_hash & ~is_unknown
-        for members in _buckets(hashes, has_hash, distance):
+        for members in _buckets(hashes, has_hash, distance, chunk):
             if is_unknown[members].any():
-                _compare(hashes, members, distance, is_unknown, is_settled, nearest, waits)
+                _compare(hashes, members, distance, rows, is_unknown, is_settled, nearest, waits)
         is_dropped = is_unknown & (nearest >= 0)
-        # Who waits for nobody stays; who is near one that stays is dropped; the others go on waiting.
+        # Images that wait for none are kept, those near one that is kept are dropped, the others still wait.
         is_unknown &= waits & ~is_dropped
     return nearest
 
 
 def _buckets(
-    hashes: UInt64[np.ndarray, " n"], has_hash: Bool[np.ndarray, " n"], distance: int
+    hashes: UInt64[np.ndarray, " n"], has_hash: Bool[np.ndarray, " n"], distance: int, chunk: int
 ) -> Iterator[Int[np.ndarray, " m"]]:
     """Groups of images, ascending, that agree in a part of their bits; part after part."""
     parts = distance + 1
@@ -76,22 +83,22 @@ def _buckets(
         # Part and index in one number, so that one sort in place orders by both.
         np.right_shift(hashes, np.uint64(low), out=keys)
         keys <<= np.uint64(_BITS - width)
-        for first in range(0, len(keys), _CHUNK):
-            chunk = keys[first : first + _CHUNK]
-            chunk |= np.arange(first, first + len(chunk), dtype=np.uint64)
+        for first in range(0, len(keys), chunk):
+            some = keys[first : first + chunk]
+            some |= np.arange(first, first + len(some), dtype=np.uint64)
         keys[~has_hash] = np.iinfo(np.uint64).max
         keys.sort()
-        yield from _runs(keys[: np.count_nonzero(has_hash)], width)
+        yield from _runs(keys[: np.count_nonzero(has_hash)], width, chunk)
 
 
-def _runs(keys: UInt64[np.ndarray, " n"], width: int) -> Iterator[Int[np.ndarray, " m"]]:
+def _runs(keys: UInt64[np.ndarray, " n"], width: int, chunk: int) -> Iterator[Int[np.ndarray, " m"]]:
     """The indices in the lower bits of sorted keys, for each value of the upper bits that several have."""
     shift, mask = np.uint64(_BITS - width), np.uint64(2 ** (_BITS - width) - 1)
     first = 0
-    for start in range(0, len(keys), _CHUNK):
-        parts = keys[start : start + _CHUNK + 1] >> shift
+    for start in range(0, len(keys), chunk):
+        parts = keys[start : start + chunk + 1] >> shift
         ends = np.flatnonzero(parts[1:] != parts[:-1]) + start + 1
-        is_last = start + _CHUNK >= len(keys)
+        is_last = start + chunk >= len(keys)
         for end in (*ends.tolist(), *([len(keys)] if is_last else [])):
             if end - first > 1:
                 yield (keys[first:end] & mask).astype(np.int64)
@@ -102,25 +109,26 @@ def _compare(
     hashes: UInt64[np.ndarray, " n"],
     members: Int[np.ndarray, " m"],
     distance: int,
+    at_once: int,
     is_unknown: Bool[np.ndarray, " n"],
     is_settled: Bool[np.ndarray, " n"],
     nearest: Int[np.ndarray, " n"],
     waits: Bool[np.ndarray, " n"],
 ) -> None:
-    """Note of each unknown member a neighbor that is known to stay, and whether it must wait for another."""
+    """Find for each unknown member a neighbor that is known to be kept, and whether it must still wait."""
     asking = np.flatnonzero(is_unknown[members])
-    for first in range(0, len(asking), _ROWS):
-        rows = asking[first : first + _ROWS]
-        for start in range(0, int(rows[-1]), _ROWS):
-            columns = np.arange(start, min(start + _ROWS, int(rows[-1])))
+    for first in range(0, len(asking), at_once):
+        rows = asking[first : first + at_once]
+        for start in range(0, int(rows[-1]), at_once):
+            columns = np.arange(start, min(start + at_once, int(rows[-1])))
             differ = hashes[members[rows]][:, None] ^ hashes[members[columns]][None]
             is_near = (np.bitwise_count(differ) <= distance) & (columns[None] < rows[:, None])
-            stays = is_settled[members[columns]] & (nearest[members[columns]] < 0)
-            _note_nearest(is_near & stays, members, rows, columns, nearest)
+            is_kept = is_settled[members[columns]] & (nearest[members[columns]] < 0)
+            _set_nearest(is_near & is_kept, members, rows, columns, nearest)
             waits[members[rows]] |= (is_near & is_unknown[members[columns]]).any(axis=1)
 
 
-def _note_nearest(
+def _set_nearest(
     is_near: Bool[np.ndarray, "rows columns"],
     members: Int[np.ndarray, " m"],
     rows: Int[np.ndarray, " rows"],
@@ -135,11 +143,11 @@ def _note_nearest(
 
 
 class LeftOut(Exception):  # noqa: N818  # not an error: the user asked for it, or the sample cannot be read
-    """A sample that is not in the set.
+    """A sample that is left out of the set.
 
     Attributes:
         kind: of reason: "unreadable", "small", "aspect", "caption", "near-duplicate", "map" or "image".
-        reason: what was expected and what came.
+        reason: what was expected and what was received.
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -196,7 +204,7 @@ class Filters:
             expect(fits, argument, expected, received)
 
     def apply(self, sample: Sample) -> Sample:
-        """The sample with the captions that are kept; `LeftOut` where it is not. Duplicates are not seen."""
+        """The sample with the captions that pass; `LeftOut` where it does not. Duplicates are not checked."""
         width, height = sample.image.size
         if min(width, height) < self.min_side:
             raise LeftOut("small", f"expected sides of at least {self.min_side}, got {width}x{height}")

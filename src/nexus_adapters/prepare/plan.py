@@ -1,4 +1,4 @@
-"""What is to be made of a source: every setting that decides the bytes of a prepared set."""
+"""A plan: every setting that decides the bytes of a prepared set."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from nexus_adapters import __version__
+from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, Captions, ImageFormat
 from nexus_adapters.conditions import find_extractor
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.samples import Source
@@ -23,28 +24,26 @@ from nexus_adapters.files import file_sha256
 from nexus_adapters.prepare.filters import Filters
 
 FORMAT = 1  # of prepared sets; one of another number cannot be resumed
-IMAGE_FORMATS = ("jpg", "png", "webp")
-CAPTIONS = ("all", "first", "random")
 _PROBE = (64, 64)  # of an image on which every extractor is tried before the work begins
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A source, and what to make of it. Can be handed to other processes and machines.
+    """A source, and what to make of it. It can be pickled for other processes and machines.
 
     Attributes:
-        source: the samples; maps that it may have are not looked at.
-        conditions: name of an extractor -> its options. One PNG for each goes beside the image.
-        geometry: what images are fitted to before maps are drawn; None leaves them as they are.
-        captions: which of a sample's captions are kept; "random" is one of them, drawn by seed and sample.
+        source: the samples; maps that it may have are not read.
+        conditions: name of an extractor -> its options. Each gives one PNG next to the image.
+        geometry: what images are resized to before maps are extracted; None leaves them as they are.
+        captions: which of a sample's captions are kept; "random" is one of them, chosen by seed and sample.
         filters: what is left out.
         image_format: "jpg" (quality 95, full color resolution), or without loss "png" and "webp".
         shard_size: samples of the source to a shard, of which those left out are missing.
         batch_size: images that an extractor is given at once.
         seed: of what is random.
         count: only so many samples of the source, from the first on; 0 for all.
-        root: what is cut from the beginning of keys where they are written down, such as a folder's path.
-        source_settings: what else says which samples these are, as JSON has it: columns, splits, listings.
+        root: a prefix, such as a folder's path, that is removed from keys where they are written.
+        source_settings: what else identifies the samples, as JSON values: columns, splits, listings.
 
     Raises:
         InvalidArgument: for values out of range, unknown extractors or options, and no conditions.
@@ -53,9 +52,9 @@ class Plan:
     source: Source
     conditions: Mapping[str, Mapping[str, Any]]
     geometry: Geometry | None = None
-    captions: Literal["all", "first", "random"] = "all"
+    captions: Captions = "all"
     filters: Filters = field(default_factory=Filters)
-    image_format: Literal["jpg", "png", "webp"] = "jpg"
+    image_format: ImageFormat = "jpg"
     shard_size: int = 1000
     batch_size: int = 8
     seed: int = 0
@@ -66,7 +65,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.conditions:
             raise InvalidArgument("conditions", hint="Name at least one extractor, such as canny")
-        # In one order, whatever was asked for: it is that of the files in a shard.
+        # Sorted, since this is the order of the files in a shard.
         object.__setattr__(self, "conditions", dict(sorted(self.conditions.items())))
         for name, options in self.conditions.items():
             with renamed({"name": "conditions"}):
@@ -88,12 +87,12 @@ class Plan:
                 raise InvalidArgument(argument, f"at least {least}", getattr(self, argument))
 
     def __len__(self) -> int:
-        """Samples of the source that are looked at."""
+        """How many samples of the source are read."""
         return min(self.count, len(self.source)) if self.count else len(self.source)
 
     @property
     def shards(self) -> int:
-        """How many there are, of which those without any sample are not written."""
+        """How many shards there are; those without any sample are not written."""
         return -(-len(self) // self.shard_size)
 
     def indices(self, shard: int) -> range:
@@ -101,15 +100,15 @@ class Plan:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
 
     def key(self, index: int) -> str:
-        """A sample's key as it is written down: without the source's place on this machine, in UTF-8."""
+        """A sample's key as it is written: without the source's place on this machine, in UTF-8."""
         return _in_utf8(self.source.key(index).removeprefix(self.root))
 
     def message(self, text: str) -> str:
-        """A message as it is written down, likewise: the names in it are quoted."""
+        """A message as it is written, with the quoted keys in it like `key`."""
         return _in_utf8(text.replace(f"'{self.root}", "'") if self.root else text)
 
     def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
-        """The captions that are kept of a sample's."""
+        """Those of a sample's captions that are kept."""
         if self.captions == "all":
             return captions
         if self.captions == "first":
@@ -130,10 +129,10 @@ class Plan:
         """
         for name, options in self.conditions.items():
             with renamed(partial(_condition_argument, name, options)):
-                find_extractor(name).draw_all([Image.new("RGB", _PROBE)], options)
+                find_extractor(name).extract_all([Image.new("RGB", _PROBE)], options)
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the set, as JSON has it; equal settings of an equal source give equal bytes."""
+        """All that decides the set, as JSON values; equal settings of an equal source give equal bytes."""
         conditions = {
             name: find_extractor(name).defaults() | dict(options) for name, options in self.conditions.items()
         }
@@ -164,14 +163,14 @@ class Plan:
 
 
 def _condition_argument(name: str, options: Mapping[str, Any], argument: str) -> str:
-    """What an argument of an extractor is in a plan: `model` is `conditions.depth.model`."""
+    """The name in a plan of an extractor's argument: of `model`, `conditions.depth.model`."""
     if argument in options or argument in find_extractor(name).options():
         return f"conditions.{name}.{argument}"
     return f"conditions.{name}" if argument == "options" else "conditions"
 
 
 def _in_utf8(text: str) -> str:
-    """Without what UTF-8 cannot say: file names may hold any bytes."""
+    """With what UTF-8 cannot encode replaced: file names may have any bytes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

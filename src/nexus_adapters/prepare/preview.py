@@ -1,4 +1,4 @@
-"""A page to look at: a few samples of a prepared set, spread over all of it."""
+"""A page that shows a few samples of a prepared set, evenly spaced over all of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CELL = '<span><img src="data:image/webp;base64,{data}" alt="">{name}</span>'
 def preview_page(
     shards: Sequence[tuple[Path, int]], conditions: Sequence[str], image_format: str, summary: str
 ) -> str:
-    """The page, in HTML with everything in it.
+    """The page, as HTML that includes its images.
 
     Args:
         shards: path and number of samples of each.
@@ -50,18 +50,18 @@ def preview_page(
     rows = min(ROWS, total)
     # Sample number r * total / rows, without going through all of them.
     wanted = [row * total // rows for row in range(rows)]
-    first, drawn = 0, []
+    first, figures = 0, []
     for path, samples in shards:
         places = [place - first for place in wanted if first <= place < first + samples]
         if places:
-            drawn += [_row(files, key, conditions, image_format) for key, files in _samples(path, places)]
+            figures += [_row(files, key, conditions, image_format) for key, files in _samples(path, places)]
         first += samples
     return _PAGE.format(
         title="Prepared set",
         summary=html.escape(summary),
         width=(_SIDE + 12) * (len(conditions) + 1),
         side=_SIDE,
-        rows="\n".join(drawn),
+        rows="\n".join(figures),
     )
 
 
@@ -84,18 +84,18 @@ def _samples(path: Path, places: Sequence[int]) -> Iterator[tuple[str, dict[str,
 def _row(files: dict[str, bytes], key: str, conditions: Sequence[str], image_format: str) -> str:
     named = {"image": files[image_format]} | {name: files[f"{name}.png"] for name in conditions}
     cells = "".join(
-        _CELL.format(data=_thumbnail(content), name=html.escape(name)) for name, content in named.items()
+        _CELL.format(data=_thumbnail_of(content), name=html.escape(name)) for name, content in named.items()
     )
     return _ROW.format(cells=cells, caption=html.escape(files["txt"].decode()), key=key)
 
 
-def _thumbnail(content: bytes) -> str:
+def _thumbnail_of(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as image:
-        return as_data(image, _SIDE)
+        return thumbnail(image, _SIDE)
 
 
-def as_data(image: Image.Image, side: int) -> str:
-    """A thumbnail whose longer side has at most `side` pixels, as WebP in base64, for a page."""
+def thumbnail(image: Image.Image, side: int) -> str:
+    """The image at most `side` pixels long, as WebP in base64, for the source of an HTML image."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Making a prepared set, or resuming an interrupted run."""
+"""Making a prepared set, or resuming an interrupted run of the same command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from nexus_adapters.data.prepared_set import INDEX, PREVIEW, SKIPPED, SetFolder, as_json
+from nexus_adapters.data.prepared_set import INDEX, PREVIEW, SKIPPED, SetFolder
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import lock, replacing, write_json
 from nexus_adapters.prepare.filters import find_near_duplicates
@@ -21,23 +21,23 @@ from nexus_adapters.prepare.preview import preview_page
 
 @runtime_checkable
 class Engine(Protocol):
-    """What does the work of many shards, as `local.run_local`."""
+    """Runs the workers, as `engines.run_local` does."""
 
     def __call__(
         self, plan: Plan, folder: SetFolder, step: str, shards: Iterable[int], progress: Callable[[int], None]
     ) -> None:
-        """Do a step of `Worker` for these shards."""
+        """Run a step of `Worker` for these shards."""
         ...
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is in a set.
+    """What a set contains.
 
     Attributes:
-        samples: in it.
-        skipped: left out, by kind of reason.
-        was_finished: whether there was nothing left to do.
+        samples: how many.
+        skipped: how many were left out, by kind of reason.
+        was_finished: whether the set was finished before.
     """
 
     samples: int
@@ -48,14 +48,14 @@ class Result:
 def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
     """Make the set in the folder `out`, or resume it; a finished one is left as it is.
 
-    However often it is stopped and by whatever engine it is made, equal settings give an equal set, byte for
-    byte: numbered tars, index.json (counts, sizes, SHA-256, settings), skipped.jsonl (what was left out and
-    why) and preview.html.
+    Equal settings give an equal set, byte for byte, with any engine and however often it is interrupted:
+    numbered tars, index.json (counts, sizes, SHA-256, settings), skipped.jsonl (what was left out and why)
+    and preview.html.
 
     Raises:
         InvalidArgument: for a folder of other settings or with other files, one that another run is using, a
             map that cannot be extracted at all, and where no sample is left.
-        OSError: where a worker was ended from outside; what is done is kept.
+        OSError: where a worker was killed; finished shards are kept.
     """
     folder = SetFolder(out)
     settings = plan.settings()
@@ -89,7 +89,7 @@ def _check_place(folder: SetFolder) -> None:
 
 
 def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
-    """Note the settings, or check that they are those by which it was begun. The folder must be locked."""
+    """Write the settings, or check that the set was started with them. The folder must be locked."""
     if folder.settings.exists():
         _check_same(json.loads(folder.settings.read_text(encoding="utf-8")), settings, folder.path)
     else:
@@ -106,7 +106,7 @@ def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
             "out", "a new or empty folder", f"'{folder.path}', which has an {INDEX} of something else"
         ) from error
     _check_same(begun, settings | {"version": version}, folder.path)
-    folder.clear()  # which a stop at the very end may have left
+    folder.clear()  # an interruption after the index was written leaves it
     return Result(samples, counts, was_finished=True)
 
 
@@ -116,7 +116,7 @@ def _check_same(begun: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     if not differing:
         return
-    name = min(differing, key=_is_derived)  # of what the user set rather than of what follows from it
+    name = min(differing, key=_is_derived)  # rather what the user set than what follows from it
     old, new = _value(before.get(name)), _value(after.get(name))
     hint = "Choose a new folder to make another set"
     if name in ("format", "version"):
@@ -152,7 +152,7 @@ def _is_derived(name: str) -> bool:
 
 
 def _value(value: object) -> str:
-    """As users read it."""
+    """A setting's value for a message."""
     if value is None:
         return "no value"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -165,7 +165,7 @@ def _search_duplicates(plan: Plan, folder: SetFolder, engine: Engine, distance: 
 
 
 def _do(step: str, plan: Plan, folder: SetFolder, engine: Engine, is_done: Callable[[int], bool]) -> None:
-    """A step for all shards that are not done, with a bar over their samples."""
+    """Run a step for all shards that are not done, with a progress bar over their samples."""
     done = sum(len(plan.indices(shard)) for shard in range(plan.shards) if is_done(shard))
     open_shards = (shard for shard in range(plan.shards) if not is_done(shard))
     title = {"survey": "hashing images", "write": "preparing"}[step]
@@ -174,7 +174,7 @@ def _do(step: str, plan: Plan, folder: SetFolder, engine: Engine, is_done: Calla
 
 
 def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
-    """Write what is told of the whole; the index last, since it says that all is there."""
+    """Write the files about the whole set; the index last, since it marks the set as finished."""
     shards, counts = [], Counter[str]()
     with replacing(folder.path / SKIPPED, folder.unfinished) as lines:
         for record in folder.records(plan.shards):
@@ -185,7 +185,7 @@ def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
                 shards.append(record)
     samples = sum(shard["samples"] for shard in shards)
     if not samples:
-        folder.clear()  # so that a mended source is read anew
+        folder.clear()  # so that the next run reads the source again
         raise InvalidArgument(
             "source",
             "at least one usable sample",
@@ -203,7 +203,7 @@ def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
         "settings": settings,
         "shards": shards,
     }
-    folder.publish(INDEX, as_json(index))
+    folder.publish(INDEX, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
     return Result(samples, counts)
 
 

@@ -1,4 +1,4 @@
-"""A shard of a prepared set: a tar written whole or not at all, the same bytes for the same samples."""
+"""A shard of a prepared set: a tar written whole or not at all, with equal bytes for equal samples."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from nexus_adapters.choices import ImageFormat
 from nexus_adapters.files import replacing
 
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"}
-_PNG = {"format": "PNG", "compress_level": 4}  # half of the time of 6, for files 3 % larger
+_PNG = {"format": "PNG", "compress_level": 4}  # half the time of 6, for files 3 % larger
 _WEBP = {"format": "WEBP", "lossless": True, "quality": 50, "exact": True}
 _SAVED: dict[str, dict[str, Any]] = {"jpg": _JPEG, "png": _PNG, "webp": _WEBP}
 
 
-def encode_image(image: Image.Image, image_format: Literal["jpg", "png", "webp"]) -> bytes:
-    """Of RGB; what is not "jpg" is without loss."""
+def encode_image(image: Image.Image, image_format: ImageFormat) -> bytes:
+    """Encode an RGB image, without loss except as "jpg"."""
     return _saved(image, _SAVED[image_format])
 
 
 def encode_map(condition: Image.Image) -> bytes:
-    """PNG of RGB, in grey or black and white where that says the same: read as RGB, it is the same map."""
+    """Encode an RGB map as PNG, in grey or black and white where nothing is lost: read as RGB it is equal."""
     pixels = np.asarray(condition)
     red = np.ascontiguousarray(pixels[..., 0])
     if not ((red == pixels[..., 1]).all() and (red == pixels[..., 2]).all()):
@@ -50,7 +51,7 @@ def sample_members(
         key: unique in the set, without dots.
         image: extension and content.
         conditions: name -> PNG.
-        about: goes to the JSON; its "captions" are also read by others, who know only one .txt.
+        about: what the JSON contains; the first of its "captions" is also the .txt that other readers expect.
     """
     extension, content = image
     yield f"{key}.{extension}", content
@@ -63,16 +64,16 @@ def sample_members(
 def _saved(image: Image.Image, options: Mapping[str, Any]) -> bytes:
     stream = io.BytesIO()
     image = image.copy()
-    image.info = {}  # comments and profiles of the source, which would not fit the pixels any more
+    image.info = {}  # drops the source's comments and color profile, which no longer fit the pixels
     image.save(stream, **options)
     return stream.getvalue()
 
 
 class ShardFile:
-    """A tar that is written in another folder, and put in its place by `finish`.
+    """A tar that is written in another folder and moved to its path by `finish`.
 
     Args:
-        path: where it goes.
+        path: of the finished tar.
         folder: where it is written, on the same file system.
     """
 
@@ -83,31 +84,31 @@ class ShardFile:
         self._tar = tarfile.open(fileobj=self._hashed, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, name: str, content: bytes) -> None:
-        """Append a file of no time and no owner."""
+        """Append a file without time and owner."""
         member = tarfile.TarInfo(name)
         member.size, member.mode = len(content), 0o644
         self._tar.addfile(member, io.BytesIO(content))
 
     def finish(self) -> tuple[int, str]:
-        """Put the tar in its place. Gives its size in bytes, and its SHA-256."""
+        """Move the tar to its path. Returns its size in bytes and its SHA-256."""
         self._tar.close()
         self._replacing.close()
         return self._hashed.size, self._hashed.digest.hexdigest()
 
-    def abandon(self) -> None:
-        """Leave nothing behind."""
-        with suppress(OSError):  # of a full disk, say, which is why it is abandoned
-            self._tar.close()  # or it would write its end when it is collected
-        with suppress(_AbandonedError, OSError), self._replacing:
-            raise _AbandonedError
+    def discard(self) -> None:
+        """Delete what has been written; does nothing after `finish`."""
+        with suppress(OSError):  # of a full disk, say, which is why it is discarded
+            self._tar.close()  # or it would write its end when it is garbage-collected
+        with suppress(_DiscardedError, OSError), self._replacing:
+            raise _DiscardedError
 
 
-class _AbandonedError(Exception):
-    """Lets `replacing` remove what it has begun."""
+class _DiscardedError(Exception):
+    """Makes `replacing` delete its unfinished file."""
 
 
 class _Hashed(io.RawIOBase):
-    """Hands on what is written, and hashes it."""
+    """Passes on what is written, and hashes it."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()

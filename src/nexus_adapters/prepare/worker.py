@@ -1,4 +1,4 @@
-"""One worker's part: a shard at a time, read, filtered, fitted, drawn and written."""
+"""A worker: reads, filters and resizes the samples of a shard, extracts their maps, and writes them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _ERRNOS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, er
 _WORDS = ("out of memory", "insufficient memory", "cuda error", "cublas", "cudnn")
 
 
-def is_machines(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, is the machine's: memory, accelerator, disk or network."""
+def is_machine_failure(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, is the machine's and not the sample's: memory, GPU, disk or network."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             return True
-        # Not of a ValueError or OSError, whose text may hold the name of a file.
+        # Not the text of a ValueError or OSError, which may contain the name of a file.
         if isinstance(error, RuntimeError | cv2.error) and mentions(error, _WORDS):
             return True
         error = error.__cause__
@@ -42,7 +42,7 @@ def is_machines(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class _Read:
-    """A sample that is kept, with the number that it has in the source, and its size there."""
+    """A sample that passed the filters, resized, with its number and its size in the source."""
 
     index: int
     sample: Sample
@@ -51,12 +51,12 @@ class _Read:
 
 @dataclass
 class Worker:
-    """Does whole shards, by number, in any order; what is done is not done again.
+    """Makes whole shards, by number, in any order; finished ones are skipped.
 
     Attributes:
         plan: what to make.
         folder: where.
-        progress: is told how many samples have been gone through.
+        progress: called with the number of samples that have been processed since its last call.
     """
 
     plan: Plan
@@ -64,31 +64,31 @@ class Worker:
     progress: Callable[[int], None] = lambda _: None
 
     def survey(self, shard: int) -> None:
-        """Hash the images of a shard that pass the filters, for the search of near-duplicates."""
+        """Hash the images of a shard that pass the filters, to find near-duplicates."""
         if self.folder.is_surveyed(shard):
             return
         indices, hashes = self.plan.indices(shard), {}
         for index in indices:
-            with suppress(LeftOut):  # it will be again when the shard is written, and is listed then
+            with suppress(LeftOut):  # it is left out, and listed, when the shard is written
                 hashes[index] = perceptual_hash(self._load(index).image)
             self.progress(1)
         self.folder.write_hashes(shard, hashes, indices)
 
     def write(self, shard: int) -> None:
-        """Write a shard, and note what is in it and what was left out."""
+        """Write a shard, and a record of what it contains and what was left out."""
         if self.folder.is_written(shard):
             return
         left_out: list[tuple[int, LeftOut]] = []
         file = ShardFile(self.folder.shard(shard), self.folder.unfinished)
         try:
             for batch in self._batches(shard, left_out):
-                for members in self._drawn(batch, left_out):
+                for members in self._with_maps(batch, left_out):
                     for name, content in members:
                         file.add(name, content)
                     file.samples += 1
             record = self._finish(file)
         except BaseException:
-            file.abandon()
+            file.discard()
             raise
         skipped = [
             {"source": self.plan.key(index), "kind": why.kind, "reason": str(why)}
@@ -99,13 +99,13 @@ class Worker:
     @staticmethod
     def _finish(file: ShardFile) -> dict[str, Any]:
         if not file.samples:
-            file.abandon()
+            file.discard()
             return {"samples": 0}
         size, sha256 = file.finish()
         return {"file": file.path.name, "samples": file.samples, "bytes": size, "sha256": sha256}
 
     def _batches(self, shard: int, left_out: list[tuple[int, LeftOut]]) -> Iterator[list[_Read]]:
-        """The samples that are kept, so many at once as an extractor is given."""
+        """The samples that pass the filters, in batches for the extractors."""
         batch: list[_Read] = []
         for index in self.plan.indices(shard):
             try:
@@ -124,7 +124,7 @@ class Worker:
         try:
             sample = self.plan.source.load(index)
         except BadSample as error:
-            if is_machines(error):
+            if is_machine_failure(error):
                 raise OSError(str(error)) from error
             raise LeftOut("unreadable", self.plan.message(str(error))) from error
         return self.plan.filters.apply(sample)
@@ -145,24 +145,24 @@ class Worker:
     def _duplicates(self) -> Int[np.ndarray, " n"]:
         return self.folder.read_duplicates()
 
-    def _drawn(
+    def _with_maps(
         self, batch: Sequence[_Read], left_out: list[tuple[int, LeftOut]]
     ) -> Iterator[list[tuple[str, bytes]]]:
-        """Each sample's files; those whose maps cannot be drawn, or that cannot be written, are left out."""
+        """Each sample's files; samples whose maps cannot be extracted or written are left out."""
         try:
-            drawn = self._maps([read.sample.image for read in batch])
-        except Exception as error:  # one of them is at fault, and extractors of others raise anything
-            if is_machines(error):
+            extracted = self._maps([read.sample.image for read in batch])
+        except Exception as error:  # because of one of them; extractors of other packages raise anything
+            if is_machine_failure(error):
                 raise
-            drawn = []
+            extracted = []
         for place, read in enumerate(batch):
-            kind, expected = "map", "maps that can be drawn"
+            kind, expected = "map", "maps that can be extracted"
             try:
-                maps = drawn[place] if drawn else self._maps([read.sample.image])[0]
+                maps = extracted[place] if extracted else self._maps([read.sample.image])[0]
                 kind, expected = "image", f"what {self.plan.image_format} and PNG can hold"
                 members = list(self._members(read, maps))
             except Exception as error:
-                if is_machines(error):
+                if is_machine_failure(error):
                     raise
                 reason = one_line(error)
                 left_out.append((read.index, LeftOut(kind, f"expected {expected}, got {reason}")))
@@ -172,10 +172,10 @@ class Worker:
 
     def _maps(self, images: Sequence[Image.Image]) -> list[dict[str, Image.Image]]:
         by_name = {
-            name: find_extractor(name).draw_all(images, options)
+            name: find_extractor(name).extract_all(images, options)
             for name, options in self.plan.conditions.items()
         }
-        return [{name: drawn[place] for name, drawn in by_name.items()} for place in range(len(images))]
+        return [{name: maps[place] for name, maps in by_name.items()} for place in range(len(images))]
 
     def _members(self, read: _Read, maps: dict[str, Image.Image]) -> Iterator[tuple[str, bytes]]:
         """The sample's files."""

@@ -1,1 +1,1 @@
-"""Studies: a plan's methods, conditions and seeds, trained, evaluated and told in tables and plots."""
+"""Studies: the methods, conditions and seeds of a plan, trained, evaluated and compared."""

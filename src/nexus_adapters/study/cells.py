@@ -1,4 +1,4 @@
-"""Running a study: each cell is trained, evaluated from every view, and kept; a stopped one goes on."""
+"""Running a study: each cell is trained, evaluated in every view, and saved; an interrupted study resumes."""
 
 from __future__ import annotations
 
@@ -34,66 +34,22 @@ from nexus_adapters.study.results import (
     planned_settings,
     save_result,
 )
-from nexus_adapters.training.config import LossOptions
+from nexus_adapters.training.config import LossOptions, TrainConfig
 from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.run import train_adapter
 from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps, flat
 
 
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """While open, a GPU takes those of torch's operations that add up in a fixed order, as a CPU does anyway.
-
-    An operation of which torch has no such form runs, and torch warns. CUBLAS_WORKSPACE_CONFIG is set, and
-    stays, unless it is set before: it is read when CUDA starts.
-    """
-    if not torch.cuda.is_available():
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    deterministic: Any = torch.utils.deterministic
-    attention: Any = torch.backends.cuda
-    was_on = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    was_filled = deterministic.fill_uninitialized_memory
-    had_cudnn_attention = attention.cudnn_sdp_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    attention.enable_cudnn_sdp(False)  # where torch only warns, its gradients add up in any order
-    deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
-        attention.enable_cudnn_sdp(had_cudnn_attention)
-        deterministic.fill_uninitialized_memory = was_filled
-
-
-def precision_of(study: Study, cell: Cell) -> dict[str, str]:
-    """`trained` and `drawn`: dtypes, where "auto" leaves them to the device that is here."""
-    config = study.train_config(cell)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[str, torch.dtype] = {}
-    if config is not None:
-        trained_on = torch.device("cpu") if config.training.device == "cpu" else device
-        found["trained"] = choose_precision(config.training.mixed_precision, trained_on).dtype
-    if study.views():
-        found["drawn"] = choose_dtype(study.evaluation_config(cell, OWN).dtype, device)
-    return {name: str(dtype).removeprefix("torch.") for name, dtype in found.items()}
-
-
-_DRAWS = 100_000  # of timesteps, evenly, to weigh losses by
-
-
 def run_study(study: Study) -> list[Cell]:
-    """Run what is not done, in the plan's order; the cells that another process is at are left to it.
+    """Run the cells that are not done, in the plan's order, and save each cell's result when it is done.
 
     Returns:
-        The cells that are left.
+        The cells that were skipped because another process is running them.
 
     Raises:
-        Stopped: after Ctrl-C or SIGTERM in a training, with its last step saved.
-        InvalidArgument: where a run or an evaluation refuses; the message names the cell.
+        Stopped: after Ctrl-C or SIGTERM during a training, with its last step saved.
+        InvalidArgument: if a training or an evaluation refuses its input; the name includes the cell.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidArgument(
@@ -102,7 +58,7 @@ def run_study(study: Study) -> list[Cell]:
             f"{os.environ['WORLD_SIZE']} that were launched together",
         )
     _run_cells(study)
-    # Once more: where a cell was trained again, because another draws with its adapter, it is measured again.
+    # A second pass: a cell that was trained again, because another one uses its adapter, is measured again.
     return _run_cells(study)
 
 
@@ -116,30 +72,54 @@ def _run_cells(study: Study) -> list[Cell]:
             if not is_done(study, cell):
                 print(f"[{number}/{len(cells)}] {cell.name}", file=sys.stderr, flush=True)
                 try:
-                    with repeatable():
+                    with deterministic():
                         result = _run(study, cell)
-                    save_result(study.results, cell, result)
+                    with lock(study.folder / "locks" / "results.lock"):
+                        save_result(study.results, cell, result)
                 except InvalidArgument as error:
                     raise error.with_name(f"cell {cell.name}: {error.name}") from error
     return left
 
 
+@contextmanager
+def alone(study: Study, cell: Cell) -> Iterator[bool]:
+    """Hold the lock of a cell and of all that share its training; False if another process holds it."""
+    name = cell.name if cell.method == BASE else study.run_folder(cell).name
+    with lock(study.folder / "locks" / f"{name}.lock", wait=False) as is_ours:
+        yield is_ours
+
+
 def is_done(study: Study, cell: Cell) -> bool:
-    """Whether the cell's result is there, of the plan's settings, and of the run's weights if it is here."""
+    """Whether the cell has a result with the plan's settings, of the run's weights if the run is here."""
     found = load_result(study.results, cell)
     if found is None:
         return False
     config = study.train_config(cell)
     if config is not None and not Path(config.output_dir).exists():
         return is_planned(study, cell, found) and found.settings["versions"] == versions()
-    if config is not None and finished_steps(config) is None:
+    if config is not None and not _is_trained(config):
         return False
     return completed(found.settings) == completed(_settings(study, cell))
 
 
+def _is_trained(config: TrainConfig) -> bool:
+    return finished_steps(Path(config.output_dir), config.training.max_train_steps) is not None
+
+
+def described(study: Study) -> str:
+    """A line for each cell: its name, and whether it is done, trained, or to be trained."""
+    lines = []
+    for cell in study.cells():
+        config = study.train_config(cell)
+        is_trained = cell.method == BASE or (config is not None and _is_trained(config))
+        state = "done" if is_done(study, cell) else "trained" if is_trained else "to train"
+        lines.append(f"{cell.name:40} {state}")
+    return "\n".join(lines)
+
+
 def _run(study: Study, cell: Cell) -> CellResult:
     config = study.train_config(cell)
-    for view in study.views():  # before anything is trained for it
+    for view in study.views():  # fail before the training, not after it
         drawn = study.evaluation_config(cell, view)
         open_evaluation(drawn)
         Scorer(drawn)
@@ -155,34 +135,81 @@ def _run(study: Study, cell: Cell) -> CellResult:
         found = evaluate(
             drawn, adapters, out, with_base=config is None, reference=study.folder / "evaluations" / REFERENCE
         )
-        assert found is not None  # there is one process
+        assert found is not None  # None only in a second process of a distributed evaluation
         method = found.methods[cell.method]
         views[view] = method.measured
-        for name, seconds in (("draw_s", method.draw_s), ("score_s", method.score_s)):
+        for name, seconds in (("draw_s", method.generation_s), ("score_s", method.score_s)):
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
     made_with = {"versions": versions(), "machine": machine(), "precision": precision_of(study, cell)}
     return CellResult(_settings(study, cell), facts, views, made_with)
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Use torch's deterministic operations on a GPU while the context is open; on a CPU they always are.
+
+    An operation without a deterministic form runs nevertheless, and torch warns. CUBLAS_WORKSPACE_CONFIG is
+    set for good unless it has a value: CUDA reads it when it starts.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options: Any = torch.utils.deterministic
+    attention: Any = torch.backends.cuda
+    was_on = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    was_filled = options.fill_uninitialized_memory
+    had_cudnn_attention = attention.cudnn_sdp_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    attention.enable_cudnn_sdp(False)  # its gradients are summed in any order, even though torch only warns
+    options.fill_uninitialized_memory = False  # nothing here reads uninitialized memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
+        attention.enable_cudnn_sdp(had_cudnn_attention)
+        options.fill_uninitialized_memory = was_filled
+
+
+def precision_of(study: Study, cell: Cell) -> dict[str, str]:
+    """The dtypes of training (`trained`) and generation (`drawn`), which "auto" leaves to the device."""
+    config = study.train_config(cell)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, torch.dtype] = {}
+    if config is not None:
+        trained_on = torch.device("cpu") if config.training.device == "cpu" else device
+        found["trained"] = choose_precision(config.training.mixed_precision, trained_on).dtype
+    if study.views():
+        found["drawn"] = choose_dtype(study.evaluation_config(cell, OWN).dtype, device)
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in found.items()}
+
+
 def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationConfig) -> Path:
-    """Where a cell's pictures go: other settings, weights or versions have a folder of their own."""
+    """The folder for a cell's images; other settings, weights or versions have another folder."""
     defaults = flat(dataclasses.asdict(EvaluationConfig()))
-    # What is as by default does not count, so that a new option leaves the folders where they are.
+    # Defaults are left out, so that a new option does not change the names of folders.
     fields = {
         name: value
         for name, value in flat(dataclasses.asdict(config)).items()
         if name.split(".")[0] not in SCORING_FIELDS and value != defaults.get(name)
     }
-    told = json.dumps([fields, adapter_sha256(study, cell), versions()], sort_keys=True)
-    key = hashlib.sha256(told.encode()).hexdigest()[:8]
+    identity = json.dumps([fields, adapter_sha256(study, cell), versions()], sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return study.folder / "evaluations" / f"{cell.name}@{view}-{key}"
 
 
 def adapter_sha256(study: Study, cell: Cell) -> str:
-    """Of the weights' file of a finished run; nothing for the base alone."""
+    """SHA-256 of the weights of a finished run; empty for the base."""
     if cell.method == BASE:
         return ""
     return file_sha256(study.run_folder(cell) / ADAPTER / f"{WEIGHTS}.safetensors")
+
+
+def _settings(study: Study, cell: Cell) -> dict[str, Any]:
+    """The settings of a finished cell, as JSON returns them."""
+    found = planned_settings(study, cell)
+    return found | {"adapter_sha256": adapter_sha256(study, cell), "versions": versions()}
 
 
 def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
@@ -195,46 +222,29 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
         size, steps = drawn.data.resolution, drawn.num_inference_steps
         cost = method_of(adapter).cost(adapter, open_base(config.base.source), size, steps)
         facts["gmacs"] = cost.gmacs(steps)
-    rows = read_json_lines(folder / LOG, dict)  # none of a short run without validation
+    rows = read_json_lines(folder / LOG, dict)  # none for a short run without validation
     validated = [row for row in rows if "val_loss" in row]
     if validated:
         facts["val_loss"] = validated[-1]["val_loss"]
-        facts["val_loss_as_trained"] = round(_loss_as_trained(validated[-1], config.loss), 6)
+        facts["val_loss_as_trained"] = round(loss_as_trained(validated[-1], config.loss), 6)
     times = [row["step_s"] for row in rows if row.get("step_s") is not None]
     if times:
         facts["step_s"] = round(sum(times) / len(times), 3)
     return facts
 
 
-def _loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:
-    """The validation's losses by timestep, weighed as the training draws each part of the schedule."""
+_DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
+
+
+def loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:
+    """The validation loss, weighted by how often the training samples each part of the schedule.
+
+    Args:
+        row: of a run's log, with `val_loss_0000`, `val_loss_0100`, ...: a loss per part of the schedule.
+        loss: how the training samples timesteps.
+    """
     places = sorted(key for key in row if key.startswith("val_loss_"))
     even = (torch.arange(_DRAWS, dtype=torch.float64) + 0.5) / _DRAWS
     timesteps = timesteps_at(even, loss.timesteps, _DRAWS, loss.band)
     shares = torch.histc(timesteps.double(), bins=len(places), min=0, max=_DRAWS) / _DRAWS
     return float((shares * torch.tensor([row[place] for place in places], dtype=torch.float64)).sum())
-
-
-def _settings(study: Study, cell: Cell) -> dict[str, Any]:
-    """As JSON gives it back."""
-    found = planned_settings(study, cell)
-    return found | {"adapter_sha256": adapter_sha256(study, cell), "versions": versions()}
-
-
-@contextmanager
-def alone(study: Study, cell: Cell) -> Iterator[bool]:
-    """Whether no other process is at a cell, or at one that shares its training; while open, none begins."""
-    name = cell.name if cell.method == BASE else study.run_folder(cell).name
-    with lock(study.folder / "locks" / f"{name}.lock", wait=False) as is_ours:
-        yield is_ours
-
-
-def described(study: Study) -> str:
-    """What is done and what is left, a line a cell."""
-    lines = []
-    for cell in study.cells():
-        config = study.train_config(cell)
-        is_trained = cell.method == BASE or (config is not None and finished_steps(config) is not None)
-        state = "done" if is_done(study, cell) else "trained" if is_trained else "to train"
-        lines.append(f"{cell.name:40} {state}")
-    return "\n".join(lines)

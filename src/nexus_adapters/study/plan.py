@@ -1,4 +1,4 @@
-"""What a study is to compare: a TOML plan, and the recipe and evaluation of each of its cells."""
+"""What a study compares: a plan in TOML, and the recipe and evaluation of each of its cells."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
 from nexus_adapters.training.parsing import validated
 from nexus_adapters.training.recipe import parse_config, read_toml
 
-OWN = "own"  # the view that every study has: the evaluation as it is
-# What may differ without other samples or noise.
+OWN = "own"  # the view that every study has: the evaluation without changes
+# What methods may change of the evaluation: the samples and the noise stay the same.
 _OF_METHODS = ("policy", "scale", "noise_exponent", "adapter_reads_prompt")
 Some = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=SECTION)
 class MethodPlan:
-    """`[methods.NAME]`: one row of the tables."""
+    """`[methods.NAME]`: one row in the tables."""
 
     train: dict[str, Any] = field(default_factory=dict)
-    """On top of the recipe and of `[train]`."""
+    """Overrides the recipe and `[train]`."""
     evaluate: dict[str, Any] = field(default_factory=dict)
-    """On top of `[evaluate]`: how it is used, not on what."""
+    """Overrides `[evaluate]`: how the adapter is used, not on which samples."""
     trained_as: str = ""
-    """Another method, whose adapters this one draws with in another way; nothing is trained for it."""
+    """Another method, whose adapters this one uses in another way; nothing is trained for it."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -43,42 +43,43 @@ class CellGroup:
     """`[[cells]]`: all combinations of these, in this order."""
 
     conditions: Some
-    """Names of maps."""
+    """Names of conditions, such as canny."""
     methods: Some
-    """Names of `[methods]`, or "base", which is the base alone."""
+    """Names in `[methods]`, or "base" for the base without an adapter."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
-    """Of the trainings; the base alone has one cell for each condition."""
+    """Of the trainings; the base has one cell per condition."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class StudyPlan:
-    """A plan with nothing left out."""
+    """A whole plan."""
 
     recipe: str
-    """What all methods are trained by: a recipe of `nexus train`, relative to the plan."""
+    """The recipe of `nexus train` that all methods share; a path relative to the plan."""
     methods: dict[str, MethodPlan]
-    """Name -> what sets it apart."""
+    """Name -> how the method differs."""
     cells: Annotated[tuple[CellGroup, ...], Field(min_length=1)]
-    """What is run, first things first; what comes twice is run once."""
+    """What is run, in this order; a cell that is listed twice is run once."""
     folder: str = ""
-    """Where runs and pictures are kept, relative to the working directory; empty for
-    nexus-adapters/study/PLAN below the user's cache folder. Processes that share it take different cells."""
+    """Folder for runs and generated images, relative to the working directory; empty for
+    nexus-adapters/study/PLAN in the user's cache folder. Processes that share it take different cells."""
     results: str = ""
-    """Where what was measured of each cell is kept, relative to the plan; empty for `results` in the folder.
-    What is there counts as done without its run: results can be shared, and a study go on elsewhere."""
+    """File for the raw scores of all cells (.npz), relative to the plan; empty for results.npz in `folder`.
+    A cell counts as done if its scores are in the file, even without its run: copy the file to share results,
+    or to continue a study on another machine. Processes that write to it share `folder`."""
     train: dict[str, Any] = field(default_factory=dict)
-    """On top of the recipe, for all."""
+    """Overrides the recipe, for all methods."""
     evaluate: dict[str, Any] = field(default_factory=dict)
-    """Of the evaluation, as in `EvaluationConfig`; empty for a study of training losses alone."""
+    """The evaluation, with the fields of `EvaluationConfig`; empty for a study of training losses alone."""
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name -> what of the evaluation is changed to look from there, such as `prompts = "empty"`."""
+    """Name -> what a further evaluation of each cell changes, such as `prompts = "empty"`."""
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of a map -> what of the evaluation is changed for it, such as its judge."""
+    """Name of a condition -> what the evaluation changes for it, such as the judge."""
     compare_to: str = ""
-    """The method to which all others' paired differences are told."""
+    """The method that all others are compared with, by paired differences."""
 
     def __post_init__(self) -> None:
-        """What one field alone cannot tell."""
+        """Checks across fields."""
         known = (BASE, *self.methods)
         for key, names in (("methods", self.methods), ("views", self.views)):
             for name in names:
@@ -110,7 +111,7 @@ class StudyPlan:
 
 
 class Cell(NamedTuple):
-    """One training and what is drawn with it."""
+    """One training and the images generated with it."""
 
     condition: str
     method: str
@@ -118,15 +119,15 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its folder, and in the file of results."""
         return f"{self.condition}-{self.method}-{self.seed}"
 
 
 class Study:
-    """A plan, and where it and its results lie.
+    """A plan and the places of its runs and results.
 
     Args:
-        path: of the plan.
+        path: the plan.
 
     Raises:
         InvalidArgument: for a missing file, a file that is not TOML, and a plan or a cell's recipe that is
@@ -140,14 +141,15 @@ class Study:
         folder = self.plan.folder
         self.folder = Path(folder).expanduser() if folder else cache_folder() / "study" / path.stem
         results = self.plan.results
-        self.results = path.parent / Path(results).expanduser() if results else self.folder / "results"
+        file = path.parent / Path(results).expanduser() if results else self.folder / "results.npz"
+        self.results = file if file.suffix == ".npz" else file.with_name(f"{file.name}.npz")
         for cell in self.cells():
             self.train_config(cell)
             for view in self.views():
                 self.evaluation_config(cell, view)
 
     def cells(self) -> list[Cell]:
-        """In the plan's order, each once."""
+        """All cells in the plan's order, each once."""
         return list(dict.fromkeys(self._all_cells()))
 
     def views(self) -> tuple[str, ...]:
@@ -155,16 +157,16 @@ class Study:
         return (OWN, *self.plan.views) if self.plan.evaluate else ()
 
     def trained_cell(self, cell: Cell) -> Cell:
-        """The cell whose adapter this one draws with, most often itself."""
+        """The cell whose adapter this one uses: itself, unless the method is `trained_as` another."""
         method = self.plan.methods.get(cell.method)  # the base alone is none
         return cell._replace(method=method.trained_as or cell.method) if method else cell
 
     def run_folder(self, cell: Cell) -> Path:
-        """Of the cell's training."""
+        """The folder of the cell's training."""
         return self.folder / "runs" / self.trained_cell(cell).name
 
     def train_config(self, cell: Cell) -> TrainConfig | None:
-        """The recipe of a cell; None for the base alone."""
+        """The recipe of a cell; None for the base."""
         if cell.method == BASE:
             return None
         method = self.plan.methods[cell.method]
@@ -178,7 +180,7 @@ class Study:
         return parse_config(_merged(self._recipe, self.plan.train, method.train, own))
 
     def evaluation_config(self, cell: Cell, view: str) -> EvaluationConfig:
-        """How a cell is evaluated from a view."""
+        """The evaluation of a cell in a view."""
         parts = [self.plan.evaluate, self.plan.conditions.get(cell.condition, {})]
         parts.append(self.plan.views.get(view, {}))
         if cell.method != BASE:
@@ -195,7 +197,7 @@ class Study:
 
 
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables, the later over the earlier."""
+    """Nested tables merged into one; later ones override earlier ones."""
     merged: dict[str, Any] = {}
     for table in tables:
         for key, value in table.items():
@@ -205,7 +207,7 @@ def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_homes(content: Any) -> Any:
-    """With `~/` at the beginning of texts written out."""
+    """With `~/` expanded at the beginning of strings."""
     if isinstance(content, dict):
         return {key: _with_homes(value) for key, value in content.items()}
     is_path = isinstance(content, str) and content.startswith("~/")

@@ -1,33 +1,43 @@
-"""What is known of a cell, kept in files of which all tables and plots are made."""
+"""A study's results: one file of raw scores, from which all tables and plots are made.
+
+The file is a NumPy archive (.npz) that `numpy.load` reads without pickle. For each cell and view it has
+`CELL/VIEW/scores`, float32 (metric, image), and `CELL/VIEW/distances`, float64 (metric, 1 + replicates), with
+the value of the whole set in the first column. The array `cells` is JSON in UTF-8: each cell's settings,
+facts, the names of its metrics, and what it was made with. The same results give the same bytes, in whichever
+order they were added.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured
-from nexus_adapters.files import replacing, write_json
+from nexus_adapters.files import replacing
 from nexus_adapters.study.plan import Cell, Study
 from nexus_adapters.training.run_folder import flat, identity, with_defaults
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell's.
+    """What was measured of one cell.
 
     Attributes:
-        settings: all that decides the numbers; where they differ, the cell is measured anew.
-        facts: numbers of the whole cell, as far as it has them: `parameters`, `gmacs` (10^9 a picture),
+        settings: everything that decides the numbers; a cell whose settings differ is measured again.
+        facts: numbers of the whole cell, where they are known: `parameters`, `gmacs` (10^9 per image),
             `val_loss`, `val_loss_as_trained`, and in seconds `step_s`, `draw_s`, `score_s`.
-        views: what was measured from each.
-        made_with: versions, machine, and precision.
+        views: name -> scores and distances.
+        made_with: versions, machine and precision.
     """
 
     settings: Mapping[str, Any]
@@ -36,37 +46,119 @@ class CellResult:
     made_with: Mapping[str, Any]
 
 
-def save_result(folder: Path, cell: Cell, result: CellResult) -> None:
-    """Write it; the settings last, so that what is there is whole.
+Results = Mapping[Cell, CellResult]
+_CELLS = "cells"
 
-    NAME.npz has a table of each view's scores (metrics x pictures) and distances (metrics x the value and its
-    replicates), and NAME.json the rest, with the metrics' names.
+
+def results_of(study: Study) -> Results:
+    """The cells that have a result for the plan as it is now, in the plan's order.
+
+    A cell that generates with another cell's adapter counts only if its result is of the same weights as the
+    other's, or the other has none.
     """
-    tables: dict[str, np.ndarray] = {}
-    for view, measured in result.views.items():
-        # In single precision, which is far finer than the intervals, and smaller.
-        tables[f"{view}/scores"] = np.array(list(measured.scores.values()), np.float32)
-        tables[f"{view}/distances"] = np.array(
-            [[value, *replicates] for value, replicates in measured.distances.values()]
+    stored = load_results(study.results)
+    found = {
+        cell: stored[cell.name]
+        for cell in study.cells()
+        if cell.name in stored and is_planned(study, cell, stored[cell.name])
+    }
+
+    def weights(cell: Cell) -> Any:
+        return found[cell].settings.get("adapter_sha256")
+
+    trained = {cell: study.trained_cell(cell) for cell in found}
+    return {
+        cell: result
+        for cell, result in found.items()
+        if trained[cell] not in found or weights(trained[cell]) == weights(cell)
+    }
+
+
+def load_result(path: Path, cell: Cell) -> CellResult | None:
+    """One cell's result from a file of results; None if it has none."""
+    return load_results(path).get(cell.name)
+
+
+def load_results(path: Path) -> Mapping[str, CellResult]:
+    """Cell name -> result; empty if there is no file.
+
+    Where there is none yet, results are read from the folder of the same name without the suffix, in which
+    earlier versions kept two files per cell.
+
+    Raises:
+        InvalidArgument: named `results`, if the file is not one that `save_result` wrote.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return _load_folder(path.with_suffix(""))
+    return _load_file(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+def save_result(path: Path, cell: Cell, result: CellResult) -> None:
+    """Add a cell's result to a file of results, or replace it there. The file is whole at any time.
+
+    Processes that add to the same file take turns: the caller holds a lock.
+    """
+    results = {**load_results(path), cell.name: result}
+    arrays: dict[str, np.ndarray] = {}
+    cells: dict[str, Any] = {}
+    for name, each in sorted(results.items()):
+        metrics: dict[str, Any] = {}
+        for view, measured in each.views.items():
+            metrics[view] = {"scores": list(measured.scores), "distances": list(measured.distances)}
+            # Single precision is far finer than the intervals, and half the size.
+            arrays[f"{name}/{view}/scores"] = np.array(list(measured.scores.values()), np.float32)
+            arrays[f"{name}/{view}/distances"] = np.array(
+                [[value, *replicates] for value, replicates in measured.distances.values()]
+            )
+        cells[name] = {
+            "settings": each.settings,
+            "facts": each.facts,
+            "metrics": metrics,
+            "made_with": each.made_with,
+        }
+    text = json.dumps(cells, allow_nan=False)
+    with replacing(path) as stream:
+        contents = {_CELLS: np.frombuffer(text.encode(), np.uint8), **arrays}
+        np.savez_compressed(stream, **contents)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4)  # a study asks for its cells one by one
+def _load_file(path: Path, stamp: tuple[int, ...]) -> Mapping[str, CellResult]:
+    try:
+        with np.load(path) as arrays:
+            cells = json.loads(bytes(arrays[_CELLS]))
+            return {name: _cell_result(about, arrays, f"{name}/") for name, about in cells.items()}
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise InvalidArgument("results", "a file of results that a study wrote", f"'{path}'") from error
+
+
+def _load_folder(folder: Path) -> dict[str, CellResult]:
+    """The results that earlier versions kept as CELL.json and CELL.npz, if both are there."""
+    found = {}
+    for file in sorted(folder.glob("*.json")):
+        about, numbers = json.loads(file.read_bytes()), file.with_suffix(".npz")
+        if "metrics" in about and numbers.is_file():  # still earlier versions had no names of metrics
+            with np.load(numbers) as arrays:
+                found[file.stem] = _cell_result(about, arrays, "")
+    return found
+
+
+def _cell_result(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str) -> CellResult:
+    views = {}
+    for view, names in about["metrics"].items():
+        scores = arrays[f"{prefix}{view}/scores"].astype(np.float64)
+        distances = arrays[f"{prefix}{view}/distances"]
+        views[view] = Measured(
+            dict(zip(names["scores"], scores, strict=True)),
+            {name: (float(row[0]), row[1:]) for name, row in zip(names["distances"], distances, strict=True)},
         )
-    numbers, content = _files(folder, cell)
-    with replacing(numbers) as stream:
-        np.savez_compressed(stream, **tables)  # type: ignore[arg-type]
-    metrics = {
-        view: {"scores": list(measured.scores), "distances": list(measured.distances)}
-        for view, measured in result.views.items()
-    }
-    rest = {
-        "settings": result.settings,
-        "facts": result.facts,
-        "metrics": metrics,
-        "made_with": result.made_with,
-    }
-    write_json(content, rest)
+    return CellResult(about["settings"], about["facts"], views, about["made_with"])
 
 
 def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
-    """What the plan asks of a cell, as JSON gives it back."""
+    """What the plan asks for in a cell, as JSON returns it."""
     config = study.train_config(cell)
     asked = {
         "train": {} if config is None else identity(config),
@@ -76,24 +168,13 @@ def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
     return settings
 
 
-def _with_tildes(content: Any) -> Any:
-    """With the user's home as `~`: where that lies decides no number."""
-    if isinstance(content, dict):
-        return {key: _with_tildes(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_with_tildes(value) for value in content]
-    home = f"{Path.home()}{os.sep}"
-    is_below = isinstance(content, str) and content.startswith(home)
-    return f"~/{content.removeprefix(home)}" if is_below else content
-
-
 def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
     """Whether a result is of the plan as it is now."""
     return completed(result.settings) == completed({**result.settings, **planned_settings(study, cell)})
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of options that came after they were written, and with the home as `~`."""
+    """Settings with the defaults of options that are newer than they are, and with the home folder as `~`."""
     defaults = flat(asdict(EvaluationConfig()))
     train = settings["train"] and with_defaults(settings["train"])
     views = {name: {**defaults, **flat(view)} for name, view in settings["views"].items()}
@@ -102,28 +183,15 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def load_result(folder: Path, cell: Cell) -> CellResult | None:
-    """What `save_result` wrote; None where it did not, or wrote it in an earlier version's form."""
-    numbers, content = _files(folder, cell)
-    if not (numbers.is_file() and content.is_file()):
-        return None
-    told = json.loads(content.read_bytes())
-    if "metrics" not in told:
-        return None
-    views = {}
-    with np.load(numbers) as stored:
-        for view, names in told["metrics"].items():
-            scores = stored[f"{view}/scores"].astype(np.float64)
-            distances = stored[f"{view}/distances"]
-            views[view] = Measured(
-                dict(zip(names["scores"], scores, strict=True)),
-                {
-                    name: (float(row[0]), row[1:])
-                    for name, row in zip(names["distances"], distances, strict=True)
-                },
-            )
-    return CellResult(told["settings"], told["facts"], views, told["made_with"])
+def _with_tildes(content: Any) -> Any:
+    """With the user's home folder as `~`: where it lies changes no number."""
+    return _replace_home(content, f"{Path.home()}{os.sep}")
 
 
-def _files(folder: Path, cell: Cell) -> tuple[Path, Path]:
-    return folder / f"{cell.name}.npz", folder / f"{cell.name}.json"
+def _replace_home(content: Any, home: str) -> Any:
+    if isinstance(content, dict):
+        return {key: _replace_home(value, home) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_replace_home(value, home) for value in content]
+    is_below = isinstance(content, str) and content.startswith(home)
+    return f"~/{content.removeprefix(home)}" if is_below else content

@@ -1,4 +1,4 @@
-"""A study told in numbers: a row a cell and metric, and tables of methods, made from the results alone."""
+"""A study's tables: a CSV with a row per cell and metric, and Markdown tables of methods."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from functools import cached_property
 from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
 from nexus_adapters.evaluation.report import head, in_order
 from nexus_adapters.evaluation.run import BASE
-from nexus_adapters.study.plan import OWN, Cell, Study
-from nexus_adapters.study.results import CellResult
+from nexus_adapters.study.plan import OWN, Study
+from nexus_adapters.study.results import Results
 
 FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
-# Left out of the table of single trainings: it says the same as another column, or hardly differs.
+# Left out of the table of single trainings: redundant with another column, or nearly constant.
 _NOT_BY_SEED = ("mmd", "background")
 VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
-_FACTS = ("parameters", "gmacs")  # of a cell, beside what was measured of its pictures
-
-Results = Mapping[Cell, CellResult]
+_FACTS = ("parameters", "gmacs")  # of a cell, in addition to the metrics of its images
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method of a table. `trainings`: seed -> what was measured of it."""
+    """A method in a table. `trainings`: seed -> what was measured of that training."""
 
     method: str
     parameters: float
@@ -34,11 +32,11 @@ class Row:
 
     @cached_property
     def measured(self) -> Measured:
-        """All its seeds together."""
+        """The mean over its seeds, image by image."""
         return mean_of(list(self.trainings.values()))
 
     def minus(self, other: Row) -> Measured | None:
-        """The paired difference over the seeds that both have; None without any. The base has no seeds."""
+        """The paired difference over the seeds that both have; None if there are none. The base has none."""
         if BASE in (self.method, other.method):
             return self.measured.minus(other.measured)
         shared = [seed for seed in self.trainings if seed in other.trainings]
@@ -48,7 +46,7 @@ class Row:
 
 
 def study_csv(results: Results) -> str:
-    """One row a cell and metric; views other than the own one as `metric@view`."""
+    """One row per cell and metric; in views other than "own" the metric is `METRIC@VIEW`."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -67,9 +65,9 @@ def study_csv(results: Results) -> str:
 
 
 def losses_csv(results: Results) -> str:
-    """Of a study without pictures: the validation's loss at each training's end.
+    """For a study without images: the validation loss at the end of each training.
 
-    As the mean over the schedule, and weighed as the training draws it.
+    `val_loss` is the mean over the schedule, `val_loss_as_trained` is weighted as the training samples it.
     """
     lines = ["method,condition,seed,parameters,val_loss,val_loss_as_trained"]
     for cell, result in results.items():
@@ -82,7 +80,7 @@ def losses_csv(results: Results) -> str:
 
 
 def rows_of(results: Results, condition: str, view: str) -> list[Row]:
-    """The methods that were measured on a condition from a view, in the order of the results."""
+    """The methods that were measured on a condition in a view, in the order of the results."""
     methods = dict.fromkeys(cell.method for cell in results if cell.condition == condition)
     rows = []
     for method in methods:
@@ -100,25 +98,25 @@ def rows_of(results: Results, condition: str, view: str) -> list[Row]:
 
 
 def study_markdown(study: Study, results: Results) -> str:
-    """For every condition tables of methods, of differences, of each seed's, and of each further view's."""
+    """For each condition tables of methods, of differences, of each seed's differences, and of each view."""
     parts = []
     for condition in dict.fromkeys(cell.condition for cell in results):
         parts.append(f"## {condition}")
         rows = rows_of(results, condition, OWN)
         parts.append(_table(rows, _metrics(row.measured for row in rows), with_cost=True))
-        apart = _differences_by_seed(results, condition, study.plan.compare_to)
-        tables = (_difference_table(apart, study.plan.compare_to), _seed_table(apart, study.plan.compare_to))
-        parts += [table for table in tables if table]
+        differences = _differences_by_seed(results, condition, study.plan.compare_to)
+        parts.append(_difference_table(differences, study.plan.compare_to))
+        parts.append(_seed_table(differences, study.plan.compare_to))
         for view in study.plan.views:
             if rows := rows_of(results, condition, view):
                 parts.append(f"### {condition}, {view}\n\n" + _table(rows, VIEW_COLUMNS, with_cost=False))
     parts.append(_legend(study))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
     shown = [metric for metric in columns if any(metric in row.measured.metrics for row in rows)]
-    best = {metric: _best(rows, metric) for metric in shown}
+    best = {metric: best_method(rows, metric) for metric in shown}
     cost = ["Parameters", "GMACs"] if with_cost else []
     heads = ["Method", "Seeds", *cost, *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -134,12 +132,12 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
 
 
 def _metrics(measured: Iterable[Measured]) -> list[str]:
-    """All that any of them has, in the order of tables."""
+    """The metrics that any of them has, in the order of tables."""
     return in_order(metric for each in measured for metric in each.metrics)
 
 
-def _best(rows: Sequence[Row], metric: str) -> str | None:
-    """The best method over the seeds that it and each other have."""
+def best_method(rows: Sequence[Row], metric: str) -> str | None:
+    """The method that is better than every other, over the seeds that both have; None if that is in doubt."""
     by_method = {row.method: row for row in rows}
     return best_beyond_doubt(
         {method: row.measured for method, row in by_method.items()},
@@ -149,7 +147,7 @@ def _best(rows: Sequence[Row], metric: str) -> str | None:
 
 
 def _differences_by_seed(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
-    """Method -> seed -> what its training is above the reference's of the same seed, picture by picture."""
+    """Method -> seed -> the difference to the reference's training of the same seed, image by image."""
     found: dict[str, dict[int, Measured]] = {}
     for cell, result in results.items():
         other = results.get(cell._replace(method=reference))
@@ -158,11 +156,11 @@ def _differences_by_seed(results: Results, condition: str, reference: str) -> di
     return found
 
 
-def _difference_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
-    """What each method is above the reference, over the seeds that both have; nothing without a method."""
-    if not apart:
+def _difference_table(differences: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+    """Each method's difference to the reference, over the seeds that both have; empty without methods."""
+    if not differences:
         return ""
-    means = {method: mean_of(list(each.values())) for method, each in apart.items()}
+    means = {method: mean_of(list(each.values())) for method, each in differences.items()}
     shown = _metrics(means.values())
     heads = [f"Minus {reference}", *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -173,9 +171,9 @@ def _difference_table(apart: Mapping[str, Mapping[int, Measured]], reference: st
     return "\n".join(lines)
 
 
-def _seed_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
-    """Each training's difference by itself; nothing where no method has several seeds."""
-    rows = {method: each for method, each in apart.items() if len(each) > 1}
+def _seed_table(differences: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
+    """The difference of each single training; empty if no method has several seeds."""
+    rows = {method: each for method, each in differences.items() if len(each) > 1}
     if not rows:
         return ""
     measured = [each for seeds in rows.values() for each in seeds.values()]
@@ -190,11 +188,11 @@ def _seed_table(apart: Mapping[str, Mapping[int, Measured]], reference: str) -> 
     return "\n".join(lines)
 
 
-def _seeds_cell(apart: Measured, metric: str) -> str:
-    """One training's, bold where its interval excludes zero; a dash where it was not measured."""
-    if metric not in apart.metrics:
+def _seeds_cell(differences: Measured, metric: str) -> str:
+    """One training's value, bold if its interval excludes zero; a dash if it was not measured."""
+    if metric not in differences.metrics:
         return "-"
-    estimate = apart.estimate(metric)
+    estimate = differences.estimate(metric)
     value = f"{estimate.value:+.3f}"
     return f"**{value}**" if estimate.excludes_zero else value
 
@@ -206,12 +204,12 @@ def _cell(estimate: Estimate, is_bold: bool, sign: str = "") -> str:
 
 def _legend(study: Study) -> str:
     parts = [
-        "In brackets 95 % intervals over the pictures; several seeds are averaged picture by picture first. "
-        "Bold in a table of methods: the best, where the interval of its paired difference to every other "
+        "Brackets hold 95 % intervals over the images; several seeds are averaged image by image first. "
+        "Bold in a table of methods: the best one, if the interval of its paired difference to every other "
         "method, over the seeds that both have, excludes zero."
     ]
     if study.plan.compare_to:
         parts.append(
-            "A difference is that of trainings from the same seed; bold where the interval excludes zero."
+            "A difference is between trainings from the same seed; bold if the interval excludes zero."
         )
     return " ".join(parts)

@@ -1,4 +1,7 @@
-"""The batches of a run: samples in order, encoded once before the first step or anew in every step."""
+"""The batches of a run, of its steps and of its validation.
+
+With a cache, samples are encoded once, before the first step; without one, in every step.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tqdm import tqdm
 
 from nexus_adapters.bases.base import Base
 from nexus_adapters.data.batch import Batch, Entry, as_batch, draw_for_sample, encode
-from nexus_adapters.data.conditioned import FittedSample, Fitting, KnownHashes
+from nexus_adapters.data.conditioned import ConditionedSource, FittedSample, KnownHashes
 from nexus_adapters.data.feed import (
     Feed,
     Place,
@@ -33,22 +36,174 @@ from nexus_adapters.data.feed import (
 from nexus_adapters.data.replacement import SkipReport
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.tensor_cache import TensorCache
-from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.config import DataOptions, LossOptions, TrainingOptions
 from nexus_adapters.training.recipe_samples import (
     FittedSamples,
     Split,
     known_hashes_file,
     members_by_shape,
     samples_to_encode,
-    shards_to_keep_together,
-    split_samples,
     substitutes,
     usable_shapes,
 )
 
-FORMAT = 1  # of entries; a new number makes all caches anew
-_SHARD_SAMPLES = 256
-_BATCH = 8  # encoded at once; the same for every run, since the last bits may depend on it
+CACHE_FORMAT = 1  # part of every entry's name: with a new number, all samples are encoded anew
+_ENCODING_BATCH = 8  # the same for every run, since an entry's last bits may depend on it
+_SHARD_SAMPLES = 256  # in a file of the cache
+_HELD_OUT_STEP = 2**40  # a step that no training reaches; its random numbers are the validation's
+
+
+@dataclass
+class Batches:
+    """The batches of every step, and of the validation.
+
+    Attributes:
+        feed: this process's samples by step.
+        reader: reads a single sample.
+        empty_prompt: the embeddings of the empty prompt.
+        encoders: the base that encodes samples in every step; None where a cache has them.
+        held_out: the indices of the validation's samples.
+        report: of unreadable samples.
+        content_hash: of the samples' keys and the encoders.
+        loss: how often prompts and conditions are dropped.
+        seed: of the run.
+        accelerator: the processes that train together.
+    """
+
+    feed: Feed
+    reader: Reader
+    empty_prompt: Mapping[str, Tensor]
+    encoders: Base | None
+    held_out: Sequence[int]
+    report: SkipReport
+    content_hash: str
+    loss: LossOptions
+    seed: int
+    accelerator: Accelerator
+
+    def of_step(self, step: int) -> Iterator[Batch]:
+        """This process's batches of the optimizer step after `step` finished ones."""
+        for reads in self.feed.step(step):
+            yield self._batch(reads, self.loss.prompt_dropout, self.loss.condition_dropout)
+
+    def of_validation(self, batch_size: int) -> list[Batch]:
+        """This process's share of the held-out samples, by shape; no prompt and no condition is dropped."""
+        places = [Place(index, _HELD_OUT_STEP, row) for row, index in enumerate(self.held_out)]
+        mine = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        by_shape: dict[tuple[int, ...], list[Read]] = {}
+        for read in map(self.reader.read, mine):
+            by_shape.setdefault(_shape(read.content), []).append(read)
+        return [
+            self._batch(reads[first : first + batch_size], 0.0, 0.0)
+            for reads in by_shape.values()
+            for first in range(0, len(reads), batch_size)
+        ]
+
+    def _batch(self, reads: Sequence[Read], prompt_dropout: float, condition_dropout: float) -> Batch:
+        self.report.add(skipped for read in reads for skipped in read.skipped)
+        contents = [read.content for read in reads]
+        entries = contents if self.encoders is None else encode(contents, self.encoders)
+        draws = [
+            draw_for_sample(self.seed, read.place.step, read.place.place, entry.mean.shape)
+            for read, entry in zip(reads, entries, strict=True)
+        ]
+        indices = [read.index for read in reads]
+        batch = as_batch(indices, entries, draws, self.empty_prompt, prompt_dropout, condition_dropout)
+        return batch.to(self.accelerator.device)
+
+
+def prepare_batches(
+    samples: ConditionedSource,
+    split: Split,
+    order: SampleOrder,
+    base: Base,
+    cache: TensorCache | None,
+    data: DataOptions,
+    training: TrainingOptions,
+    loss: LossOptions,
+    seed: int,
+    skipped_file: Path,
+    accelerator: Accelerator,
+) -> Batches:
+    """The batches of a run. A cache is filled first, and the base's encoders then leave memory.
+
+    Args:
+        samples: all samples, fitted to the base.
+        split: which of them are trained on and which are held out.
+        order: in which they are trained on.
+        base: with its encoders loaded.
+        cache: where encoded samples are kept; None to encode in every step.
+        data: of the recipe.
+        training: of the recipe.
+        loss: of the recipe.
+        seed: of the run.
+        skipped_file: where unreadable samples are reported.
+        accelerator: the processes that train together.
+
+    Raises:
+        InvalidArgument: for too many unreadable samples.
+        OSError: where the disk has no room for the cache.
+    """
+    total = len(split.trained) + len(split.held_out) + len(split.unreadable)
+    report = SkipReport(skipped_file, total, data.max_bad_fraction)
+    report.add(split.unreadable)
+    empty_prompt = {name: tensor.cpu() for name, tensor in base.encode_empty_prompt().items()}
+    encoders_hash = base.content_hash()
+    shapes = {**split.trained, **split.held_out}
+    reader: Reader
+    if cache is None:
+        held_out = [index for index in split.held_out if _is_readable(samples, index, report)]
+        reader = FittedSamples(samples, shapes, members_by_shape(split.trained), seed)
+    else:
+        needed = samples_to_encode(split, order, training.max_train_steps)
+        names, bad = _encode_into(cache, samples, needed, base, encoders_hash, data, report, accelerator)
+        usable = usable_shapes(needed.trained, bad)
+        order = SampleOrder(usable, order.global_batch_size, seed) if needed is split else order
+        held_out = [index for index in split.held_out if names.get(index) in cache]
+        reader = CachedSamples(cache, names, substitutes(usable, bad))
+        base.release()
+    feed = Feed(
+        order,
+        reader,
+        training.batch_size,
+        training.gradient_accumulation_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        data.workers,
+    )
+    return Batches(
+        feed=feed,
+        reader=reader,
+        empty_prompt=empty_prompt,
+        encoders=base if cache is None else None,
+        held_out=held_out,
+        report=report,
+        content_hash=_content_hash(encoders_hash, samples, shapes),
+        loss=loss,
+        seed=seed,
+        accelerator=accelerator,
+    )
+
+
+def _is_readable(samples: ConditionedSource, index: int, report: SkipReport) -> bool:
+    """Whether a held-out sample can be read; none replaces it, since those that could are trained on."""
+    try:
+        samples.fit(index)
+    except BadSample as error:
+        report.add([Skipped(index, samples.source.key(index), str(error))])
+        return False
+    return True
+
+
+def _content_hash(encoders_hash: str, samples: ConditionedSource, indices: Iterable[int]) -> str:
+    digest = hashlib.sha256(encoders_hash.encode())
+    for index in indices:
+        digest.update(f"{samples.source.key(index)}\n".encode())
+    return digest.hexdigest()
+
+
+def _shape(content: Entry | FittedSample) -> tuple[int, ...]:
+    return tuple(content.mean.shape) if isinstance(content, Entry) else content.image.size
 
 
 @dataclass
@@ -56,9 +211,9 @@ class CachedSamples:
     """A `Reader` of encoded samples.
 
     Attributes:
-        cache: where they are.
-        names: index -> name of its entry, for those that have one.
-        substitutes: index of an unreadable sample -> that of the one that stands in for it.
+        cache: has their entries.
+        names: index -> name of the sample's entry, where it has one.
+        substitutes: index of an unreadable sample -> index of the one that replaces it.
     """
 
     cache: TensorCache
@@ -71,16 +226,36 @@ class CachedSamples:
         return Read(place, index, Entry.from_tensors(self.cache.read(self.names[index])))
 
 
+def _encode_into(
+    cache: TensorCache,
+    samples: ConditionedSource,
+    split: Split,
+    base: Base,
+    encoders_hash: str,
+    data: DataOptions,
+    report: SkipReport,
+    accelerator: Accelerator,
+) -> tuple[dict[int, str], set[int]]:
+    """Index -> name in the cache; and the samples that cannot be read."""
+    indices = sorted([*split.trained, *split.held_out])
+    known = KnownHashes(known_hashes_file(data, cache.folder))
+    names, unreadable = entry_names(samples, indices, encoders_hash, known, accelerator)
+    report.add(unreadable)
+    failed = fill_cache(cache, names, samples, base, accelerator, data.workers)
+    report.add(failed)
+    return names, {skipped.index for skipped in (*unreadable, *failed)}
+
+
 def entry_names(
-    fitting: Fitting,
+    samples: ConditionedSource,
     indices: Sequence[int],
     encoders_hash: str,
     known: KnownHashes,
     accelerator: Accelerator,
 ) -> tuple[dict[int, str], list[Skipped]]:
-    """Names for a cache, by all that an entry is made of; and the samples that cannot be read at all.
+    """Index -> name of the sample's entry in a cache, a hash of all it depends on; the unreadable samples.
 
-    Each process hashes its share, and knows all in the end.
+    Each process hashes its share; all get the whole.
     """
     names, unreadable = [], []
     share = indices[accelerator.process_index :: accelerator.num_processes]
@@ -90,9 +265,9 @@ def entry_names(
     with known.kept():
         for index in shown:
             try:
-                made_of = [FORMAT, encoders_hash, fitting.content_hash(index, known)]
+                made_of = [CACHE_FORMAT, encoders_hash, samples.content_hash(index, known)]
             except BadSample as error:
-                unreadable.append(Skipped(index, fitting.source.key(index), str(error)))
+                unreadable.append(Skipped(index, samples.source.key(index), str(error)))
                 continue
             names.append((index, hashlib.sha256(json.dumps(made_of).encode()).hexdigest()))
     return dict(sorted(gather_object(names))), sorted(gather_object(unreadable), key=lambda bad: bad.index)
@@ -101,26 +276,26 @@ def entry_names(
 def fill_cache(
     cache: TensorCache,
     names: Mapping[int, str],
-    fitting: Fitting,
+    samples: ConditionedSource,
     base: Base,
     accelerator: Accelerator,
     workers: int,
 ) -> list[Skipped]:
-    """Encode what the cache lacks; the samples that turned out unreadable, on every process the same.
+    """Encode what the cache lacks, each process its share; the unreadable samples among all of them.
 
-    Each process encodes its share. What is there stays, so an interrupted run resumes.
+    What is already there stays, so an interrupted run resumes.
 
-    Raises OSError where the disk has less room than what is to come.
+    Raises OSError where the disk has no room for the new entries.
     """
-    wanted = {name: index for index, name in names.items()}
-    missing = [wanted[name] for name in cache.missing(names.values())]
+    index_of = {name: index for index, name in names.items()}
+    missing = [index_of[name] for name in cache.missing(names.values())]
     accelerator.wait_for_everyone()  # all have looked before any writes
     share = missing[accelerator.process_index :: accelerator.num_processes]
     if missing and accelerator.is_main_process:
-        _announce(cache, missing, fitting, base)
+        _announce(cache, missing, samples, base)
     loader = DataLoader(
-        _Prepared(fitting, share),
-        batch_size=_BATCH,
+        _FittedDataset(samples, share),
+        batch_size=_ENCODING_BATCH,
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=leave_ctrl_c_to_the_trainer,
@@ -147,18 +322,37 @@ def fill_cache(
         cache.write(entries)
     accelerator.wait_for_everyone()
     cache.refresh()
-    told = dict(gather_object(list(reasons.items())))
+    reasons = dict(gather_object(list(reasons.items())))
     # Samples of the same content have one entry, or none.
     return [
-        Skipped(index, fitting.source.key(index), told[name]) for index, name in names.items() if name in told
+        Skipped(index, samples.source.key(index), reasons[name])
+        for index, name in names.items()
+        if name in reasons
     ]
 
 
-def _announce(cache: TensorCache, missing: Sequence[int], fitting: Fitting, base: Base) -> None:
-    """Say how much is to come, by the first sample that can be read; OSError where it has no room."""
+class _FittedDataset(Dataset[tuple[int, Any]]):
+    def __init__(self, samples: ConditionedSource, indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[int, Any]:
+        index = self.indices[place]
+        try:
+            return index, self.samples.fit(index)
+        except BadSample as error:
+            return index, Skipped(index, self.samples.source.key(index), str(error))
+        except (ValueError, OSError) as error:
+            return index, error
+
+
+def _announce(cache: TensorCache, missing: Sequence[int], samples: ConditionedSource, base: Base) -> None:
+    """Print how much will be encoded, by the first readable sample; OSError where there is no room."""
     for index in missing:
         try:
-            (entry,) = encode([fitting.fit(index)], base)
+            (entry,) = encode([samples.fit(index)], base)
         except BadSample:
             continue
         tensors = entry.as_tensors().values()
@@ -172,190 +366,3 @@ def _announce(cache: TensorCache, missing: Sequence[int], fitting: Fitting, base
                 f"{free / 2**30:.2f} GiB free"
             )
         return
-
-
-class _Prepared(Dataset[tuple[int, Any]]):
-    def __init__(self, fitting: Fitting, indices: Sequence[int]) -> None:
-        self.fitting, self.indices = fitting, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> tuple[int, Any]:
-        index = self.indices[place]
-        try:
-            return index, self.fitting.fit(index)
-        except BadSample as error:
-            return index, Skipped(index, self.fitting.source.key(index), str(error))
-        except (ValueError, OSError) as error:
-            return index, error
-
-
-_HELD_OUT_STEP = 2**40  # a step that no training takes, whose draws are the validation's
-
-
-@dataclass
-class Material:
-    """Batches of every step, and of the validation.
-
-    Attributes:
-        feed: this process's samples by step.
-        reader: the same, by place.
-        empty: the encoded empty prompt.
-        encoders: where samples are encoded in every step; None where a cache has them.
-        held_out: the indices of samples for the validation.
-        report: of unreadable samples.
-        content: a hash of the samples' keys and the encoders.
-    """
-
-    config: TrainConfig
-    accelerator: Accelerator
-    feed: Feed
-    reader: Reader
-    empty: Mapping[str, Tensor]
-    encoders: Base | None
-    held_out: Sequence[int]
-    report: SkipReport
-    content: str
-
-    def batches(self, step: int) -> Iterator[Batch]:
-        """This process's parts of a step."""
-        for reads in self.feed.step(step):
-            loss = self.config.loss
-            yield self._batch(reads, loss.prompt_dropout, loss.condition_dropout)
-
-    def held_out_batches(self, batch_size: int) -> list[Batch]:
-        """This process's share of the held-out samples, by shape; no prompt and no condition is dropped."""
-        places = [Place(index, _HELD_OUT_STEP, row) for row, index in enumerate(self.held_out)]
-        mine = places[self.accelerator.process_index :: self.accelerator.num_processes]
-        by_shape: dict[tuple[int, ...], list[Read]] = {}
-        for read in map(self.reader.read, mine):
-            by_shape.setdefault(_shape(read.content), []).append(read)
-        return [
-            self._batch(reads[first : first + batch_size], 0.0, 0.0)
-            for reads in by_shape.values()
-            for first in range(0, len(reads), batch_size)
-        ]
-
-    def _batch(self, reads: Sequence[Read], prompt_dropout: float, condition_dropout: float) -> Batch:
-        self.report.add(skipped for read in reads for skipped in read.skipped)
-        contents = [read.content for read in reads]
-        entries = contents if self.encoders is None else encode(contents, self.encoders)
-        draws = [
-            draw_for_sample(self.config.seed, read.place.step, read.place.place, entry.mean.shape)
-            for read, entry in zip(reads, entries, strict=True)
-        ]
-        indices = [read.index for read in reads]
-        batch = as_batch(indices, entries, draws, self.empty, prompt_dropout, condition_dropout)
-        return batch.to(self.accelerator.device)
-
-
-def order_samples(config: TrainConfig, fitting: Fitting, processes: int) -> tuple[Split, SampleOrder]:
-    """What is trained on and in which order.
-
-    InvalidArgument for no data, and for a batch larger than the data.
-    """
-    training = config.training
-    wanted = config.validation.samples if config.validation.every_steps else 0
-    split = split_samples(fitting, config.data, config.seed, wanted)
-    together = None if config.cache.enabled else shards_to_keep_together(config.data, fitting.source)
-    batch_size = training.batch_size * training.gradient_accumulation_steps * processes
-    return split, SampleOrder(split.trained, batch_size, config.seed, together)
-
-
-def gather_material(
-    config: TrainConfig,
-    fitting: Fitting,
-    split: Split,
-    order: SampleOrder,
-    base: Base,
-    cache: TensorCache | None,
-    accelerator: Accelerator,
-) -> Material:
-    """Fill the cache where there is one, and let go of the encoders that are then idle.
-
-    Raises InvalidArgument for too many unreadable samples.
-    """
-    training, is_cached = config.training, cache is not None
-    report = SkipReport(
-        Path(config.output_dir) / "skipped.jsonl",
-        len(split.trained) + len(split.held_out) + len(split.unreadable),
-        config.data.max_bad_fraction,
-    )
-    report.add(split.unreadable)
-    empty = {name: tensor.cpu() for name, tensor in base.encode_empty_prompt().items()}
-    encoders_hash = base.content_hash()
-    shapes = {**split.trained, **split.held_out}
-    held_out = list(split.held_out)
-    reader: Reader
-    if cache is not None:
-        needed = samples_to_encode(split, order, training.max_train_steps)
-        names, bad = _encode(config, fitting, needed, base, encoders_hash, cache, accelerator, report)
-        usable = usable_shapes(needed.trained, bad)
-        order = SampleOrder(usable, order.global_batch_size, config.seed) if needed is split else order
-        reader = CachedSamples(cache, names, substitutes(usable, bad))
-        held_out = [index for index in held_out if names.get(index) in cache]
-        base.release()
-    else:
-        held_out = [index for index in held_out if _is_readable(fitting, index, report)]
-        reader = FittedSamples(fitting, shapes, members_by_shape(split.trained), config.seed)
-    return Material(
-        config,
-        accelerator,
-        Feed(
-            order,
-            reader,
-            training.batch_size,
-            training.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-            config.data.workers,
-        ),
-        reader,
-        empty,
-        None if is_cached else base,
-        held_out,
-        report,
-        _content(encoders_hash, fitting, shapes),
-    )
-
-
-def _encode(
-    config: TrainConfig,
-    fitting: Fitting,
-    split: Split,
-    base: Base,
-    encoders_hash: str,
-    cache: TensorCache,
-    accelerator: Accelerator,
-    report: SkipReport,
-) -> tuple[dict[int, str], set[int]]:
-    """Index -> name in the cache; and the samples that cannot be read."""
-    indices = sorted([*split.trained, *split.held_out])
-    known = KnownHashes(known_hashes_file(config.data, cache.folder))
-    names, unreadable = entry_names(fitting, indices, encoders_hash, known, accelerator)
-    report.add(unreadable)
-    failed = fill_cache(cache, names, fitting, base, accelerator, config.data.workers)
-    report.add(failed)
-    return names, {skipped.index for skipped in (*unreadable, *failed)}
-
-
-def _is_readable(fitting: Fitting, index: int, report: SkipReport) -> bool:
-    """Whether a held-out sample can be; none stands in for it, since those that could are trained on."""
-    try:
-        fitting.fit(index)
-    except BadSample as error:
-        report.add([Skipped(index, fitting.source.key(index), str(error))])
-        return False
-    return True
-
-
-def _content(encoders_hash: str, fitting: Fitting, indices: Iterable[int]) -> str:
-    digest = hashlib.sha256(encoders_hash.encode())
-    for index in indices:
-        digest.update(f"{fitting.source.key(index)}\n".encode())
-    return digest.hexdigest()
-
-
-def _shape(content: Entry | FittedSample) -> tuple[int, ...]:
-    return tuple(content.mean.shape) if isinstance(content, Entry) else content.image.size

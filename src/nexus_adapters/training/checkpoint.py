@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run carries from step to step, in a form that survives a kill at any moment.
+"""Checkpoints of a training run, which survive a kill at any moment; `TrainState` is what they store.
 
 A checkpoint is a folder `step-00000200` with safetensors files, `state.json`, and `manifest.json`, which
-holds the SHA-256 of every other file; it is written aside, synced to disk, checked, and then renamed. No
-pickle. An unfinished or damaged folder is never taken for one.
+holds the SHA-256 of every other file. It is written under a temporary name, synced to disk and then renamed.
+No pickle. An unfinished or damaged folder is never loaded.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from nexus_adapters.files import (
 MANIFEST = "manifest.json"
 _STATE = "state.json"
 _PREFIX = "step-"
+MODULE, AVERAGE, OPTIMIZER = "module", "average", "optimizer"  # safetensors files in a checkpoint
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint on disk. `state` is what was saved with the tensors, of JSON's types."""
+    """An undamaged checkpoint on disk. `state` is what was saved with the tensors, of JSON's types."""
 
     folder: Path
     step: int
@@ -55,18 +56,18 @@ def save_checkpoint(
     state: Mapping[str, object],
     keep: int,
 ) -> Path:
-    """Write `folder/step-N`, durably, and only then remove all but the `keep` newest checkpoints.
+    """Write `folder/step-N` durably, and only then remove all but the `keep` newest checkpoints.
 
     Args:
-        folder: of all checkpoints; made where it is missing.
+        folder: of all checkpoints; created if it is missing.
         step: finished optimizer steps.
         tensors: file stem -> name -> tensor.
-        state: anything that JSON holds.
+        state: of JSON's types.
         keep: at least 1.
 
     Raises:
         InvalidArgument: where a tensor is not finite; nothing is written.
-        OSError: where the disk is full or fails. The checkpoints that were there stay as they were.
+        OSError: where the disk is full or fails. Earlier checkpoints stay as they were.
     """
     check_finite(tensors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def save_checkpoint(
         (aside / _STATE).write_text(json.dumps({"step": step, **state}, allow_nan=False))
         hashes = {file.name: file_sha256(file) for file in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-    # Newer ones are those that were damaged, or this step would not have been taken.
+    # Newer checkpoints are damaged, or this step would not have been taken again.
     newest_first = _checkpoints(folder)
     for old in (
         *newest_first[: newest_first.index(target)],
@@ -90,7 +91,7 @@ def save_checkpoint(
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a warning for each newer one that is not. None where none is.
+    """The newest undamaged checkpoint, with a warning for each newer damaged one. None if there is none.
 
     `InvalidArgument` named "output_dir" where a newer version of this package wrote it.
     """
@@ -105,7 +106,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in words; None where all are as they were written."""
+    """What is wrong with a checkpoint's files, in words; None if all are as they were written."""
     try:
         hashes: Mapping[str, str] = json.loads((checkpoint / MANIFEST).read_bytes())["sha256"]
         for name, expected in hashes.items():
@@ -127,17 +128,14 @@ def check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Whole or not, newest first."""
+    """Damaged or not, newest first."""
     named = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(named, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
 
 
-MODULE, AVERAGE, OPTIMIZER = "module", "average", "optimizer"  # file names in a checkpoint
-
-
 @dataclass
 class TrainState:
-    """What is trained, its optimizer, and where asked for the weights' average and fp16's loss scale."""
+    """The trained module, its optimizer, the loss scale of fp16 and, if wanted, the weights' average."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -153,13 +151,13 @@ class TrainState:
         ema_decay: float = 0.0,
         use_fp16: bool = False,
     ) -> TrainState:
-        """A state before the first step."""
+        """The state before the first step."""
         average = _average_of(module, ema_decay) if ema_decay else None
         return cls(module, optimizer, torch.amp.GradScaler(enabled=use_fp16), average)
 
     @property
     def result(self) -> nn.Module:
-        """The module that the run is for: the average, where there is one."""
+        """The module that the run results in: the average, if there is one."""
         return self.module if self.average is None else self.average.module
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -174,7 +172,7 @@ class TrainState:
         return {MODULE: self.module.state_dict(), AVERAGE: average, OPTIMIZER: optimizer}
 
     def scalars(self) -> dict[str, Any]:
-        """What is no tensor."""
+        """The rest of the state, of JSON's types."""
         optimizer = {
             f"{index}.{name}": value
             for index, state in self._optimizer_state().items()
@@ -190,7 +188,7 @@ class TrainState:
         }
 
     def restore(self, checkpoint: Checkpoint, scalars: Mapping[str, Any]) -> None:
-        """Take what `tensors` and `scalars` gave."""
+        """Continue from a checkpoint of `tensors` and `scalars`."""
         self.module.load_state_dict(checkpoint.tensors(MODULE))
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.tensors(AVERAGE))
@@ -204,7 +202,7 @@ class TrainState:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
     def _optimizer_state(self) -> dict[int, dict[str, Any]]:
-        """Of each parameter; what bitsandbytes wraps in a mapping of its own, it takes back without."""
+        """Each parameter's state. bitsandbytes nests a part in a mapping, and also loads it flat."""
         found: dict[int, dict[str, Any]] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
             inner = [value for value in state.values() if isinstance(value, Mapping)]

@@ -1,7 +1,7 @@
-"""What a recipe says: frozen dataclasses, read from TOML, every value checked before anything is loaded.
+"""The options of a recipe: frozen dataclasses, whose values are all checked before anything is loaded.
 
-`TrainConfig` is the whole; each section of the TOML file is a dataclass here. Whatever a recipe leaves out
-keeps the default that stands here. Field descriptions are the strings below the fields.
+`TrainConfig` is the whole recipe; each section of the TOML file is a dataclass here. An option that a recipe
+leaves out has the default given here. The strings below the fields describe them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bases.loading import BaseSource
+from nexus_adapters.choices import CONDITION, GUIDANCE_SCALE, STEPS, DataKind, PredictionType
 from nexus_adapters.data.prepared_set import is_prepared
 from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
@@ -38,8 +40,8 @@ class BaseOptions:
     """`[base]`: the Stable Diffusion that stays frozen."""
 
     path: str = "embedded"
-    """A folder in diffusers' layout, a Hub id or a single .safetensors file; "embedded" is the small one that
-    ships with the package."""
+    """A folder in diffusers' layout, a Hub id or a single .safetensors file; "embedded" is the small one of
+    nexus-adapters[embedded]."""
     revision: str = ""
     """Branch, tag or commit on the Hub; empty for the newest."""
     variant: str = ""
@@ -47,7 +49,7 @@ class BaseOptions:
     config: str = ""
     """For a single file: a folder or Hub id in diffusers' layout, of which no weights are read; empty lets
     diffusers fetch its own."""
-    prediction_type: Literal["", "epsilon", "v_prediction"] = ""
+    prediction_type: Literal["", PredictionType] = ""
     """For a single file; required for Stable Diffusion 2.x."""
 
     @property
@@ -60,7 +62,7 @@ class BaseOptions:
 class DataOptions:
     """`[data]`: where samples come from, and how they are fitted to the base."""
 
-    kind: Literal["folder", "prepared", "table", "tars", "scenes"] = "folder"
+    kind: DataKind = "folder"
     """An image folder, a set that `nexus prepare` made, a Hugging Face data set ("table"), WebDataset shards,
     or the embedded world's scenes."""
     path: str = ""
@@ -79,126 +81,126 @@ class DataOptions:
     """Name of the structure maps' column or tar member; empty to extract the maps by `condition`."""
     caption_column: str = ""
     """Name of the captions' column or tar member; empty for the kind's usual one."""
-    condition: str = "canny"
-    """What the maps are: an extractor's name. It draws missing maps, and scores the validation's pictures."""
+    condition: str = CONDITION
+    """The kind of structure map: the name of an extractor, which also extracts maps that the data lack."""
     extractor: dict[str, bool | float | str] = field(default_factory=dict)
     """Options of the extractor, such as canny's low and high, or depth's model."""
     count: NotNegative = 0
-    """Read only so many samples; 0 for all. Scenes, which have no end, need it."""
+    """Read only the first samples; 0 for all. Required for scenes, whose number is not limited."""
     resolution: Positive = 512
-    """Side in pixels of the square that images are fitted to; with `aspect_buckets`, of one of equal area."""
+    """Side of the square that images are fitted to, pixels; with `aspect_buckets`, of one of equal area."""
     aspect_buckets: bool = False
-    """Keep the images' aspect, nearly: each batch has one of several shapes."""
+    """Approximately keep the images' aspect ratio: each batch has one of several shapes."""
     max_bad_fraction: Fraction = 0.25
     """Unreadable samples are replaced and reported; above this fraction of the data the run stops."""
     workers: NotNegative = 0
-    """Processes that read samples ahead, for each process that trains; 0 reads between the steps."""
+    """Processes that read samples ahead, for each training process; 0 reads them between the steps."""
 
     def __post_init__(self) -> None:
-        """A folder with a prepared set's index is one, whatever it is called."""
+        """A folder with the index of a prepared set is one, also as kind "folder"."""
         if self.kind == "folder" and self.path and is_prepared(self.path):
             object.__setattr__(self, "kind", "prepared")
 
 
 @dataclass(frozen=True, config=SECTION)
 class CacheOptions:
-    """`[cache]`: latents, maps and prompt embeddings, computed once."""
+    """`[cache]`: latents, structure maps and prompt embeddings, computed once."""
 
     enabled: bool = True
     """False encodes images and prompts in every step."""
     folder: str = ""
-    """Where; empty for nexus-adapters/training below the user's cache folder."""
+    """Its folder; empty for nexus-adapters/training in the user's cache folder."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class LossOptions:
-    """`[loss]`: what is minimised."""
+    """`[loss]`: what is minimized."""
 
     timesteps: Literal["uniform", "cubic"] = "cubic"
-    """How timesteps are drawn; "cubic" puts more weight on the noisy ones (T2I-Adapter, section 3.4)."""
+    """How timesteps are sampled; "cubic" prefers the noisy ones (T2I-Adapter, section 3.4)."""
     band: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Only timesteps between these fractions of the schedule, of which 1 is pure noise."""
+    """Only timesteps between these fractions of the noise schedule; 1 is pure noise."""
     min_snr_gamma: AtLeast0 = 0.0
-    """Min-SNR weighting (arXiv 2303.09556); its authors use 5. 0 weighs all timesteps alike."""
+    """Min-SNR weighting (arXiv 2303.09556), whose authors use 5; 0 weights all timesteps equally."""
     prompt_dropout: Fraction = 0.1
-    """In this fraction of the samples base and adapter read the empty prompt."""
+    """Fraction of the samples in which base and adapter read the empty prompt."""
     condition_dropout: Fraction = 0.0
-    """In this fraction of the samples the base gets no features."""
+    """Fraction of the samples in which the base gets no features."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class TrainingOptions:
-    """`[training]`: how long, how fast, on what."""
+    """`[training]`: steps, optimizer, precision and device."""
 
     max_train_steps: Positive = 10_000
     """Optimizer steps of the whole run."""
     batch_size: Positive = 2
-    """Samples at once on each device."""
+    """Samples of a batch on each device."""
     gradient_accumulation_steps: Positive = 4
-    """So many batches make an optimizer step."""
+    """Batches of an optimizer step."""
     learning_rate: Above0 = 1e-5
-    """The highest, after the warm-up."""
+    """The learning rate after the warm-up, from which a schedule falls."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up: the rate stays, or falls to zero at the last step."""
+    """After the warm-up: the rate stays, or falls to zero at the last step."""
     warmup_steps: NotNegative = 0
     """Optimizer steps in which the rate rises from near zero."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """"adamw8bit" needs CUDA and bitsandbytes."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    """AdamW's averages."""
+    """Decay of AdamW's averages of the gradient and its square."""
     epsilon: Above0 = 1e-8
     """Epsilon added to AdamW's denominator."""
     weight_decay: AtLeast0 = 1e-2
-    """Decoupled, a step, in learning rates."""
+    """Decoupled weight decay: a step multiplies the weights by 1 - learning_rate * weight_decay."""
     max_grad_norm: Above0 = 1.0
     """Gradient-clipping norm."""
     ema_decay: BelowOne = 0.0
-    """Average of the weights over steps, which is what the run gives in the end; 0 for none. Try 0.9999."""
+    """Decay of the weights' exponential average, which is then the result; 0 for none. Try 0.9999."""
     mixed_precision: MixedPrecision = "auto"
-    """"auto" is bf16 where the device has units for it, else fp16 on CUDA, else none."""
+    """"auto" is bf16 where the device has hardware for it, else fp16 on CUDA, else no."""
     gradient_checkpointing: bool = False
     """Recompute the base's activations in the backward pass: less memory, more time."""
     compile: bool = False
     """Run base and adapter through torch.compile."""
     cuda_graphs: bool = False
-    """On CUDA, record the frozen denoiser's passes and replay them: less time where small models or batches
-    leave the GPU waiting. No effect on a CPU and with ControlNet-XS, whose network is trained as a whole."""
+    """On CUDA, record the frozen denoiser as CUDA graphs: faster where small models or batches leave the GPU
+    waiting for the CPU. No effect on a CPU and with ControlNet-XS, whose network is trained as a whole."""
     channels_last: bool = True
-    """The memory layout in which convolutions take less time on most devices."""
+    """Use the memory layout in which convolutions are faster on most devices."""
     device: Literal["auto", "cpu"] = "auto"
-    """"auto" is CUDA where there is some; "cpu" leaves it alone."""
+    """"auto" is CUDA if available; "cpu" never uses it."""
     max_bad_steps: Positive = 20
-    """Steps whose gradient is not finite are skipped; after so many in a row the run stops."""
+    """Steps whose gradient is not finite are skipped; after this many in a row the run stops."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class CheckpointOptions:
-    """`[checkpoint]`: what survives a kill."""
+    """`[checkpoint]`: what an interrupted run resumes from."""
 
     every_steps: Positive = 500
     """Optimizer steps between checkpoints."""
     keep: Positive = 2
-    """How many stay."""
+    """How many are kept."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class ValidationOptions:
-    """`[validation]`: what is measured and drawn during the run, on samples that are not trained on."""
+    """`[validation]`: losses and images during the run, on samples that are not trained on."""
 
     every_steps: NotNegative = 1000
     """Optimizer steps between validations; 0 for none, and nothing is held out."""
     samples: Positive = 32
-    """Held out for the loss by timestep; more samples, less noise."""
+    """Samples held out for the loss by timestep; more samples, less noise."""
     images: NotNegative = 4
-    """Pictures drawn from the first of them, and scored by their structure; 0 for none."""
+    """Images generated from the first of them, and scored by their structure; 0 for none."""
     prompts: tuple[str, ...] = ()
-    """For these pictures, in place of the samples' own captions."""
-    num_inference_steps: Positive = 20
-    """Of the sampler."""
-    guidance_scale: AtLeast0 = 7.5
-    """Of the pictures; the embedded base likes 2."""
+    """For these images, in place of the samples' own captions."""
+    num_inference_steps: Positive = STEPS
+    """Of the images' sampling."""
+    guidance_scale: AtLeast0 = GUIDANCE_SCALE
+    """Of the images; 2 suits the embedded base."""
     early_stop_patience: NotNegative = 0
-    """Stop after so many validations without a better structure score; 0 never."""
+    """Stop after this many validations without a better structure score; 0 for never."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -208,9 +210,9 @@ class LogOptions:
     every_steps: Positive = 20
     """Optimizer steps between rows."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "trackio"], ...] = ()
-    """Also to these, where they are installed."""
+    """Log also to these, which must be installed."""
     project: str = "nexus-adapters"
-    """What trackers file the run under."""
+    """The trackers' project."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -225,17 +227,17 @@ class HubOptions:
 
 @dataclass(frozen=True, config=SECTION)
 class TrainConfig:
-    """A recipe with nothing left out."""
+    """A whole recipe."""
 
     output_dir: str = ""
-    """The run's folder: checkpoints, log, pictures, and in the end adapter/."""
+    """The run's folder: checkpoints, log, validation images, and in the end adapter/."""
     seed: NotNegative = 0
-    """All that is random follows from it."""
+    """Everything random follows from it."""
     imports: tuple[str, ...] = ()
-    """Modules of yours, or .py files, that register blocks, methods, bases, conditions or metrics."""
+    """Your modules, or .py files, that register blocks, methods, bases, conditions or metrics."""
     base: BaseOptions = field(default_factory=BaseOptions)
     adapter: Any = field(default_factory=dict)
-    """Options of the method that it names (`methods/`); a mapping becomes these."""
+    """Options of the method that it names (`methods/`), to which a mapping is converted."""
     data: DataOptions = field(default_factory=DataOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -246,7 +248,7 @@ class TrainConfig:
     hub: HubOptions = field(default_factory=HubOptions)
 
     def __post_init__(self) -> None:
-        """What one field alone does not show."""
+        """Check the values that depend on each other."""
         if isinstance(self.adapter, Mapping):
             found = adapter_options(self.adapter, self.data.condition, self.base.path)
             object.__setattr__(self, "adapter", found)
@@ -257,7 +259,7 @@ class TrainConfig:
 
 
 def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> AdapterOptions:
-    """A recipe's `[adapter]`, as the options of the method that it names, or of the adapter in `start_from`.
+    """A recipe's `[adapter]`, as options of its method; by default, of the method of `start_from`.
 
     `condition` and `base`: where names of adapters are looked up. `InvalidArgument` for an unknown method or
     key, for a key that has no effect with this method, and for a `start_from` that has to be read but cannot.
@@ -280,8 +282,14 @@ def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> Ad
                 f"It is an option of {', '.join(others)}",
             )
     kind: Any = method.Options
-    found = validated(dataclass(kind, frozen=True, config=SECTION), section, "adapter.")
+    found = validated(_validating(kind), section, "adapter.")
     return kind(**{name: getattr(found, name) for name in known})  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=64)  # pydantic takes 10 ms to build one, and a study has hundreds of recipes
+def _validating(options: Any) -> Any:
+    """A method's options as a class that validates its fields."""
+    return dataclass(options, frozen=True, config=SECTION)
 
 
 def _method_of_saved(source: str, condition: str, base: str) -> str:

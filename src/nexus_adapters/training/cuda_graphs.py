@@ -1,4 +1,4 @@
-"""The frozen denoiser's passes as CUDA graphs: recorded once per shape of batch, replayed in every step."""
+"""CUDA graphs of the frozen denoiser: recorded once for each shape of batch, replayed in every step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
-def has_graphs(device: torch.device) -> bool:
-    """Whether a device can replay what it recorded."""
+def supports_cuda_graphs(device: torch.device) -> bool:
+    """Whether CUDA graphs can be recorded on a device."""
     return device.type == "cuda"
 
 
 class GraphedDenoiser(nn.Module):
-    """Calls a frozen denoiser as itself, forward and backward with one launch each.
+    """A frozen denoiser whose forward and backward passes are one launch each.
 
-    A small model, or a small batch, leaves a GPU waiting for the CPU, which launches thousands of operations
-    a step. The result is the denoiser's. Without gradients the denoiser is called as it is.
+    With a small model or a small batch, a GPU waits for the CPU, which launches thousands of operations in a
+    step. The prediction is the same. Without gradients, the denoiser is called directly.
 
     Args:
-        denoiser: with no trained weights, in evaluation mode; called with tensors, in lists and dicts too,
-            and with `return_dict=False`.
+        denoiser: without trained weights, in eval mode; called with tensors, also in lists and dicts, and
+            with `return_dict=False`.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -32,7 +32,7 @@ class GraphedDenoiser(nn.Module):
         self._recorded: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Tensor]:
-        """The denoiser's prediction, in its own shape; the next call overwrites it.
+        """The denoiser's prediction; the next call overwrites it.
 
         `inputs` and `options`: what the denoiser takes, such as latents (b, c, h, w), timesteps (b,) and text
         (b, n, d).

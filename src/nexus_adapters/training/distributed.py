@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,22 @@ from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.training.config import TrainConfig
-from nexus_adapters.training.redaction import without_folders
-from nexus_adapters.training.run_folder import identity
+from nexus_adapters.training.config import LogOptions
 
-_OUTLIVING: list[Any] = []  # process groups
+_UNCOLLECTED: list[Any] = []  # process groups of finished runs
 
 
-def open_accelerator(config: TrainConfig) -> Accelerator:
-    """The processes of a recipe's run.
+def open_accelerator(output_dir: Path, use_cpu: bool, trackers: Sequence[str]) -> Accelerator:
+    """The processes that train together, as `accelerate launch` or torchrun started them.
+
+    Args:
+        output_dir: where trackers that write files put them.
+        use_cpu: also where there is CUDA.
+        trackers: those that will log the run.
 
     Raises `InvalidArgument` for trackers that are not installed, and where processes would share one model.
     """
-    wanted = list(config.log.trackers)
+    wanted = list(trackers)
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in wanted:
         if name not in available:
@@ -38,11 +41,11 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
                 repr(name),
             )
     accelerator = Accelerator(
-        # Said so, or several processes without a GPU would each take themselves for the only one.
-        cpu=config.training.device == "cpu" or not torch.cuda.is_available(),
+        # Explicit, or several processes without a GPU would each take themselves for the only one.
+        cpu=use_cpu or not torch.cuda.is_available(),
         mixed_precision="no",  # autocast and loss scale are this package's own
         log_with=wanted or None,
-        project_dir=config.output_dir,
+        project_dir=str(output_dir),
     )
     if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
         raise InvalidArgument(
@@ -54,15 +57,14 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
 
 
 @contextmanager
-def told_to_trackers(config: TrainConfig, accelerator: Accelerator) -> Iterator[None]:
-    """While open, trackers log the run, without its folders. They are closed however it ends."""
-    if config.log.trackers:
-        settings = {
-            key: value
-            for key, value in identity(without_folders(config)).items()
-            if isinstance(value, int | float | str)
-        }
-        accelerator.init_trackers(config.log.project, config=settings)
+def open_trackers(log: LogOptions, settings: Mapping[str, Any], accelerator: Accelerator) -> Iterator[None]:
+    """While open, the trackers of `log` record the run. They are closed however it ends.
+
+    `settings`: of the run; those that are numbers or strings are recorded with it.
+    """
+    if log.trackers:
+        plain = {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers(log.project, config=plain)
     try:
         yield
     finally:
@@ -71,24 +73,24 @@ def told_to_trackers(config: TrainConfig, accelerator: Accelerator) -> Iterator[
         accelerator.trackers = []
 
 
-def show_to_trackers(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:
-    """Show the validation's pictures to the trackers that take some: TensorBoard and W&B."""
+def log_images(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:
+    """Log the sheet of validation images to the trackers that take images: TensorBoard and W&B."""
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         if hasattr(tracker, "log_images"):
-            tracker.log_images({"pictures": np.asarray(sheet)[None]}, step=step, **layout)
+            tracker.log_images({"validation": np.asarray(sheet)[None]}, step=step, **layout)
 
 
 def leave_together(accelerator: Accelerator) -> None:
     """End the run on all processes at once.
 
-    torch (2.13) ends a gloo group by waiting for the group's threads while it holds the interpreter. One of
-    them may just be giving back a tensor of the last exchange, for which it waits for the interpreter: then
-    neither moves on. So the group outlives the run.
+    torch (2.13) destroys a gloo group by waiting for its threads while it holds the interpreter lock. A
+    thread that is just releasing a tensor of the last exchange waits for the same lock: a deadlock. So the
+    group is never destroyed.
     """
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
-        _OUTLIVING.append(torch.distributed.group.WORLD)
+        _UNCOLLECTED.append(torch.distributed.group.WORLD)
     accelerator.end_training()
 
 

@@ -1,4 +1,4 @@
-"""What a recipe would do, from configs alone: parameters, memory, schedule. Nothing is trained or written."""
+"""The report of a dry run, from configs alone: parameters, memory, schedule. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.methods.method import FEATURES, parameter_count
-from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.precision import choose_precision
 
 _GIB = 2**30
-_TOKENS = 77
 _OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon's matrices take 4
 
 
 def describe(config: TrainConfig, base: Base, options: AdapterOptions, samples: int | None) -> str:
-    """A report of a few lines. `samples`: in the data set; None where it was not opened."""
+    """A report of a few lines. `samples`: size of the data set; None if it was not opened."""
     training = config.training
     method = find_method(options.method)
     device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
@@ -35,12 +34,15 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, samples: 
     parameters, frozen = parameter_count(adapter), parameter_count(denoiser)
     held = parameters * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0))
     base_bytes = frozen * precision.dtype.itemsize
-    saved = activation_bytes(config, base, denoiser, method, adapter, precision.dtype)
+    if training.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    batch = training.batch_size, config.data.resolution
+    saved = _activation_bytes(*batch, base, denoiser, method, adapter, precision.dtype)
     lines = [
         f"adapter      {options.method}, {parameters:,} parameters",
         f"base         {config.base.path}, {base.denoiser_name} of {frozen:,} parameters, "
         f"{_name(precision.dtype)}",
-        *_schedule(config, samples),
+        *_schedule(training, samples),
         f"memory       about {(held + base_bytes + saved) / _GIB:.2f} GiB a device in training: "
         f"base {base_bytes / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
         f"activations of {training.batch_size} samples {saved / _GIB:.2f}",
@@ -48,11 +50,10 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, samples: 
     return "\n".join(lines)
 
 
-def activation_bytes(
-    config: TrainConfig, base: Base, denoiser: Any, method: Method, adapter: Any, dtype: torch.dtype
+def _activation_bytes(
+    count: int, side: int, base: Base, denoiser: Any, method: Method, adapter: Any, dtype: torch.dtype
 ) -> int:
-    """What a step keeps for its backward pass, found by running one without data or memory."""
-    count, side = config.training.batch_size, config.data.resolution
+    """What a step on `count` images of `side` pixels keeps for its backward pass, by running it on "meta"."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -62,8 +63,6 @@ def activation_bytes(
         return tensor
 
     held: list[Tensor] = []
-    if config.training.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
     places = FeaturePlaces(denoiser, base.places())
     with torch.device("meta"), saved_tensors_hooks(note, lambda tensor: tensor):
         if method.is_fused:  # what autocast does in training
@@ -76,8 +75,8 @@ def activation_bytes(
         added = {} if features is None else places.arguments([f.to(dtype) for f in features])
         found = {name: _as_dtype(value, dtype) for name, value in found.items()}
         called = network if method.is_fused else denoiser
-        told = base.added_arguments({name: _as_dtype(value, dtype) for name, value in batch.added.items()})
-        base.predict(called, noisy, t, batch.prompt_embeds.to(dtype), told | found | added)
+        others = base.added_arguments({name: _as_dtype(value, dtype) for name, value in batch.added.items()})
+        base.predict(called, noisy, t, batch.prompt_embeds.to(dtype), others | found | added)
     weights = {p.untyped_storage()._cdata for module in (denoiser, adapter) for p in module.parameters()}
     return sum(size for key, size in kept.items() if key not in weights)
 
@@ -103,13 +102,12 @@ def _example_batch(base: Base, count: int, side: int, dtype: torch.dtype) -> Bat
         u=torch.zeros(count, dtype=torch.float64),
         condition=torch.empty(count, 3, side, side, dtype=dtype),
         has_condition=torch.ones(count, dtype=torch.bool),
-        prompt_embeds=torch.empty(count, _TOKENS, base.text_width, dtype=dtype),
+        prompt_embeds=torch.empty(count, base.prompt_tokens, base.text_width, dtype=dtype),
         added=base.example_added(count, dtype),
     )
 
 
-def _schedule(config: TrainConfig, samples: int | None) -> list[str]:
-    training = config.training
+def _schedule(training: TrainingOptions, samples: int | None) -> list[str]:
     batch = training.batch_size * training.gradient_accumulation_steps
     steps = training.max_train_steps
     read = f"{steps * batch:,} samples read on each device"

@@ -1,4 +1,4 @@
-"""The end of a run: a folder that `from_pretrained` loads, with a model card that says how it was made."""
+"""The end of a run: a folder that `from_pretrained` loads, with a model card; and its upload to the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,38 @@ from nexus_adapters.training.recipe import dump_config
 from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import ADAPTER, FINISHED, LOG, identity
 
+IMAGES = "images"  # in the run's folder: sheets of validation images
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+
+
+def export(adapter: Any, method: Method, config: TrainConfig, steps: int, samples: int) -> Path:
+    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images."""
+    output = Path(config.output_dir)
+    rows = read_json_lines(output / LOG, dict)
+    record = {
+        "steps": steps,
+        "stopped_early": steps < config.training.max_train_steps,
+        "samples": samples,
+        "config": identity(without_folders(config)),
+    }
+    remove_unfinished(output)
+    with replacing_folder(output / ADAPTER) as folder:
+        # diffusers' own `to` warns of parts to keep in float32: here all are.
+        whole: Any = nn.Module.to(adapter, torch.float32)
+        try:
+            whole.save_pretrained(folder, safe_serialization=True)
+        except SafetensorError as error:  # among them: no space left on device
+            raise OSError(f"output_dir: cannot write the adapter ({error})") from error
+        (folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n")
+        if any("val_loss" in row or "loss" in row for row in rows):
+            loss_plot(rows, folder / "loss.png")
+        sheets = sorted((output / IMAGES).glob("step-*.png"))
+        if sheets:
+            shutil.copyfile(sheets[-1], folder / "samples.png")
+        (folder / "README.md").write_text(
+            model_card(adapter, method, config, record, rows, folder), encoding="utf-8"
+        )
+    return output / ADAPTER
 
 
 def model_card(
@@ -39,7 +70,7 @@ def model_card(
     rows: Sequence[Mapping[str, Any]],
     folder: Path,
 ) -> str:
-    """Markdown with the Hub's metadata. Folders of the machine are named by their last part alone."""
+    """Markdown with the Hub's metadata. Of folders of the machine only the last part is named."""
     shown = without_folders(config)
     base = "the embedded Stable Diffusion" if config.base.path == EMBEDDED else shown.base.path
     is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
@@ -57,7 +88,7 @@ def model_card(
         + (", stopped early." if record["stopped_early"] else "."),
         f"## Use\n\n```python\n{method.card(adapter, shown.base.path, source)}\n```",
         _results(rows),
-        "![Conditions, and pictures drawn from them](samples.png)"
+        "![Structure maps, and images generated from them](samples.png)"
         if (folder / "samples.png").exists()
         else "",
         "![Loss by step](loss.png)" if (folder / "loss.png").exists() else "",
@@ -69,7 +100,7 @@ def model_card(
 
 
 def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The validation's loss by step, mean and by part of the schedule; without one, the steps' own."""
+    """Plot the validation loss, mean and by part of the schedule; without validation, the training loss."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -105,41 +136,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-IMAGES = "images"
-
-
-def export(adapter: Any, method: Method, config: TrainConfig, steps: int, samples: int) -> Path:
-    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last pictures."""
-    output = Path(config.output_dir)
-    rows = read_json_lines(output / LOG, dict)
-    record = {
-        "steps": steps,
-        "stopped_early": steps < config.training.max_train_steps,
-        "samples": samples,
-        "config": identity(without_folders(config)),
-    }
-    remove_unfinished(output)
-    with replacing_folder(output / ADAPTER) as folder:
-        # diffusers' own `to` warns of parts to keep in float32: here all are.
-        whole: Any = nn.Module.to(adapter, torch.float32)
-        try:
-            whole.save_pretrained(folder, safe_serialization=True)
-        except SafetensorError as error:  # among them: no space left on device
-            raise OSError(f"output_dir: cannot write the adapter ({error})") from error
-        (folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n")
-        if any("val_loss" in row or "loss" in row for row in rows):
-            loss_plot(rows, folder / "loss.png")
-        sheets = sorted((output / IMAGES).glob("step-*.png"))
-        if sheets:
-            shutil.copyfile(sheets[-1], folder / "samples.png")
-        (folder / "README.md").write_text(
-            model_card(adapter, method, config, record, rows, folder), encoding="utf-8"
-        )
-    return output / ADAPTER
-
-
 def push(folder: Path, hub: HubOptions) -> str:
-    """Upload the finished adapter's folder; its address.
+    """Upload the finished adapter's folder. Returns its address.
 
     Raises OSError where the Hub cannot be reached or refuses; the adapter stays where it is.
     """
@@ -151,13 +149,13 @@ def push(folder: Path, hub: HubOptions) -> str:
         return str(
             api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Add the adapter")
         )
-    except Exception as error:  # the client and what lies below it have many of their own
+    except Exception as error:  # the client and the libraries below it have many kinds
         reason = one_line(error)
         raise OSError(f"hub.repo_id: cannot upload to '{hub.repo_id}' ({reason})") from error
 
 
 def check_hub(hub: HubOptions) -> None:
-    """`InvalidArgument` for what is no repository's name, and where the environment has no token."""
+    """`InvalidArgument` for an invalid repository name, and where the environment has no token."""
     try:
         validate_repo_id(hub.repo_id)
     except HFValidationError as error:
@@ -169,5 +167,5 @@ def check_hub(hub: HubOptions) -> None:
 
 
 def hub_token() -> str | None:
-    """From the environment alone: it is in no file, and so in none of ours."""
+    """From the environment alone, so that it is never in a file."""
     return os.environ.get("HF_TOKEN")

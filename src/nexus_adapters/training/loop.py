@@ -1,7 +1,7 @@
-"""One visible training loop: any module, any loss, on one device or many, resumable at every step.
+"""The training loop: any module and any loss, on one device or several, resumable at every step.
 
-All randomness of a step must follow from (seed, step), which `step_generator` gives; then a run that was
-stopped and continued takes the very steps of one that was not.
+All randomness of a step must follow from (seed, step), as `step_generator` makes it. Then a resumed run takes
+exactly the steps of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -25,55 +26,19 @@ from tqdm import tqdm
 from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
-from nexus_adapters.training.run_folder import Observer, RunFolder, memory_gib
+from nexus_adapters.training.run_folder import Observer, RunFolder
+
+# Number of finished steps -> the losses of the next step's parts. Each is used before the next is computed.
+Losses = Callable[[int], Iterable[Tensor]]
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: the run was asked to
-    """The run was asked to stop and has saved. `exit_status` is what a shell expects: 130 or 143."""
+class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
+    """The run was interrupted by a signal and has saved. `exit_status` is a shell's: 130 or 143."""
 
     def __init__(self, signal_number: int, step: int) -> None:
         self.exit_status = 128 + signal_number
         self.step = step
         super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved")
-
-
-@dataclass
-class StopRequest:
-    """`signal_number` of the first signal that came; 0 for none."""
-
-    signal_number: int = 0
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """While open, SIGINT and SIGTERM are noted and do nothing else; a second SIGINT acts at once.
-
-    A second SIGTERM does not: schedulers and launchers send it to a process more than once.
-
-    In a thread other than the main one, which cannot handle signals, none is ever noted.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if request.signal_number == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal_number = request.signal_number or number
-
-    try:
-        for number in before:
-            signal.signal(number, note)
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# Finished steps -> the losses of the parts of the next one; each is used up before the next is made.
-Losses = Callable[[int], Iterable[Tensor]]
 
 
 class DivergedError(FloatingPointError):
@@ -99,26 +64,27 @@ def train(
     wrapped: nn.Module | None = None,
     observer: Observer | None = None,
 ) -> int:
-    """Minimise the mean of `losses` over the trainable parameters of `state.module`, in place.
+    """Minimize the mean of `losses` over the trainable parameters of `state.module`, in place.
 
-    Writes `output_dir/checkpoints/` and `output_dir/log.jsonl`; called again with the same `output_dir` it
-    continues from the newest checkpoint that is whole, and takes no step after the last one.
+    Writes `output_dir/checkpoints/` and `output_dir/log.jsonl`. Called again with the same `output_dir`, it
+    resumes from the newest undamaged checkpoint, and does nothing after the last step.
 
     Args:
         state: before the first step; the newest checkpoint is loaded into it.
-        losses: gives as many losses as `gradient_accumulation_steps`, of this process's samples.
-        training: how long and how fast.
+        losses: returns as many losses as `gradient_accumulation_steps`, of this process's samples.
+        training: steps, schedule, clipping and accumulation.
         checkpoints: when to save.
-        log: when to write a row.
+        log: when to log.
         output_dir: the run's folder.
         name: for the progress bar.
-        identity: of JSON's types: on what is trained, and from which seed. Part of every checkpoint.
+        identity: what decides the weights, of JSON's types. It is in every checkpoint, and has to be the same
+            when the run resumes.
         accelerator: the processes that train together.
-        wrapped: the module as the losses call it, where it is wrapped for several processes.
-        observer: looks on, and may end the run.
+        wrapped: the module as the losses call it, if it is wrapped for several processes.
+        observer: called after every step; it may end the run.
 
     Returns:
-        The number of finished steps, all of which are saved.
+        The number of finished steps. The last one is saved.
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM, with the last step saved.
@@ -166,6 +132,41 @@ def train(
     return step
 
 
+@dataclass
+class StopRequest:
+    """`signal_number` of the first signal that was received; 0 for none."""
+
+    signal_number: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """While open, SIGINT and SIGTERM are only recorded, except that a second SIGINT interrupts at once.
+
+    A second SIGTERM does not: schedulers and launchers send it to a process more than once.
+
+    Signals are not recorded in a thread other than the main one, which cannot handle them.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request.signal_number == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal_number = request.signal_number or number
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _gradients(
     state: TrainState,
     losses: Iterable[Tensor],
@@ -173,13 +174,13 @@ def _gradients(
     accelerator: Accelerator,
     wrapped: nn.Module | None,
 ) -> tuple[Tensor, Tensor]:
-    """Set the gradients of a step, clipped; give its loss, and the gradients' norm before the clipping."""
+    """Compute the clipped gradients of a step. Returns its loss, and the gradients' norm before clipping."""
     parts = training.gradient_accumulation_steps
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=accelerator.device)
     remaining = iter(losses)
     for part in range(parts):
-        # Only the last part lets the processes exchange gradients; its forward pass, too, must know.
+        # The processes exchange gradients in the last part only; DDP must know it in the forward pass.
         is_alone = wrapped is None or part == parts - 1
         with nullcontext() if is_alone else accelerator.no_sync(wrapped):
             loss = next(remaining) / parts
@@ -221,13 +222,25 @@ def _row(
         "learning_rate": rate,
         "step_s": round(spent_s, 4),
         "samples_per_s": round(samples / spent_s, 2),
-        "memory_gib": memory_gib(accelerator.device),
+        "memory_gib": _memory_gib(accelerator.device),
     }
     return row if is_finite else row | {"skipped": True}
 
 
+def _memory_gib(device: torch.device) -> float:
+    """Memory of this process: its peak on a GPU; on a CPU, what it uses now.
+
+    Pages of memory-mapped files are not counted where the system reports them, since it may drop them.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    info = psutil.Process().memory_info()
+    held: int = info.rss - getattr(info, "shared", 0)
+    return round(held / 2**30, 2)
+
+
 def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
-    """The signal that any of the processes got; 0 for none. All must stop after the same step."""
+    """The signal that any process received; 0 for none. All must stop after the same step."""
     if accelerator.num_processes == 1:
         return request.signal_number
     numbers: Any = accelerator.gather(torch.tensor([request.signal_number], device=accelerator.device))
@@ -237,7 +250,7 @@ def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
 def _diagnosis(bad_steps: int, step: int, rate: float, training: TrainingOptions) -> str:
     return (
         f"training: no finite gradient in {bad_steps} steps in a row, up to step {step}, at learning rate "
-        f"{rate:g} and mixed_precision {training.mixed_precision}. The last checkpoint is from before. "
-        "Try a lower training.learning_rate, a longer warm-up, or mixed_precision "
-        "bf16 or no; where the first steps fail already, look for odd values in the base or the data"
+        f"{rate:g} and mixed_precision {training.mixed_precision}. The last checkpoint is from before "
+        "them. Try a lower training.learning_rate, a longer warm-up, or mixed_precision bf16 or no. If the "
+        "first steps already fail, look for invalid values in the base or the data"
     )

@@ -1,4 +1,4 @@
-"""The denoising loss, and what a training step minimizes: that of the frozen base under a method."""
+"""The denoising loss, and `Objective`: the loss of a batch that a training step minimizes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,18 @@ from nexus_adapters.methods.method import FEATURES, Method
 from nexus_adapters.training.config import LossOptions
 from nexus_adapters.training.precision import Precision
 
-TimestepSampling = Literal["uniform", "cubic"]
-
-
-def draw_timesteps(
-    sampling: TimestepSampling, count: int, num_train_timesteps: int, generator: torch.Generator
-) -> Int[Tensor, " b"]:
-    """Timesteps in [0, num_train_timesteps), as `timesteps_at` places them."""
-    u = torch.rand(count, generator=generator, dtype=torch.float64)
-    return timesteps_at(u, sampling, num_train_timesteps)
-
 
 def timesteps_at(
     u: Float[Tensor, " b"],
-    sampling: TimestepSampling,
+    sampling: Literal["uniform", "cubic"],
     num_train_timesteps: int,
     band: tuple[float, float] = (0.0, 1.0),
 ) -> Int[Tensor, " b"]:
-    """The timesteps of uniform numbers u in [0, 1).
+    """Timesteps, in [0, num_train_timesteps), from uniform random numbers u in [0, 1).
 
     `cubic` is t = (1 - u^3) * num_train_timesteps (T2I-Adapter, arXiv 2302.08453, section 3.4): more weight
-    on the noisy steps, in which structure is decided. `band`: fractions of the schedule; only timesteps
-    between them are drawn.
+    on the noisy steps, in which structure is decided. `band`: fractions of the schedule that the timesteps
+    lie between.
     """
     low, high = band
     position = low + (high - low) * (u if sampling == "uniform" else 1 - u**3)
@@ -60,14 +50,14 @@ def denoising_losses(
     """Each sample's mean squared error of the denoiser's prediction, in the base's own parametrization.
 
     Args:
-        base: says how noise is added and what is predicted.
-        denoiser: its denoiser, wrapped or not.
+        base: decides how noise is added and what is predicted.
+        denoiser: the base's, wrapped or not.
         latents: scaled to unit variance.
         noise: standard normal.
-        timesteps: as the base counts them.
-        prompt_embeds: one prompt's for each sample.
-        arguments: gives the denoiser's further arguments for the noisy latents, (b, c, h, w).
-        dtype: of the denoiser, where it is another one than the latents'.
+        timesteps: of the base's noise schedule.
+        prompt_embeds: one prompt for each sample.
+        arguments: noisy latents, (b, c, h, w) -> the denoiser's further arguments.
+        dtype: of the denoiser; None if it is the latents'.
     """
     noisy, target = base.noised(latents, noise, timesteps)
     dtype = dtype or latents.dtype
@@ -78,18 +68,18 @@ def denoising_losses(
 
 @dataclass
 class Objective:
-    """The loss of a batch under a method, with the base frozen.
+    """The loss of a batch when an adapter is trained on a frozen base.
 
     Attributes:
-        base: the frozen one.
-        denoiser: what is called as its denoiser, compiled or not: for a fused method the network of both.
+        base: the frozen base.
+        denoiser: the base's, compiled or not; for a fused method, the network of denoiser and adapter.
         places: where the denoiser takes features.
-        method: of what is trained.
-        module: what is trained, wrapped (DDP, compiled) or not.
-        precision: what the forward passes compute in.
-        loss: how timesteps are drawn and weighed.
-        reads_instead: prompt embeddings, (1, n, d), that the adapter reads in place of every prompt's; None
-            lets it read the prompts.
+        method: of the adapter.
+        module: the network that is trained, wrapped (DDP, compiled) or not.
+        precision: of the forward passes.
+        loss: how timesteps are sampled and weighted.
+        adapter_prompt: embeddings, (1, n, d), that the adapter reads in place of every prompt; None lets it
+            read the prompts.
     """
 
     base: Base
@@ -99,10 +89,10 @@ class Objective:
     module: nn.Module
     precision: Precision
     loss: LossOptions
-    reads_instead: Float[Tensor, "1 n d"] | None = None
+    adapter_prompt: Float[Tensor, "1 n d"] | None = None
 
     def of(self, batch: Batch) -> Float[Tensor, ""]:
-        """The mean loss at the timesteps that the batch draws."""
+        """The mean loss, at the timesteps that follow from the batch's random numbers."""
         timesteps = timesteps_at(batch.u, self.loss.timesteps, self.base.num_train_timesteps, self.loss.band)
         losses = self.at(batch, timesteps)
         if self.loss.min_snr_gamma:
@@ -112,8 +102,8 @@ class Objective:
     def at(self, batch: Batch, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Each sample's loss at given timesteps."""
         read = batch
-        if self.reads_instead is not None:
-            read = replace(batch, prompt_embeds=self.reads_instead.expand(len(batch.prompt_embeds), -1, -1))
+        if self.adapter_prompt is not None:
+            read = replace(batch, prompt_embeds=self.adapter_prompt.expand(len(batch.prompt_embeds), -1, -1))
 
         def arguments(noisy: Tensor) -> dict[str, Any]:
             # For the adapter, whose weights are float32; the base computes in its own dtype.

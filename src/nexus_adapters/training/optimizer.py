@@ -1,6 +1,6 @@
-"""The optimizer: AdamW (also in 8 bits) or Muon for the matrices it suits; the learning rate by step.
+"""The optimizers, AdamW (also in 8 bits) and Muon, and the learning-rate schedule.
 
-Muon is momentum whose matrices are made orthogonal before each step, so that no direction is left behind:
+Muon orthogonalizes the momentum of each matrix before a step, so that all directions are learned alike:
 Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024); the step's size as in "Muon
 is Scalable for LLM Training" (arXiv 2502.16982, section 2.2). `torch.optim.Muon` takes neither convolutions
 nor any arithmetic but bfloat16, which many CPUs only emulate.
@@ -20,16 +20,85 @@ from torch import Tensor, nn
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import TrainingOptions
 
+_ENDS = ("conv_in", "conv_out")  # diffusers' names of a model's first and last layer
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic iteration
 _ITERATIONS = 5
-_UPDATE_RMS = 0.2  # of a step, in learning rates: about AdamW's
+_UPDATE_RMS = 0.2  # of a step, in learning rates: about that of AdamW
+
+
+def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters of `module`.
+
+    Raises `InvalidArgument` for adamw8bit without CUDA or bitsandbytes.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    settings: dict[str, Any] = {
+        "lr": options.learning_rate,
+        "betas": options.betas,
+        "eps": options.epsilon,
+        "weight_decay": options.weight_decay,
+    }
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **settings)
+    if options.optimizer == "adamw8bit":
+        optimizer: torch.optim.Optimizer = _adamw_8bit()(trained, **settings)
+        return optimizer
+    inner = inner_matrices(module)
+    others = [parameter for parameter in trained if id(parameter) not in inner]
+    matrices = [parameter for parameter in trained if id(parameter) in inner]
+    return Muon(matrices, others, **settings)
+
+
+def check_optimizer(options: TrainingOptions) -> None:
+    """`InvalidArgument` if the optimizer is not available on this machine."""
+    if options.optimizer == "adamw8bit":
+        _adamw_8bit()
+
+
+def _adamw_8bit() -> Any:
+    expected = "adamw or muon, or adamw8bit on a CUDA device with bitsandbytes"
+    if not torch.cuda.is_available():
+        raise InvalidArgument("training.optimizer", expected, "'adamw8bit' without a CUDA device")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise InvalidArgument(
+            "training.optimizer", expected, f"'adamw8bit' ({error})", "pip install bitsandbytes"
+        ) from error
+    return bitsandbytes.optim.AdamW8bit
+
+
+def inner_matrices(module: nn.Module) -> set[int]:
+    """The ids of the weights of linear layers and convolutions, except a model's first and last layer."""
+    found = set()
+    for name, part in module.named_modules():
+        is_end = any(segment in _ENDS for segment in name.split("."))
+        if isinstance(part, nn.Linear | nn.Conv2d) and not is_end:
+            found.add(id(part.weight))
+    return found
+
+
+def learning_rate_at(options: TrainingOptions, step: int) -> float:
+    """The learning rate of the optimizer step after `step` finished ones.
+
+    It rises over `warmup_steps` to `learning_rate`, and then stays, or falls to zero at `max_train_steps`,
+    linearly or along half a cosine.
+    """
+    peak = options.learning_rate * min(1.0, (step + 1) / (options.warmup_steps + 1))
+    if options.schedule == "constant":
+        return peak
+    rest = max(1, options.max_train_steps - options.warmup_steps)
+    progress = min(1.0, max(0, step - options.warmup_steps) / rest)
+    if options.schedule == "linear":
+        return peak * (1 - progress)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Muon(torch.optim.AdamW):
     """Muon for `matrices`, AdamW for `others`; one learning rate and weight decay suit both.
 
-    `matrices`: weights of linear layers and of convolutions, (out, in, ...): all but the first are one axis.
-    Not for embeddings and a model's first and last layer, whose rows have sizes of their own.
+    `matrices`: weights of linear layers and of convolutions, (out, in, ...), whose axes after the first are
+    flattened. Not for embeddings and a model's first and last layer.
     """
 
     def __init__(
@@ -51,7 +120,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. The gradients of the matrices are used up: they are None afterwards."""
+        """One update. The gradients of the matrices are None afterwards."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -76,7 +145,7 @@ class Muon(torch.optim.AdamW):
                 parameter.grad = None
 
     def _momentum_of(self, parameter: nn.Parameter) -> Tensor:
-        """Nesterov's: the gradient is mixed into the average, and once more into what is returned."""
+        """Nesterov momentum: the gradient is mixed into the average, and again into the result."""
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]
@@ -91,7 +160,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """About U V^T of each matrix U S V^T: its singular values come between 0.7 and 1.2."""
+    """Approximately U V^T of each matrix U S V^T: singular values between 0.7 and 1.2."""
     a, b, c = _COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     wide: Tensor = matrices.mT if is_tall else matrices
@@ -100,74 +169,3 @@ def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
-
-
-def learning_rate_at(options: TrainingOptions, step: int) -> float:
-    """The rate of the optimizer step that follows `step` finished ones.
-
-    It rises over `warmup_steps` to `learning_rate`, and then stays, or falls to zero at `max_train_steps`:
-    along a line, or along half a cosine.
-    """
-    peak = options.learning_rate * min(1.0, (step + 1) / (options.warmup_steps + 1))
-    if options.schedule == "constant":
-        return peak
-    rest = max(1, options.max_train_steps - options.warmup_steps)
-    progress = min(1.0, max(0, step - options.warmup_steps) / rest)
-    if options.schedule == "linear":
-        return peak * (1 - progress)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-_ENDS = ("conv_in", "conv_out")  # as diffusers names a model's first and last layer
-
-
-def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.Optimizer:
-    """An optimizer of the trainable parameters of `module`; a rate that suits AdamW may suit Muon as well.
-
-    Raises `InvalidArgument` for adamw8bit without CUDA or bitsandbytes.
-    """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    settings: dict[str, Any] = {
-        "lr": options.learning_rate,
-        "betas": options.betas,
-        "eps": options.epsilon,
-        "weight_decay": options.weight_decay,
-    }
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(trained, **settings)
-    if options.optimizer == "adamw8bit":
-        optimizer: torch.optim.Optimizer = _adamw_8bit()(trained, **settings)
-        return optimizer
-    inner = inner_matrices(module)
-    others = [parameter for parameter in trained if id(parameter) not in inner]
-    matrices = [parameter for parameter in trained if id(parameter) in inner]
-    return Muon(matrices, others, **settings)
-
-
-def check_optimizer(options: TrainingOptions) -> None:
-    """`InvalidArgument` where the optimizer cannot be had here."""
-    if options.optimizer == "adamw8bit":
-        _adamw_8bit()
-
-
-def _adamw_8bit() -> Any:
-    expected = "adamw or muon, or adamw8bit on a CUDA device with bitsandbytes"
-    if not torch.cuda.is_available():
-        raise InvalidArgument("training.optimizer", expected, "'adamw8bit' without a CUDA device")
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise InvalidArgument(
-            "training.optimizer", expected, f"'adamw8bit' ({error})", "pip install bitsandbytes"
-        ) from error
-    return bitsandbytes.optim.AdamW8bit
-
-
-def inner_matrices(module: nn.Module) -> set[int]:
-    """The ids of the weights of linear layers and convolutions, but for a model's first and last."""
-    found = set()
-    for name, part in module.named_modules():
-        is_end = any(segment in _ENDS for segment in name.split("."))
-        if isinstance(part, nn.Linear | nn.Conv2d) and not is_end:
-            found.add(id(part.weight))
-    return found

@@ -1,11 +1,11 @@
-"""Reading a recipe: TOML and `KEY=VALUE` settings into a `TrainConfig`, or one error that names the key."""
+"""Reading and writing recipes: TOML and `KEY=VALUE` settings <-> `TrainConfig`. Errors name the key."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.parsing import field_types, validated
 
 FORMAT, FORMAT_VERSION = "format_version", 2
-"""Of the recipe that a run keeps; the first had none, and one flat `[adapter]` section for all methods."""
+"""Of the recipe that a run keeps. Version 1 had no number, and one `[adapter]` section for all methods."""
 
-# What options of methods were where nobody set them, in a run's recipe of the first version.
+# Defaults of the methods' options in version 1.
 _FIRST_DEFAULTS: dict[str, Any] = {
     "method": "prime",
     "residual": False,
@@ -32,25 +32,25 @@ _FIRST_DEFAULTS: dict[str, Any] = {
     "reads_prompt": True,
     "size_ratio": 0.125,
 }
-# What no method of today has together, and every recipe has that a run of the first version has kept.
+# Options that no method has together now, and that every recipe kept by a run of version 1 has.
 _FIRST_ALONE = {"reads_prompt", "size_ratio"}
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
-    """The config of a TOML file, with settings such as "training.learning_rate=2e-5" on top.
+    """The config of a TOML file, overridden by settings such as "training.learning_rate=2e-5".
 
-    Its `imports` are imported. The recipe that a run has kept is one too, also of an earlier version.
+    Its `imports` are imported. The recipe that a run keeps is also one, of this or an earlier version.
 
     Raises:
-        InvalidArgument: for a missing file, what is no TOML, a setting without "=", an unknown key (with the
-            nearest right name), a wrong type, a value out of range, or values that do not agree.
+        InvalidArgument: for a missing file, invalid TOML, a setting without "=", an unknown key (with the
+            nearest known one), a wrong type, a value out of range, or values that contradict each other.
     """
     content = read_toml(Path(path), "RECIPE")
     section = content.get("adapter")
     is_first = isinstance(section, dict) and section.keys() >= _FIRST_ALONE
     content = _as_of_now(content, "RECIPE", path, 1 if is_first else FORMAT_VERSION)
     for setting in settings:
-        _apply(content, setting)
+        apply_setting(content, setting, _types)
     return parse_config(content)
 
 
@@ -64,22 +64,22 @@ def read_toml(file: Path, argument: str) -> dict[str, Any]:
 
 
 def parse_config(content: Mapping[str, Any]) -> TrainConfig:
-    """The config of nested mappings as TOML gives them; `InvalidArgument` as `load_recipe`."""
+    """The config of nested mappings, as TOML is read; `InvalidArgument` as `load_recipe`."""
     if isinstance(content.get("imports"), list | tuple):
         import_modules(map(str, content["imports"]), "imports")
     return validated(TrainConfig, content)
 
 
 def load_run_recipe(path: Path) -> TrainConfig:
-    """The config that a run has kept in its folder, also one of an earlier version.
+    """The config that a run keeps in its folder, of this or an earlier version.
 
-    Nothing is imported for it: an unknown method is an `InvalidArgument` that says what to import.
+    Nothing is imported for it. For an unknown method, `InvalidArgument` says what to import.
     """
     return validated(TrainConfig, _as_of_now(read_toml(path, "output_dir"), "output_dir", path, 1))
 
 
 def _as_of_now(content: dict[str, Any], argument: str, path: str | Path, version: int) -> dict[str, Any]:
-    """A recipe in the form of today. `version`: of one that does not say which it has."""
+    """A recipe in the current format. `version`: of one without a number."""
     version = content.pop(FORMAT, version)
     expect(
         version in (1, FORMAT_VERSION),
@@ -95,7 +95,7 @@ def _as_of_now(content: dict[str, Any], argument: str, path: str | Path, version
 
 
 def first_version_adapter(section: Mapping[str, Any]) -> dict[str, Any]:
-    """An `[adapter]` section from before methods had their own options, without those that had no effect."""
+    """An `[adapter]` section of version 1, completed, without the options that have no effect."""
     whole = {**_FIRST_DEFAULTS, **section}
     known = {f.name for f in dataclasses.fields(find_method(whole["method"], "adapter.method").Options)}
     return {key: value for key, value in whole.items() if key in known}
@@ -108,16 +108,25 @@ def dump_config(config: TrainConfig) -> str:
 
 
 def _without_none(content: Any) -> Any:
-    """TOML has no null: what follows from other options is left out."""
+    """TOML has no null: options that are None follow from others, and are left out."""
     if isinstance(content, dict):
         return {key: _without_none(value) for key, value in content.items() if value is not None}
     return content
 
 
-def _apply(content: dict[str, Any], setting: str) -> None:
+def apply_setting(
+    content: dict[str, Any], setting: str, types: Callable[[Sequence[str], str], set[Any]]
+) -> None:
+    """Set a key of nested tables as `--set KEY=VALUE` says; `InvalidArgument` names --set.
+
+    Args:
+        content: the tables, which are changed.
+        setting: KEY=VALUE. Its value is read as TOML, else as plain text.
+        types: (sections, name) -> the types that the field may have; for one of text, the value stays text.
+    """
     key, equals, text = setting.partition("=")
     is_pair = bool(equals) and all(part.strip() for part in key.split("."))
-    expect(is_pair, "--set", "KEY=VALUE, as in training.batch_size=4", repr(setting))
+    expect(is_pair, "--set", "KEY=VALUE, as in seed=4", repr(setting))
     *sections, name = (part.strip() for part in key.split("."))
     table = content
     for section in sections:
@@ -125,19 +134,19 @@ def _apply(content: dict[str, Any], setting: str) -> None:
         if not isinstance(table, dict):
             raise InvalidArgument("--set", f"the name of a section before '.{name}'", repr(section))
     value = _value(text)
-    is_text = not isinstance(value, str) and str in _types(sections, name)  # a folder may be called 2024
+    is_text = not isinstance(value, str) and str in types(sections, name)  # a folder may be called 2024
     table[name] = text if is_text else value
 
 
 def _types(sections: Sequence[str], name: str) -> set[Any]:
-    """Of a field; in `[adapter]` of each method that has it."""
+    """The types of a field; in `[adapter]`, those of every method that has it."""
     if list(sections) == ["adapter"]:
         return {field_types(method.Options).get(name) for method in known_methods()}
     return {field_types(TrainConfig, sections).get(name)}
 
 
 def _value(text: str) -> Any:
-    """As TOML has it, else the plain text: paths need no quotes. A date stays text: no field is one."""
+    """Parsed as TOML, else as plain text, so that paths need no quotes. Dates stay text: no field is one."""
     try:
         value = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

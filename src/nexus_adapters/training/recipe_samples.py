@@ -1,4 +1,4 @@
-"""The samples of a recipe: opened, fitted to its base, split, and read one by one."""
+"""The samples of a recipe: opened, fitted to the base, split into trained and held-out ones, and read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.batch import draw_for_sample
-from nexus_adapters.data.conditioned import Fitting
+from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.feed import Place, Read, SampleOrder, Skipped, permutation
 from nexus_adapters.data.folder import FolderSource
@@ -28,9 +28,13 @@ from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.training.config import DataOptions
 
+_ONE_SHAPE = ""  # of all samples, without aspect buckets
+_ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
+_HOLD_OUT = 2**32  # with the seed, the key by which held-out samples are chosen
+
 # Arguments of sources -> keys of a recipe.
 _KEYS = {
-    "condition": "data.condition",
+    "condition_name": "data.condition",
     "folder": "data.path",
     "path": "data.path",
     "shards": "data.shards",
@@ -52,7 +56,7 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
         "caption_column": data.caption_column or None,
     }
     given: dict[str, Any] = {name: column for name, column in columns.items() if column}
-    if data.kind == "scenes":  # whose canny an extractor draws, with its options; other maps are exact
+    if data.kind == "scenes":  # canny is extracted, with the extractor's options; other maps are exact
         return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
     with renamed(_KEYS):
         if data.kind == "prepared":
@@ -71,15 +75,15 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
 
 
 def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
-    """Where the content hashes of this data set's samples are kept, each data set's in a file of its own."""
+    """The file that keeps the content hashes of this data set's samples."""
     named = hashlib.sha256(json.dumps([data.kind, data.path, data.shards]).encode()).hexdigest()
     return cache_folder / "hashes" / f"{named[:32]}.jsonl"
 
 
-def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fitting:
-    """The samples as they are trained on, with sides that are multiples of `multiple` pixels.
+def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> ConditionedSource:
+    """The samples, fitted to the recipe's resolution, with sides that are multiples of `multiple` pixels.
 
-    Raises `InvalidArgument` for an unknown extractor that is needed, and for a resolution that does not fit.
+    Raises `InvalidArgument` for an unknown extractor, if one is needed, and for an unsuitable resolution.
     """
     if data.kind == "scenes":
         _check_scenes(data)
@@ -99,7 +103,7 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Fittin
         if data.aspect_buckets
         else Geometry(data.resolution, data.resolution)
     )
-    return Fitting(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+    return ConditionedSource(open_source(data, cache_folder), geometry, data.condition, data.extractor)
 
 
 def _check_options(data: DataOptions) -> None:
@@ -120,26 +124,21 @@ def _check_scenes(data: DataOptions) -> None:
         )
 
 
-_ONE_SHAPE = ""
-_ENCODED_WHOLE = 10_000  # samples
-_HOLD_OUT = 2**32  # the key that held-out samples are drawn by, together with the seed
-
-
 @dataclass(frozen=True)
 class Split:
-    """Which samples are trained on and which are held out, with their shapes; which have none to read."""
+    """Which samples are trained on and which are held out, each with its shape; and the unreadable ones."""
 
     trained: Mapping[int, Hashable]
     held_out: Mapping[int, Hashable]
     unreadable: Sequence[Skipped]
 
 
-def split_samples(fitting: Fitting, data: DataOptions, seed: int, held_out: int) -> Split:
-    """Hold out so many samples, drawn by the seed, but at most a tenth of all.
+def split_samples(samples: ConditionedSource, data: DataOptions, seed: int, held_out: int) -> Split:
+    """Hold out `held_out` samples, chosen by the seed, but at most a tenth of all.
 
     Raises `InvalidArgument` for a data set without samples.
     """
-    total = len(fitting.source)
+    total = len(samples.source)
     count = min(total, data.count) if data.count else total
     if count == 0:
         raise InvalidArgument("data", "samples", f"no samples in {data.path or data.shards}")
@@ -147,9 +146,9 @@ def split_samples(fitting: Fitting, data: DataOptions, seed: int, held_out: int)
     is_slow = data.aspect_buckets  # reads the header of every image
     for index in tqdm(range(count), desc="reading sizes", unit="sample", delay=2, disable=not is_slow):
         try:
-            shapes[index] = fitting.target(index) if data.aspect_buckets else _ONE_SHAPE
+            shapes[index] = samples.target(index) if data.aspect_buckets else _ONE_SHAPE
         except BadSample as error:
-            unreadable.append(Skipped(index, fitting.source.key(index), str(error)))
+            unreadable.append(Skipped(index, samples.source.key(index), str(error)))
     indices = list(shapes)
     order = permutation(len(indices), (seed, _HOLD_OUT))
     held = {indices[int(place)] for place in order[: min(held_out, len(indices) // 10)]}
@@ -161,14 +160,14 @@ def split_samples(fitting: Fitting, data: DataOptions, seed: int, held_out: int)
 
 
 def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, Hashable] | None:
-    """Index -> shard, where shards are fetched: an order that jumps between them would fetch them anew."""
+    """Index -> shard, if shards are downloaded, so that each is read as a whole and downloaded once."""
     if isinstance(source, TarSource) and any("://" in shard for shard in data.shards):
         return {index: source.shard_of(index) for index in range(len(source))}
     return None
 
 
 def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
-    """What a cache must have for a run of so many steps: all, or of a large data set what will be read.
+    """What a cache needs for a run of `steps` steps: all samples, or of a large data set those that are read.
 
     Small data sets are encoded whole, so that whatever is wrong with them is reported before the first step.
     """
@@ -179,7 +178,7 @@ def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
 
 
 def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]]:
-    """Shape -> its samples in ascending order, any of which may stand in for another."""
+    """Shape -> its samples in ascending order, any of which may replace another."""
     members: dict[Hashable, list[int]] = defaultdict(list)
     for index in sorted(shapes):
         members[shapes[index]].append(index)
@@ -196,7 +195,7 @@ def usable_shapes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -
 
 
 def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, int]:
-    """Stand-ins for those of the samples that are unreadable; `InvalidArgument` where a shape has none."""
+    """Unreadable sample -> the one that replaces it; `InvalidArgument` where a shape has no readable one."""
     members = members_by_shape(shapes)
 
     def read(index: int) -> None:
@@ -212,12 +211,12 @@ def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> 
 
 @dataclass(frozen=True)
 class FittedSamples:
-    """A `Reader` of samples that are decoded when they are needed, with one caption each.
+    """A `Reader` that decodes samples when they are needed, and chooses one caption of each.
 
-    `members`: as `members_by_shape`.
+    `members`: from `members_by_shape`.
     """
 
-    fitting: Fitting
+    samples: ConditionedSource
     shapes: Mapping[int, Hashable]
     members: Mapping[Hashable, Sequence[int]]
     seed: int
@@ -226,7 +225,7 @@ class FittedSamples:
         """The sample at a place, or the next readable one of its shape."""
         # A held-out sample may be alone in its shape.
         candidates = self.members.get(self.shapes[place.index], ())
-        found = read_or_replace(place.index, candidates, self.fitting.fit, self.fitting.source.key)
+        found = read_or_replace(place.index, candidates, self.samples.fit, self.samples.source.key)
         drawn = draw_for_sample(self.seed, place.step, place.place, (0, 0, 0)).caption
         caption = found.content.captions[int(drawn * len(found.content.captions))]
         return Read(place, found.index, replace(found.content, captions=(caption,)), found.skipped)

@@ -1,4 +1,4 @@
-"""A recipe without what is nobody's business: secrets in URLs, and folders of the machine."""
+"""Recipes without secrets in URLs, for the run's folder; and without folders of the machine, to publish."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from nexus_adapters.training.config import DataOptions, TrainConfig
 
 
 def without_secrets(config: TrainConfig) -> TrainConfig:
-    """The same with URLs that have lost user, password and query: the last is where signed ones keep theirs.
+    """The recipe as a run's folder keeps it: its URLs have no user, password or query.
 
-    What is written to a run's folder is this.
+    Signed URLs have their signature in the query.
     """
     return replace(config, data=data_without_secrets(config.data))
 
 
 def data_without_secrets(data: DataOptions) -> DataOptions:
-    """As `without_secrets`, of the data alone."""
-    return replace(data, shards=tuple(map(_bare, data.shards)))
+    """As `without_secrets`, for `[data]` alone."""
+    return replace(data, shards=tuple(map(_without_query_and_user, data.shards)))
 
 
 def without_folders(config: TrainConfig) -> TrainConfig:
-    """As `without_secrets`, with folders cut to their names: what is published is this."""
+    """The recipe as it is published: as `without_secrets`, and with the folders' last parts alone."""
     config = without_secrets(config)
     shards = tuple(shard if "://" in shard else Path(shard).name for shard in config.data.shards)
     return replace(
@@ -37,7 +37,7 @@ def without_folders(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _bare(shard: str) -> str:
+def _without_query_and_user(shard: str) -> str:
     if "://" not in shard:
         return shard
     parts = urlsplit(shard)

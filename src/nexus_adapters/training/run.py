@@ -1,10 +1,10 @@
-"""From a recipe to an adapter: data, cache, base, adapter, loop, and the end of the run."""
+"""From a recipe to an adapter: `train_adapter` runs it, `dry_run` checks it and reports what it would do."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,27 +12,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from nexus_adapters import files
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_denoiser, load_encoders, open_base
-from nexus_adapters.data.conditioned import Fitting
+from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
-from nexus_adapters.training.batches import Material, gather_material, order_samples
+from nexus_adapters.training.batches import Batches, prepare_batches
 from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import TrainConfig
-from nexus_adapters.training.cuda_graphs import GraphedDenoiser, has_graphs
+from nexus_adapters.training.cuda_graphs import GraphedDenoiser, supports_cuda_graphs
 from nexus_adapters.training.distributed import (
     check_shared,
     leave_together,
     open_accelerator,
-    told_to_trackers,
+    open_trackers,
 )
 from nexus_adapters.training.dry_run import describe
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
@@ -40,7 +41,13 @@ from nexus_adapters.training.loop import train
 from nexus_adapters.training.loss import Objective
 from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.precision import choose_precision
-from nexus_adapters.training.recipe_samples import Split, open_samples
+from nexus_adapters.training.recipe_samples import (
+    Split,
+    open_samples,
+    shards_to_keep_together,
+    split_samples,
+)
+from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import (
     ADAPTER,
     check_output,
@@ -49,7 +56,12 @@ from nexus_adapters.training.run_folder import (
     write_config,
 )
 from nexus_adapters.training.validation import Validation
-from nexus_adapters.training.validation_images import draw_pictures, held_out_pictures, structure_score
+from nexus_adapters.training.validation_images import (
+    ValidationInput,
+    generate_validation_images,
+    structure_score,
+    validation_inputs,
+)
 
 # Arguments of bases and methods -> keys of a recipe.
 _KEYS = {
@@ -71,10 +83,10 @@ _KEYS = {
 
 
 def train_adapter(config: TrainConfig) -> Path:
-    """Train what a recipe says, or resume its run; the folder of the finished adapter.
+    """Train an adapter by a recipe, or resume its run. Returns the folder of the finished adapter.
 
-    Everything is in `config.output_dir`; a finished run there is left as it is. Under `accelerate launch` the
-    processes train together.
+    Everything is in `config.output_dir`; a finished run there is left as it is. Under `accelerate launch` or
+    torchrun the processes train together.
 
     Raises:
         InvalidArgument: for a recipe that does not fit the base, the data, or what is in `output_dir`; before
@@ -86,27 +98,27 @@ def train_adapter(config: TrainConfig) -> Path:
     if config.hub.repo_id:
         check_hub(config.hub)
     output, is_main = Path(config.output_dir), int(os.environ.get("RANK", "0")) == 0
-    if (steps := finished_steps(config)) is not None:
+    if (steps := finished_steps(output, config.training.max_train_steps)) is not None:
         if is_main:
             print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
     else:
         base, options, start = check_base(config)
-        fitting = open_samples(config.data, cache_folder(config), base.size_multiple)
-        accelerator = open_accelerator(config)
+        samples = open_samples(config.data, cache_folder(config), base.size_multiple)
+        accelerator = open_accelerator(output, config.training.device == "cpu", config.log.trackers)
         choose_precision(config.training.mixed_precision, accelerator.device)
-        split, order = order_samples(config, fitting, accelerator.num_processes)
+        split, order = _split_and_order(config, samples, accelerator.num_processes)
         cache = TensorCache(cache_folder(config)) if config.cache.enabled else None
         with files.locked(output, "output_dir") if accelerator.is_main_process else nullcontext():
-            _train(config, base, options, start, fitting, split, order, cache, accelerator)
+            _train(config, base, options, start, samples, split, order, cache, accelerator)
     if config.hub.repo_id and is_main:
         print(f"pushed to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
     return output / ADAPTER
 
 
 def dry_run(config: TrainConfig) -> str:
-    """Check a recipe as `train_adapter` would, and say what it would do; of the base no weights are read.
+    """Check a recipe as `train_adapter` does, and report what it would do. The base's weights are not read.
 
-    A data set on the Hub, and tars behind URLs, are not opened; the index of local tars is kept.
+    Data sets on the Hub and tars behind URLs are not opened. The index of local tars is kept.
     """
     check_output(config)
     base, options, _ = check_base(config)
@@ -114,16 +126,18 @@ def dry_run(config: TrainConfig) -> str:
     is_far |= any("://" in shard for shard in config.data.shards)
     if is_far:
         return describe(config, base, options, None)
-    fitting = open_samples(config.data, cache_folder(config), base.size_multiple)
-    split, _ = order_samples(config, fitting, processes=1)
+    samples = open_samples(config.data, cache_folder(config), base.size_multiple)
+    split, _ = _split_and_order(config, samples, processes=1)
     return describe(config, base, options, len(split.trained) + len(split.held_out) + len(split.unreadable))
 
 
 def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
-    """The base, the adapter's options with the architecture of what it starts from, and that one's tensors.
+    """The base, the adapter's options, and the tensors that the adapter starts with.
 
-    The base's weights are not read, but those of `adapter.start_from` are; without it there are no tensors.
-    `InvalidArgument` unless the base can train the recipe's adapter, with its loss and optimizer.
+    The tensors, and the architecture in the options, are those of the adapter in `adapter.start_from`. There
+    are no tensors without one. The base's weights are not read.
+
+    `InvalidArgument` unless the adapter can be trained on the base, with the recipe's loss and optimizer.
     """
     check_optimizer(config.training)
     with renamed(_KEYS):
@@ -140,7 +154,7 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
 
 
 def _check_noise(config: TrainConfig, options: AdapterOptions, base: Base) -> None:
-    """`InvalidArgument` where the base's schedule does not have what loss and features are weighed by."""
+    """`InvalidArgument` where the base's noise schedule cannot weight the loss or the features as wanted."""
     first = torch.zeros(1, dtype=torch.long)
     if gamma := config.loss.min_snr_gamma:
         base.loss_weights(first, gamma)
@@ -157,8 +171,23 @@ def _start(config: TrainConfig) -> Saved | None:
         return find_saved(source, config.data.condition, config.base.path)
 
 
+def _split_and_order(
+    config: TrainConfig, samples: ConditionedSource, processes: int
+) -> tuple[Split, SampleOrder]:
+    """Which samples are trained on, and in which order.
+
+    `InvalidArgument` for a data set that is empty, or smaller than a batch.
+    """
+    training = config.training
+    held_out = config.validation.samples if config.validation.every_steps else 0
+    split = split_samples(samples, config.data, config.seed, held_out)
+    together = None if config.cache.enabled else shards_to_keep_together(config.data, samples.source)
+    batch_size = training.batch_size * training.gradient_accumulation_steps * processes
+    return split, SampleOrder(split.trained, batch_size, config.seed, together)
+
+
 def cache_folder(config: TrainConfig) -> Path:
-    """Where encoded samples are kept."""
+    """The folder of encoded samples."""
     if config.cache.folder:
         return Path(config.cache.folder)
     return files.cache_folder() / "training"
@@ -169,22 +198,34 @@ def _train(
     base: Base,
     options: AdapterOptions,
     start: dict[str, Tensor],
-    fitting: Fitting,
+    samples: ConditionedSource,
     split: Split,
     order: SampleOrder,
     cache: TensorCache | None,
     accelerator: Accelerator,
 ) -> None:
-    training, device = config.training, accelerator.device
+    training, device, output = config.training, accelerator.device, Path(config.output_dir)
     precision = choose_precision(training.mixed_precision, device)
     if accelerator.is_main_process:
         write_config(config)
     with renamed(_KEYS):
         load_encoders(base, config.base.source, device, precision.dtype)
-    check_shared("output_dir", Path(config.output_dir), accelerator)
+    check_shared("output_dir", output, accelerator)
     if cache is not None:
         check_shared("cache.folder", cache.folder, accelerator)
-    material = gather_material(config, fitting, split, order, base, cache, accelerator)
+    batches = prepare_batches(
+        samples=samples,
+        split=split,
+        order=order,
+        base=base,
+        cache=cache,
+        data=config.data,
+        training=training,
+        loss=config.loss,
+        seed=config.seed,
+        skipped_file=output / "skipped.jsonl",
+        accelerator=accelerator,
+    )
     with renamed(_KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
     method = find_method(options.method)
@@ -200,32 +241,32 @@ def _train(
     places = FeaturePlaces(denoiser, base.places())
     called = module
     if not method.is_fused:
-        is_graphed = training.cuda_graphs and has_graphs(device)
+        is_graphed = training.cuda_graphs and supports_cuda_graphs(device)
         called = GraphedDenoiser(denoiser) if is_graphed else compiled(denoiser)
-    instead = _reads_instead(options, material)
-    objective = Objective(base, called, places, method, module, precision, config.loss, instead)
+    adapter_prompt = _adapter_prompt(options, batches)
+    objective = Objective(base, called, places, method, module, precision, config.loss, adapter_prompt)
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
 
     def losses(step: int) -> Iterator[Tensor]:
-        return (objective.of(batch) for batch in material.batches(step))
+        return (objective.of(batch) for batch in batches.of_step(step))
 
-    with told_to_trackers(config, accelerator):
+    with open_trackers(config.log, identity(without_folders(config)), accelerator):
         steps = train(
             state,
             losses,
             training,
             config.checkpoint,
             config.log,
-            Path(config.output_dir),
+            output,
             options.method,
-            _identity(config, material, accelerator),
+            _identity(config, batches, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
-            _validation(config, material, objective, state, denoiser, fitting, accelerator),
+            _validation(config, batches, objective, state, denoiser, samples, accelerator),
         )
     if accelerator.is_main_process:
-        export(state.result, method, config, steps, material.report.total)
+        export(state.result, method, config, steps, batches.report.total)
     leave_together(accelerator)
 
 
@@ -233,11 +274,11 @@ def _as_it_is(module: nn.Module) -> nn.Module:
     return module
 
 
-def _reads_instead(options: AdapterOptions, material: Material) -> Tensor | None:
-    """The empty prompt, where the recipe asks for an adapter that reads nothing else."""
+def _adapter_prompt(options: AdapterOptions, batches: Batches) -> Tensor | None:
+    """The empty prompt, if the recipe asks for an adapter that reads nothing else."""
     if getattr(options, "reads_prompt", True):
         return None
-    return material.empty["prompt_embeds"][:1].to(material.accelerator.device)
+    return batches.empty_prompt["prompt_embeds"][:1].to(batches.accelerator.device)
 
 
 def _new_adapter(
@@ -253,9 +294,9 @@ def _new_adapter(
     adapter: Any = method.build(base, denoiser, options)
     if start:
         adapter.load_state_dict(adapter.state_dict() | start)
-        start.clear()  # so that training has their memory
+        start.clear()  # to free their memory
     if config.training.channels_last:
-        to: Any = nn.Module.to  # diffusers' own warns of a dtype, even where none is given
+        to: Any = nn.Module.to  # diffusers' own warns about a dtype, even where none is given
         to(denoiser, memory_format=torch.channels_last)
         to(adapter, memory_format=torch.channels_last)
     return nn.Module.to(adapter, device).train()
@@ -263,28 +304,34 @@ def _new_adapter(
 
 def _validation(
     config: TrainConfig,
-    material: Material,
+    batches: Batches,
     objective: Objective,
     state: TrainState,
     denoiser: Any,
-    fitting: Fitting,
+    samples: ConditionedSource,
     accelerator: Accelerator,
 ) -> Validation | None:
-    """Of the weights that the run is for: the average, where there is one."""
+    """Validation of the weights that the run results in: the average, if there is one."""
     options = config.validation
-    if not options.every_steps or not material.held_out:
+    if not options.every_steps or not batches.held_out:
         return None
     method, precision = objective.method, objective.precision
     network = method.network(state.result, denoiser)
     called = network if method.is_fused else denoiser
     measured = replace(objective, denoiser=called, module=network)
+
+    def generate(inputs: Sequence[ValidationInput]) -> list[Image.Image]:
+        return generate_validation_images(
+            denoiser, config.base.source, method, state.result, precision, inputs, options, config.seed
+        )
+
     return Validation(
-        batches=material.held_out_batches(config.training.batch_size),
+        batches=batches.of_validation(config.training.batch_size),
         losses=measured.at,
         num_train_timesteps=objective.base.num_train_timesteps,
-        draw=lambda pictures: draw_pictures(config, denoiser, method, state.result, precision, pictures),
+        inputs=validation_inputs(samples, batches.held_out, options),
+        generate=generate,
         score=structure_score(config.data),
-        pictures=held_out_pictures(fitting, material.held_out, options),
         folder=Path(config.output_dir) / IMAGES,
         accelerator=accelerator,
         every_steps=options.every_steps,
@@ -293,8 +340,8 @@ def _validation(
     )
 
 
-def _identity(config: TrainConfig, material: Material, accelerator: Accelerator) -> dict[str, Any]:
-    """What a checkpoint belongs to: the recipe, the samples, and how many of them make a step."""
+def _identity(config: TrainConfig, batches: Batches, accelerator: Accelerator) -> dict[str, Any]:
+    """What a checkpoint belongs to: the recipe, the samples, and the number of samples in a step."""
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
-    return identity(config) | {"samples": material.content, "global_batch_size": batch}
+    return identity(config) | {"samples": batches.content_hash, "global_batch_size": batch}

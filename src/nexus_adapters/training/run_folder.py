@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, who is at it and whether it is finished; its checkpoints and its log."""
+"""A run's folder: whether a recipe may use it, whether the run is finished, its checkpoints and its log."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import psutil
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -24,9 +22,10 @@ from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.recipe import dump_config, load_run_recipe
 from nexus_adapters.training.redaction import without_secrets
 
-ADAPTER, CONFIG, FINISHED = "adapter", "config.toml", "training.json"
+CONFIG, CHECKPOINTS, LOG, ADAPTER = "config.toml", "checkpoints", "log.jsonl", "adapter"
+FINISHED = "training.json"  # in ADAPTER
 
-# Fields that may change when a run is resumed: how it is watched, stored and shared, and on what it runs.
+# Fields that may change when a run is resumed: they decide how it is monitored, stored and executed.
 _FREE_SECTIONS = ("cache", "checkpoint", "log", "hub")
 _FREE_FIELDS = {
     "output_dir",
@@ -43,53 +42,12 @@ _FREE_FIELDS = {
     "validation.guidance_scale",
     "validation.early_stop_patience",
 }
-# Only their product counts, with the number of processes; a checkpoint knows it.
+# Only their product with the number of processes counts, and checkpoints store it.
 _SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """The fields that decide the weights, by their keys; `validation.samples` counts 0 without validation."""
-    free = set(_FREE_FIELDS)
-    if config.training.schedule == "constant":
-        free.add("training.max_train_steps")
-    found: dict[str, Any] = {}
-    fields = dataclasses.asdict(without_secrets(config)) | {"adapter": config.adapter.identity()}
-    for key, value in flat(fields).items():
-        if key.split(".")[0] not in _FREE_SECTIONS and key not in free | _SHARED_BATCH:
-            found[key] = list(value) if isinstance(value, tuple) else value
-    if config.validation.every_steps == 0:
-        found["validation.samples"] = 0
-    return found
-
-
-def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity from before an option existed, which had the option's default."""
-    defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
-    for method in known_methods():
-        options: Any = method.Options(method=method.name)
-        defaults |= {f"adapter.{key}": value for key, value in flat(options.identity()).items()}
-    return {**defaults, "adapter.method": "prime", "adapter.residual": False, **found}
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key by which two identities differ; None where they are of the same run."""
-    whole, wanted = with_defaults(before), with_defaults(now)
-    return next((key for key in sorted({*whole, *wanted}) if whole.get(key) != wanted.get(key)), None)
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, whose keys are joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def check_output(config: TrainConfig) -> None:
-    """`InvalidArgument` unless the folder is new, empty, or this very run's."""
+    """`InvalidArgument` unless the output folder is new, empty, or of the same run."""
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InvalidArgument("output_dir", "a folder", f"'{folder}', which is a file")
@@ -101,21 +59,6 @@ def check_output(config: TrainConfig) -> None:
             "a new or empty folder, or that of a run",
             f"'{folder}', which has no {CONFIG} but {others[0]}",
         )
-
-
-def finished_steps(config: TrainConfig) -> int | None:
-    """The steps of a finished run in the folder; None where it is not there, or has further to go."""
-    record = Path(config.output_dir) / ADAPTER / FINISHED
-    if not record.is_file():
-        return None
-    found: Mapping[str, Any] = json.loads(record.read_bytes())
-    is_whole = found["stopped_early"] or found["steps"] >= config.training.max_train_steps
-    return int(found["steps"]) if is_whole else None
-
-
-def write_config(config: TrainConfig) -> None:
-    """Store the whole recipe, from which the run can be repeated."""
-    write_text(Path(config.output_dir) / CONFIG, dump_config(without_secrets(config)))
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:
@@ -139,29 +82,82 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
         )
 
 
-CHECKPOINTS, LOG = "checkpoints", "log.jsonl"
+def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
+    """The steps of a finished run in the folder; None without one, or if it has further steps to take."""
+    record = output_dir / ADAPTER / FINISHED
+    if not record.is_file():
+        return None
+    found: Mapping[str, Any] = json.loads(record.read_bytes())
+    is_whole = found["stopped_early"] or found["steps"] >= max_train_steps
+    return int(found["steps"]) if is_whole else None
+
+
+def write_config(config: TrainConfig) -> None:
+    """Write the whole recipe into the folder, so that the run can be repeated."""
+    write_text(Path(config.output_dir) / CONFIG, dump_config(without_secrets(config)))
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The fields that decide the weights, by key; without validation, `validation.samples` is 0."""
+    free = set(_FREE_FIELDS)
+    if config.training.schedule == "constant":
+        free.add("training.max_train_steps")
+    found: dict[str, Any] = {}
+    fields = dataclasses.asdict(without_secrets(config)) | {"adapter": config.adapter.identity()}
+    for key, value in flat(fields).items():
+        if key.split(".")[0] not in _FREE_SECTIONS and key not in free | _SHARED_BATCH:
+            found[key] = list(value) if isinstance(value, tuple) else value
+    if config.validation.every_steps == 0:
+        found["validation.samples"] = 0
+    return found
+
+
+def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with the defaults of options that did not exist when it was stored."""
+    defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
+    for method in known_methods():
+        options: Any = method.Options(method=method.name)
+        defaults |= {f"adapter.{key}": value for key, value in flat(options.identity()).items()}
+    return {**defaults, "adapter.method": "prime", "adapter.residual": False, **found}
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first key by which two identities differ; None if they are of the same run."""
+    whole, wanted = with_defaults(before), with_defaults(now)
+    return next((key for key in sorted({*whole, *wanted}) if whole.get(key) != wanted.get(key)), None)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, whose keys are joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """What looks at a run between its steps. Its state, of JSON's types, is in every checkpoint."""
+    """What monitors a run between its steps. Its state, of JSON's types, is in every checkpoint."""
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended the run."""
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Called on every process with the number of finished steps; what it found, for the log."""
+        """Called on every process with the number of finished steps; returns what to log."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Continue from what `state` returned."""
 
 
 class RunFolder:
-    """Saving and logging for one run; only the main process writes."""
+    """Checkpoints and log of one run. Only the main process writes."""
 
     def __init__(
         self,
@@ -173,20 +169,20 @@ class RunFolder:
     ) -> None:
         self.folder = folder
         self.state = state
-        self.identity = json.loads(json.dumps(identity))  # as a checkpoint gives it back
+        self.identity = json.loads(json.dumps(identity))  # as a checkpoint returns it
         self.accelerator = accelerator
         self.observer = observer
         self._saved_step = -1
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint, if there is one; the number of finished steps.
+        """Load the newest undamaged checkpoint, if there is one. Returns the number of finished steps.
 
-        InvalidArgument where it is another run's.
+        `InvalidArgument` where it is another run's.
         """
         with warnings.catch_warnings():
             if not self.accelerator.is_main_process:
-                warnings.simplefilter("ignore")  # one process tells of damaged ones
+                warnings.simplefilter("ignore")  # one process warns of damaged ones
             checkpoint = latest_checkpoint(self.folder / CHECKPOINTS)
         step = 0
         if checkpoint is not None:
@@ -211,14 +207,14 @@ class RunFolder:
                 "train": self.state.scalars(),
                 "observer": observed,
                 "identity": self.identity,
-                "adapter": adapter_config(self.state.module),
+                "adapter": _adapter_config(self.state.module),
             }
             save_checkpoint(self.folder / CHECKPOINTS, step, self.state.tensors(), state, keep)
         self._saved_step = step
         self.accelerator.wait_for_everyone()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row to the log; what is not finite becomes null."""
+        """Append a row to the log; values that are not finite become null."""
         if self.accelerator.is_main_process:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             append_json_lines(self.folder / LOG, [finite])
@@ -233,30 +229,18 @@ class RunFolder:
                 "output_dir",
                 f"a run with {key} {with_defaults(before).get(key)!r}, as '{checkpoint.folder}' has",
                 repr(with_defaults(now).get(key)),
-                "Resume with the settings of before, or train in another folder",
+                "Resume with the same settings, or train in another folder",
             )
 
 
-def adapter_config(module: nn.Module | Any) -> dict[str, Any]:
-    """A module's config as JSON gives it back, so that a checkpoint loads on its own; {} if it has none."""
+def _adapter_config(module: nn.Module | Any) -> dict[str, Any]:
+    """A module's config, of JSON's types, so that a checkpoint loads on its own; {} if it has none."""
     to_json = getattr(module, "to_json_string", None)
     return {} if to_json is None else dict(json.loads(to_json()))
 
 
-def memory_gib(device: torch.device) -> float:
-    """What this process holds: the most so far on a GPU, else now in the machine's memory.
-
-    Pages of the cache's files are not counted, where the system tells them apart: it may drop them at will.
-    """
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    info = psutil.Process().memory_info()
-    held: int = info.rss - getattr(info, "shared", 0)
-    return round(held / 2**30, 2)
-
-
 def _forget_rows_after(step: int, log: Path) -> None:
-    """Drop the rows of steps that a killed run took after its last checkpoint: they are taken again."""
+    """Drop the rows of steps after the last checkpoint, which the resumed run takes again."""
     if not log.exists():
         return
     rows = read_json_lines(log, dict)

@@ -3,53 +3,81 @@
 from __future__ import annotations
 
 import gc
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.bases.loading import load_pipeline
+from nexus_adapters.bases.loading import BaseSource, load_pipeline
 from nexus_adapters.conditions import EXTRACTORS, extract
-from nexus_adapters.data.conditioned import Fitting
+from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.prepared_set import options_of
+from nexus_adapters.files import replacing
 from nexus_adapters.methods import GenerationSettings, Method
-from nexus_adapters.training.config import DataOptions, TrainConfig, ValidationOptions
+from nexus_adapters.training.config import DataOptions, ValidationOptions
 from nexus_adapters.training.precision import Precision
-from nexus_adapters.training.validation import Picture
+
+_FONT_SIZE = 10  # of the prompts on a sheet, pixels
+_TEXT_HEIGHT = 70
 
 
-def draw_pictures(
-    config: TrainConfig,
+@dataclass(frozen=True)
+class ValidationInput:
+    """What an image is generated from."""
+
+    prompt: str
+    condition: Image.Image
+
+
+def validation_inputs(
+    samples: ConditionedSource, held_out: Sequence[int], options: ValidationOptions
+) -> list[ValidationInput]:
+    """The first held-out samples' structure maps, with their first captions or the recipe's prompts."""
+    inputs = []
+    for place, index in enumerate(held_out[: options.images]):
+        sample = samples.fit(index)
+        prompts = options.prompts or (sample.captions[0],)
+        inputs.append(ValidationInput(prompts[place % len(prompts)], sample.condition))
+    return inputs
+
+
+def generate_validation_images(
     denoiser: nn.Module,
+    source: BaseSource,
     method: Method,
     adapter: nn.Module,
     precision: Precision,
-    pictures: Sequence[Picture],
+    inputs: Sequence[ValidationInput],
+    options: ValidationOptions,
+    seed: int,
 ) -> list[Image.Image]:
-    """One image each, from noise that follows from the seed and the picture's place.
+    """One image for each input, from noise that follows from the seed and the input's place.
 
-    The base's other parts are loaded for this and let go again.
+    The other parts of the base are loaded from `source` and released again.
     """
-    options, device = config.validation, next(adapter.parameters()).device
+    device = next(adapter.parameters()).device
     base, _ = base_of(denoiser)
     parts = {base.denoiser_name: denoiser, "safety_checker": None}
-    pipe = load_pipeline(config.base.source, precision.dtype, **parts)
+    pipe = load_pipeline(source, precision.dtype, **parts)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     generated = []
     with torch.no_grad(), precision.autocast() if method.keeps_float32 else nullcontext():
-        for place, picture in enumerate(pictures):
-            with method.drawing(pipe, adapter, [picture.condition], GenerationSettings()) as generate:
+        for place, given in enumerate(inputs):
+            with method.generating(pipe, adapter, [given.condition], GenerationSettings()) as generate:
                 output = generate(
-                    prompt=picture.prompt,
-                    width=picture.condition.width,
-                    height=picture.condition.height,
+                    prompt=given.prompt,
+                    width=given.condition.width,
+                    height=given.condition.height,
                     num_inference_steps=options.num_inference_steps,
                     guidance_scale=options.guidance_scale,
-                    generator=torch.Generator().manual_seed(config.seed + place),
+                    generator=torch.Generator().manual_seed(seed + place),
                 )
             generated.append(output.images[0])
     del pipe
@@ -59,23 +87,13 @@ def draw_pictures(
     return generated
 
 
-def held_out_pictures(fitting: Fitting, held_out: Sequence[int], options: ValidationOptions) -> list[Picture]:
-    """What to draw: the first held-out samples' maps, with their first captions or the recipe's prompts."""
-    pictures = []
-    for place, index in enumerate(held_out[: options.images]):
-        sample = fitting.fit(index)
-        prompts = options.prompts or (sample.captions[0],)
-        pictures.append(Picture(prompts[place % len(prompts)], sample.condition))
-    return pictures
-
-
 def structure_score(data: DataOptions) -> Callable[[Image.Image, Image.Image], float] | None:
-    """(condition, picture) -> how well the picture's own map agrees with the condition, in [0, 1].
+    """(condition, image) -> how well the image's own structure map agrees with the condition, in [0, 1].
 
-    The map is extracted from the picture, and compared as the condition says (`Extractor.agreement`). None
-    where no extractor has that name or it compares no maps, where it needs a model and the options name none
-    (a run fetches no model that nobody asked for), and for the exact maps of scenes, which no extractor would
-    give again.
+    The map is extracted from the image, and compared as the extractor says (`Extractor.agreement`). None
+    where no extractor has the condition's name, where it compares no maps, where it needs a model and the
+    options name none (a run downloads no model that nobody asked for), and for the exact maps of scenes,
+    which no extractor reproduces.
     """
     if data.condition not in EXTRACTORS or (data.kind == "scenes" and data.condition != "canny"):
         return None
@@ -83,7 +101,24 @@ def structure_score(data: DataOptions) -> Callable[[Image.Image, Image.Image], f
     agreement = extractor.agreement
     if agreement is None or (extractor.model and "model" not in data.extractor):
         return None
-    drawn_by = options_of(data.path, data.condition) if data.kind == "prepared" else {}
-    options = drawn_by | data.extractor
+    prepared_with = options_of(data.path, data.condition) if data.kind == "prepared" else {}
+    options = prepared_with | data.extractor
 
-    return lambda condition, picture: agreement(extract(data.condition, picture, **options), condition)
+    return lambda condition, image: agreement(extract(data.condition, image, **options), condition)
+
+
+def save_sheet(path: Path, inputs: Sequence[ValidationInput], images: Sequence[Image.Image]) -> Image.Image:
+    """A sheet with a column for each image: condition, image and prompt. Written whole or not at all."""
+    width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
+    sheet = Image.new("RGB", (width * len(images), 2 * height + _TEXT_HEIGHT), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_FONT_SIZE)
+    for column, (given, image) in enumerate(zip(inputs, images, strict=True)):
+        left = column * width
+        sheet.paste(given.condition.resize(image.size, Image.Resampling.BOX), (left, 0))
+        sheet.paste(image, (left, height))
+        lines = textwrap.wrap(given.prompt, max(8, 2 * width // _FONT_SIZE))  # a letter is half as wide
+        text = "\n".join(lines[: _TEXT_HEIGHT // (_FONT_SIZE + 3)])
+        pen.multiline_text((left + 2, 2 * height + 2), text, "black", font, spacing=2)
+    with replacing(path) as stream:
+        sheet.save(stream, format="PNG")
+    return sheet

@@ -1,0 +1,8 @@
+"""The weights of the embedded models of nexus-adapters. Data only: load them with `nexus_adapters`."""
+
+from pathlib import Path
+
+__version__ = "0.1.0.dev0"
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The folder of the base, its adapters and its CLIP."""

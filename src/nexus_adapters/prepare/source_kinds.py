@@ -1,0 +1,192 @@
+"""The kinds of data sets that users name as a source: which one a path is, and opening it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nexus_adapters.choices import SourceKind
+from nexus_adapters.data.folder import METADATA, CocoSource, FolderSource
+from nexus_adapters.data.samples import Source
+from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import cache_folder
+
+_NAMED = ("split", "config_name", "revision", "image_column", "caption_column")
+_SCENES = "scenes"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which lists of URLs come
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """A data set as the user names it.
+
+    Attributes:
+        path: a folder, tars, a data set on the Hub, or "scenes".
+        kind: of data set; "auto" to detect it.
+        split: of a table or of COCO; "" for "train", and "train2017".
+        config_name: of a table that has several.
+        revision: of a table on the Hub.
+        image_column: name of the images' column or tar member; "" for the kind's default.
+        caption_column: the same for captions.
+        count: of scenes.
+        index_folder: where indices of tars are kept.
+    """
+
+    path: str
+    kind: SourceKind = "auto"
+    split: str = ""
+    config_name: str = ""
+    revision: str = ""
+    image_column: str = ""
+    caption_column: str = ""
+    count: int = 0
+    index_folder: Path = field(default_factory=lambda: cache_folder() / "prepare")
+
+
+def open_source(options: SourceOptions) -> tuple[Source, str]:
+    """The source, and the prefix of its keys that says nothing of the samples: its folder, or "".
+
+    Raises:
+        InvalidArgument: for a path of no such kind, such as a list of URLs, and whatever the source refuses.
+    """
+    kind = find_kind(options.path) if options.kind == "auto" else options.kind
+    _check_options(options, kind)
+    if kind != "scenes" and Path(options.path).exists():  # also for workers that were started elsewhere
+        options = replace(options, path=os.path.abspath(options.path))
+    opened: dict[str, Callable[[SourceOptions], tuple[Source, str]]] = {
+        "folder": _open_folder,
+        "coco": _open_coco,
+        "table": _open_table,
+        "tars": _open_tars,
+        "scenes": lambda options: (SceneSource(options.count), ""),
+    }
+    return opened[kind](options)
+
+
+def source_settings(options: SourceOptions, source: Source) -> dict[str, Any]:
+    """What identifies a source's samples beyond their names: columns, splits, and a hash of its listing.
+
+    The listing is metadata.jsonl, COCO's annotations, a table's fingerprint, or the sizes of local tars;
+    images are not read.
+    """
+    kind = find_kind(options.path) if options.kind == "auto" else options.kind
+    named = {name: getattr(options, name) for name in _NAMED if getattr(options, name)}
+    return {
+        "kind": kind,
+        **named,
+        "listing_sha256": hashlib.sha256(_listing(kind, options, source)).hexdigest(),
+    }
+
+
+def _listing(kind: SourceKind, options: SourceOptions, source: Source) -> bytes:
+    place = Path(options.path)
+    if kind == "folder" and (place / METADATA).exists():
+        return (place / METADATA).read_bytes()
+    if kind == "coco":
+        return (place / "annotations" / f"captions_{options.split or 'train2017'}.json").read_bytes()
+    if kind == "table":
+        return str(getattr(source, "fingerprint", "")).encode()
+    if kind == "tars" and "://" not in options.path:
+        files = sorted(place.glob("*.tar")) if place.is_dir() else [place] if place.is_file() else []
+        return repr([(file.name, file.stat().st_size) for file in files]).encode()
+    return b""
+
+
+def find_kind(path: str) -> SourceKind:
+    """The kind of data set at a path. InvalidArgument for none, with what to do about lists of URLs."""
+    place = Path(path)
+    if path == _SCENES:
+        return "scenes"
+    if place.is_dir():
+        if (place / "state.json").exists() or (place / "dataset_dict.json").exists():
+            return "table"
+        if any(place.glob("annotations/captions_*.json")):
+            return "coco"
+        has_tars = any(place.glob("*.tar"))
+        has_parquet = any(place.rglob("*.parquet"))
+        return "tars" if has_tars else "table" if has_parquet else "folder"
+    if "://" in path or path.endswith(".tar"):
+        return "tars"
+    if place.suffix in _LISTS and place.is_file():
+        raise InvalidArgument(
+            "path",
+            "images",
+            f"'{path}', a list of URLs",
+            "Download it with img2dataset, whose tars are a source",
+        )
+    if _HUB_ID.fullmatch(path):
+        return "table"
+    raise InvalidArgument(
+        "path",
+        "a folder of images, a COCO folder, tars, the folder or Hub id of a data set, or scenes",
+        f"'{path}'",
+    )
+
+
+def _check_options(options: SourceOptions, kind: SourceKind) -> None:
+    """InvalidArgument for an option that the kind does not read."""
+    reads = {
+        "folder": {"image_column", "caption_column"},
+        "coco": {"split"},
+        "table": {"split", "config_name", "revision", "image_column", "caption_column"},
+        "tars": {"image_column", "caption_column"},
+        "scenes": set[str](),
+    }[kind]
+    for name in _NAMED:
+        if getattr(options, name) and name not in reads:
+            raise InvalidArgument(
+                name, f"no value for a source of kind {kind}", f"'{getattr(options, name)}'"
+            )
+    if kind == "scenes" and not options.count:
+        raise InvalidArgument("count", hint="It is the number of scenes to generate")
+
+
+def _columns(options: SourceOptions) -> dict[str, Any]:
+    named = {"image_column": options.image_column, "caption_column": options.caption_column}
+    return {argument: column for argument, column in named.items() if column}
+
+
+def _open_folder(options: SourceOptions) -> tuple[Source, str]:
+    return FolderSource(options.path, **_columns(options)), f"{Path(options.path)}/"
+
+
+def _open_coco(options: SourceOptions) -> tuple[Source, str]:
+    split, folder = options.split or "train2017", Path(options.path)
+    files = sorted(folder.glob("annotations/captions_*.json"))
+    splits = [file.stem.removeprefix("captions_") for file in files]
+    if splits and split not in splits:
+        raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{folder}' has", f"'{split}'")
+    source = CocoSource(folder / "annotations" / f"captions_{split}.json", folder / split)
+    return source, f"{folder}/"
+
+
+def _open_table(options: SourceOptions) -> tuple[Source, str]:
+    from nexus_adapters.data.table import TableSource
+
+    source = TableSource(
+        options.path,
+        split=options.split or "train",
+        config_name=options.config_name or None,
+        revision=options.revision or None,
+        **_columns(options),
+    )
+    root = f"{Path(options.path)}/" if Path(options.path).is_dir() else ""
+    return source, root
+
+
+def _open_tars(options: SourceOptions) -> tuple[Source, str]:
+    from nexus_adapters.data.tars import TarSource
+
+    place = Path(options.path)
+    shards = [str(place / "*.tar")] if place.is_dir() else [options.path]
+    folder: Any = options.index_folder
+    source = TarSource(shards, index_folder=folder, **_columns(options))
+    is_local = "://" not in options.path
+    return source, f"{place if place.is_dir() else place.parent}/" if is_local else ""
