@@ -12,8 +12,7 @@ from machine import benchmark_parser, folder_hash, report
 from tqdm import tqdm
 
 from nexus_adapters import load_adapter, load_base
-from nexus_adapters.bundled import weights_folder
-from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.bundled import guidance_for, weights_folder
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Sampling, generate
 from nexus_adapters.injection.scales import LEVEL_SCALES
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     count, steps = (2, 2) if args.quick else (args.scenes, args.steps)
     base, scenes = load_base(), load_test_scenes(count, first_seed=FIRST_SEED)
     adapter = load_adapter("prime")
-    sampling = Sampling(steps, embedded.EMBEDDED_GUIDANCE)
+    sampling = Sampling(steps, guidance_for("embedded"))
     rows = []
     for numbers, policy in tqdm(CANDIDATES, unit="cell"):
         control = GenerationSettings(policy=policy, level_scales=numbers)
@@ -59,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         "test_scenes": count,
         "first_seed": FIRST_SEED,
         "steps": steps,
-        "guidance_scale": embedded.EMBEDDED_GUIDANCE,
+        "guidance_scale": guidance_for("embedded"),
         "seed": sampling.seed,
         "weights_sha256": {part: folder_hash(weights_folder() / part) for part in ("base", "canny")},
     }

@@ -32,8 +32,7 @@ from machine import embedded_adapters, folder_hash, machine_facts, write_whole
 
 import nexus_adapters
 from nexus_adapters import load_adapter, load_base
-from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.bundled import BUNDLED, guidance_for
 from nexus_adapters.embedded.held_out import SCENE_METRICS, TestScene, load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Images, Sampling, generate, reconstruct
 from nexus_adapters.files import file_sha256, replacing
@@ -206,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=embedded.EMBEDDED_GUIDANCE)
+    parser.add_argument("--guidance-scale", type=float, default=guidance_for("embedded"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE, help="of measured cells")

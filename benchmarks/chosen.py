@@ -130,7 +130,7 @@ def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: 
         told = [condition, base_hash, code_hash, weights_hash(folder), config, count, asdict(sampling)]
         known = cache / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
         if not known.is_file():
-            scenes = load_test_scenes(count, first_seed=FIRST_SEED, condition=condition)
+            scenes = load_test_scenes(count, first_seed=FIRST_SEED, condition_name=condition)
             images = generate(base, load(folder), scenes, sampling, show_progress=False)
             scores = {n: round(float(v.mean()), 4) for n, v in score_images(images, scenes).items()}
             write_whole(known, json.dumps(scores))

@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import benchmark_parser, report
 
 from nexus_adapters import load_adapter, load_base
-from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.bundled import guidance_for
 from nexus_adapters.evaluation.cases import Cases, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import batches
@@ -49,7 +49,7 @@ def measure(count: int, steps: int, rounds: int) -> dict[str, object]:
         config = EvaluationConfig(
             data=DataOptions(kind="scenes", split="test", count=count, resolution=128),
             num_inference_steps=steps,
-            guidance_scale=embedded.EMBEDDED_GUIDANCE,
+            guidance_scale=guidance_for("embedded"),
             batch_size=20,
             clip="embedded",
             features="embedded",

@@ -17,8 +17,7 @@ from typing import Any
 
 from machine import benchmark_parser, folder_hash, report
 
-from nexus_adapters.bundled import BUNDLED, weights_folder
-from nexus_adapters.embedded import pipeline as embedded
+from nexus_adapters.bundled import BUNDLED, guidance_for, weights_folder
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.files import cache_folder
@@ -41,7 +40,7 @@ def config_of(condition: str, way: str, quick: bool) -> EvaluationConfig:
             kind="scenes", condition=condition, split="test", count=2 if quick else COUNT, resolution=128
         ),
         first=FIRST,
-        guidance_scale=embedded.EMBEDDED_GUIDANCE,
+        guidance_scale=guidance_for("embedded"),
         num_inference_steps=1 if quick else 20,
         batch_size=50,
         clip="" if quick else "embedded",

@@ -21,15 +21,16 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from nexus_adapters import Control, attach, extract, load_adapter, load_base
+from nexus_adapters.bundled import guidance_for
 from nexus_adapters.cli.demo_sheet import Row, Sheet, demo_scenes, draw_sheet
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
-from nexus_adapters.embedded.pipeline import EMBEDDED_GUIDANCE
 from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.injection import balance
 
 STEPS, SEED = 20, 0
+GUIDANCE_SCALE = guidance_for("embedded")
 Cell = tuple[tuple[str, str], Image.Image]  # a column's title and subtitle, and what stands in it
 
 
@@ -48,7 +49,7 @@ class Studio:
         pipe = pipe or self.pipe
         given = {
             "num_inference_steps": STEPS,
-            "guidance_scale": EMBEDDED_GUIDANCE,
+            "guidance_scale": GUIDANCE_SCALE,
             "generator": torch.Generator().manual_seed(SEED),
         }
         if not controls:
@@ -251,7 +252,7 @@ def draw(prompt: str, cells: Sequence[Cell]) -> Image.Image:
     """One row of pictures under their titles."""
     row = Row(prompt, [framed(image) for _, image in cells], [""] * len(cells))
     footer = [
-        f"nexus-adapters, embedded model, Prime. {STEPS} steps, guidance {EMBEDDED_GUIDANCE:g}, seed {SEED}."
+        f"nexus-adapters, embedded model, Prime. {STEPS} steps, guidance {GUIDANCE_SCALE:g}, seed {SEED}."
     ]
     return draw_sheet(Sheet([title for title, _ in cells], [[row]], footer))
 

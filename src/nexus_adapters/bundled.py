@@ -14,6 +14,8 @@ from nexus_adapters.choices import GUIDANCE_SCALE
 from nexus_adapters.errors import InvalidArgument
 
 DISTRIBUTION = "nexus-adapters-embedded"
+EMBEDDED = "embedded"
+"""The base that is used where none is named."""
 
 _FORMS = {"prime": "prime-residual", "slim": "slim-residual"}
 
@@ -67,8 +69,8 @@ class BundledBase:
 
 # "t2i" is diffusers' T2IAdapter, for comparison. benchmarks/chosen.py says which training each one is from.
 BUNDLED: dict[str, BundledBase] = {
-    "embedded": BundledBase(
-        name="embedded",
+    EMBEDDED: BundledBase(
+        name=EMBEDDED,
         subfolder="base",
         adapters={
             "canny": {

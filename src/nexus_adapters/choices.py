@@ -11,6 +11,7 @@ from typing import Literal, get_args
 Policy = Literal["positive", "per_branch", "cond_only"]
 """Which text a text-reading adapter reads, and which guidance branches get its features: see `Control`."""
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+DEFAULT_POLICY: Policy = "positive"
 
 Balance = Literal["balanced", "prompt", "control"]
 """What takes precedence: see `injection.balance`."""
@@ -51,5 +52,11 @@ CONDITION = "canny"
 """The structure map that is meant where none is named."""
 STEPS = 20
 """Denoising steps."""
+MAX_STEPS = 1000
+"""Of training: no scheduler takes more."""
+MAX_SEED = 2**32 - 1
+"""Above it, generators of random numbers overflow, or cut it off."""
+MAX_MEGAPIXELS = 64
+"""Larger images are refused where no other limit is given."""
 GUIDANCE_SCALE = 7.5
 """Of a base of the user's own, as in diffusers' pipelines; bundled bases have their own (`guidance_for`)."""

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 _Kind = TypeVar("_Kind")
 
 LOCK = ".lock"
-ABANDONED_S = 3600.0  # nobody is still writing to a file that has not changed for so long
+STALE_AFTER_S = 3600.0  # nobody is still writing to a file that has not changed for so long
 _UNFINISHED = ".unfinished-"
+WEIGHTS = "diffusion_pytorch_model"
+"""In diffusers' layout; then an optional variant, shard numbers, and the suffix."""
 
 
 def cache_folder() -> Path:
@@ -128,7 +130,7 @@ def remove_folder(folder: Path) -> None:
 def remove_unfinished(folder: Path, idle_s: float = 0.0) -> None:
     """Delete what a killed process has left in `folder`, but for what has changed within `idle_s` seconds.
 
-    Where other processes may be writing, `idle_s` is `ABANDONED_S`.
+    Where other processes may be writing, `idle_s` is `STALE_AFTER_S`.
     """
     for path in folder.glob(f"{_UNFINISHED}*"):
         with suppress(OSError):  # another process was faster, or it is open on a system that keeps such files

@@ -1,4 +1,4 @@
-"""Registries of what users can add: blocks, methods, bases, metrics.
+"""Registries of what users can add: blocks, methods, bases, conditions, metrics.
 
 An entry comes from the package, from a module that the user imported, or, when it is looked up by name, from
 an entry point of an installed package. Nothing else is ever imported for a name.
@@ -93,8 +93,12 @@ class Registry(Mapping[str, T]):
             return self[name]
 
     def __getitem__(self, name: str) -> T:
-        if name in self._entries:
-            return self._entries[name]
+        if name not in self._entries:
+            self.add(name, self._load(name))
+        return self._entries[name]
+
+    def _load(self, name: str) -> T:
+        """The entry of an installed package; KeyError where none has one of this name."""
         points = [point for point in _installed(self._group) if point.name == name]
         if not points:
             raise KeyError(name)
@@ -107,15 +111,23 @@ class Registry(Mapping[str, T]):
             raise InvalidArgument(
                 "name", f"a {self._what} {name!r} that can be imported", f"{points[0].value} ({error})"
             ) from error
-        self.add(name, found)
-        return self._entries[name]
+        return self._entry_of(points[0], found)
+
+    def _entry_of(self, point: EntryPoint, found: Any) -> T:
+        """What an installed package has as an entry; a subclass may check or convert it."""
+        entry: T = found
+        return entry
+
+    def _installed_names(self) -> set[str]:
+        """The names that installed packages add, without importing any."""
+        return {point.name for point in _installed(self._group)}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or any(point.name == name for point in _installed(self._group))
+        return name in self._entries or name in self._installed_names()
 
     def __iter__(self) -> Iterator[str]:
         yield from self._entries
-        yield from sorted({point.name for point in _installed(self._group)} - set(self._entries))
+        yield from sorted(self._installed_names() - set(self._entries))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -182,6 +194,15 @@ def _import_file(file: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+
+
+def defined_alike(first: object, second: object) -> bool:
+    """Whether two functions are from one place in one module; lambdas have no place of their own."""
+    places = [
+        (getattr(each, "__module__", ""), getattr(each, "__qualname__", "<lambda>"))
+        for each in (first, second)
+    ]
+    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
 
 
 def _home(entry: Any) -> str:

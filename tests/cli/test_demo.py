@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops, ImageFont
 from tests import tiny
+from tests.png_settings import read_settings
 from tests.weights import use_weights
 
 from nexus_adapters.adapter.saved import find_saved
@@ -30,7 +31,6 @@ from nexus_adapters.cli.demo_sheet import (
     load_methods,
     wrap,
 )
-from nexus_adapters.cli.options import read_settings
 from nexus_adapters.embedded.held_out import SCENE_METRICS
 from nexus_adapters.embedded.maps import draw_map
 from nexus_adapters.embedded.scene import draw_scene

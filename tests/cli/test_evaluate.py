@@ -1,11 +1,14 @@
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from nexus_adapters.cli import main
+from nexus_adapters.cli import COMMANDS, main
+from nexus_adapters.cli.evaluate import apply_options
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, with_defaults
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,12 @@ def test_scenes_are_judged_by_the_embedded_clip(tmp_path):
     assert {"clip_score", "frechet", "mmd"} <= set(content["methods"]["base"]["metrics"])
     assert "frechet" not in content["methods"]["reference"]["metrics"]
     assert content["settings"]["guidance_scale"] == 2
+
+
+def test_the_kind_auto_overrides_the_one_of_a_file():
+    content = {"data": {"kind": "tars"}}
+    apply_options(content, {"data.kind": "auto", "data.path": "images"})
+    assert with_defaults(content)["data"] == {"kind": "folder", "path": "images"}
 
 
 def test_defaults_follow_from_the_data_and_the_base():
@@ -147,6 +156,7 @@ def test_a_missing_file_is_one_line(tmp_path, capsys):
         (["--adapter", "base=prime"], "--adapter", "'base'"),
         (["--adapter", "t2i", "--condition", "depth"], "--adapter", "prime, slim for depth"),
         (["--kind", "folder"], "--data", ""),
+        (["--kind", "tars"], "--data", "is required"),
         (["--kind", "scenes", "--data", "x"], "--data", "'x'"),
         (["--data", "no/where"], "--data", "'no/where'"),
         (["--kind", "tars", "--data", "no/where.tar"], "--data", "no/where.tar"),
@@ -187,3 +197,25 @@ def refused_in_one_line(capsys, name, shown):
     assert len(lines) == 1, lines
     assert re.match(rf"nexus evaluate: error: {re.escape(name)}(:| is required)", lines[0]), lines
     assert shown in lines[0]
+
+
+def test_what_is_wrong_with_arguments_is_said_before_anything_slow_is_imported(tmp_path):
+    """In a process of its own, which has imported nothing yet."""
+    code = (
+        "import sys; from nexus_adapters.cli import main\n"
+        "assert main(sys.argv[1:]) == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    out = ("--out", str(tmp_path / "out"))
+    for arguments in (["missing.toml"], ["--adapter", "a=prime", "--adapter", "a=slim"]):
+        command = [sys.executable, "-c", code, "evaluate", *arguments, *out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_shows_no_internal_names(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+    assert "GIVEN" not in capsys.readouterr().out

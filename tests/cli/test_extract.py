@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.conditions import tiny_models
+from tests.png_settings import read_settings
 
 from nexus_adapters import extract
 from nexus_adapters.cli import main
-from nexus_adapters.cli.options import read_settings
 
 
 @pytest.fixture

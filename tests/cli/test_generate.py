@@ -21,6 +21,7 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from tests import tiny
 from tests.adapter.test_formats import as_original
+from tests.png_settings import read_settings
 from tests.single_file import save_single_file
 from tests.weights import use_weights
 
@@ -47,7 +48,6 @@ from nexus_adapters.cli.generate_requests import (
     parse,
 )
 from nexus_adapters.cli.generation import structure_map, width_and_height
-from nexus_adapters.cli.options import read_settings
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
+from tests.png_settings import read_settings
 from tests.training.runs import write_images
 from tests.weights import NAMES
 
@@ -15,7 +16,6 @@ from nexus_adapters import load_adapter
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import main
-from nexus_adapters.cli.options import read_settings
 from nexus_adapters.methods import method_of
 
 # One that is not the default; the others are tried with `pytest -m full`.

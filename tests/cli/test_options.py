@@ -6,12 +6,13 @@ from collections import defaultdict
 
 import pytest
 from PIL import Image
+from tests.png_settings import read_settings
 from tests.refusals import refused
 
 from nexus_adapters.choices import BALANCE_NAMES
 from nexus_adapters.cli import build_parser
 from nexus_adapters.cli.generate_requests import ControlRequest, MapSource
-from nexus_adapters.cli.options import check_output, read_settings, save_json, save_png
+from nexus_adapters.cli.options import check_output, save_json, save_png
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.injection.scales import BALANCES
 
@@ -29,12 +30,6 @@ def test_settings_are_stored_in_the_png(tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (5, 3)
         assert image.getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_png_without_settings_is_refused(tmp_path):
-    IMAGE.save(tmp_path / "a.png")
-    with refused("path", f"'{tmp_path / 'a.png'}'"):
-        read_settings(tmp_path / "a.png")
 
 
 def test_existing_file_stays_without_force(tmp_path):
@@ -113,8 +108,11 @@ EXCEPTIONS = {
         "help",
     ): "one image, all samples of the data or all of the source: how many there are",
     ("--resolution", "help"): "nexus prepare keeps the size of images where nothing is said",
-    ("--kind", "choices", "default", "help"): "nexus prepare also reads COCO folders, and detects the kind",
+    ("--kind", "choices"): "nexus prepare also reads COCO folders, nexus evaluate prepared sets",
     ("--split", "default", "help"): "nexus prepare also reads COCO folders",
+    ("--batch-size", "help"): "nexus evaluate generates that many at once, nexus prepare extracts their maps",
+    ("--condition", "help"): "nexus info reads it for adapters that are given by name",
+    ("--guidance", "help"): "nexus demo has one base, whose own scale is the default",
 }
 FIELDS = ("type", "choices", "default", "required", "nargs", "metavar", "help")
 # nexus evaluate hands on only what was given, so that a file's values stay; the defaults are the config's.
@@ -126,6 +124,7 @@ CONFIG_DEFAULTS = {
     "--scale": EvaluationConfig().scale,
     "--seed": EvaluationConfig().seed,
     "--batch-size": EvaluationConfig().batch_size,
+    "--kind": "auto",
     "--dtype": EvaluationConfig().dtype,
     "--option": [],
 }

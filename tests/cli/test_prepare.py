@@ -13,6 +13,7 @@ from tests.conditions import tiny_models
 from tests.prepare.sets import digests, image, index, samples, skipped, write_folder
 
 from nexus_adapters.cli import main
+from nexus_adapters.cli.prepare import read_conditions
 from nexus_adapters.conditions import extract
 
 
@@ -40,6 +41,13 @@ def test_makes_a_set_and_leaves_it_alone_when_run_again(photos, tmp_path, capsys
     assert run(*argv, "--resolution", 24) == 0
     assert "was finished already" in capsys.readouterr().err
     assert digests(tmp_path / "set") == before
+
+
+def test_an_option_of_the_only_map_needs_no_name():
+    """Whether it has one or not, also where its value has a dot."""
+    expected = {"canny": {"low": 3.5, "auto": True}}
+    assert read_conditions("canny", ["low=3.5", "canny.auto=true"]) == expected
+    assert read_conditions("canny", ["canny.low=3.5", "auto=true"]) == expected
 
 
 def test_all_options_reach_the_set(photos, tmp_path):
@@ -144,7 +152,7 @@ def coco_command():
     [
         (["--conditions", "canny,edges"], "--conditions", "'edges'"),
         (["--conditions", "canny,canny"], "--conditions", "'canny,canny'"),
-        (["--conditions", "canny", "--option", "low=3"], "--option", "'low=3'"),
+        (["--conditions", "canny,sketch", "--option", "low=3"], "--option", "'low=3'"),
         (["--conditions", "canny", "--option", "sketch.sigma=3"], "--option", "'sketch.sigma=3'"),
         (["--conditions", "canny", "--option", "canny.size=3"], "--option", "'size'"),
         (["--conditions", "canny", "--option", "canny.low=x"], "--option canny.low", "'x'"),

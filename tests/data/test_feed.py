@@ -80,7 +80,7 @@ def test_however_a_step_is_split_it_is_the_same(processes, parts):
     batch_size = 4 // (processes * parts)
     feeds = [Feed(order, Unread(), batch_size, parts, rank, processes) for rank in range(processes)]
     for step in range(12):
-        places = [place for feed in feeds for part in feed.places(step) for place in part]
+        places = [place for feed in feeds for part in feed.positions(step) for place in part]
         assert sorted(place.place for place in places) == [0, 1, 2, 3]
         whole = [place.index for place in sorted(places, key=lambda place: place.place)]
         assert whole == SampleOrder(dict.fromkeys(range(19)), 4, seed=5).at(step).tolist()
@@ -139,7 +139,7 @@ def feed(batch_size, parts, rank=0, processes=1, workers=0):
 
 
 def indices(reads):
-    return {(read.place.place, read.index) for read in reads}
+    return {(read.position.place, read.index) for read in reads}
 
 
 def step(feed, number):
@@ -157,7 +157,7 @@ def test_a_step_reads_the_same_however_it_is_shared(batch_size, parts, processes
 
 def test_parts_come_one_by_one():
     parts = list(feed(3, 4).step(0))
-    assert [[read.place.place for read in part] for part in parts] == [
+    assert [[read.position.place for read in part] for part in parts] == [
         [0, 1, 2],
         [3, 4, 5],
         [6, 7, 8],

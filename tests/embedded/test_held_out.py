@@ -157,14 +157,14 @@ def test_test_scenes_are_those_of_their_split():
 
 @pytest.mark.parametrize("condition", MAPS)
 def test_scenes_have_any_of_their_maps(condition):
-    loaded = load_test_scenes(3, condition=condition)
+    loaded = load_test_scenes(3, condition_name=condition)
     for entry in loaded:
         assert np.array_equal(entry.condition, draw_map(condition, entry.scene))
         assert entry.condition_name == condition
     scores = score_images([entry.rendering.image for entry in loaded], loaded)
     assert all((values == 1).all() for values in scores.values())
-    with refused("condition", received="'edges'", expected="canny, depth"):
-        load_test_scenes(1, condition="edges")
+    with refused("condition_name", received="'edges'", expected="canny, depth"):
+        load_test_scenes(1, condition_name="edges")
 
 
 def test_true_renderings_score_one_and_others_less():

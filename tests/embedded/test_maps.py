@@ -49,7 +49,7 @@ def test_canny_is_the_extractors():
 
 
 def test_an_unknown_map_lists_the_known():
-    with refused("condition", "'dept'", expected="canny, depth, segm"):
+    with refused("condition_name", "'dept'", expected="canny, depth, segm"):
         draw_map("dept", draw_scene(0))
 
 

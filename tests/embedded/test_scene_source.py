@@ -80,17 +80,17 @@ def test_indices_outside():
 
 @pytest.mark.parametrize("condition", MAPS)
 def test_samples_have_the_map_that_was_asked_for(condition):
-    source = SceneSource(5, first_seed=40, condition=condition)
+    source = SceneSource(5, first_seed=40, condition_name=condition)
     sample = source.load(2)
     assert np.array_equal(sample.condition, draw_map(condition, draw_scene(42)))
     assert np.array_equal(sample.image, SceneSource(5, first_seed=40).load(2).image)
 
 
 def test_hashes_follow_the_map():
-    hashes = {SceneSource(5, 40, condition=condition).content_hash(2) for condition in (None, *MAPS)}
+    hashes = {SceneSource(5, 40, condition_name=name).content_hash(2) for name in (None, *MAPS)}
     assert len(hashes) == 1 + len(MAPS)
 
 
 def test_an_unknown_map_lists_the_known():
-    with refused("condition", "'edges'", expected="canny, depth, "):
-        SceneSource(5, condition="edges")
+    with refused("condition_name", "'edges'", expected="canny, depth, "):
+        SceneSource(5, condition_name="edges")

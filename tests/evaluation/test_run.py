@@ -200,7 +200,6 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_generated(fini
         ({"features": "no/where"}, "features", "3", "at least 40 samples"),
         ({"clip": "no/where"}, "clip", "'no/where'", "a folder or the Hub id of a vision model"),
         ({"judge": {"lower": 1.0}}, "judge", "'lower'", "canny"),
-        ({"dtype": "float16"}, "dtype", "'float16'", "auto, float32 or bfloat16 on a CPU"),
         ({"base": BaseOptions(path="no/where")}, "base", "'no/where'", ""),
     ],
 )

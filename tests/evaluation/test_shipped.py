@@ -35,7 +35,7 @@ def test_the_autoencoder_keeps_what_is_scored():
 )
 def test_prime_reads_the_prompt(condition, scenes, steps, least):
     """The base's prompt unchanged, the adapter given another scene's: fewer objects have their color."""
-    samples = load_test_scenes(scenes, condition=condition)
+    samples = load_test_scenes(scenes, condition_name=condition)
     base = load_base()
     adapter = load_adapter("prime", condition)
     others = [scene.prompt for scene in samples[1:] + samples[:1]]

@@ -134,7 +134,7 @@ def test_names_are_those_of_the_condition(tmp_path):
     out = tmp_path / "out"
     command = ["evaluate", "--condition", "depth", "--adapter", "slim", "--count", "1", *FAST]
     assert main([*command, "--out", str(out)]) == 0
-    scenes = load_test_scenes(1, condition="depth")
+    scenes = load_test_scenes(1, condition_name="depth")
     (expected,) = generate(load_base(), load_adapter("slim", "depth"), scenes, Sampling(1, 2.0, 0, 1))
     assert np.array_equal(np.asarray(Image.open(out / "slim" / "images" / "00000.png")), expected)
     found = json.loads((out / "results.json").read_text())["methods"]["slim"]["sha256"]

@@ -10,13 +10,14 @@ import tomli_w
 from tests.refusals import refused
 
 from nexus_adapters.data.prepared_set import INDEX
+from nexus_adapters.errors import MISSING
 from nexus_adapters.methods import METHODS, find_method
 from nexus_adapters.methods.controlnet import ControlNetOptions
 from nexus_adapters.methods.nexus import NexusOptions
 from nexus_adapters.methods.t2i import T2IOptions
 from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.recipe import dump_config, load_recipe, load_run_recipe, parse_config
-from nexus_adapters.training.run_folder import check_output, identity
+from nexus_adapters.training.run_folder import check_run_folder, identity
 
 LEAST = 'output_dir = "out"\n[data]\npath = "images"\n'
 
@@ -170,7 +171,7 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ),
         ("output_dir=", "output_dir", "a folder", "''"),
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
-        ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", "no shards"),
+        ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", MISSING),
         ("data={kind='scenes'}", "data.count", "at least 1, for data.kind 'scenes'", "0"),
         ("batch_size", "--set", "KEY=VALUE, as in seed=4", "'batch_size'"),
         ("=3", "--set", "KEY=VALUE, as in seed=4", "'=3'"),
@@ -389,13 +390,13 @@ def test_the_recipe_that_a_run_has_kept_imports_nothing(tmp_path, monkeypatch, m
     mine = parse_config({"output_dir": "run", "data": {"path": "x"}})
     if method == "prime":
         assert load_run_recipe(kept).imports == names
-        check_output(mine)
+        check_run_folder(mine)
     else:
         hint = 'imports = ["MODULE"]'
         with refused("adapter.method", "'evil'", hint=hint):
             load_run_recipe(kept)
         with refused("output_dir", "adapter.method", hint=hint):
-            check_output(mine)
+            check_run_folder(mine)
     assert not (tmp_path / "was-run").exists()
     with refused("adapter.method", "'evil'") if method == "evil" else nullcontext():
         load_recipe(kept)  # as a recipe of the user's own

@@ -19,7 +19,7 @@ from nexus_adapters import NexusAdapter, load_adapter
 from nexus_adapters.cli import main
 from nexus_adapters.files import file_sha256
 from nexus_adapters.training.recipe import dump_config, first_version_adapter, load_recipe, load_run_recipe
-from nexus_adapters.training.run_folder import check_output, differing, identity
+from nexus_adapters.training.run_folder import check_run_folder, differing, identity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEP = "checkpoints/step-00000002"
@@ -138,13 +138,13 @@ def test_an_old_recipe_that_starts_from_an_adapter_is_of_a_prime(tmp_path):
 def test_an_old_runs_folder_takes_the_same_recipe_alone(old):
     recipe = load_run_recipe(old / "config.toml")
     mine = dataclasses.replace(recipe, output_dir=str(old))
-    check_output(mine)
+    check_run_folder(mine)
     other = dataclasses.replace(mine, adapter=dataclasses.replace(mine.adapter, heads=4))
     with refused("output_dir", "2", expected="adapter.heads=4"):
-        check_output(other)
+        check_run_folder(other)
     other = dataclasses.replace(mine, adapter=dataclasses.replace(mine.adapter, block="twice"))
     with refused("output_dir", "'paper'", expected="adapter.block='twice'"):
-        check_output(other)
+        check_run_folder(other)
 
 
 # A recipe's [adapter] as runs of the first version have kept it, with every option that there was.

@@ -23,19 +23,20 @@ from nexus_adapters.adapter.arguments import (
 )
 from nexus_adapters.adapter.weights import (
     HASH,
-    WEIGHTS,
     TensorEntry,
     hash_tensors,
     read_header,
     variant_in_name,
 )
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.bundled import BUNDLED, EMBEDDED
+from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument, expect, one_line
-from nexus_adapters.files import file_sha256
+from nexus_adapters.files import WEIGHTS, file_sha256
 
 CONFIG, INDEX = "config.json", "model_index.json"
 CONFIG_KEY = "nexus_adapters.config"  # of a single file's metadata
 RUN_CONFIG, RUN_ADAPTER, RUN_CHECKPOINTS = "config.toml", "adapter", "checkpoints"
+RUN_RECORD = "training.json"  # in RUN_ADAPTER: the run is finished
 CHECKPOINT_MANIFEST, CHECKPOINT_STATE = "manifest.json", "state.json"
 CHECKPOINT_TENSORS = ("average", "module")  # the average, where there is one, is what a run is for
 CHECKPOINT_FORMAT = 2  # of checkpoints' state; the first had neither a version nor the adapter's config
@@ -114,7 +115,7 @@ class Saved:
         return hash_tensors(self.tensors) if self.tensors else file_sha256(self.files[0])
 
 
-def find_saved(source: str | Path, condition: str = "canny", base: str = "embedded") -> Saved:
+def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBEDDED) -> Saved:
     """The saved adapter that a user means.
 
     Args:

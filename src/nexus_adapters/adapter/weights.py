@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.files import replacing
+from nexus_adapters.files import WEIGHTS, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS = "diffusion_pytorch_model"  # then an optional variant, shard numbers, and the suffix
 HASH = "sha256"  # the hash's name in a file's metadata
 _READ_BYTES = 1 << 20
 _ALIGNMENT = 8  # bytes that a header's length is a multiple of

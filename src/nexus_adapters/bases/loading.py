@@ -28,10 +28,9 @@ from nexus_adapters.bases.parts import (
     seems_to_be,
     weight_files,
 )
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.errors import InvalidArgument, one_line
 
-EMBEDDED = "embedded"
 SINGLE_FILE = ".safetensors"
 INDEX = "model_index.json"
 _EXPECTED = "a Stable Diffusion pipeline: a folder, a Hub id or a .safetensors file"

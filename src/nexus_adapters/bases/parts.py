@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import WEIGHTS
 
 if TYPE_CHECKING:
     from nexus_adapters.bases.base import Base
@@ -50,7 +51,6 @@ def seems_to_be(names: Collection[str]) -> str:
     return f"something else ({shown})"
 
 
-_WEIGHTS = "diffusion_pytorch_model"
 _TOKENIZERS = ("tokenizer.json", "vocab.json and merges.txt", "a SentencePiece model")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _LEAST_SHARE = 0.9  # of the text encoder's vocabulary, some of which may be padding
@@ -161,7 +161,7 @@ def check_text(base: Base, source: str) -> None:
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Those that diffusers loads from a model's folder, where others may lie next to them, such as fp16's."""
-    stem = _WEIGHTS if variant is None else f"{_WEIGHTS}.{variant}"
+    stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
     for pattern in ("safetensors", "bin"):
         for name in (f"{stem}.{pattern}", f"{stem}-*-of-*.{pattern}"):
             if found := sorted(folder.glob(name)):
@@ -173,7 +173,7 @@ def file_variant(folder: Path) -> str | None:
     """What diffusers calls `variant`, of a model's folder without plain weights; the first of several."""
     if weight_files(folder):
         return None
-    names = (file.name for file in sorted(folder.glob(f"{_WEIGHTS}.*.safetensors")))
+    names = (file.name for file in sorted(folder.glob(f"{WEIGHTS}.*.safetensors")))
     return next((name.split(".")[1].split("-")[0] for name in names), None)
 
 

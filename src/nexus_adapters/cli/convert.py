@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from nexus_adapters.adapter.saved import Saved
 
 FORMATS = ("folder", "single-file")
-_RECORD = "training.json"  # of a run, next to its adapter
 TYPED = {"adapter": "SOURCE"}
 
 
@@ -149,7 +148,9 @@ def _metadata(path: Path, config: Any) -> dict[str, str]:
     from nexus_adapters.adapter.arguments import describe_base
 
     metadata = {"base": describe_base(config), "nexus_adapters.version": __version__}
-    record = path / _RECORD
+    from nexus_adapters.adapter.saved import RUN_RECORD
+
+    record = path / RUN_RECORD
     if record.is_file():
         content = json.loads(record.read_bytes())
         metadata["training"] = file_sha256(record)

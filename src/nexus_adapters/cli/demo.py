@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.bundled import BUNDLED, EMBEDDED
+from nexus_adapters.choices import DEFAULT_POLICY, MAX_SEED, MAX_STEPS
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import (
-    BASE,
     add_options,
     check_output,
     expect_between,
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from nexus_adapters.cli.demo_sheet import Method, Result
     from nexus_adapters.evaluation.generation import Sampling
 
-_MAX_SEED = 2**32 - 1
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus demo`."""
     parser.add_argument(
         "--out", default="demo", metavar="DIR", help="folder for demo.png and demo.json (default: demo)"
     )
-    add_options(parser, "--force", "--condition", "--steps", "--guidance", "--seed")
+    add_options(parser, "--force", "--condition", "--steps", "--seed")
+    scale = BUNDLED[EMBEDDED].guidance_scale
+    add_options(parser, "--guidance", help=f"guidance scale (default: {scale:g}, the embedded base's)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate the images with every method, score them, write the sheet, and print the mean scores."""
     started_s = time.perf_counter()
-    expect_between("--steps", args.steps, 1, 1000)
-    expect_between("--seed", args.seed, 0, _MAX_SEED)
+    expect_between("--steps", args.steps, 1, MAX_STEPS)
+    expect_between("--seed", args.seed, 0, MAX_SEED)
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
     condition_name: str = args.condition
-    BUNDLED[BASE].adapter("prime", condition_name)  # refuses before a folder is made
+    BUNDLED[EMBEDDED].adapter("prime", condition_name)  # refuses before a folder is made
     png, json = output_files(Path(args.out), args.force)
 
     with library_logs_as_warnings():
@@ -103,7 +103,7 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition_nam
         "steps": sampling.steps,
         "guidance": sampling.guidance_scale,
         "seed": sampling.seed,
-        "policy": "positive",
+        "policy": DEFAULT_POLICY,
         "weights_sha256": hashes,
         "versions": versions(),
     }

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from nexus_adapters import __version__
-from nexus_adapters.bases.loading import EMBEDDED, load_base
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.bases.loading import load_base
+from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import CONDITION
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.held_out import SCENE_METRICS, TestScene, score_images

@@ -95,22 +95,22 @@ def _add(group: Any, option: str, **settings: Any) -> None:
     group.add_argument(option, dest=f"{_GIVEN}{_KEYS[option]}", default=None, **settings)
 
 
-def _share(group: Any, *options: str) -> None:
+def _share(group: Any, *options: str, **changes: Any) -> None:
     """The same for options that other commands have too; their help states the config's defaults."""
     for option in options:
-        add_options(group, option, dest=f"{_GIVEN}{_KEYS[option]}", default=None)
+        add_options(group, option, dest=f"{_GIVEN}{_KEYS[option]}", default=None, **changes)
 
 
 def _add_data(group: Any) -> None:
     _add(group, "--data", metavar="PATH", help="an image folder, prepared set, tars or data set")
+    _share(group, "--kind", choices=("auto", *DATA_KINDS))
+    _share(group, "--condition")
     _add(
         group,
-        "--kind",
-        choices=DATA_KINDS,
-        help="what --data is (default: an image folder or prepared set; without --data scenes)",
+        "--split",
+        metavar="NAME",
+        help="of a data set (default: train); of scenes test or novel (default: test)",
     )
-    _share(group, "--condition")
-    _add(group, "--split", help="of a data set (default: train); of scenes test or novel (default: test)")
     _add(group, "--condition-column", metavar="NAME", help="column or tar member of the maps")
     _share(group, "--caption-column", "--image-column")
     _add(group, "--count", type=int, metavar="N", help="number of samples (default: all; 500 scenes)")
@@ -127,7 +127,8 @@ def _add_generation(group: Any) -> None:
         help="the samples' own, none, or prompts that contradict the maps (default: own)",
     )
     _share(group, "--steps", "--guidance", "--policy", "--scale", "--noise-exponent", "--seed")
-    _share(group, "--batch-size", "--dtype")
+    _share(group, "--batch-size", help="images generated at once (default: 8)")
+    _share(group, "--dtype")
 
 
 def _add_metrics(group: Any) -> None:
@@ -194,6 +195,9 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.set),
         Path(args.out),
     )
+    # What needs none of the slow imports below.
+    expect(request.file is None or request.file.is_file(), "CONFIG", "a TOML file", f"'{args.config}'")
+    read_adapters(request.given.get("adapters", []))
     with library_logs_as_warnings():
         try:
             from nexus_adapters.evaluation.report import PAGE, write_report
@@ -241,6 +245,9 @@ def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     rest = dict(given)
     pairs = {key: rest.pop(key) for key in ("data.extractor", "judge") if key in rest}
     path, adapters = rest.pop("data.path", None), rest.pop("adapters", [])
+    if rest.get("data.kind") == "auto":
+        del rest["data.kind"]
+        _table(content, "data").pop("kind", None)  # which `with_defaults` then chooses
     for key, value in rest.items():
         _set(content, key, value)
     if path is not None:

@@ -28,7 +28,7 @@ from nexus_adapters.cli.generation import (
     set_scheduler,
     width_and_height,
 )
-from nexus_adapters.cli.options import choose_device, choose_dtype, save_png
+from nexus_adapters.cli.options import choose_device, save_png
 from nexus_adapters.files import file_sha256
 
 if TYPE_CHECKING:
@@ -54,10 +54,15 @@ def generate_images(request: GenerateRequest) -> None:
     masks = [read_mask(control) for control in controls]
     device = choose_device(request.device)
     with library_logs_as_warnings():
+        import torch
+
+        from nexus_adapters.evaluation.provenance import choose_dtype
+
         for control, source in zip(controls, sources, strict=True):
             check_size(control, source, request.width, request.height)
         check_methods(controls, adapters)
-        model = load_model(request.base.source, adapters, choose_dtype(request.dtype, device))
+        dtype = choose_dtype(request.dtype, torch.device(device))
+        model = load_model(request.base.source, adapters, dtype)
         load_loras(model.pipe, request.loras)
         if device != "cpu":  # where all is; diffusers would warn that float16 cannot run there, but it does
             model.pipe.to(device)
@@ -117,9 +122,9 @@ def _settings_of_controls(
             **control.settings(),
             "balance": control.balance,
             "condition": control.condition_name,
-            "source": "map" if isinstance(control.source, MapSource) else "image",
-            "source_file": str(Path(control.source.file)),
-            "source_sha256": file_sha256(Path(control.source.file)),
+            "source": "map" if isinstance(control.given, MapSource) else "image",
+            "source_file": str(Path(control.given.file)),
+            "source_sha256": file_sha256(Path(control.given.file)),
             "options": extractor_options(control),
             "inverted": control.invert,
             "mask": None if control.mask is None else str(Path(control.mask)),

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.bundled import BUNDLED, guidance_for
-from nexus_adapters.choices import BALANCE_NAMES, CONDITION, POLICIES, Balance, Device, Dtype, Policy
+from nexus_adapters.choices import (
+    BALANCE_NAMES,
+    CONDITION,
+    DEFAULT_POLICY,
+    MAX_MEGAPIXELS,
+    MAX_SEED,
+    MAX_STEPS,
+    Balance,
+    Device,
+    Dtype,
+    Policy,
+)
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.options import (
     ADAPTER,
@@ -23,9 +34,7 @@ from nexus_adapters.errors import InvalidArgument, expect
 if TYPE_CHECKING:
     from nexus_adapters.bases.loading import BaseSource
 
-_MAX_STEPS = 1000  # of training: no scheduler takes more
 _MAX_COUNT = 9999  # of four digits in the files' names
-_MAX_SEED = 2**63 - 1
 
 # Name -> class of diffusers, and what differs from the base's own configuration.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,7 +77,7 @@ class ControlRequest:
     """One control: what its structure map is made of, and how it acts.
 
     Attributes:
-        source: the map or the photo.
+        given: the map, or the photo that it is made of.
         condition_name: the extractor's name, which is also the kind of the map.
         adapter: as the user names it.
         scale, start, end, level_scales, noise_exponent: as in `Control`.
@@ -79,7 +88,7 @@ class ControlRequest:
         max_megapixels: refuse larger files.
     """
 
-    source: ImageSource | MapSource
+    given: ImageSource | MapSource
     condition_name: str = CONDITION
     adapter: str = ADAPTER
     scale: float = 1.0
@@ -91,7 +100,7 @@ class ControlRequest:
     noise_exponent: float | None = None
     mask: str | None = None
     invert: bool = False
-    max_megapixels: float = 64
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def settings(self) -> dict[str, Any]:
         """What its `Control` takes in addition to adapter, condition and mask."""
@@ -105,7 +114,7 @@ class ControlRequest:
             from nexus_adapters.injection import balance
 
             return settings | balance(self.balance)
-        return settings | {"policy": self.policy or POLICIES[0], "level_scales": self.level_scales}
+        return settings | {"policy": self.policy or DEFAULT_POLICY, "level_scales": self.level_scales}
 
 
 # Options of a control, given once for all or once for each. The first ones say how it acts.
@@ -145,7 +154,7 @@ class GenerateRequest:
         controls: at least one.
         scheduler: a name in `SCHEDULERS`; None for the base's own.
         seed: of the first image; each further one has the next.
-        width, height: None for what follows from the first control's source.
+        width, height: None for what follows from the first control's image.
         files: one for each image.
     """
 
@@ -274,9 +283,9 @@ def parse(args: argparse.Namespace) -> GenerateRequest:
     loras = _loras(args.lora, args.lora_scale)
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
-    expect_between("--steps", args.steps, 1, _MAX_STEPS)
+    expect_between("--steps", args.steps, 1, MAX_STEPS)
     expect_between("--count", args.count, 1, _MAX_COUNT)
-    expect_between("--seed", args.seed, 0, _MAX_SEED - args.count)
+    expect_between("--seed", args.seed, 0, MAX_SEED - args.count)
     expect_side("--width", args.width)
     expect_side("--height", args.height)
     return GenerateRequest(
@@ -343,12 +352,12 @@ def _control(option: str, file: str, extractor: ExtractorOptions, values: dict[s
     level_scales = values.pop("level_scales", None)
     if level_scales is not None:
         values["level_scales"] = _numbers(level_scales)
-    source: ImageSource | MapSource = MapSource(file)
+    given: ImageSource | MapSource = MapSource(file)
     if option == ImageSource.option:
-        source = ImageSource(file, extractor)
+        given = ImageSource(file, extractor)
     else:
         _expect_no_options(extractor.values(condition_name))
-    control = ControlRequest(source, condition_name, **values)
+    control = ControlRequest(given, condition_name, **values)
     for name in ("scale", "start", "end"):
         expect_finite(_option(name), getattr(control, name))
     expect(0 <= control.start <= 1, "--start", "a number from 0 to 1", control.start)

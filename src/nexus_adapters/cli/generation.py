@@ -182,24 +182,24 @@ def extractor_options(control: ControlRequest) -> dict[str, object]:
     """All options that the map is extracted with; none for a map that was given."""
     from nexus_adapters.conditions import EXTRACTORS
 
-    if isinstance(control.source, MapSource):
+    if isinstance(control.given, MapSource):
         return {}
     name = control.condition_name
-    return EXTRACTORS[name].defaults() | control.source.extractor.values(name)
+    return EXTRACTORS[name].defaults() | control.given.extractor.values(name)
 
 
 def read_source(control: ControlRequest) -> "Image.Image":
     """The photo or the map, after all checks of it. `InvalidArgument` names the option."""
     from nexus_adapters.conditions import EXTRACTORS, extract, load_image
 
-    name, source = control.condition_name, control.source
+    name, given = control.condition_name, control.given
     known = ", ".join(sorted(EXTRACTORS))
     expect(name in EXTRACTORS, "--condition", f"one of {known}", repr(name))
-    options = {} if isinstance(source, MapSource) else source.extractor.values(name)
-    image = load_image(source.file, control.max_megapixels, argument=source.option)
+    options = {} if isinstance(given, MapSource) else given.extractor.values(name)
+    image = load_image(given.file, control.max_megapixels, argument=given.option)
     size = f"{image.width}x{image.height}"
-    expect(min(image.size) >= SMALLEST_PX, source.option, f"at least {SMALLEST_PX} pixels a side", size)
-    if not isinstance(source, MapSource):
+    expect(min(image.size) >= SMALLEST_PX, given.option, f"at least {SMALLEST_PX} pixels a side", size)
+    if not isinstance(given, MapSource):
         # The extractor checks its own options: try it on a small image before the base is loaded.
         side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[name].model else SMALLEST_PX
         with running_extractor(name, options):
@@ -221,7 +221,7 @@ def check_size(control: ControlRequest, source: "Image.Image", width: int | None
     from nexus_adapters.injection.condition import check_aspect
 
     if width is not None and height is not None:
-        check_aspect(source.height, source.width, height, width, name=control.source.option)
+        check_aspect(source.height, source.width, height, width, name=control.given.option)
 
 
 def width_and_height(
@@ -250,9 +250,9 @@ def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[in
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, looks_inverted
 
     condition, name = source, control.condition_name
-    if not isinstance(control.source, MapSource):
+    if not isinstance(control.given, MapSource):
         resized = source.resize(size, Image.Resampling.LANCZOS)
-        options = control.source.extractor.values(name)
+        options = control.given.extractor.values(name)
         with running_extractor(name, options):
             condition = extract(name, resized, **options)
     if control.invert:
@@ -260,7 +260,7 @@ def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[in
     if EXTRACTORS[name].lines and looks_inverted(condition):
         remedy = "leave out --invert" if control.invert else "--invert exchanges them"
         warnings.warn(
-            f"{control.source.option}: the map looks inverted, dark lines on white; adapters are trained on "
+            f"{control.given.option}: the map looks inverted, dark lines on white; adapters are trained on "
             f"white lines on black ({remedy})",
             stacklevel=2,
         )
@@ -292,7 +292,7 @@ def build_control(
 
     condition = structure_map(control, source, size)
     if method_of(loaded.adapter).attaches:
-        with renamed({"condition": control.source.option}):
+        with renamed({"condition": control.given.option}):
             return Control(loaded.adapter, condition, mask=mask, **control.settings())
     return OwnPipelineControl(loaded.adapter, condition, control.scale)
 

@@ -14,7 +14,7 @@ TYPED = {"adapter": "PATH"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus info`."""
     parser.add_argument("path", metavar="PATH", help=ADAPTER_SOURCES)
-    add_options(parser, "--condition")
+    add_options(parser, "--condition", help="of an embedded adapter that is given by name (default: canny)")
 
 
 def run(args: argparse.Namespace) -> int:

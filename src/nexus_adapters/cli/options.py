@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import (
     CONDITION,
+    DEFAULT_POLICY,
     DEVICES,
     DTYPES,
     GUIDANCE_SCALE,
+    MAX_MEGAPIXELS,
     POLICIES,
     PREDICTION_TYPES,
     STEPS,
@@ -21,17 +23,17 @@ from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.files import replacing, write_json
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
 ADAPTER = "prime"
 """The adapter that is used with an embedded base where none is named."""
-BASE = "embedded"
 ADAPTER_SOURCES = (
     "a name (prime, slim, prime-paper, slim-paper, t2i), folder, Hub id, file, training run, checkpoint or "
     "pipeline"
 )
 """In the help of whatever takes an adapter."""
+
+SETTINGS_KEY = "nexus-adapters"  # keyword of the PNG text chunk that holds the settings as JSON
 
 # Option -> what `add_argument` takes. An option has the same name, meaning and default in all commands.
 _SHARED: dict[str, dict[str, Any]] = {
@@ -42,10 +44,10 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": f"kind of structure map (default: {CONDITION})",
     },
     "--base": {
-        "default": BASE,
+        "default": EMBEDDED,
         "metavar": "PATH",
         "help": "Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file; needs an --adapter "
-        f"that was trained for it (default: {BASE})",
+        f"that was trained for it (default: {EMBEDDED})",
     },
     "--base-config": {
         "metavar": "PATH",
@@ -76,7 +78,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "type": float,
         "metavar": "N",
         "help": f"guidance scale (default: {GUIDANCE_SCALE:g}; embedded base: "
-        f"{BUNDLED[BASE].guidance_scale:g})",
+        f"{BUNDLED[EMBEDDED].guidance_scale:g})",
     },
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of all that is random (default: 0)"},
     "--scale": {
@@ -87,8 +89,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--policy": {
         "choices": POLICIES,
-        "default": POLICIES[0],
-        "help": f"which text the adapter reads (default: {POLICIES[0]})",
+        "default": DEFAULT_POLICY,
+        "help": f"which text the adapter reads (default: {DEFAULT_POLICY})",
     },
     "--noise-exponent": {
         "type": float,
@@ -107,9 +109,9 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--invert": {"action": "store_true", "help": "exchange light and dark in the map"},
     "--max-megapixels": {
         "type": float,
-        "default": 64,
+        "default": MAX_MEGAPIXELS,
         "metavar": "N",
-        "help": "refuse larger images (default: 64)",
+        "help": f"refuse larger images (default: {MAX_MEGAPIXELS})",
     },
     "--batch-size": {
         "type": int,
@@ -117,6 +119,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "images per call of a model (default: 8)",
     },
+    "--kind": {"default": "auto", "help": "what the data are (default: detected)"},
     "--image-column": {"metavar": "NAME", "help": "column or tar member of the images"},
     "--caption-column": {"metavar": "NAME", "help": "column or tar member of the captions"},
     "--set": {
@@ -168,18 +171,6 @@ def choose_device(device: str) -> str:
     return device
 
 
-def choose_dtype(dtype: str, device: str) -> "torch.dtype":
-    """`dtype` by name; for "auto" float16 on cuda, and float32 elsewhere."""
-    import torch
-
-    name = ("float16" if device == "cuda" else "float32") if dtype == "auto" else dtype
-    chosen: torch.dtype = getattr(torch, name)
-    return chosen
-
-
-SETTINGS_KEY = "nexus-adapters"  # keyword of the PNG text chunk that holds the settings as JSON
-
-
 def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argument: str = "--out") -> Path:
     """Check, before any work is done, that a file can go to `path`.
 
@@ -215,19 +206,6 @@ def save_png(
     chunks.add_text(SETTINGS_KEY, json.dumps(settings, allow_nan=False))
     with replacing(check_output(path, ".png", force, argument)) as stream:
         image.save(stream, format="PNG", pnginfo=chunks)
-
-
-def read_settings(path: str | os.PathLike[str]) -> dict[str, object]:
-    """The settings that `save_png` embedded; `InvalidArgument` where there are none."""
-    from PIL import Image
-
-    with Image.open(path, formats=("PNG",)) as image:
-        image.load()
-        text = image.info.get(SETTINGS_KEY)
-    if text is None:
-        raise InvalidArgument("path", "a PNG with nexus-adapters' settings", f"'{path}', which has none")
-    settings: dict[str, object] = json.loads(text)
-    return settings
 
 
 def save_json(path: str | os.PathLike[str], content: object, force: bool, argument: str = "--out") -> None:

@@ -26,37 +26,15 @@ if TYPE_CHECKING:
     from nexus_adapters.prepare.source_kinds import SourceOptions
 
 # Arguments of the functions that prepare a set, and names of its settings -> what the user typed.
-_AS_TYPED = {
-    "source": "SOURCE",
+TYPED = {
     "path": "SOURCE",
     "folder": "SOURCE",
     "annotations": "SOURCE",
     "images": "SOURCE",
     "shards": "SOURCE",
-    "out": "--out",
-    "conditions": "--conditions",
-    "kind": "--kind",
-    "split": "--split",
-    "config_name": "--config-name",
-    "revision": "--revision",
-    "image_column": "--image-column",
-    "caption_column": "--caption-column",
-    "count": "--count",
-    "resolution": "--resolution",
     "width": "--resolution",
     "height": "--resolution",
     "buckets": "--aspect-buckets",
-    "captions": "--captions",
-    "image_format": "--image-format",
-    "shard_size": "--shard-size",
-    "seed": "--seed",
-    "min_side": "--min-side",
-    "max_aspect": "--max-aspect",
-    "min_caption_length": "--min-caption-length",
-    "max_caption_length": "--max-caption-length",
-    "near_duplicates": "--near-duplicates",
-    "engine": "--engine",
-    "batch_size": "--batch-size",
     "index_folder": "XDG_CACHE_HOME",  # the only way to choose it
 }
 _GROUPS = ("source.", "geometry.", "filters.")  # of settings
@@ -65,16 +43,16 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def argument_as_typed(name: str) -> str:
-    """What the user knows a function's argument by: `path` as SOURCE, `conditions.depth.model` as `--option`.
+    """The argument or option that a setting's name stands for, such as `source.path`: `path`.
 
-    An option of a map keeps its name: `--option depth.model`. Unknown names are returned as they are.
+    An option of a map keeps its name: `conditions.depth.model` is `--option depth.model`. Others stay.
     """
     condition, dot, option = name.removeprefix("conditions.").partition(".")
     if name.startswith("conditions."):
         return f"--option {condition}.{option}" if dot else "--option"
     for group in _GROUPS:
         name = name.removeprefix(group)
-    return _AS_TYPED.get(name, name)
+    return name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "--option",
         metavar="NAME.KEY=VALUE",
-        help="an option of an extractor, such as canny.auto=true or depth.model=FOLDER (repeatable)",
+        help="an option of an extractor, such as canny.auto=true or depth.model=FOLDER; of the only one also "
+        "without its name (repeatable)",
     )
     _add_source(parser)
     _add_output(parser)
@@ -102,11 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("source")
+    add_options(group, "--kind", choices=SOURCE_KINDS)
     group.add_argument(
-        "--kind", choices=SOURCE_KINDS, default="auto", help="what SOURCE is (default: detected)"
-    )
-    group.add_argument(
-        "--split", default="", help="of a data set (default: train) or COCO folder (default: train2017)"
+        "--split",
+        default="",
+        metavar="NAME",
+        help="of a data set (default: train) or COCO folder (default: train2017)",
     )
     group.add_argument("--config-name", default="", metavar="NAME", help="of a data set that has several")
     group.add_argument("--revision", default="", metavar="NAME", help="of a data set on the Hub")
@@ -292,12 +272,17 @@ def read_conditions(names_text: str, pairs: Sequence[str]) -> dict[str, dict[str
     conditions: dict[str, dict[str, Any]] = {}
     for name in names:
         prefix = f"{name}."
-        own = [pair.removeprefix(prefix) for pair in pairs if pair.startswith(prefix)]
-        conditions[name] = read_pairs(own, "--option", name)
+        own = [pair for pair in pairs if pair.startswith(prefix) or _is_short(pair, names)]
+        conditions[name] = read_pairs([pair.removeprefix(prefix) for pair in own], "--option", name)
     for pair in pairs:
-        fits = pair.partition(".")[0] in conditions
+        fits = pair.partition(".")[0] in conditions or _is_short(pair, names)
         expect(fits, "--option", f"NAME.KEY=VALUE, of {', '.join(names)}", f"'{pair}'")
     return conditions
+
+
+def _is_short(pair: str, names: Sequence[str]) -> bool:
+    """Whether it is KEY=VALUE, which the only map needs no name for."""
+    return len(names) == 1 and "." not in pair.partition("=")[0]
 
 
 def plan_of(request: PrepareRequest) -> "Plan":

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, overload
 
 from PIL import Image
@@ -41,7 +40,7 @@ from nexus_adapters.conditions.images import to_rgb
 from nexus_adapters.conditions.segmentation import DEFAULT_SEGMENTATION_MODEL, segmentation, segmentations
 from nexus_adapters.conditions.sketch import sketch
 from nexus_adapters.errors import InvalidArgument, one_line
-from nexus_adapters.registry import IMPORT_HINT
+from nexus_adapters.registry import IMPORT_HINT, Registry, defined_alike
 
 BUILT_IN: dict[str, Extractor] = {
     extractor.name: extractor
@@ -79,8 +78,6 @@ BUILT_IN: dict[str, Extractor] = {
         ),
     )
 }
-
-GROUP = "nexus_adapters.conditions"
 
 _AUX = "controlnet_aux"
 _AUX_WEIGHTS = "lllyasviel/Annotators"
@@ -133,54 +130,52 @@ def find_extractor(name: str) -> Extractor:
     return EXTRACTORS[name]
 
 
-class Extractors(Mapping[str, Extractor]):
-    """Name -> extractor. Those of installed packages are listed by name, and imported when they are used."""
+class _Extractors(Registry[Extractor]):
+    """The registry, with the detectors of controlnet-aux where it is installed.
 
-    def __init__(self) -> None:
-        self._registered: dict[str, Extractor] = {}
+    What is registered takes precedence over installed packages, and their entry points over controlnet-aux.
+    """
 
-    def __getitem__(self, name: str) -> Extractor:
-        here = self._here()
-        return here[name] if name in here else load_plugin(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._here() or name in plugin_names()
-
-    def __iter__(self) -> Iterator[str]:
-        here = self._here()
-        yield from here
-        yield from (name for name in plugin_names() if name not in here)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def add(self, extractor: Extractor) -> None:
+    def add(self, name: str, entry: Any) -> None:
         """Add an extractor under its name. InvalidArgument where another one has the name."""
-        name = extractor.name
-        taken = self._here().get(name)
-        if taken == extractor:
+        taken = self._entries.get(name)
+        if taken == entry:
             return
-        if taken is not None and (name in BUILT_IN or not _defined_alike(taken, extractor)):
+        if taken is not None and (name in BUILT_IN or not defined_alike(taken.extract, entry.extract)):
             raise InvalidArgument(
                 "extractor", "a name that is not taken", repr(name), "Register it under another name"
             )
-        self._registered[name] = extractor
+        self._entries[name] = entry
 
-    @contextmanager
-    def temporary(self) -> Iterator[None]:
-        """A context after which what was registered inside it is forgotten. For tests and notebooks."""
-        before = dict(self._registered)
+    def __getitem__(self, name: str) -> Extractor:
+        # Those of packages are not kept among the registered, which therefore can take their names.
+        return self._entries[name] if name in self._entries else self._load(name)
+
+    def _load(self, name: str) -> Extractor:
         try:
-            yield
-        finally:
-            self._registered = before
+            return super()._load(name)
+        except KeyError:
+            if name in _AUX_DETECTORS and _has_aux():
+                return _from_aux(name)
+            raise
 
-    def _here(self) -> dict[str, Extractor]:
-        """All but those of installed packages."""
-        return BUILT_IN | self._registered
+    def _entry_of(self, point: EntryPoint, found: Any) -> Extractor:
+        if isinstance(found, Extractor):
+            return found
+        if not callable(found):
+            expected = f"an Extractor or a callable as '{point.name}'"
+            raise InvalidArgument("name", expected, f"{point.value} of type {type(found).__name__}")
+        summary = ((found.__doc__ or "").strip() or point.value).splitlines()[0]
+        return Extractor(point.name, found, summary, lines=False, needs=(point.value.partition(":")[0],))
+
+    def _installed_names(self) -> set[str]:
+        return super()._installed_names() | (set(_AUX_DETECTORS) if _has_aux() else set())
 
 
-EXTRACTORS = Extractors()
+EXTRACTORS: Registry[Extractor] = _Extractors("condition", "nexus_adapters.conditions")
+"""Name -> extractor. Those of installed packages are listed by name, and imported when they are used."""
+for _extractor in BUILT_IN.values():
+    EXTRACTORS.add(_extractor.name, _extractor)
 
 
 def register_condition(extractor: Extractor) -> Extractor:
@@ -197,56 +192,8 @@ def register_condition(extractor: Extractor) -> Extractor:
     """
     if not isinstance(extractor, Extractor):
         raise InvalidArgument("extractor", "an Extractor", type(extractor).__name__)
-    EXTRACTORS.add(extractor)
+    EXTRACTORS.add(extractor.name, extractor)
     return extractor
-
-
-def _defined_alike(first: Extractor, second: Extractor) -> bool:
-    """Whether both have functions from one place in one module; lambdas have no place of their own."""
-    places = [
-        (getattr(each.extract, "__module__", ""), getattr(each.extract, "__qualname__", "<lambda>"))
-        for each in (first, second)
-    ]
-    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
-
-
-def plugin_names() -> list[str]:
-    """The names of the extractors of installed packages, without importing any."""
-    names = {point.name for point in entry_points(group=GROUP)}
-    return sorted(names | (set(_AUX_DETECTORS) if _has_aux() else set()))
-
-
-def load_plugin(name: str) -> Extractor:
-    """Load one of `plugin_names`; an entry point takes precedence over controlnet-aux.
-
-    Raises:
-        KeyError: for another name.
-        InvalidArgument: for one that cannot be loaded, is no extractor, or that two packages provide.
-    """
-    points = list(entry_points(group=GROUP, name=name))
-    if len({point.value for point in points}) > 1:
-        shown = ", ".join(sorted(point.value for point in points))
-        raise InvalidArgument("name", f"one installed package with an extractor '{name}'", shown)
-    if points:
-        return _from_entry_point(points[0])
-    if name in _AUX_DETECTORS and _has_aux():
-        return _from_aux(name)
-    raise KeyError(name)
-
-
-def _from_entry_point(point: EntryPoint) -> Extractor:
-    expected = f"an Extractor or a callable as '{point.name}'"
-    try:
-        found = point.load()
-    except Exception as error:  # whatever another package does when it is imported
-        received = f"{point.value}, which cannot be loaded ({error})"
-        raise InvalidArgument("name", expected, received) from error
-    if isinstance(found, Extractor):
-        return found
-    if not callable(found):
-        raise InvalidArgument("name", expected, f"{point.value} of type {type(found).__name__}")
-    summary = ((found.__doc__ or "").strip() or point.value).splitlines()[0]
-    return Extractor(point.name, found, summary, lines=False, needs=(point.value.partition(":")[0],))
 
 
 def _has_aux() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from nexus_adapters.choices import MAX_MEGAPIXELS
 from nexus_adapters.errors import InvalidArgument
 
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
@@ -90,7 +91,7 @@ Content = bytes | Path | io.BufferedReader  # what an image is read from; a read
 
 
 def load_image(
-    path: str | os.PathLike[str], max_megapixels: float = 64, argument: str = "path"
+    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, argument: str = "path"
 ) -> Image.Image:
     """Read an image file as 8-bit RGB, upright.
 
@@ -120,7 +121,7 @@ def load_image(
 
 
 def decode_image(
-    content: Content, max_megapixels: float = 64, argument: str = "image", name: str | None = None
+    content: Content, max_megapixels: float = MAX_MEGAPIXELS, argument: str = "image", name: str | None = None
 ) -> Image.Image:
     """As `load_image`, also for a file's content, and without a warning of transparent parts.
 
@@ -135,7 +136,7 @@ def decode_image(
 
 @contextmanager
 def open_image(
-    content: Content, max_megapixels: float = 64, argument: str = "image", name: str | None = None
+    content: Content, max_megapixels: float = MAX_MEGAPIXELS, argument: str = "image", name: str | None = None
 ) -> Iterator[Image.Image]:
     """Open an image, of which only the header is read until its pixels are used; closed at the end.
 

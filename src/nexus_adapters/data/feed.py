@@ -116,7 +116,7 @@ def permutation(count: int, key: tuple[int, ...]) -> Int[np.ndarray, " n"]:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a sample is read: its index in the data set, the step, and its place in that step's samples."""
 
     index: int
@@ -135,9 +135,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Read:
-    """What was read for a place: its sample, or another one where that is unreadable."""
+    """What was read for a position: its sample, or another one where that is unreadable."""
 
-    place: Place
+    position: Position
     index: int
     content: Any
     skipped: tuple[Skipped, ...] = ()
@@ -147,8 +147,8 @@ class Read:
 class Reader(Protocol):
     """Gives a sample's content. Can be handed to other processes."""
 
-    def read(self, place: Place) -> Read:
-        """The sample at a place, or what replaces it."""
+    def read(self, position: Position) -> Read:
+        """The sample at a position, or what replaces it."""
 
 
 class Feed:
@@ -192,7 +192,7 @@ class Feed:
         if step != self._next_step:
             self._batches = iter(
                 DataLoader(
-                    _Places(self.reader),
+                    _Positions(self.reader),
                     batch_sampler=_Steps(self, step),  # type: ignore[arg-type]  # typed for indices
                     num_workers=self.workers,
                     # As bytes: each tensor by itself would take up a file descriptor on its way.
@@ -207,14 +207,14 @@ class Feed:
             raise_errors(reads)
             yield reads
 
-    def places(self, step: int) -> list[list[Place]]:
-        """This process's places in a step, part by part."""
+    def positions(self, step: int) -> list[list[Position]]:
+        """This process's positions in a step, part by part."""
         indices = self.order.at(step)
         parts = []
         for part in range(self.parts):
             first = (part * self.processes + self.rank) * self.batch_size
             own = range(first, first + self.batch_size)
-            parts.append([Place(int(indices[place]), step, place) for place in own])
+            parts.append([Position(int(indices[place]), step, place) for place in own])
         return parts
 
 
@@ -239,19 +239,19 @@ class _Steps:
     def __init__(self, feed: Feed, step: int) -> None:
         self.feed, self.first = feed, step
 
-    def __iter__(self) -> Iterator[Sequence[Place]]:
+    def __iter__(self) -> Iterator[Sequence[Position]]:
         step = self.first
         while True:
-            yield from self.feed.places(step)
+            yield from self.feed.positions(step)
             step += 1
 
 
-class _Places(Dataset[Read | Exception]):
+class _Positions(Dataset[Read | Exception]):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __getitem__(self, place: Place) -> Read | Exception:
+    def __getitem__(self, position: Position) -> Read | Exception:
         try:
-            return self.reader.read(place)
+            return self.reader.read(position)
         except (ValueError, OSError) as error:
             return error

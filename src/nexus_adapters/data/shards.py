@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from nexus_adapters.errors import InvalidArgument, one_line
-from nexus_adapters.files import ABANDONED_S, lock, remove_unfinished, replacing_file
+from nexus_adapters.files import STALE_AFTER_S, lock, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TIMEOUT_S = 60.0
@@ -139,7 +139,7 @@ class RemoteShard:
         for file in others[: max(0, len(others) + 1 - self.keep)]:
             with suppress(OSError):  # deleted already, or open on a system that keeps such files
                 file.unlink()
-        remove_unfinished(self.folder, ABANDONED_S)
+        remove_unfinished(self.folder, STALE_AFTER_S)
 
 
 def _is_final(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import ABANDONED_S, remove_unfinished, save_tensors
+from nexus_adapters.files import STALE_AFTER_S, remove_unfinished, save_tensors
 
 _SHARD = "shard-*.safetensors"
 _SEPARATOR = "/"
@@ -45,7 +45,7 @@ class TensorCache:
         self._shard_of: dict[str, Path] = {}
         self._tensors_of: dict[str, tuple[str, ...]] = {}
         self._opened: dict[Path, Any] = {}
-        remove_unfinished(folder, ABANDONED_S)
+        remove_unfinished(folder, STALE_AFTER_S)
         self.refresh()
 
     def refresh(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from nexus_adapters.choices import CONDITION
 from nexus_adapters.conditions import extract
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.maps import draw_map
@@ -43,11 +44,11 @@ class TestScene:
     rendering: Rendering
     condition: Image.Image
     prompt: str
-    condition_name: str = "canny"
+    condition_name: str = CONDITION
 
 
 def load_test_scenes(
-    count: int, split: Split = "test", first_seed: int = 0, condition: str = "canny"
+    count: int, split: Split = "test", first_seed: int = 0, condition_name: str = CONDITION
 ) -> list[TestScene]:
     """Load the held-out scenes of consecutive seeds. Training never sees the splits "test" and "novel".
 
@@ -55,17 +56,17 @@ def load_test_scenes(
         count: the number of scenes.
         split: "novel" has combinations of shape, color and material that training never sees.
         first_seed: the seed of the first scene.
-        condition: which structure map, one of `embedded.maps.MAPS`.
+        condition_name: which structure map, one of `embedded.maps.MAPS`.
 
     Raises:
-        InvalidArgument: for an unknown split or condition, or a negative seed.
+        InvalidArgument: for an unknown split or `condition_name`, or a negative seed.
     """
     loaded = []
     for seed in range(first_seed, first_seed + count):
         scene = draw_scene(seed, split)
         rendering = render(scene)
-        drawn = draw_map(condition, scene, rendering)
-        loaded.append(TestScene(scene, rendering, drawn, caption(scene), condition))
+        condition = draw_map(condition_name, scene, rendering)
+        loaded.append(TestScene(scene, rendering, condition, caption(scene), condition_name))
     return loaded
 
 

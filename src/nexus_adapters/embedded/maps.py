@@ -71,11 +71,11 @@ def sketch_map(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(canvas[..., None], 3, axis=2)
 
 
-def draw_map(condition: str, scene: Scene, rendering: Rendering | None = None) -> Image.Image:
+def draw_map(condition_name: str, scene: Scene, rendering: Rendering | None = None) -> Image.Image:
     """Draw one of a scene's maps.
 
     Args:
-        condition: one of `MAPS`. "canny" is extracted from the image; the others are exact.
+        condition_name: one of `MAPS`. "canny" is extracted from the image; the others are exact.
         scene: the scene.
         rendering: of this scene, if you have it already.
 
@@ -83,16 +83,16 @@ def draw_map(condition: str, scene: Scene, rendering: Rendering | None = None) -
         RGB, 128x128.
 
     Raises:
-        InvalidArgument: for an unknown condition.
+        InvalidArgument: for an unknown `condition_name`.
     """
-    if condition not in MAPS:
-        raise InvalidArgument("condition", f"one of {', '.join(MAPS)}", repr(condition))
-    if condition == "sketch":
+    if condition_name not in MAPS:
+        raise InvalidArgument("condition_name", f"one of {', '.join(MAPS)}", repr(condition_name))
+    if condition_name == "sketch":
         return Image.fromarray(sketch_map(scene))
     rendering = render(scene) if rendering is None else rendering
-    if condition == "canny":
+    if condition_name == "canny":
         return canny(Image.fromarray(rendering.image))
-    if condition == "depth":
+    if condition_name == "depth":
         return Image.fromarray(depth_map(rendering))
     return Image.fromarray(segmentation_map(scene, rendering))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from nexus_adapters.bases.loading import EMBEDDED, load_base
-from nexus_adapters.bundled import BUNDLED, embedded_folder
+from nexus_adapters.bases.loading import load_base
+from nexus_adapters.bundled import BUNDLED, EMBEDDED, embedded_folder
+from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.methods.registry import load_adapter
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline
@@ -15,11 +16,9 @@ from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 # World -> the name of its base.
 _WORLDS = {"scenes": EMBEDDED}
 
-EMBEDDED_GUIDANCE = BUNDLED[EMBEDDED].guidance_scale
-
 
 def load_embedded(
-    condition: str = "canny",
+    condition: str = CONDITION,
     variant: str = "prime",
     world: str = "scenes",
     torch_dtype: torch.dtype = torch.float32,
@@ -37,7 +36,7 @@ def load_embedded(
         torch_dtype: of the whole pipeline; the weights are stored as float16.
 
     Returns:
-        A pipeline on the CPU. `guidance_scale=EMBEDDED_GUIDANCE` suits it better than the usual default.
+        A pipeline on the CPU. `bundled.guidance_for` has the guidance scale that suits it.
 
     Raises:
         InvalidArgument: for an unknown world, condition or variant, with the known ones; and where

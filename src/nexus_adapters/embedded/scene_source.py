@@ -24,24 +24,24 @@ class SceneSource:
         count: the number of scenes.
         first_seed: the seed of the first scene; the others have the seeds after it.
         phrasings: the number of captions per scene.
-        condition: the exact structure map of each sample, one of `embedded.maps.MAPS`. With None samples have
-            no map, and an extractor makes it from the image.
+        condition_name: the exact structure map of each sample, one of `embedded.maps.MAPS`. With None samples
+            have no map, and an extractor makes it from the image.
 
     Raises:
-        InvalidArgument: for a count or phrasings below 1, a seed below 0, or an unknown condition.
+        InvalidArgument: for a count or phrasings below 1, a seed below 0, or an unknown `condition_name`.
     """
 
     def __init__(
-        self, count: int, first_seed: int = 0, phrasings: int = 3, condition: str | None = None
+        self, count: int, first_seed: int = 0, phrasings: int = 3, condition_name: str | None = None
     ) -> None:
         least = {"count": (count, 1), "first_seed": (first_seed, 0), "phrasings": (phrasings, 1)}
         for argument, (received, expected) in least.items():
             if received < expected:
                 raise InvalidArgument(argument, f"at least {expected}", received)
-        if condition is not None and condition not in MAPS:
-            raise InvalidArgument("condition", f"one of {', '.join(MAPS)}", repr(condition))
+        if condition_name is not None and condition_name not in MAPS:
+            raise InvalidArgument("condition_name", f"one of {', '.join(MAPS)}", repr(condition_name))
         self.count, self.first_seed, self.phrasings = count, first_seed, phrasings
-        self.condition = condition
+        self.condition_name = condition_name
 
     def __len__(self) -> int:
         return self.count
@@ -53,8 +53,8 @@ class SceneSource:
     def content_hash(self, index: int) -> str:
         """SHA-256 over seed, phrasings, and sample renderings: it changes when rendering does."""
         made_of = f"{self._drawing} {self._seed(index)} {self.phrasings}"
-        if self.condition is not None:
-            made_of += f" {self.condition}"
+        if self.condition_name is not None:
+            made_of += f" {self.condition_name}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
     def stamp(self, index: int) -> None:
@@ -69,7 +69,8 @@ class SceneSource:
         scene = draw_scene(self._seed(index))
         captions = tuple(caption(scene, phrasing) for phrasing in range(self.phrasings))
         rendering = render(scene)
-        condition = None if self.condition is None else draw_map(self.condition, scene, rendering)
+        name = self.condition_name
+        condition = None if name is None else draw_map(name, scene, rendering)
         return Sample(self.key(index), Image.fromarray(rendering.image), condition, captions)
 
     def _seed(self, index: int) -> int:
@@ -84,7 +85,7 @@ class SceneSource:
             scene = draw_scene(seed)
             rendering = render(scene)
             digest.update(rendering.image.tobytes())
-            if self.condition is not None:
-                digest.update(draw_map(self.condition, scene, rendering).tobytes())
+            if self.condition_name is not None:
+                digest.update(draw_map(self.condition_name, scene, rendering).tobytes())
             digest.update("\n".join(caption(scene, phrasing) for phrasing in range(3)).encode())
         return digest.hexdigest()

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from nexus_adapters.bundled import guidance_for
-from nexus_adapters.choices import GUIDANCE_SCALE, STEPS, Dtype, Policy, Prompts
+from nexus_adapters.bundled import EMBEDDED, guidance_for
+from nexus_adapters.choices import DEFAULT_POLICY, GUIDANCE_SCALE, STEPS, Dtype, Policy, Prompts
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.generation import Sampling
@@ -27,12 +27,11 @@ from nexus_adapters.training.config import (
 LEAST_FOR_DISTANCES = 40
 """Samples that a distance between sets needs."""
 _SCENES = {"split": "test", "count": 500, "resolution": 128}
-_EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True, config=SECTION)
 class EvaluationConfig:
-    """An evaluation with nothing left out. It names no adapters: all are evaluated alike."""
+    """A whole evaluation, except for the adapters, which are all evaluated alike."""
 
     base: BaseOptions = field(default_factory=BaseOptions)
     """The Stable Diffusion that generates."""
@@ -51,7 +50,7 @@ class EvaluationConfig:
     """Of the noise. Sample and seed decide it, so all methods start from the same."""
     batch_size: Positive = 8
     """Images at once on each device."""
-    policy: Policy = "positive"
+    policy: Policy = DEFAULT_POLICY
     """Which guidance branches get a Nexus adapter's features."""
     adapter_reads_prompt: bool = True
     """False hands Nexus adapters the empty prompt, on which `adapter.reads_prompt = false` trained them."""
@@ -70,7 +69,7 @@ class EvaluationConfig:
     """Options of the extractor for the generated images, where they are not `data.extractor`'s."""
 
     def __post_init__(self) -> None:
-        """What one field alone does not show."""
+        """Check the values that depend on each other."""
         data = self.data
         is_scenes = data.kind == "scenes"
         checks: list[tuple[bool, str, str, Any]] = [
@@ -118,7 +117,7 @@ class EvaluationRecipe(EvaluationConfig):
     adapters: dict[str, str] = field(default_factory=dict)
     """Name in tables -> whatever `load_adapter` takes."""
     imports: tuple[str, ...] = ()
-    """Modules of yours, or .py files, that register blocks, methods, bases, conditions or metrics."""
+    """Your modules, or .py files, that register blocks, methods, bases, conditions or metrics."""
 
     @property
     def config(self) -> EvaluationConfig:
@@ -139,10 +138,10 @@ def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
         return dict(content)  # which is refused when it is validated
     has_data = bool(data.get("path") or data.get("shards"))
     filled = {"kind": "folder" if has_data else "scenes", **data}
-    own: dict[str, Any] = {"guidance_scale": guidance_for(str(base.get("path", _EMBEDDED)))}
+    own: dict[str, Any] = {"guidance_scale": guidance_for(str(base.get("path", EMBEDDED)))}
     if filled["kind"] == "scenes":
         filled = {**_SCENES, **filled}
-        own["clip"] = _EMBEDDED
+        own["clip"] = EMBEDDED
         count = filled["count"]
-        own["features"] = _EMBEDDED if isinstance(count, int) and count >= LEAST_FOR_DISTANCES else ""
+        own["features"] = EMBEDDED if isinstance(count, int) and count >= LEAST_FOR_DISTANCES else ""
     return {**own, **content, "data": filled}

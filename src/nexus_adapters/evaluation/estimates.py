@@ -236,8 +236,8 @@ def collect(
         parts = [store.scores(places) for places in whole_set]
         whole = [part for part in parts if part is not None]
         assert len(whole) == len(parts)
-        columns = {key: np.concatenate([part[key] for part in whole]) for key in whole[0] if key != "score_s"}
-        features = columns.pop(FEATURES, None)
+        scores = {key: np.concatenate([part[key] for part in whole]) for key in whole[0] if key != "score_s"}
+        features = scores.pop(FEATURES, None)
         if name == REFERENCE:
             reference = features
         apart = {}
@@ -251,7 +251,7 @@ def collect(
             sources.get(name, ""),
             hashes.get(name, ""),
             0 if adapters.get(name) is None else parameter_count(adapters[name]),
-            Measured(columns, apart),
+            Measured(scores, apart),
             generation_s,
             float(sum(part["score_s"] for part in whole)),
         )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.bundled import BUNDLED, EMBEDDED
+from nexus_adapters.choices import STEPS
 from nexus_adapters.embedded.held_out import TestScene
 from nexus_adapters.methods import GenerationSettings, method_of
 
@@ -37,8 +38,8 @@ class Prompted(Protocol):
 class Sampling:
     """How images are generated. A `guidance_scale` of 1 is no guidance."""
 
-    steps: int = 20
-    guidance_scale: float = BUNDLED["embedded"].guidance_scale
+    steps: int = STEPS
+    guidance_scale: float = BUNDLED[EMBEDDED].guidance_scale
     seed: int = 0
     batch_size: int = 50
 

@@ -15,19 +15,15 @@ import torch
 
 from nexus_adapters import __version__
 from nexus_adapters.bases.base import parts_sha256
-from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import folder_sha256
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What models compute in. `InvalidArgument` for float16 on a CPU, which lacks half of what is needed."""
-    if name == "float16" and device.type == "cpu":
-        raise InvalidArgument("dtype", "auto, float32 or bfloat16 on a CPU", "'float16'")
+    """The type by its name; for "auto" float16 on CUDA, and float32 elsewhere."""
     if name == "auto":
         name = "float16" if device.type == "cuda" else "float32"
-    return _DTYPES[name]
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
 
 
 def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:

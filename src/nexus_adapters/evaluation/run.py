@@ -35,7 +35,7 @@ from nexus_adapters.methods import GenerationSettings, load_saved, method_of
 from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.training.distributed import leave_together
 
-BASE = "base"  # the method without an adapter
+BASE_ALONE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
 SCORING_FIELDS = ("features", "clip", "judge")  # they change no image
 
@@ -77,7 +77,7 @@ def evaluate(
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device, is_main = accelerator.device, accelerator.is_main_process
     dtype = choose_dtype(config.dtype, device)
-    loaded: dict[str, Any] = {BASE: None} if with_base else {}
+    loaded: dict[str, Any] = {BASE_ALONE: None} if with_base else {}
     saved: dict[str, Saved] = {}
     for name, adapter in adapters.items():
         saved[name] = find_saved(adapter, config.data.condition, config.base.path)
@@ -91,7 +91,8 @@ def evaluate(
     data_sha256 = content_sha256(cases, show_progress and is_main)
     base = load_base(config.base.source, dtype=dtype, safety_checker=None)
     base.set_progress_bar_config(disable=True)
-    base.to(device)
+    if device.type != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
+        base.to(device)
     base_sha256 = model_sha256(base.components, base.config)
     settings = _settings(config, data_sha256, base_sha256, dtype)
     with locked(out, "out") if is_main else nullcontext():
@@ -109,7 +110,7 @@ def evaluate(
         found = None
         if is_main:
             weights = {name: each.sha256() for name, each in saved.items()}
-            methods = collect(cases, config.batch_size, stores, {**adapters, BASE: ""}, weights, loaded)
+            methods = collect(cases, config.batch_size, stores, {**adapters, BASE_ALONE: ""}, weights, loaded)
             found = Evaluation(config, settings, methods, cases, out)
         leave_together(accelerator)
     return found
@@ -130,10 +131,10 @@ def open_evaluation(config: EvaluationConfig) -> tuple[Base, Cases]:
 
 def _check_names(adapters: Mapping[str, str]) -> None:
     for name in adapters:
-        if name in (BASE, REFERENCE) or not NAME.fullmatch(name):
+        if name in (BASE_ALONE, REFERENCE) or not NAME.fullmatch(name):
             raise InvalidArgument(
                 "adapter",
-                f"a name of letters, digits and . + @ - _, other than {BASE} and {REFERENCE}",
+                f"a name of letters, digits and . + @ - _, other than {BASE_ALONE} and {REFERENCE}",
                 repr(name),
             )
 

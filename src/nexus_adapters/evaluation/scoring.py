@@ -11,17 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
-from nexus_adapters.bases.loading import EMBEDDED
+from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.conditions import EXTRACTORS, extract, find_extractor
 from nexus_adapters.conditions.extractor import Compare
 from nexus_adapters.conditions.segmentation import PALETTES
 from nexus_adapters.data.prepared_set import options_of
-from nexus_adapters.embedded import pipeline as embedded
 from nexus_adapters.embedded.held_out import score_images
 from nexus_adapters.embedded.maps import BACKGROUND_COLOR, SHAPE_COLORS
+from nexus_adapters.embedded.pipeline import embedded_clip
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
@@ -36,8 +35,6 @@ from nexus_adapters.metrics.learned_features import (
 
 FEATURES = "features"  # next to the scores: a row for each image, for distances between sets
 _EXACT = ("depth", "segmentation")  # of scenes, whose exact maps no extractor gives unless a judge is named
-
-Scores = dict[str, Float[np.ndarray, " n"]]
 
 
 class Scorer:
@@ -158,7 +155,7 @@ def _code(call: Callable[..., object]) -> str:
 
 
 def _model(name: str) -> str:
-    return str(embedded.embedded_clip()) if name == EMBEDDED else name
+    return str(embedded_clip()) if name == EMBEDDED else name
 
 
 def _extractor_options(config: EvaluationConfig) -> dict[str, Any]:

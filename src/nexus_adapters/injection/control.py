@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import check_noise_exponent
-from nexus_adapters.choices import POLICIES
+from nexus_adapters.choices import DEFAULT_POLICY, POLICIES
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.compatibility import geometry_of
 from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask
@@ -130,7 +130,7 @@ class Control:
         start: float | int = 0.0,
         end: float | int = 1.0,
         mask: ConditionLike | None = None,
-        policy: str = "positive",
+        policy: str = DEFAULT_POLICY,
         level_scales: Sequence[float] | str | Any = None,
         crop: tuple[int, int, int, int] | Any = None,
         noise_exponent: float | Any = None,

@@ -25,6 +25,7 @@ from nexus_adapters.adapter.tensors import load_tensors
 from nexus_adapters.adapter.weights import check_tensors
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import no_loading_bars
+from nexus_adapters.choices import DEFAULT_POLICY
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
 
@@ -65,7 +66,7 @@ class GenerationSettings:
     """
 
     scale: float = 1.0
-    policy: str = "positive"
+    policy: str = DEFAULT_POLICY
     level_scales: Sequence[float] | str | None = None
     noise_exponent: float | None = None
     adapter_prompts: Sequence[str] | None = None

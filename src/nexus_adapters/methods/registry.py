@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from nexus_adapters.adapter.saved import Saved, find_saved
-from nexus_adapters.bases.loading import EMBEDDED
+from nexus_adapters.bundled import EMBEDDED
+from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.methods.method import Method, load_with
 from nexus_adapters.registry import IMPORT_HINT, Registry
@@ -63,7 +64,7 @@ def method_for(saved: Saved) -> Method:
 
 def load_adapter(
     source: str | Path,
-    condition: str = "canny",
+    condition: str = CONDITION,
     base: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,

@@ -11,6 +11,11 @@ from jaxtyping import Float, Int
 
 from nexus_adapters.errors import InvalidArgument
 
+_AT_ONCE = 2**20  # indices that are held in memory together: 8 MiB
+_NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
+
+_NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
+
 
 class MeanInterval(NamedTuple):
     """A mean, and the lower and upper end of its confidence interval."""
@@ -58,9 +63,6 @@ def bootstrap_mean(
     return MeanInterval(float(values.mean()), float(low), float(high))
 
 
-_AT_ONCE = 2**20  # indices that are held in memory together: 8 MiB
-
-
 def _indices(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """The indices of all resamples, in parts of bounded size; how they are divided changes none of them."""
     rng = np.random.default_rng(seed)
@@ -72,9 +74,6 @@ def _indices(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 @lru_cache(maxsize=2)  # a report asks for many intervals of as many values
 def _kept_indices(count: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
     return tuple(_indices(count, resamples, seed))
-
-
-_NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 
 def jackknife_replicates(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.registry import Registry
+from nexus_adapters.registry import Registry, defined_alike
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class Metric:
         function: gives the number of one generated image; a finite one. None where the number is computed
             elsewhere: by a condition's `compare`, from the scenes, or from CLIP's embeddings.
         distance: gives the number of a whole set: of the features of the generated images and of the
-            samples' pictures, (N, D) each, float64. It is reported with a jackknife interval.
+            original images, (N, D) each, float64. It is reported with a jackknife interval.
         applies_to: names of the conditions for which `function` is computed; empty for all.
         short: in captions of images; by default the label.
         is_merit: whether images of a study are ranked by it. Its best value must be 1, and higher better.
@@ -91,10 +92,11 @@ class _Metrics(Registry[Metric]):
     def add(self, name: str, entry: Any) -> None:
         self._entries[name] = entry
 
-    def __getitem__(self, name: str) -> Metric:
-        found: object = super().__getitem__(name)
-        if not (isinstance(found, Metric) and found.name == name):
-            raise InvalidArgument("metric", f"a Metric of the name {name!r} from its package", repr(found))
+    def _entry_of(self, point: EntryPoint, found: Any) -> Metric:
+        if not (isinstance(found, Metric) and found.name == point.name):
+            raise InvalidArgument(
+                "metric", f"a Metric of the name {point.name!r} from its package", repr(found)
+            )
         return found
 
 
@@ -154,7 +156,7 @@ def register_metric(metric: Metric) -> Metric:
         f"'lower' of '{name}'",
     )
     taken = METRICS.get(name)
-    if taken is not None and taken != metric and (taken in _BUILT_IN or not _defined_alike(taken, metric)):
+    if taken is not None and taken != metric and (taken in _BUILT_IN or not _is_again(taken, metric)):
         raise InvalidArgument(
             "metric", "a name that is not taken", repr(name), "Register it under another name"
         )
@@ -167,10 +169,5 @@ def find_metric(name: str) -> Metric:
     return METRICS.get(name) or Metric(name, better="unknown")
 
 
-def _defined_alike(first: Metric, second: Metric) -> bool:
-    """Whether both have functions from one place in one module; lambdas have no place of their own."""
-    places = [
-        (getattr(call, "__module__", ""), getattr(call, "__qualname__", "<lambda>"))
-        for call in (first.function or first.distance, second.function or second.distance)
-    ]
-    return places[0] == places[1] and not places[0][1].endswith("<lambda>")
+def _is_again(first: Metric, second: Metric) -> bool:
+    return defined_alike(first.function or first.distance, second.function or second.distance)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.choices import DEFAULT_POLICY
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.scales import Scale
 from nexus_adapters.pipelines.call import NexusPipelineMixin, with_stock_arguments
@@ -77,7 +78,7 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
         adapter_conditioning_scale: Scale | Any = 1.0,
         control_guidance_start: float | int = 0.0,
         control_guidance_end: float | int = 1.0,
-        policy: str = "positive",
+        policy: str = DEFAULT_POLICY,
         **kwargs: Any,
     ) -> Any:
         """Generate. All arguments of `StableDiffusionPipeline.__call__`, and these:
@@ -169,7 +170,7 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
         adapter_conditioning_scale: Scale | Any = 1.0,
         control_guidance_start: float | int = 0.0,
         control_guidance_end: float | int = 1.0,
-        policy: str = "positive",
+        policy: str = DEFAULT_POLICY,
         **kwargs: Any,
     ) -> Any:
         """Generate. All arguments of `StableDiffusionXLPipeline.__call__`, and those of the other pipeline.

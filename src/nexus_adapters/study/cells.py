@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
-from nexus_adapters.adapter.weights import WEIGHTS
 from nexus_adapters.bases.loading import open_base
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE, Measured
 from nexus_adapters.evaluation.provenance import choose_dtype, machine, versions
-from nexus_adapters.evaluation.run import BASE, SCORING_FIELDS, evaluate, open_evaluation
+from nexus_adapters.evaluation.run import BASE_ALONE, SCORING_FIELDS, evaluate, open_evaluation
 from nexus_adapters.evaluation.scoring import Scorer
-from nexus_adapters.files import file_sha256, lock, read_json_lines
+from nexus_adapters.files import WEIGHTS, file_sha256, lock, read_json_lines
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.method import parameter_count
 from nexus_adapters.study.plan import OWN, Cell, Study
@@ -39,6 +38,8 @@ from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.run import train_adapter
 from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps, flat
+
+_DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
 
 
 def run_study(study: Study) -> list[Cell]:
@@ -84,7 +85,7 @@ def _run_cells(study: Study) -> list[Cell]:
 @contextmanager
 def alone(study: Study, cell: Cell) -> Iterator[bool]:
     """Hold the lock of a cell and of all that share its training; False if another process holds it."""
-    name = cell.name if cell.method == BASE else study.run_folder(cell).name
+    name = cell.name if cell.method == BASE_ALONE else study.run_folder(cell).name
     with lock(study.folder / "locks" / f"{name}.lock", wait=False) as is_ours:
         yield is_ours
 
@@ -111,7 +112,7 @@ def described(study: Study) -> str:
     lines = []
     for cell in study.cells():
         config = study.train_config(cell)
-        is_trained = cell.method == BASE or (config is not None and _is_trained(config))
+        is_trained = cell.method == BASE_ALONE or (config is not None and _is_trained(config))
         state = "done" if is_done(study, cell) else "trained" if is_trained else "to train"
         lines.append(f"{cell.name:40} {state}")
     return "\n".join(lines)
@@ -120,9 +121,9 @@ def described(study: Study) -> str:
 def _run(study: Study, cell: Cell) -> CellResult:
     config = study.train_config(cell)
     for view in study.views():  # fail before the training, not after it
-        drawn = study.evaluation_config(cell, view)
-        open_evaluation(drawn)
-        Scorer(drawn)
+        evaluation = study.evaluation_config(cell, view)
+        open_evaluation(evaluation)
+        Scorer(evaluation)
     adapters: dict[str, str] = {}
     facts: dict[str, float] = {}
     if config is not None:
@@ -130,14 +131,14 @@ def _run(study: Study, cell: Cell) -> CellResult:
         facts |= _facts_of_run(study, cell, Path(config.output_dir))
     views: dict[str, Measured] = {}
     for view in study.views():
-        drawn = study.evaluation_config(cell, view)
-        out = _evaluation_folder(study, cell, view, drawn)
-        found = evaluate(
-            drawn, adapters, out, with_base=config is None, reference=study.folder / "evaluations" / REFERENCE
-        )
+        evaluation = study.evaluation_config(cell, view)
+        out = _evaluation_folder(study, cell, view, evaluation)
+        reference = study.folder / "evaluations" / REFERENCE
+        found = evaluate(evaluation, adapters, out, with_base=config is None, reference=reference)
         assert found is not None  # None only in a second process of a distributed evaluation
         method = found.methods[cell.method]
         views[view] = method.measured
+        # These names, and those of `precision_of`, are stored in files of results and stay as they are.
         for name, seconds in (("draw_s", method.generation_s), ("score_s", method.score_s)):
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
     made_with = {"versions": versions(), "machine": machine(), "precision": precision_of(study, cell)}
@@ -201,7 +202,7 @@ def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationCo
 
 def adapter_sha256(study: Study, cell: Cell) -> str:
     """SHA-256 of the weights of a finished run; empty for the base."""
-    if cell.method == BASE:
+    if cell.method == BASE_ALONE:
         return ""
     return file_sha256(study.run_folder(cell) / ADAPTER / f"{WEIGHTS}.safetensors")
 
@@ -218,8 +219,8 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
     adapter = load_adapter(folder / ADAPTER)
     facts: dict[str, float] = {"parameters": parameter_count(adapter)}
     if study.views():
-        drawn = study.evaluation_config(cell, study.views()[0])
-        size, steps = drawn.data.resolution, drawn.num_inference_steps
+        evaluation = study.evaluation_config(cell, study.views()[0])
+        size, steps = evaluation.data.resolution, evaluation.num_inference_steps
         cost = method_of(adapter).cost(adapter, open_base(config.base.source), size, steps)
         facts["gmacs"] = cost.gmacs(steps)
     rows = read_json_lines(folder / LOG, dict)  # none for a short run without validation
@@ -231,9 +232,6 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
     if times:
         facts["step_s"] = round(sum(times) / len(times), 3)
     return facts
-
-
-_DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
 
 
 def loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE
-from nexus_adapters.evaluation.run import BASE, NAME
+from nexus_adapters.evaluation.run import BASE_ALONE, NAME
 from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
 from nexus_adapters.training.parsing import validated
@@ -80,7 +80,7 @@ class StudyPlan:
 
     def __post_init__(self) -> None:
         """Checks across fields."""
-        known = (BASE, *self.methods)
+        known = (BASE_ALONE, *self.methods)
         for key, names in (("methods", self.methods), ("views", self.views)):
             for name in names:
                 if name == REFERENCE or not NAME.fullmatch(name):
@@ -88,8 +88,8 @@ class StudyPlan:
                         key, f"names of letters, digits and . + @ - _, other than {REFERENCE}", repr(name)
                     )
         for name in self.methods:
-            if name == BASE:
-                raise InvalidArgument("methods", f"names other than {BASE}", repr(name))
+            if name == BASE_ALONE:
+                raise InvalidArgument("methods", f"names other than {BASE_ALONE}", repr(name))
             for key in self.methods[name].evaluate:
                 if key not in _OF_METHODS:
                     raise InvalidArgument(
@@ -167,7 +167,7 @@ class Study:
 
     def train_config(self, cell: Cell) -> TrainConfig | None:
         """The recipe of a cell; None for the base."""
-        if cell.method == BASE:
+        if cell.method == BASE_ALONE:
             return None
         method = self.plan.methods[cell.method]
         if method.trained_as:
@@ -183,7 +183,7 @@ class Study:
         """The evaluation of a cell in a view."""
         parts = [self.plan.evaluate, self.plan.conditions.get(cell.condition, {})]
         parts.append(self.plan.views.get(view, {}))
-        if cell.method != BASE:
+        if cell.method != BASE_ALONE:
             parts.append(self.plan.methods[cell.method].evaluate)
         merged = _merged(*parts, {"data": {"condition": cell.condition}})
         return validated(EvaluationConfig, _with_homes(merged))
@@ -193,7 +193,7 @@ class Study:
             for condition in group.conditions:
                 for seed in group.seeds:
                     for method in group.methods:
-                        yield Cell(condition, method, 0 if method == BASE else seed)
+                        yield Cell(condition, method, 0 if method == BASE_ALONE else seed)
 
 
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.provenance import choose_dtype
 from nexus_adapters.evaluation.report import head, in_order
-from nexus_adapters.evaluation.run import BASE, generate_cases, open_evaluation
+from nexus_adapters.evaluation.run import BASE_ALONE, generate_cases, open_evaluation
 from nexus_adapters.files import replacing, write_text
 from nexus_adapters.methods import load_adapter
 from nexus_adapters.metrics import METRICS, find_metric
@@ -39,6 +39,15 @@ from nexus_adapters.training.run_folder import ADAPTER
 
 _DPI = 120
 _QUALITY = 75  # of image sheets, which take several times as much without loss
+_LOGARITHMIC = 2.5  # an axis whose largest value is this many times its smallest
+# Cost of a method -> the unit in a panel, and its label.
+_COSTS = {"parameters": (1e6, "trained parameters, millions"), "gmacs": (1.0, "GMACs per image")}
+_PANELS = ("binding_color", "binding_material", "edge_f1", "frechet")
+
+# Inches: an image with its margin, a row with its title and notes, the title of a row, the heads of columns.
+_SIDE, _ROW, _TITLE, _HEAD = 1.45, 2.05, 0.25, 0.45
+_LETTERS = 24  # of a row's title, per column
+_HEAD_LETTERS = 16  # of a column's head at full size
 
 
 def write_study(study: Study, out: Path, images: int = 0) -> list[Path]:
@@ -94,12 +103,6 @@ def _save(figure: Any, path: Path, options: Mapping[str, Any]) -> Path:
     return path
 
 
-_LOGARITHMIC = 2.5  # an axis whose largest value is this many times its smallest
-# Cost of a method -> the unit in a panel, and its label.
-_COSTS = {"parameters": (1e6, "trained parameters, millions"), "gmacs": (1.0, "GMACs per image")}
-_PANELS = ("binding_color", "binding_material", "edge_f1", "frechet")
-
-
 def metrics_figure(results: Results) -> Figure:
     """A panel for each condition and metric: every method's value with its interval."""
     conditions = list(dict.fromkeys(cell.condition for cell in results))
@@ -125,7 +128,7 @@ def _plot_intervals(panel: Any, rows: Sequence[Row], metric: str) -> None:
         if metric not in row.measured.metrics:
             continue
         estimate = row.measured.estimate(metric)
-        color = "0.6" if row.method == BASE else "C0"
+        color = "0.6" if row.method == BASE_ALONE else "C0"
         panel.plot([estimate.low, estimate.high], [place, place], color=color, lw=2)
         panel.plot(estimate.value, place, "o", color=color, markersize=5)
     panel.set_yticks(range(len(rows)), [row.method for row in reversed(rows)], fontsize=8)
@@ -181,20 +184,14 @@ def _number_axis(panel: Any) -> None:
         panel.xaxis.set_minor_formatter(NullFormatter())
 
 
-# Inches: an image with its margin, a row with its title and notes, the title of a row, the heads of columns.
-_SIDE, _ROW, _TITLE, _HEAD = 1.45, 2.05, 0.25, 0.45
-_LETTERS = 24  # of a row's title, per column
-_HEAD_LETTERS = 16  # of a column's head at full size
-
-
-def images_figure(study: Study, results: Results, condition: str, count: int) -> Figure:
+def images_figure(study: Study, results: Results, condition_name: str, count: int) -> Figure:
     """A row per sample, `count` of the best, median and worst each: map, original, and each method's image.
 
     Raises:
         InvalidArgument: named `images`, if a run's adapter is not the one that was measured, no run is here,
             or fewer than three samples were measured.
     """
-    cells = cells_to_show(study, results, condition)
+    cells = cells_to_show(study, results, condition_name)
     for cell in cells.values():
         _check_measured(study, cell, results[cell].settings["adapter_sha256"])
     measured = {method: results[cell].views[OWN] for method, cell in cells.items()}
@@ -225,19 +222,21 @@ def images_figure(study: Study, results: Results, condition: str, count: int) ->
     return figure
 
 
-def cells_to_show(study: Study, results: Results, condition: str) -> dict[str, Cell]:
+def cells_to_show(study: Study, results: Results, condition_name: str) -> dict[str, Cell]:
     """Method -> its cell, of the seed for which most methods' runs are in the study's folder; and the base.
 
     Raises:
         InvalidArgument: named `images`, if no run is here.
     """
-    measured = [cell for cell, r in results.items() if cell.condition == condition and OWN in r.views]
-    trained = [cell for cell in measured if cell.method != BASE and study.run_folder(cell).is_dir()]
-    if not trained and any(cell.method != BASE for cell in measured):
-        raise InvalidArgument("images", f"runs of {condition}", f"'{study.folder / 'runs'}', which has none")
+    measured = [cell for cell, r in results.items() if cell.condition == condition_name and OWN in r.views]
+    trained = [cell for cell in measured if cell.method != BASE_ALONE and study.run_folder(cell).is_dir()]
+    if not trained and any(cell.method != BASE_ALONE for cell in measured):
+        raise InvalidArgument(
+            "images", f"runs of {condition_name}", f"'{study.folder / 'runs'}', which has none"
+        )
     counts = Counter(cell.seed for cell in trained)
     seed = min(counts, key=lambda each: (-counts[each], each), default=0)
-    return {c.method: c for c in measured if c.method == BASE or (c in trained and c.seed == seed)}
+    return {c.method: c for c in measured if c.method == BASE_ALONE or (c in trained and c.seed == seed)}
 
 
 def _check_measured(study: Study, cell: Cell, sha256: str) -> None:
@@ -272,7 +271,7 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
         InvalidArgument: named `images`, if fewer than three samples were measured.
     """
     merit = {method: _merit(each) for method, each in measured.items()}
-    adapters = [method for method in merit if method not in (BASE, compare_to)] or list(merit)
+    adapters = [method for method in merit if method not in (BASE_ALONE, compare_to)] or list(merit)
     subject = max(adapters, key=lambda method: float(np.nanmean(merit[method])))
     other = merit[compare_to] if compare_to in merit and compare_to != subject else 0.0
     difference = merit[subject] - other
@@ -305,7 +304,7 @@ def generate_chosen(
     generated: dict[str, list[Image.Image]] = {}
     for method, cell in tqdm(cells.items(), "generating", unit="method", leave=False):
         adapter = None
-        if cell.method != BASE:
+        if cell.method != BASE_ALONE:
             loaded: Any = load_adapter(study.run_folder(cell) / ADAPTER)
             # diffusers' own `to` warns of parts to keep in float32: here none.
             adapter = nn.Module.to(loaded, device, dtype)

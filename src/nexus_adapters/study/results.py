@@ -25,7 +25,7 @@ from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.files import replacing
 from nexus_adapters.study.plan import Cell, Study
-from nexus_adapters.training.run_folder import flat, identity, with_defaults
+from nexus_adapters.training.run_folder import flat, identity, identity_with_defaults
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def results_of(study: Study) -> Results:
     A cell that generates with another cell's adapter counts only if its result is of the same weights as the
     other's, or the other has none.
     """
-    stored = load_results(study.results)
+    loaded = load_results(study.results)
     found = {
-        cell: stored[cell.name]
+        cell: loaded[cell.name]
         for cell in study.cells()
-        if cell.name in stored and is_planned(study, cell, stored[cell.name])
+        if cell.name in loaded and is_planned(study, cell, loaded[cell.name])
     }
 
     def weights(cell: Cell) -> Any:
@@ -176,7 +176,7 @@ def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the defaults of options that are newer than they are, and with the home folder as `~`."""
     defaults = flat(asdict(EvaluationConfig()))
-    train = settings["train"] and with_defaults(settings["train"])
+    train = settings["train"] and identity_with_defaults(settings["train"])
     views = {name: {**defaults, **flat(view)} for name, view in settings["views"].items()}
     whole = _with_tildes({**settings, "train": train, "views": views})
     found: dict[str, Any] = json.loads(json.dumps(whole))

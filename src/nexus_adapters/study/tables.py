@@ -10,7 +10,7 @@ from functools import cached_property
 
 from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
 from nexus_adapters.evaluation.report import head, in_order
-from nexus_adapters.evaluation.run import BASE
+from nexus_adapters.evaluation.run import BASE_ALONE
 from nexus_adapters.study.plan import OWN, Study
 from nexus_adapters.study.results import Results
 
@@ -37,7 +37,7 @@ class Row:
 
     def minus(self, other: Row) -> Measured | None:
         """The paired difference over the seeds that both have; None if there are none. The base has none."""
-        if BASE in (self.method, other.method):
+        if BASE_ALONE in (self.method, other.method):
             return self.measured.minus(other.measured)
         shared = [seed for seed in self.trainings if seed in other.trainings]
         if not shared:
@@ -121,7 +121,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str], with_cost: bool) -> str:
     heads = ["Method", "Seeds", *cost, *(head(metric) for metric in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [row.method, ", ".join(map(str, row.trainings)) if row.method != BASE else ""]
+        cells = [row.method, ", ".join(map(str, row.trainings)) if row.method != BASE_ALONE else ""]
         if with_cost:
             cells += [f"{row.parameters / 1e6:.2f}M", f"{row.gmacs:.2f}"] if row.parameters else ["", ""]
         for metric in shown:
@@ -151,7 +151,7 @@ def _differences_by_seed(results: Results, condition: str, reference: str) -> di
     found: dict[str, dict[int, Measured]] = {}
     for cell, result in results.items():
         other = results.get(cell._replace(method=reference))
-        if cell.condition == condition and other is not None and cell.method not in (reference, BASE):
+        if cell.condition == condition and other is not None and cell.method not in (reference, BASE_ALONE):
             found.setdefault(cell.method, {})[cell.seed] = result.views[OWN].minus(other.views[OWN])
     return found
 

@@ -25,7 +25,7 @@ from nexus_adapters.data.batch import Batch, Entry, as_batch, draw_for_sample, e
 from nexus_adapters.data.conditioned import ConditionedSource, FittedSample, KnownHashes
 from nexus_adapters.data.feed import (
     Feed,
-    Place,
+    Position,
     Read,
     Reader,
     SampleOrder,
@@ -88,8 +88,8 @@ class Batches:
 
     def of_validation(self, batch_size: int) -> list[Batch]:
         """This process's share of the held-out samples, by shape; no prompt and no condition is dropped."""
-        places = [Place(index, _HELD_OUT_STEP, row) for row, index in enumerate(self.held_out)]
-        mine = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        positions = [Position(index, _HELD_OUT_STEP, row) for row, index in enumerate(self.held_out)]
+        mine = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         by_shape: dict[tuple[int, ...], list[Read]] = {}
         for read in map(self.reader.read, mine):
             by_shape.setdefault(_shape(read.content), []).append(read)
@@ -104,7 +104,7 @@ class Batches:
         contents = [read.content for read in reads]
         entries = contents if self.encoders is None else encode(contents, self.encoders)
         draws = [
-            draw_for_sample(self.seed, read.place.step, read.place.place, entry.mean.shape)
+            draw_for_sample(self.seed, read.position.step, read.position.place, entry.mean.shape)
             for read, entry in zip(reads, entries, strict=True)
         ]
         indices = [read.index for read in reads]
@@ -220,10 +220,10 @@ class CachedSamples:
     names: Mapping[int, str]
     substitutes: Mapping[int, int]
 
-    def read(self, place: Place) -> Read:
-        """The entry at a place."""
-        index = self.substitutes.get(place.index, place.index)
-        return Read(place, index, Entry.from_tensors(self.cache.read(self.names[index])))
+    def read(self, position: Position) -> Read:
+        """The entry at a position."""
+        index = self.substitutes.get(position.index, position.index)
+        return Read(position, index, Entry.from_tensors(self.cache.read(self.names[index])))
 
 
 def _encode_into(

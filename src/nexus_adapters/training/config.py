@@ -17,9 +17,10 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bases.loading import BaseSource
+from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.choices import CONDITION, GUIDANCE_SCALE, STEPS, DataKind, PredictionType
 from nexus_adapters.data.prepared_set import is_prepared
-from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
+from nexus_adapters.errors import MISSING, InvalidArgument, expect, one_line, renamed
 from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
 from nexus_adapters.training.parsing import validated
 
@@ -39,7 +40,7 @@ MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 class BaseOptions:
     """`[base]`: the Stable Diffusion that stays frozen."""
 
-    path: str = "embedded"
+    path: str = EMBEDDED
     """A folder in diffusers' layout, a Hub id or a single .safetensors file; "embedded" is the small one of
     nexus-adapters[embedded]."""
     revision: str = ""
@@ -370,7 +371,7 @@ def data_agreements(
             data.kind != "tars" or data.shards != (),
             "data.shards",
             "at least one, for data.kind 'tars'",
-            "no shards",
+            MISSING,
         ),
         (
             data.kind != "scenes" or data.count > 0,

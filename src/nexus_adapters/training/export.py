@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from nexus_adapters import __version__
-from nexus_adapters.bases.loading import EMBEDDED
+from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import read_json_lines, remove_unfinished, replacing_folder
 from nexus_adapters.methods import Method

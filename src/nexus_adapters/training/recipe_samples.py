@@ -16,7 +16,7 @@ from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.batch import draw_for_sample
 from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.crop import Geometry
-from nexus_adapters.data.feed import Place, Read, SampleOrder, Skipped, permutation
+from nexus_adapters.data.feed import Position, Read, SampleOrder, Skipped, permutation
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.prepared_set import open_prepared
 from nexus_adapters.data.replacement import read_or_replace
@@ -48,7 +48,7 @@ _KEYS = {
 }
 
 
-def open_source(data: DataOptions, cache_folder: Path) -> Source:
+def open_training_source(data: DataOptions, cache_folder: Path) -> Source:
     """The samples that `[data]` names; `InvalidArgument` where they are not there. Nothing is decoded."""
     columns = {
         "image_column": data.image_column or None,
@@ -57,7 +57,7 @@ def open_source(data: DataOptions, cache_folder: Path) -> Source:
     }
     given: dict[str, Any] = {name: column for name, column in columns.items() if column}
     if data.kind == "scenes":  # canny is extracted, with the extractor's options; other maps are exact
-        return SceneSource(data.count, condition=None if data.condition == "canny" else data.condition)
+        return SceneSource(data.count, condition_name=None if data.condition == "canny" else data.condition)
     with renamed(_KEYS):
         if data.kind == "prepared":
             return open_prepared(data.path, data.condition, cache_folder / "tars")
@@ -103,7 +103,9 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
         if data.aspect_buckets
         else Geometry(data.resolution, data.resolution)
     )
-    return ConditionedSource(open_source(data, cache_folder), geometry, data.condition, data.extractor)
+    return ConditionedSource(
+        open_training_source(data, cache_folder), geometry, data.condition, data.extractor
+    )
 
 
 def _check_options(data: DataOptions) -> None:
@@ -221,11 +223,11 @@ class FittedSamples:
     members: Mapping[Hashable, Sequence[int]]
     seed: int
 
-    def read(self, place: Place) -> Read:
-        """The sample at a place, or the next readable one of its shape."""
+    def read(self, position: Position) -> Read:
+        """The sample at a position, or the next readable one of its shape."""
         # A held-out sample may be alone in its shape.
-        candidates = self.members.get(self.shapes[place.index], ())
-        found = read_or_replace(place.index, candidates, self.samples.fit, self.samples.source.key)
-        drawn = draw_for_sample(self.seed, place.step, place.place, (0, 0, 0)).caption
+        candidates = self.members.get(self.shapes[position.index], ())
+        found = read_or_replace(position.index, candidates, self.samples.fit, self.samples.source.key)
+        drawn = draw_for_sample(self.seed, position.step, position.place, (0, 0, 0)).caption
         caption = found.content.captions[int(drawn * len(found.content.captions))]
-        return Read(place, found.index, replace(found.content, captions=(caption,)), found.skipped)
+        return Read(position, found.index, replace(found.content, captions=(caption,)), found.skipped)

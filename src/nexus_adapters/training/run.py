@@ -27,7 +27,7 @@ from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.training.batches import Batches, prepare_batches
 from nexus_adapters.training.checkpoint import TrainState
-from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.config import CacheOptions, LossOptions, TrainConfig
 from nexus_adapters.training.cuda_graphs import GraphedDenoiser, supports_cuda_graphs
 from nexus_adapters.training.distributed import (
     check_shared,
@@ -50,7 +50,7 @@ from nexus_adapters.training.recipe_samples import (
 from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import (
     ADAPTER,
-    check_output,
+    check_run_folder,
     finished_steps,
     identity,
     write_config,
@@ -94,7 +94,7 @@ def train_adapter(config: TrainConfig) -> Path:
         Stopped: after Ctrl-C or SIGTERM, with the last step saved.
         OSError: where a disk is full or fails.
     """
-    check_output(config)
+    check_run_folder(config)
     if config.hub.repo_id:
         check_hub(config.hub)
     output, is_main = Path(config.output_dir), int(os.environ.get("RANK", "0")) == 0
@@ -103,11 +103,11 @@ def train_adapter(config: TrainConfig) -> Path:
             print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
     else:
         base, options, start = check_base(config)
-        samples = open_samples(config.data, cache_folder(config), base.size_multiple)
+        samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
         accelerator = open_accelerator(output, config.training.device == "cpu", config.log.trackers)
         choose_precision(config.training.mixed_precision, accelerator.device)
         split, order = _split_and_order(config, samples, accelerator.num_processes)
-        cache = TensorCache(cache_folder(config)) if config.cache.enabled else None
+        cache = TensorCache(samples_cache(config.cache)) if config.cache.enabled else None
         with files.locked(output, "output_dir") if accelerator.is_main_process else nullcontext():
             _train(config, base, options, start, samples, split, order, cache, accelerator)
     if config.hub.repo_id and is_main:
@@ -120,13 +120,13 @@ def dry_run(config: TrainConfig) -> str:
 
     Data sets on the Hub and tars behind URLs are not opened. The index of local tars is kept.
     """
-    check_output(config)
+    check_run_folder(config)
     base, options, _ = check_base(config)
     is_far = config.data.kind == "table" and not Path(config.data.path).exists()
     is_far |= any("://" in shard for shard in config.data.shards)
     if is_far:
         return describe(config, base, options, None)
-    samples = open_samples(config.data, cache_folder(config), base.size_multiple)
+    samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     return describe(config, base, options, len(split.trained) + len(split.held_out) + len(split.unreadable))
 
@@ -143,32 +143,31 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
     with renamed(_KEYS):
         base = open_base(config.base.source)
         method = find_method(config.adapter.method)
-        start = _start(config)
+        start = _start(config.adapter.start_from, config.data.condition, config.base.path)
         options = config.adapter if start is None else method.adopt(config.adapter, start)
         denoiser = base.empty_denoiser()
         with torch.device("meta"):
             adapter = method.build(base, denoiser, options)
-        _check_noise(config, options, base)
+        _check_noise(config.loss, options, base)
         tensors = {} if start is None else dict(method.starting_tensors(adapter, start))
     return base, options, tensors
 
 
-def _check_noise(config: TrainConfig, options: AdapterOptions, base: Base) -> None:
+def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None:
     """`InvalidArgument` where the base's noise schedule cannot weight the loss or the features as wanted."""
     first = torch.zeros(1, dtype=torch.long)
-    if gamma := config.loss.min_snr_gamma:
+    if gamma := loss.min_snr_gamma:
         base.loss_weights(first, gamma)
     if exponent := getattr(options, "noise_exponent", None):
         base.noise_factors(first, exponent)
 
 
-def _start(config: TrainConfig) -> Saved | None:
-    """The adapter that training starts from."""
-    source = config.adapter.start_from
+def _start(source: str, condition_name: str, base: str) -> Saved | None:
+    """The adapter that training starts from; the others are where its name is looked up."""
     if not source:
         return None
     with renamed({"adapter": "start_from", "condition": "data.condition"}):
-        return find_saved(source, config.data.condition, config.base.path)
+        return find_saved(source, condition_name, base)
 
 
 def _split_and_order(
@@ -186,11 +185,9 @@ def _split_and_order(
     return split, SampleOrder(split.trained, batch_size, config.seed, together)
 
 
-def cache_folder(config: TrainConfig) -> Path:
+def samples_cache(options: CacheOptions) -> Path:
     """The folder of encoded samples."""
-    if config.cache.folder:
-        return Path(config.cache.folder)
-    return files.cache_folder() / "training"
+    return Path(options.folder) if options.folder else files.cache_folder() / "training"
 
 
 def _train(
@@ -229,7 +226,12 @@ def _train(
     with renamed(_KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
     method = find_method(options.method)
-    adapter = _new_adapter(config, method, options, start, base, denoiser, device)
+    adapter = _new_adapter(method, options, start, base, denoiser, config.seed)
+    if training.channels_last:
+        to: Any = nn.Module.to  # diffusers' own warns about a dtype, even where none is given
+        to(denoiser, memory_format=torch.channels_last)
+        to(adapter, memory_format=torch.channels_last)
+    adapter = nn.Module.to(adapter, device).train()
     network: Any = method.network(adapter, denoiser)
     if training.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
@@ -282,24 +284,19 @@ def _adapter_prompt(options: AdapterOptions, batches: Batches) -> Tensor | None:
 
 
 def _new_adapter(
-    config: TrainConfig,
     method: Method,
     options: AdapterOptions,
     start: dict[str, Tensor],
     base: Base,
     denoiser: Any,
-    device: torch.device,
+    seed: int,
 ) -> Any:
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed)
     adapter: Any = method.build(base, denoiser, options)
     if start:
         adapter.load_state_dict(adapter.state_dict() | start)
         start.clear()  # to free their memory
-    if config.training.channels_last:
-        to: Any = nn.Module.to  # diffusers' own warns about a dtype, even where none is given
-        to(denoiser, memory_format=torch.channels_last)
-        to(adapter, memory_format=torch.channels_last)
-    return nn.Module.to(adapter, device).train()
+    return adapter
 
 
 def _validation(

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from accelerate import Accelerator
 from torch import nn
 
-from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT
+from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import append_json_lines, is_leftover, read_json_lines, write_text
 from nexus_adapters.methods import known_methods
@@ -23,7 +23,7 @@ from nexus_adapters.training.recipe import dump_config, load_run_recipe
 from nexus_adapters.training.redaction import without_secrets
 
 CONFIG, CHECKPOINTS, LOG, ADAPTER = "config.toml", "checkpoints", "log.jsonl", "adapter"
-FINISHED = "training.json"  # in ADAPTER
+FINISHED = RUN_RECORD  # in ADAPTER
 
 # Fields that may change when a run is resumed: they decide how it is monitored, stored and executed.
 _FREE_SECTIONS = ("cache", "checkpoint", "log", "hub")
@@ -46,7 +46,7 @@ _FREE_FIELDS = {
 _SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
-def check_output(config: TrainConfig) -> None:
+def check_run_folder(config: TrainConfig) -> None:
     """`InvalidArgument` unless the output folder is new, empty, or of the same run."""
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
@@ -77,8 +77,8 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
     if key is not None:
         raise InvalidArgument(
             "output_dir",
-            f"a new folder for {key}={with_defaults(now).get(key)!r}",
-            f"'{folder}', whose run has {with_defaults(before).get(key)!r}",
+            f"a new folder for {key}={identity_with_defaults(now).get(key)!r}",
+            f"'{folder}', whose run has {identity_with_defaults(before).get(key)!r}",
         )
 
 
@@ -112,7 +112,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return found
 
 
-def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
+def identity_with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with the defaults of options that did not exist when it was stored."""
     defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
     for method in known_methods():
@@ -123,7 +123,7 @@ def with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first key by which two identities differ; None if they are of the same run."""
-    whole, wanted = with_defaults(before), with_defaults(now)
+    whole, wanted = identity_with_defaults(before), identity_with_defaults(now)
     return next((key for key in sorted({*whole, *wanted}) if whole.get(key) != wanted.get(key)), None)
 
 
@@ -227,8 +227,8 @@ class RunFolder:
         if key is not None:
             raise InvalidArgument(
                 "output_dir",
-                f"a run with {key} {with_defaults(before).get(key)!r}, as '{checkpoint.folder}' has",
-                repr(with_defaults(now).get(key)),
+                f"a run with {key} {identity_with_defaults(before).get(key)!r}, as '{checkpoint.folder}' has",
+                repr(identity_with_defaults(now).get(key)),
                 "Resume with the same settings, or train in another folder",
             )
 
