@@ -323,14 +323,6 @@ def test_an_adapter_for_another_vae_is_the_adapters_fault(edges, tmp_path, weigh
     refused_in_one_line(capsys, "--adapter", "8 pixels", "16")
 
 
-@pytest.mark.parametrize("command", ["generate", "demo"])
-def test_help_tells_the_embedded_bases_guidance(command, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert re.search(rf"embedded base('s,|:) {GUIDANCE:g}\)", shown)
-
-
 def parsed(*more):
     """The request of a command line."""
     return parse(build_parser().parse_args(["generate", "--prompt", "a", "--out", "a.png", *more]))

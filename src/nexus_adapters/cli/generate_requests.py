@@ -280,20 +280,19 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def parse(args: argparse.Namespace) -> GenerateRequest:
     """The arguments as one request. `InvalidArgument` names the option; nothing slow is imported for it."""
-    loras = _loras(args.lora, args.lora_scale)
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
     expect_between("--steps", args.steps, 1, MAX_STEPS)
     expect_between("--count", args.count, 1, _MAX_COUNT)
-    expect_between("--seed", args.seed, 0, MAX_SEED - args.count)
+    expect_between("--seed", args.seed, 0, MAX_SEED + 1 - args.count)
     expect_side("--width", args.width)
     expect_side("--height", args.height)
     return GenerateRequest(
+        loras=_loras(args.lora, args.lora_scale),
         prompt=args.prompt,
         negative=args.negative,
         controls=_controls(args),
         base=BaseRequest(args.base, args.base_config, args.prediction_type),
-        loras=loras,
         device=args.device,
         dtype=args.dtype,
         scheduler=args.scheduler,
