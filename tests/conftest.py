@@ -39,3 +39,11 @@ def install(monkeypatch, tmp_path_factory):
         monkeypatch.syspath_prepend(folder)
 
     return install
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests in one process, and those of a study, so that what they share is made once."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("study" if folder == "study" else item.location[0]))

@@ -51,6 +51,7 @@ def plan(source, **changes):
     return Plan(source, {"canny": {}, "sketch": {}}, shard_size=5, **changes)
 
 
+@pytest.mark.full
 def test_a_worker_that_is_killed_costs_nothing_but_time(cluster, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
