@@ -417,6 +417,7 @@ def test_trainings_are_chosen_by_color_and_edges(benchmark):
     }
 
 
+@pytest.mark.full
 def test_guidance(benchmark, tmp_path, tiny_weights):
     out = tmp_path / "out"
     module = benchmark("guidance")
@@ -507,6 +508,7 @@ def test_sd15_cost_reports_a_gpus_hours(benchmark):
     assert hours == pytest.approx((200_000 * 0.8 + 5_000 / 8 * 40 * 1.5) / 3600)
 
 
+@pytest.mark.full
 def test_sd15_cost_counts_at_true_size(benchmark, tmp_path):
     name, measured = run(benchmark("sd15_cost"), tmp_path)
     assert name == "sd15_cost"

@@ -23,14 +23,14 @@ def test_the_autoencoder_keeps_what_is_scored():
     assert scores["edge_f1"] >= 0.85
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("condition", "scenes", "steps", "least"),
     [
-        ("canny", 8, 6, 0.1),
-        *(
-            pytest.param(condition, 24, 10, least, marks=pytest.mark.full)
-            for condition, least in (("canny", 0.1), ("sketch", 0.05), ("segmentation", 0.1), ("depth", 0.02))
-        ),
+        ("canny", 24, 10, 0.1),
+        ("sketch", 24, 10, 0.05),
+        ("segmentation", 24, 10, 0.1),
+        ("depth", 24, 10, 0.02),
     ],
 )
 def test_prime_reads_the_prompt(condition, scenes, steps, least):

@@ -188,6 +188,7 @@ def test_run_again_nothing_is_trained_anew(scripts, root, base):
     assert weights.read_bytes() == saved
 
 
+@pytest.mark.full
 def test_the_base_is_trained_further_from_saved_weights(scripts, root, base):
     start = base / "pipeline" / "unet"
     out = root / "further"
