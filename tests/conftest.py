@@ -6,6 +6,8 @@ from importlib import import_module
 # No test may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# In processes that tests start, too: threads of several that wait for each other by spinning cost minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
 

@@ -183,6 +183,7 @@ def test_kills_at_any_moment_change_nothing(expected, tmp_path, workers):
     assert digests(tmp_path) == expected
 
 
+@pytest.mark.full
 def test_orphans_end_with_their_parent(expected, tmp_path):
     """Or they would write into the folder of the run that resumes."""
     process = child(tmp_path, 2)
