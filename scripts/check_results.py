@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     problems += check_weights()
     for problem in problems:
         print(problem)
+    if not problems:
+        print("results, tables and documents agree")
     return 1 if problems else 0
 
 
@@ -217,12 +219,12 @@ def markdown(heads: list[str], lines: list[list[str]]) -> str:
 
 # What the write-up calls the study's methods.
 LABELS = {
-    "prime+residual+heads8": "Prime with the skip and eight heads",
-    "slim+residual+heads8": "Slim with the skip and eight heads",
-    "prime+residual": "Prime with the skip",
-    "slim+residual": "Slim with the skip",
-    "prime": "Prime as in the paper",
-    "slim": "Slim as in the paper",
+    "prime+residual+heads8": "Prime, residual, eight heads",
+    "slim+residual+heads8": "Slim, residual, eight heads",
+    "prime+residual": "Prime, residual",
+    "slim+residual": "Slim, residual",
+    "prime": "Prime, paper configuration",
+    "slim": "Slim, paper configuration",
     "controlnet-xs": "ControlNet-XS",
     "controlnet": "ControlNet",
 }
@@ -298,7 +300,7 @@ def fading_table() -> str:
     """The best factor of two adapters' features at each timestep, and the noise's share of the variance."""
     found = result("fading")["measured"]
     timesteps = list(found["noise_share"])
-    labels = {"t2i": "t2i", "prime-residual": "Prime with skip and eight heads"}
+    labels = {"t2i": "t2i", "prime-residual": "Prime, residual, eight heads"}
     lines = [
         [f"best factor, {label}", *(f"{found['best_factor'][adapter][t]:g}" for t in timesteps)]
         for adapter, label in labels.items()

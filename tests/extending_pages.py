@@ -22,6 +22,7 @@ from tests.training.runs import write_images
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from nexus_adapters.cli import main
+from nexus_adapters.training.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[1] / "docs" / "extending"
 PAGES = [file for file in sorted(FOLDER.glob("*.md")) if file.stem != "README"]
@@ -92,6 +93,8 @@ def test_the_page_works(page: Path, folder: Path) -> None:
     for language, title, content in BLOCK.findall(text):
         if title:
             (folder / title).write_text(content)
+        if language == "toml" and title:
+            load_recipe(folder / title)
         if language == "console":
             for line in content.splitlines():
                 command = shlex.split(line.removeprefix("$ nexus "))

@@ -22,6 +22,15 @@ from nexus_adapters.embedded.scene import COLORS, NOVEL_COMBINATIONS, Scene, dra
 from nexus_adapters.evaluation.generation import Images, Sampling, generate
 from nexus_adapters.methods import load_adapter
 
+# Test scenes, chosen by their maps: the first of three or more objects that stand at least four pixels
+# apart, and one of four that overlap.
+SCENE_SEEDS = (8, 6)
+PROMPTS_PER_MAP = 3
+
+_METHODS = {"base": None, "t2i": "t2i", "slim": "slim", "prime": "prime"}  # -> the embedded adapter's name
+_TITLES = {"base": "Base", "t2i": "T2I-Adapter", "slim": "Nexus Slim", "prime": "Nexus Prime"}
+_MAPS = {"canny": "canny edges"}  # conditions whose maps have another name
+
 # Pixels. Text is sized to stay readable where the sheet is shown at half its width.
 CELL = 256
 _GUTTER = 20
@@ -135,12 +144,6 @@ def _draw_row(
     return top + CELL + _NOTE + _ROW_GAP
 
 
-# Test scenes, chosen by their maps: the first of three or more objects that stand at least four pixels
-# apart, and one of four that overlap.
-SCENE_SEEDS = (8, 6)
-PROMPTS_PER_MAP = 3
-
-
 def demo_scenes(seed: int, condition_name: str = CONDITION) -> list[TestScene]:
     """A test scene in its own colors, then in others: the map stays, and is the same image in all of them.
 
@@ -180,9 +183,6 @@ def recolor(scene: Scene, places: int) -> Scene:
 def has_novel(scene: Scene) -> bool:
     """Whether an object is a combination of shape, color and material that training never sees."""
     return any((item.shape, item.color, item.material) in NOVEL_COMBINATIONS for item in scene.objects)
-
-
-_METHODS = {"base": None, "t2i": "t2i", "slim": "slim", "prime": "prime"}
 
 
 @dataclass(frozen=True)
@@ -272,10 +272,6 @@ def generate_all(
             scores = score_images(images, scenes)
             results.append(Result(method, scenes, images, scores, noise_rows, generation_s))
     return results
-
-
-_MAPS = {"canny": "canny edges"}
-_TITLES = {"base": "Base", "t2i": "T2I-Adapter", "slim": "Nexus Slim", "prime": "Nexus Prime"}
 
 
 def lay_out(

@@ -196,7 +196,8 @@ def run(args: argparse.Namespace) -> int:
         Path(args.out),
     )
     # What needs none of the slow imports below.
-    expect(request.file is None or request.file.is_file(), "CONFIG", "a TOML file", f"'{args.config}'")
+    is_there = request.file is None or request.file.is_file()
+    expect(is_there, "CONFIG", "a TOML file", f"'{args.config}', which does not exist")
     read_adapters(request.given.get("adapters", []))
     with library_logs_as_warnings():
         try:

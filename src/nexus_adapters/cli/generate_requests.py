@@ -208,7 +208,7 @@ def _add_controls(parser: argparse.ArgumentParser) -> None:
         (MapSource.option, "a structure map"),
     ):
         group.add_argument(option, metavar="FILE", action=_AppendSource, default=argparse.SUPPRESS, help=text)
-    # Without a default: what is not given is told apart from what is given once for all.
+    # Without a default, so that an option that is missing differs from one that holds for all controls.
     add_options(group, "--condition", action="append", default=None)
     group.add_argument(
         "--adapter",
