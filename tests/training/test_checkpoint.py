@@ -9,13 +9,22 @@ from safetensors.torch import save_file
 from tests.refusals import refused
 from torch import nn
 
-from nexus_adapters.training.checkpoint import TrainState, damage, latest_checkpoint, save_checkpoint
+from nexus_adapters.training.checkpoint import (
+    NotFinite,
+    TrainState,
+    damage,
+    latest_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
 
 
 def save(folder, step, keep=2, value=None):
     value = float(step) if value is None else value
     tensors = {"module": {"a": torch.full((3,), value), "b": torch.tensor(step)}, "average": {}}
-    return save_checkpoint(folder, step, tensors, {"seen": [1, {"x": 0.1}]}, keep)
+    path = save_checkpoint(folder, step, tensors, {"seen": [1, {"x": 0.1}]})
+    remove_old_checkpoints(folder, keep)
+    return path
 
 
 def names(folder):
@@ -49,6 +58,23 @@ def test_the_newest_are_kept(tmp_path):
         save(tmp_path, step)
     assert names(tmp_path) == ["step-00000100", "step-00001000"]
     assert latest_checkpoint(tmp_path).step == 1000
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_every", "best", "left"),
+    [
+        (1, 0, None, [70]),
+        (2, 0, 20, [20, 60, 70]),
+        (1, 30, None, [30, 60, 70]),
+        (2, 20, 10, [10, 20, 40, 60, 70]),
+        (9, 0, 70, [10, 20, 30, 40, 50, 60, 70]),
+    ],
+)
+def test_milestones_and_the_best_stay(tmp_path, keep, keep_every, best, left):
+    for step in range(10, 80, 10):
+        save(tmp_path, step, keep=9)
+    remove_old_checkpoints(tmp_path, keep, keep_every, best)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in left]
 
 
 DAMAGE = {
@@ -98,7 +124,7 @@ def test_one_that_comes_after_damaged_newer_ones_stays(tmp_path, keep):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nothing_is_written_of_what_is_not_finite(tmp_path, bad):
     save(tmp_path, 1)
-    with refused("checkpoint", "module a"):
+    with pytest.raises(NotFinite, match="module a"):
         save(tmp_path, 2, value=bad)
     assert names(tmp_path) == ["step-00000001"]
 
@@ -161,9 +187,9 @@ def test_a_save_that_was_killed_leaves_nothing_that_counts(tmp_path):
 
 def test_a_newer_formats_checkpoint_is_refused(tmp_path):
     """And not skipped: a run that went back to an older one would overwrite it."""
-    save_checkpoint(tmp_path, 1, {"module": {"w": torch.ones(1)}}, {"format_version": 2}, keep=2)
+    save_checkpoint(tmp_path, 1, {"module": {"w": torch.ones(1)}}, {"format_version": 2})
     assert latest_checkpoint(tmp_path).step == 1
-    newer = save_checkpoint(tmp_path, 2, {"module": {"w": torch.ones(1)}}, {"format_version": 3}, keep=2)
+    newer = save_checkpoint(tmp_path, 2, {"module": {"w": torch.ones(1)}}, {"format_version": 3})
     with refused("output_dir", f"'{newer}', of format_version 3", hint="Upgrade"):
         latest_checkpoint(tmp_path)
 
@@ -194,7 +220,7 @@ def test_an_optimizers_state_comes_back_whatever_it_holds(tmp_path):
     state = TrainState.of(module, optimizer, ema_decay=0.5)
     for _ in range(3):
         optimizer.step()
-    save_checkpoint(tmp_path, 3, state.tensors(), {"train": state.scalars()}, keep=1)
+    save_checkpoint(tmp_path, 3, state.tensors(), {"train": state.scalars()})
     fresh = Wrapping(nn.Linear(2, 2).parameters(), lr=0.1)
     other = TrainState.of(nn.Linear(2, 2), fresh, ema_decay=0.5)
     checkpoint = latest_checkpoint(tmp_path)

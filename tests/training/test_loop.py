@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -40,7 +41,9 @@ def options(**changes):
     return TrainingOptions(**given | {"schedule": "cosine", "warmup_steps": 2} | changes)
 
 
-def trained(output_dir, module=None, losses=None, identity=None, observer=None, every=5, log=3, **changes):
+def trained(
+    output_dir, module=None, losses=None, identity=None, observer=None, every=5, log=3, kept=None, **changes
+):
     module = module or tiny()
     training = options(**changes)
     state = TrainState.of(module, build_optimizer(training, module), training.ema_decay)
@@ -48,7 +51,7 @@ def trained(output_dir, module=None, losses=None, identity=None, observer=None, 
         state,
         losses or losses_of(module, training.gradient_accumulation_steps),
         training,
-        CheckpointOptions(every_steps=every),
+        CheckpointOptions(every_steps=every, **kept or {}),
         LogOptions(every_steps=log),
         output_dir,
         "test",
@@ -310,6 +313,110 @@ def test_too_many_of_them_stop_the_run_with_a_diagnosis(tmp_path):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.tensors("module").values())
 
 
+def steps_saved(output_dir):
+    return sorted(int(path.name[5:]) for path in (output_dir / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("every", "kept", "bad", "left", "healthy"),
+    [
+        (1, {"keep": 1}, range(7, 99), [6, 7], 6),  # of 7 it is not known whether a step can follow it
+        (1, {"keep": 2}, range(7, 99), [5, 6, 7], 6),
+        (2, {"keep": 1}, range(7, 99), [6], 6),
+        (3, {"keep": 1, "keep_every": 3}, range(7, 99), [3, 6], 6),
+        (4, {"keep": 1}, [*range(4, 7), *range(8, 99)], [4, 8], 4),
+        (1, {"keep": 1}, range(1, 99), [1], None),
+        (5, {"keep": 1}, range(99), [], None),
+    ],
+)
+def test_a_divergence_leaves_the_last_healthy_checkpoint(tmp_path, every, kept, bad, left, healthy):
+    module = tiny()
+    with pytest.raises(DivergedError) as caught:
+        trained(tmp_path, module, poisoned(module, {*bad}), every=every, kept=kept, max_bad_steps=4)
+    assert steps_saved(tmp_path) == left
+    folder = tmp_path / "checkpoints" / f"step-{healthy or 0:08d}"
+    assert (str(folder) in str(caught.value)) == (healthy is not None)
+    assert "learning_rate" in str(caught.value)
+    if healthy:
+        again = tiny()
+        with pytest.raises(DivergedError, match=f"{folder.name}"):  # the same command says the same
+            trained(tmp_path, again, poisoned(again, {*bad}), every=every, kept=kept, max_bad_steps=4)
+        assert folder.is_dir()
+
+
+def test_a_checkpoint_that_falls_into_bad_steps_comes_after_them(tmp_path):
+    module = tiny()
+    kept = {"keep": 3, "keep_every": 1}
+    trained(tmp_path, module, poisoned(module, {3, 4, 5, 11}), every=5, kept=kept)
+    assert steps_saved(tmp_path) == [1, 2, 3, 7, 8, 9, 10, 11]  # nor does the run end in one of them
+    module = tiny()
+    trained(tmp_path / "b", module, poisoned(module, {3, 4, 5}), every=5)
+    assert steps_saved(tmp_path / "b") == [10, 12]
+    module = tiny()
+    trained(tmp_path / "c", module, poisoned(module, {3, 4, 5}), every=5, kept={"keep": 3})
+    assert steps_saved(tmp_path / "c") == [7, 10, 12]
+
+
+@pytest.mark.parametrize("stop", [1, 6])
+def test_a_stop_in_a_bad_step_says_what_is_saved(tmp_path, stop):
+    module, other = tiny(), tiny()
+
+    def losses(step):
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return poisoned(module, {1, 6})(step)
+
+    with pytest.raises(Stopped, match="step 5 is saved" if stop == 6 else "none is saved"):
+        trained(tmp_path, module, losses)
+    assert steps_saved(tmp_path) == ([5] if stop == 6 else [])
+    never = trained(tmp_path / "never", other, poisoned(other, {1, 6}))
+    module = tiny()
+    assert same(trained(tmp_path, module, poisoned(module, {1, 6})), never)
+
+
+def test_weights_that_are_not_finite_are_a_divergence(tmp_path):
+    module = tiny()
+
+    def losses(step):
+        if step == 6:
+            module[0].weight.data[0, 0] = float("inf")
+        return [loss * 0 for loss in losses_of(module)(0)] if step < 6 else [module[2].bias.sum()]
+
+    with pytest.raises(DivergedError, match="module 0.weight"):
+        trained(tmp_path, module, losses, every=7, weight_decay=0.0)
+
+
+LOST = {
+    "all deleted": lambda folder: shutil.rmtree(folder),
+    "emptied": lambda folder: [shutil.rmtree(path) for path in folder.iterdir()],
+    "all damaged": lambda folder: [os.truncate(p / "module.safetensors", 9) for p in folder.iterdir()],
+    "of an old version": lambda folder: [
+        (folder.parent / "progress.json").unlink(),
+        *((path / "state.json").unlink() for path in folder.iterdir()),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.filterwarnings("ignore:checkpoint:UserWarning")
+def test_a_run_that_lost_its_checkpoints_does_not_start_again(tmp_path, kind):
+    trained(tmp_path)
+    LOST[kind](tmp_path / "checkpoints")
+    before = files(tmp_path)
+    received = str(tmp_path) if kind == "of an old version" else f"{tmp_path}', which has"
+    with refused("output_dir", received, hint="adapter.start_from") as caught:
+        trained(tmp_path, losses=lambda step: 1 / 0, max_train_steps=20)
+    assert ("at step 12" in caught.value.received) == (kind != "of an old version")
+    assert files(tmp_path) == before
+
+
+def test_a_run_that_had_none_yet_starts_again(tmp_path, reference):
+    module = tiny()
+    with pytest.raises(SystemExit):
+        trained(tmp_path, module, stopped_at(4, module))
+    assert same(trained(tmp_path), reference)
+
+
 def test_they_are_counted_across_a_stop(tmp_path):
     module, other, bad = tiny(), tiny(), set(range(7, 99))
 
@@ -333,6 +440,8 @@ class Watcher:
     @property
     def is_over(self):
         return len(self.seen) >= self.end
+
+    best_step = None
 
     def after_step(self, step):
         self.seen.append(step)

@@ -1,7 +1,9 @@
 """Whole runs on a tiny base: what each method gives, and that a resumed run is as an uninterrupted one."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
@@ -23,6 +25,7 @@ from tests.training.runs import (
 from nexus_adapters import Control, NexusAdapter
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.unet import UNetBase
+from nexus_adapters.conditions import EXTRACTORS, Extractor, register_condition
 from nexus_adapters.methods import METHODS
 from nexus_adapters.methods.controlnet_xs import ReshapedControlNetXS
 from nexus_adapters.training.loop import Stopped
@@ -149,6 +152,67 @@ def test_every_method_trains_and_generates_in_bfloat16(root, tmp_path, method):
     run(root, tmp_path / "out", **changes, **VALIDATED, training__max_train_steps=1, validation__samples=1)
     assert (tmp_path / "out" / "images" / "step-00000001.png").is_file()
     assert "bfloat16" in dry_run(config(root, tmp_path / "dry", **changes))
+
+
+def scored(root, out, scores, **changes):
+    """A run whose validations score as given. SystemExit where it needs another one."""
+    left = iter(scores)
+
+    def agreement(found, wanted):
+        if (score := next(left, None)) is None:
+            raise SystemExit
+        return score
+
+    with EXTRACTORS.temporary():
+        kind = {"lines": False, "agreement": agreement}
+        register_condition(Extractor("scored-in-test-run", lambda image: image, "The image.", **kind))
+        changes = {"training__schedule": "constant", "checkpoint__every_steps": 5, **changes}
+        changes |= {"validation__every_steps": 1, "validation__images": 1, "checkpoint__keep": 1}
+        return run(root, out, **changes, data__condition="scored-in-test-run", training__max_train_steps=6)
+
+
+def test_early_stopping_gives_the_best_weights(root, tmp_path):
+    """Which an interrupted run has kept, though no checkpoint was due."""
+    out, scores = tmp_path / "out", [0.2, 0.9, 0.5, 0.1]
+    changes = {"validation__early_stop_patience": 2, "training__ema_decay": 0.5}
+    with pytest.raises(SystemExit):
+        scored(root, out, scores[:3], **changes)
+    scored(root, out, scores[2:], **changes)
+    record = json.loads((out / "adapter/training.json").read_text())
+    assert (record["steps"], record["weights_of_step"], record["stopped_early"]) == (4, 2, True)
+    average = load_file(out / "checkpoints/step-00000002/average.safetensors")
+    assert all(torch.equal(tensor, average[name]) for name, tensor in weights(out).items())
+    assert "weights of step 2" in (out / "adapter/README.md").read_text()
+    sheet = (out / "images/step-00000002.png").read_bytes()
+    assert (out / "adapter/samples.png").read_bytes() == sheet
+
+
+def test_the_last_weights_where_they_are_asked_for_or_the_best_are_damaged(root, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        scored(root, out, [0.9, 0.5], validation__early_stop_patience=2, checkpoint__every_steps=1)
+    shutil.copytree(out, tmp_path / "last")
+    (out / "checkpoints/step-00000001/module.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="not the best, .*step-00000001"):
+        scored(root, out, [0.5], validation__early_stop_patience=2)
+    changes = {"validation__early_stop_patience": 2, "validation__select": "last"}
+    scored(root, tmp_path / "last", [0.5], output_dir=str(tmp_path / "last"), **changes)
+    for folder in (out, tmp_path / "last"):
+        assert json.loads((folder / "adapter/training.json").read_text())["weights_of_step"] == 3
+        last = load_file(folder / "checkpoints/step-00000003/module.safetensors")
+        assert all(torch.equal(tensor, last[name]) for name, tensor in weights(folder).items())
+
+
+def test_a_diverged_run_is_exported_with_a_warning(root, tmp_path):
+    """And all that it says of itself can be read."""
+    out, changes = tmp_path / "out", {"training__learning_rate": 1e20, "log__every_steps": 1}
+    with pytest.warns(UserWarning, match="the run has diverged"), np.errstate(invalid="ignore"):
+        run(root, out, **VALIDATED, **changes, training__max_train_steps=3)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(out).values())
+    assert "| 3 | not finite |" in (out / "adapter" / "README.md").read_text()
+    before = files(out)
+    run(root, out, **VALIDATED, **changes, training__max_train_steps=3)
+    assert files(out) == before
 
 
 @pytest.fixture(params=["sd", pytest.param("sdxl", marks=pytest.mark.full)], scope="module")

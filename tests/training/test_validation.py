@@ -16,7 +16,7 @@ def by_timestep(given, timesteps):
     return timesteps.float()
 
 
-def validation(losses, score=None, patience=0, inputs=(), folder=Path(), every=2):
+def validation(losses, score=None, patience=0, inputs=(), folder=Path(), every=2, **given):
     return Validation(
         batches=[batch(3), batch(2, seed=1)],
         losses=losses,
@@ -28,6 +28,7 @@ def validation(losses, score=None, patience=0, inputs=(), folder=Path(), every=2
         accelerator=Accelerator(cpu=True, mixed_precision="no"),
         every_steps=every,
         patience=patience,
+        **given,
     )
 
 
@@ -70,6 +71,51 @@ def test_it_is_over_when_the_score_no_longer_rises(tmp_path):
         assert again.is_over == checked.is_over
     assert ends == [False, False, False, True]
     assert Image.open(tmp_path / "step-00000003.png").size == (8, 16 + 70)
+
+
+def looked_at(values, **given):
+    """The best step after each validation, by losses or, of pairs, by scores."""
+    losses, scores = iter([v[0] if isinstance(v, tuple) else v for v in values for _ in range(2 * BINS)]), None
+    if isinstance(values[0], tuple):
+        left = iter([v[1] for v in values])
+        scores = lambda condition, image: next(left)  # noqa: E731
+    checked = validation(
+        lambda batch, t: torch.full((len(batch.indices),), next(losses)),
+        scores,
+        inputs=[ValidationInput("a star", Image.new("RGB", (8, 8)))] if scores else (),
+        every=1,
+        **given,
+    )
+    found = []
+    for step in range(1, len(values) + 1):
+        checked.after_step(step)
+        found.append(checked.best_step)
+    return found, checked
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([3.0, 2.0, 2.5, 1.0], [1, 2, 2, 4]),  # without a score, by the loss
+        ([float("nan"), 2.0, float("nan"), 2.0], [None, 2, 2, 2]),
+        ([(1.0, 0.2), (2.0, 0.9), (0.5, 0.4)], [1, 2, 2]),
+        ([(float("nan"), 0.2), (2.0, 0.1), (float("inf"), 0.4)], [None, 2, 2]),  # garbage may score well
+    ],
+)
+def test_the_best_step_is_that_of_the_best_score(tmp_path, values, best):
+    assert looked_at(values, folder=tmp_path, selects_best=True)[0] == best
+    assert looked_at(values, folder=tmp_path)[0] == [None] * len(values)  # of a run that ends in its last
+
+
+def test_weights_that_are_not_saved_are_not_the_best(tmp_path):
+    health = iter([True, False, True])
+    found, checked = looked_at([3.0, 1.0, 2.0], selects_best=True, is_healthy=lambda: next(health))
+    assert found == [1, 1, 3]
+    again = validation(by_timestep, selects_best=True)
+    again.restore(checked.state())
+    assert (again.best_step, again.best_score) == (3, -2.0)
+    again.restore({"best_score": 5.0, "worse_in_a_row": 0})  # of a run that did not keep them
+    assert (again.best_step, again.best_score) == (None, None)
 
 
 def lines(*columns):

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nexus_adapters.adapter.saved import check_checkpoint
-from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import (
     file_sha256,
     remove_folder,
@@ -33,6 +32,10 @@ MANIFEST = "manifest.json"
 _STATE = "state.json"
 _PREFIX = "step-"
 MODULE, AVERAGE, OPTIMIZER = "module", "average", "optimizer"  # safetensors files in a checkpoint
+
+
+class NotFinite(FloatingPointError):  # noqa: N818  # says what was found
+    """A tensor that a checkpoint was to hold has values that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,23 @@ def save_checkpoint(
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, object],
-    keep: int,
 ) -> Path:
-    """Write `folder/step-N` durably, and only then remove all but the `keep` newest checkpoints.
+    """Write `folder/step-N` durably. Older checkpoints stay until `remove_old_checkpoints`.
 
     Args:
         folder: of all checkpoints; created if it is missing.
         step: finished optimizer steps.
         tensors: file stem -> name -> tensor.
         state: of JSON's types.
-        keep: at least 1.
 
     Raises:
-        InvalidArgument: where a tensor is not finite; nothing is written.
+        NotFinite: where a tensor is not finite; nothing is written.
         OSError: where the disk is full or fails. Earlier checkpoints stay as they were.
     """
     check_finite(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    target = folder / f"{_PREFIX}{step:08d}"
+    target = checkpoint_folder(folder, step)
     with replacing_folder(target) as aside:
         for name, content in tensors.items():
             if content:
@@ -81,13 +82,21 @@ def save_checkpoint(
         hashes = {file.name: file_sha256(file) for file in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
     # Newer checkpoints are damaged, or this step would not have been taken again.
-    newest_first = _checkpoints(folder)
-    for old in (
-        *newest_first[: newest_first.index(target)],
-        *newest_first[newest_first.index(target) + keep :],
-    ):
-        remove_folder(old)
+    for newer in checkpoint_folders(folder):
+        if step_of(newer) > step:
+            remove_folder(newer)
     return target
+
+
+def remove_old_checkpoints(folder: Path, keep: int, keep_every: int = 0, best_step: int | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints, the one of `best_step`, and the milestones.
+
+    `keep_every`: milestones are the checkpoints whose step is a multiple of it; 0 for none.
+    """
+    for old in checkpoint_folders(folder)[keep:]:
+        is_milestone = keep_every > 0 and step_of(old) % keep_every == 0
+        if not is_milestone and step_of(old) != best_step:
+            remove_folder(old)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -95,14 +104,19 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
     `InvalidArgument` named "output_dir" where a newer version of this package wrote it.
     """
-    for path in _checkpoints(folder):
+    for path in checkpoint_folders(folder):
         reason = damage(path)
         if reason is None:
-            state = json.loads((path / _STATE).read_bytes())
-            check_checkpoint(state, path, "output_dir")
-            return Checkpoint(path, int(state["step"]), state)
+            return open_checkpoint(path)
         warnings.warn(f"checkpoint: '{path}' is skipped, since {reason}", stacklevel=2)
     return None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """An undamaged checkpoint. `InvalidArgument` named "output_dir" where a newer version wrote it."""
+    state = json.loads((path / _STATE).read_bytes())
+    check_checkpoint(state, path, "output_dir")
+    return Checkpoint(path, int(state["step"]), state)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -120,17 +134,27 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """InvalidArgument, which names the tensor, unless every floating-point value is finite."""
+    """`NotFinite`, which names the tensor, unless every floating-point value is finite."""
     for name, content in tensors.items():
         for key, tensor in content.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise InvalidArgument("checkpoint", "finite values", f"others in {name} {key}")
+                raise NotFinite(f"values that are not finite in {name} {key}")
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Damaged or not, newest first."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, damaged or not, newest first."""
     named = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(named, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+    return sorted(named, key=step_of, reverse=True)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if there is one."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 @dataclass

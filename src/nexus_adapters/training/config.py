@@ -181,7 +181,13 @@ class CheckpointOptions:
     every_steps: Positive = 500
     """Optimizer steps between checkpoints."""
     keep: Positive = 2
-    """How many are kept."""
+    """How many of the newest are kept."""
+    keep_every: NotNegative = 0
+    """Also keep the checkpoint of every step that is a multiple of this, for good; 0 for none."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps."""
+        return step % self.every_steps == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -201,7 +207,16 @@ class ValidationOptions:
     guidance_scale: AtLeast0 = GUIDANCE_SCALE
     """Of the images; 2 suits the embedded base."""
     early_stop_patience: NotNegative = 0
-    """Stop after this many validations without a better structure score; 0 for never."""
+    """Stop after this many validations without a better score; 0 for never. The score is the structure score
+    or, of maps that have none, the loss."""
+    select: Literal["auto", "best", "last"] = "auto"
+    """Which weights the run results in: those that validated best, by the same score, or the last. "auto" is
+    the best with early stopping, else the last."""
+
+    @property
+    def selects_best(self) -> bool:
+        """Whether the best weights are kept and exported."""
+        return self.select == "best" or (self.select == "auto" and self.early_stop_patience > 0)
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -330,6 +345,12 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
             "validation.early_stop_patience",
             "0 without validation images, whose structure it goes by",
             validation.early_stop_patience,
+        ),
+        (
+            validation.select != "best" or validation.every_steps > 0,
+            "validation.select",
+            "auto or last without validation",
+            repr(validation.select),
         ),
         (low < high, "loss.band", "a lower and then a higher fraction", config.loss.band),
     ]

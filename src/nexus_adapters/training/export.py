@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,16 +33,29 @@ IMAGES = "images"  # in the run's folder: sheets of validation images
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
-def export(adapter: Any, method: Method, config: TrainConfig, steps: int, samples: int) -> Path:
-    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images."""
+def export(
+    adapter: Any, method: Method, config: TrainConfig, steps: int, weights_step: int, samples: int
+) -> Path:
+    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images.
+
+    `weights_step`: the step that the weights are of; before `steps`, the run's last one, where it was better.
+    """
     output = Path(config.output_dir)
     rows = read_json_lines(output / LOG, dict)
     record = {
         "steps": steps,
+        "weights_of_step": weights_step,
         "stopped_early": steps < config.training.max_train_steps,
         "samples": samples,
         "config": identity(without_folders(config)),
     }
+    if any(row["step"] == weights_step and _is_diverged(row) for row in rows):
+        warnings.warn(
+            f"training: step {weights_step}, whose weights are exported, has no finite gradient or validation "
+            "loss: the run has diverged. Train in a new output_dir with a lower training.learning_rate or a "
+            "longer warm-up",
+            stacklevel=2,
+        )
     remove_unfinished(output)
     with replacing_folder(output / ADAPTER) as folder:
         # diffusers' own `to` warns of parts to keep in float32: here all are.
@@ -54,6 +68,7 @@ def export(adapter: Any, method: Method, config: TrainConfig, steps: int, sample
         if any("val_loss" in row or "loss" in row for row in rows):
             loss_plot(rows, folder / "loss.png")
         sheets = sorted((output / IMAGES).glob("step-*.png"))
+        sheets = [sheet for sheet in sheets if sheet.stem <= f"step-{weights_step:08d}"]
         if sheets:
             shutil.copyfile(sheets[-1], folder / "samples.png")
         (folder / "README.md").write_text(
@@ -85,7 +100,12 @@ def model_card(
         f"---\n{data.to_yaml()}\n---",
         f"# {method.label} for {config.data.condition}, on {base}",
         f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
-        + (", stopped early." if record["stopped_early"] else "."),
+        + (", stopped early" if record["stopped_early"] else "")
+        + (
+            f"; the weights of step {record['weights_of_step']:,}, which validated best."
+            if record["weights_of_step"] != record["steps"]
+            else "."
+        ),
         f"## Use\n\n```python\n{method.card(adapter, shown.base.path, source)}\n```",
         _results(rows),
         "![Structure maps, and images generated from them](samples.png)"
@@ -113,8 +133,8 @@ def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(names)))  # the noisier, the darker
         for name, color in zip(names, colors, strict=True):
             label = f"t from {int(name.removeprefix('val_loss_'))}"
-            axes.plot(steps, [row[name] for row in measured], ".-", lw=1, color=color, label=label)
-        axes.plot(steps, [row["val_loss"] for row in measured], ".-", color="black", lw=2, label="mean")
+            axes.plot(steps, _numbers(measured, name), ".-", lw=1, color=color, label=label)
+        axes.plot(steps, _numbers(measured, "val_loss"), ".-", color="black", lw=2, label="mean")
         figure.legend(loc="outside right center", fontsize=8, frameon=False)
     else:
         pairs = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
@@ -124,6 +144,16 @@ def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _is_diverged(row: Mapping[str, Any]) -> bool:
+    """Whether a step was skipped or validated without a finite loss."""
+    return bool(row.get("skipped")) or ("val_loss" in row and row["val_loss"] is None)
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A column of the log. What was not finite is null there, and a gap in the plot."""
+    return [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
+
+
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     measured = [row for row in rows if "val_loss" in row]
     if not measured:
@@ -131,8 +161,9 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["## Validation", "", "| Step | Loss | Structure score |", "|---|---|---|"]
     kept = measured if len(measured) <= 12 else [*measured[:: -(-len(measured) // 11)], measured[-1]]
     for row in kept:
-        score = f"{row['structure_score']:.3f}" if "structure_score" in row else ""
-        lines.append(f"| {row['step']:,} | {row['val_loss']:.5f} | {score} |")
+        score = f"{row['structure_score']:.3f}" if row.get("structure_score") is not None else ""
+        loss = "not finite" if row["val_loss"] is None else f"{row['val_loss']:.5f}"
+        lines.append(f"| {row['step']:,} | {loss} | {score} |")
     return "\n".join(lines)
 
 

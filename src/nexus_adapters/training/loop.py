@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nexus_adapters.training.checkpoint import TrainState
+from nexus_adapters.training.checkpoint import NotFinite, TrainState
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.run_folder import Observer, RunFolder
@@ -33,16 +33,23 @@ Losses = Callable[[int], Iterable[Tensor]]
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
-    """The run was interrupted by a signal and has saved. `exit_status` is a shell's: 130 or 143."""
+    """The run was interrupted by a signal and has saved. `exit_status` is a shell's: 130 or 143.
 
-    def __init__(self, signal_number: int, step: int) -> None:
+    `saved_step`: the one that it resumes from, if it is another: steps without a finite gradient are not saved.
+    """
+
+    def __init__(self, signal_number: int, step: int, saved_step: int | None = None) -> None:
         self.exit_status = 128 + signal_number
         self.step = step
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved")
+        saved = "which is saved"
+        if saved_step not in (None, step):
+            last = f"step {saved_step} is" if saved_step else "none is"
+            saved = f"which has no finite gradient and is not saved; {last} saved before it"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, {saved}")
 
 
 class DivergedError(FloatingPointError):
-    """The gradient was not finite in too many steps in a row."""
+    """The gradient was not finite in too many steps in a row, or the weights no longer were."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -83,17 +90,21 @@ def train(
         wrapped: the module as the losses call it, if it is wrapped for several processes.
         observer: called after every step; it may end the run.
 
+    No checkpoint is written while steps have no finite gradient, and older ones are removed only after the
+    newest one has been followed by a step that has: the last healthy checkpoint always stays.
+
     Returns:
-        The number of finished steps. The last one is saved.
+        The number of finished steps. The last one is saved if its gradient was finite.
 
     Raises:
-        Stopped: after Ctrl-C or SIGTERM, with the last step saved.
-        DivergedError: after `max_bad_steps` steps in a row whose gradient was not finite. Checkpoints hold
-            finite weights only.
-        InvalidArgument: where the run in `output_dir` has another identity.
+        Stopped: after Ctrl-C or SIGTERM, with the last step saved if its gradient was finite.
+        DivergedError: after `max_bad_steps` steps in a row whose gradient was not finite, and for weights
+            that are not finite when they are to be saved.
+        InvalidArgument: where the run in `output_dir` has another identity, or has lost its checkpoints.
     """
-    run = RunFolder(output_dir, state, identity, accelerator, observer)
+    run = RunFolder(output_dir, state, identity, accelerator, checkpoints, observer)
     step = run.resume()
+    is_due = False
     is_over = observer is not None and observer.is_over
     bar = tqdm(
         total=training.max_train_steps,
@@ -118,17 +129,29 @@ def train(
                 bar.set_postfix({name: row[name] for name in ("loss", "samples_per_s", "memory_gib")})
             bar.update()
             if state.bad_steps >= training.max_bad_steps:
-                raise DivergedError(_diagnosis(state.bad_steps, step, rate, training))
+                what = f"no finite gradient in {state.bad_steps} steps in a row"
+                raise DivergedError(_diagnosis(what, step, rate, training, run.last_healthy()))
+            if is_finite:
+                run.remove_old()  # the newest checkpoint's weights have just given a finite gradient
             if observer is not None:
                 if found := observer.after_step(step):
                     run.log({"step": step, **found})
                 is_over = observer.is_over
             signal_number = _agreed(request, accelerator)
             is_last = is_over or step == training.max_train_steps
-            if signal_number or is_last or step % checkpoints.every_steps == 0:
-                run.save(step, checkpoints.keep)
+            is_best = observer is not None and observer.best_step == step
+            is_due = is_due or is_last or is_best or checkpoints.is_due(step)
+            if state.bad_steps == 0 and (is_due or signal_number):
+                try:
+                    run.save(step)
+                except NotFinite as error:
+                    message = _diagnosis(str(error), step, rate, training, run.last_healthy())
+                    raise DivergedError(message) from error
+                is_due = False
             if signal_number and not is_last:
-                raise Stopped(signal_number, step)
+                raise Stopped(signal_number, step, run.saved_step)
+    if state.bad_steps == 0:
+        run.remove_old()
     return step
 
 
@@ -247,10 +270,15 @@ def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
     return int(numbers.max())
 
 
-def _diagnosis(bad_steps: int, step: int, rate: float, training: TrainingOptions) -> str:
-    return (
-        f"training: no finite gradient in {bad_steps} steps in a row, up to step {step}, at learning rate "
-        f"{rate:g} and mixed_precision {training.mixed_precision}. The last checkpoint is from before "
-        "them. Try a lower training.learning_rate, a longer warm-up, or mixed_precision bf16 or no. If the "
-        "first steps already fail, look for invalid values in the base or the data"
+def _diagnosis(
+    what: str, step: int, rate: float, training: TrainingOptions, healthy: Path | None
+) -> str:
+    """What happened, and which run to start instead. `healthy`: the checkpoint to start it from."""
+    text = (
+        f"training: {what}, up to step {step}, at learning rate {rate:g} and mixed_precision "
+        f"{training.mixed_precision}. Train in a new output_dir with a lower training.learning_rate, a longer "
+        "warm-up, or mixed_precision bf16 or no"
     )
+    if healthy is not None:
+        return f"{text}; adapter.start_from = \"{healthy}\" continues from the last healthy checkpoint"
+    return f"{text}. If the first steps already fail, look for invalid values in the base or the data"

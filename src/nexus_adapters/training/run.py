@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,7 +27,14 @@ from nexus_adapters.errors import renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.training.batches import Batches, prepare_batches
-from nexus_adapters.training.checkpoint import TrainState
+from nexus_adapters.training.checkpoint import (
+    AVERAGE,
+    MODULE,
+    TrainState,
+    checkpoint_folder,
+    damage,
+    open_checkpoint,
+)
 from nexus_adapters.training.config import CacheOptions, LossOptions, TrainConfig
 from nexus_adapters.training.cuda_graphs import GraphedDenoiser, supports_cuda_graphs
 from nexus_adapters.training.distributed import (
@@ -50,6 +58,7 @@ from nexus_adapters.training.recipe_samples import (
 from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import (
     ADAPTER,
+    CHECKPOINTS,
     check_run_folder,
     finished_steps,
     identity,
@@ -253,6 +262,7 @@ def _train(
     def losses(step: int) -> Iterator[Tensor]:
         return (objective.of(batch) for batch in batches.of_step(step))
 
+    validation = _validation(config, batches, objective, state, denoiser, samples, accelerator)
     with open_trackers(config.log, identity(without_folders(config)), accelerator):
         steps = train(
             state,
@@ -265,11 +275,28 @@ def _train(
             _identity(config, batches, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
-            _validation(config, batches, objective, state, denoiser, samples, accelerator),
+            validation,
         )
     if accelerator.is_main_process:
-        export(state.result, method, config, steps, batches.report.total)
+        best_step = None if validation is None else validation.best_step
+        weights_step = _take_best(state, best_step, steps, output)
+        export(state.result, method, config, steps, weights_step, batches.report.total)
     leave_together(accelerator)
+
+
+def _take_best(state: TrainState, best_step: int | None, steps: int, output: Path) -> int:
+    """Load the weights that validated best, if the run results in them. Returns the step of the weights."""
+    if best_step is None or best_step == steps:
+        return steps
+    folder = checkpoint_folder(output / CHECKPOINTS, best_step)
+    if (reason := damage(folder)) is not None:
+        warnings.warn(
+            f"validation: the last weights are exported and not the best, '{folder}', since {reason}",
+            stacklevel=2,
+        )
+        return steps
+    state.result.load_state_dict(open_checkpoint(folder).tensors(MODULE if state.average is None else AVERAGE))
+    return best_step
 
 
 def _as_it_is(module: nn.Module) -> nn.Module:
@@ -334,6 +361,8 @@ def _validation(
         every_steps=options.every_steps,
         patience=options.early_stop_patience,
         last_step=config.training.max_train_steps,
+        selects_best=options.selects_best,
+        is_healthy=lambda: state.bad_steps == 0,
     )
 
 

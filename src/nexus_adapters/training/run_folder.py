@@ -7,23 +7,32 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import nn
 
-from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD
-from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import append_json_lines, is_leftover, read_json_lines, write_text
+from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD, weights_in
+from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import append_json_lines, is_leftover, read_json_lines, write_json, write_text
 from nexus_adapters.methods import known_methods
-from nexus_adapters.training.checkpoint import Checkpoint, TrainState, latest_checkpoint, save_checkpoint
-from nexus_adapters.training.config import DataOptions, TrainConfig
+from nexus_adapters.training.checkpoint import (
+    Checkpoint,
+    TrainState,
+    checkpoint_folders,
+    latest_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from nexus_adapters.training.config import CheckpointOptions, DataOptions, TrainConfig
 from nexus_adapters.training.recipe import dump_config, load_run_recipe
 from nexus_adapters.training.redaction import without_secrets
 
 CONFIG, CHECKPOINTS, LOG, ADAPTER = "config.toml", "checkpoints", "log.jsonl", "adapter"
 FINISHED = RUN_RECORD  # in ADAPTER
+PROGRESS = "progress.json"  # how far the checkpoints went, to notice that they are gone
 
 # Fields that may change when a run is resumed: they decide how it is monitored, stored and executed.
 _FREE_SECTIONS = ("cache", "checkpoint", "log", "hub")
@@ -41,6 +50,7 @@ _FREE_FIELDS = {
     "validation.num_inference_steps",
     "validation.guidance_scale",
     "validation.early_stop_patience",
+    "validation.select",
 }
 # Only their product with the number of processes counts, and checkpoints store it.
 _SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
@@ -53,6 +63,10 @@ def check_run_folder(config: TrainConfig) -> None:
         raise InvalidArgument("output_dir", "a folder", f"'{folder}', which is a file")
     if (folder / CONFIG).is_file():
         _check_same(config, folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come when the run resumes
+            if finished_steps(folder, config.training.max_train_steps) is None:
+                newest_checkpoint(folder)
     elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not is_leftover(p.name))):
         raise InvalidArgument(
             "output_dir",
@@ -83,13 +97,51 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
 
 
 def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
-    """The steps of a finished run in the folder; None without one, or if it has further steps to take."""
+    """The steps of a finished run in the folder; None without one, or if it has further steps to take.
+
+    A damaged adapter is none: with a warning, since the run's last checkpoint gives it again.
+    """
     record = output_dir / ADAPTER / FINISHED
     if not record.is_file():
         return None
-    found: Mapping[str, Any] = json.loads(record.read_bytes())
-    is_whole = found["stopped_early"] or found["steps"] >= max_train_steps
-    return int(found["steps"]) if is_whole else None
+    try:
+        found = json.loads(record.read_bytes())
+        steps, is_whole = int(found["steps"]), bool(found["stopped_early"])
+        weights_in(output_dir / ADAPTER)
+    except (InvalidArgument, OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"output_dir: '{output_dir / ADAPTER}' is damaged, and is written again ({one_line(error)})",
+            stacklevel=2,
+        )
+        return None
+    return steps if is_whole or steps >= max_train_steps else None
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """A run's newest undamaged checkpoint, with a warning for each damaged one. None before the first one.
+
+    `InvalidArgument` named "output_dir" where the run had one: it is not started again over what it has.
+    """
+    checkpoint = latest_checkpoint(folder / CHECKPOINTS)
+    damaged = len(checkpoint_folders(folder / CHECKPOINTS))
+    if checkpoint is None and (damaged or (folder / PROGRESS).is_file() or (folder / ADAPTER).is_dir()):
+        saved = _saved_step(folder)
+        what = "only damaged checkpoints" if damaged else "no checkpoints"
+        raise InvalidArgument(
+            "output_dir",
+            "a run with an undamaged checkpoint to resume from",
+            f"'{folder}', which has {what}" + (f" although it was saved at step {saved}" if saved else ""),
+            "Restore its checkpoints, or train in another folder; adapter.start_from continues from an adapter",
+        )
+    return checkpoint
+
+
+def _saved_step(folder: Path) -> int | None:
+    """The step of the last checkpoint that was written or, of a finished run of an old version, its last."""
+    for file, key in ((folder / PROGRESS, "saved_step"), (folder / ADAPTER / FINISHED, "steps")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(file.read_bytes())[key])
+    return None
 
 
 def write_config(config: TrainConfig) -> None:
@@ -146,6 +198,10 @@ class Observer(Protocol):
     def is_over(self) -> bool:
         """Whether it has ended the run."""
 
+    @property
+    def best_step(self) -> int | None:
+        """The step whose checkpoint stays, since the run may result in it; None for none."""
+
     def after_step(self, step: int) -> dict[str, Any]:
         """Called on every process with the number of finished steps; returns what to log."""
 
@@ -165,40 +221,43 @@ class RunFolder:
         state: TrainState,
         identity: Mapping[str, object],
         accelerator: Accelerator,
+        checkpoints: CheckpointOptions,
         observer: Observer | None,
     ) -> None:
         self.folder = folder
         self.state = state
         self.identity = json.loads(json.dumps(identity))  # as a checkpoint returns it
         self.accelerator = accelerator
+        self.checkpoints = checkpoints
         self.observer = observer
-        self._saved_step = -1
+        self.saved_step = 0
+        self._is_proven = False  # whether a step with a finite gradient has followed the newest checkpoint
         folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> int:
         """Load the newest undamaged checkpoint, if there is one. Returns the number of finished steps.
 
-        `InvalidArgument` where it is another run's.
+        `InvalidArgument` where it is another run's, and where there was one and none is left.
         """
         with warnings.catch_warnings():
             if not self.accelerator.is_main_process:
                 warnings.simplefilter("ignore")  # one process warns of damaged ones
-            checkpoint = latest_checkpoint(self.folder / CHECKPOINTS)
+            checkpoint = newest_checkpoint(self.folder)
         step = 0
         if checkpoint is not None:
             self._check_same_run(checkpoint)
             self.state.restore(checkpoint, checkpoint.state["train"])
             if self.observer is not None:
                 self.observer.restore(checkpoint.state["observer"])
-            self._saved_step = step = checkpoint.step
+            self.saved_step = step = checkpoint.step
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             _forget_rows_after(step, self.folder / LOG)
         return step
 
-    def save(self, step: int, keep: int) -> None:
-        """Write a checkpoint, unless this step has one."""
-        if step == self._saved_step:
+    def save(self, step: int) -> None:
+        """Write a checkpoint, unless this step has one. Older ones stay until `remove_old`."""
+        if step == self.saved_step:
             return
         if self.accelerator.is_main_process:
             observed = {} if self.observer is None else self.observer.state()
@@ -209,9 +268,26 @@ class RunFolder:
                 "identity": self.identity,
                 "adapter": _adapter_config(self.state.module),
             }
-            save_checkpoint(self.folder / CHECKPOINTS, step, self.state.tensors(), state, keep)
-        self._saved_step = step
+            save_checkpoint(self.folder / CHECKPOINTS, step, self.state.tensors(), state)
+            write_json(self.folder / PROGRESS, {"saved_step": step})
+        self.saved_step, self._is_proven = step, False
         self.accelerator.wait_for_everyone()
+
+    def remove_old(self) -> None:
+        """Remove the checkpoints that the newest one replaces, once its weights have proved to be healthy."""
+        if self._is_proven:
+            return
+        self._is_proven = True
+        if self.accelerator.is_main_process:
+            best = None if self.observer is None else self.observer.best_step
+            options = self.checkpoints
+            folder = self.folder / CHECKPOINTS
+            remove_old_checkpoints(folder, options.keep, options.keep_every, best)
+
+    def last_healthy(self) -> Path | None:
+        """The newest checkpoint that a step with a finite gradient has followed, if there is one."""
+        found = checkpoint_folders(self.folder / CHECKPOINTS)
+        return next(iter(found if self._is_proven else found[1:]), None)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the log; values that are not finite become null."""

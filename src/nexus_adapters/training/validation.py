@@ -5,6 +5,7 @@ The loss of a single training step says little, since it depends mostly on which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ class Validation:
         every_steps: optimizer steps between validations.
         patience: validations without a better score after which the run ends; 0 for never.
         last_step: of the run, after which it always validates.
+        selects_best: whether the run results in the weights that validate best.
+        is_healthy: whether the current weights are saved if they are the best.
+
+    Scores are those of `score` or, without it, the negative mean loss.
     """
 
     batches: Sequence[Batch]
@@ -53,8 +58,11 @@ class Validation:
     every_steps: int
     patience: int
     last_step: int = 0
+    selects_best: bool = False
+    is_healthy: Callable[[], bool] = lambda: True
     best_score: float | None = None
     worse_in_a_row: int = 0
+    best_step: int | None = None
 
     @property
     def is_over(self) -> bool:
@@ -69,10 +77,17 @@ class Validation:
         score = self._generate_and_score(step) if self.inputs else None
         if score is not None:
             found["structure_score"] = round(score, 4)
-            is_better = self.best_score is None or score > self.best_score
-            self.best_score = score if is_better else self.best_score
-            self.worse_in_a_row = 0 if is_better else self.worse_in_a_row + 1
+        if score is None or not math.isfinite(found["val_loss"]):
+            score = -found["val_loss"]
+        self._compare(score, step)
         return found
+
+    def _compare(self, score: float, step: int) -> None:
+        is_better = math.isfinite(score) and (self.best_score is None or score > self.best_score)
+        self.worse_in_a_row = 0 if is_better else self.worse_in_a_row + 1
+        if is_better and self.is_healthy():
+            self.best_score = score
+            self.best_step = step if self.selects_best else None
 
     @torch.no_grad()
     def loss_by_timestep(self) -> dict[str, float]:
@@ -92,11 +107,18 @@ class Validation:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"best_score": self.best_score, "worse_in_a_row": self.worse_in_a_row}
+        return {
+            "best_score": self.best_score,
+            "worse_in_a_row": self.worse_in_a_row,
+            "best_step": self.best_step,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.best_score, self.worse_in_a_row = state["best_score"], state["worse_in_a_row"]
+        self.best_step = state.get("best_step") if self.selects_best else None
+        if self.selects_best and self.best_step is None:
+            self.best_score = None  # its weights were not kept: the best from here on
 
     def _generate_and_score(self, step: int) -> float | None:
         """Images are generated and scored on the main process; the score is returned on all of them."""
