@@ -151,6 +151,7 @@ LONG: dict[str, Any] = {
     "data__count": 11,
     "validation__every_steps": 6,
     "validation__images": 0,
+    "validation__samples": 1,
     "checkpoint__every_steps": 5,
 }
 

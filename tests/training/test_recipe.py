@@ -169,6 +169,7 @@ def test_a_recipe_of_a_newer_version(recipe, version):
             "a number, true, false or a string",
             "[1]",
         ),
+        ("validation={every_steps=0, select='best'}", "validation.select", "auto or last", "'best'"),
         ("output_dir=", "output_dir", "a folder", "''"),
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
         ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", MISSING),

@@ -144,8 +144,7 @@ def prepare_batches(
         InvalidArgument: for too many unreadable samples.
         OSError: where the disk has no room for the cache.
     """
-    total = len(split.trained) + len(split.held_out) + len(split.unreadable)
-    report = SkipReport(skipped_file, total, data.max_bad_fraction)
+    report = SkipReport(skipped_file, split.total, data.max_bad_fraction)
     report.add(split.unreadable)
     empty_prompt = {name: tensor.cpu() for name, tensor in base.encode_empty_prompt().items()}
     encoders_hash = base.content_hash()

@@ -17,13 +17,14 @@ from nexus_adapters.methods.method import FEATURES, parameter_count
 from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.precision import choose_precision
+from nexus_adapters.training.recipe_samples import Split, held_out_in_words
 
 _GIB = 2**30
 _OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon's matrices take 4
 
 
-def describe(config: TrainConfig, base: Base, options: AdapterOptions, samples: int | None) -> str:
-    """A report of a few lines. `samples`: size of the data set; None if it was not opened."""
+def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None) -> str:
+    """A report of a few lines. `split`: of the data set; None if it was not opened."""
     training = config.training
     method = find_method(options.method)
     device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
@@ -42,7 +43,8 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, samples: 
         f"adapter      {options.method}, {parameters:,} parameters",
         f"base         {config.base.path}, {base.denoiser_name} of {frozen:,} parameters, "
         f"{_name(precision.dtype)}",
-        *_schedule(training, samples),
+        *_schedule(training, None if split is None else split.total),
+        *_validation(config.validation.every_steps, split),
         f"memory       about {(held + base_bytes + saved) / _GIB:.2f} GiB a device in training: "
         f"base {base_bytes / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
         f"activations of {training.batch_size} samples {saved / _GIB:.2f}",
@@ -120,6 +122,12 @@ def _schedule(training: TrainingOptions, samples: int | None) -> list[str]:
         f"steps        {steps:,} of {parts}; {read}",
         f"rate         {training.optimizer}, {training.schedule}: {rates}",
     ]
+
+
+def _validation(every_steps: int, split: Split | None) -> list[str]:
+    if not every_steps or split is None:
+        return []
+    return [f"validation   every {every_steps:,} steps: {held_out_in_words(split)}"]
 
 
 def _name(dtype: torch.dtype) -> str:

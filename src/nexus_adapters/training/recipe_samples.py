@@ -30,6 +30,7 @@ from nexus_adapters.training.config import DataOptions
 
 _ONE_SHAPE = ""  # of all samples, without aspect buckets
 _ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
+_FEW_HELD_OUT = 4  # samples, as many as are generated from; a tenth of a small data set is less
 _HOLD_OUT = 2**32  # with the seed, the key by which held-out samples are chosen
 
 # Arguments of sources -> keys of a recipe.
@@ -134,9 +135,24 @@ class Split:
     held_out: Mapping[int, Hashable]
     unreadable: Sequence[Skipped]
 
+    @property
+    def total(self) -> int:
+        """All samples, readable or not."""
+        return len(self.trained) + len(self.held_out) + len(self.unreadable)
 
-def split_samples(samples: ConditionedSource, data: DataOptions, seed: int, held_out: int) -> Split:
-    """Hold out `held_out` samples, chosen by the seed, but at most a tenth of all.
+
+def held_out_in_words(split: Split) -> str:
+    """How many samples are held out."""
+    count = len(split.held_out)
+    return f"{count:,} of {split.total:,} samples {'is' if count == 1 else 'are'} held out"
+
+
+def split_samples(
+    samples: ConditionedSource, data: DataOptions, seed: int, held_out: int, batch_size: int = 1
+) -> Split:
+    """Hold out `held_out` samples, chosen by the seed, or as many as can be (`_most_held_out`).
+
+    `batch_size`: samples of an optimizer step, which are left to train on.
 
     Raises `InvalidArgument` for a data set without samples.
     """
@@ -153,12 +169,17 @@ def split_samples(samples: ConditionedSource, data: DataOptions, seed: int, held
             unreadable.append(Skipped(index, samples.source.key(index), str(error)))
     indices = list(shapes)
     order = permutation(len(indices), (seed, _HOLD_OUT))
-    held = {indices[int(place)] for place in order[: min(held_out, len(indices) // 10)]}
+    held = {indices[int(p)] for p in order[: min(held_out, _most_held_out(len(indices), batch_size))]}
     return Split(
         {index: shape for index, shape in shapes.items() if index not in held},
         {index: shape for index, shape in shapes.items() if index in held},
         unreadable,
     )
+
+
+def _most_held_out(count: int, batch_size: int) -> int:
+    """A tenth of `count` samples; of few, up to four, at most a third. A batch is always left."""
+    return max(0, min(max(count // 10, min(_FEW_HELD_OUT, count // 3)), count - batch_size))
 
 
 def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, Hashable] | None:

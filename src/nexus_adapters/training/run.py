@@ -23,7 +23,7 @@ from nexus_adapters.bases.loading import load_denoiser, load_encoders, open_base
 from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.tensor_cache import TensorCache
-from nexus_adapters.errors import renamed
+from nexus_adapters.errors import expect, renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.training.batches import Batches, prepare_batches
@@ -51,6 +51,7 @@ from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import (
     Split,
+    held_out_in_words,
     open_samples,
     shards_to_keep_together,
     split_samples,
@@ -137,7 +138,7 @@ def dry_run(config: TrainConfig) -> str:
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
-    return describe(config, base, options, len(split.trained) + len(split.held_out) + len(split.unreadable))
+    return describe(config, base, options, split)
 
 
 def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
@@ -186,12 +187,23 @@ def _split_and_order(
 
     `InvalidArgument` for a data set that is empty, or smaller than a batch.
     """
-    training = config.training
-    held_out = config.validation.samples if config.validation.every_steps else 0
-    split = split_samples(samples, config.data, config.seed, held_out)
-    together = None if config.cache.enabled else shards_to_keep_together(config.data, samples.source)
+    training, validation = config.training, config.validation
     batch_size = training.batch_size * training.gradient_accumulation_steps * processes
-    return split, SampleOrder(split.trained, batch_size, config.seed, together)
+    held_out = validation.samples if validation.every_steps else 0
+    split = split_samples(samples, config.data, config.seed, held_out, batch_size)
+    together = None if config.cache.enabled else shards_to_keep_together(config.data, samples.source)
+    order = SampleOrder(split.trained, batch_size, config.seed, together)
+    if validation.every_steps and not split.held_out:
+        what = f"{len(split.trained)} samples, of which none can be held out from batches of {batch_size}"
+        key = "early_stop_patience" if validation.early_stop_patience else "select"
+        can_go_without = not (validation.early_stop_patience or validation.select == "best")
+        expect(can_go_without, f"validation.{key}", "a data set large enough to validate", what)
+        warnings.warn(
+            f"validation: the run has none: the data set has {what}. With validation.every_steps = 0 this is "
+            "not reported",
+            stacklevel=2,
+        )
+    return split, order
 
 
 def samples_cache(options: CacheOptions) -> Path:
@@ -219,6 +231,8 @@ def _train(
     check_shared("output_dir", output, accelerator)
     if cache is not None:
         check_shared("cache.folder", cache.folder, accelerator)
+    if split.held_out and accelerator.is_main_process:
+        print(f"validation: {held_out_in_words(split)}", file=sys.stderr)
     batches = prepare_batches(
         samples=samples,
         split=split,
@@ -262,7 +276,7 @@ def _train(
     def losses(step: int) -> Iterator[Tensor]:
         return (objective.of(batch) for batch in batches.of_step(step))
 
-    validation = _validation(config, batches, objective, state, denoiser, samples, accelerator)
+    validation = _validation(config, split, batches, objective, state, denoiser, samples, accelerator)
     with open_trackers(config.log, identity(without_folders(config)), accelerator):
         steps = train(
             state,
@@ -328,6 +342,7 @@ def _new_adapter(
 
 def _validation(
     config: TrainConfig,
+    split: Split,
     batches: Batches,
     objective: Objective,
     state: TrainState,
@@ -338,6 +353,11 @@ def _validation(
     """Validation of the weights that the run results in: the average, if there is one."""
     options = config.validation
     if not options.every_steps or not batches.held_out:
+        if options.every_steps and split.held_out and accelerator.is_main_process:
+            warnings.warn(
+                f"validation: the run has none: no held-out sample can be read ({len(split.held_out)})",
+                stacklevel=2,
+            )
         return None
     method, precision = objective.method, objective.precision
     network = method.network(state.result, denoiser)
