@@ -382,7 +382,7 @@ def test_weights_that_are_not_finite_are_a_divergence(tmp_path):
             module[0].weight.data[0, 0] = float("inf")
         return [loss * 0 for loss in losses_of(module)(0)] if step < 6 else [module[2].bias.sum()]
 
-    with pytest.raises(DivergedError, match="module 0.weight"):
+    with pytest.raises(DivergedError, match=r"module 0\.weight"):
         trained(tmp_path, module, losses, every=7, weight_decay=0.0)
 
 

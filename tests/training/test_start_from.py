@@ -18,8 +18,9 @@ from nexus_adapters.adapter.blocks import register_block
 from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.nexus import NexusMethod
+from nexus_adapters.training.checks import check_base
 from nexus_adapters.training.recipe import dump_config, load_run_recipe, parse_config
-from nexus_adapters.training.run import check_base, dry_run, train_adapter
+from nexus_adapters.training.run import dry_run, train_adapter
 
 AT_NO_RATE = {"training__learning_rate": 1e-12, "training__max_train_steps": 1}  # what it starts from
 

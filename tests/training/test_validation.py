@@ -75,7 +75,10 @@ def test_it_is_over_when_the_score_no_longer_rises(tmp_path):
 
 def looked_at(values, **given):
     """The best step after each validation, by losses or, of pairs, by scores."""
-    losses, scores = iter([v[0] if isinstance(v, tuple) else v for v in values for _ in range(2 * BINS)]), None
+    losses, scores = (
+        iter([v[0] if isinstance(v, tuple) else v for v in values for _ in range(2 * BINS)]),
+        None,
+    )
     if isinstance(values[0], tuple):
         left = iter([v[1] for v in values])
         scores = lambda condition, image: next(left)  # noqa: E731

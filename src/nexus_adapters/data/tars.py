@@ -124,6 +124,10 @@ class TarSource:
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         return bisect_right(self._ends, index)
 
+    def version(self, index: int) -> str:
+        """A text that changes when the sample's shard does. Nothing is downloaded."""
+        return self._versions[self.shard_of(index)]
+
     def key(self, index: int) -> str:
         """The shard, and the sample's name in it."""
         shard, row = self._find(index)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Batches:
         encoders: the base that encodes samples in every step; None where a cache has them.
         held_out: the indices of the validation's samples.
         report: of unreadable samples.
-        content_hash: of the samples' keys and the encoders.
+        encoders_hash: of the encoders' weights.
         loss: how often prompts and conditions are dropped.
         seed: of the run.
         accelerator: the processes that train together.
@@ -76,7 +76,7 @@ class Batches:
     encoders: Base | None
     held_out: Sequence[int]
     report: SkipReport
-    content_hash: str
+    encoders_hash: str
     loss: LossOptions
     seed: int
     accelerator: Accelerator
@@ -177,7 +177,7 @@ def prepare_batches(
         encoders=base if cache is None else None,
         held_out=held_out,
         report=report,
-        content_hash=_content_hash(encoders_hash, samples, shapes),
+        encoders_hash=encoders_hash,
         loss=loss,
         seed=seed,
         accelerator=accelerator,
@@ -192,13 +192,6 @@ def _is_readable(samples: ConditionedSource, index: int, report: SkipReport) -> 
         report.add([Skipped(index, samples.source.key(index), str(error))])
         return False
     return True
-
-
-def _content_hash(encoders_hash: str, samples: ConditionedSource, indices: Iterable[int]) -> str:
-    digest = hashlib.sha256(encoders_hash.encode())
-    for index in indices:
-        digest.update(f"{samples.source.key(index)}\n".encode())
-    return digest.hexdigest()
 
 
 def _shape(content: Entry | FittedSample) -> tuple[int, ...]:

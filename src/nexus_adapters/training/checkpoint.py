@@ -88,7 +88,9 @@ def save_checkpoint(
     return target
 
 
-def remove_old_checkpoints(folder: Path, keep: int, keep_every: int = 0, best_step: int | None = None) -> None:
+def remove_old_checkpoints(
+    folder: Path, keep: int, keep_every: int = 0, best_step: int | None = None
+) -> None:
     """Remove all but the `keep` newest checkpoints, the one of `best_step`, and the milestones.
 
     `keep_every`: milestones are the checkpoints whose step is a multiple of it; 0 for none.

@@ -97,6 +97,11 @@ class DataOptions:
     workers: NotNegative = 0
     """Processes that read samples ahead, for each training process; 0 reads them between the steps."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards have to be downloaded."""
+        return any("://" in shard for shard in self.shards)
+
     def __post_init__(self) -> None:
         """A folder with the index of a prepared set is one, also as kind "folder"."""
         if self.kind == "folder" and self.path and is_prepared(self.path):
@@ -125,8 +130,8 @@ class LossOptions:
     """Min-SNR weighting (arXiv 2303.09556), whose authors use 5; 0 weights all timesteps equally."""
     prompt_dropout: Fraction = 0.1
     """Fraction of the samples in which base and adapter read the empty prompt."""
-    condition_dropout: Fraction = 0.0
-    """Fraction of the samples in which the base gets no features."""
+    condition_dropout: BelowOne = 0.0
+    """Fraction of the samples in which the base gets no features, below 1: those alone train nothing."""
 
 
 @dataclass(frozen=True, config=SECTION)

@@ -21,6 +21,23 @@ from nexus_adapters.training.config import LogOptions
 _UNCOLLECTED: list[Any] = []  # process groups of finished runs
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that prints, of those that train together; known before they are opened."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_trackers(wanted: Sequence[str]) -> None:
+    """`InvalidArgument` for trackers that are not installed."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in wanted:
+        if name not in available:
+            raise InvalidArgument(
+                "log.trackers",
+                f"installed trackers ({', '.join(available) or 'none is installed'})",
+                repr(name),
+            )
+
+
 def open_accelerator(output_dir: Path, use_cpu: bool, trackers: Sequence[str]) -> Accelerator:
     """The processes that train together, as `accelerate launch` or torchrun started them.
 
@@ -31,20 +48,12 @@ def open_accelerator(output_dir: Path, use_cpu: bool, trackers: Sequence[str]) -
 
     Raises `InvalidArgument` for trackers that are not installed, and where processes would share one model.
     """
-    wanted = list(trackers)
-    available = [str(tracker) for tracker in get_available_trackers()]
-    for name in wanted:
-        if name not in available:
-            raise InvalidArgument(
-                "log.trackers",
-                f"installed trackers ({', '.join(available) or 'none is installed'})",
-                repr(name),
-            )
+    check_trackers(trackers)
     accelerator = Accelerator(
         # Explicit, or several processes without a GPU would each take themselves for the only one.
         cpu=use_cpu or not torch.cuda.is_available(),
         mixed_precision="no",  # autocast and loss scale are this package's own
-        log_with=wanted or None,
+        log_with=list(trackers) or None,
         project_dir=str(output_dir),
     )
     if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):

@@ -51,9 +51,9 @@ def export(
     }
     if any(row["step"] == weights_step and _is_diverged(row) for row in rows):
         warnings.warn(
-            f"training: step {weights_step}, whose weights are exported, has no finite gradient or validation "
-            "loss: the run has diverged. Train in a new output_dir with a lower training.learning_rate or a "
-            "longer warm-up",
+            f"training: step {weights_step}, whose weights are exported, has no finite gradient or "
+            "validation loss: the run has diverged. Train in a new output_dir with a lower "
+            "training.learning_rate or a longer warm-up",
             stacklevel=2,
         )
     remove_unfinished(output)

@@ -35,7 +35,7 @@ Losses = Callable[[int], Iterable[Tensor]]
 class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
     """The run was interrupted by a signal and has saved. `exit_status` is a shell's: 130 or 143.
 
-    `saved_step`: the one that it resumes from, if it is another: steps without a finite gradient are not saved.
+    `saved_step`: where it resumes from, if elsewhere: a step without a finite gradient is not saved.
     """
 
     def __init__(self, signal_number: int, step: int, saved_step: int | None = None) -> None:
@@ -270,15 +270,13 @@ def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
     return int(numbers.max())
 
 
-def _diagnosis(
-    what: str, step: int, rate: float, training: TrainingOptions, healthy: Path | None
-) -> str:
+def _diagnosis(what: str, step: int, rate: float, training: TrainingOptions, healthy: Path | None) -> str:
     """What happened, and which run to start instead. `healthy`: the checkpoint to start it from."""
     text = (
         f"training: {what}, up to step {step}, at learning rate {rate:g} and mixed_precision "
-        f"{training.mixed_precision}. Train in a new output_dir with a lower training.learning_rate, a longer "
-        "warm-up, or mixed_precision bf16 or no"
+        f"{training.mixed_precision}. Train in a new output_dir with a lower training.learning_rate, a "
+        "longer warm-up, or mixed_precision bf16 or no"
     )
     if healthy is not None:
-        return f"{text}; adapter.start_from = \"{healthy}\" continues from the last healthy checkpoint"
+        return f'{text}; adapter.start_from = "{healthy}" continues from the last healthy checkpoint'
     return f"{text}. If the first steps already fail, look for invalid values in the base or the data"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
@@ -26,8 +27,10 @@ from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument, renamed
-from nexus_adapters.training.config import DataOptions
+from nexus_adapters.files import cache_folder
+from nexus_adapters.training.config import CacheOptions, DataOptions
 
+_TRIED = 64  # pixels a side of the image that an extractor's options are tried on
 _ONE_SHAPE = ""  # of all samples, without aspect buckets
 _ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
 _FEW_HELD_OUT = 4  # samples, as many as are generated from; a tenth of a small data set is less
@@ -75,6 +78,11 @@ def open_training_source(data: DataOptions, cache_folder: Path) -> Source:
         )
 
 
+def samples_cache(options: CacheOptions) -> Path:
+    """The folder of encoded samples."""
+    return Path(options.folder) if options.folder else cache_folder() / "training"
+
+
 def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
     """The file that keeps the content hashes of this data set's samples."""
     named = hashlib.sha256(json.dumps([data.kind, data.path, data.shards]).encode()).hexdigest()
@@ -84,21 +92,9 @@ def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
 def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> ConditionedSource:
     """The samples, fitted to the recipe's resolution, with sides that are multiples of `multiple` pixels.
 
-    Raises `InvalidArgument` for an unknown extractor, if one is needed, and for an unsuitable resolution.
+    Raises `InvalidArgument` as `check_samples`, and where the samples are not there.
     """
-    if data.kind == "scenes":
-        _check_scenes(data)
-    elif data.kind != "prepared" and not data.condition_column and data.condition not in EXTRACTORS:
-        known = ", ".join(sorted(EXTRACTORS))
-        raise InvalidArgument(
-            "data.condition", f"one of {known}, or a data.condition_column", repr(data.condition)
-        )
-    if not data.condition_column and data.condition in EXTRACTORS:
-        _check_options(data)
-    if data.resolution % multiple:
-        raise InvalidArgument(
-            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution
-        )
+    check_samples(data, multiple)
     geometry = (
         Geometry.bucketed(data.resolution, step=multiple)
         if data.aspect_buckets
@@ -109,9 +105,38 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
     )
 
 
+def check_samples(data: DataOptions, multiple: int) -> None:
+    """What can be checked before the samples are opened.
+
+    Raises `InvalidArgument` for an unknown extractor, if one is needed, for options that it refuses, and for
+    an unsuitable resolution.
+    """
+    if data.kind == "scenes":
+        _check_scenes(data)
+    elif data.kind != "prepared" and not data.condition_column and data.condition not in EXTRACTORS:
+        known = ", ".join(sorted(EXTRACTORS))
+        raise InvalidArgument(
+            "data.condition", f"one of {known}, or a data.condition_column", repr(data.condition)
+        )
+    if data.condition in EXTRACTORS:  # which also scores the structure of images
+        _check_options(data)
+    if data.resolution % multiple:
+        raise InvalidArgument(
+            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution
+        )
+
+
 def _check_options(data: DataOptions) -> None:
+    """By their types, and by their values, which the extractor checks itself when it is given an image.
+
+    A model is loaded for that only if it is here.
+    """
     with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
-        find_extractor(data.condition).check_options(data.extractor)
+        extractor = find_extractor(data.condition)
+        extractor.check_options(data.extractor)
+        model = str(data.extractor.get("model", extractor.model))
+        if data.extractor and (not model or Path(model).exists()):
+            extractor.extract_all([Image.new("RGB", (_TRIED, _TRIED))], data.extractor)
 
 
 def _check_scenes(data: DataOptions) -> None:
@@ -184,7 +209,7 @@ def _most_held_out(count: int, batch_size: int) -> int:
 
 def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, Hashable] | None:
     """Index -> shard, if shards are downloaded, so that each is read as a whole and downloaded once."""
-    if isinstance(source, TarSource) and any("://" in shard for shard in data.shards):
+    if isinstance(source, TarSource) and data.is_remote:
         return {index: source.shard_of(index) for index in range(len(source))}
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nexus_adapters import files
-from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.loading import load_denoiser, load_encoders, open_base
-from nexus_adapters.data.conditioned import ConditionedSource
+from nexus_adapters.bases.loading import load_denoiser, load_encoders
+from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes
 from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import expect, renamed
@@ -32,27 +30,38 @@ from nexus_adapters.training.checkpoint import (
     MODULE,
     TrainState,
     checkpoint_folder,
+    checkpoint_folders,
     damage,
     open_checkpoint,
 )
-from nexus_adapters.training.config import CacheOptions, LossOptions, TrainConfig
+from nexus_adapters.training.checks import KEYS, check_place, check_recipe
+from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.cuda_graphs import GraphedDenoiser, supports_cuda_graphs
+from nexus_adapters.training.data_identity import (
+    DataIdentity,
+    check_same_data,
+    data_identity,
+    record_data,
+)
 from nexus_adapters.training.distributed import (
     check_shared,
+    is_main_process,
     leave_together,
     open_accelerator,
     open_trackers,
 )
 from nexus_adapters.training.dry_run import describe
-from nexus_adapters.training.export import IMAGES, check_hub, export, push
+from nexus_adapters.training.export import IMAGES, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.loss import Objective
-from nexus_adapters.training.optimizer import build_optimizer, check_optimizer
+from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import (
     Split,
     held_out_in_words,
+    known_hashes_file,
     open_samples,
+    samples_cache,
     shards_to_keep_together,
     split_samples,
 )
@@ -60,9 +69,9 @@ from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
-    check_run_folder,
     finished_steps,
     identity,
+    with_absolute_paths,
     write_config,
 )
 from nexus_adapters.training.validation import Validation
@@ -72,24 +81,6 @@ from nexus_adapters.training.validation_images import (
     structure_score,
     validation_inputs,
 )
-
-# Arguments of bases and methods -> keys of a recipe.
-_KEYS = {
-    "base": "base.path",
-    "base_config": "base.config",
-    "base_revision": "base.revision",
-    "prediction_type": "base.prediction_type",
-    "adapter": "adapter.start_from",  # the only saved adapter that a training reads
-    "start_from": "adapter.start_from",
-    "size_ratio": "adapter.size_ratio",
-    "noise_exponent": "adapter.noise_exponent",
-    "method": "adapter.method",
-    "min_snr_gamma": "loss.min_snr_gamma",
-    **{
-        name: f"adapter.{name}"
-        for name in ("residual", "zero_init", "groups", "heads", "head_width", "block", "block_options")
-    },
-}
 
 
 def train_adapter(config: TrainConfig) -> Path:
@@ -104,22 +95,21 @@ def train_adapter(config: TrainConfig) -> Path:
         Stopped: after Ctrl-C or SIGTERM, with the last step saved.
         OSError: where a disk is full or fails.
     """
-    check_run_folder(config)
-    if config.hub.repo_id:
-        check_hub(config.hub)
-    output, is_main = Path(config.output_dir), int(os.environ.get("RANK", "0")) == 0
+    check_place(config)
+    output, is_main = Path(config.output_dir), is_main_process()
     if (steps := finished_steps(output, config.training.max_train_steps)) is not None:
         if is_main:
             print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
     else:
-        base, options, start = check_base(config)
+        base, options, start = check_recipe(config)
         samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
         accelerator = open_accelerator(output, config.training.device == "cpu", config.log.trackers)
-        choose_precision(config.training.mixed_precision, accelerator.device)
-        split, order = _split_and_order(config, samples, accelerator.num_processes)
+        processes = accelerator.num_processes
+        split, order = _split_and_order(config, samples, processes)
+        data = _check_data(config, samples, split, accelerator.process_index, processes)
         cache = TensorCache(samples_cache(config.cache)) if config.cache.enabled else None
         with files.locked(output, "output_dir") if accelerator.is_main_process else nullcontext():
-            _train(config, base, options, start, samples, split, order, cache, accelerator)
+            _train(config, base, options, start, samples, split, order, data, cache, accelerator)
     if config.hub.repo_id and is_main:
         print(f"pushed to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
     return output / ADAPTER
@@ -130,54 +120,29 @@ def dry_run(config: TrainConfig) -> str:
 
     Data sets on the Hub and tars behind URLs are not opened. The index of local tars is kept.
     """
-    check_run_folder(config)
-    base, options, _ = check_base(config)
+    check_place(config)
+    base, options, _ = check_recipe(config)
     is_far = config.data.kind == "table" and not Path(config.data.path).exists()
-    is_far |= any("://" in shard for shard in config.data.shards)
-    if is_far:
+    if is_far or config.data.is_remote:
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
+    if checkpoint_folders(Path(config.output_dir) / CHECKPOINTS):
+        _check_data(config, samples, split)
     return describe(config, base, options, split)
 
 
-def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
-    """The base, the adapter's options, and the tensors that the adapter starts with.
-
-    The tensors, and the architecture in the options, are those of the adapter in `adapter.start_from`. There
-    are no tensors without one. The base's weights are not read.
-
-    `InvalidArgument` unless the adapter can be trained on the base, with the recipe's loss and optimizer.
-    """
-    check_optimizer(config.training)
-    with renamed(_KEYS):
-        base = open_base(config.base.source)
-        method = find_method(config.adapter.method)
-        start = _start(config.adapter.start_from, config.data.condition, config.base.path)
-        options = config.adapter if start is None else method.adopt(config.adapter, start)
-        denoiser = base.empty_denoiser()
-        with torch.device("meta"):
-            adapter = method.build(base, denoiser, options)
-        _check_noise(config.loss, options, base)
-        tensors = {} if start is None else dict(method.starting_tensors(adapter, start))
-    return base, options, tensors
-
-
-def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None:
-    """`InvalidArgument` where the base's noise schedule cannot weight the loss or the features as wanted."""
-    first = torch.zeros(1, dtype=torch.long)
-    if gamma := loss.min_snr_gamma:
-        base.loss_weights(first, gamma)
-    if exponent := getattr(options, "noise_exponent", None):
-        base.noise_factors(first, exponent)
-
-
-def _start(source: str, condition_name: str, base: str) -> Saved | None:
-    """The adapter that training starts from; the others are where its name is looked up."""
-    if not source:
-        return None
-    with renamed({"adapter": "start_from", "condition": "data.condition"}):
-        return find_saved(source, condition_name, base)
+def _check_data(
+    config: TrainConfig, samples: ConditionedSource, split: Split, rank: int = 0, processes: int = 1
+) -> DataIdentity:
+    """What the data are; `InvalidArgument` where the run that would be resumed was started on others."""
+    output, known = Path(config.output_dir), None
+    if config.cache.enabled:
+        known = KnownHashes(known_hashes_file(config.data, samples_cache(config.cache)))
+    found = data_identity(samples.source, split.total, not config.data.is_remote, known, rank, processes)
+    if checkpoint_folders(output / CHECKPOINTS):
+        check_same_data(output, found)
+    return found
 
 
 def _split_and_order(
@@ -198,17 +163,13 @@ def _split_and_order(
         key = "early_stop_patience" if validation.early_stop_patience else "select"
         can_go_without = not (validation.early_stop_patience or validation.select == "best")
         expect(can_go_without, f"validation.{key}", "a data set large enough to validate", what)
-        warnings.warn(
-            f"validation: the run has none: the data set has {what}. With validation.every_steps = 0 this is "
-            "not reported",
-            stacklevel=2,
-        )
+        if is_main_process():
+            warnings.warn(
+                f"validation: the run has none: the data set has {what}. With validation.every_steps = 0 "
+                "this is not reported",
+                stacklevel=2,
+            )
     return split, order
-
-
-def samples_cache(options: CacheOptions) -> Path:
-    """The folder of encoded samples."""
-    return Path(options.folder) if options.folder else files.cache_folder() / "training"
 
 
 def _train(
@@ -219,14 +180,18 @@ def _train(
     samples: ConditionedSource,
     split: Split,
     order: SampleOrder,
+    data: DataIdentity,
     cache: TensorCache | None,
     accelerator: Accelerator,
 ) -> None:
     training, device, output = config.training, accelerator.device, Path(config.output_dir)
     precision = choose_precision(training.mixed_precision, device)
+    accelerator.wait_for_everyone()  # before the record changes
     if accelerator.is_main_process:
         write_config(config)
-    with renamed(_KEYS):
+        if not checkpoint_folders(output / CHECKPOINTS):
+            record_data(output, data)
+    with renamed(KEYS):
         load_encoders(base, config.base.source, device, precision.dtype)
     check_shared("output_dir", output, accelerator)
     if cache is not None:
@@ -246,7 +211,7 @@ def _train(
         skipped_file=output / "skipped.jsonl",
         accelerator=accelerator,
     )
-    with renamed(_KEYS):
+    with renamed(KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
     method = find_method(options.method)
     adapter = _new_adapter(method, options, start, base, denoiser, config.seed)
@@ -286,7 +251,7 @@ def _train(
             config.log,
             output,
             options.method,
-            _identity(config, batches, accelerator),
+            _identity(config, data, batches, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
             validation,
@@ -309,7 +274,9 @@ def _take_best(state: TrainState, best_step: int | None, steps: int, output: Pat
             stacklevel=2,
         )
         return steps
-    state.result.load_state_dict(open_checkpoint(folder).tensors(MODULE if state.average is None else AVERAGE))
+    state.result.load_state_dict(
+        open_checkpoint(folder).tensors(MODULE if state.average is None else AVERAGE)
+    )
     return best_step
 
 
@@ -386,8 +353,11 @@ def _validation(
     )
 
 
-def _identity(config: TrainConfig, batches: Batches, accelerator: Accelerator) -> dict[str, Any]:
-    """What a checkpoint belongs to: the recipe, the samples, and the number of samples in a step."""
+def _identity(
+    config: TrainConfig, data: DataIdentity, batches: Batches, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What a checkpoint belongs to: the recipe, the data, the encoders, the number of samples in a step."""
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
-    return identity(config) | {"samples": batches.content_hash, "global_batch_size": batch}
+    made_of = {"data": data.digest, "encoders": batches.encoders_hash, "global_batch_size": batch}
+    return identity(with_absolute_paths(config)) | made_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD, weights_in
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import append_json_lines, is_leftover, read_json_lines, write_json, write_text
 from nexus_adapters.methods import known_methods
@@ -52,6 +54,11 @@ _FREE_FIELDS = {
     "validation.early_stop_patience",
     "validation.select",
 }
+# Where things are. The data are compared by content (`data_identity`), and all else by the whole path.
+_DATA_PLACES = ("data.path", "data.shards")
+_CONTENTS = {"data": "data", "encoders": "autoencoder and text encoder"}  # hashes of what a run reads
+_OLD_DATA = "samples"  # in checkpoints of earlier versions: of both, by the samples' names
+_PATHS = ("base.path", "base.config", "adapter.start_from")
 # Only their product with the number of processes counts, and checkpoints store it.
 _SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
 
@@ -93,7 +100,12 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
             "output_dir",
             f"a new folder for {key}={identity_with_defaults(now).get(key)!r}",
             f"'{folder}', whose run has {identity_with_defaults(before).get(key)!r}",
+            _continue_hint(folder),
         )
+
+
+def _continue_hint(folder: Path) -> str:
+    return f'adapter.start_from = "{folder}" in that recipe continues from what this run has learned'
 
 
 def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
@@ -131,7 +143,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             "output_dir",
             "a run with an undamaged checkpoint to resume from",
             f"'{folder}', which has {what}" + (f" although it was saved at step {saved}" if saved else ""),
-            "Restore its checkpoints, or train in another folder; adapter.start_from continues from an adapter",
+            "Restore its checkpoints, or train in another folder; adapter.start_from takes its adapter",
         )
     return checkpoint
 
@@ -145,8 +157,24 @@ def _saved_step(folder: Path) -> int | None:
 
 
 def write_config(config: TrainConfig) -> None:
-    """Write the whole recipe into the folder, so that the run can be repeated."""
-    write_text(Path(config.output_dir) / CONFIG, dump_config(without_secrets(config)))
+    """Write the whole recipe into the folder, so that the run can be repeated, from anywhere."""
+    write_text(Path(config.output_dir) / CONFIG, dump_config(without_secrets(with_absolute_paths(config))))
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The recipe with whole paths of what is on this machine; names, Hub ids and URLs stay."""
+    base, adapter = config.base, config.adapter
+    bundle = BUNDLED.get(base.path)
+    if bundle is None:
+        base = dataclasses.replace(base, path=_absolute(base.path), config=_absolute(base.config))
+    if bundle is None or not bundle.has_adapter(adapter.start_from):
+        adapter = dataclasses.replace(adapter, start_from=_absolute(adapter.start_from))
+    data = dataclasses.replace(config.data, path=_absolute(config.data.path))
+    return dataclasses.replace(config, base=base, adapter=adapter, data=data)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path and os.path.exists(path) else path
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -174,9 +202,19 @@ def identity_with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key by which two identities differ; None if they are of the same run."""
+    """The first key by which two identities differ; None if they are of the same run.
+
+    Where the data are does not count, nor how a path is written.
+    """
     whole, wanted = identity_with_defaults(before), identity_with_defaults(now)
-    return next((key for key in sorted({*whole, *wanted}) if whole.get(key) != wanted.get(key)), None)
+    keys = sorted({*whole, *wanted} - {*_DATA_PLACES})
+    return next((key for key in keys if not _agree(key, whole.get(key), wanted.get(key))), None)
+
+
+def _agree(key: str, before: Any, now: Any) -> bool:
+    if key in _PATHS and before and now:
+        return os.path.realpath(before) == os.path.realpath(now)
+    return bool(before == now)
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -298,14 +336,30 @@ class RunFolder:
             self.accelerator.log(numbers, step=row["step"])
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        before, now = checkpoint.state["identity"], self.identity
+        before, now = dict(checkpoint.state["identity"]), dict(self.identity)
+        if _OLD_DATA in before:  # by names, which say nothing of the content
+            warnings.warn(
+                f"output_dir: '{self.folder}' is of an earlier version, and does not say what its data were; "
+                "they are not compared",
+                stacklevel=4,
+            )
+            for key in (_OLD_DATA, *_CONTENTS):
+                before.pop(key, None), now.pop(key, None)
         key = differing(before, now)
+        if key in _CONTENTS:
+            what = _CONTENTS[key]
+            raise InvalidArgument(
+                "output_dir",
+                f"the {what} that the run in '{self.folder}' was started with",
+                f"another {what}",
+                _continue_hint(self.folder),
+            )
         if key is not None:
             raise InvalidArgument(
                 "output_dir",
                 f"a run with {key} {identity_with_defaults(before).get(key)!r}, as '{checkpoint.folder}' has",
                 repr(identity_with_defaults(now).get(key)),
-                "Resume with the same settings, or train in another folder",
+                f"Resume with the same settings, or train in another folder: {_continue_hint(self.folder)}",
             )
 
 

@@ -1,0 +1,111 @@
+"""What a recipe is refused for before any model is loaded: the same for a training and a dry run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nexus_adapters.adapter.saved import Saved, find_saved
+from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.loading import open_base
+from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.methods import AdapterOptions, find_method
+from nexus_adapters.training.config import LossOptions, TrainConfig
+from nexus_adapters.training.distributed import check_trackers
+from nexus_adapters.training.export import check_hub
+from nexus_adapters.training.optimizer import check_optimizer
+from nexus_adapters.training.precision import choose_precision
+from nexus_adapters.training.recipe_samples import check_samples, samples_cache
+from nexus_adapters.training.run_folder import check_run_folder
+
+# Arguments of bases and methods -> keys of a recipe.
+KEYS = {
+    "base": "base.path",
+    "base_config": "base.config",
+    "base_revision": "base.revision",
+    "prediction_type": "base.prediction_type",
+    "adapter": "adapter.start_from",  # the only saved adapter that a training reads
+    "start_from": "adapter.start_from",
+    "size_ratio": "adapter.size_ratio",
+    "noise_exponent": "adapter.noise_exponent",
+    "method": "adapter.method",
+    "min_snr_gamma": "loss.min_snr_gamma",
+    **{
+        name: f"adapter.{name}"
+        for name in ("residual", "zero_init", "groups", "heads", "head_width", "block", "block_options")
+    },
+}
+
+
+def check_place(config: TrainConfig) -> None:
+    """`InvalidArgument` unless the output folder may be used, and the Hub, if the adapter goes there."""
+    check_run_folder(config)
+    _check_writable(Path(config.output_dir), "output_dir")
+    if config.hub.repo_id:
+        check_hub(config.hub)
+
+
+def check_recipe(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
+    """`check_base`, after all else that can be checked without the data and the base's weights.
+
+    `InvalidArgument` for what this machine lacks, for data options, and for what does not fit the base.
+    """
+    check_trackers(config.log.trackers)
+    device = "cuda" if torch.cuda.is_available() and config.training.device == "auto" else "cpu"
+    choose_precision(config.training.mixed_precision, torch.device(device))
+    if config.cache.enabled or config.data.kind in ("tars", "prepared"):  # whose indices are kept there
+        _check_writable(samples_cache(config.cache), "cache.folder")
+    found = check_base(config)
+    check_samples(config.data, found[0].size_multiple)
+    return found
+
+
+def _check_writable(folder: Path, name: str) -> None:
+    """`InvalidArgument` unless the folder can be written to, or created."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise InvalidArgument(name, "a folder that can be created", f"'{folder}' ('{nearest}' is a file)")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InvalidArgument(name, "a folder that can be written to", f"'{folder}'")
+
+
+def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
+    """The base, the adapter's options, and the tensors that the adapter starts with.
+
+    The tensors, and the architecture in the options, are those of the adapter in `adapter.start_from`. There
+    are no tensors without one. The base's weights are not read.
+
+    `InvalidArgument` unless the adapter can be trained on the base, with the recipe's loss and optimizer.
+    """
+    check_optimizer(config.training)
+    with renamed(KEYS):
+        base = open_base(config.base.source)
+        method = find_method(config.adapter.method)
+        start = _start(config.adapter.start_from, config.data.condition, config.base.path)
+        options = config.adapter if start is None else method.adopt(config.adapter, start)
+        denoiser = base.empty_denoiser()
+        with torch.device("meta"):
+            adapter = method.build(base, denoiser, options)
+        _check_noise(config.loss, options, base)
+        tensors = {} if start is None else dict(method.starting_tensors(adapter, start))
+    return base, options, tensors
+
+
+def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None:
+    """`InvalidArgument` where the base's noise schedule cannot weight the loss or the features as wanted."""
+    first = torch.zeros(1, dtype=torch.long)
+    if gamma := loss.min_snr_gamma:
+        base.loss_weights(first, gamma)
+    if exponent := getattr(options, "noise_exponent", None):
+        base.noise_factors(first, exponent)
+
+
+def _start(source: str, condition_name: str, base: str) -> Saved | None:
+    """The adapter that training starts from; the others are where its name is looked up."""
+    if not source:
+        return None
+    with renamed({"adapter": "start_from", "condition": "data.condition"}):
+        return find_saved(source, condition_name, base)
