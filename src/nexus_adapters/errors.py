@@ -78,6 +78,15 @@ def renamed(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
         raise error.with_name(name) from error
 
 
+def is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8. Bytes that could not be decoded are lone surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def mentions(error: BaseException, words: Iterable[str]) -> bool:
     """Whether a library's message has one of these words: torch and OpenCV have no class for what they mean.
 

@@ -173,3 +173,47 @@ def test_closed_pipe_is_no_traceback(tmp_path):
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=30) == cli.FAILED
+
+
+NOT_UTF8 = b"caf\xe9 \xff".decode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["generate", "--map", "a.png", "--out", "b.png", "--prompt", NOT_UTF8], "--prompt"),
+        (["generate", "--prompt", "a", "--out", "b.png", "--map", NOT_UTF8], "--map"),
+        (["generate", "--prompt", "a", "--map", "a.png", "--out", NOT_UTF8], "--out"),
+        (["demo", "--out", NOT_UTF8], "--out"),
+        (["extract", "canny", NOT_UTF8, "--out", "b.png"], "IMAGE"),
+        (["train", NOT_UTF8], "RECIPE"),
+        (["train", "recipe.toml", "--set", "seed=1", "--set", f"data.path={NOT_UTF8}"], "--set"),
+        (["train", "recipe.toml", "--import", NOT_UTF8], "--import"),
+        (["info", NOT_UTF8], "PATH"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_one_line(argv, name, capsys):
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nexus {argv[0]}: error: {name}: ")
+    assert "caf\\udce9" in line
+
+
+def test_a_file_of_such_a_name_is_read(command, tmp_path, capsys):
+    file = tmp_path / NOT_UTF8
+    file.touch()
+    command(lambda args: args.path == str(file))
+    assert main(["test", str(file)]) == 1  # as `run` has returned
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MemoryError(), "not enough memory"), (OSError(), "OSError"), (ValueError(""), "ValueError")],
+)
+def test_an_error_without_a_message_is_named(command, capsys, error, said):
+    def fail(args):
+        raise error
+
+    command(fail)
+    assert main(["test", "a"]) != 0
+    assert capsys.readouterr().err == f"nexus test: error: {said}\n"

@@ -78,6 +78,10 @@ def test_a_local_shard_has_a_version(folder):
         (["c-*.tar"], "'c-*.tar', which matches no file", "tar files"),
         (["a-{000..003}.tar"], "'a-003.tar', which matches no file", "tar files"),
         (["sub"], "'sub', which is a folder", "tar files"),
+        (["a-{0..99999999}.tar"], "{0..99999999} in", "ranges of at most 100,000 files"),
+        (["https://host/{0..999}/{0..999}.tar"], "{0..999} in", "ranges of at most 100,000 files"),
+        (["a-{0..100000}.tar"], "{0..100000} in", "ranges of at most 100,000 files"),
+        (["a-{0..%s}.tar" % ("9" * 5000)], "{0..999", "ranges of at most 100,000 files"),
         (["a-{3..1}.tar"], "{3..1} in 'a-{3..1}.tar'", "rising range"),
     ],
 )

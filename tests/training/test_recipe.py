@@ -170,6 +170,7 @@ def test_a_recipe_of_a_newer_version(recipe, version):
             "[1]",
         ),
         ("validation={every_steps=0, select='best'}", "validation.select", "auto or last", "'best'"),
+        ("loss.condition_dropout=1", "loss.condition_dropout", "a number less than 1", "1"),
         ("output_dir=", "output_dir", "a folder", "''"),
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
         ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", MISSING),
@@ -322,9 +323,37 @@ def test_files_that_are_no_recipe(tmp_path):
     (tmp_path / "bad.toml").write_text("a = [")
     with refused("RECIPE", "bad.toml' (", expected="valid TOML"):
         load_recipe(tmp_path / "bad.toml")
-    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
-    with refused("RECIPE", "bytes.toml' (", expected="valid TOML"):
-        load_recipe(tmp_path / "bytes.toml")
+    for content in (b"\xff\xfe\x00", 'base = "caf\u00e9"'.encode("latin-1")):
+        (tmp_path / "bytes.toml").write_bytes(content)
+        with refused("RECIPE", "bytes.toml' (", expected="valid TOML in UTF-8", hint="UTF-8"):
+            load_recipe(tmp_path / "bytes.toml")
+    (tmp_path / "deep.toml").write_text(f"a = {'[' * 9000}")
+    with refused("RECIPE", "deep.toml' ("):
+        load_recipe(tmp_path / "deep.toml")
+
+
+def test_a_recipe_may_begin_with_a_mark(recipe):
+    recipe.write_bytes(b"\xef\xbb\xbf" + LEAST.encode())
+    assert load_recipe(recipe).output_dir == load_run_recipe(recipe).output_dir == "out"
+
+
+BAD_TEXT = b"caf\xe9".decode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"output_dir": BAD_TEXT}, "output_dir"),
+        ({"data": {"path": BAD_TEXT}}, "data.path"),
+        ({"data": {"kind": "tars", "shards": ["a.tar", BAD_TEXT]}}, "data.shards.1"),
+        ({"data": {"path": "x", "extractor": {"model": BAD_TEXT}}}, "data.extractor.model"),
+        ({"adapter": {"method": "prime", "start_from": BAD_TEXT}}, "adapter.start_from"),
+        ({BAD_TEXT: 1}, ""),
+    ],
+)
+def test_text_that_is_no_unicode(content, key):
+    with refused(key, "udce9", expected="text in UTF-8"):
+        parse_config({"output_dir": "o", "data": {"path": "x"}} | content)
 
 
 @pytest.fixture

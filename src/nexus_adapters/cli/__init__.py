@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from nexus_adapters import __version__
-from nexus_adapters.errors import renamed
+from nexus_adapters.errors import InvalidArgument, is_unicode, renamed
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `nexus` with these arguments (by default the process's) and return its exit status."""
     args = build_parser().parse_args(argv)
     try:
+        with renamed(partial(_as_typed, args.typed)):
+            _check_text(args)
         if args.imports:
             from nexus_adapters.registry import import_modules
 
@@ -75,6 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _report(args.prog, error)
     return status
+
+
+def _check_text(args: argparse.Namespace) -> None:
+    """`InvalidArgument` for an argument that is not UTF-8, unless it names a file that exists."""
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not is_unicode(text) and not os.path.exists(text):
+                typed = "--import" if name == "imports" else name
+                raise InvalidArgument(typed, "text in UTF-8", ascii(text))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,16 +136,22 @@ def _typed(command: argparse.ArgumentParser) -> dict[str, str]:
     }
 
 
+# What errors mean that Python most often raises without a message.
+_UNSAID: dict[type[BaseException], str] = {MemoryError: "not enough memory"}
+
+
 def _report(prog: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    print(f"{prog}: error: {_one_line(str(error))}", file=sys.stderr)
+    message = _one_line(str(error)) or _UNSAID.get(type(error), type(error).__name__)
+    print(f"{prog}: error: {message}", file=sys.stderr)
     return BAD_INPUT if isinstance(error, ValueError) else FAILED
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    """In one line that any terminal can show: bytes of a name that are no text are written as numbers."""
+    return " ".join(message.encode("utf-8", "backslashreplace").decode().split())
 
 
 def _warn_in_one_line(prog: str) -> Callable[..., None]:

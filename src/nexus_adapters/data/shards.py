@@ -21,6 +21,7 @@ from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import STALE_AFTER_S, lock, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_SHARDS = 100_000  # of a pattern's ranges: more is a slip, and would fill the memory
 _TIMEOUT_S = 60.0
 _WAITS_S = (1.0, 4.0)  # before the second and the third attempt
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "created")  # fsspec's names
@@ -221,9 +222,17 @@ def _expand_ranges(pattern: str) -> list[str]:
     if found is None:
         return [pattern]
     first, last = found.groups()
+    after = _expand_ranges(pattern[found.end() :])
+    if (
+        len(last) > len(str(_MOST_SHARDS)) + len(first)
+        or (int(last) - int(first)) * len(after) >= _MOST_SHARDS
+    ):
+        raise InvalidArgument(
+            "shards", f"ranges of at most {_MOST_SHARDS:,} files", f"{found.group()} in '{pattern}'"
+        )
     if int(last) < int(first):
         raise InvalidArgument("shards", "a rising range", f"{found.group()} in '{pattern}'")
-    before, after = pattern[: found.start()], _expand_ranges(pattern[found.end() :])
+    before = pattern[: found.start()]
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     return [before + number + end for number in numbers for end in after]
 

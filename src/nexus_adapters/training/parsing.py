@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from nexus_adapters.errors import MISSING, InvalidArgument
+from nexus_adapters.errors import MISSING, InvalidArgument, is_unicode
 
 Config = TypeVar("Config")
 
@@ -31,11 +31,24 @@ _TYPES = {
 
 def validated(kind: type[Config], content: Mapping[str, Any], prefix: str = "") -> Config:
     """A config dataclass of nested mappings. `InvalidArgument` names the key, with `prefix` before it."""
+    _check_text(content, prefix.removesuffix("."))
     try:
         # As JSON, in which strict validation takes a table for a dataclass and a list for a tuple.
         return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise _in_our_words(error, kind, prefix) from error
+
+
+def _check_text(content: Any, key: str) -> None:
+    """`InvalidArgument` for text that is no Unicode, as of a file name in another encoding."""
+    if isinstance(content, str) and not is_unicode(content):
+        raise InvalidArgument(key, "text in UTF-8", ascii(content))
+    parts = content.items() if isinstance(content, Mapping) else ()
+    if isinstance(content, list | tuple):
+        parts = ((str(place), part) for place, part in enumerate(content))
+    for name, part in parts:
+        _check_text(name, key)
+        _check_text(part, f"{key}.{name}".removeprefix("."))
 
 
 def field_types(kind: type, sections: Sequence[str] = ()) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def read_toml(file: Path, argument: str) -> dict[str, Any]:
     """The content of a TOML file. `InvalidArgument` for `argument` if it is missing or not valid TOML."""
     expect(file.is_file(), argument, "a TOML file", f"'{file}', which does not exist")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(argument, "valid TOML", f"'{file}' ({error})") from error
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows begin it with a mark
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        hint = "Save the file as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise InvalidArgument(argument, "valid TOML in UTF-8", f"'{file}' ({error})", hint) from error
 
 
 def parse_config(content: Mapping[str, Any]) -> TrainConfig:
