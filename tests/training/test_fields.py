@@ -115,6 +115,7 @@ DECIDE = {
     "adapter.size_ratio": (1.0, {"adapter__method": "controlnet-xs", "adapter__size_ratio": 0.5}),
     "adapter.block": ("scaled-in-test-fields", {}),
     "adapter.start_from": ("{root}/reference/adapter", {}),
+    "adapter.start_from_optimizer": (True, {"adapter__start_from": "{root}/reference"}),
     "data.path": ("{root}/other images", {}),
     "data.shards": (
         ["{root}/other shard.tar"],
@@ -151,6 +152,7 @@ DECIDE = {
 # What other tests see only in a whole run.
 ALWAYS = {
     "seed",
+    "adapter.start_from_optimizer",
     "adapter.reads_prompt",
     "data.shards",
     "data.caption_column",

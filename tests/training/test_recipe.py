@@ -158,7 +158,12 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("adapter.noise_exponent=nan", "adapter.noise_exponent", "a finite number", "nan"),
         ("adapter={method='t2i', noise_exponent=-1}", "adapter.noise_exponent", "at least 0", "-1"),
         ("adapter={method='controlnet-xs', size_ratio=0}", "adapter.size_ratio", "above 0", "0"),
-        ("adapter.zzz=1", "adapter.zzz", "method, start_from, residual", "an unknown key"),
+        (
+            "adapter.zzz=1",
+            "adapter.zzz",
+            "method, start_from, start_from_optimizer, residual",
+            "an unknown key",
+        ),
         ("adapter={method='prime-paper', zero_init=true}", "adapter.zero_init", "residual", "True"),
         ("adapter={residual=false, zero_init=true}", "adapter.zero_init", "residual", "True"),
         ("adapter={method='prime-paper', residual=true}", "adapter.residual", "'prime-paper'", "True"),
@@ -171,6 +176,7 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ),
         ("validation={every_steps=0, select='best'}", "validation.select", "auto or last", "'best'"),
         ("loss.condition_dropout=1", "loss.condition_dropout", "a number less than 1", "1"),
+        ("adapter.start_from_optimizer=true", "adapter.start_from_optimizer", "adapter.start_from", "True"),
         ("output_dir=", "output_dir", "a folder", "''"),
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
         ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", MISSING),
@@ -242,8 +248,16 @@ def test_an_option_without_effect_is_refused(method, key, value, others):
 def test_every_option_of_a_method_is_in_the_list():
     keys = {param.values[1] for param in method_options()}
     for kind in (NexusOptions, T2IOptions):
-        assert {f.name for f in dataclasses.fields(kind)} - {"method", "start_from"} <= keys
-    assert {f.name for f in dataclasses.fields(ControlNetOptions)} == {"method", "start_from"}
+        assert {f.name for f in dataclasses.fields(kind)} - {
+            "method",
+            "start_from",
+            "start_from_optimizer",
+        } <= keys
+    assert {f.name for f in dataclasses.fields(ControlNetOptions)} == {
+        "method",
+        "start_from",
+        "start_from_optimizer",
+    }
 
 
 # What has an effect for some kinds of data only: another value, and for which kinds it has.

@@ -21,6 +21,7 @@ from nexus_adapters.methods.nexus import NexusMethod
 from nexus_adapters.training.checks import check_base
 from nexus_adapters.training.recipe import dump_config, load_run_recipe, parse_config
 from nexus_adapters.training.run import dry_run, train_adapter
+from nexus_adapters.training.run_folder import RunFolder
 
 AT_NO_RATE = {"training__learning_rate": 1e-12, "training__max_train_steps": 1}  # what it starts from
 
@@ -135,6 +136,66 @@ def test_from_a_run_wherever_it_lies(root, trained, tmp_path, what):
     average = load_file(checkpoint / "average.safetensors")
     assert same(found.state_dict(), average)
     assert not same(load_file(checkpoint / "module.safetensors"), average)
+
+
+CONTINUED = {  # at another rate, by another schedule, for longer, on other data
+    "training__learning_rate": 3e-3,
+    "training__schedule": "linear",
+    "training__max_train_steps": 3,
+    "training__ema_decay": 0.5,
+    "data__count": 9,
+}
+
+
+def test_a_run_continues_another_with_its_optimizer(root, trained, tmp_path, monkeypatch):
+    checkpoint = trained / "checkpoints" / "step-00000004"
+    seen = []
+
+    def watched(run, *args):
+        found = real(run, *args)
+        tensors = run.state.tensors()
+        seen.append(
+            {kind: {name: tensor.clone() for name, tensor in tensors[kind].items()} for kind in tensors}
+        )
+        return found
+
+    real = RunFolder.resume
+    monkeypatch.setattr(RunFolder, "resume", watched)
+    for source in (trained, checkpoint):
+        changes = CONTINUED | {"adapter__start_from": str(source), "adapter__start_from_optimizer": True}
+        run(root, tmp_path / source.name, **changes)
+    run(root, tmp_path / "without", **CONTINUED, adapter__start_from=str(checkpoint))
+    for first in seen[:2]:
+        assert len(first["optimizer"]) > 0
+        for kind in ("module", "optimizer"):
+            saved = load_file(checkpoint / f"{kind}.safetensors")
+            assert first[kind].keys() == saved.keys()
+            assert all(torch.equal(tensor, first[kind][name]) for name, tensor in saved.items())
+    assert seen[2]["optimizer"] == {}
+    assert all(
+        torch.equal(seen[2]["module"][name], t)
+        for name, t in load_file(checkpoint / "average.safetensors").items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "key", "received"),
+    [
+        ("adapter", {}, "start_from_optimizer", "adapter'"),
+        ("checkpoints/step-00000004", {"training__optimizer": "muon"}, "start_from_optimizer", "'adamw'"),
+        ("", {"adapter__heads": 4}, "heads", "4"),
+        ("checkpoints/none", {}, "start_from_optimizer", "none"),
+        ("checkpoints/damaged", {}, "start_from_optimizer", "damaged"),
+    ],
+)
+def test_an_optimizers_state_that_does_not_fit(root, trained, tmp_path, source, changes, key, received):
+    shutil.copytree(trained, tmp_path / "run")
+    damaged = shutil.copytree(trained / "checkpoints/step-00000004", tmp_path / "run/checkpoints/damaged")
+    (damaged / "optimizer.safetensors").write_bytes(b"")
+    start = {"adapter__start_from": str(tmp_path / "run" / source), "adapter__start_from_optimizer": True}
+    for work in (run, lambda *args, **given: dry_run(config(*args, **given))):
+        with refused(f"adapter.{key}", received):
+            work(root, tmp_path / "out", **changes, **start)
 
 
 def test_an_unfinished_run_gives_its_newest_checkpoint(root, trained, tmp_path):

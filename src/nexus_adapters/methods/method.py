@@ -47,6 +47,9 @@ class AdapterOptions:
     else "prime"."""
     start_from: str = ""
     """A saved adapter to start from: anything that `load_adapter` takes. Its architecture is taken over."""
+    start_from_optimizer: bool = False
+    """Also start with the optimizer's state, of a training run or checkpoint in `start_from`. The weights are
+    then those that it belongs to: the checkpoint's own, not their average."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the network and its training, the same for two ways to write it."""

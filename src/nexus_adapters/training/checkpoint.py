@@ -221,6 +221,10 @@ class TrainState:
             self.average.n_averaged.fill_(scalars["averaged_steps"])
         self.scaler.load_state_dict(scalars["loss_scale"])
         self.bad_steps = scalars["bad_steps"]
+        self.restore_optimizer(checkpoint, scalars)
+
+    def restore_optimizer(self, checkpoint: Checkpoint, scalars: Mapping[str, Any]) -> None:
+        """Continue with a checkpoint's optimizer state alone."""
         state: dict[int, dict[str, Any]] = {}
         for key, value in {**checkpoint.tensors(OPTIMIZER), **scalars["optimizer"]}.items():
             index, _, name = key.partition(".")

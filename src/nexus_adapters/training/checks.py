@@ -6,20 +6,28 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import open_base
-from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.methods import AdapterOptions, find_method
+from nexus_adapters.training.checkpoint import (
+    MODULE,
+    OPTIMIZER,
+    Checkpoint,
+    damage,
+    latest_checkpoint,
+    open_checkpoint,
+)
 from nexus_adapters.training.config import LossOptions, TrainConfig
 from nexus_adapters.training.distributed import check_trackers
 from nexus_adapters.training.export import check_hub
 from nexus_adapters.training.optimizer import check_optimizer
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import check_samples, samples_cache
-from nexus_adapters.training.run_folder import check_run_folder
+from nexus_adapters.training.run_folder import CHECKPOINTS, CONFIG, check_run_folder
 
 # Arguments of bases and methods -> keys of a recipe.
 KEYS = {
@@ -29,6 +37,7 @@ KEYS = {
     "prediction_type": "base.prediction_type",
     "adapter": "adapter.start_from",  # the only saved adapter that a training reads
     "start_from": "adapter.start_from",
+    "start_from_optimizer": "adapter.start_from_optimizer",
     "size_ratio": "adapter.size_ratio",
     "noise_exponent": "adapter.noise_exponent",
     "method": "adapter.method",
@@ -84,13 +93,15 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
     with renamed(KEYS):
         base = open_base(config.base.source)
         method = find_method(config.adapter.method)
-        start = _start(config.adapter.start_from, config.data.condition, config.base.path)
+        start = _start(config.adapter, config.data.condition, config.base.path)
         options = config.adapter if start is None else method.adopt(config.adapter, start)
         denoiser = base.empty_denoiser()
         with torch.device("meta"):
             adapter = method.build(base, denoiser, options)
         _check_noise(config.loss, options, base)
         tensors = {} if start is None else dict(method.starting_tensors(adapter, start))
+        if config.adapter.start_from_optimizer:
+            _check_optimizer_state(config, adapter)
     return base, options, tensors
 
 
@@ -103,9 +114,45 @@ def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None
         base.noise_factors(first, exponent)
 
 
-def _start(source: str, condition_name: str, base: str) -> Saved | None:
+def _start(options: AdapterOptions, condition_name: str, base: str) -> Saved | None:
     """The adapter that training starts from; the others are where its name is looked up."""
-    if not source:
+    if not options.start_from:
         return None
     with renamed({"adapter": "start_from", "condition": "data.condition"}):
-        return find_saved(source, condition_name, base)
+        if options.start_from_optimizer:
+            weights = starting_checkpoint(options.start_from).folder / f"{MODULE}.safetensors"
+            return find_saved(weights, condition_name, base)
+        return find_saved(options.start_from, condition_name, base)
+
+
+def starting_checkpoint(source: str) -> Checkpoint:
+    """The checkpoint that `adapter.start_from_optimizer` means: a run's newest undamaged one, or itself."""
+    folder, found = Path(source), None
+    with renamed({"output_dir": "start_from"}):
+        if (folder / CONFIG).is_file():
+            found = latest_checkpoint(folder / CHECKPOINTS)
+        elif damage(folder) is None:
+            found = open_checkpoint(folder)
+    if found is None or not (found.folder / f"{OPTIMIZER}.safetensors").is_file():
+        raise InvalidArgument(
+            "start_from_optimizer",
+            "a training run or an undamaged checkpoint in adapter.start_from, which have an optimizer's state",
+            f"'{source}'",
+        )
+    return found
+
+
+def _check_optimizer_state(config: TrainConfig, adapter: nn.Module) -> None:
+    """`InvalidArgument` unless the state that training starts with is of the same optimizer and weights."""
+    checkpoint, name = starting_checkpoint(config.adapter.start_from), "start_from_optimizer"
+    theirs = checkpoint.state["identity"].get("training.optimizer")
+    wanted = config.training.optimizer
+    expect(
+        theirs == wanted,
+        name,
+        f"the state of training.optimizer {wanted!r}",
+        f"{theirs!r} in '{checkpoint.folder}'",
+    )
+    ours = {key: tuple(tensor.shape) for key, tensor in adapter.state_dict().items()}
+    saved = {key: tuple(tensor.shape) for key, tensor in checkpoint.tensors(MODULE).items()}
+    expect(ours == saved, name, "a checkpoint of the same weights", f"others in '{checkpoint.folder}'")

@@ -357,6 +357,12 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
             "auto or last without validation",
             repr(validation.select),
         ),
+        (
+            adapter.start_from != "" or not adapter.start_from_optimizer,
+            "adapter.start_from_optimizer",
+            "false without adapter.start_from",
+            True,
+        ),
         (low < high, "loss.band", "a lower and then a higher fraction", config.loss.band),
     ]
 

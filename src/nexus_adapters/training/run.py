@@ -34,7 +34,7 @@ from nexus_adapters.training.checkpoint import (
     damage,
     open_checkpoint,
 )
-from nexus_adapters.training.checks import KEYS, check_place, check_recipe
+from nexus_adapters.training.checks import KEYS, check_place, check_recipe, starting_checkpoint
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.cuda_graphs import GraphedDenoiser, supports_cuda_graphs
 from nexus_adapters.training.data_identity import (
@@ -237,6 +237,9 @@ def _train(
     objective = Objective(base, called, places, method, module, precision, config.loss, adapter_prompt)
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
+    if options.start_from_optimizer:
+        first = starting_checkpoint(options.start_from)
+        state.restore_optimizer(first, first.state["train"])
 
     def losses(step: int) -> Iterator[Tensor]:
         return (objective.of(batch) for batch in batches.of_step(step))
