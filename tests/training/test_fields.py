@@ -351,9 +351,12 @@ def training_compile(root, out, monkeypatch):
 
 def checkpoints_and_log(root, out, monkeypatch):
     changes = {"training__max_train_steps": 5, "checkpoint__every_steps": 2, "checkpoint__keep": 2}
-    run(root, out, **changes, log__every_steps=2)
-    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["4", "5"]
-    assert [row["step"] for row in logged(out)] == [2, 4]
+    changes["training__schedule"] = "constant"
+    run(root, out, **changes, log__every_steps=2, checkpoint__keep_every=1)
+    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["1", "2", "3", "4", "5"]
+    run(root, out, **changes | {"training__max_train_steps": 7}, log__every_steps=2)
+    assert sorted(path.name[-1] for path in (out / "checkpoints").iterdir()) == ["6", "7"]
+    assert [row["step"] for row in logged(out)] == [2, 4, 6]
 
 
 def validated(root, out, **changes):
@@ -413,7 +416,11 @@ def validation_early_stop_patience(root, out, monkeypatch):
         register_condition(Extractor("same-in-test-fields", lambda image: image, "The image.", **same))
         rows = validated(root, out, **changes)
         assert [row["step"] for row in rows] == [1, 2]
-        assert json.loads((out / "adapter/training.json").read_text())["stopped_early"] is True
+        record = json.loads((out / "adapter/training.json").read_text())
+        assert (record["stopped_early"], record["weights_of_step"]) == (True, 1)
+        validated(root, out / "last", **changes, validation__select="last")
+        record = json.loads((out / "last/adapter/training.json").read_text())
+        assert record["weights_of_step"] == 2
         before = (out / WEIGHTS).read_bytes()
         validated(root, out, **changes)
     assert (out / WEIGHTS).read_bytes() == before  # a run that stopped early is finished
@@ -506,6 +513,7 @@ SHOW = {
     "training.device": training_device,
     "checkpoint.every_steps": checkpoints_and_log,
     "checkpoint.keep": checkpoints_and_log,
+    "checkpoint.keep_every": checkpoints_and_log,
     "validation.every_steps": validation_every_steps,
     "validation.samples": validation_samples,
     "validation.images": validation_images,
@@ -513,6 +521,7 @@ SHOW = {
     "validation.num_inference_steps": validation_settings,
     "validation.guidance_scale": validation_settings,
     "validation.early_stop_patience": validation_early_stop_patience,
+    "validation.select": validation_early_stop_patience,
     "log.every_steps": checkpoints_and_log,
     "log.trackers": log_trackers,
     "log.project": log_trackers,

@@ -410,6 +410,22 @@ def test_a_run_that_lost_its_checkpoints_does_not_start_again(tmp_path, kind):
     assert files(tmp_path) == before
 
 
+def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
+    now = {"seed": 1, "data": "of 12 samples", "encoders": "a"}
+    trained(tmp_path / "now", identity=now)
+    trained(tmp_path / "now", identity=now, losses=lambda step: 1 / 0)
+    for key, what in (("data", "another data"), ("encoders", "text encoder")):
+        with refused("output_dir", what, hint="adapter.start_from"):
+            trained(tmp_path / "now", identity=now | {key: "else"})
+    with refused("output_dir", "2", expected="seed 1"):
+        trained(tmp_path / "now", identity=now | {"seed": 2})
+    trained(tmp_path / "before", identity={"seed": 1, "samples": "by their names"})
+    with pytest.warns(UserWarning, match="not compared"):
+        trained(tmp_path / "before", identity=now, losses=lambda step: 1 / 0)
+    with pytest.warns(UserWarning, match="not compared"), refused("output_dir", "2", expected="seed 1"):
+        trained(tmp_path / "before", identity=now | {"seed": 2})
+
+
 def test_a_run_that_had_none_yet_starts_again(tmp_path, reference):
     module = tiny()
     with pytest.raises(SystemExit):

@@ -111,6 +111,48 @@ def test_a_finished_run_is_left_as_it_is(root, tmp_path, capsys):
     assert "finished after 1 steps" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A run of one step that could have more."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run(root, out, training__schedule="constant", training__max_train_steps=1)
+    return out
+
+
+@pytest.mark.parametrize("version", ["this", "an earlier one"])
+def test_a_finished_adapter_without_checkpoints_is_not_trained_over(root, finished, tmp_path, version):
+    out = shutil.copytree(finished, tmp_path / "out")
+    shutil.rmtree(out / "checkpoints")
+    if version != "this":
+        (out / "progress.json").unlink()
+    before = files(out)
+    for work in (run, check):
+        with refused("output_dir", "no checkpoints although it was saved at step 1", hint="start_from"):
+            work(root, out, training__schedule="constant", training__max_train_steps=2)
+    assert files(out) == before
+
+
+SPOILED = {
+    "half a record": lambda folder: (folder / "training.json").write_text('{"steps": 1'),
+    "another record": lambda folder: (folder / "training.json").write_text("[]"),
+    "no weights": lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_a_damaged_adapter_is_given_again_by_the_last_checkpoint(root, finished, tmp_path, kind):
+    out = shutil.copytree(finished, tmp_path / "out")
+    SPOILED[kind](out / "adapter")
+    with pytest.warns(UserWarning, match="adapter' is damaged, and is written again"):
+        run(root, out, training__schedule="constant", training__max_train_steps=1)
+    assert same_weights(out, finished)
+    assert json.loads((out / "adapter" / "training.json").read_text())["steps"] == 1
+    shutil.rmtree(out / "checkpoints")
+    SPOILED[kind](out / "adapter")
+    with refused("output_dir", "no checkpoints"):
+        run(root, out, training__schedule="constant", training__max_train_steps=1)
+
+
 def check_code_of_card(card, root, out):
     """The code that a model card shows, with the machine's folders put in, gives an image."""
     code = card.partition("```python\n")[2].partition("```")[0]

@@ -136,7 +136,7 @@ def starting_checkpoint(source: str) -> Checkpoint:
     if found is None or not (found.folder / f"{OPTIMIZER}.safetensors").is_file():
         raise InvalidArgument(
             "start_from_optimizer",
-            "a training run or an undamaged checkpoint in adapter.start_from, which have an optimizer's state",
+            "a training run or an undamaged checkpoint, which have the state, in adapter.start_from",
             f"'{source}'",
         )
     return found

@@ -43,10 +43,9 @@ def _check_text(content: Any, key: str) -> None:
     """`InvalidArgument` for text that is no Unicode, as of a file name in another encoding."""
     if isinstance(content, str) and not is_unicode(content):
         raise InvalidArgument(key, "text in UTF-8", ascii(content))
-    parts = content.items() if isinstance(content, Mapping) else ()
     if isinstance(content, list | tuple):
-        parts = ((str(place), part) for place, part in enumerate(content))
-    for name, part in parts:
+        content = dict(enumerate(content))
+    for name, part in content.items() if isinstance(content, Mapping) else ():
         _check_text(name, key)
         _check_text(part, f"{key}.{name}".removeprefix("."))
 

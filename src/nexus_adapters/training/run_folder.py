@@ -213,8 +213,9 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def _agree(key: str, before: Any, now: Any) -> bool:
     if key in _PATHS and before and now:
-        return os.path.realpath(before) == os.path.realpath(now)
-    return bool(before == now)
+        before, now = os.path.realpath(before), os.path.realpath(now)
+    is_same: bool = before == now
+    return is_same
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -343,10 +344,10 @@ class RunFolder:
                 "they are not compared",
                 stacklevel=4,
             )
-            for key in (_OLD_DATA, *_CONTENTS):
-                before.pop(key, None), now.pop(key, None)
+            for name in (_OLD_DATA, *_CONTENTS):
+                before.pop(name, None), now.pop(name, None)
         key = differing(before, now)
-        if key in _CONTENTS:
+        if key is not None and key in _CONTENTS:
             what = _CONTENTS[key]
             raise InvalidArgument(
                 "output_dir",
