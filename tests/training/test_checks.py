@@ -71,8 +71,14 @@ REFUSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def base(root, tmp_path_factory):
+    """Without weights: none are read."""
+    return weightless(root / "base", tmp_path_factory.mktemp("checks") / "base")
+
+
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_dry_run_refuses_it_too(root, tmp_path, monkeypatch, kind):
+def test_a_dry_run_refuses_it_too(root, base, tmp_path, monkeypatch, kind):
     changes, key, received = REFUSED[kind]
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(distributed, "get_available_trackers", lambda: ["tensorboard"])
@@ -80,7 +86,7 @@ def test_a_dry_run_refuses_it_too(root, tmp_path, monkeypatch, kind):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     changes = filled(changes, root=root, tmp=tmp_path)
     if "base__path" not in changes and "base" not in changes:
-        changes["base__path"] = str(weightless(root / "base", tmp_path / "base"))
+        changes["base__path"] = str(base)
     before = sorted(os.listdir(tmp_path))
     for work in (run, lambda *args, **given: dry_run(config(*args, **given))):
         with refused(key, received):
