@@ -56,15 +56,20 @@ def started(root, tmp_path_factory):
     """A folder with `images` and a run on them of which one step is left."""
     folder = tmp_path_factory.mktemp("started")
     write_images(folder / "images", count=12)
-    changes = {"data__path": str(folder / "images"), "training__schedule": "constant"}
+    shutil.copytree(root / "base", folder / "base")
+    changes = {
+        "base__path": str(folder / "base"),
+        "data__path": str(folder / "images"),
+        "training__schedule": "constant",
+    }
     run(root, folder / "run", **changes, training__max_train_steps=1)
     shutil.rmtree(folder / "run" / "adapter")
     return folder
 
 
-def resumed(root, folder, path, work=run):
+def resumed(root, started, folder, path, work=run, base="base"):
     changes = {"data__path": str(path), "training__schedule": "constant", "training__max_train_steps": 2}
-    return work(root, folder / "run", **changes)
+    return work(root, folder / "run", **changes, base__path=os.path.join(started, base))
 
 
 def checked(root, out, **changes):
@@ -83,7 +88,7 @@ def test_other_data_are_refused_in_words(root, started, tmp_path, kind):
     kept = (tmp_path / "a" / "run" / "config.toml").read_bytes()
     for work in (run, checked):
         with refused("data", words, expected="12 samples", hint="adapter.start_from"):
-            resumed(root, tmp_path / "a", tmp_path / "a" / "images", work)
+            resumed(root, started, tmp_path / "a", tmp_path / "a" / "images", work)
     assert (tmp_path / "a" / "run" / "config.toml").read_bytes() == kept
 
 
@@ -93,18 +98,39 @@ def test_the_record_may_be_lost(root, started, tmp_path):
     (tmp_path / "a" / "run" / "samples.json").unlink()
     added(tmp_path / "a" / "images")
     with refused("output_dir", "another data"):
-        resumed(root, tmp_path / "a", tmp_path / "a" / "images")
+        resumed(root, started, tmp_path / "a", tmp_path / "a" / "images")
 
 
 def test_the_same_data_may_be_elsewhere(root, started, tmp_path, monkeypatch):
-    """Moved, and named by a relative path with a slash behind it; nor does the base's name matter."""
+    """Moved, and named by a relative path with a slash behind it; the base, too."""
     shutil.copytree(started, tmp_path / "a")
     (tmp_path / "a" / "images").rename(tmp_path / "moved")
-    monkeypatch.chdir(tmp_path)
-    base = os.path.relpath(root / "base", tmp_path) + "/"
-    resumed(root, tmp_path / "a", "moved/", lambda *args, **given: run(*args, **given, base__path=base))
+    (started / "base").rename(started / "moved base")
+    monkeypatch.chdir(started)
+    try:
+        path = os.path.relpath(tmp_path / "moved") + "/"
+        resumed(root, "", tmp_path / "a", path, base="moved base/")
+    finally:
+        (started / "moved base").rename(started / "base")
     assert (tmp_path / "a" / "run" / "adapter" / "config.json").is_file()
-    assert f'path = "{tmp_path / "moved"}"' in (tmp_path / "a" / "run" / "config.toml").read_text()
+    kept = (tmp_path / "a" / "run" / "config.toml").read_text()
+    assert f'path = "{tmp_path / "moved"}"' in kept
+    assert f'path = "{started / "moved base"}"' in kept
+
+
+@pytest.mark.parametrize(
+    "part", ["unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+)
+def test_another_base_in_the_same_folder(root, started, tmp_path, part):
+    shutil.copytree(started, tmp_path / "a")
+    file = started / "base" / part
+    before = file.read_bytes()
+    try:
+        file.write_bytes(before[:-2] + bytes(2) if "unet" in part else before.replace(b"0.012", b"0.013"))
+        with refused("output_dir", "denoiser", hint="adapter.start_from"):
+            resumed(root, started, tmp_path / "a", tmp_path / "a" / "images")
+    finally:
+        file.write_bytes(before)
 
 
 def test_another_base_is_another_run(root, started):

@@ -411,10 +411,10 @@ def test_a_run_that_lost_its_checkpoints_does_not_start_again(tmp_path, kind):
 
 
 def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
-    now = {"seed": 1, "data": "of 12 samples", "encoders": "a"}
+    now = {"seed": 1, "data": "of 12 samples", "encoders": "a", "denoiser": "b"}
     trained(tmp_path / "now", identity=now)
     trained(tmp_path / "now", identity=now, losses=lambda step: 1 / 0)
-    for key, what in (("data", "another data"), ("encoders", "text encoder")):
+    for key, what in (("data", "another data"), ("encoders", "text encoder"), ("denoiser", "UNet")):
         with refused("output_dir", what, hint="adapter.start_from"):
             trained(tmp_path / "now", identity=now | {key: "else"})
     with refused("output_dir", "2", expected="seed 1"):

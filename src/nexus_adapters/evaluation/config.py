@@ -15,7 +15,6 @@ from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.generation import Sampling
 from nexus_adapters.training.config import (
-    SECTION,
     AtLeast0,
     BaseOptions,
     DataOptions,
@@ -23,6 +22,7 @@ from nexus_adapters.training.config import (
     Positive,
     data_agreements,
 )
+from nexus_adapters.training.parsing import SECTION
 
 LEAST_FOR_DISTANCES = 40
 """Samples that a distance between sets needs."""

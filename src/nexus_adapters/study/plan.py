@@ -16,8 +16,8 @@ from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE
 from nexus_adapters.evaluation.run import BASE_ALONE, NAME
 from nexus_adapters.files import cache_folder
-from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
-from nexus_adapters.training.parsing import validated
+from nexus_adapters.training.config import NotNegative, TrainConfig
+from nexus_adapters.training.parsing import SECTION, validated
 from nexus_adapters.training.recipe import parse_config, read_toml
 
 OWN = "own"  # the view that every study has: the evaluation without changes

@@ -26,7 +26,7 @@ from nexus_adapters.training.distributed import check_trackers
 from nexus_adapters.training.export import check_hub
 from nexus_adapters.training.optimizer import check_optimizer
 from nexus_adapters.training.precision import choose_precision
-from nexus_adapters.training.recipe_samples import check_samples, samples_cache
+from nexus_adapters.training.recipe_samples import samples_cache
 from nexus_adapters.training.run_folder import CHECKPOINTS, CONFIG, check_run_folder
 
 # Arguments of bases and methods -> keys of a recipe.
@@ -60,16 +60,14 @@ def check_place(config: TrainConfig) -> None:
 def check_recipe(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
     """`check_base`, after all else that can be checked without the data and the base's weights.
 
-    `InvalidArgument` for what this machine lacks, for data options, and for what does not fit the base.
+    `InvalidArgument` for what this machine lacks, and for what does not fit the base.
     """
     check_trackers(config.log.trackers)
     device = "cuda" if torch.cuda.is_available() and config.training.device == "auto" else "cpu"
     choose_precision(config.training.mixed_precision, torch.device(device))
     if config.cache.enabled or config.data.kind in ("tars", "prepared"):  # whose indices are kept there
         _check_writable(samples_cache(config.cache), "cache.folder")
-    found = check_base(config)
-    check_samples(config.data, found[0].size_multiple)
-    return found
+    return check_base(config)
 
 
 def _check_writable(folder: Path, name: str) -> None:

@@ -9,22 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bases.loading import BaseSource
 from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.choices import CONDITION, GUIDANCE_SCALE, STEPS, DataKind, PredictionType
 from nexus_adapters.data.prepared_set import is_prepared
-from nexus_adapters.errors import MISSING, InvalidArgument, expect, one_line, renamed
-from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
-from nexus_adapters.training.parsing import validated
-
-SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from nexus_adapters.errors import MISSING, expect
+from nexus_adapters.methods import AdapterOptions
+from nexus_adapters.training.adapter_section import adapter_options
+from nexus_adapters.training.parsing import SECTION
 
 _MAX_INTEGER = 2**32 - 1  # above it, lengths and random generators overflow
 Positive = Annotated[int, Field(gt=0, le=_MAX_INTEGER)]
@@ -277,52 +274,6 @@ class TrainConfig:
         expect(is_table, "adapter", "a table", repr(self.adapter))
         for fits, key, expected, received in _agreements(self):
             expect(fits, key, expected, received)
-
-
-def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> AdapterOptions:
-    """A recipe's `[adapter]`, as options of its method; by default, of the method of `start_from`.
-
-    `condition` and `base`: where names of adapters are looked up. `InvalidArgument` for an unknown method or
-    key, for a key that has no effect with this method, and for a `start_from` that has to be read but cannot.
-    """
-    start = section.get("start_from")
-    if "method" not in section and isinstance(start, str) and start:
-        section = {**section, "method": _method_of_saved(start, condition, base)}
-    method = find_method(section.get("method", AdapterOptions.method), "adapter.method")
-    known = [f.name for f in dataclasses.fields(method.Options)]
-    for key in section:
-        if key in known:
-            continue
-        methods = reversed(known_methods())  # as they were registered
-        others = [m.name for m in methods if key in {f.name for f in dataclasses.fields(m.Options)}]
-        if others:
-            raise InvalidArgument(
-                f"adapter.{key}",
-                f"no such key with method {method.name!r}, where it has no effect",
-                repr(section[key]),
-                f"It is an option of {', '.join(others)}",
-            )
-    kind: Any = method.Options
-    found = validated(_validating(kind), section, "adapter.")
-    return kind(**{name: getattr(found, name) for name in known})  # type: ignore[no-any-return]
-
-
-@lru_cache(maxsize=64)  # pydantic takes 10 ms to build one, and a study has hundreds of recipes
-def _validating(options: Any) -> Any:
-    """A method's options as a class that validates its fields."""
-    return dataclass(options, frozen=True, config=SECTION)
-
-
-def _method_of_saved(source: str, condition: str, base: str) -> str:
-    """The name of the method that trains adapters like a saved one."""
-    with renamed(lambda name: "data.condition" if name == "condition" else "adapter.start_from"):
-        saved = find_saved(source, condition, base)
-        try:
-            return method_for(saved).configuration(saved)
-        except InvalidArgument:
-            raise
-        except (TypeError, ValueError) as error:  # odd values in its config
-            raise InvalidArgument("adapter", "a saved adapter", f"'{source}' ({one_line(error)})") from error
 
 
 def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:

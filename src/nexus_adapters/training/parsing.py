@@ -8,11 +8,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from nexus_adapters.errors import MISSING, InvalidArgument, is_unicode
 
 Config = TypeVar("Config")
+SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+"""Of the dataclasses that `validated` takes."""
 
 _TYPES = {
     "int_type": "an integer",

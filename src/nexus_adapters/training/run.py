@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nexus_adapters import files
-from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.base import Base, parts_sha256
 from nexus_adapters.bases.loading import load_denoiser, load_encoders
 from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes
 from nexus_adapters.data.feed import SampleOrder
@@ -58,6 +60,7 @@ from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import (
     Split,
+    check_samples,
     held_out_in_words,
     known_hashes_file,
     open_samples,
@@ -124,6 +127,7 @@ def dry_run(config: TrainConfig) -> str:
     base, options, _ = check_recipe(config)
     is_far = config.data.kind == "table" and not Path(config.data.path).exists()
     if is_far or config.data.is_remote:
+        check_samples(config.data, base.size_multiple)
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
@@ -213,6 +217,7 @@ def _train(
     )
     with renamed(KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
+    denoiser_hash = _denoiser_hash(base, denoiser)
     method = find_method(options.method)
     adapter = _new_adapter(method, options, start, base, denoiser, config.seed)
     if training.channels_last:
@@ -254,7 +259,7 @@ def _train(
             config.log,
             output,
             options.method,
-            _identity(config, data, batches, accelerator),
+            _identity(config, data, batches.encoders_hash, denoiser_hash, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
             validation,
@@ -356,11 +361,18 @@ def _validation(
     )
 
 
+def _denoiser_hash(base: Base, denoiser: nn.Module) -> str:
+    """Of its weights, and of the noise schedule that it is trained by."""
+    schedule = {key: value for key, value in base.schedule.config.items() if not key.startswith("_")}
+    made_of = [parts_sha256({base.denoiser_name: denoiser}), schedule]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _identity(
-    config: TrainConfig, data: DataIdentity, batches: Batches, accelerator: Accelerator
+    config: TrainConfig, data: DataIdentity, encoders_hash: str, denoiser_hash: str, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to: the recipe, the data, the encoders, the number of samples in a step."""
+    """What a checkpoint belongs to: the recipe, the data, the base, the number of samples in a step."""
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
-    made_of = {"data": data.digest, "encoders": batches.encoders_hash, "global_batch_size": batch}
-    return identity(with_absolute_paths(config)) | made_of
+    contents = {"data": data.digest, "encoders": encoders_hash, "denoiser": denoiser_hash}
+    return identity(with_absolute_paths(config)) | contents | {"global_batch_size": batch}

@@ -56,9 +56,14 @@ _FREE_FIELDS = {
 }
 # Where things are. The data are compared by content (`data_identity`), and all else by the whole path.
 _DATA_PLACES = ("data.path", "data.shards")
-_CONTENTS = {"data": "data", "encoders": "autoencoder and text encoder"}  # hashes of what a run reads
+_CONTENTS = {  # hashes of what a run reads -> how users call it
+    "data": "data",
+    "encoders": "autoencoder and text encoder",
+    "denoiser": "denoiser (UNet or transformer) or noise schedule",
+}
 _OLD_DATA = "samples"  # in checkpoints of earlier versions: of both, by the samples' names
 _PATHS = ("base.path", "base.config", "adapter.start_from")
+_MOVABLE = ("base.path", "base.config")  # since a base's content is compared, too
 # Only their product with the number of processes counts, and checkpoints store it.
 _SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
 
@@ -204,7 +209,7 @@ def identity_with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first key by which two identities differ; None if they are of the same run.
 
-    Where the data are does not count, nor how a path is written.
+    Where the data are does not count, nor how a path is written, nor that a base's folder was moved.
     """
     whole, wanted = identity_with_defaults(before), identity_with_defaults(now)
     keys = sorted({*whole, *wanted} - {*_DATA_PLACES})
@@ -213,6 +218,9 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def _agree(key: str, before: Any, now: Any) -> bool:
     if key in _PATHS and before and now:
+        was_moved = os.path.isabs(before) and not os.path.exists(before) and os.path.exists(now)
+        if key in _MOVABLE and was_moved:
+            return True
         before, now = os.path.realpath(before), os.path.realpath(now)
     is_same: bool = before == now
     return is_same
