@@ -180,7 +180,9 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("output_dir=", "output_dir", "a folder", "''"),
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
         ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", MISSING),
-        ("data={kind='scenes'}", "data.count", "at least 1, for data.kind 'scenes'", "0"),
+        ("data={kind='scenes'}", "data.count", "at least 1 and", "0"),
+        ("data={kind='scenes', count=4000000000}", "data.count", "at most 1,000,000, for", "4000000000"),
+        ("data.workers=4000000000", "data.workers", "less than or equal to 1024", "4000000000"),
         ("batch_size", "--set", "KEY=VALUE, as in seed=4", "'batch_size'"),
         ("=3", "--set", "KEY=VALUE, as in seed=4", "'=3'"),
         ("output_dir.x=3", "--set", "the name of a section before '.x'", "'output_dir'"),
@@ -363,10 +365,11 @@ BAD_TEXT = b"caf\xe9".decode("utf-8", "surrogateescape")
         ({"data": {"path": "x", "extractor": {"model": BAD_TEXT}}}, "data.extractor.model"),
         ({"adapter": {"method": "prime", "start_from": BAD_TEXT}}, "adapter.start_from"),
         ({BAD_TEXT: 1}, ""),
+        ({"output_dir": "a\0b"}, "output_dir"),
     ],
 )
 def test_text_that_is_no_unicode(content, key):
-    with refused(key, "udce9", expected="text in UTF-8"):
+    with refused(key, "udce9" if key != "output_dir" else "\\", expected="text in UTF-8"):
         parse_config({"output_dir": "o", "data": {"path": "x"}} | content)
 
 

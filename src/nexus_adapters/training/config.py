@@ -24,6 +24,8 @@ from nexus_adapters.training.adapter_section import adapter_options
 from nexus_adapters.training.parsing import SECTION
 
 _MAX_INTEGER = 2**32 - 1  # above it, lengths and random generators overflow
+_MOST_SCENES = 1_000_000  # all of which are listed in memory
+_MOST_WORKERS = 1024  # processes: more is a slip
 Positive = Annotated[int, Field(gt=0, le=_MAX_INTEGER)]
 NotNegative = Annotated[int, Field(ge=0, le=_MAX_INTEGER)]
 Above0 = Annotated[float, Field(gt=0)]
@@ -91,7 +93,7 @@ class DataOptions:
     """Approximately keep the images' aspect ratio: each batch has one of several shapes."""
     max_bad_fraction: Fraction = 0.25
     """Unreadable samples are replaced and reported; above this fraction of the data the run stops."""
-    workers: NotNegative = 0
+    workers: Annotated[int, Field(ge=0, le=_MOST_WORKERS)] = 0
     """Processes that read samples ahead, for each training process; 0 reads them between the steps."""
 
     @property
@@ -357,9 +359,9 @@ def data_agreements(
             MISSING,
         ),
         (
-            data.kind != "scenes" or data.count > 0,
+            data.kind != "scenes" or 0 < data.count <= _MOST_SCENES,
             "data.count",
-            "at least 1, for data.kind 'scenes'",
+            f"at least 1 and at most {_MOST_SCENES:,}, for data.kind 'scenes'",
             data.count,
         ),
     ]
