@@ -35,8 +35,14 @@ def family_of(config: Mapping[str, Any]) -> type[Base] | None:
 
 
 def inner(denoiser: nn.Module | Any) -> Any:
-    """The denoiser inside a `torch.compile`d one."""
-    return getattr(denoiser, "_orig_mod", denoiser)
+    """The denoiser inside what wraps it: `torch.compile`, PEFT's `get_peft_model`."""
+    while True:
+        if isinstance(compiled := getattr(denoiser, "_orig_mod", None), nn.Module):
+            denoiser = compiled
+        elif callable(unwrap := getattr(denoiser, "get_base_model", None)):
+            denoiser = unwrap()
+        else:
+            return denoiser
 
 
 def config_of(denoiser: object) -> Mapping[str, Any]:

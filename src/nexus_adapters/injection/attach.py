@@ -18,7 +18,14 @@ from nexus_adapters.injection.calling_pipeline import NO_PIPELINE, calling_pipel
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.control import Control
-from nexus_adapters.injection.denoiser_hook import Arguments, Call, CallGuard, hook_calls, parameter_names
+from nexus_adapters.injection.denoiser_hook import (
+    Arguments,
+    Call,
+    CallGuard,
+    CallHooks,
+    hook_calls,
+    parameter_names,
+)
 from nexus_adapters.injection.features import FeatureCache, check_call, compute_features, scaled_rows
 from nexus_adapters.injection.places import FeaturePlaces, added
 from nexus_adapters.injection.scales import Scale, schedule_position, training_timesteps
@@ -35,8 +42,7 @@ def attach(
     As a context manager, `with attach(pipe, control): ...`, or as a handle with `remove()`, on whose
     `controls` scale, condition and the other settings can be changed at any time. Several controls add up.
     After removal, also by an exception, the denoiser is exactly as it was. All pipelines that share the
-    denoiser share its controls, unless `shared` is False. A denoiser that is to be compiled must be compiled
-    first.
+    denoiser share its controls, unless `shared` is False. Threads may attach and remove at any time.
 
     Args:
         pipe_or_denoiser: any pipeline of a known base family, such as one with a `UNet2DConditionModel`, or
@@ -100,7 +106,7 @@ class Attachment:
         self._guard = CallGuard(denoiser)
         self._attached = True
         self._places = FeaturePlaces(denoiser, base.places())
-        self._unhook = hook_calls(denoiser, self._before, self._after)
+        self._unhook = hook_calls(denoiser, CallHooks(self, self._before, self._after))
 
     @property
     def scale(self) -> Scale:
@@ -157,10 +163,10 @@ class Attachment:
     ) -> None:
         self.remove()
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self._places.clear()  # an interrupted call leaves its features behind
-        if self._only_in is not None and not self._is_own_call():
-            return None
+        if not self._attached or (self._only_in is not None and not self._is_own_call()):
+            return None  # removed by another thread since the call began, or not called for
         self._guard.enter()
         call = Call(self._names, args, kwargs)
         ours = self._features(call)
@@ -177,7 +183,7 @@ class Attachment:
             self._base.pipe, self._base, self._denoiser
         )
 
-    def _after(self, *_: object) -> None:
+    def _after(self) -> None:
         self._places.clear()
         self._guard.leave()
 
