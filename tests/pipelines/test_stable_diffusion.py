@@ -150,7 +150,23 @@ def test_return_dict_false(pipe):
 )
 def test_the_size_follows_from_the_condition(condition, given, size):
     sides = {"height": None, "width": None} | given
-    assert output_height_width(torch.zeros(1, 3, *condition), **sides, multiple=8) == size
+    assert output_height_width(torch.zeros(1, 3, *condition), **sides, native=512, multiple=8) == size
+
+
+def test_a_map_far_above_the_bases_own_size(base, adapter, pipe):
+    """Also in a pipeline that `from_pipe` made, and the same as on the command line."""
+    made = tiny.quiet(StableDiffusionNexusPipeline.from_pipe(base, adapter=adapter))
+    for each in (pipe, made):
+        with pytest.warns(UserWarning, match="image: 128x104 pixels .* 64, so the image is 72x56") as warned:
+            found = generate(each, image=tiny.image(104, 128), num_inference_steps=1)
+        assert found.shape == (1, 3, 56, 72)
+        assert len(warned) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            explicit = generate(
+                each, image=tiny.image(104, 128), height=104, width=128, num_inference_steps=1
+            )
+        assert explicit.shape == (1, 3, 104, 128)
 
 
 def test_the_image_has_the_conditions_size(pipe):

@@ -16,7 +16,7 @@ from nexus_adapters.bases.families import base_of
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.injection.attach import attach
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
-from nexus_adapters.injection.condition import ConditionLike, check_aspect, size_by_aspect
+from nexus_adapters.injection.condition import ConditionLike, check_aspect, image_size
 from nexus_adapters.injection.control import Control
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,8 +129,9 @@ class NexusPipelineMixin:
             control = Control(pipe.adapter, image, scale, start, end, policy=policy)
         condition = control.condition
         check_counts(len(condition), _prompt_count(given), given.get("num_images_per_prompt") or 1)
+        base, _ = base_of(pipe)
         height, width = output_height_width(
-            condition, given.get("height"), given.get("width"), pipe.vae_scale_factor
+            condition, given.get("height"), given.get("width"), base.native_size(), pipe.vae_scale_factor
         )
         given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
         given |= {"height": height, "width": width}
@@ -181,15 +182,15 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 
 
 def output_height_width(
-    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, multiple: int
+    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, native: int, multiple: int
 ) -> tuple[int, int]:
-    """Of the image that is generated, from what is given and from the condition by `size_by_aspect`.
+    """Of the image that is generated, from what is given and from the condition by `image_size`.
 
     `InvalidArgument` where both are given in another aspect, or the condition is smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
-    height, width = size_by_aspect(from_height, from_width, height, width, multiple)
+    height, width = image_size((from_height, from_width), height, width, native, multiple)
     check_aspect(from_height, from_width, height, width, name="image")
     return height, width

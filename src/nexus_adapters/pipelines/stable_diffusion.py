@@ -96,7 +96,9 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
             policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
             **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
                 size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
-                then resized; with one of them, the other follows from the condition's aspect.
+                then resized; but where a side is more than 1.5 times the base's own size (512 pixels for SD
+                1.x), the base's own area in the condition's aspect, with a warning. With one of them, the
+                other follows from the condition's aspect.
 
         Returns:
             What the stock pipeline returns.
