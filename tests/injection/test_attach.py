@@ -432,6 +432,44 @@ def test_nested_attachments_add_up_and_go_in_any_order(adapter, order, compiled)
     assert (nested - base).abs().max() > 0.01
 
 
+def test_a_control_that_is_attached_already_is_a_warning(pipe, unet, adapter):
+    """As when a notebook's cell is run again: still added, as controls always are."""
+    maps = tiny.condition()
+    other = tiny.adapter(unet)
+    attached = Control(adapter, maps), Control(adapter, tiny.condition(seed=9))
+    with attach(pipe, *attached):
+        for again in (
+            Control(adapter, maps, scale=0.3),
+            Control(adapter, maps.double(), end=0.5),
+            attached[0],
+        ):
+            with pytest.warns(UserWarning, match="^1 of 2 controls are attached already") as warned:
+                second = attach(pipe, again, Control(other, maps))
+            assert len(warned) == 1
+            second.remove()
+        with pytest.warns(UserWarning, match="^2 of 2"):
+            attach(unet, *attached, branches=("negative", "positive")).remove()
+        once = generate(pipe)
+        with pytest.warns(UserWarning, match="^1 of 1"), attach(pipe, attached[0], shared=False):
+            assert (generate(pipe) - once).abs().max() > 0.01
+
+
+def test_controls_that_never_meet_are_no_warning(pipe, unet, adapter, recwarn):
+    """Another adapter or map, after removal, and in other pipelines or threads that share the denoiser."""
+    control = Control(adapter, tiny.condition())
+    attach(pipe, control).remove()
+    second = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    with attach(pipe, control, shared=False):
+        attach(second, control, shared=False).remove()
+        thread = threading.Thread(target=lambda: attach(pipe, control, shared=False).remove())
+        thread.start()
+        thread.join()
+        attach(pipe, Control(adapter, tiny.condition(seed=9))).remove()
+        attach(pipe, Control(adapter, tiny.condition(2))).remove()
+        attach(pipe, Control(tiny.adapter(unet), tiny.condition())).remove()
+    assert not [w for w in recwarn if "attached" in str(w.message)]
+
+
 def test_a_removed_attachment_is_not_entered_again(unet, adapter):
     handle = attach(unet, Control(adapter, tiny.condition(), policy="per_branch"))
     handle.remove()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base, Branches, CallingPipeline, parse_branches
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, warn_caller
 from nexus_adapters.injection.branches import call_layout, check_policy, plan_branches
 from nexus_adapters.injection.calling_pipeline import NO_PIPELINE, calling_pipeline, check_crop, is_calling
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
@@ -24,6 +24,7 @@ from nexus_adapters.injection.denoiser_hook import (
     CallGuard,
     CallHooks,
     hook_calls,
+    owners_of_hooks,
     parameter_names,
 )
 from nexus_adapters.injection.features import FeatureCache, check_call, compute_features, scaled_rows
@@ -79,7 +80,9 @@ def attach(
             training_timesteps(pipe)
         if control.noise_exponent:
             base.noise_factors(0, control.noise_exponent)
-    return Attachment(base, denoiser, controls, declared, None if shared else threading.current_thread())
+    only_in = None if shared else threading.current_thread()
+    _warn_of_repeated(controls, base, denoiser, only_in)
+    return Attachment(base, denoiser, controls, declared, only_in)
 
 
 class Attachment:
@@ -140,6 +143,12 @@ class Attachment:
                 "controls", "a single control, or the setting on one of `controls`", len(self.controls)
             )
         return self.controls[0]
+
+    def meets(self, pipe: Any, only_in: threading.Thread | None) -> bool:
+        """Whether it and an attachment to this pipeline for this thread (None: shared) act in one call."""
+        return (
+            self._only_in is None or only_in is None or (self._only_in is only_in and self._base.pipe is pipe)
+        )
 
     def remove(self) -> None:
         """Leave the denoiser exactly as it was. In any order among several attachments; again is no harm."""
@@ -223,6 +232,31 @@ class Attachment:
                 cache.keep(key, text, control.adapter, features)
         kept = features if plan.kept is None else [feature[plan.kept] for feature in features]
         return scaled_rows(kept, scale, plan.factors)
+
+
+def _warn_of_repeated(
+    controls: Sequence[Control], base: Base, denoiser: nn.Module, only_in: threading.Thread | None
+) -> None:
+    """Warn of a control that is attached already, as when a notebook's cell is run again: they add up."""
+    present = [
+        control
+        for attachment in owners_of_hooks(denoiser)
+        if attachment.meets(base.pipe, only_in)
+        for control in attachment.controls
+    ]
+    repeated = sum(any(_is_the_same(control, other) for other in present) for control in controls)
+    if repeated:
+        warn_caller(
+            f"{repeated} of {len(controls)} controls are attached already, with the same adapter and "
+            "condition: their features add up. To replace the earlier attachment, call its remove() first"
+        )
+
+
+def _is_the_same(control: Control, other: Control) -> bool:
+    a, b = control.condition, other.condition
+    return control.adapter is other.adapter and (
+        a is b or (a.shape == b.shape and torch.equal(a.cpu().float(), b.cpu().float()))
+    )
 
 
 def _check_keywords(base: Base, denoiser: nn.Module) -> None:

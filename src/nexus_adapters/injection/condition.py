@@ -154,8 +154,8 @@ def image_size(
 
     Both given: these. One given: the other by the source's aspect, to the nearest `multiple`. None: the
     source's size, each side rounded down to a `multiple`. But no base generates well far above the size that
-    it was trained at: of a source with a side above `LARGEST` times the base's own `native` x `native` pixels,
-    that area in the source's aspect, no side above that limit. A warning says so, and names `name`.
+    it was trained at, `native` x `native` pixels: where a side of the source is above `LARGEST` times that,
+    the base's area in the source's aspect, no side above that limit. A warning says so, and names `name`.
     """
     from_height, from_width = source
     if height is not None:
@@ -170,8 +170,8 @@ def image_size(
         min(nearest_multiple(side * factor, multiple), _rounded_down(limit, multiple)) for side in source
     )
     warn_caller(
-        f"{name}: {from_width}x{from_height} pixels are more than {LARGEST:g} times the base's {native}, so the "
-        f"image is {width}x{height}; set height and width for another size"
+        f"{name}: {from_width}x{from_height} pixels are more than {LARGEST:g} times the base's {native}, so "
+        f"the image is {width}x{height}; set height and width for another size"
     )
     return height, width
 
