@@ -513,7 +513,7 @@ def bad_models(tiny_weights, tmp_path_factory):
             ["UNet2D", f"'{good_base / 'unet'}'"],
         ),
         "pipeline as adapter": (good_base, good_base, "--adapter", [f"'{good_base}'", "without an adapter"]),
-        "xl": (tmp_path / "xl", good_adapter, "--adapter", ["pools (0, 0, 1, 0)", "got (0, 1, 1, 1)"]),
+        "xl": (tmp_path / "xl", good_adapter, "--adapter", ["made for SDXL", "made for SD 1.x/2.x"]),
         "inpainting": (
             _with_inputs(weights / "base", tmp_path / "inpainting", 9),
             good_adapter,
@@ -578,6 +578,7 @@ def test_a_misfit_is_refused_before_the_hubs_base_is_fetched(
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     monkeypatch.setattr(StableDiffusionPipeline, "download", lambda *_: pytest.fail("fetched all"))
+    monkeypatch.setattr(NexusAdapter, "from_pretrained", lambda *_, **__: pytest.fail("loaded weights"))
     _, narrow, option, shown = bad_models["text width"]
     assert run(edges, tmp_path / "out.png", "--base", "some/base", "--adapter", narrow) == 2
     refused_in_one_line(capsys, option, *shown)

@@ -80,9 +80,11 @@ def check_methods(controls: Sequence[ControlRequest], adapters: Sequence["Saved"
 def load_model(source: "BaseSource", saved: Sequence["Saved"], torch_dtype: "torch.dtype") -> Model:
     """The pipeline and the adapters on the CPU; each adapter is loaded once, and checked before the base."""
     from nexus_adapters.bases.loading import denoiser_files, load_base, open_base
-    from nexus_adapters.methods import load_saved, method_of
+    from nexus_adapters.methods import load_saved, method_for, method_of
 
     base = open_base(source)
+    for each in saved:
+        method_for(each).check_saved(each, base)
     loaded: dict[tuple[Path, ...], LoadedAdapter] = {}
     for each in saved:
         if each.files not in loaded:

@@ -24,7 +24,7 @@ from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import renamed
 from nexus_adapters.injection.places import FeaturePlaces
-from nexus_adapters.methods import AdapterOptions, Method, find_method
+from nexus_adapters.methods import AdapterOptions, Method, find_method, method_for
 from nexus_adapters.training.batches import Batches, prepare_batches
 from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import CacheOptions, LossOptions, TrainConfig
@@ -144,6 +144,9 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
         base = open_base(config.base.source)
         method = find_method(config.adapter.method)
         start = _start(config.adapter.start_from, config.data.condition, config.base.path)
+        if start is not None and type(saved_as := method_for(start)) is type(method):
+            with renamed({"adapter": "start_from"}):
+                saved_as.check_saved(start, base)
         options = config.adapter if start is None else method.adopt(config.adapter, start)
         denoiser = base.empty_denoiser()
         with torch.device("meta"):
