@@ -14,6 +14,8 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tests import tiny
 from tests.refusals import refused
 
@@ -307,6 +309,83 @@ def test_changed_weights_give_new_features(pipe):
         for parameter in adapter.parameters():
             parameter.data.mul_(0.5)
         assert (generate(pipe) - first).abs().max() > 0.01
+
+
+def zero(tensor):
+    tensor.zero_()
+
+
+def zero_past_the_version(tensor):
+    tensor.data.zero_()
+
+
+def zero_by_numpy(tensor):
+    tensor.numpy()[...] = 0
+
+
+@pytest.mark.parametrize("edit", [zero, zero_past_the_version, zero_by_numpy])
+@pytest.mark.parametrize("name", ["condition", "mask"])
+@pytest.mark.parametrize("attached_in", [nullcontext, torch.inference_mode])
+def test_edits_in_place_give_new_features(unet, adapter, edit, name, attached_in):
+    maps = {"condition": tiny.condition(), "mask": torch.ones(1, 1, 64, 64)}
+    with torch.no_grad():
+        with attach(unet, Control(adapter, **maps | {name: 0 * maps[name]}, policy="per_branch")):
+            expected = bare_call(unet)
+        with attached_in():
+            handle = attach(unet, Control(adapter, **maps, policy="per_branch"))
+        with handle, calls_of(adapter) as calls:
+            before = bare_call(unet)
+            assert torch.equal(bare_call(unet), before)
+            assert len(calls) == 1
+            with attached_in():
+                edit(getattr(handle.controls[0], name))
+            assert torch.equal(bare_call(unet), expected)
+            assert len(calls) == 2
+    assert not torch.equal(before, expected)
+
+
+def hooked_by(module, kind):
+    if kind == "pre-hook":
+        return module.register_forward_pre_hook(lambda m, args: tuple(0 * a for a in args))
+    return module.register_forward_hook(
+        lambda m, args, out: [0 * f for f in out] if isinstance(out, list) else 0 * out
+    )
+
+
+@pytest.mark.parametrize("kind", ["pre-hook", "hook"])
+@pytest.mark.parametrize("part", ["", "adapter.body.0"])
+def test_hooks_on_the_adapter_give_new_features(unet, adapter, kind, part):
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
+        before = bare_call(unet)
+        hook = hooked_by(adapter.get_submodule(part), kind)
+        hooked = bare_call(unet)
+        assert torch.equal(bare_call(unet), hooked)
+        hook.remove()
+        assert torch.equal(bare_call(unet), before)
+    assert not torch.equal(hooked, before)
+
+
+def test_lora_on_the_adapter_gives_new_features(unet):
+    """Added, scaled, switched off and on, as PEFT does it: without a change of any weight."""
+    adapter = tiny.adapter(unet)
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
+        plain = bare_call(unet)
+        config = LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False)
+        torch.manual_seed(0)
+        inject_adapter_in_model(config, adapter)
+        layers = [module for module in adapter.modules() if isinstance(module, BaseTunerLayer)]
+        tuned = bare_call(unet)
+        for layer in layers:
+            layer.scale_layer(0.5)
+        scaled = bare_call(unet)
+        for layer in layers:
+            layer.enable_adapters(enabled=False)
+        assert torch.equal(bare_call(unet), plain)
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+        assert torch.equal(bare_call(unet), scaled)
+    assert not torch.equal(tuned, plain)
+    assert not torch.equal(tuned, scaled)
 
 
 @pytest.mark.parametrize(
