@@ -42,7 +42,11 @@ _DOWN_BLOCKS_WITH_MIDDLE_FEATURE = 3
 
 # What users call a base, by the width of its text and by the strides of its places.
 _KNOWN_BY_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner", 4096: "Kolors"}
-_KNOWN_BY_STRIDES = {(1, 2, 4, 8): "SD 1.x/2.x", (2, 2, 4, 4): "SDXL", (2, 2, 4, 8): "the SDXL refiner"}
+_KNOWN_BY_STRIDES: dict[tuple[int, ...], str] = {
+    (1, 2, 4, 8): "SD 1.x/2.x",
+    (2, 2, 4, 4): "SDXL",
+    (2, 2, 4, 8): "the SDXL refiner",
+}
 
 _NATIVE_LATENTS = 64  # per side, where a config does not say
 

@@ -96,8 +96,8 @@ def _check_kind(found: AdapterGeometry, base: Base) -> None:
 def _strides(found: AdapterGeometry) -> tuple[int, ...]:
     """Of the places that it was made for, with the VAE of every Stable Diffusion; () if that is not known."""
     first = found.unshuffle // 8
-    pools = found.pools or {1: (0, 1, 1, 1), 2: (0, 0, 1, 0)}.get(first, ())  # T2I-Adapters have no others
-    return tuple(first * 2**total for total in accumulate(pools))
+    of_t2i: dict[int, tuple[int, ...]] = {1: (0, 1, 1, 1), 2: (0, 0, 1, 0)}  # diffusers' have no others
+    return tuple(first * 2**total for total in accumulate(found.pools or of_t2i.get(first, ())))
 
 
 def _compare(name: str, found: object, needed: object) -> None:

@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from nexus_adapters.bases.families import inner
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 # Returns the arguments to use, or None for the ones it was given.
 Before = Callable[[tuple[Any, ...], dict[str, Any]], Arguments | None]
@@ -158,7 +159,10 @@ def _installed_hooks(module: nn.Module) -> list[_SharedHook]:
     return [hook for hook in candidates if isinstance(hook, _SharedHook)]
 
 
-_NOT_COMPILED = "controls are attached to the denoiser: compile it first, then call attach()"
+# Where a denoiser is compiled with its hooks, the compiler leaves the function out.
+_not_compiled: Callable[[Function], Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    reason="controls are attached to the denoiser: compile it first, then call attach()"
+)
 
 
 class _SharedHook:
@@ -199,8 +203,7 @@ class _ModuleHook(_SharedHook):
         for handle in self._handles:
             handle.remove()
 
-    # Where the denoiser is compiled with the hook on it, the compiler leaves the hook out.
-    @torch.compiler.disable(reason=_NOT_COMPILED)
+    @_not_compiled
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> Arguments | None:
@@ -212,7 +215,7 @@ class _ModuleHook(_SharedHook):
             args, kwargs = each.before(args, kwargs) or (args, kwargs)
         return args, kwargs
 
-    @torch.compiler.disable(reason=_NOT_COMPILED)
+    @_not_compiled
     def after(self, *_: object) -> None:
         """Whatever came of the call."""
         for each in self.hooks:

@@ -38,13 +38,13 @@ def version_of(tensor: Tensor) -> int | None:
 def content_of(maps: Float[Tensor, "k c h w"] | None) -> Hashable:
     """To tell later whether a condition or mask has been written to in place: its version.
 
-    Writes past the version counter (through `.data` or NumPy, or to an inference tensor) are seen in its bytes,
-    on the CPU, where they take little next to a denoiser; of large ones in evenly spaced rows.
+    Writes past the version counter (through `.data` or NumPy, or to an inference tensor) are seen in its
+    bytes, on the CPU, where they take little next to a denoiser; of large ones in evenly spaced rows.
     """
     if maps is None or maps.device.type != "cpu":
         return None if maps is None else version_of(maps)
     rows = maps.detach()[:, :, :: 1 + maps.nbytes // _LOOKED_AT_BYTES].contiguous()
-    return version_of(maps), zlib.crc32(rows.view(torch.uint8).numpy())
+    return version_of(maps), zlib.crc32(rows.view(torch.uint8).numpy().data)
 
 
 @dataclass(frozen=True)
