@@ -3,6 +3,7 @@
 The public names are imported when they are first used, so importing the package costs nothing.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,8 @@ _HOME = {
     "register_metric": "nexus_adapters.metrics",
     # diffusers looks this up in the module of a third-party model when it loads a saved pipeline.
     "ModelMixin": "diffusers",
+    # Redirected here from diffusers, so that its table has the pipelines: `_register_in_diffusers`.
+    "AutoPipelineForText2Image": "nexus_adapters.pipelines",
 }
 
 if not TYPE_CHECKING:  # type checkers see the imports above, and so report names that do not exist
@@ -72,3 +75,24 @@ if not TYPE_CHECKING:  # type checkers see the imports above, and so report name
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _register_in_diffusers() -> None:
+    """Where diffusers is there already, let it find the pipelines: it looks for them in its own namespace.
+
+    It imports its classes when they are first used, from its submodules; this package stands in for one, so
+    that here, too, nothing is imported yet. Its AutoPipelines, where they are imported already, list classes
+    themselves. Where diffusers is imported later, `nexus_adapters.pipelines` registers them.
+    """
+    diffusers = sys.modules.get("diffusers")
+    homes = getattr(diffusers, "_class_to_module", None)
+    if homes is not None:
+        sys.modules.setdefault("diffusers.nexus_adapters", sys.modules[__name__])
+        homes |= {
+            name: "nexus_adapters" for name, home in _HOME.items() if home == "nexus_adapters.pipelines"
+        }
+    if "diffusers.pipelines.auto_pipeline" in sys.modules:
+        import_module("nexus_adapters.pipelines")
+
+
+_register_in_diffusers()

@@ -47,7 +47,7 @@ from nexus_adapters.cli.generate_requests import (
     MapSource,
     parse,
 )
-from nexus_adapters.cli.generation import structure_map, width_and_height
+from nexus_adapters.cli.generation import structure_map
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -235,22 +235,15 @@ def test_a_photo_becomes_an_image_with_its_options_in_the_settings(photo, tmp_pa
     assert pixels(tmp_path / "out.png").shape == (120, 160, 3)
 
 
-@pytest.mark.parametrize(
-    ("source", "given", "expected"),
-    [
-        ((128, 128), (None, None), (128, 128)),
-        ((250, 131), (None, None), (248, 128)),  # rounded down
-        ((256, 256), (None, None), (256, 256)),  # four times the area: kept
-        ((4000, 3000), (None, None), (144, 112)),  # far more: the base's own area
-        ((3000, 400), (None, None), (352, 48)),
-        ((4000, 3000), (512, None), (512, 384)),
-        ((4000, 3000), (None, 96), (128, 96)),
-        ((4000, 3000), (40, 24), (40, 24)),
-        ((4000, 8), (64, None), (64, 8)),
-    ],
-)
-def test_size(source, given, expected):
-    assert width_and_height(source, *given, native=128) == expected
+def test_a_large_map_gives_an_image_of_the_bases_own_size(edges, tmp_path, capsys):
+    """As in Python; what is asked for counts."""
+    with Image.open(edges) as image:
+        image.resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "map.png")
+    assert run(tmp_path / "map.png", tmp_path / "out.png", "--steps", 1) == 0
+    assert pixels(tmp_path / "out.png").shape == (128, 128, 3)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "--map" in line
+    assert "512x512" in line
 
 
 def test_an_inverted_map_is_a_warning_and_can_be_inverted(edges):
@@ -520,7 +513,7 @@ def bad_models(tiny_weights, tmp_path_factory):
             ["UNet2D", f"'{good_base / 'unet'}'"],
         ),
         "pipeline as adapter": (good_base, good_base, "--adapter", [f"'{good_base}'", "without an adapter"]),
-        "xl": (tmp_path / "xl", good_adapter, "--adapter", ["pools (0, 0, 1, 0)", "got (0, 1, 1, 1)"]),
+        "xl": (tmp_path / "xl", good_adapter, "--adapter", ["made for SDXL", "made for SD 1.x/2.x"]),
         "inpainting": (
             _with_inputs(weights / "base", tmp_path / "inpainting", 9),
             good_adapter,
@@ -585,6 +578,7 @@ def test_a_misfit_is_refused_before_the_hubs_base_is_fetched(
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     monkeypatch.setattr(StableDiffusionPipeline, "download", lambda *_: pytest.fail("fetched all"))
+    monkeypatch.setattr(NexusAdapter, "from_pretrained", lambda *_, **__: pytest.fail("loaded weights"))
     _, narrow, option, shown = bad_models["text width"]
     assert run(edges, tmp_path / "out.png", "--base", "some/base", "--adapter", narrow) == 2
     refused_in_one_line(capsys, option, *shown)

@@ -3,7 +3,7 @@
 import gc
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +14,8 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tests import tiny
 from tests.refusals import refused
 
@@ -309,6 +311,83 @@ def test_changed_weights_give_new_features(pipe):
         assert (generate(pipe) - first).abs().max() > 0.01
 
 
+def zero(tensor):
+    tensor.zero_()
+
+
+def zero_past_the_version(tensor):
+    tensor.data.zero_()
+
+
+def zero_by_numpy(tensor):
+    tensor.numpy()[...] = 0
+
+
+@pytest.mark.parametrize("edit", [zero, zero_past_the_version, zero_by_numpy])
+@pytest.mark.parametrize("name", ["condition", "mask"])
+@pytest.mark.parametrize("attached_in", [nullcontext, torch.inference_mode])
+def test_edits_in_place_give_new_features(unet, adapter, edit, name, attached_in):
+    maps = {"condition": tiny.condition(), "mask": torch.ones(1, 1, 64, 64)}
+    with torch.no_grad():
+        with attach(unet, Control(adapter, **maps | {name: 0 * maps[name]}, policy="per_branch")):
+            expected = bare_call(unet)
+        with attached_in():
+            handle = attach(unet, Control(adapter, **maps, policy="per_branch"))
+        with handle, calls_of(adapter) as calls:
+            before = bare_call(unet)
+            assert torch.equal(bare_call(unet), before)
+            assert len(calls) == 1
+            with attached_in():
+                edit(getattr(handle.controls[0], name))
+            assert torch.equal(bare_call(unet), expected)
+            assert len(calls) == 2
+    assert not torch.equal(before, expected)
+
+
+def hooked_by(module, kind):
+    if kind == "pre-hook":
+        return module.register_forward_pre_hook(lambda m, args: tuple(0 * a for a in args))
+    return module.register_forward_hook(
+        lambda m, args, out: [0 * f for f in out] if isinstance(out, list) else 0 * out
+    )
+
+
+@pytest.mark.parametrize("kind", ["pre-hook", "hook"])
+@pytest.mark.parametrize("part", ["", "adapter.body.0"])
+def test_hooks_on_the_adapter_give_new_features(unet, adapter, kind, part):
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
+        before = bare_call(unet)
+        hook = hooked_by(adapter.get_submodule(part), kind)
+        hooked = bare_call(unet)
+        assert torch.equal(bare_call(unet), hooked)
+        hook.remove()
+        assert torch.equal(bare_call(unet), before)
+    assert not torch.equal(hooked, before)
+
+
+def test_lora_on_the_adapter_gives_new_features(unet):
+    """Added, scaled, switched off and on, as PEFT does it: without a change of any weight."""
+    adapter = tiny.adapter(unet)
+    with attach(unet, Control(adapter, tiny.condition(), policy="per_branch")), torch.no_grad():
+        plain = bare_call(unet)
+        config = LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False)
+        torch.manual_seed(0)
+        inject_adapter_in_model(config, adapter)
+        layers = [module for module in adapter.modules() if isinstance(module, BaseTunerLayer)]
+        tuned = bare_call(unet)
+        for layer in layers:
+            layer.scale_layer(0.5)
+        scaled = bare_call(unet)
+        for layer in layers:
+            layer.enable_adapters(enabled=False)
+        assert torch.equal(bare_call(unet), plain)
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+        assert torch.equal(bare_call(unet), scaled)
+    assert not torch.equal(tuned, plain)
+    assert not torch.equal(tuned, scaled)
+
+
 @pytest.mark.parametrize(
     ("start", "end", "acting"),
     [(0.0, 1.0, 10), (0.0, 0.5, 5), (0.5, 1.0, 5), (0.3, 0.6, 3), (0.0, 0.0, 0), (1.0, 1.0, 0)],
@@ -316,7 +395,8 @@ def test_changed_weights_give_new_features(pipe):
 def test_start_and_end_are_positions_in_the_schedule(pipe, adapter, unet, start, end, acting):
     """DDIM's ten steps lie at t = 901, 801, ... 1, so at p = 0.099, 0.199, ... 0.999."""
     seen = []
-    with attach(pipe, Control(adapter, tiny.condition(), start=start, end=end)):
+    none_acts = nullcontext() if acting else pytest.warns(UserWarning, match="never acted")
+    with none_acts, attach(pipe, Control(adapter, tiny.condition(), start=start, end=end)):
         name = "down_intrablock_additional_residuals"
         handle = unet.register_forward_pre_hook(lambda m, a, k: seen.append(k.get(name)), with_kwargs=True)
         generate(pipe, steps=10)
@@ -430,6 +510,44 @@ def test_nested_attachments_add_up_and_go_in_any_order(adapter, order, compiled)
     assert trace_of(unet) == before
     assert unet._compiled_call_impl == before_call
     assert (nested - base).abs().max() > 0.01
+
+
+def test_a_control_that_is_attached_already_is_a_warning(pipe, unet, adapter):
+    """As when a notebook's cell is run again: still added, as controls always are."""
+    maps = tiny.condition()
+    other = tiny.adapter(unet)
+    attached = Control(adapter, maps), Control(adapter, tiny.condition(seed=9))
+    with attach(pipe, *attached):
+        for again in (
+            Control(adapter, maps, scale=0.3),
+            Control(adapter, maps.double(), end=0.5),
+            attached[0],
+        ):
+            with pytest.warns(UserWarning, match="^1 of 2 controls are attached already") as warned:
+                second = attach(pipe, again, Control(other, maps))
+            assert len(warned) == 1
+            second.remove()
+        with pytest.warns(UserWarning, match="^2 of 2"):
+            attach(unet, *attached, branches=("negative", "positive")).remove()
+        once = generate(pipe)
+        with pytest.warns(UserWarning, match="^1 of 1"), attach(pipe, attached[0], shared=False):
+            assert (generate(pipe) - once).abs().max() > 0.01
+
+
+def test_controls_that_never_meet_are_no_warning(pipe, unet, adapter, recwarn):
+    """Another adapter or map, after removal, and in other pipelines or threads that share the denoiser."""
+    control = Control(adapter, tiny.condition())
+    attach(pipe, control).remove()
+    second = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+    with attach(pipe, control, shared=False):
+        attach(second, control, shared=False).remove()
+        thread = threading.Thread(target=lambda: attach(pipe, control, shared=False).remove())
+        thread.start()
+        thread.join()
+        attach(pipe, Control(adapter, tiny.condition(seed=9))).remove()
+        attach(pipe, Control(adapter, tiny.condition(2))).remove()
+        attach(pipe, Control(tiny.adapter(unet), tiny.condition())).remove()
+    assert not [w for w in recwarn if "attached" in str(w.message)]
 
 
 def test_a_removed_attachment_is_not_entered_again(unet, adapter):

@@ -2,12 +2,20 @@
 
 import pytest
 import torch
-from diffusers import T2IAdapter
+from diffusers import T2IAdapter, UNet2DConditionModel
 from tests import tiny
 from tests.refusals import refused
 
+from nexus_adapters import NexusAdapter
+from nexus_adapters.adapter.arguments import base_geometry
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.injection.compatibility import check_fit, geometry_of, match_places, pixels_per_latent
+from nexus_adapters.injection.compatibility import (
+    check_fit,
+    geometry_of,
+    geometry_of_config,
+    match_places,
+    pixels_per_latent,
+)
 from nexus_adapters.injection.condition import fit_condition
 
 
@@ -87,10 +95,84 @@ def test_both_numbers_are_named():
         check_fit(tiny.adapter(sd15, channels=(8, 16, 24), pools=(0, 1, 1)), based(sd15))
     with refused("adapter", "20", expected="text_width 16"):
         check_fit(tiny.adapter(sd15, text_width=20), based(sd15))
-    with refused("adapter", "(0, 1, 1, 1)", expected="pools (0, 0, 1, 0)"):
-        check_fit(adapter, based(sdxl))
+    with refused("adapter", "(0, 0, 1, 1)", expected="pools (0, 0, 1, 0)"):
+        check_fit(tiny.adapter(sdxl, pools=(0, 0, 1, 1), unshuffle=8), based(sdxl))
     with refused("adapter", "15", expected="multiple of 2"):
         check_fit(tiny.adapter(sdxl, unshuffle=15), based(sdxl))
+
+
+def base_named(name):
+    """The base of a true config: no weights are needed."""
+    sd = tiny.SD15_UNET | {"block_out_channels": (320, 640, 1280, 1280)}
+    xl = tiny.SDXL_UNET | {"block_out_channels": (320, 640, 1280)}
+    changes = {
+        "SD 1.x": sd | {"cross_attention_dim": 768},
+        "SD 2.x": sd | {"cross_attention_dim": 1024},
+        "SDXL": xl | {"cross_attention_dim": 2048},
+        "Kolors": xl | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj"},
+    }[name]
+    with torch.device("meta"):
+        return based(UNet2DConditionModel(**changes))
+
+
+def adapter_for(base, kind):
+    sizes = {"channels": [p.channels for p in base.places()], "in_channels": 3}
+    first = base.places()[0].stride
+    with torch.device("meta"):
+        if kind == "nexus":
+            return NexusAdapter.for_geometry(base_geometry(base, pixels_per_latent=8), "prime")
+        is_xl = "_xl" if first == 2 else ""
+        return T2IAdapter(**sizes, downscale_factor=8 * first, adapter_type=f"full_adapter{is_xl}")
+
+
+NAMES = ("SD 1.x", "SD 2.x", "SDXL", "Kolors")
+
+
+@pytest.mark.parametrize("made_for", NAMES)
+@pytest.mark.parametrize("kind", ["nexus", "t2i"])
+def test_the_base_that_an_adapter_was_made_for_is_named(made_for, kind):
+    adapter = adapter_for(base_named(made_for), kind)
+    check_fit(adapter, base_named(made_for))
+    for name in NAMES:
+        base = base_named(name)
+        assert base.known_as == name
+        if kind == "t2i" and (name in ("SDXL", "Kolors")) == (made_for in ("SDXL", "Kolors")):
+            check_fit(adapter, base)  # reads no text
+            continue
+        if name != made_for:
+            shown = (
+                made_for
+                if kind == "nexus"
+                else {"SD 1.x": "SD 1.x/2.x", "SD 2.x": "SD 1.x/2.x"}.get(made_for, "SDXL")
+            )
+            with refused("adapter", f"made for {shown}", expected=f"made for {name}, which the base is"):
+                check_fit(adapter, base)
+
+
+def test_tiny_bases_are_named_by_their_shape():
+    sd15, sdxl = tiny.unet(tiny.SD15_UNET), tiny.unet(tiny.SDXL_UNET)
+    with refused("adapter", "made for SD 1.x/2.x", expected="made for SDXL"):
+        check_fit(tiny.adapter(sd15), based(sdxl))
+    with refused("adapter", "made for SDXL", expected="made for SD 1.x/2.x"):
+        check_fit(tiny.adapter(sdxl), based(sd15))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"unshuffle": 8},
+        {"unshuffle": 8, "in_channels": 3, "channels": 4},
+        {"unshuffle": "8", "in_channels": 3, "channels": [4]},
+        {"unshuffle": 8, "in_channels": 3, "channels": [4, None]},
+        {"unshuffle": 8, "in_channels": 3, "channels": [4], "pools": {"a": 1}},
+        {"unshuffle": 8, "in_channels": None, "channels": [4]},
+        {"unshuffle": 8, "in_channels": 3, "channels": [4], "text_width": [768]},
+    ],
+)
+def test_a_config_that_says_nothing_of_a_geometry(config):
+    """As damaged files have: what loads them has the error for it."""
+    assert geometry_of_config(config) is None
 
 
 def test_t2i_adapters_fit_too():

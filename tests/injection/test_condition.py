@@ -1,6 +1,7 @@
 """What users pass as condition, and its way to the adapter's size."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from tests.refusals import refused
 
 from nexus_adapters.errors import MISSING
 from nexus_adapters.injection import Control, attach
-from nexus_adapters.injection.condition import as_condition, check_aspect, fit_condition, mask_levels
+from nexus_adapters.injection.condition import (
+    LARGEST,
+    as_condition,
+    check_aspect,
+    fit_condition,
+    image_size,
+    mask_levels,
+)
 
 GREY = Image.new("L", (24, 16), 51)
 MAP = torch.rand(1, 3, 16, 24)
@@ -137,6 +145,53 @@ def test_growing_is_bilinear_and_stays_in_range():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_resizing_keeps_the_dtype(dtype):
     assert fit_condition(MAP.to(dtype), 8, 12, 8).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "native", "expected"),  # each (height, width)
+    [
+        ((128, 128), (None, None), 128, (128, 128)),
+        ((131, 190), (None, None), 128, (128, 184)),  # rounded down
+        ((192, 192), (None, None), 128, (192, 192)),  # 1.5 times: kept
+        ((193, 128), (None, None), 128, (160, 104)),  # more: the base's own area
+        ((512, 512), (None, None), 128, (128, 128)),
+        ((3000, 4000), (None, None), 128, (112, 144)),
+        ((400, 3000), (None, None), 128, (24, 192)),  # and no side above the limit
+        ((50, 200), (None, None), 128, (48, 192)),
+        ((768, 512), (None, None), 512, (768, 512)),
+        ((1024, 1024), (None, None), 512, (512, 512)),
+        ((1344, 768), (None, None), 1024, (1344, 768)),
+        ((3000, 4000), (None, 512), 128, (384, 512)),  # what is given counts
+        ((3000, 4000), (96, None), 128, (96, 128)),
+        ((3000, 4000), (24, 40), 128, (24, 40)),
+        ((3000, 4000), (3000, 4000), 128, (3000, 4000)),
+        ((8, 4000), (None, 64), 128, (8, 64)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* more than 1.5 times the base's")
+def test_the_size_of_an_image(source, given, native, expected):
+    assert image_size(source, *given, native=native, multiple=8) == expected
+
+
+@pytest.mark.parametrize("native", [64, 100, 128, 512, 1024])
+@pytest.mark.filterwarnings("ignore:.* more than 1.5 times the base's")
+def test_a_map_of_the_size_that_was_chosen_keeps_it(native):
+    """A map extracted at the size of the image must control an image of that size."""
+    for source in [
+        (native * a // 7, native * b // 7) for a in (1, 7, 10, 11, 16, 70) for b in (7, 11, 25, 300)
+    ]:
+        chosen = image_size(source, None, None, native, 8)
+        assert max(chosen) <= LARGEST * native
+        assert image_size(chosen, None, None, native, 8) == chosen
+
+
+def test_a_smaller_size_is_a_warning():
+    with pytest.warns(UserWarning, match="--map: 512x300 pixels are more than 1.5 times the base's 128"):
+        image_size((300, 512), None, None, 128, 8, "--map")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image_size((300, 512), 512, None, 128, 8)
+        image_size((192, 100), None, None, 128, 8)
 
 
 def test_another_aspect_is_an_error_with_both_sizes():

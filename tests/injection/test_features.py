@@ -8,7 +8,7 @@ from torch import nn
 
 from nexus_adapters.bases.unet import KEYWORD
 from nexus_adapters.injection import residuals
-from nexus_adapters.injection.features import MAX_ENTRIES, FeatureCache, Weights
+from nexus_adapters.injection.features import MAX_ENTRIES, FeatureCache, Weights, content_of
 from nexus_adapters.injection.places import added
 
 KEY = (0, 64)
@@ -35,6 +35,16 @@ def cache(adapter, text, features):
     made = FeatureCache()
     made.keep(KEY, text, adapter, features)
     return made
+
+
+def test_large_maps_are_looked_at_quickly():
+    maps = torch.zeros(2, 3, 1024, 1024)
+    before = content_of(maps)
+    assert content_of(maps) == before
+    maps.numpy()[1, 2, 100:200, 7] = 1
+    assert content_of(maps) != before
+    assert content_of(None) is None
+    assert content_of(maps.bfloat16()) is not None
 
 
 def test_the_same_object_and_equal_content_are_hits(cache, adapter, text, features):

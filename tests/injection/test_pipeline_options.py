@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     T2IAdapter,
+    UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
@@ -282,7 +283,17 @@ def test_variants_and_t2i_adapters_mix():
     assert torch.equal(run(pipe), base)
 
 
-# Compiling takes as long as a UNet is deep.
+class Shallow(UNet2DConditionModel):
+    """Compiling takes as long as a UNet is deep."""
+
+    def forward(
+        self, sample, timestep, encoder_hidden_states, down_intrablock_additional_residuals=None, **options
+    ):
+        feature = (down_intrablock_additional_residuals or [0.0])[0]
+        text = encoder_hidden_states.mean((1, 2)).reshape(-1, 1, 1, 1)
+        return (self.conv_out(self.conv_in(sample) + text + timestep / 1000 + feature),)
+
+
 TWO_LEVELS = {
     "block_out_channels": (8, 16),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -306,19 +317,20 @@ def graphs(pipe, form):
     return found
 
 
-@pytest.mark.parametrize(
-    ("form", "settings", "expected"),
-    [
-        ("module", {}, 1),
-        pytest.param("module", {"end": 0.5}, 2, marks=pytest.mark.full),
-        pytest.param("module", {"scale": [1, 0.5]}, 1, marks=pytest.mark.full),
-        ("wrapper", {}, 1),
-        pytest.param("wrapper", {"end": 0.5}, 2, marks=pytest.mark.full),
-        pytest.param("wrapper", {"scale": [1, 0.5]}, 1, marks=pytest.mark.full),
-    ],
-)
-def test_compiled_to_one_graph_and_to_two_with_start_or_end(form, settings, expected):
-    pipe = tiny.sd15(unet=tiny.unet(**TWO_LEVELS))
+COMPILED = [
+    ({}, 1),
+    ({"end": 0.5}, 2),
+    pytest.param({"scale": [1, 0.5]}, 1, marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("depth", ["shallow", pytest.param("deep", marks=pytest.mark.full)])
+@pytest.mark.parametrize("form", ["module", "wrapper"])
+@pytest.mark.parametrize(("settings", "expected"), COMPILED)
+def test_compiled_to_one_graph_and_to_two_with_start_or_end(depth, form, settings, expected):
+    torch.manual_seed(0)
+    unet = Shallow(**tiny.SD15_UNET).eval() if depth == "shallow" else tiny.unet(**TWO_LEVELS)
+    pipe = tiny.sd15(unet=unet)
     adapter = tiny.adapter(pipe.unet)
     with attach(pipe, Control(adapter, tiny.condition(), **settings)):
         plain = run(pipe)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from tests import tiny
@@ -5,6 +7,7 @@ from tests.methods.built import build
 from tests.refusals import refused
 from tests.training.test_loss import batch, objective
 
+from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.methods import GenerationSettings, find_method, method_of
 from nexus_adapters.training.loss import denoising_losses
 
@@ -55,6 +58,22 @@ def test_another_bases_controlnet_does_not_fit(method, changes, received):
     find_method(method).check_fit(adapter, tiny.base(tiny.unet()))
     with refused("adapter", received, expected=next(iter(changes))):
         find_method(method).check_fit(adapter, tiny.base(tiny.unet(**changes)))
+
+
+def test_a_controlnet_of_another_base_is_named():
+    """From its config, before its weights are read."""
+    widths = {"SD 1.x": 768, "SD 2.x": 1024, "SDXL": 2048}
+    for made_for, text_width in widths.items():
+        config = {"in_channels": 4, "cross_attention_dim": text_width, "block_out_channels": [8, 16, 24, 24]}
+        saved = Saved("mine", Path(), config, ())
+        for name, width in widths.items():
+            with torch.device("meta"):
+                base = tiny.base(tiny.unet(cross_attention_dim=width))
+            if name == made_for:
+                find_method("controlnet").check_saved(saved, base)
+                continue
+            with refused("adapter", f"made for {made_for}", expected=f"made for {name}"):
+                find_method("controlnet").check_saved(saved, base)
 
 
 @pytest.mark.parametrize("method", ["controlnet", "controlnet-xs"])

@@ -1,5 +1,6 @@
 """StableDiffusionNexusPipeline: stock Stable Diffusion with an adapter, saved and loaded as one."""
 
+import importlib
 import inspect
 import shutil
 import subprocess
@@ -7,14 +8,18 @@ import sys
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from copy import deepcopy
 from fnmatch import fnmatch
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.pipelines import pipeline_utils
+from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+from diffusers.utils import dynamic_modules_utils
 from tests import tiny
 from tests.refusals import refused
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -150,7 +155,23 @@ def test_return_dict_false(pipe):
 )
 def test_the_size_follows_from_the_condition(condition, given, size):
     sides = {"height": None, "width": None} | given
-    assert output_height_width(torch.zeros(1, 3, *condition), **sides, multiple=8) == size
+    assert output_height_width(torch.zeros(1, 3, *condition), **sides, native=512, multiple=8) == size
+
+
+def test_a_map_far_above_the_bases_own_size(base, adapter, pipe):
+    """Also in a pipeline that `from_pipe` made, and the same as on the command line."""
+    made = tiny.quiet(StableDiffusionNexusPipeline.from_pipe(base, adapter=adapter))
+    for each in (pipe, made):
+        with pytest.warns(UserWarning, match="image: 128x104 pixels .* 64, so the image is 72x56") as warned:
+            found = generate(each, image=tiny.image(104, 128), num_inference_steps=1)
+        assert found.shape == (1, 3, 56, 72)
+        assert len(warned) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            explicit = generate(
+                each, image=tiny.image(104, 128), height=104, width=128, num_inference_steps=1
+            )
+        assert explicit.shape == (1, 3, 104, 128)
 
 
 def test_the_image_has_the_conditions_size(pipe):
@@ -425,6 +446,97 @@ torch.save((images, pipe.adapter.state_dict()), {str(tmp_path / "found.pt")!r})
     mine = pipe.adapter.state_dict()
     assert list(weights) == list(mine)
     assert all(torch.equal(weights[name], mine[name]) for name in mine)
+
+
+@pytest.mark.parametrize("load", [DiffusionPipeline, AutoPipelineForText2Image, "custom_pipeline"])
+def test_a_saved_pipeline_is_loaded_by_diffusers_own_classes(pipe, tmp_path, load, monkeypatch):
+    pipe.save_pretrained(tmp_path)
+    if load == "custom_pipeline":
+        monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+        options = {"custom_pipeline": "pipeline", "trust_remote_code": True}
+        made = DiffusionPipeline.from_pretrained(tmp_path, **options)
+    else:
+        made = load.from_pretrained(tmp_path)
+    assert type(made) is StableDiffusionNexusPipeline
+    assert_close(generate(tiny.quiet(made), image=tiny.image()), generate(pipe, image=tiny.image()))
+
+
+def test_the_pipelines_are_registered_in_diffusers_once(pipe):
+    for _ in range(2):
+        importlib.reload(nexus_adapters.pipelines)
+        nexus_adapters._register_in_diffusers()
+    assert diffusers.StableDiffusionNexusPipeline is StableDiffusionNexusPipeline
+    named = [kind.__name__ for kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()]
+    assert named.count("StableDiffusionNexusPipeline") == named.count("StableDiffusionXLNexusPipeline") == 1
+    assert type(AutoPipelineForText2Image.from_pipe(pipe)) is StableDiffusionNexusPipeline
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("first", "then", "is_light"),
+    [
+        ("import diffusers", "import nexus_adapters", True),
+        ("from diffusers import DiffusionPipeline", "import nexus_adapters", True),
+        ("from diffusers import AutoPipelineForText2Image", "import nexus_adapters", False),
+        ("import nexus_adapters.pipelines", "import diffusers", False),
+        ("from nexus_adapters import StableDiffusionNexusPipeline", "import diffusers", False),
+    ],
+)
+def test_registered_in_a_fresh_process_whatever_comes_first(pipe, tmp_path, first, then, is_light):
+    pipe.save_pretrained(tmp_path)
+    code = f"""
+import sys
+{first}
+{then}
+if {is_light}:
+    assert "nexus_adapters.pipelines" not in sys.modules
+import diffusers
+for name in sys.argv[1:]:
+    print(type(getattr(diffusers, name).from_pretrained({str(tmp_path)!r})).__name__)
+"""
+    for kind in ("DiffusionPipeline", "AutoPipelineForText2Image"):
+        command = [sys.executable, "-c", code, kind]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip() == "StableDiffusionNexusPipeline"
+
+
+def test_a_users_pipeline_file_is_kept(pipe, tmp_path):
+    (tmp_path / "pipeline.py").write_text("mine = 1\n")
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline.py").read_text() == "mine = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "diffusion_pytorch_model.safetensors"),
+        ({"variant": "fp16"}, "diffusion_pytorch_model.fp16.safetensors"),
+        ({"safe_serialization": False}, "diffusion_pytorch_model.safetensors"),
+        ({"variant": "fp16", "safe_serialization": False}, "diffusion_pytorch_model.fp16.safetensors"),
+    ],
+)
+def test_the_adapter_is_always_saved_and_safely(pipe, tmp_path, options, name):
+    is_unsafe = "safe_serialization" in options
+    with pytest.warns(UserWarning, match="safetensors") if is_unsafe else nullcontext():
+        pipe.save_pretrained(tmp_path, **options)
+    assert {file.name for file in (tmp_path / "adapter").iterdir()} == {"config.json", name}
+    variant = {"variant": options["variant"]} if "variant" in options else {}
+    made = StableDiffusionNexusPipeline.from_pretrained(tmp_path, **variant)
+    mine = pipe.adapter.state_dict()
+    assert all(torch.equal(weight, mine[key]) for key, weight in made.adapter.state_dict().items())
+
+
+@pytest.mark.parametrize("missing", [("unet",), ("adapter",), ("unet", "vae", "scheduler", "adapter")])
+def test_without_some_parts_it_encodes_prompts(base, adapter, missing, tmp_path):
+    parts = base.components | {"adapter": adapter} | dict.fromkeys(missing)
+    made = StableDiffusionNexusPipeline(**parts, requires_safety_checker=False)
+    found, _ = made.encode_prompt("a red star", "cpu", 1, False)
+    assert torch.equal(found, base.encode_prompt("a red star", "cpu", 1, False)[0])
+    with refused(missing[0], MISSING):
+        made("a red star", image=tiny.image())
+    made.unet, made.adapter, made.vae, made.scheduler = base.unet, adapter, base.vae, base.scheduler
+    assert generate(tiny.quiet(made), image=tiny.image(), num_inference_steps=1).shape == (1, 3, 64, 64)
 
 
 def test_names_survive_moves_of_files(pipe):

@@ -237,7 +237,13 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         call.arguments["loaded_keys"] = check_files(files, call.arguments["model"])
         return load(*call.args, **call.kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        variant: str | None = None,  # named, since pipelines of diffusers pass it to those parts that name it
+        **kwargs: Any,
+    ) -> None:
         """Save into a folder; diffusers' own arguments, all of them.
 
         The SHA-256 of all tensors goes into the metadata of each weights file, by which loading checks
@@ -246,7 +252,8 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         Raises `InvalidArgument` for `safe_serialization=False`: pickles can hold code, and are not loaded.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]  # diffusers' own, without types
-        save_with_hash(save, self.push_to_hub, Path(save_directory), *args, **kwargs)
+        named = {} if variant is None else {"variant": variant}
+        save_with_hash(save, self.push_to_hub, Path(save_directory), *args, **kwargs, **named)
 
     @classmethod
     def from_config(

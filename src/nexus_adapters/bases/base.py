@@ -148,6 +148,11 @@ class Base(ABC):
         """Width of the prompt embeddings that the denoiser receives."""
 
     @property
+    def known_as(self) -> str:
+        """What users call bases of this shape, such as "SDXL"; "" where there is no such name."""
+        return ""
+
+    @property
     def latent_channels(self) -> int:
         """Of the latents."""
         return int((self.vae_config or {}).get("latent_channels", 4))

@@ -34,9 +34,22 @@ def family_of(config: Mapping[str, Any]) -> type[Base] | None:
     return next((family for family in known_families() if family.recognizes(config)), None)
 
 
+def layers(denoiser: nn.Module | Any) -> list[Any]:
+    """The denoiser and what it wraps, from the outside in: by `torch.compile`, by PEFT's `get_peft_model`."""
+    found = [denoiser]
+    while isinstance(found[-1], nn.Module):
+        if isinstance(compiled := getattr(found[-1], "_orig_mod", None), nn.Module):
+            found.append(compiled)
+        elif callable(unwrap := getattr(found[-1], "get_base_model", None)):
+            found.append(unwrap())
+        else:
+            break
+    return found
+
+
 def inner(denoiser: nn.Module | Any) -> Any:
-    """The denoiser inside a `torch.compile`d one."""
-    return getattr(denoiser, "_orig_mod", denoiser)
+    """The denoiser itself, inside what wraps it."""
+    return layers(denoiser)[-1]
 
 
 def config_of(denoiser: object) -> Mapping[str, Any]:

@@ -40,6 +40,14 @@ _ADDS_AFTER_DOWNSAMPLER = {"CrossAttnDownBlock2D": False, "DownBlock2D": True}
 # Only UNets of this depth (SDXL's) have a feature for the middle block.
 _DOWN_BLOCKS_WITH_MIDDLE_FEATURE = 3
 
+# What users call a base, by the width of its text and by the strides of its places.
+_KNOWN_BY_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner", 4096: "Kolors"}
+_KNOWN_BY_STRIDES: dict[tuple[int, ...], str] = {
+    (1, 2, 4, 8): "SD 1.x/2.x",
+    (2, 2, 4, 4): "SDXL",
+    (2, 2, 4, 8): "the SDXL refiner",
+}
+
 _NATIVE_LATENTS = 64  # per side, where a config does not say
 
 
@@ -114,6 +122,15 @@ class UNetBase(Base):
                 "unet", "one text width for all blocks", f"cross_attention_dim={tuple(width)}"
             )
         return int(widths.pop())
+
+    @property
+    def known_as(self) -> str:
+        """By text width and strides."""
+        try:
+            text_width = self.text_width
+        except InvalidArgument:  # it reads no text, or several
+            text_width = None
+        return known_as(tuple(self._strides()), text_width)
 
     def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Each downsampler is a 3x3 convolution of stride 2: with padding 1 it rounds up.
@@ -270,6 +287,11 @@ class UNetBase(Base):
             "text_embeds": torch.empty(count, width, dtype=dtype),
             "time_ids": torch.empty(count, 6, dtype=dtype),
         }
+
+
+def known_as(strides: tuple[int, ...] = (), text_width: int | None = None) -> str:
+    """What users call bases with this text width, or else these strides; "" where there is no such name."""
+    return _KNOWN_BY_TEXT.get(text_width or 0) or _KNOWN_BY_STRIDES.get(strides, "")
 
 
 def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:

@@ -26,7 +26,6 @@ from nexus_adapters.cli.generation import (
     read_mask,
     read_source,
     set_scheduler,
-    width_and_height,
 )
 from nexus_adapters.cli.options import choose_device, save_png
 from nexus_adapters.files import file_sha256
@@ -57,6 +56,7 @@ def generate_images(request: GenerateRequest) -> None:
         import torch
 
         from nexus_adapters.evaluation.provenance import choose_dtype
+        from nexus_adapters.injection.condition import image_size
 
         for control, source in zip(controls, sources, strict=True):
             check_size(control, source, request.width, request.height)
@@ -71,7 +71,15 @@ def generate_images(request: GenerateRequest) -> None:
         set_scheduler(model.pipe, request.scheduler)
         check_schedule(model.pipe.scheduler, request.steps)
         multiple = model.pipe.vae_scale_factor
-        size = width_and_height(sources[0].size, request.width, request.height, model.native_size, multiple)
+        height, width = image_size(
+            (sources[0].height, sources[0].width),
+            request.height,
+            request.width,
+            model.native_size,
+            multiple,
+            controls[0].given.option,
+        )
+        size = width, height
         attached = [
             build_control(control, loaded, source, mask, size)
             for control, loaded, source, mask in zip(controls, model.adapters, sources, masks, strict=True)

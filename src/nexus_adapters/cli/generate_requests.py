@@ -273,7 +273,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of images: FILE-0001.png and so on, each with the next seed (default: 1)",
     )
-    size = "in pixels (default: the map's, reduced if far above what the base was trained on)"
+    size = "in pixels (default: the map's; the base's own if the map is more than 1.5 times as large)"
     group.add_argument("--width", type=int, metavar="N", help=size)
     group.add_argument("--height", type=int, metavar="N", help=size)
 

@@ -1,7 +1,6 @@
 """From requests to images: adapters, pipeline, LoRA, structure maps, controls. Whatever is slow is lazy."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,9 +80,11 @@ def check_methods(controls: Sequence[ControlRequest], adapters: Sequence["Saved"
 def load_model(source: "BaseSource", saved: Sequence["Saved"], torch_dtype: "torch.dtype") -> Model:
     """The pipeline and the adapters on the CPU; each adapter is loaded once, and checked before the base."""
     from nexus_adapters.bases.loading import denoiser_files, load_base, open_base
-    from nexus_adapters.methods import load_saved, method_of
+    from nexus_adapters.methods import load_saved, method_for, method_of
 
     base = open_base(source)
+    for each in saved:
+        method_for(each).check_saved(each, base)
     loaded: dict[tuple[Path, ...], LoadedAdapter] = {}
     for each in saved:
         if each.files not in loaded:
@@ -174,8 +175,6 @@ def lora_settings(loras: Sequence[LoraRequest]) -> list[dict[str, Any]]:
 
 SMALLEST_PX = 8  # one latent
 _SMALLEST_FOR_MODELS_PX = 64  # that models for depth and segmentation take
-# An image may be this many times the base's own area before the default size is cut down to that area.
-_LARGEST_AREA = 4
 
 
 def extractor_options(control: ControlRequest) -> dict[str, object]:
@@ -222,25 +221,6 @@ def check_size(control: ControlRequest, source: "Image.Image", width: int | None
 
     if width is not None and height is not None:
         check_aspect(source.height, source.width, height, width, name=control.given.option)
-
-
-def width_and_height(
-    source: tuple[int, int], width: int | None, height: int | None, native: int, multiple: int = 8
-) -> tuple[int, int]:
-    """(width, height) of the image that is generated from a source of this (width, height).
-
-    Both given: these. One given: the other by the source's aspect, to the nearest `multiple`. None: the
-    source's size, each side rounded down to a `multiple`; but where the source has more than four times the
-    area of the base's own `native` x `native`, that area in the source's aspect.
-    """
-    from nexus_adapters.injection.condition import nearest_multiple, size_by_aspect
-
-    area = source[0] * source[1]
-    if width is None and height is None and area > _LARGEST_AREA * native * native:
-        factor = native / math.sqrt(area)
-        return nearest_multiple(source[0] * factor, multiple), nearest_multiple(source[1] * factor, multiple)
-    found_height, found_width = size_by_aspect(source[1], source[0], height, width, multiple)
-    return found_width, found_height
 
 
 def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":

@@ -31,7 +31,7 @@ from nexus_adapters.evaluation.provenance import choose_dtype, model_sha256, ver
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
 from nexus_adapters.evaluation.store import Store, claim
 from nexus_adapters.files import cache_folder, locked
-from nexus_adapters.methods import GenerationSettings, load_saved, method_of
+from nexus_adapters.methods import GenerationSettings, load_saved, method_for, method_of
 from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.training.distributed import leave_together
 
@@ -81,6 +81,7 @@ def evaluate(
     saved: dict[str, Saved] = {}
     for name, adapter in adapters.items():
         saved[name] = find_saved(adapter, config.data.condition, config.base.path)
+        method_for(saved[name]).check_saved(saved[name], base_configs)
         loaded[name] = load_saved(saved[name])
         method = method_of(loaded[name])
         method.check_fit(loaded[name], base_configs)

@@ -11,17 +11,32 @@ import torch
 from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base, Branches, CallingPipeline, parse_branches
-from nexus_adapters.bases.families import base_of
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.bases.families import base_of, layers
+from nexus_adapters.errors import InvalidArgument, warn_caller
+from nexus_adapters.injection.acting import ActingRecord
 from nexus_adapters.injection.branches import call_layout, check_policy, plan_branches
 from nexus_adapters.injection.calling_pipeline import NO_PIPELINE, calling_pipeline, check_crop, is_calling
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.control import Control
-from nexus_adapters.injection.denoiser_hook import Arguments, Call, CallGuard, hook_calls, parameter_names
-from nexus_adapters.injection.features import FeatureCache, check_call, compute_features, scaled_rows
+from nexus_adapters.injection.denoiser_hook import (
+    Arguments,
+    Call,
+    CallGuard,
+    CallHooks,
+    hook_calls,
+    owners_of_hooks,
+    parameter_names,
+)
+from nexus_adapters.injection.features import (
+    FeatureCache,
+    check_call,
+    compute_features,
+    content_of,
+    scaled_rows,
+)
 from nexus_adapters.injection.places import FeaturePlaces, added
-from nexus_adapters.injection.scales import Scale, schedule_position, training_timesteps
+from nexus_adapters.injection.scales import Scale, check_schedule, schedule_position, training_timesteps
 
 
 def attach(
@@ -34,9 +49,9 @@ def attach(
 
     As a context manager, `with attach(pipe, control): ...`, or as a handle with `remove()`, on whose
     `controls` scale, condition and the other settings can be changed at any time. Several controls add up.
-    After removal, also by an exception, the denoiser is exactly as it was. All pipelines that share the
-    denoiser share its controls, unless `shared` is False. A denoiser that is to be compiled must be compiled
-    first.
+    After removal, also by an exception, the denoiser is exactly as it was; a control that never acted is then
+    reported in a warning. All pipelines that share the
+    denoiser share its controls, unless `shared` is False. Threads may attach and remove at any time.
 
     Args:
         pipe_or_denoiser: any pipeline of a known base family, such as one with a `UNet2DConditionModel`, or
@@ -70,10 +85,12 @@ def attach(
         check_pixels(control.adapter, base, getattr(pipe, "vae_scale_factor", None))
         check_policy(base, pipe, control.policy, declared)
         if control.reads_position:
-            training_timesteps(pipe)
+            check_schedule(pipe)
         if control.noise_exponent:
             base.noise_factors(0, control.noise_exponent)
-    return Attachment(base, denoiser, controls, declared, None if shared else threading.current_thread())
+    only_in = None if shared else threading.current_thread()
+    _warn_of_repeated(controls, base, denoiser, only_in)
+    return Attachment(base, denoiser, controls, declared, only_in)
 
 
 class Attachment:
@@ -99,8 +116,13 @@ class Attachment:
         self._caches = tuple(FeatureCache() for _ in controls)
         self._guard = CallGuard(denoiser)
         self._attached = True
+        self._records = tuple(
+            ActingRecord(f"control {number} of {len(controls)}") for number in range(1, len(controls) + 1)
+        )
+        self._was_called = False  # and elsewhere by its pipeline, in a thread where it does not act
+        self._was_called_elsewhere = False
         self._places = FeaturePlaces(denoiser, base.places())
-        self._unhook = hook_calls(denoiser, self._before, self._after)
+        self._unhook = hook_calls(denoiser, CallHooks(self, self._before, self._after))
 
     @property
     def scale(self) -> Scale:
@@ -135,8 +157,41 @@ class Attachment:
             )
         return self.controls[0]
 
+    def meets(self, pipe: Any, only_in: threading.Thread | None) -> bool:
+        """Whether it and an attachment to this pipeline for this thread (None: shared) act in one call."""
+        return (
+            self._only_in is None or only_in is None or (self._only_in is only_in and self._base.pipe is pipe)
+        )
+
     def remove(self) -> None:
-        """Leave the denoiser exactly as it was. In any order among several attachments; again is no harm."""
+        """Leave the denoiser exactly as it was. In any order among several attachments; again is no harm.
+
+        A warning says which controls never acted.
+        """
+        self._report()
+        self._remove()
+
+    def _report(self) -> None:
+        if not self._attached:
+            return
+        for record in self._records:
+            record.report()
+        name = self._base.denoiser_name
+        current = getattr(self._base.pipe, name, None)
+        is_hooked = any(owner is self for owner in owners_of_hooks(self._denoiser))
+        is_called = current is None or any(layer is self._denoiser for layer in layers(current))
+        if not (is_hooked and is_called):
+            warn_caller(
+                f"the pipeline's {name} was replaced or compiled again after attach(): since then the "
+                "controls did not act; attach() to the new one"
+            )
+        elif self._was_called_elsewhere and not self._was_called:
+            warn_caller(
+                "the controls never acted: with shared=False they act in the thread that called attach(), "
+                "but the pipeline ran in another; attach() there, or leave out shared=False"
+            )
+
+    def _remove(self) -> None:
         if self._attached:
             self._attached = False
             self._unhook()
@@ -155,12 +210,14 @@ class Attachment:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        if error is None:
+            self._report()
+        self._remove()
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self._places.clear()  # an interrupted call leaves its features behind
-        if self._only_in is not None and not self._is_own_call():
-            return None
+        if not self._attached or (self._only_in is not None and not self._is_own_call()):
+            return None  # removed by another thread since the call began, or not called for
         self._guard.enter()
         call = Call(self._names, args, kwargs)
         ours = self._features(call)
@@ -173,11 +230,17 @@ class Attachment:
         return call.args, dict(call.kwargs)
 
     def _is_own_call(self) -> bool:
-        return threading.current_thread() is self._only_in and is_calling(
-            self._base.pipe, self._base, self._denoiser
-        )
+        is_here = threading.current_thread() is self._only_in
+        # What other threads' pipelines do is looked up only as long as it matters to `_report`.
+        if not is_here and (self._was_called or self._was_called_elsewhere):
+            return False
+        if not is_calling(self._base.pipe, self._base, self._denoiser):
+            return False
+        self._was_called |= is_here
+        self._was_called_elsewhere |= not is_here
+        return is_here
 
-    def _after(self, *_: object) -> None:
+    def _after(self) -> None:
         self._places.clear()
         self._guard.leave()
 
@@ -189,8 +252,9 @@ class Attachment:
         # Where pipelines share the denoiser, the one that calls is not always the one that was attached to;
         # and what it says of its layout holds only while it runs.
         calling = calling_pipeline(self._base, self._denoiser)
-        for control, cache in zip(self.controls, self._caches, strict=True):
-            scale = _scale(control, call, self._base, calling.pipe or self._base.pipe)
+        for control, cache, record in zip(self.controls, self._caches, self._records, strict=True):
+            scale, position = _scale(control, call, self._base, calling.pipe or self._base.pipe)
+            record.note(scale, position)
             if scale != 0:
                 check_crop(calling, control.crop)
                 # One that was attached to the denoiser promises no layout.
@@ -207,7 +271,8 @@ class Attachment:
         size = base.latent_size(latents, {name: call.get(name) for name in self._names})
         layout = call_layout(base, calling, control.policy, text, self._branches)
         plan, text = plan_branches(control.policy, layout, len(control.condition)), layout.text
-        key = (control.revision, plan.key, size, latents.dtype, latents.device)
+        maps = content_of(control.condition), content_of(control.mask)
+        key = (control.revision, maps, plan.key, size, latents.dtype, latents.device)
         # With gradients each call needs a graph of its own.
         may_keep = not torch.is_grad_enabled()
         features = cache.find(key, text, control.adapter) if may_keep else None
@@ -217,6 +282,31 @@ class Attachment:
                 cache.keep(key, text, control.adapter, features)
         kept = features if plan.kept is None else [feature[plan.kept] for feature in features]
         return scaled_rows(kept, scale, plan.factors)
+
+
+def _warn_of_repeated(
+    controls: Sequence[Control], base: Base, denoiser: nn.Module, only_in: threading.Thread | None
+) -> None:
+    """Warn of a control that is attached already, as when a notebook's cell is run again: they add up."""
+    present = [
+        control
+        for attachment in owners_of_hooks(denoiser)
+        if attachment.meets(base.pipe, only_in)
+        for control in attachment.controls
+    ]
+    repeated = sum(any(_is_the_same(control, other) for other in present) for control in controls)
+    if repeated:
+        warn_caller(
+            f"{repeated} of {len(controls)} controls are attached already, with the same adapter and "
+            "condition: their features add up. To replace the earlier attachment, call its remove() first"
+        )
+
+
+def _is_the_same(control: Control, other: Control) -> bool:
+    a, b = control.condition, other.condition
+    return control.adapter is other.adapter and (
+        a is b or (a.shape == b.shape and torch.equal(a.cpu().float(), b.cpu().float()))
+    )
 
 
 def _check_keywords(base: Base, denoiser: nn.Module) -> None:
@@ -229,14 +319,15 @@ def _check_keywords(base: Base, denoiser: nn.Module) -> None:
         )
 
 
-def _scale(control: Control, call: Call, base: Base, pipe: Any) -> float:
-    # Where nothing depends on it the timestep is not read: on an accelerator that would stall every step.
+def _scale(control: Control, call: Call, base: Base, pipe: Any) -> tuple[float, float | None]:
+    """The control's factor in a call, and the position in the schedule; None where nothing depends on it."""
+    # Then the timestep is not read: on an accelerator that would stall every step.
     if not control.reads_position:
-        return control.scale_at(None)
+        return control.scale_at(None), None
     steps = training_timesteps(pipe)
     position = schedule_position(call.get("timestep"), steps)
     scale = control.scale_at(position)
     if control.noise_exponent and scale:
         timestep = (1 - position) * steps
         scale *= float(base.bound_to(pipe).noise_factors(timestep, control.noise_exponent))
-    return scale
+    return scale, None if control.scale == 0 else position

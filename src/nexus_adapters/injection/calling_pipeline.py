@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from nexus_adapters.bases.base import Base, CallingPipeline
+from nexus_adapters.bases.families import inner
 from nexus_adapters.errors import InvalidArgument
 
 NO_PIPELINE = CallingPipeline(None, {})
@@ -54,7 +55,8 @@ def _innermost_call(base: Base, denoiser: nn.Module) -> CallingPipeline:
             variables = frame.f_locals
             pipe = variables.get("self")
             is_module = isinstance(pipe, nn.Module)  # a wrapped denoiser's own call
-            if not is_module and getattr(pipe, base.denoiser_name, None) is denoiser:
+            # It may have been wrapped since: compiled, or by PEFT.
+            if not is_module and inner(getattr(pipe, base.denoiser_name, None)) is inner(denoiser):
                 loop = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
                 return CallingPipeline(pipe, variables, loop)
         frame = frame.f_back

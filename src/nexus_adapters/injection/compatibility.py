@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.unet import known_as
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -27,23 +28,42 @@ class AdapterGeometry:
 def geometry_of(adapter: nn.Module | Any) -> AdapterGeometry:
     """Of a `NexusAdapter` or diffusers' `T2IAdapter`, by its config; `InvalidArgument` for anything else."""
     config = getattr(adapter, "config", None)
-    config = config if isinstance(config, Mapping) else {}
-    unshuffle = config.get("unshuffle", config.get("downscale_factor"))
-    if unshuffle is None or not {"in_channels", "channels"} <= set(config):
+    found = geometry_of_config(config) if isinstance(config, Mapping) else None
+    if found is None:
         raise InvalidArgument("adapter", "a NexusAdapter or a T2IAdapter", f"a {type(adapter).__name__}")
-    pools = config.get("pools")
+    return found
+
+
+def geometry_of_config(config: Mapping[str, Any]) -> AdapterGeometry | None:
+    """Of a `NexusAdapter` or diffusers' `T2IAdapter` with this config; None for anything else."""
+    unshuffle = config.get("unshuffle", config.get("downscale_factor"))
+    channels, pools = config.get("channels"), config.get("pools")
+    numbers = (unshuffle, config.get("in_channels"), *_listed(channels), *_listed(pools))
+    text_width = config.get("text_width")
+    if not channels or not all(isinstance(number, int) for number in (*numbers, text_width or 0)):
+        return None
     return AdapterGeometry(
         in_channels=config["in_channels"],
-        channels=tuple(config["channels"]),
-        unshuffle=unshuffle,
+        channels=tuple(channels),
+        unshuffle=config.get("unshuffle", config.get("downscale_factor")),
         pools=None if pools is None else tuple(int(pool) for pool in pools),
-        text_width=config.get("text_width"),
+        text_width=text_width,
     )
+
+
+def _listed(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else () if value is None else (value, None)
 
 
 def check_fit(adapter: nn.Module | Any, base: Base) -> None:
     """Raise `InvalidArgument`, with both numbers, unless the adapter's features fit the base's places."""
-    found, places = geometry_of(adapter), base.places()
+    check_geometry(geometry_of(adapter), base)
+
+
+def check_geometry(found: AdapterGeometry, base: Base) -> None:
+    """As `check_fit`, of an adapter that may not be loaded."""
+    places = base.places()
+    _check_kind(found, base)
     _compare("number of features", len(found.channels), len(places))
     _compare("channels", found.channels, tuple(place.channels for place in places))
     if found.pools is not None:
@@ -57,6 +77,27 @@ def check_fit(adapter: nn.Module | Any, base: Base) -> None:
             f"an unshuffle that is a multiple of {places[0].stride}, the stride of the base's first feature",
             found.unshuffle,
         )
+
+
+def _check_kind(found: AdapterGeometry, base: Base) -> None:
+    """`InvalidArgument` in plain words where the adapter was made for another kind of base."""
+    kind = base.known_as
+    strides, needed = _strides(found), tuple(place.stride for place in base.places())
+    by_strides = {known_as(strides), known_as(needed)} - {""}
+    text_widths = () if found.text_width is None else (found.text_width, base.text_width)
+    by_text = {known_as((), width) for width in text_widths} - {""}
+    if kind and (len(by_strides) > 1 or len(by_text) > 1):
+        made_for = known_as(strides, found.text_width)
+        raise InvalidArgument(
+            "adapter", f"one made for {kind}, which the base is", f"one made for {made_for}"
+        )
+
+
+def _strides(found: AdapterGeometry) -> tuple[int, ...]:
+    """Of the places that it was made for, with the VAE of every Stable Diffusion; () if that is not known."""
+    first = found.unshuffle // 8
+    of_t2i: dict[int, tuple[int, ...]] = {1: (0, 1, 1, 1), 2: (0, 0, 1, 0)}  # diffusers' have no others
+    return tuple(first * 2**total for total in accumulate(found.pools or of_t2i.get(first, ())))
 
 
 def _compare(name: str, found: object, needed: object) -> None:

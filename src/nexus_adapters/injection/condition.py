@@ -1,5 +1,6 @@
 """Conditions and masks: what users pass becomes a (K, C, H, W) tensor in [0, 1] of the right size."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, warn_caller
 
 if TYPE_CHECKING:
     ConditionLike: TypeAlias = Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor]
@@ -18,6 +19,7 @@ else:
     ConditionLike = Any  # so that under pytest, too, anything else meets the errors of `as_condition`
 
 ASPECT_TOLERANCE_PX = 8
+LARGEST = 1.5  # a side of an image whose size is not given, in native sizes of the base
 
 _IMAGE_MODES = {1: "L", 3: "RGB"}
 # Modes that convert to 8-bit RGB or grey without loss of what they show. 16-bit and float modes would clip.
@@ -140,22 +142,42 @@ def fit_condition(
     return F.pad(condition, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
-def size_by_aspect(
-    from_height: int, from_width: int, height: int | None, width: int | None, multiple: int
+def image_size(
+    source: tuple[int, int],
+    height: int | None,
+    width: int | None,
+    native: int,
+    multiple: int,
+    name: str = "image",
 ) -> tuple[int, int]:
-    """(height, width) of the image that is made after a source: those given, and what follows from it.
+    """(height, width) of the image that is generated after a source of this (height, width).
 
-    Neither given: the source's, rounded down to a multiple of `multiple`. One given: the other keeps the
-    source's aspect, rounded to the nearest multiple.
+    Both given: these. One given: the other by the source's aspect, to the nearest `multiple`. None: the
+    source's size, each side rounded down to a `multiple`. But no base generates well far above the size that
+    it was trained at, `native` x `native` pixels: where a side of the source is above `LARGEST` times that,
+    the base's area in the source's aspect, no side above that limit. A warning says so, and names `name`.
     """
-    if height is None and width is None:
-        return max(1, from_height // multiple) * multiple, max(1, from_width // multiple) * multiple
-    if height is None:
-        assert width is not None
-        height = nearest_multiple(from_height * width / from_width, multiple)
-    elif width is None:
-        width = nearest_multiple(from_width * height / from_height, multiple)
+    from_height, from_width = source
+    if height is not None:
+        return height, width or nearest_multiple(from_width * height / from_height, multiple)
+    if width is not None:
+        return nearest_multiple(from_height * width / from_width, multiple), width
+    limit = int(LARGEST * native)
+    if max(source) <= limit:
+        return _rounded_down(from_height, multiple), _rounded_down(from_width, multiple)
+    factor = min(native / math.sqrt(from_height * from_width), limit / max(source))
+    height, width = (
+        min(nearest_multiple(side * factor, multiple), _rounded_down(limit, multiple)) for side in source
+    )
+    warn_caller(
+        f"{name}: {from_width}x{from_height} pixels are more than {LARGEST:g} times the base's {native}, so "
+        f"the image is {width}x{height}; set height and width for another size"
+    )
     return height, width
+
+
+def _rounded_down(side: int, multiple: int) -> int:
+    return max(1, side // multiple) * multiple
 
 
 def nearest_multiple(side: float, multiple: int) -> int:

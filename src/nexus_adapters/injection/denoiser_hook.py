@@ -1,27 +1,41 @@
 """A denoiser's calls: hooking them, reading and replacing their arguments, and refusing two at once."""
 
+from __future__ import annotations
+
 import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
+from nexus_adapters.bases.families import inner
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-# Like PyTorch's pre-hook with keywords: returns the arguments to use, or None for the ones it was given.
-Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments | None]
-After = Callable[..., None]
+# Returns the arguments to use, or None for the ones it was given.
+Before = Callable[[tuple[Any, ...], dict[str, Any]], Arguments | None]
 
 
 def parameter_names(denoiser: nn.Module) -> tuple[str, ...]:
     """Names of the parameters of the denoiser's `forward`, in order.
 
-    Of the class: compilation and offloading replace the instance's `forward` by one that takes anything.
+    Of the class: compilation and offloading replace the instance's `forward` by one that takes anything. A
+    subclass whose `forward(*args, **kwargs)` passes its arguments on takes those of its base class.
     """
-    inner: nn.Module = getattr(denoiser, "_orig_mod", denoiser)
-    return tuple(inspect.signature(type(inner).forward).parameters)[1:]
+    names: dict[str, None] = {}
+    for cls in type(inner(denoiser)).__mro__:
+        if cls is nn.Module or "forward" not in vars(cls):
+            continue
+        parameters = list(inspect.signature(vars(cls)["forward"]).parameters.values())[1:]
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        names |= dict.fromkeys(p.name for p in named)
+        if len(named) == len(parameters):
+            break
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -84,55 +98,150 @@ class CallGuard:
                 self._caller = None
 
 
-def hook_calls(denoiser: nn.Module, before: Before, after: After) -> Callable[[], None]:
-    """Run `before` and `after` around every call of `denoiser`; returns what removes them, without a trace.
+@dataclass(frozen=True, eq=False)
+class CallHooks:
+    """What one attachment runs around every call of a denoiser. `owner`: the attachment."""
 
-    The hooks go on the object that is called: around a `torch.compile`d denoiser, not on the one inside,
-    where they would be compiled with it. `denoiser.compile()` compiles hooks too: there its compiled call is
+    owner: Any
+    before: Before
+    after: Callable[[], None]
+
+
+# Held while hooks are added or removed: PyTorch numbers them by a counter that is not safe in threads, and of
+# two with one number the later replaces the earlier.
+CHANGING_HOOKS = threading.Lock()
+
+
+def hook_calls(denoiser: nn.Module, hooks: CallHooks) -> Callable[[], None]:
+    """Run `hooks` around every call of `denoiser`; returns what removes them, without a trace.
+
+    All attachments to a denoiser, of all threads, share one hook, which the first one installs and the last
+    one removes: PyTorch looks hooks up one by one during a call, and those that another thread removes
+    meanwhile would be called with the wrong arguments.
+
+    The hook goes on the object that is called: around a `torch.compile`d denoiser, not on the one inside,
+    where it would be compiled with it. `denoiser.compile()` compiles hooks too: there its compiled call is
     wrapped.
     """
-    compiled = getattr(denoiser, "_compiled_call_impl", None)
-    if compiled is not None:
-        wrapper = compiled if isinstance(compiled, _HookedCall) else _HookedCall(denoiser, compiled)
-        return wrapper.add(before, after)
-    handles = (
-        denoiser.register_forward_pre_hook(before, with_kwargs=True),
-        denoiser.register_forward_hook(after, always_call=True),
-    )
+    with CHANGING_HOOKS:
+        shared = _shared_hook(denoiser)
+        shared.hooks = (*shared.hooks, hooks)
+        if len(shared.hooks) == 1:
+            shared.install()
 
     def remove() -> None:
-        for handle in handles:
-            handle.remove()
+        with CHANGING_HOOKS:
+            shared.hooks = tuple(each for each in shared.hooks if each is not hooks)
+            if not shared.hooks:
+                shared.uninstall()
 
     return remove
 
 
-class _HookedCall:
-    """Stands in for the compiled call of a denoiser after `denoiser.compile()`, while it has hooks."""
+def owners_of_hooks(denoiser: nn.Module) -> list[Any]:
+    """The attachments to a denoiser, and to the one inside if it is wrapped."""
+    with CHANGING_HOOKS:
+        modules = {id(module): module for module in (denoiser, inner(denoiser))}.values()
+        found = [hook for module in modules for hook in _installed_hooks(module)]
+    return [hooks.owner for hook in found for hooks in hook.hooks]
 
-    def __init__(self, denoiser: nn.Module, compiled: Callable[..., Any]) -> None:
+
+def _shared_hook(denoiser: nn.Module) -> _SharedHook:
+    """The one that is installed, or a new one."""
+    compiled = getattr(denoiser, "_compiled_call_impl", None)
+    kind = _ModuleHook if compiled is None else _CompiledCallHook
+    found = (hook for hook in _installed_hooks(denoiser) if isinstance(hook, kind))
+    return next(found, None) or kind(denoiser)
+
+
+def _installed_hooks(module: nn.Module) -> list[_SharedHook]:
+    candidates = (*module._forward_pre_hooks.values(), getattr(module, "_compiled_call_impl", None))
+    return [hook for hook in candidates if isinstance(hook, _SharedHook)]
+
+
+# Where a denoiser is compiled with its hooks, the compiler leaves the function out.
+_not_compiled: Callable[[Function], Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    reason="controls are attached to the denoiser: compile it first, then call attach()"
+)
+
+
+class _SharedHook:
+    """The hooks of all attachments to a denoiser as one. `hooks` is replaced as a whole, never changed."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser  # not by a pipeline's name for it, by which running pipelines are found
-        self.compiled = compiled
-        self.hooks: list[tuple[Before, After]] = []
+        self.hooks: tuple[CallHooks, ...] = ()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        hooks = list(self.hooks)
-        try:
-            for before, _ in hooks:
-                args, kwargs = before(self.denoiser, args, kwargs) or (args, kwargs)
-            return self.compiled(*args, **kwargs)
-        finally:
-            for _, after in hooks:
-                after()
+    def install(self) -> None:
+        raise NotImplementedError
 
-    def add(self, before: Before, after: After) -> Callable[[], None]:
-        pair = (before, after)
-        self.hooks.append(pair)
+    def uninstall(self) -> None:
+        raise NotImplementedError
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy's controls could not be removed, and a copy without them would be another model."""
+        raise RuntimeError(
+            "a denoiser to which controls are attached cannot be copied or pickled; remove them first "
+            "(handle.remove(), or the end of `with attach(...)`)"
+        )
+
+
+class _ModuleHook(_SharedHook):
+    """A forward pre-hook, and a forward hook, of PyTorch."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__(denoiser)
+        self._handles: tuple[Any, ...] = ()
+
+    def install(self) -> None:
+        self._handles = (
+            self.denoiser.register_forward_pre_hook(self, with_kwargs=True),
+            self.denoiser.register_forward_hook(self.after, always_call=True),
+        )
+
+    def uninstall(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @_not_compiled
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> Arguments | None:
+        """PyTorch passes no `kwargs` where another thread removed the last attachment at this moment."""
+        hooks = self.hooks
+        if kwargs is None or not hooks:
+            return None
+        for each in hooks:
+            args, kwargs = each.before(args, kwargs) or (args, kwargs)
+        return args, kwargs
+
+    @_not_compiled
+    def after(self, *_: object) -> None:
+        """Whatever came of the call."""
+        for each in self.hooks:
+            each.after()
+
+
+class _CompiledCallHook(_SharedHook):
+    """Stands in for the compiled call of a denoiser after `denoiser.compile()`."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__(denoiser)
+        self.compiled: Any = denoiser._compiled_call_impl
+
+    def install(self) -> None:
         self.denoiser._compiled_call_impl = self
 
-        def remove() -> None:
-            self.hooks.remove(pair)
-            if not self.hooks:
-                self.denoiser._compiled_call_impl = self.compiled
+    def uninstall(self) -> None:
+        if self.denoiser._compiled_call_impl is self:  # else it has been compiled again
+            self.denoiser._compiled_call_impl = self.compiled
 
-        return remove
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hooks = self.hooks
+        try:
+            for each in hooks:
+                args, kwargs = each.before(args, kwargs) or (args, kwargs)
+            return self.compiled(*args, **kwargs)
+        finally:
+            for each in hooks:
+                each.after()

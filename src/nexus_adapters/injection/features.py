@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from nexus_adapters.injection.compatibility import geometry_of, match_places, pi
 from nexus_adapters.injection.condition import fit_condition, mask_levels
 from nexus_adapters.injection.control import Control
 
+_LOOKED_AT_BYTES = 1 << 20  # of a condition in each call
+
+# Attributes of PEFT's layers that decide which of their weights act, and how strongly.
+_PEFT_SWITCHES = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+
 # Enough for pipelines that alternate between a few embeddings, or run a batch in slices.
 MAX_ENTRIES = 4
 
@@ -29,9 +35,21 @@ def version_of(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+def content_of(maps: Float[Tensor, "k c h w"] | None) -> Hashable:
+    """To tell later whether a condition or mask has been written to in place: its version.
+
+    Writes past the version counter (through `.data` or NumPy, or to an inference tensor) are seen in its
+    bytes, on the CPU, where they take little next to a denoiser; of large ones in evenly spaced rows.
+    """
+    if maps is None or maps.device.type != "cpu":
+        return None if maps is None else version_of(maps)
+    rows = maps.detach()[:, :, :: 1 + maps.nbytes // _LOOKED_AT_BYTES].contiguous()
+    return version_of(maps), zlib.crc32(rows.view(torch.uint8).numpy().data)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """What an adapter's weights were, to tell later whether they have changed.
+    """What an adapter's weights were, and what else its features depend on, to tell later what has changed.
 
     Replaced tensors and writes in place (an optimizer's step, `load_state_dict`) are seen by identity and
     version. Writes past the version counter (`parameter.data`, as when averaged weights are swapped in; any
@@ -41,12 +59,13 @@ class Weights:
     tensors: tuple[Tensor, ...]
     versions: tuple[int | None, ...]
     sample: Tensor | None
+    settings: Hashable
 
     @classmethod
     def of(cls, adapter: nn.Module) -> Self:
         """The adapter's weights as they are now."""
         tensors = _tensors(adapter)
-        return cls(tensors, tuple(map(version_of, tensors)), _sample(tensors))
+        return cls(tensors, tuple(map(version_of, tensors)), _sample(tensors), _settings(adapter))
 
     def hold(self, adapter: nn.Module, look_closely: bool) -> bool:
         """Whether the weights are still these. `look_closely` compares values, and waits for the device."""
@@ -55,12 +74,27 @@ class Weights:
             a is not b for a, b in zip(tensors, self.tensors, strict=True)
         ):
             return False
-        if tuple(map(version_of, tensors)) != self.versions:
+        if tuple(map(version_of, tensors)) != self.versions or _settings(adapter) != self.settings:
             return False
         if not look_closely or self.sample is None:
             return True
         sample = _sample(tensors)
         return sample is None or torch.equal(sample, self.sample)
+
+
+def _settings(adapter: nn.Module) -> Hashable:
+    """Of every module: its mode, hooks by PyTorch's numbers, a `forward` of its own, and PEFT's switches."""
+    return tuple(
+        (
+            module.training,
+            *module._forward_pre_hooks,
+            None,
+            *module._forward_hooks,
+            id(vars(module).get("forward")),
+            *(repr(vars(module)[name]) for name in _PEFT_SWITCHES if name in vars(module)),
+        )
+        for module in adapter.modules()
+    )
 
 
 def _tensors(adapter: nn.Module) -> tuple[Tensor, ...]:

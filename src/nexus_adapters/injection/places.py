@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Place
+from nexus_adapters.bases.families import inner
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.injection.denoiser_hook import CHANGING_HOOKS
 
 
 class FeaturePlaces:
@@ -23,12 +25,13 @@ class FeaturePlaces:
         self._places = tuple(places)
         self._now = threading.local()
         self._handles = []
-        inner = getattr(denoiser, "_orig_mod", denoiser)
+        bare = inner(denoiser)
         # All are found before the first is hooked, so that a module that is missing leaves no hooks.
-        modules = [None if place.keyword else inner.get_submodule(place.module) for place in self._places]
-        for number, (place, module) in enumerate(zip(self._places, modules, strict=True)):
-            if module is not None:
-                self._handles.append(module.register_forward_hook(self._adder(number, place.output)))
+        modules = [None if place.keyword else bare.get_submodule(place.module) for place in self._places]
+        with CHANGING_HOOKS:
+            for number, (place, module) in enumerate(zip(self._places, modules, strict=True)):
+                if module is not None:
+                    self._handles.append(module.register_forward_hook(self._adder(number, place.output)))
 
     def arguments(
         self, features: Sequence[Tensor], present: Mapping[str, Sequence[Tensor] | None] | None = None
@@ -60,8 +63,9 @@ class FeaturePlaces:
 
     def remove(self) -> None:
         """Leave the denoiser exactly as it was."""
-        for handle in self._handles:
-            handle.remove()
+        with CHANGING_HOOKS:
+            for handle in self._handles:
+                handle.remove()
         self._handles = []
 
     def _adder(self, number: int, place: int | None) -> Any:

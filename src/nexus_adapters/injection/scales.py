@@ -29,6 +29,20 @@ def training_timesteps(pipe: Any) -> int:
     return steps
 
 
+def check_schedule(pipe: Any) -> None:
+    """`InvalidArgument` where the pipeline's scheduler steps through no training timesteps, as EDM's do."""
+    steps, scheduler = training_timesteps(pipe), pipe.scheduler
+    timesteps = getattr(scheduler, "timesteps", None)
+    is_outside = isinstance(timesteps, Tensor) and not bool(((timesteps >= 0) & (timesteps <= steps)).all())
+    if is_outside or hasattr(scheduler, "precondition_noise"):
+        raise InvalidArgument(
+            "pipe_or_denoiser",
+            f"a pipeline whose scheduler has timesteps from 0 to {steps}, for a control that changes along "
+            "the schedule (start, end, a scale that changes, or a noise_exponent, also the adapter's own)",
+            f"one with an {type(scheduler).__name__}, whose timesteps are functions of the noise level",
+        )
+
+
 def schedule_position(timestep: Any, num_train_timesteps: int) -> float:
     """1 - t / num_train_timesteps: 0 is pure noise, 1 the image. Waits for the device if `timestep` is there.
 

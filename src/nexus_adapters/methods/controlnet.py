@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.adapter.tensors import tensor_names
 from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.unet import known_as
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
 from nexus_adapters.methods.method import (
@@ -81,6 +82,11 @@ class ControlNetMethod(Method):
     def check_fit(self, module: Any, base: Base) -> None:
         """Channels and text width of the UNet that it copies."""
         check_unet_widths(module.config, module.config["in_channels"], "block_out_channels", base)
+
+    def check_saved(self, saved: Saved, base: Base) -> None:
+        """As `check_fit`."""
+        if {"in_channels", "cross_attention_dim", "block_out_channels"} <= set(saved.config):
+            check_unet_widths(saved.config, saved.config["in_channels"], "block_out_channels", base)
 
     def denoiser_arguments(
         self,
@@ -166,6 +172,14 @@ def condition_channels(name: str, pixels_per_latent: int) -> tuple[int, ...]:
 
 def check_unet_widths(config: Any, in_channels: int, widths: str, base: Base) -> None:
     """`InvalidArgument` named "adapter" unless an adapter's config has the UNet's channels and text width."""
+    made_for, kind = (
+        known_as((), width) if isinstance(width, int) else ""
+        for width in (config["cross_attention_dim"], base.config.get("cross_attention_dim"))
+    )
+    if made_for and kind and made_for != kind:
+        raise InvalidArgument(
+            "adapter", f"one made for {kind}, which the base is", f"one made for {made_for}"
+        )
     for key, found in (
         ("in_channels", in_channels),
         ("cross_attention_dim", config["cross_attention_dim"]),

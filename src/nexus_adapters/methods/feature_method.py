@@ -10,12 +10,18 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection import Control, attach
-from nexus_adapters.injection.compatibility import check_fit, check_pixels
+from nexus_adapters.injection.compatibility import (
+    check_fit,
+    check_geometry,
+    check_pixels,
+    geometry_of_config,
+)
 from nexus_adapters.injection.features import scaled_rows
 from nexus_adapters.methods.method import (
     FEATURES,
@@ -41,6 +47,11 @@ class FeatureMethod(Method):
         """Number, widths and strides of the features, the text's width, and the pixels per latent."""
         check_fit(module, base)
         check_pixels(module, base, base.pixels_per_latent)
+
+    def check_saved(self, saved: Saved, base: Base) -> None:
+        """All but the pixels per latent."""
+        if (found := geometry_of_config(saved.config)) is not None:
+            check_geometry(found, base)
 
     def inputs(self, condition: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
         """What the adapter's `forward` takes."""

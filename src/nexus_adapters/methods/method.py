@@ -175,6 +175,9 @@ class Method(ABC):
     def check_fit(self, module: nn.Module, base: Base) -> None:
         """`InvalidArgument` named "adapter", with both numbers, unless the adapter fits the base."""
 
+    def check_saved(self, saved: Saved, base: Base) -> None:  # noqa: B027  # a config may not say enough
+        """As `check_fit`, of an adapter that is not loaded yet, as far as its config tells."""
+
     def configuration(self, saved: Saved) -> str:
         """The name of the method that trains adapters like a saved one that this method recognizes."""
         return self.name

@@ -1,11 +1,13 @@
 """What all pipelines with an adapter share: attach, generate, detach."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME, LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from jaxtyping import Float
 from PIL.Image import Image
@@ -13,10 +15,11 @@ from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.errors import InvalidArgument, renamed, warn_caller
+from nexus_adapters.files import write_text
 from nexus_adapters.injection.attach import attach
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
-from nexus_adapters.injection.condition import ConditionLike, check_aspect, size_by_aspect
+from nexus_adapters.injection.condition import ConditionLike, check_aspect, image_size
 from nexus_adapters.injection.control import Control
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +34,14 @@ _NAMES = {
     "start": "control_guidance_start",
     "end": "control_guidance_end",
 }
+
+# What a saved pipeline has as its pipeline.py.
+_CODE = '''"""The class of this pipeline, for `custom_pipeline`. It is in the package nexus-adapters."""
+
+from nexus_adapters import {name}
+
+__all__ = ["{name}"]
+'''
 
 # What the stock calls take in their **kwargs. They ignore everything else there, misspelled options too.
 _DEPRECATED = {"callback", "callback_steps"}
@@ -65,6 +76,8 @@ class NexusPipelineMixin:
     @classmethod
     def check_base(cls, unet: Any, name: str) -> None:
         """`InvalidArgument` for a UNet of another kind of base; `name` is what has it."""
+        if unet is None:
+            return
         found = unet.config.get("addition_embed_type")
         if found != cls.added_embedding:
             raise InvalidArgument(
@@ -74,12 +87,16 @@ class NexusPipelineMixin:
                 "attach() works with it as it is",
             )
 
-    def register_adapter(self, adapter: NexusAdapter) -> None:
-        """Make the adapter a part of the pipeline; `InvalidArgument`, with both numbers, unless it fits."""
+    def register_adapter(self, adapter: NexusAdapter | None) -> None:
+        """Make the adapter a part of the pipeline; `InvalidArgument`, with both numbers, unless it fits.
+
+        Parts may be None, as in diffusers, to encode prompts alone: what is missing is not checked.
+        """
         pipe: Any = self
-        base, _ = base_of(pipe)
-        check_fit(adapter, base)
-        check_pixels(adapter, base, pipe.vae_scale_factor)
+        if adapter is not None and pipe.unet is not None:
+            base, _ = base_of(pipe)
+            check_fit(adapter, base)
+            check_pixels(adapter, base, None if pipe.vae is None else pipe.vae_scale_factor)
         pipe.register_modules(adapter=adapter)
 
     @classmethod
@@ -101,6 +118,26 @@ class NexusPipelineMixin:
             from_pipe: Any = super().from_pipe  # type: ignore[misc]  # the stock pipeline's
             return from_pipe(pipeline, **kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save all parts into a folder; diffusers' own arguments, all of them.
+
+        A file pipeline.py is added, with which `DiffusionPipeline.from_pretrained(folder,
+        custom_pipeline="pipeline", trust_remote_code=True)` finds this class without an import; an existing
+        file of that name is kept. The adapter is always saved as safetensors.
+        """
+        save: Any = super().save_pretrained  # type: ignore[misc]  # the stock pipeline's
+        given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
+        if given.get("safe_serialization", True) is not True:
+            warn_caller(
+                "safe_serialization: the adapter is saved as safetensors anyway: pickles can contain code"
+            )
+        code = Path(save_directory) / CUSTOM_PIPELINE_FILE_NAME
+        if not code.exists():  # first, since the folder may be uploaded at the end
+            kind = next(cls for cls in type(self).__mro__ if cls.__module__ == "nexus_adapters")
+            code.parent.mkdir(parents=True, exist_ok=True)
+            write_text(code, _CODE.format(name=kind.__name__))
+        save(save_directory, *args, **kwargs)
+
     def generate(
         self,
         args: tuple[Any, ...],
@@ -117,6 +154,11 @@ class NexusPipelineMixin:
         copied, and an accelerator waited for, once.
         """
         pipe: Any = self
+        for name in ("unet", "adapter"):
+            if getattr(pipe, name) is None:
+                raise InvalidArgument(
+                    name, hint="The pipeline was built without it, which can encode prompts only"
+                )
         signature = inspect.signature(self.stock.__call__)
         call = signature.bind(self, *args, **kwargs)
         unknown = sorted(set(call.arguments.pop("kwargs", {})) - _DEPRECATED)
@@ -129,8 +171,9 @@ class NexusPipelineMixin:
             control = Control(pipe.adapter, image, scale, start, end, policy=policy)
         condition = control.condition
         check_counts(len(condition), _prompt_count(given), given.get("num_images_per_prompt") or 1)
+        base, _ = base_of(pipe)
         height, width = output_height_width(
-            condition, given.get("height"), given.get("width"), pipe.vae_scale_factor
+            condition, given.get("height"), given.get("width"), base.native_size(), pipe.vae_scale_factor
         )
         given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
         given |= {"height": height, "width": width}
@@ -181,15 +224,15 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 
 
 def output_height_width(
-    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, multiple: int
+    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, native: int, multiple: int
 ) -> tuple[int, int]:
-    """Of the image that is generated, from what is given and from the condition by `size_by_aspect`.
+    """Of the image that is generated, from what is given and from the condition by `image_size`.
 
     `InvalidArgument` where both are given in another aspect, or the condition is smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
-    height, width = size_by_aspect(from_height, from_width, height, width, multiple)
+    height, width = image_size((from_height, from_width), height, width, native, multiple)
     check_aspect(from_height, from_width, height, width, name="image")
     return height, width

@@ -45,11 +45,11 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        adapter: NexusAdapter,
+        vae: AutoencoderKL | None,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel | None,
+        adapter: NexusAdapter | None,
         scheduler: KarrasDiffusionSchedulers | Any,
         safety_checker: StableDiffusionSafetyChecker | None,
         feature_extractor: CLIPImageProcessor | None,
@@ -96,7 +96,9 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
             policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
             **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
                 size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
-                then resized; with one of them, the other follows from the condition's aspect.
+                then resized; but where a side is more than 1.5 times the base's own size (512 pixels for SD
+                1.x), the base's own area in the condition's aspect, with a warning. With one of them, the
+                other follows from the condition's aspect.
 
         Returns:
             What the stock pipeline returns.
@@ -130,13 +132,13 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        text_encoder_2: CLIPTextModelWithProjection,
-        tokenizer: CLIPTokenizer,
-        tokenizer_2: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        adapter: NexusAdapter,
+        vae: AutoencoderKL | None,
+        text_encoder: CLIPTextModel | None,
+        text_encoder_2: CLIPTextModelWithProjection | None,
+        tokenizer: CLIPTokenizer | None,
+        tokenizer_2: CLIPTokenizer | None,
+        unet: UNet2DConditionModel | None,
+        adapter: NexusAdapter | None,
         scheduler: KarrasDiffusionSchedulers | Any,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessor | None = None,

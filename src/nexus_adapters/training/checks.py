@@ -12,7 +12,7 @@ from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import open_base
 from nexus_adapters.errors import InvalidArgument, expect, renamed
-from nexus_adapters.methods import AdapterOptions, find_method
+from nexus_adapters.methods import AdapterOptions, find_method, method_for
 from nexus_adapters.training.checkpoint import (
     MODULE,
     OPTIMIZER,
@@ -92,6 +92,9 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
         base = open_base(config.base.source)
         method = find_method(config.adapter.method)
         start = _start(config.adapter, config.data.condition, config.base.path)
+        if start is not None and type(saved_as := method_for(start)) is type(method):
+            with renamed({"adapter": "start_from"}):
+                saved_as.check_saved(start, base)
         options = config.adapter if start is None else method.adopt(config.adapter, start)
         denoiser = base.empty_denoiser()
         with torch.device("meta"):
