@@ -190,7 +190,7 @@ def test_a_given_map_needs_no_extractor():
 
 def test_labels_are_not_mixed():
     labels = framed(37, 37)
-    for name, is_mixed in [("canny", True), ("segmentation", False)]:
+    for name, is_mixed in [("depth", True), ("segmentation", False), ("another", False)]:
         sample = fit_sample(OneSample(picture(0, 37, 37), labels), 0, Geometry(16, 16), name, {})
         assert (set(np.unique(sample.condition)) - {0, 255} != set()) == is_mixed
 
@@ -210,8 +210,8 @@ def test_another_aspect_is_a_bad_sample_with_both_sizes(size):
 )
 def test_rounding_to_whole_pixels_is_no_other_aspect(image, size):
     source, geometry = OneSample(picture(0, *image), picture(1, *size)), Geometry(16, 16)
-    fitted = geometry.fit(picture(1, *size), (16, 16), is_map=True, image_size=image)
-    assert np.array_equal(fit_sample(source, 0, geometry, "canny", {}).condition, fitted)
+    fitted = geometry.fit(picture(1, *size), (16, 16), kind="depth", image_size=image)
+    assert np.array_equal(fit_sample(source, 0, geometry, "depth", {}).condition, fitted)
 
 
 def test_wrong_extractors_and_options_are_no_bad_samples():

@@ -8,7 +8,7 @@ from tests.refusals import refused
 
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.injection.compatibility import check_fit, geometry_of, match_places, pixels_per_latent
-from nexus_adapters.injection.condition import fit_condition
+from nexus_adapters.injection.fit import fit_condition
 
 
 def based(unet):

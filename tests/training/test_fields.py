@@ -306,7 +306,7 @@ def data_workers(root, out, monkeypatch):
         return image
 
     with EXTRACTORS.temporary():
-        register_condition(Extractor("process-in-test-fields", extract, "Says who extracts.", lines=False))
+        register_condition(Extractor("process-in-test-fields", extract, "Says who extracts."))
         changes = {"data__condition": "process-in-test-fields", "cache__enabled": False}
         run(root, out / "run", **changes, data__workers=1)
     (found,) = set((out / "processes").read_text().split())

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nexus_adapters.data.samples import BadSample, Sample, hash_sample, read_image, read_size
+from nexus_adapters.data.samples import BadSample, Sample, hash_sample, read_image, read_size, read_stored_map
 from nexus_adapters.data.shards import Shard, find_shards
 from nexus_adapters.data.tar_index import (
     CAPTIONS,
@@ -156,7 +156,7 @@ class TarSource:
         image = read_image(self._read(index, IMAGE), "image", key)
         condition = None
         if self._layout.condition is not None:
-            condition = read_image(self._read(index, CONDITION), "condition", key)
+            condition = read_stored_map(self._read(index, CONDITION), "condition", key)
         return Sample(key, image, condition, captions)
 
     def _captions(self, index: int) -> tuple[str, ...]:

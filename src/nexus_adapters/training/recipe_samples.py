@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.batch import draw_for_sample
-from nexus_adapters.data.conditioned import ConditionedSource
+from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.feed import Position, Read, SampleOrder, Skipped, permutation
 from nexus_adapters.data.folder import FolderSource
@@ -110,7 +110,8 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
 
 def _check_options(data: DataOptions) -> None:
     with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
-        find_extractor(data.condition).check_options(data.extractor)
+        _, extracting = options_for(data.condition, data.extractor)
+        find_extractor(data.condition).check_options(extracting)
 
 
 def _check_scenes(data: DataOptions) -> None:
