@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Final
 
 
@@ -94,3 +97,12 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """
     text = " ".join(str(error).strip().partition("\n\n")[0].split())
     return text[:most] if text else type(error).__name__
+
+
+def warn_caller(message: str) -> None:
+    """A `UserWarning` at the line of the user's code, outside of this package, that led here."""
+    package, level = f"{__name__.partition('.')[0]}.", 1
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1)

@@ -5,7 +5,6 @@ Each repair is one warning, and can be prevented or stated exactly by an option.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from nexus_adapters.conditions.images import (
 from nexus_adapters.conditions.images import invert as exchanged
 from nexus_adapters.conditions.resize import judge_kind
 from nexus_adapters.conditions.segmentation import PALETTES, colored
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, warn_caller
 
 UNITS = ("mm", "m", "inverse")
 # Kind -> the options of `read_map`, as data.extractor, --option and Control take them.
@@ -112,7 +111,7 @@ def report_inverted(name: str) -> None:
 
 def _report(name: str, what: str) -> None:
     # The same text for every map of a data set, so that Python shows it once.
-    warnings.warn(f"{name}: {what}", stacklevel=4)
+    warn_caller(f"{name}: {what}")
 
 
 def _of_kind(value: object, kind: MapKind | None) -> str:

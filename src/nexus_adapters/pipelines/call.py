@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.bases.families import base_of
+from nexus_adapters.choices import ResizeMode
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.injection.attach import attach
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
@@ -110,11 +111,12 @@ class NexusPipelineMixin:
         start: float | int,
         end: float | int,
         policy: str,
+        maps: Mapping[str, Any],
     ) -> Any:
         """The stock call with these arguments, under a control with those settings.
 
         All are checked before anything is computed; the settings by `Control` alone, so that the condition is
-        copied, and an accelerator waited for, once.
+        copied, and an accelerator waited for, once. `maps` are those that say how to read and fit it.
         """
         pipe: Any = self
         signature = inspect.signature(self.stock.__call__)
@@ -126,11 +128,11 @@ class NexusPipelineMixin:
         if any(isinstance(given.get(name), Image | Tensor | list) for name in ("prompt_2", "height")):
             _check_not_an_image(given)
         with renamed(_argument_name):
-            control = Control(pipe.adapter, image, scale, start, end, policy=policy)
+            control = Control(pipe.adapter, image, scale, start, end, policy=policy, **maps)
         condition = control.condition
         check_counts(len(condition), _prompt_count(given), given.get("num_images_per_prompt") or 1)
         height, width = output_height_width(
-            condition, given.get("height"), given.get("width"), pipe.vae_scale_factor
+            condition, given.get("height"), given.get("width"), pipe.vae_scale_factor, control.resize_mode
         )
         given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
         given |= {"height": height, "width": width}
@@ -181,15 +183,21 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 
 
 def output_height_width(
-    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, multiple: int
+    condition: Float[Tensor, "k c h w"],
+    height: int | None,
+    width: int | None,
+    multiple: int,
+    resize_mode: ResizeMode | None = None,
 ) -> tuple[int, int]:
     """Of the image that is generated, from what is given and from the condition by `size_by_aspect`.
 
-    `InvalidArgument` where both are given in another aspect, or the condition is smaller than `multiple`.
+    `InvalidArgument` where both are given in another aspect and no `resize_mode` fits it, or the condition is
+    smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
     height, width = size_by_aspect(from_height, from_width, height, width, multiple)
-    check_aspect(from_height, from_width, height, width, name="image")
+    if resize_mode is None:
+        check_aspect(from_height, from_width, height, width, name="image")
     return height, width
