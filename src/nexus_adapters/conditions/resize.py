@@ -11,16 +11,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from nexus_adapters.choices import MapKind
+from nexus_adapters.choices import MapKind, ResizeMode
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom), in pixels; parts of pixels count
+Size = tuple[int, int]  # (width, height)
 Plane = Float[np.ndarray, "_ _"]
+
+ASPECT_TOLERANCE_PX = 8
 
 _SURVIVES = 0.5  # the share of a pixel's light that must be left when narrow strokes are taken out
 _LEVELS = 4  # of how much of a pixel a line covers, when lines are thinned
@@ -50,6 +54,57 @@ def resize_map(
         shrunk = shrink_lines(planes, (size[1], size[0]), box)
         return Image.fromarray(np.rint(255 * shrunk.transpose(1, 2, 0)).astype(np.uint8))
     return image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR, box=box)
+
+
+class Placement(NamedTuple):
+    """Where a map goes in an image: the part of it that is taken, its size there, and the place of that."""
+
+    box: Box
+    size: Size
+    left: int
+    top: int
+
+
+def is_same_aspect(size: tuple[float, float], target: Size) -> bool:
+    """Whether a uniform scaling takes the one (width, height) to the other, up to `ASPECT_TOLERANCE_PX`."""
+    excess_height = abs(size[1] * target[0] / size[0] - target[1])
+    excess_width = abs(size[0] * target[1] / size[1] - target[0])
+    # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
+    return min(excess_height, excess_width) <= ASPECT_TOLERANCE_PX
+
+
+def placement(box: Box, target: Size, resize_mode: ResizeMode | None) -> Placement:
+    """Where a part of a map goes in an image of `target`, (width, height).
+
+    Every mode covers an image of the same aspect. "crop" takes the middle of the part, "pad" leaves a border
+    around it, and anything else stretches it.
+    """
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    if resize_mode not in ("crop", "pad") or is_same_aspect((width, height), target):
+        return Placement(box, target, 0, 0)
+    if resize_mode == "crop":
+        aspect = target[0] / target[1]
+        across, down = min(width, height * aspect), min(height, width / aspect)
+        x, y = left + (width - across) / 2, top + (height - down) / 2
+        return Placement((x, y, x + across, y + down), target, 0, 0)
+    scale = min(target[0] / width, target[1] / height)
+    inner = (max(1, min(target[0], round(width * scale))), max(1, min(target[1], round(height * scale))))
+    return Placement(box, inner, (target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2)
+
+
+def padded(image: Image.Image, placed: Placement, target: Size, kind: MapKind) -> Image.Image:
+    """A placed map in an image of `target`: on black for lines, else with its last pixels repeated."""
+    below, right = target[1] - image.height - placed.top, target[0] - image.width - placed.left
+    around = ((placed.top, below), (placed.left, right), (0, 0))
+    mode: Literal["constant", "edge"] = "constant" if kind == "lines" else "edge"
+    return Image.fromarray(np.pad(np.asarray(image), around, mode=mode))
+
+
+def fit_map(image: Image.Image, size: Size, kind: MapKind, resize_mode: ResizeMode | None) -> Image.Image:
+    """Bring a map, RGB, to an image's (width, height), by `placement`."""
+    placed = placement((0, 0, *image.size), size, resize_mode)
+    return padded(resize_map(image, placed.size, kind, placed.box), placed, size, kind)
 
 
 def resize_planes(

@@ -12,7 +12,7 @@ from torch import Tensor
 from nexus_adapters.choices import RESIZE_MODES, MapKind
 from nexus_adapters.conditions.images import INVERTED_ABOVE
 from nexus_adapters.conditions.maps import check_range, read_map, report_inverted
-from nexus_adapters.conditions.resize import judge_kind
+from nexus_adapters.conditions.resize import ASPECT_TOLERANCE_PX, is_same_aspect, judge_kind
 from nexus_adapters.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     ConditionLike: TypeAlias = Map | Sequence[Image.Image] | Sequence[Tensor] | Sequence[np.ndarray]
 else:
     ConditionLike = Any  # so that under pytest, too, anything else meets the errors of `as_condition`
-
-ASPECT_TOLERANCE_PX = 8
 
 _IMAGE_MODES = {1: "L", 3: "RGB"}
 # Modes that convert to 8-bit grey without loss of what they show. 16-bit and float modes would clip.
@@ -233,22 +231,19 @@ def nearest_multiple(side: float, multiple: int) -> int:
     return max(1, round(side / multiple)) * multiple
 
 
-def is_same_aspect(height: float, width: float, target_height: int, target_width: int) -> bool:
-    """Whether a uniform scaling takes the one size to the other, up to `ASPECT_TOLERANCE_PX`."""
-    excess_height = abs(height * target_width / width - target_height)
-    excess_width = abs(width * target_height / height - target_width)
-    # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
-    return min(excess_height, excess_width) <= ASPECT_TOLERANCE_PX
-
-
 def check_aspect(
-    height: float, width: float, target_height: int, target_width: int, name: str = "condition"
+    height: float,
+    width: float,
+    target_height: int,
+    target_width: int,
+    name: str = "condition",
+    option: str = "resize_mode",
 ) -> None:
-    """`InvalidArgument` unless `is_same_aspect`."""
-    if not is_same_aspect(height, width, target_height, target_width):
+    """`InvalidArgument` unless `is_same_aspect`; its hint is the `option` that fits another aspect."""
+    if not is_same_aspect((width, height), (target_width, target_height)):
         raise InvalidArgument(
             name,
             f"the image's aspect ratio, within {ASPECT_TOLERANCE_PX} pixels",
             f"{width:g}x{height:g} pixels for an image of {target_width}x{target_height}",
-            f"resize_mode={', '.join(RESIZE_MODES[:-1])} or {RESIZE_MODES[-1]} fits another one",
+            f"{option} can be {', '.join(RESIZE_MODES[:-1])} or {RESIZE_MODES[-1]}, to fit it all the same",
         )

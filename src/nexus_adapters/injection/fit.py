@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nexus_adapters.choices import MapKind, ResizeMode
-from nexus_adapters.conditions.resize import Box, resize_planes
-from nexus_adapters.injection.condition import check_aspect, is_same_aspect
+from nexus_adapters.conditions.resize import Box, placement, resize_planes
+from nexus_adapters.injection.condition import check_aspect
 
 
 def fit_condition(
@@ -47,30 +47,16 @@ def fit_condition(
     """
     full = (0.0, 0.0, float(condition.shape[3]), float(condition.shape[2]))
     left, top, right, bottom = full if box is None else box
-    inner_height, inner_width = height, width
-    if not is_same_aspect(bottom - top, right - left, height, width):
-        if resize_mode is None:
-            check_aspect(bottom - top, right - left, height, width, name)
-        elif resize_mode == "crop":
-            left, top, right, bottom = _middle((left, top, right, bottom), width / height)
-        elif resize_mode == "pad":
-            scale = min(height / (bottom - top), width / (right - left))
-            inner_height = max(1, min(height, round((bottom - top) * scale)))
-            inner_width = max(1, min(width, round((right - left) * scale)))
-    fitted = _resized(condition, (inner_height, inner_width), kind, (left, top, right, bottom))
-    before = (width - inner_width) // 2, (height - inner_height) // 2
-    around = (before[0], width - inner_width - before[0], before[1], height - inner_height - before[1])
+    target = (width, height)
+    if resize_mode is None:
+        check_aspect(bottom - top, right - left, height, width, name)
+    placed = placement((left, top, right, bottom), target, resize_mode)
+    fitted = _resized(condition, placed.size[::-1], kind, placed.box)
+    rest = (width - placed.size[0] - placed.left, height - placed.size[1] - placed.top)
+    around = (placed.left, rest[0], placed.top, rest[1])
     if any(around):
         fitted = F.pad(fitted, around) if kind == "lines" else F.pad(fitted, around, mode="replicate")
     return F.pad(fitted, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-
-
-def _middle(box: Box, aspect: float) -> Box:
-    """The largest part of this aspect, width to height, in the middle."""
-    left, top, right, bottom = box
-    width, height = min(right - left, (bottom - top) * aspect), min(bottom - top, (right - left) / aspect)
-    x, y = (left + right - width) / 2, (top + bottom - height) / 2
-    return x, y, x + width, y + height
 
 
 def _resized(condition: Tensor, size: tuple[int, int], kind: MapKind, box: Box) -> Tensor:
