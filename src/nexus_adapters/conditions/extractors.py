@@ -37,6 +37,7 @@ from nexus_adapters.conditions.extractor import (
     normals_agreement,
 )
 from nexus_adapters.conditions.images import to_rgb
+from nexus_adapters.conditions.resize import resize_map
 from nexus_adapters.conditions.segmentation import DEFAULT_SEGMENTATION_MODEL, segmentation, segmentations
 from nexus_adapters.conditions.sketch import sketch
 from nexus_adapters.errors import InvalidArgument, one_line
@@ -206,7 +207,7 @@ def _from_aux(name: str) -> Extractor:
             color, detect_resolution=min(color.size), image_resolution=min(color.size), output_type="pil"
         )
         # The detector has rounded the sides to multiples of 64.
-        return to_rgb(found).resize(color.size, Image.Resampling.BILINEAR)
+        return resize_map(to_rgb(found), color.size, facts["kind"])
 
     class_name, facts = _AUX_DETECTORS[name]
     needs = ("controlnet-aux",)

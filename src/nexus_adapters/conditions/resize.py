@@ -238,7 +238,7 @@ def thinned(
                 if gone.any():
                     mask ^= gone
                     changed = True
-    return mask == 1
+    return np.asarray(mask == 1)
 
 
 @cache
