@@ -62,26 +62,17 @@ def as_condition(
     def read(image: Image.Image) -> Image.Image:
         return read_map(image, kind, invert=invert, name=name)
 
-    found, is_read = _as_tensor(value, channels, name, read)
-    return found if is_read or invert is False else _light_on_dark(found, kind, bool(invert), name)
-
-
-def _light_on_dark(condition: Tensor, kind: MapKind | None, invert: bool, name: str) -> Tensor:
-    """Maps of floats, of which those with dark lines on white, or all, are inverted."""
-    if not invert and kind not in (None, "lines"):
-        return condition
-    is_dark = [True] * len(condition)
-    if not invert:
-        is_dark = [mean > INVERTED_ABOVE for mean in condition.detach().float().mean((1, 2, 3)).tolist()]
-        if kind is None:
-            is_dark = [
-                dark and judged(each) == "lines" for dark, each in zip(is_dark, condition, strict=True)
-            ]
-        if not any(is_dark):
-            return condition
-        report_inverted(name)
-    dark = torch.tensor(is_dark, device=condition.device)[:, None, None, None]
-    return torch.where(dark, 1 - condition, condition)
+    condition, means = _as_tensor(value, channels, name, read)
+    if invert is None:
+        inverted = [
+            place
+            for place, mean in enumerate(means)
+            if mean > INVERTED_ABOVE and (kind or judged(condition[place])) == "lines"
+        ]
+        if inverted:
+            report_inverted(name)
+            condition[inverted] = 1 - condition[inverted]
+    return 1 - condition if invert and means else condition
 
 
 def judged(condition: Float[Tensor, "c h w"]) -> MapKind:
@@ -103,14 +94,14 @@ def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
     return None if value is None else _as_tensor(value, 1, "mask", _opaque)[0]
 
 
-def _as_tensor(value: ConditionLike, channels: int, name: str, read: ReadImage) -> tuple[Tensor, bool]:
-    """The maps, and whether `read` has read them: images and integers, that is, and not floats."""
+def _as_tensor(value: ConditionLike, channels: int, name: str, read: ReadImage) -> tuple[Tensor, list[float]]:
+    """A copy of the maps, and of floats the mean of each; images and integers are read by `read`."""
     expected = _EXPECTED.format(c=channels)
     if value is None:
         raise InvalidArgument(name, expected, hint=f"Give {expected}")
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if values and all(isinstance(v, Image.Image) for v in values):
-        return _from_images([read(v) for v in values], channels, name), True
+        return _from_images([read(v) for v in values], channels, name), []
     kind = next((kind for kind in (Tensor, np.ndarray) if all(isinstance(v, kind) for v in values)), None)
     if not values or kind is None:
         raise InvalidArgument(name, expected, _describe(value))
@@ -124,12 +115,12 @@ def _as_tensor(value: ConditionLike, channels: int, name: str, read: ReadImage) 
     if len({(m.dtype, m.device) for m in maps}) > 1:
         kinds = ", ".join(sorted({f"{m.dtype} on {m.device}" for m in maps}))
         raise InvalidArgument(name, "maps of one dtype on one device", kinds)
-    condition = torch.cat(maps)
+    condition = torch.cat(maps) if len(maps) > 1 else maps[0]
     if condition.dtype in _IMAGE_DTYPES:
-        return _from_images([read(image) for image in _images_of(condition, name)], channels, name), True
-    _check_values(condition, name)
+        return _from_images([read(image) for image in _images_of(condition, name)], channels, name), []
+    means = _check_values(condition, name)
     # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
-    return condition.expand(-1, channels, -1, -1).clone(), False
+    return condition.expand(-1, channels, -1, -1).clone(), means
 
 
 def _with_axes(value: Tensor | np.ndarray, channels: int, expected: str, name: str) -> Tensor:
@@ -199,13 +190,17 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image
 
 
-def _check_values(condition: Tensor, name: str) -> None:
+def _check_values(condition: Tensor, name: str) -> list[float]:
+    """The mean of each map."""
     if not condition.is_floating_point():
         raise InvalidArgument(name, "floating point in [0, 1], or uint8", condition.dtype)
     # One transfer, for which an accelerator is waited for once.
-    low, high = torch.stack(condition.detach().aminmax()).tolist()
+    given = condition.detach()
+    ends, means = torch.stack(given.aminmax()), given.mean((1, 2, 3), dtype=torch.float32)
+    low, high, *found = torch.cat([ends.float(), means]).tolist()
     if not (low >= 0 and high <= 1):  # also where one of them is not a number
         raise InvalidArgument(name, "finite values in [0, 1]", f"{low:g} to {high:g}")
+    return [float(mean) for mean in found]
 
 
 def size_by_aspect(

@@ -77,7 +77,7 @@ def _check_crop(_: "Control", value: Any) -> Crop | None:
     is_box = isinstance(value, (tuple, list)) and len(value) == 4
     if not is_box or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in value):
         raise InvalidArgument(
-            "crop", "(left, top, right, bottom) in whole pixels of the condition", repr(value)
+            "crop", "(left, top, right, bottom) in whole pixels", repr(value)
         )
     left, top, right, bottom = (int(side) for side in value)
     if not (0 <= left < right and 0 <= top < bottom):
