@@ -44,6 +44,8 @@ from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
 from nexus_adapters.cli.generate_requests import BaseRequest, LoraRequest, parse
 from nexus_adapters.cli.generation import (
+    LoadedAdapter,
+    build_control,
     check_size,
     extractor_options,
     read_source,
@@ -297,7 +299,9 @@ def test_a_photo_of_another_aspect(photo):
     with Image.open(photo) as image:  # 160x120
         request = ControlRequest(ImageSource(str(photo), ExtractorOptions(low=10, high=30)))
         with refused("--image", "160x120", hint="--resize-mode"):
-            check_size(request, image, 128, 64)
+            build_control(request, LoadedAdapter(None, "", ""), image, None, (128, 64))
+        with refused("--mask", "64x64", hint="--resize-mode"):
+            build_control(request, LoadedAdapter(None, "", ""), image, Image.new("L", (64, 64)), (160, 120))
         for mode in ("stretch", "crop", "pad"):
             control = replace(request, resize_mode=mode)
             check_size(control, image, 128, 64)

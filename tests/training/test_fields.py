@@ -407,7 +407,7 @@ def validation_early_stop_patience(root, out, monkeypatch):
     changes = {"validation__every_steps": 1, "validation__early_stop_patience": 1}
     changes |= {"data__condition": "same-in-test-fields", "training__max_train_steps": 4}
     with EXTRACTORS.temporary():
-        same = {"lines": False, "agreement": lambda found, wanted: 0.5}  # never better
+        same = {"agreement": lambda found, wanted: 0.5}  # never better
         register_condition(Extractor("same-in-test-fields", lambda image: image, "The image.", **same))
         rows = validated(root, out, **changes)
         assert [row["step"] for row in rows] == [1, 2]

@@ -214,13 +214,22 @@ def read_mask(control: ControlRequest) -> "Image.Image | None":
     return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
 
 
-def check_size(control: ControlRequest, source: "Image.Image", width: int | None, height: int | None) -> None:
-    """`InvalidArgument` where `width` and `height` have another aspect ratio, and no mode fits it."""
+def check_size(
+    control: ControlRequest,
+    source: "Image.Image",
+    width: int | None,
+    height: int | None,
+    option: str = "",
+) -> None:
+    """`InvalidArgument` where `width` and `height` have another aspect ratio, and no mode fits it.
+
+    `option`: what names the file of `source`; by default that of the control's photo or map.
+    """
     from nexus_adapters.injection.condition import check_aspect
 
     if width is not None and height is not None and control.resize_mode is None:
-        name, option = control.given.option, "--resize-mode"
-        check_aspect(source.height, source.width, height, width, name, option)
+        name = option or control.given.option
+        check_aspect(source.height, source.width, height, width, name, "--resize-mode")
 
 
 def width_and_height(
@@ -287,6 +296,8 @@ def build_control(
     from nexus_adapters.methods import method_of
 
     check_size(control, source, *size)
+    if mask is not None:
+        check_size(control, mask, *size, "--mask")
     condition, kind = structure_map(control, source, size), EXTRACTORS[control.condition_name].kind
     if method_of(loaded.adapter).attaches:
         with renamed({"condition": control.given.option, "mask": "--mask"}):

@@ -76,9 +76,7 @@ def _check_crop(_: "Control", value: Any) -> Crop | None:
         return None
     is_box = isinstance(value, (tuple, list)) and len(value) == 4
     if not is_box or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in value):
-        raise InvalidArgument(
-            "crop", "(left, top, right, bottom) in whole pixels", repr(value)
-        )
+        raise InvalidArgument("crop", "(left, top, right, bottom) in whole pixels", repr(value))
     left, top, right, bottom = (int(side) for side in value)
     if not (0 <= left < right and 0 <= top < bottom):
         raise InvalidArgument("crop", "0 <= left < right and 0 <= top < bottom", repr(value))
