@@ -95,6 +95,11 @@ def _check_invert(value: Any) -> bool | None:
     return value if value is None else bool(value)
 
 
+def _read_condition(control: "Control", value: Any) -> Tensor:
+    channels = geometry_of(control.adapter).in_channels
+    return as_condition(value, channels, kind=control.kind, invert=control.invert)
+
+
 class Control:
     """An adapter with its condition and settings, for `attach`. All but the adapter may be changed live.
 
@@ -142,12 +147,7 @@ class Control:
         InvalidArgument: names the argument, what was expected and what was received.
     """
 
-    condition = Checked[Tensor](
-        lambda control, value: as_condition(
-            value, geometry_of(control.adapter).in_channels, kind=control.kind, invert=control.invert
-        ),
-        changes_features=True,
-    )
+    condition = Checked[Tensor](_read_condition, changes_features=True)
     scale = Checked[Scale](lambda _, value: check_scale(value))
     start = Checked[float](lambda control, value: check_start_end(value, control.__dict__.get("end", 1.0))[0])
     end = Checked[float](lambda control, value: check_start_end(control.start, value)[1])

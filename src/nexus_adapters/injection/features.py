@@ -273,7 +273,7 @@ def _fitted(
 ) -> Float[Tensor, "k c h_padded w_padded"]:
     """The control's condition, or its mask, or the part of it that its crop leaves, at (height, width)."""
     kind: MapKind = "image"  # of a mask, which is averaged
-    if name == "condition" and maps.shape[2:] != size:
+    if name == "condition" and (control.crop is not None or maps.shape[2:] != size):
         kind = control.kind or judged(maps[0])
     if control.crop is None:
         return fit_condition(maps, *size, multiple, name, kind, control.resize_mode)
@@ -290,7 +290,7 @@ def _fitted(
     if control.resize_mode in ("crop", "pad"):  # the box is in the image as they make the map cover it
         maps = fit_condition(maps, height, width, 1, name, kind, control.resize_mode)
     elif control.resize_mode is None:
-        check_aspect(*maps.shape[2:], height, width, name)
+        check_aspect(maps.shape[2], maps.shape[3], height, width, name)
     across, down = maps.shape[3] / width, maps.shape[2] / height
     box = (left * across, top * down, right * across, bottom * down)
     return fit_condition(maps, *size, multiple, name, kind, control.resize_mode, box)

@@ -78,7 +78,7 @@ def _resized(condition: Tensor, size: tuple[int, int], kind: MapKind, box: Box) 
             return resized.clamp(0, 1).to(condition.dtype)
     planes = condition.detach().float().flatten(0, 1).cpu().numpy()
     resized = torch.from_numpy(resize_planes(np.ascontiguousarray(planes), size, kind, box))
-    return resized.unflatten(0, condition.shape[:2]).to(condition)
+    return resized.reshape(*condition.shape[:2], *size).to(condition)
 
 
 def mask_levels(
