@@ -285,7 +285,6 @@ register_condition(
         "toy-threshold",
         threshold,
         "light and dark",
-        lines=False,
         compare=lambda found, wanted: {"toy_alike": share_alike(found, wanted)},
         agreement=share_alike,
     )

@@ -525,6 +525,15 @@ def test_sd15_cost_counts_at_true_size(benchmark, tmp_path):
 
 
 @pytest.mark.full
+def test_map_sizes(benchmark, tmp_path, monkeypatch):
+    use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
+    name, measured = run(benchmark("map_sizes"), tmp_path / "out")
+    assert name == "map_sizes"
+    assert list(measured["rows"]) == ["128", "256", "256 as image"]
+    assert measured["rows"]["128"]["less_that_of_128"]["value"] == 0
+
+
+@pytest.mark.full
 def test_fading(benchmark, tmp_path, monkeypatch):
     use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
     name, measured = run(benchmark("fading"), tmp_path / "out")

@@ -44,6 +44,15 @@ ImageFormat = Literal["jpg", "png", "webp"]
 """Of the images in a prepared set."""
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
 
+MapKind = Literal["lines", "labels", "depth", "image"]
+"""What a structure map shows, which decides how it is read and resized: light lines on black, a color for
+each class, nearness, or anything else."""
+MAP_KINDS: tuple[MapKind, ...] = get_args(MapKind)
+
+ResizeMode = Literal["stretch", "crop", "pad"]
+"""What becomes of a map whose aspect ratio is not the image's."""
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
+
 Prompts = Literal["own", "empty", "contradicting"]
 """Which prompts an evaluation uses."""
 PROMPTS: tuple[Prompts, ...] = get_args(Prompts)

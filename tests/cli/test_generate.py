@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from PIL import Image
 from tests import tiny
 from tests.adapter.test_formats import as_original
 from tests.png_settings import read_settings
+from tests.refusals import refused
 from tests.single_file import save_single_file
 from tests.weights import use_weights
 
@@ -37,17 +39,18 @@ from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import build_parser, main
+from nexus_adapters.cli.control_requests import ControlRequest, ImageSource, MapSource
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
-from nexus_adapters.cli.generate_requests import (
-    BaseRequest,
-    ControlRequest,
-    ImageSource,
-    LoraRequest,
-    MapSource,
-    parse,
+from nexus_adapters.cli.generate_requests import BaseRequest, LoraRequest, parse
+from nexus_adapters.cli.generation import (
+    LoadedAdapter,
+    build_control,
+    check_size,
+    extractor_options,
+    read_source,
+    structure_map,
 )
-from nexus_adapters.cli.generation import structure_map
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -246,15 +249,70 @@ def test_a_large_map_gives_an_image_of_the_bases_own_size(edges, tmp_path, capsy
     assert "512x512" in line
 
 
-def test_an_inverted_map_is_a_warning_and_can_be_inverted(edges):
-    with Image.open(edges) as image:
-        dark = Image.eval(image, lambda value: 255 - value)
-        with pytest.warns(UserWarning, match="--map: .*--invert"):
-            assert np.array_equal(
-                structure_map(ControlRequest(MapSource("dark.png")), dark, (128, 128)), dark
-            )
-        found = structure_map(ControlRequest(MapSource("dark.png"), invert=True), dark, (128, 128))
-        assert np.array_equal(found, image)
+def request_for(path, *options):
+    (control,) = parsed("--map", str(path), *options).controls
+    return control
+
+
+def test_a_map_is_read_as_its_kind_is(edges, tmp_path):
+    light, dark = Image.open(edges), tmp_path / "dark.png"
+    Image.eval(light, lambda value: 255 - value).save(dark)
+    with pytest.warns(UserWarning, match=r"--map: dark lines on white are inverted .*--no-invert"):
+        assert np.array_equal(read_source(request_for(dark)), light)
+    assert np.array_equal(read_source(request_for(dark, "--invert")), light)
+    assert np.array_equal(read_source(request_for(dark, "--no-invert")), Image.open(dark))
+    assert np.array_equal(read_source(request_for(edges)), light)
+    depth = tmp_path / "depth.png"
+    Image.fromarray(np.linspace(500, 8000, 256).astype(np.uint16).reshape(16, 16)).save(depth)
+    of_depth = ("--condition", "depth")
+    with pytest.warns(UserWarning, match=r"16-bit depth .*--option unit=mm"):
+        assert read_source(request_for(depth, *of_depth)).getpixel((15, 15)) == (255, 255, 255)
+    far = read_source(request_for(depth, *of_depth, "--option", "unit=mm"))
+    assert (far.getpixel((0, 0)), far.getpixel((15, 15))) == ((255, 255, 255), (0, 0, 0))
+    ids = tmp_path / "ids.png"
+    Image.new("L", (16, 16), 1).save(ids)
+    of_labels = ("--condition", "segmentation", "--option", "palette=voc")
+    with pytest.warns(UserWarning, match=r"label ids .*voc"):
+        assert read_source(request_for(ids, *of_labels)).getpixel((0, 0)) == (128, 0, 0)
+    assert extractor_options(request_for(ids, *of_labels)) == {"palette": "voc"}
+
+
+def test_an_inverted_map_is_one_warning(edges, tmp_path, capsys, plain):
+    with Image.open(edges) as light:
+        Image.eval(light, lambda value: 255 - value).save(tmp_path / "dark.png")
+    assert run(tmp_path / "dark.png", tmp_path / "out.png") == 0
+    assert np.array_equal(pixels(tmp_path / "out.png"), plain)
+    err = capsys.readouterr().err
+    assert err.count("warning") == 1
+    assert "inverted" in err
+
+
+def test_a_photo_of_another_aspect(photo):
+    with Image.open(photo) as image:  # 160x120
+        request = ControlRequest(ImageSource(str(photo), ExtractorOptions(low=10, high=30)))
+        with refused("--image", "160x120", hint="--resize-mode"):
+            build_control(request, LoadedAdapter(None, "", ""), image, None, (128, 64))
+        with refused("--mask", "64x64", hint="--resize-mode"):
+            build_control(request, LoadedAdapter(None, "", ""), image, Image.new("L", (64, 64)), (160, 120))
+        for mode in ("stretch", "crop", "pad"):
+            control = replace(request, resize_mode=mode)
+            check_size(control, image, 128, 64)
+            found = np.asarray(structure_map(control, image, (128, 64)))
+            assert found.shape == (64, 128, 3)
+            middle = found[:, 21:107]  # a photo's border is no line
+            assert (found.sum() == middle.sum()) == (mode == "pad")
+
+
+def test_another_aspect_needs_a_resize_mode(edges, tmp_path, capsys, no_model):
+    assert run(edges, tmp_path / "out.png", "--width", 128, "--height", 64) == 2
+    refused_in_one_line(capsys, "--map", "128x128", "--resize-mode can be stretch, crop or pad")
+
+
+def test_a_map_of_another_aspect_is_fitted(edges, tmp_path):
+    size = ("--width", 128, "--height", 64)
+    assert run(edges, tmp_path / "out.png", *size, "--resize-mode", "crop") == 0
+    assert pixels(tmp_path / "out.png").shape == (64, 128, 3)
+    assert read_settings(tmp_path / "out.png")["resize_mode"] == "crop"
 
 
 def test_a_truncated_prompt_is_a_warning(edges, tmp_path, capsys):
@@ -395,6 +453,9 @@ def refused_in_one_line(capsys, name, *shown):
         (["--low", "3"], "--low", "got 3.0"),
         (["--option", "auto=true"], "--option auto", "got True"),
         (["--option", "auto"], "--option", "'auto'"),
+        (["--option", "unit=mm"], "--option unit", "got 'mm'"),
+        (["--option", "invert=true"], "--option invert", "--no-invert"),
+        (["--condition", "depth", "--option", "unit=cm"], "--option unit", "mm, m, inverse"),
         (["--scale", "1", "--scale", "2"], "--scale", "2 values"),
         (["--level-scales", "1,x"], "--level-scales", "'1,x'"),
         (["--balance", "prompt", "--policy", "positive"], "--balance", "'prompt' and --policy"),

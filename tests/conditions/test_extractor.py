@@ -28,7 +28,7 @@ def unit(image):
 def test_maps_of_lines_are_compared_as_edges():
     expected = edge_f1(grey(LINES) > 127, grey(OTHER_LINES) > 127)
     assert 0 < expected < 1
-    for extractor in (find_extractor("canny"), Extractor("mine", canny, "", lines=True)):
+    for extractor in (find_extractor("canny"), Extractor("mine", canny, "", kind="lines")):
         assert extractor.compare(LINES, OTHER_LINES) == {"edge_f1": expected}
         assert extractor.agreement(LINES, OTHER_LINES) == expected
 
@@ -79,10 +79,10 @@ def test_normals_are_compared_by_angle_and_skeletons_not_at_all(monkeypatch):
 
 
 def test_an_extractor_without_a_comparison_has_none_unless_its_maps_are_lines():
-    plain = Extractor("plain", canny, "", lines=False)
+    plain = Extractor("plain", canny, "")
     assert (plain.compare, plain.agreement) == (None, None)
     mine = Extractor(
-        "mine", canny, "", lines=True, compare=lambda *_: {"mine": 1.0}, agreement=lambda *_: 0.5
+        "mine", canny, "", kind="lines", compare=lambda *_: {"mine": 1.0}, agreement=lambda *_: 0.5
     )
     assert mine.compare(NOISE, OTHER) == {"mine": 1.0}
     assert mine.agreement(NOISE, OTHER) == 0.5

@@ -57,7 +57,7 @@ def test_the_table_is_known_without_torch():
 
 def test_options_are_read_off_the_extractor():
     assert find_extractor("canny").options() == ("low", "high", "auto")
-    assert Extractor("none", lambda image: image, "the image itself", lines=False).options() == ()
+    assert Extractor("none", lambda image: image, "the image itself").options() == ()
 
 
 def test_unknown_names_list_the_known(monkeypatch):
@@ -136,7 +136,7 @@ def negative(strength):
     def extract_negative(image):
         return image.point(lambda value: round(255 - strength * value))
 
-    return Extractor("negative", extract_negative, "light and dark exchanged", lines=False)
+    return Extractor("negative", extract_negative, "light and dark exchanged")
 
 
 def test_what_is_registered_for_a_while_is_forgotten():
@@ -158,9 +158,9 @@ def test_a_cell_of_a_notebook_can_run_again_but_no_other_extractor_takes_its_nam
     register_condition(again := negative(0.5))
     assert EXTRACTORS["negative"] is again
     with refused("extractor", received="'negative'"):
-        register_condition(Extractor("negative", lambda image: image, "", lines=False))
+        register_condition(Extractor("negative", lambda image: image, ""))
     with refused("extractor", received="'canny'"):
-        register_condition(Extractor("canny", lambda image: image, "", lines=True))
+        register_condition(Extractor("canny", lambda image: image, "", kind="lines"))
     assert register_condition(EXTRACTORS["canny"]) is EXTRACTORS["canny"]
 
 
@@ -205,7 +205,7 @@ def test_a_callable_may_take_any_option_and_need_one(installed):
 
 
 def test_an_extractor_of_another_package_is_taken_as_it_is(installed):
-    theirs = Extractor("theirs", exchanged, "theirs", lines=True)
+    theirs = Extractor("theirs", exchanged, "theirs", kind="lines")
     installed(theirs=theirs)
     assert EXTRACTORS["theirs"] is theirs
 
@@ -268,7 +268,7 @@ def test_controlnet_aux_is_used_where_it_is_importable(monkeypatch):
     drawn = extract("hed", [NOISE, NOISE])
     assert [(d.mode, d.size) for d in drawn] == [("RGB", NOISE.size)] * 2
     assert calls == ["lllyasviel/Annotators"]  # once for both
-    assert EXTRACTORS["hed"].lines
+    assert EXTRACTORS["hed"].kind == "lines"
     with refused("model", received="lllyasviel/Annotators", expected="mlsd"):
         extract("mlsd", NOISE)
 

@@ -1,3 +1,4 @@
+import json
 import os
 
 import numpy as np
@@ -190,9 +191,46 @@ def test_a_given_map_needs_no_extractor():
 
 def test_labels_are_not_mixed():
     labels = framed(37, 37)
-    for name, is_mixed in [("canny", True), ("segmentation", False)]:
+    for name, is_mixed in [("depth", True), ("segmentation", False), ("another", False)]:
         sample = fit_sample(OneSample(picture(0, 37, 37), labels), 0, Geometry(16, 16), name, {})
         assert (set(np.unique(sample.condition)) - {0, 255} != set()) == is_mixed
+
+
+def test_given_maps_are_read_by_the_kind_of_their_condition():
+    def fitted(condition, name, **options):
+        sample = OneSample(picture(0, 16, 16), condition)
+        return np.asarray(fit_sample(sample, 0, Geometry(16, 16), name, options).condition)
+
+    depth = Image.fromarray(np.linspace(500, 8000, 256).astype(np.uint16).reshape(16, 16))
+    with pytest.warns(UserWarning, match="^condition: 16-bit depth"):
+        assert fitted(depth, "depth")[0, 0, 0] == 0
+    assert fitted(depth, "depth", unit="mm")[0, 0, 0] == 255
+    ids = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16) // 4)
+    with pytest.warns(UserWarning, match="ade20k"):
+        assert len(np.unique(fitted(ids, "segmentation").reshape(-1, 3), axis=0)) > 50
+    with pytest.warns(UserWarning, match="coco"):
+        assert tuple(fitted(ids, "segmentation", palette="coco")[0, 4]) == (119, 11, 32)
+    dark = Image.new("L", (16, 16), 255)
+    dark.paste(0, (3, 0, 4, 16))
+    with pytest.warns(UserWarning, match="inverted"):
+        assert fitted(dark, "canny").mean() < 127
+    assert fitted(dark, "canny", invert=False).mean() > 127
+    with pytest.raises(BadSample, match=r"'F'.* in 'the sample'"):
+        fitted(Image.new("F", (16, 16)), "canny")
+    with refused("unit", "'cm'"):
+        fitted(depth, "depth", unit="cm")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [("depth.png", np.full((8, 8), 300, np.uint16), "I;16"), ("ids.png", np.full((8, 8), 3, np.uint8), "L")],
+)
+def test_folders_keep_the_mode_of_maps(tmp_path, name, content, kind):
+    picture(0, 8, 8).save(tmp_path / "a.jpg")
+    Image.fromarray(content).save(tmp_path / name)
+    row = {"file_name": "a.jpg", "text": "a", "map": name}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert FolderSource(tmp_path, condition_column="map").load(0).condition.mode == kind
 
 
 @pytest.mark.parametrize("size", [(206, 100), (100, 200), (100, 103), (50, 23)])
@@ -210,8 +248,8 @@ def test_another_aspect_is_a_bad_sample_with_both_sizes(size):
 )
 def test_rounding_to_whole_pixels_is_no_other_aspect(image, size):
     source, geometry = OneSample(picture(0, *image), picture(1, *size)), Geometry(16, 16)
-    fitted = geometry.fit(picture(1, *size), (16, 16), is_map=True, image_size=image)
-    assert np.array_equal(fit_sample(source, 0, geometry, "canny", {}).condition, fitted)
+    fitted = geometry.fit(picture(1, *size), (16, 16), kind="depth", image_size=image)
+    assert np.array_equal(fit_sample(source, 0, geometry, "depth", {}).condition, fitted)
 
 
 def test_wrong_extractors_and_options_are_no_bad_samples():

@@ -111,7 +111,7 @@ def test_fitting_is_resizing_and_cutting_the_middle_out(size, target):
 
 def test_what_fits_already_stays_as_it_is():
     image = picture(0, 16, 16)
-    for options in ({}, {"is_map": True}, {"is_map": True, "labels": True}):
+    for options in ({}, {"kind": "image"}, {"kind": "labels"}):
         assert np.array_equal(Geometry(16, 16).fit(image, (16, 16), **options), image)
         odd = picture(0, 19, 16)  # cut, without being blurred by half a pixel
         assert np.array_equal(Geometry(16, 16).fit(odd, (16, 16), **options), np.asarray(odd)[:, 1:17])
@@ -126,11 +126,11 @@ def lines(width, height):
 def test_maps_make_no_halos_and_labels_no_mixtures():
     geometry = Geometry(16, 16)
     small, large = lines(8, 8), lines(64, 64)
-    assert set(np.unique(geometry.fit(large, (16, 16), is_map=True))) == {64}  # each pixel: a line of four
-    grown = np.asarray(geometry.fit(small, (16, 16), is_map=True)).astype(int)
+    assert set(np.unique(geometry.fit(large, (16, 16), kind="image"))) == {64}  # each pixel: a line of four
+    grown = np.asarray(geometry.fit(small, (16, 16), kind="image")).astype(int)
     assert np.abs(np.diff(grown[0, :, 0])).max() < 255  # linear, so no step is sharp
     for image in (small, large, lines(30, 30)):
-        assert set(np.unique(geometry.fit(image, (16, 16), is_map=True, labels=True))) <= {0, 255}
+        assert set(np.unique(geometry.fit(image, (16, 16), kind="labels"))) <= {0, 255}
     overshooting = geometry.fit(Image.blend(small, Image.new("RGB", (8, 8), "white"), 0.5), (16, 16))
     assert np.asarray(overshooting).min() < 127  # an image may have halos: they are what sharpness is made of
 
@@ -140,9 +140,9 @@ def test_the_same_window_is_kept_of_a_map_at_its_own_scale():
     image = picture(3, 150, 90)
     half = image.resize((75, 45), Image.Resampling.BOX)
     geometry = Geometry(32, 32)
-    fitted = np.asarray(geometry.fit(image, (32, 32), is_map=True), int)
-    of_half = np.asarray(geometry.fit(half, (32, 32), is_map=True, image_size=image.size), int)
-    elsewhere = np.asarray(geometry.fit(image.crop((40, 0, 150, 90)), (32, 32), is_map=True), int)
+    fitted = np.asarray(geometry.fit(image, (32, 32), kind="image"), int)
+    of_half = np.asarray(geometry.fit(half, (32, 32), kind="image", image_size=image.size), int)
+    elsewhere = np.asarray(geometry.fit(image.crop((40, 0, 150, 90)), (32, 32), kind="image"), int)
     assert np.median(np.abs(fitted - of_half)) <= 3
     assert np.median(np.abs(fitted - elsewhere)) > 15
 
@@ -150,7 +150,7 @@ def test_the_same_window_is_kept_of_a_map_at_its_own_scale():
 def test_the_part_of_the_image_and_not_of_the_rounded_map():
     """An image of 100x67 becomes 24x16, of which columns 4 to 20 stay; its map of 13x9 would be 23x16."""
     condition = picture(0, 13, 9)
-    fitted = Geometry(16, 16).fit(condition, (16, 16), is_map=True, image_size=(100, 67))
+    fitted = Geometry(16, 16).fit(condition, (16, 16), kind="image", image_size=(100, 67))
     box = (4 * 13 / 24, 0, 20 * 13 / 24, 9)
     assert np.array_equal(fitted, condition.resize((16, 16), Image.Resampling.BILINEAR, box=box))
-    assert not np.array_equal(fitted, Geometry(16, 16).fit(condition, (16, 16), is_map=True))
+    assert not np.array_equal(fitted, Geometry(16, 16).fit(condition, (16, 16), kind="image"))

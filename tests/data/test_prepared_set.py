@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
+from PIL import Image
 from tests.prepare.sets import make
 from tests.refusals import refused
 
-from nexus_adapters.conditions import extract
+from nexus_adapters.conditions import Extractor, extract, register_condition
+from nexus_adapters.data.conditioned import fit_sample
+from nexus_adapters.data.crop import Geometry
+from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.prepared_set import is_prepared, open_prepared
 from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.metrics.structure import edge_f1
 from nexus_adapters.prepare.plan import Plan
 
 
@@ -25,6 +30,33 @@ def test_image_map_and_captions_come_back(prepared, tmp_path, condition):
         assert np.array_equal(sample.image, scene.image)
         assert np.array_equal(sample.condition, extract(condition, scene.image))
         assert sample.captions == scene.captions
+
+
+def test_gray_labels_of_an_extractor_are_no_ids(tmp_path):
+    gray = Extractor("gray", lambda image: Image.new("RGB", image.size, (120, 120, 120)), "", kind="labels")
+    register_condition(gray)
+    make(Plan(SceneSource(2), {"gray": {}}), tmp_path / "set")
+    source = open_prepared(tmp_path / "set", "gray", tmp_path)
+    sample = fit_sample(source, 0, Geometry(64, 64), "gray", {})
+    assert set(np.unique(sample.condition)) == {120}
+
+
+def test_a_set_keeps_its_lines_at_another_size(tmp_path):
+    """A set of 512 pixels that is read at 128 has the edges that images of 128 have."""
+    large = [
+        SceneSource(4).load(index).image.resize((512, 512), Image.Resampling.LANCZOS) for index in range(4)
+    ]
+    for index, image in enumerate(large):
+        image.save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a scene")
+    make(Plan(FolderSource(tmp_path), {"canny": {}}, image_format="png"), tmp_path / "set")
+    source = open_prepared(tmp_path / "set", "canny", tmp_path / "index")
+    for index in range(4):
+        sample = fit_sample(source, index, Geometry(128, 128), "canny", {})
+        lines, expected = (np.asarray(each)[..., 0] > 127 for each in (
+            sample.condition, extract("canny", sample.image)))  # fmt: skip
+        assert edge_f1(lines, expected) > 0.9
+        assert set(np.unique(sample.condition)) == {0, 255}
 
 
 def test_a_finished_set_is_recognized_by_its_index(prepared, tmp_path):

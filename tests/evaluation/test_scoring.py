@@ -142,11 +142,9 @@ def test_images_are_scored_anew_where_a_metric_of_ones_own_is_added(forgotten):
 def test_a_registered_condition_is_scored_by_its_own_comparison(forgotten):
     picture = Image.effect_noise((64, 64), 80).convert("RGB")
     register_condition(
-        Extractor(
-            "mine", canny, "", lines=False, compare=lambda found, wanted: {"mine": float(found == wanted)}
-        )
+        Extractor("mine", canny, "", compare=lambda found, wanted: {"mine": float(found == wanted)})
     )
-    register_condition(Extractor("bare", canny, "", lines=False))
+    register_condition(Extractor("bare", canny, ""))
     scores = Scorer(of_folder("mine"))([picture], [photo_case(canny(picture), picture)])
     assert set(scores) == {"ms_ssim", "mine"}
     assert scores["mine"] == 1

@@ -16,7 +16,7 @@ from nexus_adapters.injection.compatibility import (
     match_places,
     pixels_per_latent,
 )
-from nexus_adapters.injection.condition import fit_condition
+from nexus_adapters.injection.fit import fit_condition
 
 
 def based(unet):

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tests import tiny
 from tests.refusals import refused
 
@@ -15,11 +15,11 @@ from nexus_adapters.injection import Control, attach
 from nexus_adapters.injection.condition import (
     LARGEST,
     as_condition,
+    as_mask,
     check_aspect,
-    fit_condition,
     image_size,
-    mask_levels,
 )
+from nexus_adapters.injection.fit import fit_condition, mask_levels
 
 GREY = Image.new("L", (24, 16), 51)
 MAP = torch.rand(1, 3, 16, 24)
@@ -46,17 +46,91 @@ def test_modes_that_convert_without_loss(mode):
     )
 
 
-def test_transparency_is_refused_unless_nothing_shows_through():
+def test_images_are_read_as_maps_of_their_kind():
     opaque = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
     assert torch.equal(as_condition(opaque, 3), as_condition(opaque.convert("RGB"), 3))
-    with refused("condition", "mode RGBA", expected="without transparency"):
-        as_condition(Image.new("RGBA", (8, 8), (255, 0, 0, 254)), 3)
+    strokes = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    strokes.paste((255, 255, 255, 255), (2, 2, 4, 8))
+    millimeters = Image.fromarray(np.linspace(500, 8000, 64).astype(np.uint16).reshape(8, 8))
+    for value, kind, warns, low, high in [
+        (strokes, None, "transparent parts are laid on black", 0, 1),
+        (millimeters, None, "16-bit depth", 0, 1),
+        (millimeters, "depth", "16-bit depth", 0, 1),
+        (np.asarray(millimeters), "depth", "16-bit depth", 0, 1),
+        (Image.new("L", (8, 8), 3), "labels", "palette ade20k", 50 / 255, 80 / 255),
+        (np.full((8, 8), 3, np.uint8), "labels", "palette ade20k", 50 / 255, 80 / 255),
+        (ImageOps.invert(Image.new("L", (8, 8))), "lines", "inverted", 0, 0),
+        (np.ones((8, 8), np.float32), "lines", "inverted", 0, 0),
+        (torch.ones(1, 3, 8, 8), "lines", "inverted", 0, 0),
+    ]:
+        with pytest.warns(UserWarning, match=f"^mine: .*{warns}"):
+            condition = as_condition(value, 3, "mine", kind)
+        assert condition.min() == pytest.approx(low)
+        assert condition.max() == pytest.approx(high)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "F", "CMYK"])
+def test_dark_lines_on_white_are_inverted_unless_told_otherwise():
+    light = torch.zeros(1, 3, 32, 32)
+    light[..., 5] = 1
+    dark, as_image = 1 - light, Image.fromarray(np.uint8(255 * (1 - light[0].permute(1, 2, 0).numpy())))
+    for value in (dark, dark[0], dark.numpy(), [dark, dark], as_image, np.asarray(as_image), [as_image]):
+        with pytest.warns(UserWarning, match="inverted"):
+            assert torch.equal(as_condition(value, 3)[:1], light)
+        assert torch.equal(as_condition(value, 3, invert=False)[:1], dark)
+        assert torch.equal(as_condition(value, 3, invert=True)[:1], light)
+        assert torch.equal(as_condition(value, 3, kind="depth")[:1], dark)
+    with pytest.warns(UserWarning, match="inverted"):  # each map by itself
+        assert torch.equal(as_condition(torch.cat([light, dark]), 3), torch.cat([light, light]))
+
+
+@pytest.mark.parametrize("mode", ["F", "LAB"])
 def test_other_modes_are_refused(mode):
-    with refused("condition", f"mode {mode}", expected="8-bit RGB or grey"):
+    with refused("condition", repr(mode), expected="a PIL mode among"):
         as_condition(Image.new(mode, (8, 8)), 3)
+
+
+def test_what_would_be_black_is_refused():
+    ones = np.eye(8, dtype=np.uint8)
+    for value in (ones, torch.from_numpy(ones).expand(3, -1, -1), Image.fromarray(ones)):
+        with refused("condition", "0 to 1", expected="0 to 255"):
+            as_condition(value, 3)
+    with refused("mask", "0 to 1", expected="0 to 255"):
+        as_mask(ones)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+FLOATS = PIXELS / np.float32(255)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (PIXELS, 1),
+        (FLOATS, 1),
+        (FLOATS.astype(np.float64), 1),
+        (FLOATS[None], 1),
+        (np.stack([PIXELS, PIXELS]), 2),
+        (FLOATS.transpose(2, 0, 1), 1),
+        (np.stack([FLOATS, FLOATS]).transpose(0, 3, 1, 2), 2),
+        ([PIXELS, PIXELS], 2),
+        ([FLOATS, FLOATS.transpose(2, 0, 1)], 2),
+        (torch.from_numpy(PIXELS).permute(2, 0, 1), 1),
+        (torch.from_numpy(FLOATS).permute(2, 0, 1), 1),
+        (torch.from_numpy(PIXELS).permute(2, 0, 1)[None].repeat(3, 1, 1, 1), 3),
+        ([torch.from_numpy(PIXELS).permute(2, 0, 1)] * 2, 2),
+        (Image.fromarray(PIXELS), 1),
+    ],
+)
+def test_arrays_of_any_layout_are_the_same_map(value, count):
+    expected = torch.from_numpy(FLOATS).permute(2, 0, 1).expand(count, -1, -1, -1)
+    assert torch.allclose(as_condition(value, 3), expected)
+
+
+@pytest.mark.parametrize("value", [PIXELS[..., 0], FLOATS[..., 0], FLOATS[..., :1], FLOATS[None, ..., 0]])
+def test_gray_arrays_fill_all_channels(value):
+    expected = torch.from_numpy(FLOATS[..., 0]).expand(1, 3, -1, -1)
+    assert torch.allclose(as_condition(value, 3), expected)
+    assert torch.allclose(as_condition(value, 1), expected[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -92,19 +166,27 @@ def test_the_condition_is_copied():
     [
         ("map.png", 3, "str", "a PIL image, a tensor"),
         (None, 3, MISSING, ""),
-        (np.zeros((8, 8, 3)), 3, "ndarray", "a PIL image"),
+        (np.zeros((8, 8, 3), np.int64), 3, "int64", "uint8"),
+        (np.zeros((8, 8, 3), np.uint16), 3, "uint16", "floating point"),
+        (np.zeros((3, 8, 3)), 3, "first or last", "a NumPy array"),
+        (np.zeros((1, 3, 8, 3)), 3, "first or last", "a NumPy array"),
+        (np.zeros((8, 8, 4)), 3, "shape (8, 8, 4)", "a NumPy array"),
+        (np.zeros((8, 0)), 3, "shape (8, 0)", "a NumPy array"),
+        (np.zeros(8), 3, "shape (8,)", "a NumPy array"),
+        (MAP[0, 0], 3, "shape (16, 24)", "a NumPy array"),
+        ([GREY, np.zeros((16, 24))], 3, "a list of Image, ndarray", "a PIL image"),
+        ([np.zeros((2, 8, 8, 3))], 3, "a list of shapes (2, 8, 8, 3)", "one map each"),
         ([], 3, "a list of nothing", "a PIL image"),
         ([GREY, MAP], 3, "a list of Image, Tensor", "a PIL image"),
-        (MAP[0], 3, "shape (3, 16, 24)", "(B, 3, H, W)"),
-        (MAP[:, :1], 3, "shape (1, 1, 16, 24)", "(B, 3, H, W)"),
-        (MAP[:, :, :0], 3, "shape (1, 3, 0, 24)", "(B, 3, H, W)"),
-        (MAP[:0], 3, "shape (0, 3, 16, 24)", "(B, 3, H, W)"),
-        ([MAP.repeat(2, 1, 1, 1)], 3, "a list of shapes (2, 3, 16, 24)", "(1, 3, H, W)"),
-        ([MAP, MAP[..., :8]], 3, "(3, 16, 24), (3, 16, 8)", "tensors of one size"),
+        (MAP[:, :1], 3, "shape (1, 1, 16, 24)", "(K, 3, H, W)"),
+        (MAP[:, :, :0], 3, "shape (1, 3, 0, 24)", "(K, 3, H, W)"),
+        (MAP[:0], 3, "shape (0, 3, 16, 24)", "(K, 3, H, W)"),
+        ([MAP.repeat(2, 1, 1, 1)], 3, "a list of shapes (2, 3, 16, 24)", "one map each"),
+        ([MAP, MAP[..., :8]], 3, "(3, 16, 24), (3, 16, 8)", "maps of one size"),
         ([MAP, MAP.double()], 3, "torch.float32 on cpu, torch.float64 on cpu", "one dtype on one device"),
         ([GREY, GREY.resize((8, 9))], 3, "24x16, 8x9", "images of one size"),
         (GREY, 4, "1 PIL image", "a tensor, since the adapter reads 4 channels"),
-        ((MAP * 255).to(torch.uint8), 3, "torch.uint8", "floating point in [0, 1]"),
+        ((MAP * 255).to(torch.int64), 3, "torch.int64", "floating point in [0, 1]"),
         (MAP * 2 + 1, 3, " to ", "finite values in [0, 1]"),
         (MAP - 1.1, 3, " to ", "finite values in [0, 1]"),
         (torch.full((1, 3, 8, 8), math.nan), 3, "nan to nan", "finite values in [0, 1]"),
@@ -349,6 +431,47 @@ def test_a_crop_is_the_condition_of_the_part(unet, adapter):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(masked, expected, strict=True))
     with refused("crop", "right 129", expected="128x96"):
         added(unet, adapter, whole, crop=(65, 0, 129, 64))
+
+
+def test_each_image_has_a_strength_of_its_own(unet, adapter):
+    maps = tiny.condition(2)
+    plain = added(unet, adapter, maps)
+    scaled = added(unet, adapter, maps, image_scales=[0.5, 0])
+    for whole, found in zip(plain, scaled, strict=True):
+        assert torch.equal(found[0], whole[0] / 2)
+        assert not found[1].any()
+    control = Control(adapter, maps, policy="per_branch", image_scales=(1, 2))
+    control.condition = maps[:1]
+    with refused("image_scales", "2", expected="1, as many as conditions"):
+        collected(unet, control)
+
+
+def test_the_kind_decides_how_a_condition_shrinks(unet, adapter):
+    lines = torch.zeros(1, 3, 256, 256)
+    lines[..., 102], lines[:, :, 77] = 1, 1
+    small = fit_condition(lines, 64, 64, 8, kind="lines")
+    assert set(small.unique().tolist()) == {0, 1}
+    as_small = added(unet, adapter, small)
+    for found, equal in [
+        (added(unet, adapter, lines), True),  # judged
+        (added(unet, adapter, lines, kind="lines"), True),
+        (added(unet, adapter, lines, kind="image"), False),
+    ]:
+        assert all(torch.equal(a, b) for a, b in zip(found, as_small, strict=True)) == equal
+
+
+def test_another_aspect_is_fitted_as_asked_and_so_is_the_mask(unet, adapter):
+    wide, mask = tiny.condition(1, 64, 128), half(64, 128)
+    with refused("condition", "128x64", expected="aspect"):
+        added(unet, adapter, wide)
+    for mode in ("stretch", "crop", "pad"):
+        found = added(unet, adapter, wide, resize_mode=mode, mask=mask)
+        condition, of_mask = (fit_condition(given, 64, 64, 8, resize_mode=mode) for given in (wide, mask))
+        expected = added(unet, adapter, condition, mask=of_mask)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    # A box is in the image as the mode makes the condition cover it.
+    cut = added(unet, adapter, wide, resize_mode="pad", crop=(32, 0, 96, 64))
+    assert all(torch.equal(a, b) for a, b in zip(cut, added(unet, adapter, wide[..., 32:96]), strict=True))
 
 
 def test_two_controls_add_up(unet, adapter):

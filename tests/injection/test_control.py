@@ -139,9 +139,9 @@ def test_the_scale_along_the_schedule(adapter):
 
 
 def test_the_condition_is_checked_against_the_adapter(adapter, control):
-    with refused("condition", "(1, 1, 8, 8)", expected="(B, 3, H, W)"):
+    with refused("condition", "(1, 1, 8, 8)", expected="(K, 3, H, W)"):
         Control(adapter, torch.rand(1, 1, 8, 8))
-    with refused("condition", "(1, 4, 8, 8)", expected="(B, 3, H, W)"):
+    with refused("condition", "(1, 4, 8, 8)", expected="(K, 3, H, W)"):
         control.condition = torch.rand(1, 4, 8, 8)
     grey = tiny.adapter(tiny.unet(), in_channels=1)
     assert Control(grey, tiny.image()).condition.shape == (1, 1, 64, 64)
@@ -169,3 +169,34 @@ def test_only_what_changes_features_asks_for_new_ones(control):
 def test_the_adapter_is_fixed(adapter, control):
     with pytest.raises(AttributeError):
         control.adapter = adapter
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "received"),
+    [
+        ("kind", "edges", "'edges'"),
+        ("resize_mode", "fill", "'fill'"),
+        ("invert", "yes", "'yes'"),
+        ("image_scales", 0.5, "0.5"),
+        ("image_scales", "1", "'1'"),
+        ("image_scales", [], "[]"),
+        ("image_scales[1]", [1, math.nan], "nan"),
+        ("image_scales", [1, 2, 3], "3"),
+    ],
+)
+def test_settings_of_maps_are_checked(adapter, name, value, received):
+    with refused(name, received):
+        Control(adapter, tiny.condition(2), **{name.partition("[")[0]: value})
+
+
+def test_an_inverted_map_is_turned_round_whenever_it_is_given(adapter):
+    light = torch.zeros(1, 3, 64, 64)
+    light[..., 9] = 1
+    with pytest.warns(UserWarning, match="inverted"):
+        control = Control(adapter, 1 - light)
+    assert torch.equal(control.condition, light)
+    with pytest.warns(UserWarning, match="inverted"):
+        control.condition = 1 - light
+    assert torch.equal(control.condition, light)
+    assert torch.equal(Control(adapter, 1 - light, invert=False).condition, 1 - light)
+    assert torch.equal(Control(adapter, 1 - light, kind="depth").condition, 1 - light)

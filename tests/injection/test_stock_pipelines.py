@@ -135,7 +135,7 @@ def test_cropped_inpainting_needs_to_know_the_crop(cls):
     adapter = tiny.adapter(pipe.unet)
     mask = Image.new("L", (128, 96))
     mask.paste(255, (72, 24, 100, 50))
-    arguments = {"image": tiny.image(96, 128), "mask_image": mask, "num_inference_steps": 1}
+    arguments = {"image": tiny.image(96, 128), "mask_image": mask, "num_inference_steps": 2}
     arguments |= {"width": 64, "height": 64, "output_type": "pil"}
     whole = tiny.condition(1, 96, 128)
     for target in (pipe, pipe.unet):
@@ -155,9 +155,22 @@ def test_cropped_inpainting_needs_to_know_the_crop(cls):
             return np.asarray(pipe("a red star", **seeded, padding_mask_crop=8).images[0])
 
     cropped = generated(condition=whole, crop=box)
-    part = generated(condition=whole[:, :, top:bottom, left:right], crop=(0, 0, right - left, bottom - top))
-    assert np.array_equal(cropped, part)
-    assert not np.array_equal(cropped, generated(condition=whole, crop=(0, 0, right - left, bottom - top)))
+    black = whole.clone()
+    black[:, :, :top] = black[:, :, bottom:] = black[..., :left] = black[..., right:] = 0
+    assert np.array_equal(cropped, generated(condition=black, crop=box))  # nothing else is read
+    assert not np.array_equal(cropped, generated(condition=whole.flip(3), crop=box))
+    # The box is in pixels of the mask, whatever the resolution of the map.
+    for factor in (2, 0.5):
+        resized = torch.nn.functional.interpolate(whole, scale_factor=factor, mode="nearest-exact")
+        here, elsewhere = (
+            np.abs(generated(condition=given, crop=box).astype(int) - cropped).mean()
+            for given in (resized, resized.flip(3))
+        )
+        assert here < elsewhere / 3
+    with refused("crop", "(0, 0, 64, 64)", expected=str(tuple(box))):
+        generated(condition=whole, crop=(0, 0, 64, 64))
+    with refused("condition", "64x64", expected="aspect"):
+        generated(condition=whole[:, :, :64, :64], crop=box)
 
 
 def test_tiled_pipelines_are_refused():

@@ -14,12 +14,14 @@ from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from diffusers.utils import dynamic_modules_utils
+from PIL import Image
 from tests import tiny
 from tests.refusals import refused
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,6 +98,19 @@ def test_start_end_and_the_policy_are_passed_on(base, adapter, pipe):
     assert not torch.equal(generate(pipe, image=maps), expected)
 
 
+def test_how_to_read_and_fit_a_map_is_passed_on(base, adapter, pipe):
+    lines = np.full((128, 256), 255, np.uint8)
+    lines[:, 90], lines[40] = 0, 0
+    settings = {"kind": "lines", "resize_mode": "crop", "image_scales": [0.7]}
+    with pytest.warns(UserWarning, match="inverted"):
+        found = generate(pipe, image=lines, height=64, width=64, num_inference_steps=1, **settings)
+    light = Image.fromarray(255 - lines)
+    with attach(base, Control(adapter, light, invert=False, **settings)):
+        assert torch.equal(generate(base, height=64, width=64, num_inference_steps=1), found)
+    other = generate(pipe, image=lines, invert=False, height=64, width=64, num_inference_steps=1, **settings)
+    assert not torch.equal(other, found)
+
+
 def test_the_signature_is_the_stock_one_and_ours():
     shown = inspect.signature(StableDiffusionNexusPipeline.__call__).parameters
     stock = inspect.signature(StableDiffusionPipeline.__call__).parameters
@@ -105,6 +120,10 @@ def test_the_signature_is_the_stock_one_and_ours():
         "control_guidance_start",
         "control_guidance_end",
         "policy",
+        "kind",
+        "resize_mode",
+        "invert",
+        "image_scales",
     ]
     names = list(stock)
     assert list(shown) == [*names[:-1], *ours, names[-1]]
@@ -196,6 +215,10 @@ def test_the_image_has_the_conditions_size(pipe):
         ),
         ({"control_guidance_start": float("nan")}, "control_guidance_start", "nan"),
         ({"policy": "both"}, "policy", "both"),
+        ({"kind": "edges"}, "kind", "edges"),
+        ({"resize_mode": "fit"}, "resize_mode", "fit"),
+        ({"image_scales": [1, "2"]}, "image_scales[1]", "'2'"),
+        ({"image_scales": [1, 2]}, "image_scales", "2"),
         ({"image": tiny.condition(2)}, "image", "2"),
     ],
 )

@@ -141,7 +141,7 @@ def test_maps_are_extracted_in_batches_and_one_bad_image_harms_no_other(tmp_path
         return [copy(image) for image in images]
 
     bad = np.asarray(SceneSource(10).load(6).image)[0, 0, 0]
-    register_condition(Extractor("copy", copy, "", lines=False, extract_many=extract_many))
+    register_condition(Extractor("copy", copy, "", extract_many=extract_many))
     plan = Plan(SceneSource(10), {"copy": {}}, batch_size=4, image_format="png")
     result = make(plan, tmp_path)
     assert batches == [4, 4, 2]
@@ -201,7 +201,7 @@ def test_a_failing_machine_stops_the_run_and_leaves_nothing_out(tmp_path, forgot
             raise error
         return image
 
-    register_condition(Extractor("copy", copy, "", lines=False))
+    register_condition(Extractor("copy", copy, ""))
     plan = Plan(SceneSource(6), {"copy": {}}, batch_size=2)
     with pytest.raises(type(error)):
         make(plan, tmp_path)

@@ -308,7 +308,7 @@ def data_workers(root, out, monkeypatch):
         return image
 
     with EXTRACTORS.temporary():
-        register_condition(Extractor("process-in-test-fields", extract, "Says who extracts.", lines=False))
+        register_condition(Extractor("process-in-test-fields", extract, "Says who extracts."))
         changes = {"data__condition": "process-in-test-fields", "cache__enabled": False}
         run(root, out / "run", **changes, data__workers=1)
     (found,) = set((out / "processes").read_text().split())
@@ -412,7 +412,7 @@ def validation_early_stop_patience(root, out, monkeypatch):
     changes = {"validation__every_steps": 1, "validation__early_stop_patience": 1}
     changes |= {"data__condition": "same-in-test-fields", "training__max_train_steps": 4}
     with EXTRACTORS.temporary():
-        same = {"lines": False, "agreement": lambda found, wanted: 0.5}  # never better
+        same = {"agreement": lambda found, wanted: 0.5}  # never better
         register_condition(Extractor("same-in-test-fields", lambda image: image, "The image.", **same))
         rows = validated(root, out, **changes)
         assert [row["step"] for row in rows] == [1, 2]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.cli import generate_requests, library_logs_as_warnings
-from nexus_adapters.cli.generate_requests import ControlRequest, GenerateRequest, MapSource, parse
+from nexus_adapters.cli.control_requests import ControlRequest, MapSource
+from nexus_adapters.cli.generate_requests import GenerateRequest, parse
 from nexus_adapters.cli.generation import (
     LoadedAdapter,
     Model,

@@ -1,7 +1,6 @@
 """From requests to images: adapters, pipeline, LoRA, structure maps, controls. Whatever is slow is lazy."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.cli.control_requests import ACTING, ControlRequest, MapSource
 from nexus_adapters.cli.extract import running_extractor
-from nexus_adapters.cli.generate_requests import (
-    ACTING,
-    SCHEDULERS,
-    ControlRequest,
-    LoraRequest,
-    MapSource,
-)
+from nexus_adapters.cli.generate_requests import SCHEDULERS, LoraRequest
 from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed
 from nexus_adapters.files import file_sha256, files_sha256
 
@@ -178,31 +172,35 @@ _SMALLEST_FOR_MODELS_PX = 64  # that models for depth and segmentation take
 
 
 def extractor_options(control: ControlRequest) -> dict[str, object]:
-    """All options that the map is extracted with; none for a map that was given."""
+    """All options that the map is extracted with, or those that a given one is read with."""
     from nexus_adapters.conditions import EXTRACTORS
 
-    if isinstance(control.given, MapSource):
-        return {}
     name = control.condition_name
+    if isinstance(control.given, MapSource):
+        return control.given.reading.values(name)
     return EXTRACTORS[name].defaults() | control.given.extractor.values(name)
 
 
 def read_source(control: ControlRequest) -> "Image.Image":
-    """The photo or the map, after all checks of it. `InvalidArgument` names the option."""
-    from nexus_adapters.conditions import EXTRACTORS, extract, load_image
+    """The photo, or the map as its kind is read, after all checks. `InvalidArgument` names the option."""
+    from nexus_adapters.conditions import EXTRACTORS, extract, load_as_stored, load_image, read_map
 
     name, given = control.condition_name, control.given
     known = ", ".join(sorted(EXTRACTORS))
     expect(name in EXTRACTORS, "--condition", f"one of {known}", repr(name))
-    options = {} if isinstance(given, MapSource) else given.extractor.values(name)
-    image = load_image(given.file, control.max_megapixels, argument=given.option)
+    load = load_as_stored if isinstance(given, MapSource) else load_image
+    image = load(given.file, control.max_megapixels, argument=given.option)
     size = f"{image.width}x{image.height}"
     expect(min(image.size) >= SMALLEST_PX, given.option, f"at least {SMALLEST_PX} pixels a side", size)
-    if not isinstance(given, MapSource):
-        # The extractor checks its own options: try it on a small image before the base is loaded.
-        side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[name].model else SMALLEST_PX
-        with running_extractor(name, options):
-            extract(name, image.resize((side, side)), **options)
+    if isinstance(given, MapSource):
+        options = given.reading.values(name)
+        with renamed(lambda argument: f"--option {argument}" if argument in options else argument):
+            return read_map(image, EXTRACTORS[name].kind, invert=control.invert, name=given.option, **options)
+    # The extractor checks its own options: try it on a small image before the base is loaded.
+    side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[name].model else SMALLEST_PX
+    options = given.extractor.values(name)
+    with running_extractor(name, options):
+        extract(name, image.resize((side, side)), **options)
     return image
 
 
@@ -215,36 +213,41 @@ def read_mask(control: ControlRequest) -> "Image.Image | None":
     return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
 
 
-def check_size(control: ControlRequest, source: "Image.Image", width: int | None, height: int | None) -> None:
-    """`InvalidArgument` where `--width` and `--height` would change the source's aspect ratio."""
+def check_size(
+    control: ControlRequest,
+    source: "Image.Image",
+    width: int | None,
+    height: int | None,
+    option: str = "",
+) -> None:
+    """`InvalidArgument` where `width` and `height` have another aspect ratio, and no mode fits it.
+
+    `option`: what names the file of `source`; by default that of the control's photo or map.
+    """
     from nexus_adapters.injection.condition import check_aspect
 
-    if width is not None and height is not None:
-        check_aspect(source.height, source.width, height, width, name=control.given.option)
+    if width is not None and height is not None and control.resize_mode is None:
+        name = option or control.given.option
+        check_aspect(source.height, source.width, height, width, name, "--resize-mode")
 
 
 def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":
-    """The map for an image of (width, height). A photo is resized before extraction, so lines stay sharp."""
+    """The map as given, or of a photo that is resized to (width, height) first, so that lines stay sharp."""
     from PIL import Image
 
-    from nexus_adapters.conditions import EXTRACTORS, extract, invert, looks_inverted
+    from nexus_adapters.conditions import EXTRACTORS, extract, read_map
+    from nexus_adapters.conditions.resize import padded, placement
 
-    condition, name = source, control.condition_name
-    if not isinstance(control.given, MapSource):
-        resized = source.resize(size, Image.Resampling.LANCZOS)
-        options = control.given.extractor.values(name)
-        with running_extractor(name, options):
-            condition = extract(name, resized, **options)
-    if control.invert:
-        condition = invert(condition)
-    if EXTRACTORS[name].lines and looks_inverted(condition):
-        remedy = "leave out --invert" if control.invert else "--invert exchanges them"
-        warnings.warn(
-            f"{control.given.option}: the map looks inverted, dark lines on white; adapters are trained on "
-            f"white lines on black ({remedy})",
-            stacklevel=2,
-        )
-    return condition
+    name, kind, mode = control.condition_name, EXTRACTORS[control.condition_name].kind, control.resize_mode
+    if isinstance(control.given, MapSource):
+        return source
+    placed = placement((0, 0, *source.size), size, mode)
+    resized = source.resize(placed.size, Image.Resampling.LANCZOS, box=placed.box)
+    options = control.given.extractor.values(name)
+    with running_extractor(name, options):
+        condition = extract(name, resized, **options)
+    condition = read_map(condition, kind, invert=control.invert, name=control.given.option)
+    return padded(condition, placed, size, kind)
 
 
 # Controls and images.
@@ -267,14 +270,21 @@ def build_control(
     size: tuple[int, int],
 ) -> "Control | OwnPipelineControl":
     """The control of one map, for an image of (width, height). `InvalidArgument` names the option."""
+    from nexus_adapters.conditions import EXTRACTORS
+    from nexus_adapters.conditions.resize import fit_map
     from nexus_adapters.injection import Control
     from nexus_adapters.methods import method_of
 
-    condition = structure_map(control, source, size)
+    check_size(control, source, *size)
+    if mask is not None:
+        check_size(control, mask, *size, "--mask")
+    condition, kind = structure_map(control, source, size), EXTRACTORS[control.condition_name].kind
     if method_of(loaded.adapter).attaches:
-        with renamed({"condition": control.given.option}):
-            return Control(loaded.adapter, condition, mask=mask, **control.settings())
-    return OwnPipelineControl(loaded.adapter, condition, control.scale)
+        with renamed({"condition": control.given.option, "mask": "--mask"}):
+            settings = control.settings() | {"kind": kind, "invert": False}  # it is read already
+            return Control(loaded.adapter, condition, mask=mask, **settings)
+    fitted = fit_map(condition, size, kind, control.resize_mode)
+    return OwnPipelineControl(loaded.adapter, fitted, control.scale)
 
 
 def generate_image(

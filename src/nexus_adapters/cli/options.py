@@ -1,5 +1,6 @@
 """What commands share: options, each declared once, and checks of values, devices and output files."""
 
+import argparse
 import json
 import math
 import os
@@ -106,7 +107,11 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--low": {"type": float, "metavar": "N", "help": "canny: lower threshold (default: 100)"},
     "--high": {"type": float, "metavar": "N", "help": "canny: upper threshold (default: 200)"},
-    "--invert": {"action": "store_true", "help": "exchange light and dark in the map"},
+    "--invert": {
+        "action": argparse.BooleanOptionalAction,
+        "default": None,
+        "help": "exchange light and dark in the map (default: where lines are dark on white)",
+    },
     "--max-megapixels": {
         "type": float,
         "default": MAX_MEGAPIXELS,

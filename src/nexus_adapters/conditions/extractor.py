@@ -15,6 +15,7 @@ from numbers import Real
 import numpy as np
 from PIL import Image
 
+from nexus_adapters.choices import MAP_KINDS, MapKind
 from nexus_adapters.errors import InvalidArgument
 
 _MOST_CLASSES = 512
@@ -107,10 +108,10 @@ class Extractor:
         extract: takes a PIL image, then options by keyword; returns the map, PIL RGB of the same size. The
             same image and options give the same map.
         summary: one line for lists.
-        lines: whether the map is white lines on black, so that `looks_inverted` applies to it.
+        kind: what the map shows, by which it is read and resized: "lines" for light lines on black, "labels"
+            for colors that stand for classes, "depth" for nearness, "image" for anything else.
         needs: what it uses beyond a plain install, in words; empty for nothing.
         extract_many: the same for a list of images; None where it would be no faster.
-        labels: whether the map's colors stand for classes, so that resizing must not mix them.
         model: the weights that it loads unless the option `model` names others; "" for none.
         compare: takes (found map, wanted map), PIL RGB of one size, and gives metric -> value. An evaluation
             extracts the found map from a generated image; the wanted map is the one it was generated from.
@@ -122,17 +123,18 @@ class Extractor:
     name: str
     extract: Callable[..., Image.Image]
     summary: str
-    lines: bool
+    kind: MapKind = "image"
     needs: tuple[str, ...] = ()
     extract_many: Callable[..., list[Image.Image]] | None = None
-    labels: bool = False
     model: str = ""
     compare: Compare | None = None
     agreement: Agreement | None = None
 
     def __post_init__(self) -> None:
-        """Compare maps of lines as edges by default."""
-        if self.lines:
+        """Check the kind; compare maps of lines as edges by default."""
+        if self.kind not in MAP_KINDS:
+            raise InvalidArgument("kind", f"one of {', '.join(MAP_KINDS)}", repr(self.kind))
+        if self.kind == "lines":
             object.__setattr__(self, "compare", self.compare or compare_lines)
             object.__setattr__(self, "agreement", self.agreement or lines_agreement)
 

@@ -37,6 +37,7 @@ from nexus_adapters.conditions.extractor import (
     normals_agreement,
 )
 from nexus_adapters.conditions.images import to_rgb
+from nexus_adapters.conditions.resize import resize_map
 from nexus_adapters.conditions.segmentation import DEFAULT_SEGMENTATION_MODEL, segmentation, segmentations
 from nexus_adapters.conditions.sketch import sketch
 from nexus_adapters.errors import InvalidArgument, one_line
@@ -45,12 +46,12 @@ from nexus_adapters.registry import IMPORT_HINT, Registry, defined_alike
 BUILT_IN: dict[str, Extractor] = {
     extractor.name: extractor
     for extractor in (
-        Extractor("canny", canny, "edges by OpenCV's Canny; options low, high, auto", lines=True),
+        Extractor("canny", canny, "edges by OpenCV's Canny; options low, high, auto", kind="lines"),
         Extractor(
             "depth",
             depth,
             "how near each pixel is, by a model; options model, predicts, device",
-            lines=False,
+            kind="depth",
             needs=(f"the model {DEFAULT_DEPTH_MODEL}, 99 MB, unless another is named",),
             extract_many=depths,
             model=DEFAULT_DEPTH_MODEL,
@@ -61,10 +62,9 @@ BUILT_IN: dict[str, Extractor] = {
             "segmentation",
             segmentation,
             "a color for each class, by a model; options model, palette, device",
-            lines=False,
+            kind="labels",
             needs=(f"the model {DEFAULT_SEGMENTATION_MODEL}, 241 MB, unless another is named",),
             extract_many=segmentations,
-            labels=True,
             model=DEFAULT_SEGMENTATION_MODEL,
             compare=compare_labels,
             agreement=brightness_agreement,
@@ -73,7 +73,7 @@ BUILT_IN: dict[str, Extractor] = {
             "sketch",
             sketch,
             "lines by a difference of Gaussians; options sigma, threshold, coherence, model",
-            lines=True,
+            kind="lines",
             compare=compare_sketches,
         ),
     )
@@ -83,15 +83,15 @@ _AUX = "controlnet_aux"
 _AUX_WEIGHTS = "lllyasviel/Annotators"
 # Name -> class of the package, and what its maps are.
 _AUX_DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "hed": ("HEDdetector", {"lines": True}),
-    "pidinet": ("PidiNetDetector", {"lines": True}),
-    "lineart": ("LineartDetector", {"lines": True}),
-    "mlsd": ("MLSDdetector", {"lines": True}),
+    "hed": ("HEDdetector", {"kind": "lines"}),
+    "pidinet": ("PidiNetDetector", {"kind": "lines"}),
+    "lineart": ("LineartDetector", {"kind": "lines"}),
+    "mlsd": ("MLSDdetector", {"kind": "lines"}),
     "normal": (
         "NormalBaeDetector",
-        {"lines": False, "compare": compare_normals, "agreement": normals_agreement},
+        {"kind": "image", "compare": compare_normals, "agreement": normals_agreement},
     ),
-    "openpose": ("OpenposeDetector", {"lines": False}),
+    "openpose": ("OpenposeDetector", {"kind": "image"}),
 }
 
 
@@ -166,7 +166,7 @@ class _Extractors(Registry[Extractor]):
             expected = f"an Extractor or a callable as '{point.name}'"
             raise InvalidArgument("name", expected, f"{point.value} of type {type(found).__name__}")
         summary = ((found.__doc__ or "").strip() or point.value).splitlines()[0]
-        return Extractor(point.name, found, summary, lines=False, needs=(point.value.partition(":")[0],))
+        return Extractor(point.name, found, summary, needs=(point.value.partition(":")[0],))
 
     def _installed_names(self) -> set[str]:
         return super()._installed_names() | (set(_AUX_DETECTORS) if _has_aux() else set())
@@ -207,7 +207,7 @@ def _from_aux(name: str) -> Extractor:
             color, detect_resolution=min(color.size), image_resolution=min(color.size), output_type="pil"
         )
         # The detector has rounded the sides to multiples of 64.
-        return to_rgb(found).resize(color.size, Image.Resampling.BILINEAR)
+        return resize_map(to_rgb(found), color.size, facts["kind"])
 
     class_name, facts = _AUX_DETECTORS[name]
     needs = ("controlnet-aux",)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from nexus_adapters.choices import MAX_MEGAPIXELS
 from nexus_adapters.errors import InvalidArgument
 
-_GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
+GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
@@ -33,10 +33,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise InvalidArgument("image", "a PIL image", kind, "load_image reads files")
     if 0 in image.size:
         raise InvalidArgument("image", "at least one pixel", f"{image.width}x{image.height}")
-    if image.mode in _GREY_16_BIT:
+    if image.mode in GREY_16_BIT:
         return _from_16_bit(image)
     if image.mode not in _EIGHT_BIT:
-        known = ", ".join((*_EIGHT_BIT, *_GREY_16_BIT))
+        known = ", ".join((*_EIGHT_BIT, *GREY_16_BIT))
         raise InvalidArgument("image", f"a PIL mode among {known}", repr(image.mode))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -48,7 +48,7 @@ def is_transparent(image: Image.Image) -> bool:
     """Whether any pixel is less than opaque, so that `to_rgb` lets white show through."""
     if not image.has_transparency_data:
         return False
-    if image.mode in _GREY_16_BIT:
+    if image.mode in GREY_16_BIT:
         return bool((np.asarray(image) == image.info["transparency"]).any())
     return bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
 
@@ -72,7 +72,7 @@ INVERTED_ABOVE = 0.5
 def looks_inverted(condition: Image.Image) -> bool:
     """Whether a map of lines is probably dark on white: its mean brightness, in [0, 1], exceeds 0.5.
 
-    Only for maps of lines (`Extractor.lines`): a depth map may well be bright throughout.
+    Only for maps of lines (kind "lines"): a depth map may well be bright throughout.
     """
     brightness = np.asarray(to_rgb(condition).convert("L"))
     return float(brightness.mean()) / 255 > INVERTED_ABOVE
@@ -132,6 +132,20 @@ def decode_image(
     """
     upright = _decode_upright(content, max_megapixels, argument, name)
     return _to_rgb(upright, _shown(content, name), argument)
+
+
+def load_as_stored(
+    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, argument: str = "path"
+) -> Image.Image:
+    """As `load_image`, but in the file's own mode: for structure maps, which `read_map` turns into RGB."""
+    return _decode_upright(Path(path), max_megapixels, argument, None)
+
+
+def decode_as_stored(
+    content: Content, max_megapixels: float = MAX_MEGAPIXELS, argument: str = "image", name: str | None = None
+) -> Image.Image:
+    """As `decode_image`, but in the content's own mode: for structure maps."""
+    return _decode_upright(content, max_megapixels, argument, name)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def segmentations(
             found = loaded.processor.post_process_semantic_segmentation(
                 loaded.run(batch, **repeated), target_sizes=sizes
             )
-        return [_colored(labels.cpu().numpy(), colors) for labels in found]
+        return [colored(labels.cpu().numpy(), colors) for labels in found]
 
     return in_batches_of_a_size([to_rgb(image) for image in images], extract)
 
@@ -134,7 +134,8 @@ def _colors(palette: str, classes: int, model: str) -> UInt8[np.ndarray, "classe
     return colors
 
 
-def _colored(labels: Int[np.ndarray, "h w"], colors: UInt8[np.ndarray, "classes 3"]) -> Image.Image:
+def colored(labels: Int[np.ndarray, "h w"], colors: UInt8[np.ndarray, "classes 3"]) -> Image.Image:
+    """Give each label its color; black to those that have none."""
     has_class = (labels >= 0) & (labels < len(colors))
     pixels = colors[np.where(has_class, labels, 0)]
     pixels[~has_class] = _VOID

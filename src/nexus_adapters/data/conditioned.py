@@ -8,15 +8,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from nexus_adapters.choices import MapKind
 from nexus_adapters.conditions import EXTRACTORS, extract
+from nexus_adapters.conditions.maps import read_map, split_map_options
+from nexus_adapters.conditions.resize import judge_kind
 from nexus_adapters.data.crop import Geometry, aspect_ratio
 from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import append_json_lines, read_json_lines
 
 _MAX_ASPECT_RATIO = 1.01
+_FITTING = (
+    2  # of how given maps are read and resized: to be raised when that changes, for caches of fitted samples
+)
 _KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
 
 
@@ -54,14 +63,14 @@ def fit_sample(
 
     The map is extracted from the resized image, at the scale that the base is trained at, as in generation:
     lines stay one pixel wide. A map that the source has may differ in size from the image, but has to show
-    the same: the same part of both is kept.
+    the same: the same part of both is kept. It is read by `read_map`.
 
     Args:
         source: the data set.
         index: of the sample.
         geometry: the target sizes.
         condition_name: of the extractor of missing maps; says what kind of map a present one is.
-        options: of the extractor.
+        options: of the extractor, or of `read_map` for maps of its kind.
 
     Raises:
         BadSample: where it cannot be read, or where the aspects of image and map differ by more than 1 % and
@@ -72,14 +81,40 @@ def fit_sample(
     size = sample.image.size
     target = geometry.target(size)
     image = geometry.fit(sample.image, target)
+    reading, extracting = options_for(condition_name, options)
     if sample.condition is None:
-        condition = extract(condition_name, image, **options)
+        condition = extract(condition_name, image, **extracting)
     else:
         _check_aspects(size, sample.condition.size, sample.key)
-        is_labels = condition_name in EXTRACTORS and EXTRACTORS[condition_name].labels
-        condition = geometry.fit(sample.condition, target, is_map=True, labels=is_labels, image_size=size)
+        kind = declared_kind(condition_name)
+        given = _read(sample.condition, kind, reading, sample.key)
+        condition = geometry.fit(given, target, kind or judge_kind(np.asarray(given)), image_size=size)
     crop = geometry.crop_of(size, target)
     return FittedSample(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)
+
+
+def declared_kind(condition_name: str) -> MapKind | None:
+    """The kind of map that the extractor of this name makes; None where there is none."""
+    return EXTRACTORS[condition_name].kind if condition_name in EXTRACTORS else None
+
+
+def options_for(
+    condition_name: str, options: Mapping[str, object]
+) -> tuple[dict[str, Any], dict[str, object]]:
+    """What of a condition's options `read_map` takes, and what its extractor takes."""
+    if condition_name not in EXTRACTORS:
+        return {}, dict(options)
+    extractor = EXTRACTORS[condition_name]
+    return split_map_options(extractor.kind, options, extractor.options())
+
+
+def _read(condition: Image.Image, kind: MapKind | None, options: dict[str, Any], key: str) -> Image.Image:
+    try:
+        return read_map(condition, kind, **options)
+    except InvalidArgument as error:
+        if error.name != "condition":  # an option, wrong for all samples alike
+            raise
+        raise BadSample(f"{error} in '{key}'") from error
 
 
 def _check_aspects(image: tuple[int, int], condition: tuple[int, int], key: str) -> None:
@@ -125,6 +160,7 @@ class ConditionedSource:
             repr(self.geometry),
             self.condition_name,
             sorted(self.options.items()),
+            _FITTING,
         ]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 

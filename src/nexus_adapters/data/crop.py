@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from nexus_adapters.choices import MapKind
+from nexus_adapters.conditions.resize import resize_map
 from nexus_adapters.errors import InvalidArgument
 
 Size = tuple[int, int]  # (width, height), as Pillow has it
@@ -90,21 +92,18 @@ class Geometry:
         self,
         image: Image.Image,
         target: Size,
-        is_map: bool = False,
-        labels: bool = False,
+        kind: MapKind | None = None,
         image_size: Size | None = None,
     ) -> Image.Image:
         """Resize and crop to `target`, (width, height), in one step.
 
         Images are resized by Lanczos where they shrink and bicubically where they grow. Maps are resized by
-        area or bilinearly, which makes no halos along lines; labels by nearest neighbor, since no two of
-        them have a mean.
+        `resize_map`, as their kind needs it.
 
         Args:
             image: RGB.
             target: of the result.
-            is_map: whether it is a structure map.
-            labels: whether the map's colors stand for classes.
+            kind: of a structure map; None for an image.
             image_size: for a map, (width, height) of the image that it belongs to, at any scale: the same
                 part of both is kept. None for `image`'s own size.
 
@@ -119,8 +118,11 @@ class Geometry:
             (left + target[0]) * image.width / resized_width,
             (top + target[1]) * image.height / resized_height,
         )
+        if kind is not None:
+            return resize_map(image, target, kind, box)
         shrinks = image.width > resized_width or image.height > resized_height
-        return image.resize(target, _resampling(shrinks, is_map, labels), box=box)
+        how = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+        return image.resize(target, how, box=box)
 
     def crop_of(self, size: Size, target: Size) -> Crop:
         """What `fit` does to an image of this (width, height), as SDXL's size conditioning states it."""
@@ -135,14 +137,6 @@ def aspect_ratio(a: Size, b: Size) -> float:
     """
     products = a[0] * b[1], a[1] * b[0]
     return max(products) / min(products)
-
-
-def _resampling(shrinks: bool, is_map: bool, labels: bool) -> Image.Resampling:
-    if labels:
-        return Image.Resampling.NEAREST
-    if is_map:
-        return Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
 
 
 def _resized(width: int, height: int, target: Size) -> tuple[Size, tuple[int, int]]:

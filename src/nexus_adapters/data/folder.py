@@ -20,6 +20,7 @@ from nexus_adapters.data.samples import (
     no_column,
     read_image,
     read_size,
+    read_stored_map,
     read_text,
 )
 from nexus_adapters.errors import InvalidArgument, one_line
@@ -123,7 +124,7 @@ class FolderSource:
         captions = self._captions(index)
         image = read_image(self._image(index), "image", self.key(index))
         path = self._condition(index)
-        condition = None if path is None else read_image(path, "condition", str(path))
+        condition = None if path is None else read_stored_map(path, "condition", str(path))
         return Sample(self.key(index), image, condition, captions)
 
     def _image(self, index: int) -> Path:

@@ -144,6 +144,7 @@ def open_prepared(
         condition_column=f"{condition_name}.png",
         caption_column="json:captions",
         index_folder=index_folder,
+        extracted=True,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import ExifTags, Image
 
-from nexus_adapters.conditions.images import Content, decode_image, open_image
+from nexus_adapters.conditions.images import Content, decode_as_stored, decode_image, open_image
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import file_sha256
 
@@ -50,7 +50,8 @@ class Sample:
     Attributes:
         key: names it in messages and reports: a path, or such as "shard.tar/00012".
         image: RGB, upright.
-        condition: its structure map, RGB; None where the data set has none, and an extractor makes it.
+        condition: its structure map, in the mode that it is stored in, for `read_map`; None where the data
+        set has none, and an extractor makes it.
         captions: at least one; "" is allowed.
     """
 
@@ -110,6 +111,12 @@ def read_image(content: Content, argument: str, name: str) -> Image.Image:
     """
     with _as_bad_sample(argument, name):
         return decode_image(content, argument=argument, name=name)
+
+
+def read_stored_map(content: Content, argument: str, name: str) -> Image.Image:
+    """A structure map, upright, in its own mode; arguments as `read_image`."""
+    with _as_bad_sample(argument, name):
+        return decode_as_stored(content, argument=argument, name=name)
 
 
 def read_size(content: Content, argument: str, name: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from nexus_adapters.data.samples import (
     no_column,
     read_image,
     read_size,
+    read_stored_map,
 )
 from nexus_adapters.errors import InvalidArgument, one_line
 
@@ -104,7 +105,7 @@ class TableSource:
         condition = None
         if self.condition_column is not None:
             content = self._content(row, self.condition_column, index)
-            condition = read_image(content, self.condition_column, key)
+            condition = read_stored_map(content, self.condition_column, key)
         return Sample(key, image, condition, captions)
 
     def _content(self, row: dict[str, Any], column: str, index: int) -> bytes | Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nexus_adapters.data.samples import BadSample, Sample, hash_sample, read_image, read_size
+from nexus_adapters.data.samples import BadSample, Sample, hash_sample, read_image, read_size, read_stored_map
 from nexus_adapters.data.shards import Shard, find_shards
 from nexus_adapters.data.tar_index import (
     CAPTIONS,
@@ -81,6 +81,8 @@ class TarSource:
             or a list of strings in a JSON object; None for "txt".
         index_folder: where indices are kept, and in its folder "shards" tars from URLs.
         keep_shards: how many tars from URLs are kept; the least recently used are deleted.
+        extracted: whether the maps are an extractor's own, RGB in whatever mode they are stored, so that
+            gray ones are no label ids.
 
     Raises:
         InvalidArgument: for no shards, a file that is not an uncompressed tar, no samples, or an extension
@@ -97,9 +99,11 @@ class TarSource:
         *,
         index_folder: str | os.PathLike[str],
         keep_shards: int = 8,
+        extracted: bool = False,
     ) -> None:
         if keep_shards < 1:
             raise InvalidArgument("keep_shards", "at least 1", keep_shards)
+        self._read_map = read_image if extracted else read_stored_map
         self._layout = Layout.of(image_column, condition_column, caption_column)
         folder = _created(Path(index_folder))
         self._shards = find_shards(shards, folder / "shards", keep_shards)
@@ -160,7 +164,7 @@ class TarSource:
         image = read_image(self._read(index, IMAGE), "image", key)
         condition = None
         if self._layout.condition is not None:
-            condition = read_image(self._read(index, CONDITION), "condition", key)
+            condition = self._read_map(self._read(index, CONDITION), "condition", key)
         return Sample(key, image, condition, captions)
 
     def _captions(self, index: int) -> tuple[str, ...]:

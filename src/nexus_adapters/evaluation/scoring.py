@@ -17,6 +17,7 @@ from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.conditions import EXTRACTORS, extract, find_extractor
 from nexus_adapters.conditions.extractor import Compare
 from nexus_adapters.conditions.segmentation import PALETTES
+from nexus_adapters.data.conditioned import options_for
 from nexus_adapters.data.prepared_set import options_of
 from nexus_adapters.embedded.held_out import score_images
 from nexus_adapters.embedded.maps import BACKGROUND_COLOR, SHAPE_COLORS
@@ -164,7 +165,7 @@ def _extractor_options(config: EvaluationConfig) -> dict[str, Any]:
         is_scenes = data.kind == "scenes" and data.condition == "segmentation"
         return ({"palette": "voc"} if is_scenes else {}) | dict(config.judge)
     prepared = options_of(data.path, data.condition) if data.kind == "prepared" else {}
-    return prepared | dict(data.extractor)
+    return options_for(data.condition, prepared | dict(data.extractor))[1]
 
 
 def _comparison(config: EvaluationConfig, options: Mapping[str, Any]) -> Compare | None:
@@ -186,7 +187,7 @@ def _comparison(config: EvaluationConfig, options: Mapping[str, Any]) -> Compare
     field = "judge" if config.judge else "data.extractor"
     with renamed(lambda option: field if option == "options" else f"{field}.{option}"):
         extractor.check_options(options)
-    if extractor.compare is not None and is_scenes and extractor.labels:
+    if extractor.compare is not None and is_scenes and extractor.kind == "labels":
         return _of_scene_labels(extractor.compare, str(options.get("palette", "")))
     return extractor.compare
 

@@ -256,15 +256,21 @@ class Attachment:
             scale, position = _scale(control, call, self._base, calling.pipe or self._base.pipe)
             record.note(scale, position)
             if scale != 0:
-                check_crop(calling, control.crop)
+                image_size = check_crop(calling, control.crop)
                 # One that was attached to the denoiser promises no layout.
                 laid_out = calling if self._base.pipe is not None else NO_PIPELINE
-                ours = self._features_of(control, scale, cache, call, laid_out)
+                ours = self._features_of(control, scale, cache, call, laid_out, image_size)
                 total = ours if total is None else added("controls", total, ours)
         return total
 
     def _features_of(
-        self, control: Control, scale: float, cache: FeatureCache, call: Call, calling: CallingPipeline
+        self,
+        control: Control,
+        scale: float,
+        cache: FeatureCache,
+        call: Call,
+        calling: CallingPipeline,
+        image_size: tuple[int, int] | None,
     ) -> list[Tensor]:
         base = self._base
         latents, text = check_call(base, call.get(base.latents_argument), call.get(base.text_argument))
@@ -272,12 +278,12 @@ class Attachment:
         layout = call_layout(base, calling, control.policy, text, self._branches)
         plan, text = plan_branches(control.policy, layout, len(control.condition)), layout.text
         maps = content_of(control.condition), content_of(control.mask)
-        key = (control.revision, maps, plan.key, size, latents.dtype, latents.device)
+        key = (control.revision, maps, plan.key, size, latents.dtype, latents.device, image_size)
         # With gradients each call needs a graph of its own.
         may_keep = not torch.is_grad_enabled()
         features = cache.find(key, text, control.adapter) if may_keep else None
         if features is None:
-            features = compute_features(control, plan, base, latents, size, text)
+            features = compute_features(control, plan, base, latents, size, text, image_size)
             if may_keep:
                 cache.keep(key, text, control.adapter, features)
         kept = features if plan.kept is None else [feature[plan.kept] for feature in features]

@@ -31,16 +31,26 @@ def calling_pipeline(base: Base, denoiser: nn.Module) -> CallingPipeline:
     return calling
 
 
-def check_crop(calling: CallingPipeline, crop: object) -> None:
-    """`InvalidArgument` where the pipeline denoises a crop and a control does not say which."""
+def check_crop(calling: CallingPipeline, crop: tuple[int, int, int, int] | None) -> tuple[int, int] | None:
+    """(width, height) of the image of which the pipeline denoises a crop; None where it denoises none.
+
+    `InvalidArgument` where it does and a control does not say which, or says another one.
+    """
     padding = calling.variables.get("padding_mask_crop")
-    if padding is not None and crop is None:
+    if padding is None:
+        return None
+    if crop is None:
         raise InvalidArgument(
             "padding_mask_crop",
             "None, or a control with crop=(left, top, right, bottom)",
             padding,
             "A control cannot see which part of the image the pipeline denoises",
         )
+    denoised, mask = calling.variables.get("crops_coords"), calling.variables.get("mask_image")
+    if denoised is not None and tuple(denoised) != crop:
+        raise InvalidArgument("crop", f"{tuple(denoised)}, the part of the image that is denoised", crop)
+    size = getattr(mask, "size", None)
+    return size if isinstance(size, tuple) else None
 
 
 def is_calling(pipe: Any, base: Base, denoiser: nn.Module) -> bool:

@@ -1,68 +1,165 @@
-"""Conditions and masks: what users pass becomes a (K, C, H, W) tensor in [0, 1] of the right size."""
+"""Conditions and masks: what users pass becomes a (K, C, H, W) tensor in [0, 1]."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from nexus_adapters.choices import RESIZE_MODES, MapKind
+from nexus_adapters.conditions.images import INVERTED_ABOVE
+from nexus_adapters.conditions.maps import check_range, read_map, report_inverted
+from nexus_adapters.conditions.resize import ASPECT_TOLERANCE_PX, is_same_aspect, judge_kind
 from nexus_adapters.errors import InvalidArgument, warn_caller
 
 if TYPE_CHECKING:
-    ConditionLike: TypeAlias = Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor]
+    Map: TypeAlias = Image.Image | Tensor | np.ndarray
+    ConditionLike: TypeAlias = Map | Sequence[Image.Image] | Sequence[Tensor] | Sequence[np.ndarray]
 else:
     ConditionLike = Any  # so that under pytest, too, anything else meets the errors of `as_condition`
 
-ASPECT_TOLERANCE_PX = 8
 LARGEST = 1.5  # a side of an image whose size is not given, in native sizes of the base
 
 _IMAGE_MODES = {1: "L", 3: "RGB"}
-# Modes that convert to 8-bit RGB or grey without loss of what they show. 16-bit and float modes would clip.
+# Modes that convert to 8-bit grey without loss of what they show. 16-bit and float modes would clip.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
 _EXPECTED = (
-    "a PIL image, a tensor (B, {c}, H, W) in [0, 1], or a list of PIL images or of tensors "
-    "({c}, H, W) or (1, {c}, H, W)"
+    "a PIL image, a tensor ({c}, H, W) or (K, {c}, H, W), a NumPy array (H, W), (H, W, {c}), ({c}, H, W) or "
+    "(K, H, W, {c}), in [0, 1] or uint8, or a list of one of these for one map each"
 )
+_IMAGE_DTYPES = (torch.uint8, torch.uint16)
+ReadImage = Callable[[Image.Image], Image.Image]
 
 
-def as_condition(value: ConditionLike, channels: int, name: str = "condition") -> Float[Tensor, "k c h w"]:
+def as_condition(
+    value: ConditionLike,
+    channels: int,
+    name: str = "condition",
+    kind: MapKind | None = None,
+    invert: bool | None = None,
+) -> Float[Tensor, "k c h w"]:
     """A copy of `value` as a tensor (K, channels, H, W) of floats in [0, 1].
 
+    Images, and arrays of uint8 or uint16 that have an image's shape, are read by `read_map`: 16-bit depth,
+    label ids, transparency and inverted lines become what the adapter was trained on, with a warning.
+
     Args:
-        value: a PIL image, a tensor (K, channels, H, W) in [0, 1], or a list of PIL images or of tensors
-            (channels, H, W) or (1, channels, H, W), all of one size.
+        value: a map, or a list of maps of one size. A map is a PIL image; a tensor (channels, H, W) or
+            (1, channels, H, W); or a NumPy array (H, W), (H, W, channels) or (channels, H, W). Alone it may
+            also be a tensor (K, channels, H, W) or an array (K, H, W, channels) or (K, channels, H, W). Of
+            floats in [0, 1], or of uint8 from 0 to 255. Gray arrays are repeated for all channels.
         channels: the adapter's `in_channels`; PIL images become RGB for 3 and grey for 1.
         name: the argument's name in error messages.
+        kind: of the maps, for `read_map`; None to judge it.
+        invert: whether to exchange light and dark; None to do so where lines are dark on white.
 
     Raises:
-        InvalidArgument: for other types, shapes or dtypes, mixed sizes, values outside [0, 1] or not finite,
-            and images with transparency.
+        InvalidArgument: for other types, shapes or dtypes, and for arrays whose axes can be read in two ways;
+            mixed sizes; values outside [0, 1] or not finite.
     """
+
+    def read(image: Image.Image) -> Image.Image:
+        return read_map(image, kind, invert=invert, name=name)
+
+    condition, means = _as_tensor(value, channels, name, read)
+    if invert is None:
+        inverted = [
+            place
+            for place, mean in enumerate(means)
+            if mean > INVERTED_ABOVE and (kind or judged(condition[place])) == "lines"
+        ]
+        if inverted:
+            report_inverted(name)
+            condition[inverted] = 1 - condition[inverted]
+    return 1 - condition if invert and means else condition
+
+
+def judged(condition: Float[Tensor, "c h w"]) -> MapKind:
+    """What kind of map this seems to be, by `judge_kind`."""
+    pixels = (condition.detach().float() * 255).round().to("cpu", torch.uint8)
+    return judge_kind(pixels.permute(1, 2, 0).numpy()) if len(pixels) in _IMAGE_MODES else "image"
+
+
+def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
+    """A copy as (K, 1, H, W) in [0, 1]; None for none.
+
+    Args:
+        value: as a condition of one channel: a PIL image (color becomes grey), a tensor or a NumPy array, or
+            a list of these. White acts.
+
+    Raises:
+        InvalidArgument: as `as_condition`, and for images of 16 bits or with transparency.
+    """
+    return None if value is None else _as_tensor(value, 1, "mask", _opaque)[0]
+
+
+def _as_tensor(value: ConditionLike, channels: int, name: str, read: ReadImage) -> tuple[Tensor, list[float]]:
+    """A copy of the maps, and of floats the mean of each; images and integers are read by `read`."""
     expected = _EXPECTED.format(c=channels)
     if value is None:
         raise InvalidArgument(name, expected, hint=f"Give {expected}")
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-    are_images = bool(values) and all(isinstance(v, Image.Image) for v in values)
-    if are_images:
-        condition = _from_images(values, channels, name)
-    elif isinstance(value, Tensor):
-        condition = value
-    elif values and all(isinstance(v, Tensor) for v in values):
-        condition = _from_tensors(values, expected, name)
-    else:
+    if values and all(isinstance(v, Image.Image) for v in values):
+        return _from_images([read(v) for v in values], channels, name), []
+    kind = next((kind for kind in (Tensor, np.ndarray) if all(isinstance(v, kind) for v in values)), None)
+    if not values or kind is None:
         raise InvalidArgument(name, expected, _describe(value))
-    if condition.ndim != 4 or condition.shape[1] != channels or 0 in condition.shape:
-        raise InvalidArgument(name, expected, f"shape {tuple(condition.shape)}")
-    if are_images:  # in [0, 1] by their type
-        return condition
-    _check_values(condition, name)
+    maps = [_with_axes(v, channels, expected, name) for v in values]
+    if values[0] is not value and any(len(m) != 1 for m in maps):
+        shapes = ", ".join(str(tuple(v.shape)) for v in values)
+        raise InvalidArgument(name, expected, f"a list of shapes {shapes}")
+    if len({m.shape for m in maps}) > 1:
+        sizes = ", ".join(str(tuple(m.shape[1:])) for m in maps)
+        raise InvalidArgument(name, "maps of one size", sizes)
+    if len({(m.dtype, m.device) for m in maps}) > 1:
+        kinds = ", ".join(sorted({f"{m.dtype} on {m.device}" for m in maps}))
+        raise InvalidArgument(name, "maps of one dtype on one device", kinds)
+    condition = torch.cat(maps) if len(maps) > 1 else maps[0]
+    if condition.dtype in _IMAGE_DTYPES:
+        return _from_images([read(image) for image in _images_of(condition, name)], channels, name), []
+    means = _check_values(condition, name)
     # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
-    return condition.clone()
+    return condition.expand(-1, channels, -1, -1).clone(), means
+
+
+def _with_axes(value: Tensor | np.ndarray, channels: int, expected: str, name: str) -> Tensor:
+    """The array as (K, C, H, W), C the adapter's channels, or for arrays of NumPy also 1."""
+    shape = tuple(value.shape)
+    # Libraries that use tensors put channels first; those that use arrays have no such custom.
+    is_tensor = isinstance(value, Tensor)
+    depths = (channels,) if is_tensor else (1, channels)
+    first = len(shape) in (3, 4) and shape[-3] in depths
+    last = not is_tensor and len(shape) in (3, 4) and shape[-1] in depths
+    if first and last:
+        received = f"shape {shape}, whose channels may be first or last"
+        raise InvalidArgument(name, expected, received, "Give a tensor, whose channels are first")
+    is_flat = not is_tensor and len(shape) == 2
+    if not (first or last or is_flat) or 0 in shape:
+        raise InvalidArgument(name, expected, f"shape {shape}")
+    found = value if isinstance(value, Tensor) else _tensor_of(value, name)
+    if last:
+        found = found.movedim(-1, -3)
+    return found.reshape(-1, *found.shape[-3:]) if not is_flat else found[None, None]
+
+
+def _tensor_of(value: np.ndarray, name: str) -> Tensor:
+    if value.dtype.kind != "f" and value.dtype not in (np.uint8, np.uint16):
+        raise InvalidArgument(name, "floating point in [0, 1], or uint8", value.dtype)
+    return torch.from_numpy(value.astype(np.float32) if value.dtype.kind == "f" else value.copy())
+
+
+def _images_of(maps: Tensor, name: str) -> list[Image.Image]:
+    pixels = maps.movedim(1, -1).cpu().numpy()
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    is_color = pixels.ndim == 4
+    if is_color and (pixels.shape[-1] != 3 or pixels.dtype != np.uint8):
+        raise InvalidArgument(name, "floating point in [0, 1]", f"{maps.dtype} of shape {tuple(maps.shape)}")
+    return [Image.fromarray(each) for each in pixels]
 
 
 def _describe(value: object) -> str:
@@ -81,65 +178,32 @@ def _from_images(images: Sequence[Image.Image], channels: int, name: str) -> Flo
     sizes = {f"{image.width}x{image.height}" for image in images}
     if len(sizes) > 1:
         raise InvalidArgument(name, "images of one size", ", ".join(sorted(sizes)))
-    arrays = [np.array(_opaque(image, name).convert(_IMAGE_MODES[channels])) for image in images]
+    arrays = [np.array(image.convert(_IMAGE_MODES[channels])) for image in images]
     pixels = torch.from_numpy(np.stack(arrays)).float() / 255
     return pixels.unsqueeze(1) if channels == 1 else pixels.permute(0, 3, 1, 2)
 
 
-def _opaque(image: Image.Image, name: str) -> Image.Image:
+def _opaque(image: Image.Image) -> Image.Image:
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB")  # nothing shows through, so nothing is lost
     if image.mode not in _PLAIN_MODES or image.has_transparency_data:
         shown = f"mode {image.mode}" + (" with transparency" if image.has_transparency_data else "")
-        raise InvalidArgument(name, "an 8-bit RGB or grey image without transparency", shown)
+        raise InvalidArgument("mask", "an 8-bit RGB or grey image without transparency", shown)
+    check_range(image, "mask")
     return image
 
 
-def _from_tensors(tensors: Sequence[Tensor], expected: str, name: str) -> Tensor:
-    maps = [t.unsqueeze(0) if t.ndim == 3 else t for t in tensors]
-    if any(m.ndim != 4 or len(m) != 1 for m in maps):
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise InvalidArgument(name, expected, f"a list of shapes {shapes}")
-    if len({m.shape for m in maps}) > 1:
-        sizes = ", ".join(str(tuple(m.shape[1:])) for m in maps)
-        raise InvalidArgument(name, "tensors of one size", sizes)
-    if len({(m.dtype, m.device) for m in maps}) > 1:
-        kinds = ", ".join(sorted({f"{m.dtype} on {m.device}" for m in maps}))
-        raise InvalidArgument(name, "tensors of one dtype on one device", kinds)
-    return torch.cat(maps)
-
-
-def _check_values(condition: Tensor, name: str) -> None:
+def _check_values(condition: Tensor, name: str) -> list[float]:
+    """The mean of each map."""
     if not condition.is_floating_point():
-        raise InvalidArgument(name, "floating point in [0, 1]", condition.dtype)
+        raise InvalidArgument(name, "floating point in [0, 1], or uint8", condition.dtype)
     # One transfer, for which an accelerator is waited for once.
-    low, high = torch.stack(condition.detach().aminmax()).tolist()
+    given = condition.detach()
+    ends, means = torch.stack(given.aminmax()), given.mean((1, 2, 3), dtype=torch.float32)
+    low, high, *found = torch.cat([ends.float(), means]).tolist()
     if not (low >= 0 and high <= 1):  # also where one of them is not a number
         raise InvalidArgument(name, "finite values in [0, 1]", f"{low:g} to {high:g}")
-
-
-def fit_condition(
-    condition: Float[Tensor, "k c h w"], height: int, width: int, multiple: int, name: str = "condition"
-) -> Float[Tensor, "k c h_padded w_padded"]:
-    """The condition at `height` x `width` pixels, padded to the multiple that the adapter's stem needs.
-
-    Resized by area where it shrinks and bilinearly where it grows; padded at the right and the bottom by
-    repeating the last pixel, so that the top left corner stays aligned with the latents'.
-
-    Raises:
-        InvalidArgument: where the aspect differs by more than `ASPECT_TOLERANCE_PX` of the target's pixels.
-    """
-    if condition.shape[2:] != (height, width):
-        check_aspect(condition.shape[2], condition.shape[3], height, width, name)
-        shrinks = condition.shape[2] >= height and condition.shape[3] >= width
-        # In float32: half precision has no area kernel on the CPU, and edges are thin.
-        pixels, size = condition.float(), (height, width)
-        if shrinks:
-            resized = F.interpolate(pixels, size, mode="area")
-        else:  # antialias: one side may shrink while the other grows
-            resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        condition = resized.clamp(0, 1).to(condition.dtype)
-    return F.pad(condition, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    return [float(mean) for mean in found]
 
 
 def image_size(
@@ -186,46 +250,18 @@ def nearest_multiple(side: float, multiple: int) -> int:
 
 
 def check_aspect(
-    height: int, width: int, target_height: int, target_width: int, name: str = "condition"
+    height: float,
+    width: float,
+    target_height: int,
+    target_width: int,
+    name: str = "condition",
+    option: str = "resize_mode",
 ) -> None:
-    """Raise unless a uniform scaling takes the one size to the other, up to `ASPECT_TOLERANCE_PX`."""
-    excess_height = abs(height * target_width / width - target_height)
-    excess_width = abs(width * target_height / height - target_width)
-    # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
-    if min(excess_height, excess_width) > ASPECT_TOLERANCE_PX:
+    """`InvalidArgument` unless `is_same_aspect`; its hint is the `option` that fits another aspect."""
+    if not is_same_aspect((width, height), (target_width, target_height)):
         raise InvalidArgument(
             name,
             f"the image's aspect ratio, within {ASPECT_TOLERANCE_PX} pixels",
-            f"{width}x{height} pixels for an image of {target_width}x{target_height}",
+            f"{width:g}x{height:g} pixels for an image of {target_width}x{target_height}",
+            f"{option} can be {', '.join(RESIZE_MODES[:-1])} or {RESIZE_MODES[-1]}, to fit it all the same",
         )
-
-
-def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
-    """A copy as (K, 1, H, W) in [0, 1]; None for none.
-
-    Args:
-        value: as a condition of one channel: a PIL image (color becomes grey), a tensor (K, 1, H, W) in
-            [0, 1], or a list of PIL images or of tensors (1, H, W) or (1, 1, H, W). White acts.
-
-    Raises:
-        InvalidArgument: as `as_condition`.
-    """
-    return None if value is None else as_condition(value, channels=1, name="mask")
-
-
-def mask_levels(
-    mask: Float[Tensor, "k 1 h w"], features: Sequence[Tensor], unshuffle: int
-) -> list[Float[Tensor, "k 1 h_level w_level"]]:
-    """The mask at every feature's size: the mean over the pixels that each of its values spans.
-
-    Pooled as adapters pool their features, so that both stay aligned. `mask` has the size of the condition
-    as the adapter reads it, which is a multiple of `unshuffle`.
-    """
-    level = F.avg_pool2d(mask, unshuffle)
-    levels = []
-    for feature in features:
-        while level.shape[-1] > feature.shape[-1] or level.shape[-2] > feature.shape[-2]:
-            level = F.avg_pool2d(level, 2, ceil_mode=True, count_include_pad=False)
-        assert level.shape[-2:] == feature.shape[-2:]
-        levels.append(level)
-    return levels

@@ -7,11 +7,26 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import check_noise_exponent
-from nexus_adapters.choices import DEFAULT_POLICY, POLICIES
+from nexus_adapters.choices import (
+    DEFAULT_POLICY,
+    MAP_KINDS,
+    POLICIES,
+    RESIZE_MODES,
+    MapKind,
+    ResizeMode,
+)
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.compatibility import geometry_of
 from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask
-from nexus_adapters.injection.scales import Scale, check_level_scales, check_scale, check_start_end, scale_at
+from nexus_adapters.injection.scales import (
+    Scale,
+    check_image_scales,
+    check_level_scales,
+    check_one_each,
+    check_scale,
+    check_start_end,
+    scale_at,
+)
 
 Crop: TypeAlias = tuple[int, int, int, int]
 
@@ -61,13 +76,28 @@ def _check_crop(_: "Control", value: Any) -> Crop | None:
         return None
     is_box = isinstance(value, (tuple, list)) and len(value) == 4
     if not is_box or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in value):
-        raise InvalidArgument(
-            "crop", "(left, top, right, bottom) in whole pixels of the condition", repr(value)
-        )
+        raise InvalidArgument("crop", "(left, top, right, bottom) in whole pixels", repr(value))
     left, top, right, bottom = (int(side) for side in value)
     if not (0 <= left < right and 0 <= top < bottom):
         raise InvalidArgument("crop", "0 <= left < right and 0 <= top < bottom", repr(value))
     return left, top, right, bottom
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    if value is not None and value not in choices:
+        raise InvalidArgument(name, f"None or one of {', '.join(choices)}", repr(value))
+    return value
+
+
+def _check_invert(value: Any) -> bool | None:
+    if value not in (None, True, False):
+        raise InvalidArgument("invert", "True, False or None", repr(value))
+    return value if value is None else bool(value)
+
+
+def _read_condition(control: "Control", value: Any) -> Tensor:
+    channels = geometry_of(control.adapter).in_channels
+    return as_condition(value, channels, kind=control.kind, invert=control.invert)
 
 
 class Control:
@@ -75,10 +105,11 @@ class Control:
 
     Args:
         adapter: a `NexusAdapter` (or a diffusers `T2IAdapter`, which does not read the prompt).
-        condition: structure maps: a PIL image, a tensor (K, C, H, W) in [0, 1], or a list of PIL images or of
-            tensors (C, H, W) or (1, C, H, W). One serves any number of images; otherwise the number of images
-            must be a multiple of K, and each map serves that many consecutive ones. It is copied: to change
-            it, assign a new one. Reading gives the tensor (K, C, H, W).
+        condition: structure maps, as `as_condition` takes them: a PIL image, a tensor (C, H, W) or
+            (K, C, H, W) or a NumPy array (H, W), (H, W, C) or (K, H, W, C), in [0, 1] or uint8, or a list of
+            K of these. One serves any number of images; otherwise the number of images must be a multiple of
+            K, and each map serves that many consecutive ones. It is copied: to change it, assign a new one.
+            Reading gives the tensor (K, C, H, W).
         scale: factor of the features; any finite number, and 0 is exactly the base model. Or a function that
             gives one for a position in the schedule, 0 (noise) to 1 (image); or a list of n numbers, each of
             which holds for an nth of the schedule.
@@ -96,18 +127,27 @@ class Control:
         noise_exponent: of the noise's share of the latents' variance, by whose power the features are
             multiplied in each step (`noise_factors`); 0 leaves them alike in all. None, the default, is what
             the adapter was trained with.
-        crop: (left, top, right, bottom) in pixels of the condition: the part of it that the latents show,
-            where a pipeline denoises one: with `padding_mask_crop`, that is
-            `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`.
+        crop: (left, top, right, bottom): the part of the condition that the latents show. With
+            `padding_mask_crop` that is
+            `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`, in pixels
+            of the `mask_image`, whatever the condition's size; any other box is refused. Elsewhere the box is
+            in pixels of the condition.
+        kind: of the condition: "lines", "labels", "depth" or "image", by which it is read (`read_map`) and
+            resized (`fit_condition`). None, the default, judges each map by its pixels (`judge_kind`); an
+            extractor's is `find_extractor(name).kind`.
+        resize_mode: what becomes of a condition, and of its mask, whose aspect ratio is not the image's:
+            "stretch", "crop" (keep the middle) or "pad" (keep all, on black for lines and with the last
+            pixels repeated for anything else). None, the default, refuses it.
+        invert: whether to exchange light and dark in the condition. None, the default, does so where lines
+            are dark on white, with a warning.
+        image_scales: one more factor for each condition, where there are several: the strength of each image.
+            (A list as `scale` is a schedule.)
 
     Raises:
         InvalidArgument: names the argument, what was expected and what was received.
     """
 
-    condition = Checked[Tensor](
-        lambda control, value: as_condition(value, geometry_of(control.adapter).in_channels),
-        changes_features=True,
-    )
+    condition = Checked[Tensor](_read_condition, changes_features=True)
     scale = Checked[Scale](lambda _, value: check_scale(value))
     start = Checked[float](lambda control, value: check_start_end(value, control.__dict__.get("end", 1.0))[0])
     end = Checked[float](lambda control, value: check_start_end(control.start, value)[1])
@@ -118,6 +158,16 @@ class Control:
         changes_features=True,
     )
     crop = Checked[Crop | None](_check_crop, changes_features=True)
+    kind = Checked[MapKind | None](
+        lambda _, value: _check_choice("kind", value, MAP_KINDS), changes_features=True
+    )
+    resize_mode = Checked[ResizeMode | None](
+        lambda _, value: _check_choice("resize_mode", value, RESIZE_MODES), changes_features=True
+    )
+    invert = Checked[bool | None](lambda _, value: _check_invert(value))
+    image_scales = Checked[tuple[float, ...] | None](
+        lambda _, value: check_image_scales(value), changes_features=True
+    )
     noise_exponent = Checked[float](
         lambda control, value: check_noise_exponent(_trained_exponent(control) if value is None else value)
     )
@@ -134,10 +184,15 @@ class Control:
         level_scales: Sequence[float] | str | Any = None,
         crop: tuple[int, int, int, int] | Any = None,
         noise_exponent: float | Any = None,
+        kind: MapKind | Any = None,
+        resize_mode: ResizeMode | Any = None,
+        invert: bool | Any = None,
+        image_scales: Sequence[float] | Any = None,
     ) -> None:
         self.revision = 0  # counts changes after which features must be computed again
         geometry_of(adapter)  # refuses what is no adapter
         self._adapter = adapter
+        self.kind, self.resize_mode, self.invert = kind, resize_mode, invert
         self.condition = condition
         self.scale = scale
         check_start_end(start, end)
@@ -147,6 +202,8 @@ class Control:
         self.level_scales = level_scales
         self.crop = crop
         self.noise_exponent = noise_exponent
+        self.image_scales = image_scales
+        check_one_each("image_scales", self.image_scales, len(self.condition))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse settings that do not exist: a misspelled one would do nothing, without a word."""

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.unet import KEYWORD
+from nexus_adapters.choices import MapKind
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.branches import BranchPlan
 from nexus_adapters.injection.compatibility import geometry_of, match_places, pixels_per_latent
-from nexus_adapters.injection.condition import fit_condition, mask_levels
+from nexus_adapters.injection.condition import check_aspect, judged
 from nexus_adapters.injection.control import Control
+from nexus_adapters.injection.fit import fit_condition, mask_levels
+from nexus_adapters.injection.scales import check_one_each
 
 _LOOKED_AT_BYTES = 1 << 20  # of a condition in each call
 
@@ -225,6 +228,7 @@ def compute_features(
     latents: Tensor,
     latent_size: tuple[int, int],
     prompt_embeds: Float[Tensor, "rows n d"],
+    image_size: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """Run the adapter: one (plan.count, C, H, W) per place in the base, with the latents' device and dtype.
 
@@ -233,6 +237,9 @@ def compute_features(
     The adapter computes where it lies and in its own dtype, which under layerwise casting is not that of its
     weights. Offloaded weights lie on `meta` until their module is called: then its inputs go to the latents'
     device.
+
+    `image_size`: (width, height) of the image of which the control's crop is a part, as `check_crop` finds
+    it; None where nothing is known but the condition.
     """
     geometry = geometry_of(control.adapter)
     adapter: Any = control.adapter
@@ -241,7 +248,7 @@ def compute_features(
     height, width = latent_size
     factor = pixels_per_latent(control.adapter, base)
     size = height * factor, width * factor
-    condition = fit_condition(_cropped(control.condition, control), *size, geometry.unshuffle)
+    condition = _fitted(control, control.condition, size, geometry.unshuffle, image_size)
     condition = _laid_out(condition.to(device, adapter.dtype), plan)
     if geometry.text_width is None:
         features = control.adapter(condition)
@@ -254,28 +261,35 @@ def compute_features(
             )
         text = prompt_embeds[plan.first : plan.first + plan.count].to(device, adapter.dtype)
         features = control.adapter(condition, text)
-    features = _weighted(features, control, plan, size, geometry.unshuffle)
+    features = _weighted(features, control, plan)
+    if control.mask is not None:
+        mask = _fitted(control, control.mask, size, geometry.unshuffle, image_size, name="mask")
+        features = _masked(features, mask, control, plan, geometry.unshuffle)
     matched = match_places(features, base, plan.count, height, width)
     return [feature.to(latents.device, latents.dtype) for feature in matched]
 
 
-def _weighted(
-    features: Sequence[Tensor], control: Control, plan: BranchPlan, size: tuple[int, int], unshuffle: int
-) -> list[Tensor]:
+def _weighted(features: Sequence[Tensor], control: Control, plan: BranchPlan) -> list[Tensor]:
     weighted = list(features)
     if control.level_scales is not None:
         weighted = [f * factor for f, factor in zip(weighted, control.level_scales, strict=True)]
-    if control.mask is not None:
-        mask = control.mask
-        if len(mask) not in (1, len(control.condition)):
-            raise InvalidArgument(
-                "mask", f"1 mask, or {len(control.condition)}, as many as conditions", len(mask)
-            )
-        mask = fit_condition(_cropped(mask, control), *size, unshuffle, name="mask")
-        mask = mask.to(features[0].device).expand(len(control.condition), -1, -1, -1)
-        levels = mask_levels(_laid_out(mask, plan), features, unshuffle)
-        weighted = [f * level.to(f.dtype) for f, level in zip(weighted, levels, strict=True)]
+    if control.image_scales is not None:
+        check_one_each("image_scales", control.image_scales, len(control.condition))
+        factors = _laid_out(torch.tensor(control.image_scales)[:, None, None, None], plan)
+        weighted = [f * factors.to(f) for f in weighted]
     return weighted
+
+
+def _masked(
+    features: Sequence[Tensor], mask: Tensor, control: Control, plan: BranchPlan, unshuffle: int
+) -> list[Tensor]:
+    if len(mask) not in (1, len(control.condition)):
+        raise InvalidArgument(
+            "mask", f"1 mask, or {len(control.condition)}, as many as conditions", len(mask)
+        )
+    mask = mask.to(features[0].device).expand(len(control.condition), -1, -1, -1)
+    levels = mask_levels(_laid_out(mask, plan), features, unshuffle)
+    return [f * level.to(f.dtype) for f, level in zip(features, levels, strict=True)]
 
 
 def _laid_out(maps: Float[Tensor, "k c h w"], plan: BranchPlan) -> Float[Tensor, "n c h w"]:
@@ -283,21 +297,37 @@ def _laid_out(maps: Float[Tensor, "k c h w"], plan: BranchPlan) -> Float[Tensor,
     return maps.repeat_interleave(plan.repeat, dim=0).repeat(plan.tile, 1, 1, 1)
 
 
-def _cropped(maps: Float[Tensor, "k c h w"], control: Control) -> Float[Tensor, "k c h_crop w_crop"]:
-    """The part of a condition, or of its mask, that the control's crop leaves."""
+def _fitted(
+    control: Control,
+    maps: Float[Tensor, "k c h w"],
+    size: tuple[int, int],
+    multiple: int,
+    image_size: tuple[int, int] | None,
+    name: str = "condition",
+) -> Float[Tensor, "k c h_padded w_padded"]:
+    """The control's condition, or its mask, or the part of it that its crop leaves, at (height, width)."""
+    kind: MapKind = "image"  # of a mask, which is averaged
+    if name == "condition" and (control.crop is not None or maps.shape[2:] != size):
+        kind = control.kind or judged(maps[0])
     if control.crop is None:
-        return maps
-    left, top, right, bottom = control.crop
+        return fit_condition(maps, *size, multiple, name, kind, control.resize_mode)
     height, width = control.condition.shape[2:]
+    width, height = image_size or (width, height)
+    left, top, right, bottom = control.crop
     if right > width or bottom > height:
+        whole = "condition" if image_size is None else "image"
         raise InvalidArgument(
             "crop",
-            f"a part of the condition, which has {width}x{height} pixels",
+            f"a part of the {whole}, which has {width}x{height} pixels",
             f"left {left}, top {top}, right {right}, bottom {bottom}",
         )
-    if maps.shape[2:] != (height, width):  # a mask of another resolution
-        maps = fit_condition(maps, height, width, multiple=1, name="mask")
-    return maps[:, :, top:bottom, left:right]
+    if control.resize_mode in ("crop", "pad"):  # the box is in the image as they make the map cover it
+        maps = fit_condition(maps, height, width, 1, name, kind, control.resize_mode)
+    elif control.resize_mode is None:
+        check_aspect(maps.shape[2], maps.shape[3], height, width, name)
+    across, down = maps.shape[3] / width, maps.shape[2] / height
+    box = (left * across, top * down, right * across, bottom * down)
+    return fit_condition(maps, *size, multiple, name, kind, control.resize_mode, box)
 
 
 def check_call(base: Base, latents: object, prompt_embeds: object) -> tuple[Tensor, Tensor]:

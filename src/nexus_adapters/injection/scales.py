@@ -169,6 +169,20 @@ def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
     return numbers
 
 
+def check_image_scales(value: Any) -> tuple[float, ...] | None:
+    """A tuple of finite numbers, at least one; None for None. `InvalidArgument` for anything else."""
+    numbers = _numbers(value, "image_scales") if _is_list(value) else ()
+    if value is not None and not numbers:
+        raise InvalidArgument("image_scales", "a list of numbers, one for each condition", repr(value))
+    return numbers or None
+
+
+def check_one_each(name: str, values: Sequence[float] | None, conditions: int) -> None:
+    """`InvalidArgument` unless there is one value for each condition, or none at all."""
+    if values is not None and len(values) != conditions:
+        raise InvalidArgument(name, f"{conditions}, as many as conditions", len(values))
+
+
 def _is_list(value: object) -> bool:
     return isinstance(value, (Sequence, np.ndarray, Tensor)) and not isinstance(value, (str, bytes))
 

@@ -223,7 +223,7 @@ def controlled_by_xs(
     """
     unet = pipe.unet
     fused, before = fuse(unet, adapter), unet.forward
-    given = as_condition(conditions, channels=3).to(unet.device, unet.dtype)
+    given = as_condition(conditions, channels=3, invert=False).to(unet.device, unet.dtype)
 
     def forward(sample: Tensor, *args: Any, **arguments: Any) -> Any:
         rows = given.repeat(len(sample) // len(given), 1, 1, 1)

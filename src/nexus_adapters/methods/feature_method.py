@@ -91,6 +91,7 @@ class FeatureMethod(Method):
             policy=settings.policy,
             level_scales=settings.level_scales,
             noise_exponent=settings.noise_exponent,
+            invert=False,  # samples are read by `fit_sample`
         )
         with reading(module, pipe, settings.adapter_prompts), attach(pipe, control):
             yield pipe

@@ -3,7 +3,7 @@
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.bases.families import base_of
+from nexus_adapters.choices import ResizeMode
 from nexus_adapters.errors import InvalidArgument, renamed, warn_caller
 from nexus_adapters.files import write_text
 from nexus_adapters.injection.attach import attach
@@ -147,11 +148,12 @@ class NexusPipelineMixin:
         start: float | int,
         end: float | int,
         policy: str,
+        maps: Mapping[str, Any],
     ) -> Any:
         """The stock call with these arguments, under a control with those settings.
 
         All are checked before anything is computed; the settings by `Control` alone, so that the condition is
-        copied, and an accelerator waited for, once.
+        copied, and an accelerator waited for, once. `maps` are those that say how to read and fit it.
         """
         pipe: Any = self
         for name in ("unet", "adapter"):
@@ -168,12 +170,17 @@ class NexusPipelineMixin:
         if any(isinstance(given.get(name), Image | Tensor | list) for name in ("prompt_2", "height")):
             _check_not_an_image(given)
         with renamed(_argument_name):
-            control = Control(pipe.adapter, image, scale, start, end, policy=policy)
+            control = Control(pipe.adapter, image, scale, start, end, policy=policy, **maps)
         condition = control.condition
         check_counts(len(condition), _prompt_count(given), given.get("num_images_per_prompt") or 1)
         base, _ = base_of(pipe)
         height, width = output_height_width(
-            condition, given.get("height"), given.get("width"), base.native_size(), pipe.vae_scale_factor
+            condition,
+            given.get("height"),
+            given.get("width"),
+            base.native_size(),
+            pipe.vae_scale_factor,
+            control.resize_mode,
         )
         given |= {name: kwargs[name] for name in _DEPRECATED & set(kwargs)}
         given |= {"height": height, "width": width}
@@ -224,15 +231,22 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 
 
 def output_height_width(
-    condition: Float[Tensor, "k c h w"], height: int | None, width: int | None, native: int, multiple: int
+    condition: Float[Tensor, "k c h w"],
+    height: int | None,
+    width: int | None,
+    native: int,
+    multiple: int,
+    resize_mode: ResizeMode | None = None,
 ) -> tuple[int, int]:
     """Of the image that is generated, from what is given and from the condition by `image_size`.
 
-    `InvalidArgument` where both are given in another aspect, or the condition is smaller than `multiple`.
+    `InvalidArgument` where both are given in another aspect and no `resize_mode` fits it, or the condition is
+    smaller than `multiple`.
     """
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
     height, width = image_size((from_height, from_width), height, width, native, multiple)
-    check_aspect(from_height, from_width, height, width, name="image")
+    if resize_mode is None:
+        check_aspect(from_height, from_width, height, width, name="image")
     return height, width

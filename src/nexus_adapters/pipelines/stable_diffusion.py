@@ -1,5 +1,6 @@
 """Stable Diffusion 1.x, 2.x and XL with a Nexus adapter as one pipeline."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.choices import DEFAULT_POLICY
+from nexus_adapters.choices import DEFAULT_POLICY, MapKind, ResizeMode
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.scales import Scale
 from nexus_adapters.pipelines.call import NexusPipelineMixin, with_stock_arguments
@@ -79,21 +80,32 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
         control_guidance_start: float | int = 0.0,
         control_guidance_end: float | int = 1.0,
         policy: str = DEFAULT_POLICY,
+        kind: MapKind | Any = None,
+        resize_mode: ResizeMode | Any = None,
+        invert: bool | Any = None,
+        image_scales: Sequence[float] | Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate. All arguments of `StableDiffusionPipeline.__call__`, and these:
 
         Args:
             *args: as in the stock pipeline, in its order.
-            image: the condition: a PIL image, a tensor (K, 3, H, W) in [0, 1], or a list of PIL images or of
-                tensors (3, H, W) or (1, 3, H, W). Required. One serves all prompts; K serve K prompts, or an
-                equal number of consecutive prompts or of images of one prompt each.
+            image: the condition: a PIL image, a tensor (3, H, W) or (K, 3, H, W) or a NumPy array (H, W),
+                (H, W, 3) or (K, H, W, 3), in [0, 1] or uint8, or a list of K of these. Required. One serves
+                all prompts; K serve K prompts, or an equal number of consecutive prompts or of images of one
+                prompt each.
             adapter_conditioning_scale: factor of the adapter's features; 0 is exactly the base model. Also a
                 function of the position in the schedule, or a list for its equal parts, as in `Control`.
             control_guidance_start: where in the noise schedule the adapter begins to act, in [0, 1]. Position
                 is 1 - t / num_train_timesteps, not the share of steps taken as in diffusers' ControlNet.
             control_guidance_end: where it ceases to; 0 and 1 always include the ends.
             policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
+            kind: of the condition: "lines", "labels", "depth" or "image"; None judges it by its pixels.
+            resize_mode: "stretch", "crop" or "pad" for a condition whose aspect ratio is not that of `height`
+                and `width`; None refuses it.
+            invert: whether to exchange light and dark in the condition; None does so where lines are dark on
+                white, with a warning.
+            image_scales: one more factor of the adapter's features for each of K conditions.
             **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
                 size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
                 then resized; but where a side is more than 1.5 times the base's own size (512 pixels for SD
@@ -108,7 +120,8 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
             TypeError: for an argument that the stock pipeline does not have.
         """
         interval = control_guidance_start, control_guidance_end
-        return self.generate(args, kwargs, image, adapter_conditioning_scale, *interval, policy)
+        maps = {"kind": kind, "resize_mode": resize_mode, "invert": invert, "image_scales": image_scales}
+        return self.generate(args, kwargs, image, adapter_conditioning_scale, *interval, policy, maps)
 
 
 class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeline):
@@ -173,6 +186,10 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
         control_guidance_start: float | int = 0.0,
         control_guidance_end: float | int = 1.0,
         policy: str = DEFAULT_POLICY,
+        kind: MapKind | Any = None,
+        resize_mode: ResizeMode | Any = None,
+        invert: bool | Any = None,
+        image_scales: Sequence[float] | Any = None,
         **kwargs: Any,
     ) -> Any:
         """Generate. All arguments of `StableDiffusionXLPipeline.__call__`, and those of the other pipeline.
@@ -180,4 +197,5 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
         What `StableDiffusionNexusPipeline` says of `image`, which is required, and of the others holds here.
         """
         interval = control_guidance_start, control_guidance_end
-        return self.generate(args, kwargs, image, adapter_conditioning_scale, *interval, policy)
+        maps = {"kind": kind, "resize_mode": resize_mode, "invert": invert, "image_scales": image_scales}
+        return self.generate(args, kwargs, image, adapter_conditioning_scale, *interval, policy, maps)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.batch import draw_for_sample
-from nexus_adapters.data.conditioned import ConditionedSource
+from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.feed import Position, Read, SampleOrder, Skipped, permutation
 from nexus_adapters.data.folder import FolderSource
@@ -133,10 +133,11 @@ def _check_options(data: DataOptions) -> None:
     """
     with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
         extractor = find_extractor(data.condition)
-        extractor.check_options(data.extractor)
-        model = str(data.extractor.get("model", extractor.model))
-        if data.extractor and (not model or Path(model).exists()):
-            extractor.extract_all([Image.new("RGB", (_TRIED, _TRIED))], data.extractor)
+        _, extracting = options_for(data.condition, data.extractor)
+        extractor.check_options(extracting)
+        model = str(extracting.get("model", extractor.model))
+        if extracting and (not model or Path(model).exists()):
+            extractor.extract_all([Image.new("RGB", (_TRIED, _TRIED))], extracting)
 
 
 def _check_scenes(data: DataOptions) -> None:

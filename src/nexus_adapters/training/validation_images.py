@@ -16,7 +16,7 @@ from torch import nn
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.bases.loading import BaseSource, load_pipeline
 from nexus_adapters.conditions import EXTRACTORS, extract
-from nexus_adapters.data.conditioned import ConditionedSource
+from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.prepared_set import options_of
 from nexus_adapters.files import replacing
 from nexus_adapters.methods import GenerationSettings, Method
@@ -102,7 +102,7 @@ def structure_score(data: DataOptions) -> Callable[[Image.Image, Image.Image], f
     if agreement is None or (extractor.model and "model" not in data.extractor):
         return None
     prepared_with = options_of(data.path, data.condition) if data.kind == "prepared" else {}
-    options = prepared_with | data.extractor
+    _, options = options_for(data.condition, prepared_with | data.extractor)
 
     return lambda condition, image: agreement(extract(data.condition, image, **options), condition)
 

@@ -1,0 +1,298 @@
+"""How a map of each kind changes size, and how the kind is judged where nobody declares it.
+
+One rule for controls, aspect buckets, prepared sets, training and evaluation. Lines that shrink keep their
+width and their value: the map is max-pooled, and thinned back. Labels are taken from the nearest pixel, since
+no two of them have a mean. Depth and photos are averaged over areas where they shrink and interpolated where
+they grow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from nexus_adapters.choices import MapKind, ResizeMode
+
+Box = tuple[float, float, float, float]  # (left, top, right, bottom), in pixels; parts of pixels count
+Size = tuple[int, int]  # (width, height)
+Plane = Float[np.ndarray, "_ _"]
+
+ASPECT_TOLERANCE_PX = 8
+
+_SURVIVES = 0.5  # the share of a pixel's light that must be left when narrow strokes are taken out
+_LEVELS = 4  # of how much of a pixel a line covers, when lines are thinned
+_FAINTEST = 1 / 16  # of the brightest line: what is fainter is ground, and not thinned
+
+
+def resize_map(
+    image: Image.Image, size: tuple[int, int], kind: MapKind, box: Box | None = None
+) -> Image.Image:
+    """Bring a map, or the part of it in `box`, to `size`.
+
+    Args:
+        image: 8-bit RGB.
+        size: (width, height) of the result.
+        kind: of the map.
+        box: in pixels of `image`; None for all of it.
+
+    Returns:
+        RGB.
+    """
+    box = (0, 0, *image.size) if box is None else box
+    shrinks = box[2] - box[0] > size[0] or box[3] - box[1] > size[1]
+    if kind == "labels":
+        return image.resize(size, Image.Resampling.NEAREST, box=box)
+    if kind == "lines" and shrinks:
+        planes = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
+        shrunk = shrink_lines(planes, (size[1], size[0]), box)
+        return Image.fromarray(np.rint(255 * shrunk.transpose(1, 2, 0)).astype(np.uint8))
+    return image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR, box=box)
+
+
+class Placement(NamedTuple):
+    """Where a map goes in an image: the part of it that is taken, its size there, and the place of that."""
+
+    box: Box
+    size: Size
+    left: int
+    top: int
+
+
+def is_same_aspect(size: tuple[float, float], target: Size) -> bool:
+    """Whether a uniform scaling takes the one (width, height) to the other, up to `ASPECT_TOLERANCE_PX`."""
+    excess_height = abs(size[1] * target[0] / size[0] - target[1])
+    excess_width = abs(size[0] * target[1] / size[1] - target[0])
+    # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
+    return min(excess_height, excess_width) <= ASPECT_TOLERANCE_PX
+
+
+def placement(box: Box, target: Size, resize_mode: ResizeMode | None) -> Placement:
+    """Where a part of a map goes in an image of `target`, (width, height).
+
+    Every mode covers an image of the same aspect. "crop" takes the middle of the part, "pad" leaves a border
+    around it, and anything else stretches it.
+    """
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    if resize_mode not in ("crop", "pad") or is_same_aspect((width, height), target):
+        return Placement(box, target, 0, 0)
+    if resize_mode == "crop":
+        aspect = target[0] / target[1]
+        across, down = min(width, height * aspect), min(height, width / aspect)
+        x, y = left + (width - across) / 2, top + (height - down) / 2
+        return Placement((x, y, x + across, y + down), target, 0, 0)
+    scale = min(target[0] / width, target[1] / height)
+    inner = (max(1, min(target[0], round(width * scale))), max(1, min(target[1], round(height * scale))))
+    return Placement(box, inner, (target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2)
+
+
+def padded(image: Image.Image, placed: Placement, target: Size, kind: MapKind) -> Image.Image:
+    """A placed map in an image of `target`: on black for lines, else with its last pixels repeated."""
+    below, right = target[1] - image.height - placed.top, target[0] - image.width - placed.left
+    around = ((placed.top, below), (placed.left, right), (0, 0))
+    mode: Literal["constant", "edge"] = "constant" if kind == "lines" else "edge"
+    return Image.fromarray(np.pad(np.asarray(image), around, mode=mode))
+
+
+def fit_map(image: Image.Image, size: Size, kind: MapKind, resize_mode: ResizeMode | None) -> Image.Image:
+    """Bring a map, RGB, to an image's (width, height), by `placement`."""
+    placed = placement((0, 0, *image.size), size, resize_mode)
+    return padded(resize_map(image, placed.size, kind, placed.box), placed, size, kind)
+
+
+def resize_planes(
+    planes: Float[np.ndarray, "n h w"], size: tuple[int, int], kind: MapKind, box: Box
+) -> Float[np.ndarray, "n height width"]:
+    """As `resize_map`, for maps in [0, 1], a channel a plane; `size` is (height, width)."""
+    shrinks = box[3] - box[1] > size[0] or box[2] - box[0] > size[1]
+    if kind == "lines" and shrinks:
+        return shrink_lines(planes, size, box)
+    how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    how = Image.Resampling.NEAREST if kind == "labels" else how
+    return np.stack([_by_pillow(plane, (size[1], size[0]), how, box) for plane in planes])
+
+
+def _by_pillow(plane: Plane, size: tuple[int, int], how: Image.Resampling, box: Box) -> Plane:
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(image.resize(size, how, box=box), np.float32)
+
+
+def shrink_lines(
+    planes: Float[np.ndarray, "n h w"], size: tuple[int, int], box: Box | None = None
+) -> Float[np.ndarray, "n height width"]:
+    """Shrink light lines on black without making them thinner than a pixel, or fainter.
+
+    Each pixel of the result gets the highest value of its part of the map, by which a stroke gets no wider
+    than it was, in pixels; only lines of 1 or 2 pixels are thinned to one. Areas, wider than two pixels of
+    the result, are averaged. A map of two values keeps these.
+
+    Args:
+        planes: in [0, 1]; each is shrunk by itself, equal ones once.
+        size: (height, width) of the result. A side that does not shrink is interpolated.
+        box: the part to take, in pixels; None for all.
+    """
+    height, width = planes.shape[1:]
+    box = (0, 0, width, height) if box is None else box
+    known: dict[bytes, Plane] = {}
+    for plane in planes:
+        if plane.tobytes() not in known:
+            known[plane.tobytes()] = _shrunk(np.asarray(plane, np.float32), size, box)
+    return np.stack([known[plane.tobytes()] for plane in planes])
+
+
+def _shrunk(plane: Plane, size: tuple[int, int], box: Box) -> Plane:
+    left, top, right, bottom = box
+    # First what shrinks: a side that grows would spread the lines before they are looked for.
+    height, width = min(size[0], math.ceil(bottom - top)), min(size[1], math.ceil(right - left))
+    rows, columns = _Cells(top, bottom, height), _Cells(left, right, width)
+    mean = _averaged(plane, (width, height), box)
+    peak = columns.highest(rows.highest(plane).T).T
+    # A stroke of 1 or 2 pixels does not survive an opening by 3; an area survives one by twice a cell.
+    hair = _opened_mean(plane, rows, columns, 0, box) <= _SURVIVES * mean
+    area = _opened_mean(plane, rows, columns, 2, box) > _SURVIVES * mean
+    highest = float(plane.max())
+    lines = thinned(peak > _FAINTEST * highest, hair & ~area, mean / np.maximum(peak, 1e-6))
+    # Where strokes were 3 pixels or wider, taking the maximum has made none wider than it was.
+    found = np.where(area, mean, np.where(lines, peak, 0))
+    if np.isin(plane, (0, highest)).all():
+        found = np.where(found > highest / 2, highest, 0)
+    if (height, width) != size:
+        found = cv2.resize(found, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(found, np.float32)
+
+
+def _averaged(plane: Plane, size: tuple[int, int], box: Box) -> Plane:
+    return _by_pillow(plane, size, Image.Resampling.BOX, box)
+
+
+def _opened_mean(plane: Plane, rows: _Cells, columns: _Cells, cells: int, box: Box) -> Plane:
+    """The mean of what is left where strokes narrower than so many cells are taken out; 0 for 3 pixels."""
+    square = np.ones((rows.odd_side(cells), columns.odd_side(cells)), np.uint8)
+    opened = np.asarray(cv2.morphologyEx(np.ascontiguousarray(plane), cv2.MORPH_OPEN, square))
+    return _averaged(opened, (columns.count, rows.count), box)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The parts of one side that become the pixels of the result."""
+
+    start: float
+    stop: float
+    count: int
+
+    @property
+    def step(self) -> float:
+        return (self.stop - self.start) / self.count
+
+    def odd_side(self, cells: int) -> int:
+        """So many cells in pixels, at least 3; 1 where the side grows. Odd, so that opening moves nothing."""
+        return 1 if self.step <= 1 else max(3, 2 * math.floor(cells * self.step / 2) + 1)
+
+    def highest(self, values: Plane) -> Plane:
+        """The maximum over each part of the first axis; a pixel in two parts counts in both."""
+        edges = self.start + np.arange(self.count + 1) * self.step
+        # Rounded, so that an error in the last digit does not add a pixel.
+        first = np.floor(np.round(edges[:-1], 6)).astype(int)
+        last = np.ceil(np.round(edges[1:], 6)).astype(int)
+        ends = np.stack([first, np.maximum(last, first + 1)], axis=1).ravel()
+        padded = np.concatenate([values, values[-1:]])  # reduceat takes no index past the end
+        return np.asarray(np.maximum.reduceat(padded, ends, axis=0)[::2])
+
+
+# The eight neighbors of a pixel, clockwise from above, each a bit of its code.
+_NEIGHBOR_BITS = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]], np.float32)
+
+
+def thinned(
+    mask: Bool[np.ndarray, "h w"], free: Bool[np.ndarray, "h w"], weights: Plane
+) -> Bool[np.ndarray, "h w"]:
+    """Thin a mask to connected lines of one pixel, taking away what weighs least first.
+
+    Guo and Hall 1989, "Parallel thinning with two-subiteration algorithms", algorithm A1.
+
+    Args:
+        mask: True on the lines.
+        free: pixels that may be taken away; the others stay.
+        weights: how much of the line each pixel has; lines pass where they weigh most.
+    """
+    free = free & mask
+    if not free.any():
+        return mask
+    mask = mask.astype(np.uint8)
+    bounds = np.quantile(weights[free], np.linspace(0, 1, _LEVELS + 1)[1:])
+    for bound in bounds:
+        candidates = (free & (weights <= bound)).astype(np.uint8)
+        changed = True
+        while changed:
+            changed = False
+            for deletable in _guo_hall():
+                codes = cv2.filter2D(mask, cv2.CV_8U, _NEIGHBOR_BITS, borderType=cv2.BORDER_CONSTANT)
+                gone = cv2.LUT(codes, deletable) & candidates & mask
+                if gone.any():
+                    mask ^= gone
+                    changed = True
+    return np.asarray(mask == 1)
+
+
+@cache
+def _guo_hall() -> tuple[UInt8[np.ndarray, "256"], UInt8[np.ndarray, "256"]]:
+    """Of each code of neighbors, whether a pixel can be taken away in the first and the second half step."""
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    n, ne, e, se, s, sw, w, nw = bits.T.astype(bool)
+    parts = sum((~a & (b | c)).astype(int) for a, b, c in ((n, ne, e), (e, se, s), (s, sw, w), (w, nw, n)))
+    pairs = [(nw | n, ne | e, se | s, sw | w), (n | ne, e | se, s | sw, w | nw)]
+    neighbors = np.minimum(*(sum(pair.astype(int) for pair in four) for four in pairs))
+    is_simple = (parts == 1) & (neighbors >= 2) & (neighbors <= 3)
+    halves = (n | ne | ~se) & e, (s | sw | ~nw) & w
+    first, second = ((is_simple & ~half).astype(np.uint8) for half in halves)
+    return first, second
+
+
+_DARK, _LIGHT = 16, 239  # of 255: black and white, give or take what JPEG makes of them
+_MOST_FLAT_COLORS = 64
+_GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by JPEG
+
+
+def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
+    """What a map of 1 or 3 channels seems to be, where nobody declares it. Depth is an "image" here.
+
+    "lines": light gray strokes on black, or dark ones on white. "labels": else, no more than 64 colors.
+    "image": all else. A wrong guess does little harm: areas among lines are averaged as in images, and what
+    has few colors loses little by taking the nearest.
+    """
+    darkest, lightest = pixels.min(axis=2), pixels.max(axis=2)
+    colors = _flat_colors(pixels)
+    if int((lightest - darkest).max()) > _GREY_WITHIN:
+        return "labels" if colors else "image"
+    is_black = (lightest <= _DARK).mean() >= 0.5 and lightest.max() > 2 * _DARK
+    if is_black and (colors == 2 or _is_strokes(lightest)):
+        return "lines"
+    if (darkest >= _LIGHT).mean() >= 0.5 and darkest.min() < _LIGHT - _DARK and _is_strokes(255 - darkest):
+        return "lines"
+    return "labels" if colors else "image"
+
+
+def _flat_colors(pixels: UInt8[np.ndarray, "h w c"]) -> int:
+    """How many colors there are; 0 for too many to be labels."""
+    codes = np.zeros(pixels.shape[:2], np.uint32)
+    for channel in np.moveaxis(pixels, 2, 0):
+        codes = codes * 256 + channel
+    found = np.unique(codes.ravel()[:: max(1, codes.size // 4096)])
+    if len(found) > _MOST_FLAT_COLORS:  # looked for in a sample, which is soon done
+        return 0
+    found = np.unique(codes)
+    return len(found) if len(found) <= _MOST_FLAT_COLORS else 0
+
+
+def _is_strokes(lightness: UInt8[np.ndarray, "h w"]) -> bool:
+    """Whether most of the light on black is in strokes narrower than a fiftieth of the map."""
+    side = max(7, 2 * (min(lightness.shape) // 100) + 1)
+    opened = cv2.morphologyEx(lightness, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    return float(opened.sum(dtype=np.float64)) < 0.5 * float(lightness.sum(dtype=np.float64))

@@ -1,0 +1,216 @@
+"""Maps as users have them: millimeters, label ids, transparency, dark lines on white."""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.refusals import refused
+
+from nexus_adapters.conditions import load_as_stored, read_map
+from nexus_adapters.conditions.maps import split_map_options
+from nexus_adapters.conditions.segmentation import PALETTES
+
+DISTANCES = np.array([[500, 1000, 2000], [4000, 8000, 0]], np.uint16)  # 0: not measured
+NEARNESS = np.round(255 * (1 / np.array([500, 1000, 2000, 4000, 8000]) - 1 / 8000) / (1 / 500 - 1 / 8000))
+
+
+def gray(image):
+    pixels = np.asarray(image)
+    assert image.mode == "RGB"
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0].ravel().tolist()
+
+
+@pytest.fixture
+def no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def as_image_modes(values):
+    """The same 16 bits as Pillow reads them from PNG, big-endian TIFF and PGM."""
+    return [
+        Image.fromarray(values),
+        Image.frombytes("I;16B", values.shape[::-1], values.astype(">u2").tobytes()),
+        Image.fromarray(values.astype(np.int32)),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["depth", None])
+def test_16_bits_that_use_little_of_the_range_are_scaled_by_their_own(kind):
+    for image in as_image_modes(DISTANCES):
+        with pytest.warns(UserWarning, match="^condition: 16-bit depth .*unit=mm"):
+            found = gray(read_map(image, kind))
+        assert found == [0, 17, 51, 119, 255, 0]
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize("unit", ["mm", "m"])
+def test_distances_become_nearness(unit):
+    images = [*as_image_modes(DISTANCES), Image.fromarray(DISTANCES.astype(np.float32) / 1000)]
+    images.append(Image.fromarray((DISTANCES // 50).astype(np.uint8)))
+    for image in images:
+        found = gray(read_map(image, "depth", unit=unit))
+        assert np.abs(np.array(found) - [*NEARNESS, 0]).max() <= 2
+        assert found[0] == 255  # the nearest
+        assert found[4] == found[5] == 0  # the farthest, and what was not measured
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_nearness_of_another_range():
+    assert gray(read_map(Image.fromarray(DISTANCES), "depth", unit="inverse")) == [0, 17, 51, 119, 255, 0]
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (np.array([[257, 65535]], np.uint16), "depth", [1, 255]),  # the whole range
+        (np.array([[30000, 50000]], np.uint16), None, [117, 195]),
+        (np.array([[3000, 3000]], np.uint16), "depth", [12, 12]),  # nothing to scale
+        (np.array([[2570, 5140]], np.uint16), "lines", [10, 20]),  # not depth
+        (np.array([[10, 20]], np.uint8), "depth", [10, 20]),
+    ],
+)
+def test_other_depth_stays_as_it_is(values, kind, expected):
+    assert gray(read_map(Image.fromarray(values), kind, invert=False)) == expected
+
+
+IDS = np.array([[0, 1, 5], [149, 5, 255]], np.uint8)
+
+
+def gray_palette(values):
+    image = Image.fromarray(values)
+    image.putpalette([value for value in range(256) for _ in range(3)])
+    assert image.mode == "P"
+    return image
+
+
+@pytest.mark.parametrize(
+    "image", [Image.fromarray(IDS), gray_palette(IDS), *as_image_modes(IDS.astype(np.uint16))]
+)
+def test_label_ids_get_the_colors_of_a_palette(image):
+    with pytest.warns(UserWarning, match="label ids are colored by the palette ade20k"):
+        found = np.asarray(read_map(image, "labels")).reshape(-1, 3)
+    colors = PALETTES["ade20k"]
+    assert np.array_equal(found, [colors[0], colors[1], colors[5], colors[149], colors[5], (0, 0, 0)])
+    with pytest.warns(UserWarning, match="voc"):
+        assert tuple(np.asarray(read_map(image, "labels", palette="voc"))[0, 1]) == (128, 0, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_map(image, "labels", palette="none")
+
+
+def test_ids_above_the_palette():
+    image = Image.fromarray(np.array([[3, 200]], np.uint8))
+    with pytest.warns(UserWarning, match="voc"):
+        found = np.asarray(read_map(image, "labels"))[0]
+    assert np.array_equal(found, PALETTES["voc"][[3, 200]])
+    with pytest.warns(UserWarning, match="coco"):
+        assert tuple(np.asarray(read_map(image, "labels", palette="coco"))[0, 1]) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_colors_are_no_ids():
+    colored = Image.fromarray(IDS)
+    colored.putpalette(PALETTES["voc"].ravel().tolist())
+    assert tuple(np.asarray(read_map(colored, "labels"))[0, 1]) == (128, 0, 0)
+    rgb = colored.convert("RGB")
+    assert np.array_equal(read_map(rgb, "labels"), rgb)
+    black_and_white = Image.fromarray(np.array([[0, 255]], np.uint8))
+    assert gray(read_map(black_and_white, "labels")) == [0, 255]
+    assert gray(read_map(Image.fromarray(IDS[:1] + 9), "image", invert=False)) == [9, 10, 14]
+
+
+def strokes(color, ground, share=0.2):
+    image = Image.new("RGBA", (40, 40), ground)
+    image.paste(color, (4, 0, 4 + round(40 * share), 40))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "ground", "inverted"),
+    [
+        (strokes((255, 255, 255, 255), (255, 255, 255, 0)), "lines", "black", False),
+        (strokes((255, 255, 255, 255), (0, 0, 0, 0)), None, "black", False),
+        (strokes((0, 0, 0, 255), (0, 0, 0, 0)), "lines", "white", True),
+        (strokes((20, 20, 20, 255), (255, 255, 255, 0)), "image", "white", False),
+        (strokes((0, 0, 0, 255), (0, 0, 0, 0), share=0.8), "image", "black", False),  # its own ground
+        (strokes((0, 0, 0, 255), (0, 0, 0, 0)), "depth", "black", False),
+        (strokes((9, 0, 200, 255), (255, 255, 255, 0)), "labels", "black", False),
+        (Image.new("RGBA", (8, 8), (255, 255, 255, 0)), "lines", "black", False),
+        (strokes((255, 255, 255, 255), (255, 255, 255, 0)).convert("LA"), "lines", "black", False),
+    ],
+)
+def test_what_is_transparent_contrasts_with_the_strokes(image, kind, ground, inverted):
+    with pytest.warns(UserWarning, match="laid on|inverted") as caught:
+        found = read_map(image, kind)
+    assert any(f"laid on {ground}" in str(warning.message) for warning in caught)
+    assert any("inverted" in str(warning.message) for warning in caught) == inverted
+    corner = found.getpixel((39, 39)) if found.width == 40 else found.getpixel((0, 0))
+    assert corner == ((255, 255, 255) if ground == "white" and not inverted else (0, 0, 0))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
+def test_dark_lines_on_white_are_inverted(mode):
+    dark = Image.new("L", (64, 64), 255)
+    dark.paste(0, (10, 0, 11, 64))
+    given, light = dark.convert(mode), dark.point(lambda value: 255 - value).convert("RGB")
+    for kind in ("lines", None):
+        with pytest.warns(UserWarning, match="inverted .*invert=False or --no-invert"):
+            assert np.array_equal(read_map(given, kind), light)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in ("lines", "depth", "image", "labels", None):
+            assert np.array_equal(read_map(given, kind, invert=False), dark.convert("RGB"))
+            assert np.array_equal(read_map(given, kind, invert=True), light)
+        assert np.array_equal(read_map(light, "lines"), light)
+        assert np.array_equal(read_map(given, "depth"), dark.convert("RGB"))
+        bright = Image.linear_gradient("L").point(lambda value: 120 + value // 2)  # a wall, near
+        assert np.array_equal(read_map(bright), bright.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "received"),
+    [
+        ("unit", {"unit": "cm"}, "'cm'"),
+        ("unit", {"unit": "mm", "kind": "lines"}, "'mm' for a map of kind lines"),
+        ("palette", {"palette": "voc", "kind": "depth"}, "'voc' for a map of kind depth"),
+        ("palette", {"palette": "viridis", "kind": "labels"}, "'viridis'"),
+    ],
+)
+def test_wrong_options(name, options, received):
+    with refused(name, received):
+        read_map(Image.new("L", (8, 8), 7), **options)
+
+
+def test_what_cannot_be_read():
+    for wrong, received in [
+        ("map.png", "str"),
+        (Image.new("F", (8, 8)), "'F'"),
+        (Image.new("L", (8, 8), 1), "0 to 1"),
+    ]:
+        with refused("--map", received):
+            read_map(wrong, "lines", name="--map")
+    with refused("condition", "nan"):
+        read_map(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "depth", unit="m")
+
+
+def test_files_keep_their_mode(tmp_path):
+    Image.fromarray(DISTANCES).save(tmp_path / "depth.png")
+    Image.fromarray(IDS).save(tmp_path / "ids.png")
+    assert np.array_equal(load_as_stored(tmp_path / "depth.png"), DISTANCES)
+    assert load_as_stored(tmp_path / "ids.png").mode == "L"
+    with refused("--map", "which does not exist"):
+        load_as_stored(tmp_path / "none.png", argument="--map")
+
+
+def test_options_of_maps_and_of_extractors():
+    given = {"unit": "mm", "palette": "voc", "model": "m"}
+    assert split_map_options("depth", given) == ({"unit": "mm"}, {"palette": "voc", "model": "m"})
+    assert split_map_options("labels", given, ("palette", "model")) == (
+        {"palette": "voc"},
+        {"unit": "mm", "palette": "voc", "model": "m"},
+    )
