@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.adapter.test_formats import as_original, nexus, same, t2i
 
+from nexus_adapters.adapter.arguments import ARGUMENTS
 from nexus_adapters.adapter.formats import import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import find_saved
@@ -61,35 +62,43 @@ def test_a_weights_file_with_its_config_next_to_it(source, tmp_path, capsys):
 
 def test_the_start_of_a_slim(tmp_path, capsys):
     torch.save(as_original(t2i()), tmp_path / "t2i.pth")
-    options = ["--variant", "slim", "--text-width", "1024", "--zero-init", "--seed", "4"]
+    options = ["--variant", "slim", "--text-width", "1024", "--seed", "4"]
     assert main(["convert", str(tmp_path / "t2i.pth"), str(tmp_path / "slim"), *options]) == 0
     told = capsys.readouterr()
     assert "slim, from a T2I-Adapter" in told.out
-    assert "note: norms and attention are new" in told.err
+    assert "cosine similarity is 0.9" in told.err
+    assert "note: its norms and attention are new" in told.err
     assert "least squares" in told.err
-    expected = import_adapter(tmp_path / "t2i.pth", "slim", text_width=1024, zero_init=True, seed=4).adapter
+    expected = import_adapter(tmp_path / "t2i.pth", "slim", text_width=1024, seed=4).adapter
     assert same(NexusAdapter.from_pretrained(tmp_path / "slim"), expected)
 
 
 @pytest.mark.parametrize(
-    ("options", "variant"),
+    ("options", "variant", "zero_init"),
     [
-        ([], "prime"),
-        (["--residual"], "prime"),
-        (["--no-residual"], "prime-paper"),
-        (["--variant", "slim-paper"], "slim-paper"),
+        ([], "prime", True),
+        (["--residual"], "prime", True),
+        (["--no-zero-init"], "prime", False),
+        (["--no-residual"], "prime-paper", False),
+        (["--variant", "slim-paper"], "slim-paper", False),
     ],
 )
-def test_the_name_decides_the_form(tmp_path, capsys, options, variant):
+def test_the_name_decides_the_form(tmp_path, capsys, options, variant, zero_init):
     t2i().save_pretrained(tmp_path / "t2i")
     assert main(["convert", str(tmp_path / "t2i"), str(tmp_path / "new"), *options]) == 0
-    assert f"new: {variant}, from a T2I-Adapter" in capsys.readouterr().out
-    assert NexusAdapter.from_pretrained(tmp_path / "new").variant == variant
+    shown = capsys.readouterr()
+    assert f"new: {variant}, from a T2I-Adapter" in shown.out
+    assert ("its features are those of the T2I-Adapter" in shown.err) == zero_init
+    made = NexusAdapter.from_pretrained(tmp_path / "new")
+    assert (made.variant, made.config["zero_init"]) == (variant, zero_init)
 
 
 def test_the_releases_adapters_stay_in_the_papers_form(tmp_path, capsys):
     torch.save(nexus("prime").state_dict(), tmp_path / "release.pth")
-    assert main(["convert", str(tmp_path / "release.pth"), str(tmp_path / "new")]) == 0
+    given = ["convert", str(tmp_path / "release.pth"), str(tmp_path / "new")]
+    assert main(given) == 2
+    assert "--variant prime-paper" in capsys.readouterr().err
+    assert main([*given, "--variant", "prime-paper"]) == 0
     assert "new: prime-paper, from an adapter of the public release" in capsys.readouterr().out
     assert NexusAdapter.from_pretrained(tmp_path / "new").config["residual"] is False
 
@@ -158,6 +167,26 @@ def test_a_checkpoint_from_before_they_had_a_config(write_run, tmp_path, capsys)
     errors = capsys.readouterr().err
     assert errors.startswith("nexus convert: error: SOURCE: ")
     assert str(tmp_path / "base") in errors
+
+
+def test_a_checkpoint_in_the_first_format_whose_run_took_over_an_architecture(write_run, tmp_path, capsys):
+    """The recipe has none of it, and two heads look like one."""
+    tiny.sd15().save_pretrained(tmp_path / "base")
+    start = tiny.adapter(tiny.unet(), variant="slim-paper", heads=2, head_width=6, noise_exponent=0.5)
+    start.save_pretrained(tmp_path / "start")
+    trained = tiny.adapter(tiny.unet(), variant="slim-paper", heads=2, head_width=6, noise_exponent=0.5)
+    checkpoint = write_run(trained, "slim-paper", base=tmp_path / "base", own_config=False)
+    with (tmp_path / "run" / "config.toml").open("a") as recipe:
+        recipe.write(f'start_from = "{tmp_path / "start"}"\n')
+    assert main(["convert", str(checkpoint), str(tmp_path / "new")]) == 0
+    found = NexusAdapter.from_pretrained(tmp_path / "new").config
+    assert {name: found[name] for name in ARGUMENTS} == {name: trained.config[name] for name in ARGUMENTS}
+    (tmp_path / "start").rename(tmp_path / "gone")
+    assert main(["convert", str(checkpoint), str(tmp_path / "again")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("nexus convert: error: SOURCE: ")
+    assert f"'{tmp_path / 'start'}'" in errors
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("own_config", [True, False])

@@ -31,10 +31,12 @@ def geometry_of(adapter: nn.Module | Any) -> AdapterGeometry:
     unshuffle = config.get("unshuffle", config.get("downscale_factor"))
     if unshuffle is None or not {"in_channels", "channels"} <= set(config):
         raise InvalidArgument("adapter", "a NexusAdapter or a T2IAdapter", f"a {type(adapter).__name__}")
-    pools = config.get("pools")
+    pools, channels = config.get("pools"), tuple(config["channels"])
+    if config.get("adapter_type") == "light_adapter":  # its last block repeats the width of the one before
+        channels += channels[-1:]
     return AdapterGeometry(
         in_channels=config["in_channels"],
-        channels=tuple(config["channels"]),
+        channels=channels,
         unshuffle=unshuffle,
         pools=None if pools is None else tuple(int(pool) for pool in pools),
         text_width=config.get("text_width"),
