@@ -20,17 +20,18 @@ from nexus_adapters.adapter.arguments import (
     FORMAT,
     FORMAT_VERSION,
     attention_heads,
-    check_config,
+    check_saved_config,
     variant_arguments,
 )
 from nexus_adapters.adapter.blocks import constructor_keywords
+from nexus_adapters.adapter.layout import check_layout
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved, within
 from nexus_adapters.adapter.t2i_files import TEXT_WIDTHS, build_t2i, is_light, shape_of, trunk_geometry
 from nexus_adapters.adapter.tensors import load_adapter_tensors, load_tensors, trunk_tensors
 from nexus_adapters.adapter.weights import add_hash, check_tensors
 from nexus_adapters.bases.parts import seems_to_be
-from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 
 _START = "prime"  # what a T2I-Adapter is the start of, unless told otherwise
@@ -92,11 +93,14 @@ def import_adapter(
     is_known = kind in ("NexusAdapter", "T2IAdapter")
     expected = "a NexusAdapter or a T2IAdapter"
     expect(is_known, "source", expected, f"'{saved.path}', which is a {kind}")
-    if "unshuffle" in saved.config:
+    if saved.is_nexus:
         return Imported(build_adapter(saved, saved.config), "a NexusAdapter")
     tensors = load_adapter_tensors(saved)
-    if any(".cross_attention." in name for name in tensors):
-        if saved.config:
+    has_attention = any(".cross_attention." in name for name in tensors)
+    fits = not saved.class_name or has_attention == (saved.class_name == "NexusAdapter")
+    expect(fits, "source", f"the tensors of a {kind}, as its config says", f"others in '{saved.path}'")
+    if has_attention:
+        if "downscale_factor" in saved.config and not saved.has_hash:
             return Imported(_from_release(tensors, saved), FROM_RELEASE)
         _check_stated(variant, form, tensors, saved)
         return Imported(_from_release(tensors, saved), FROM_RELEASE, options=("variant", "residual"))
@@ -243,12 +247,16 @@ def _built(
 ) -> NexusAdapter:
     try:
         if kind is NexusAdapter:
-            check_config(arguments)
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            check_layout(check_saved_config(arguments), shapes, path, "source")
         given = {name: arguments[name] for name in constructor_keywords(kind) if name in arguments}
         with torch.device("meta"):
             adapter: Any = kind(**given)
     except InvalidArgument as error:
-        raise within("source", "a valid config", path, error) from error
+        raise error if error.name == "source" else within("source", "a valid config", path, error) from error
+    except (RuntimeError, TypeError, OverflowError) as error:  # of a block or a class of the user's
+        found = f"'{path}' ({one_line(error)})"
+        raise InvalidArgument("source", "an adapter that can be built", found) from error
     check_tensors(adapter, tensors, path, "source")
     # Copies: those of a file stay tied to it.
     adapter.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)

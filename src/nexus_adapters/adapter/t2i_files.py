@@ -12,7 +12,7 @@ import torch
 from diffusers.models.adapter import T2IAdapter  # noqa: TID251  # built here, not asked for
 from torch import Tensor
 
-from nexus_adapters.adapter.arguments import check_channels
+from nexus_adapters.adapter.arguments import check_channels, shown
 from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.adapter.tensors import load_adapter_tensors
 from nexus_adapters.adapter.weights import check_tensors
@@ -38,7 +38,7 @@ def build_t2i(saved: Saved, tensors: Mapping[str, Tensor]) -> Any:
     arguments = _light_arguments(tensors, saved) if is_light(tensors) else _full_arguments(tensors, saved)
     for name, found in arguments.items():
         stated = saved.config.get(name, found)
-        expect(stated == found, "source", f"{name} {found} in the config, as the tensors are", repr(stated))
+        expect(stated == found, "source", f"{name} {found} in the config, as the tensors are", shown(stated))
     with torch.device("meta"):
         t2i: Any = T2IAdapter(**arguments)
     check_tensors(t2i, tensors, saved.path, "source")
@@ -69,7 +69,7 @@ def _light_arguments(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, A
     inputs = shape_of("adapter.body.0.in_conv.weight", 4, tensors, saved)[1]
     side = saved.config.get("downscale_factor", 8)
     fits = type(side) is int and side > 0 and inputs > 0 and inputs % side**2 == 0
-    expect(fits, "source", "a downscale_factor that fits its stem", f"{side!r} with {inputs} inputs")
+    expect(fits, "source", "a downscale_factor that fits its stem", f"{shown(side)} with {inputs} inputs")
     expect(blocks > 1 and min(widths) >= 4, "source", "a light T2I-Adapter's blocks", f"widths {widths}")
     return {
         "in_channels": inputs // side**2,
@@ -105,7 +105,7 @@ def trunk_geometry(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Any
         f"a stem of {inputs} inputs in '{saved.path}'",
     )
     kind = saved.config.get("adapter_type", _STEMS.get(sides[0], "full_adapter"))
-    expect(kind in TEXT_WIDTHS, "source", f"adapter_type {' or '.join(TEXT_WIDTHS)}", repr(kind))
+    expect(kind in list(TEXT_WIDTHS), "source", f"adapter_type {' or '.join(TEXT_WIDTHS)}", shown(kind))
     with renamed({"channels": "source"}):
         check_channels(channels)
     pools = [int(i > 0 if kind == "full_adapter" else i == 2) for i in range(len(channels))]

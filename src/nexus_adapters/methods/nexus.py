@@ -128,7 +128,7 @@ class NexusMethod(FeatureMethod):
             return trained_as(saved) in VARIANTS
         if saved.class_name:
             return saved.class_name in _classes()
-        return "unshuffle" in saved.config or any(".cross_attention." in name for name in tensor_names(saved))
+        return saved.is_nexus or any(".cross_attention." in name for name in tensor_names(saved))
 
     def load(self, saved: Saved) -> nn.Module:
         """With every tensor checked; nothing pickled is run."""
@@ -154,13 +154,13 @@ class NexusMethod(FeatureMethod):
             groups = VARIANTS[trained_as(saved)]["groups"]
             return {"kind": find_method(variant_of(groups, residual)).label}
         if not _is_ours(saved):
-            lost = "weights without a config"
-            return {"kind": lost if saved.has_hash else "Nexus adapter of the public release"}
+            return {"kind": "Nexus adapter of the public release"}
         if saved.class_name in ("", "NexusAdapter"):
             return describe_adapter(check_nexus(saved))
-        kind = {"kind": saved.class_name}
-        is_plain = all(name in saved.config or name in OPTIONAL_ARGUMENTS for name in ARGUMENTS)
-        return kind | (describe_adapter(check_nexus(saved)) if is_plain else {})
+        config = {**OPTIONAL_ARGUMENTS, **saved.config}
+        return {"kind": saved.class_name} | (
+            describe_adapter(config) if set(ARGUMENTS) <= set(config) else {}
+        )
 
     def owns(self, module: nn.Module) -> bool:
         """By its class and configuration."""
@@ -235,7 +235,7 @@ def _classes() -> dict[str, Any]:
 
 def _is_ours(saved: Saved) -> bool:
     """Whether its config says how it is built, as the public release's does not."""
-    return "unshuffle" in saved.config or saved.class_name not in ("", "NexusAdapter")
+    return saved.is_nexus or saved.class_name not in ("", "NexusAdapter")
 
 
 def _saved_config(saved: Saved) -> dict[str, Any]:

@@ -108,12 +108,6 @@ class T2IMethod(FeatureMethod):
         theirs = stem_fitted(load_with(self, saved), module, saved.source)
         return matching_tensors(module, theirs, saved.source)
 
-    def describe(self, saved: Saved) -> dict[str, str]:
-        """`recognizes` says yes to what cannot be read."""
-        if saved.class_name or saved.run or tensor_names(saved):
-            return super().describe(saved)
-        return {"kind": "weights without a config"}
-
     def adopt(self, options: T2IOptions, saved: Saved) -> T2IOptions:
         """How the features of a saved T2I-Adapter fade, unless the options say."""
         if options.noise_exponent is not None or not self.recognizes(saved):
