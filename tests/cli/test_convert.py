@@ -1,11 +1,14 @@
 """`nexus convert`: formats in, ours out."""
 
+import errno
 import json
+import os
+import zipfile
 
 import huggingface_hub
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tests import tiny
 from tests.adapter.test_formats import as_original, nexus, same, t2i
@@ -250,6 +253,82 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     assert main(["convert", str(source), str(tmp_path / "x")]) == 1
     assert "disk full" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slim"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "null"])
+def test_a_damaged_record_of_the_training_is_one_line(source, tmp_path, capsys, content):
+    (source / "training.json").write_text(content)
+    assert main(["convert", str(source), str(tmp_path / "x.safetensors"), "--to", "single-file"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nexus convert: error: SOURCE: ")
+    assert "training.json'" in line
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def full_disk(monkeypatch, place):
+    """No space is left when `place` is reached, as libraries and the system report it."""
+
+    def fail(*args, **kwargs):
+        if place == "tensors":  # as safetensors has it
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere")
+
+    places = {
+        "tensors": ("safetensors.torch.save_file",),  # where diffusers looks it up, too
+        "config": ("diffusers.configuration_utils.ConfigMixin.save_config",),
+        "hash": ("nexus_adapters.adapter.weights.shutil.copyfileobj",),
+        "sync": ("nexus_adapters.files.os.fsync",),
+        "folder": ("nexus_adapters.files.Path.mkdir",),
+        "file": ("nexus_adapters.files.Path.touch",),
+        "rename": ("nexus_adapters.files.Path.rename", "nexus_adapters.files.os.replace"),
+    }
+    for name in places[place]:
+        monkeypatch.setattr(name, fail)
+
+
+@pytest.mark.parametrize(
+    ("to", "place"),
+    [
+        *(("folder", place) for place in ("tensors", "config", "hash", "sync", "folder", "file", "rename")),
+        *(("single-file", place) for place in ("tensors", "hash", "sync", "file", "rename")),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch, capsys, place, to):
+    dest = tmp_path / ("x.safetensors" if to == "single-file" else "x")
+    mine = [f".{dest.name}.unfinished", f".unfinished-{dest.name}", f"{dest.name}.tmp"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        full_disk(patch, place)
+        assert main(["convert", str(source), str(dest), "--to", to]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nexus convert: error: cannot write '{dest}': ")
+    assert "No space left on device" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "slim"])
+    assert main(["convert", str(source), str(dest), "--to", to]) == 0
+    assert all((tmp_path / name / "mine.txt").read_text() == "mine" for name in mine)
+    if to == "folder":
+        assert sorted(path.name for path in dest.iterdir()) == ["config.json", WEIGHTS]
+
+
+@pytest.mark.parametrize("part", ["data/0", "data/3", "data.pkl", "version"])
+def test_a_wrong_checksum_in_a_pickle_is_refused(tmp_path, capsys, part):
+    """torch itself does not compare them."""
+    file = tmp_path / "t2i.pth"
+    torch.save(t2i(channels=[8, 8, 8, 8]).state_dict(), file)
+    with zipfile.ZipFile(file) as archive:
+        entry = archive.getinfo(f"t2i/{part}")
+        place = file.read_bytes().index(archive.read(entry), entry.header_offset)
+    content = bytearray(file.read_bytes())
+    content[place + entry.file_size - 1] ^= 2
+    file.write_bytes(content)
+    for command in (["convert", str(file), str(tmp_path / "new")], ["info", str(file)]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"'{file}'" in line
+        assert part in line
+    assert [path.name for path in tmp_path.iterdir()] == ["t2i.pth"]
 
 
 @pytest.mark.parametrize(

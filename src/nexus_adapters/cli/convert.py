@@ -1,7 +1,6 @@
 """`nexus convert`: read an adapter in any known format, and write it in one of ours."""
 
 import argparse
-import json
 import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
@@ -144,13 +143,13 @@ def _check_dest(dest: Path, format_name: str) -> None:
 def _metadata(path: Path, config: Any) -> dict[str, str]:
     """What a single file records in addition to its config: the base it fits, and its training."""
     from nexus_adapters.adapter.arguments import describe_base
+    from nexus_adapters.adapter.saved import RUN_RECORD, read_json
 
     metadata = {"base": describe_base(config), "nexus_adapters.version": __version__}
-    from nexus_adapters.adapter.saved import RUN_RECORD
-
     record = path / RUN_RECORD
     if record.is_file():
-        content = json.loads(record.read_bytes())
+        recipe = read_json(record).get("config", {})
+        expect(isinstance(recipe, dict), "adapter", "the record of a training", f"'{record}'")
         metadata["training"] = file_sha256(record)
-        metadata["training.base"] = str(content.get("config", {}).get("base.path", ""))
+        metadata["training.base"] = str(recipe.get("base.path", ""))
     return metadata
