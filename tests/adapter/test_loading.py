@@ -20,7 +20,11 @@ from tests.refusals import refused
 from torch import Tensor
 
 import nexus_adapters
+from nexus_adapters.adapter.formats import export_file
+from nexus_adapters.adapter.layout import tensor_shapes
 from nexus_adapters.adapter.model import NexusAdapter
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.methods import load_adapter
 
 Build = Callable[..., NexusAdapter]
 Inputs = Callable[..., tuple[Tensor, Tensor]]
@@ -80,8 +84,10 @@ def test_file_variant(tiny: Build, tmp_path: Path) -> None:
     adapter.save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").is_file()
     assert_same(NexusAdapter.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16), adapter)
-    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+    with refused(PATH, f"'{tmp_path}'", expected="diffusion_pytorch_model.safetensors"):
         NexusAdapter.from_pretrained(tmp_path)
+    with refused(PATH, f"'{tmp_path}'", expected="variant 'bf16'"):
+        NexusAdapter.from_pretrained(tmp_path, variant="bf16")
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
@@ -247,12 +253,136 @@ def test_bad_value_in_the_config_is_named(tiny: Build, tmp_path: Path) -> None:
         NexusAdapter.from_pretrained(tmp_path)
 
 
-def test_absent_files_keep_diffusers_error(tiny: Build, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="nowhere"):
+def test_absent_files(tiny: Build, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):  # diffusers' own
         NexusAdapter.from_pretrained(tmp_path / "nowhere", local_files_only=True)
-    tiny().save_config(tmp_path)
-    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+    with refused(PATH, f"'{tmp_path}'", expected="config.json"):
         NexusAdapter.from_pretrained(tmp_path)
+    tiny().save_config(tmp_path)
+    with refused(PATH, f"'{tmp_path}'", expected="diffusion_pytorch_model.safetensors"):
+        NexusAdapter.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['"someone/else"', '"."', "[]", "3", "null", "[" * 5000])
+def test_a_config_that_is_no_object_is_not_followed(
+    tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """diffusers takes text for a path or Hub id, whatever `local_files_only` says."""
+    asked: list[object] = []
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", lambda *a, **_: asked.append(a))
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with refused(PATH, "config.json'"):
+        NexusAdapter.from_pretrained(tmp_path, local_files_only=True)
+    with refused("config", "a str"):
+        NexusAdapter.from_config("someone/else")
+    assert not asked
+
+
+def with_weights(folder: Path, change: Callable[[Tensor], Tensor]) -> None:
+    """The first weights changed; without the hash of those before."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors["adapter.conv_in.bias"] = change(tensors["adapter.conv_in.bias"])
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.int8,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["safetensors", "pickle"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(
+    tiny: Build, tmp_path: Path, kind: torch.dtype, form: str
+) -> None:
+    tiny().save_pretrained(tmp_path)
+    with_weights(tmp_path, lambda tensor: torch.ones_like(tensor).to(kind))
+    if form == "pickle":
+        torch.save(load_file(tmp_path / WEIGHTS), tmp_path / "diffusion_pytorch_model.bin")
+        (tmp_path / WEIGHTS).unlink()
+    else:
+        with refused(PATH, "adapter.conv_in.bias is", expected="float16 or bfloat16"):
+            NexusAdapter.from_pretrained(tmp_path)
+    with refused("adapter", "adapter.conv_in.bias is", expected="float16 or bfloat16"):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_of_floating_point_are_read(tiny: Build, tmp_path: Path, kind: torch.dtype) -> None:
+    tiny().to(kind).save_pretrained(tmp_path)
+    assert NexusAdapter.from_pretrained(tmp_path, torch_dtype=kind).dtype == kind
+    assert load_adapter(tmp_path).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": [8, 2**40, 16]},
+        {"unshuffle": 2**40},
+        {"heads": 2**62},
+        {"text_width": 2**62},
+        {"channels": [8] * 100_000, "pools": [0] * 100_000},
+        {"pools": [0, 2**40, 1]},
+        {"noise_exponent": 2**62 * 10**300},
+        {"channels": "8"},
+        {"block_options": {"deep": 30 * [1]}},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"quantization_config": "int8"},
+        {"_class_name": ["NexusAdapter"]},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_any_numbers_in_a_config_are_refused_before_anything_is_built(
+    tiny: Build, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+
+    def build(*_: object, **__: object) -> None:
+        raise AssertionError("built")
+
+    if "block_options" not in changes:
+        monkeypatch.setattr("nexus_adapters.adapter.model.Trunk.__init__", build)
+    for read in (NexusAdapter.from_pretrained, load_adapter):
+        with pytest.raises(InvalidArgument) as caught:
+            read(tmp_path)
+        assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_single_file_has_a_loader_of_its_own(tiny: Build, tmp_path: Path, groups: int) -> None:
+    adapter, file = tiny(groups=groups), tmp_path / "one.safetensors"
+    export_file(adapter.half(), file)
+    assert_same(NexusAdapter.from_single_file(file), adapter)
+    assert NexusAdapter.from_single_file(str(file), torch_dtype=torch.float32).dtype == torch.float32
+    with refused(PATH, f"'{file}'", hint="NexusAdapter.from_single_file"):
+        NexusAdapter.from_pretrained(file)
+    with refused("file", "gone.safetensors'"):
+        NexusAdapter.from_single_file(tmp_path / "gone.safetensors")
+    save_file(adapter.state_dict(), file)
+    with refused("file", f"'{file}'", hint="nexus convert"):
+        NexusAdapter.from_single_file(file)
+
+
+def test_the_papers_tensors_are_known_without_building(tiny: Build) -> None:
+    for changes in (
+        {},
+        {"groups": 2},
+        {"groups": 4, "in_channels": 1},
+        {"channels": (16, 16, 8), "heads": 3},
+    ):
+        adapter = tiny(**changes)
+        built = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
+        assert tensor_shapes(adapter.config) == built
 
 
 class Scaled(NexusAdapter):

@@ -331,7 +331,13 @@ def test_other_formats(tiny: Build, tmp_path: Path, version: object) -> None:
             find_saved(source)
 
 
-@pytest.mark.parametrize("content", [{}, {"weight_map": {}}, {"weight_map": ["a"]}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        *({"weight_map": value} for value in ({}, ["a"], "a", {"a": 1}, {"a": ["b"]}, {"a": None, "b": "c"})),
+    ],
+)
 def test_indices_that_are_none(tiny: Build, tmp_path: Path, content: object) -> None:
     tiny().save_pretrained(tmp_path, max_shard_size="10KB")
     (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(content))
@@ -344,8 +350,42 @@ def test_an_index_names_files_of_its_own_folder(tiny: Build, tmp_path: Path) -> 
     (tmp_path / "outside.safetensors").write_bytes(b"")
     index = tmp_path / "saved" / f"{WEIGHTS}.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
-    with refused("adapter", "without 'outside.safetensors'"):
+    with refused("adapter", "without '../outside.safetensors'"):
         find_saved(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a" * 5000, "a\0b", "saved/diffusion_pytorch_model.safetensors", "config.json"]
+)
+def test_odd_names_in_an_index(tiny: Build, tmp_path: Path, name: str) -> None:
+    tiny().save_pretrained(tmp_path, max_shard_size="10KB")
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with refused("adapter", str(tmp_path), expected="index"):
+        find_saved(tmp_path)
+
+
+def test_weights_of_several_saves_are_not_guessed_between(tiny: Build, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path, variant="fp16")
+    tiny().save_pretrained(tmp_path, variant="ema")
+    with refused("adapter", f"'{tmp_path}'", hint="Name one"):
+        find_saved(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.ema.safetensors"
+    assert find_saved(file).files == (file,)
+    (tmp_path / "other").mkdir()
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(tiny().state_dict(), tmp_path / "other" / name)
+    with refused("adapter", "a.safetensors, b.safetensors", hint="Name one"):
+        find_saved(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"a": "\\ud800"}', b'{"a": 1' + b"0" * 400 + b"}", b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}"]
+)
+def test_json_that_no_adapter_needs(tiny: Build, tmp_path: Path, content: bytes) -> None:
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with refused("adapter", "config.json'", expected="JSON"):
+        find_saved(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["average.safetensors", "state.json"])

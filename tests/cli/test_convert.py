@@ -1,15 +1,19 @@
 """`nexus convert`: formats in, ours out."""
 
+import errno
 import json
+import os
+import zipfile
 
 import huggingface_hub
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tests import tiny
 from tests.adapter.test_formats import as_original, nexus, same, t2i
 
+from nexus_adapters.adapter.arguments import ARGUMENTS
 from nexus_adapters.adapter.formats import import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import find_saved
@@ -61,35 +65,43 @@ def test_a_weights_file_with_its_config_next_to_it(source, tmp_path, capsys):
 
 def test_the_start_of_a_slim(tmp_path, capsys):
     torch.save(as_original(t2i()), tmp_path / "t2i.pth")
-    options = ["--variant", "slim", "--text-width", "1024", "--zero-init", "--seed", "4"]
+    options = ["--variant", "slim", "--text-width", "1024", "--seed", "4"]
     assert main(["convert", str(tmp_path / "t2i.pth"), str(tmp_path / "slim"), *options]) == 0
     told = capsys.readouterr()
     assert "slim, from a T2I-Adapter" in told.out
-    assert "note: norms and attention are new" in told.err
+    assert "cosine similarity is 0.9" in told.err
+    assert "note: its norms and attention are new" in told.err
     assert "least squares" in told.err
-    expected = import_adapter(tmp_path / "t2i.pth", "slim", text_width=1024, zero_init=True, seed=4).adapter
+    expected = import_adapter(tmp_path / "t2i.pth", "slim", text_width=1024, seed=4).adapter
     assert same(NexusAdapter.from_pretrained(tmp_path / "slim"), expected)
 
 
 @pytest.mark.parametrize(
-    ("options", "variant"),
+    ("options", "variant", "zero_init"),
     [
-        ([], "prime"),
-        (["--residual"], "prime"),
-        (["--no-residual"], "prime-paper"),
-        (["--variant", "slim-paper"], "slim-paper"),
+        ([], "prime", True),
+        (["--residual"], "prime", True),
+        (["--no-zero-init"], "prime", False),
+        (["--no-residual"], "prime-paper", False),
+        (["--variant", "slim-paper"], "slim-paper", False),
     ],
 )
-def test_the_name_decides_the_form(tmp_path, capsys, options, variant):
+def test_the_name_decides_the_form(tmp_path, capsys, options, variant, zero_init):
     t2i().save_pretrained(tmp_path / "t2i")
     assert main(["convert", str(tmp_path / "t2i"), str(tmp_path / "new"), *options]) == 0
-    assert f"new: {variant}, from a T2I-Adapter" in capsys.readouterr().out
-    assert NexusAdapter.from_pretrained(tmp_path / "new").variant == variant
+    shown = capsys.readouterr()
+    assert f"new: {variant}, from a T2I-Adapter" in shown.out
+    assert ("its features are those of the T2I-Adapter" in shown.err) == zero_init
+    made = NexusAdapter.from_pretrained(tmp_path / "new")
+    assert (made.variant, made.config["zero_init"]) == (variant, zero_init)
 
 
 def test_the_releases_adapters_stay_in_the_papers_form(tmp_path, capsys):
     torch.save(nexus("prime").state_dict(), tmp_path / "release.pth")
-    assert main(["convert", str(tmp_path / "release.pth"), str(tmp_path / "new")]) == 0
+    given = ["convert", str(tmp_path / "release.pth"), str(tmp_path / "new")]
+    assert main(given) == 2
+    assert "--variant prime-paper" in capsys.readouterr().err
+    assert main([*given, "--variant", "prime-paper"]) == 0
     assert "new: prime-paper, from an adapter of the public release" in capsys.readouterr().out
     assert NexusAdapter.from_pretrained(tmp_path / "new").config["residual"] is False
 
@@ -160,6 +172,26 @@ def test_a_checkpoint_from_before_they_had_a_config(write_run, tmp_path, capsys)
     assert str(tmp_path / "base") in errors
 
 
+def test_a_checkpoint_in_the_first_format_whose_run_took_over_an_architecture(write_run, tmp_path, capsys):
+    """The recipe has none of it, and two heads look like one."""
+    tiny.sd15().save_pretrained(tmp_path / "base")
+    start = tiny.adapter(tiny.unet(), variant="slim-paper", heads=2, head_width=6, noise_exponent=0.5)
+    start.save_pretrained(tmp_path / "start")
+    trained = tiny.adapter(tiny.unet(), variant="slim-paper", heads=2, head_width=6, noise_exponent=0.5)
+    checkpoint = write_run(trained, "slim-paper", base=tmp_path / "base", own_config=False)
+    with (tmp_path / "run" / "config.toml").open("a") as recipe:
+        recipe.write(f'start_from = "{tmp_path / "start"}"\n')
+    assert main(["convert", str(checkpoint), str(tmp_path / "new")]) == 0
+    found = NexusAdapter.from_pretrained(tmp_path / "new").config
+    assert {name: found[name] for name in ARGUMENTS} == {name: trained.config[name] for name in ARGUMENTS}
+    (tmp_path / "start").rename(tmp_path / "gone")
+    assert main(["convert", str(checkpoint), str(tmp_path / "again")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("nexus convert: error: SOURCE: ")
+    assert f"'{tmp_path / 'start'}'" in errors
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("own_config", [True, False])
 def test_a_t2i_adapters_checkpoint_starts_a_nexus_adapter(write_run, tmp_path, capsys, own_config):
     checkpoint = write_run(t2i(), "t2i", own_config=own_config)
@@ -221,6 +253,82 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     assert main(["convert", str(source), str(tmp_path / "x")]) == 1
     assert "disk full" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slim"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "null"])
+def test_a_damaged_record_of_the_training_is_one_line(source, tmp_path, capsys, content):
+    (source / "training.json").write_text(content)
+    assert main(["convert", str(source), str(tmp_path / "x.safetensors"), "--to", "single-file"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nexus convert: error: SOURCE: ")
+    assert "training.json'" in line
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def full_disk(monkeypatch, place):
+    """No space is left when `place` is reached, as libraries and the system report it."""
+
+    def fail(*args, **kwargs):
+        if place == "tensors":  # as safetensors has it
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere")
+
+    places = {
+        "tensors": ("safetensors.torch.save_file",),  # where diffusers looks it up, too
+        "config": ("diffusers.configuration_utils.ConfigMixin.save_config",),
+        "hash": ("nexus_adapters.adapter.weights.shutil.copyfileobj",),
+        "sync": ("nexus_adapters.files.os.fsync",),
+        "folder": ("nexus_adapters.files.Path.mkdir",),
+        "file": ("nexus_adapters.files.Path.touch",),
+        "rename": ("nexus_adapters.files.Path.rename", "nexus_adapters.files.os.replace"),
+    }
+    for name in places[place]:
+        monkeypatch.setattr(name, fail)
+
+
+@pytest.mark.parametrize(
+    ("to", "place"),
+    [
+        *(("folder", place) for place in ("tensors", "config", "hash", "sync", "folder", "file", "rename")),
+        *(("single-file", place) for place in ("tensors", "hash", "sync", "file", "rename")),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch, capsys, place, to):
+    dest = tmp_path / ("x.safetensors" if to == "single-file" else "x")
+    mine = [f".{dest.name}.unfinished", f".unfinished-{dest.name}", f"{dest.name}.tmp"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        full_disk(patch, place)
+        assert main(["convert", str(source), str(dest), "--to", to]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nexus convert: error: cannot write '{dest}': ")
+    assert "No space left on device" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "slim"])
+    assert main(["convert", str(source), str(dest), "--to", to]) == 0
+    assert all((tmp_path / name / "mine.txt").read_text() == "mine" for name in mine)
+    if to == "folder":
+        assert sorted(path.name for path in dest.iterdir()) == ["config.json", WEIGHTS]
+
+
+@pytest.mark.parametrize("part", ["data/0", "data/3", "data.pkl", "version"])
+def test_a_wrong_checksum_in_a_pickle_is_refused(tmp_path, capsys, part):
+    """torch itself does not compare them."""
+    file = tmp_path / "t2i.pth"
+    torch.save(t2i(channels=[8, 8, 8, 8]).state_dict(), file)
+    with zipfile.ZipFile(file) as archive:
+        entry = archive.getinfo(f"t2i/{part}")
+        place = file.read_bytes().index(archive.read(entry), entry.header_offset)
+    content = bytearray(file.read_bytes())
+    content[place + entry.file_size - 1] ^= 2
+    file.write_bytes(content)
+    for command in (["convert", str(file), str(tmp_path / "new")], ["info", str(file)]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"'{file}'" in line
+        assert part in line
+    assert [path.name for path in tmp_path.iterdir()] == ["t2i.pth"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from safetensors.torch import load_file, save_file
 
-from nexus_adapters import NexusAdapter
+from nexus_adapters import InvalidArgument, NexusAdapter, load_adapter
 from nexus_adapters.adapter.arguments import describe_base
 from nexus_adapters.adapter.saved import check_nexus, find_saved
 from nexus_adapters.cli import main
@@ -71,7 +71,9 @@ def test_says_that_an_adapter_is_the_papers(saved, capsys):
 
 def test_a_block_that_is_not_registered_is_described(saved, capsys):
     break_config(block="gate", block_options={"gain": 2.0, "kind": "sum"})(saved)
-    assert rows(capsys, saved)["block"] == "gate, gain 2.0, kind 'sum'"
+    shown = rows(capsys, saved)["block"]
+    assert shown.startswith("gate, gain 2.0, kind 'sum' (not registered")
+    assert "--import" in shown
 
 
 def test_a_newer_format_is_refused(saved, capsys):
@@ -194,13 +196,68 @@ def test_paths_that_are_no_adapter(saved, capsys):
         assert f"'{path}'" in errors
 
 
+def refusal(capsys, path):
+    """The one line, which is also that of loading it."""
+    assert main(["info", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    with pytest.raises(InvalidArgument) as caught:
+        load_adapter(path)
+    assert err == f"nexus info: error: {caught.value.with_name('PATH')}\n"
+    return err
+
+
 def test_weights_without_a_config(saved, capsys):
-    expected = rows(capsys, saved)
+    """Ours and those of others, in folders and files: nobody knows what they are."""
     (saved / "config.json").unlink()
-    for path in (saved, saved / WEIGHTS):
-        shown = rows(capsys, path)
-        assert shown["kind"] == "weights without a config"
-        assert (shown["sha256"], shown["parameters"]) == (expected["sha256"], expected["parameters"])
+    for _ in ("with a hash", "without"):
+        for path in (saved, saved / WEIGHTS):
+            assert "config.json" in refusal(capsys, path)
+        save_file(load_file(saved / WEIGHTS), saved / WEIGHTS)
+
+
+def cast(kind):
+    def act(folder):
+        tensors = load_file(folder / WEIGHTS)
+        tensors["adapter.conv_in.bias"] = tensors["adapter.conv_in.bias"].to(kind)
+        save_file(tensors, folder / WEIGHTS)
+
+    return act
+
+
+def fill(value):
+    def act(folder):
+        tensors = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
+        tensors["adapter.body.0.norm1.bias"][-1] = value
+        save_file(tensors, folder / WEIGHTS)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("damage", "shown"),
+    [
+        (cast(torch.int8), "adapter.conv_in.bias"),
+        (cast(torch.bool), "adapter.conv_in.bias"),
+        (cast(torch.complex64), "adapter.conv_in.bias"),
+        (cast(torch.float8_e4m3fn), "adapter.conv_in.bias"),
+        (fill(float("nan")), "adapter.body.0.norm1.bias"),
+        (fill(float("-inf")), "adapter.body.0.norm1.bias"),
+        (lambda folder: break_config(channels=[32, 128])(folder), "adapter.body.1"),
+        (lambda folder: break_config(channels=[32], pools=[0])(folder), "surplus"),
+        (lambda folder: break_config(unshuffle=2**50)(folder), "conv_in.weight"),
+        (lambda folder: break_config(more=1)(folder), "unknown: more"),
+        (lambda folder: break_config(quantization_config={"bits": 4})(folder), "quantization_config"),
+    ],
+)
+def test_what_loading_refuses_is_no_adapter_here_either(saved, capsys, damage, shown):
+    damage(saved)
+    assert main(["info", str(saved)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert shown in err
+    with pytest.raises(InvalidArgument, match=shown.replace(".", "[.]")):
+        load_adapter(saved)
 
 
 def test_a_t2i_adapter(tmp_path, capsys):
@@ -249,15 +306,19 @@ def test_a_checkpoint_without_a_config_is_described_by_its_run(tmp_path, capsys,
     assert rows(capsys, tmp_path)["kind"] == label
 
 
-def test_the_public_releases_weights(saved, capsys):
+def test_the_public_releases_adapters(saved, capsys):
     save_file(load_file(saved / WEIGHTS), saved / WEIGHTS)
-    (saved / "config.json").unlink()
+    config = {"_class_name": "NexusAdapter", "downscale_factor": 8, "adapter_type": "full_adapter"}
+    (saved / "config.json").write_text(json.dumps(config))
     assert rows(capsys, saved)["kind"] == "Nexus adapter of the public release"
 
 
-def test_a_pickle_that_cannot_be_read(tmp_path, capsys):
+def test_pickles(tmp_path, capsys):
     (tmp_path / "x.pth").write_bytes(b"nothing")
-    assert rows(capsys, tmp_path / "x.pth")["kind"] == "weights without a config"
+    assert "x.pth" in refusal(capsys, tmp_path / "x.pth")
+    torch.save(T2IAdapter(channels=[8, 8]).state_dict(), tmp_path / "t2i.pth")
+    shown = rows(capsys, tmp_path / "t2i.pth")
+    assert (shown["kind"], shown["parameters"]) == ("T2I-Adapter", "in a pickle")
 
 
 def test_a_nexus_adapter_is_described_without_torch(saved):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from diffusers import T2IAdapter, UNet2DConditionModel
+from diffusers import StableDiffusionAdapterPipeline, T2IAdapter, UNet2DConditionModel
 from tests import tiny
 from tests.refusals import refused
 
-from nexus_adapters import NexusAdapter
+from nexus_adapters import Control, NexusAdapter, attach
 from nexus_adapters.adapter.arguments import base_geometry
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.injection.compatibility import (
@@ -202,3 +202,40 @@ def test_misshapen_features_are_errors():
             match_places([*right[:3], wrong], base, 2, 8, 8)
     with refused("adapter", "3", expected="number of features 4"):
         match_places(right[:3], base, 2, 8, 8)
+
+
+def light(channels):
+    """As t2iadapter_color: one channel count fewer than blocks."""
+    torch.manual_seed(0)
+    return T2IAdapter(
+        channels=list(channels),
+        num_res_blocks=1,
+        adapter_type="light_adapter",
+    ).eval()
+
+
+def test_a_light_t2i_adapter_has_a_feature_for_each_of_its_blocks():
+    adapter = light((8, 16, 24))
+    features = adapter(tiny.condition())
+    assert geometry_of(adapter).channels == tuple(feature.shape[1] for feature in features) == (8, 16, 24, 24)
+
+
+def test_a_light_t2i_adapter_controls_as_in_diffusers_pipeline():
+    adapter, parts = light((8, 16, 24)), tiny.sd15_components(unet=tiny.unet())
+    theirs = tiny.quiet(
+        StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+    )
+    settings = {"num_inference_steps": 2, "output_type": "np"}
+    expected = theirs("a star", image=tiny.image(), generator=tiny.generators(1), **settings).images
+    pipe = tiny.sd15(unet=parts["unet"])
+    check_fit(adapter, based(pipe.unet))
+    plain = pipe("a star", generator=tiny.generators(1), **settings, height=64, width=64).images
+    with attach(pipe, Control(adapter, tiny.image())):
+        found = pipe("a star", generator=tiny.generators(1), **settings, height=64, width=64).images
+    assert abs(found - expected).max() < 1e-4 < abs(found - plain).max()
+
+
+@pytest.mark.parametrize("channels", [(8, 16), (8, 16, 16), (8, 16, 24, 24)])
+def test_a_light_t2i_adapter_of_other_widths_is_refused(channels):
+    with refused("adapter"):
+        check_fit(light(channels), based(tiny.unet()))

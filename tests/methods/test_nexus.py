@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DDPMScheduler, T2IAdapter
+from safetensors.torch import save_file
 from tests import tiny
 from tests.methods.built import build
 from tests.refusals import refused
@@ -156,6 +157,24 @@ def test_t2i_gives_prime_its_trunk(saved, method):
     assert torch.allclose(
         features[0].flatten().sort().values, t2i(condition)[0].flatten().sort().values, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("method", ["prime", "prime-paper", "t2i"])
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_t2i_adapter_for_gray_maps_starts_one_for_colors(tmp_path, method, form):
+    made = build("t2i")
+    gray = T2IAdapter(**{**dict(made.config), "in_channels": 1})
+    gray.save_pretrained(tmp_path)
+    source = tmp_path if form == "folder" else tmp_path / "gray.safetensors"
+    if form == "file":
+        save_file(gray.state_dict(), source)
+    adapter = fresh(method)
+    with pytest.warns(UserWarning, match="reads 1 channel"):
+        start = find_method(method).starting_tensors(adapter, find_saved(source))
+    made.load_state_dict({name: start[name] for name in made.state_dict()})
+    condition = tiny.condition()[:, :1]
+    pairs = zip(made(condition.expand(-1, 3, -1, -1)), gray(condition), strict=True)
+    assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("start", ["t2i", "prime"])

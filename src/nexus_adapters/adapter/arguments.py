@@ -3,7 +3,8 @@
 Nothing here imports torch: commands that only read a config start fast.
 """
 
-import math
+import reprlib
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
@@ -61,6 +62,10 @@ FORMAT_VERSION = 1
 """Of saved adapters; raised when an older version of this package would misread what a newer one writes."""
 
 _JSON = "a dict of JSON values"
+_MOST_POOLS = 16  # of one stage: 65,536 pixels become one
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 8, 24, 24, 24
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 
 # Named configurations
@@ -82,7 +87,7 @@ def variant_arguments(variant: str, overrides: Mapping[str, Any] | None = None) 
         InvalidArgument: for an unknown name, and for an override that contradicts it.
     """
     # As text: a value that has no hash gets the same message.
-    expect(str(variant) in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", repr(variant))
+    expect(str(variant) in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", shown(variant))
     named = VARIANTS[variant]
     found = named | {name: value for name, value in (overrides or {}).items() if name in named}
     check_positive("groups", found["groups"])
@@ -119,6 +124,11 @@ def attention_heads(channels: Sequence[int]) -> tuple[int, int]:
 # Checks
 
 
+def shown(value: object) -> str:
+    """`repr` of a value that may be huge or deep, as in anyone's config, cut to what an error shows."""
+    return _SHORT.repr(value)
+
+
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Raise `InvalidArgument` for the first argument that cannot be used.
 
@@ -140,28 +150,28 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         "Without the residual connection all features would be zero",
     )
     block, options = arguments["block"], arguments["block_options"]
-    expect(isinstance(block, str) and block != "", "block", "the name of a registered block", repr(block))
+    expect(isinstance(block, str) and block != "", "block", "the name of a registered block", shown(block))
     is_dict = isinstance(options, Mapping) and all(isinstance(name, str) for name in options)
-    expect(is_dict, "block_options", _JSON, repr(options))
+    expect(is_dict, "block_options", _JSON, shown(options))
 
 
 def check_positive(name: str, value: Any) -> None:
     """Raise `InvalidArgument` for the argument `name` unless the value is a positive integer."""
-    expect(_is_positive_int(value), name, "a positive integer", repr(value))
+    expect(_is_positive_int(value), name, "a positive integer", shown(value))
 
 
 def check_noise_exponent(value: Any) -> float:
     """The value as a float; `InvalidArgument` unless it is a finite number of at least 0."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    fits = is_number and 0 <= value < math.inf
-    expect(fits, "noise_exponent", "a finite number of at least 0", repr(value))
+    fits = is_number and 0 <= value <= sys.float_info.max
+    expect(fits, "noise_exponent", "a finite number of at least 0", shown(value))
     return float(value)
 
 
 def check_channels(channels: Any) -> None:
     """Raise `InvalidArgument` unless there is a positive width for every stage, and a stage."""
     fits = isinstance(channels, (list, tuple)) and len(channels) > 0 and all(map(_is_positive_int, channels))
-    expect(fits, "channels", "one positive integer per stage", repr(channels))
+    expect(fits, "channels", "one positive integer per stage", shown(channels))
 
 
 def check_config(
@@ -190,7 +200,7 @@ def check_config(
     unknown = [name for name in config if name not in known and name[:1] != "_"]
     kind = config.get("_class_name", classes[0])
     problems = {"missing": missing, "unknown": unknown}
-    found = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+    found = "; ".join(f"{what}: {', '.join(names[:8])}" for what, names in problems.items() if names)
     if found or kind not in classes:
         hint = f"Load it by {kind}.from_pretrained" if kind not in classes else ""
         if "downscale_factor" in config:
@@ -201,6 +211,21 @@ def check_config(
             f"that of a {kind}" + (f" ({found})" if found else ""),
             hint,
         )
+
+
+def check_saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments in the config of a saved `NexusAdapter`, with the defaults of those that it lacks.
+
+    `InvalidArgument` for what `check_config` and `check_arguments` refuse, and for a quantized adapter, whose
+    tensors are others.
+    """
+    check_config(config)
+    quantized = config.get("quantization_config")
+    hint = "Save the adapter before it is quantized"
+    expect(quantized is None, "quantization_config", "none", shown(quantized), hint)
+    arguments = {**OPTIONAL_ARGUMENTS, **config}
+    check_arguments(arguments)
+    return arguments
 
 
 def check_format_version(config: Mapping[str, Any]) -> None:
@@ -218,21 +243,25 @@ def check_format_version(config: Mapping[str, Any]) -> None:
 
 def _check_stages(channels: Any, pools: Any, groups: int) -> None:
     check_channels(channels)
-    expect(
-        isinstance(pools, (list, tuple)) and all(isinstance(pool, int) and pool >= 0 for pool in pools),
-        "pools",
-        "True, False or a number of 2x2 poolings per stage",
-        repr(pools),
-    )
-    expect(len(pools) == len(channels), "pools", f"{len(channels)} entries, as many as channels", list(pools))
+    fits = isinstance(pools, (list, tuple))
+    fits = fits and all(isinstance(pool, int) and 0 <= pool <= _MOST_POOLS for pool in pools)
+    expected = f"True, False or a number of 2x2 poolings per stage, at most {_MOST_POOLS}"
+    expect(fits, "pools", expected, shown(pools))
+    count = f"{len(channels)} entries, as many as channels"
+    expect(len(pools) == len(channels), "pools", count, shown(list(pools)))
     # Else `unshuffle` would not be the first feature's stride, on which every caller relies.
-    expect(not pools[0], "pools", "no pooling before the first stage (unshuffle sets its size)", list(pools))
+    expect(
+        not pools[0],
+        "pools",
+        "no pooling before the first stage (unshuffle sets its size)",
+        shown(list(pools)),
+    )
     for width in channels:
-        expect(width % groups == 0, "groups", f"a divisor of every width in {tuple(channels)}", groups)
+        expect(width % groups == 0, "groups", f"a divisor of every width in {shown(tuple(channels))}", groups)
 
 
 def _check_bool(name: str, value: Any) -> None:
-    expect(isinstance(value, bool), name, "True or False", repr(value))
+    expect(isinstance(value, bool), name, "True or False", shown(value))
 
 
 def _is_positive_int(value: Any) -> bool:
@@ -313,7 +342,7 @@ def geometry_from_places(
     for stride in strides:
         check_positive("strides", stride)
     count = f"{len(channels)} strides, as many as channels"
-    expect(len(strides) == len(channels), "strides", count, repr(list(strides)))
+    expect(len(strides) == len(channels), "strides", count, shown(list(strides)))
     check_positive("text_width", text_width)
     check_positive("pixels_per_latent", pixels_per_latent)
     pools: list[int] = [False]

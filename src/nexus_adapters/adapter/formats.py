@@ -2,11 +2,10 @@
 
 Read are folders and single files of this package, folders and state dicts of the public release of Nexus
 (arXiv 2602.14514), and T2I-Adapters (arXiv 2302.08453) in diffusers' form and as first published, whose trunk
-starts a Prime or Slim.
+starts a Prime or Slim. Nothing is guessed: a state dict without a config needs the variant that it is of.
 """
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,47 +13,56 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity, interpolate, max_pool2d
 
 from nexus_adapters.adapter.arguments import (
     ARGUMENTS,
     FORMAT,
     FORMAT_VERSION,
     attention_heads,
-    check_config,
+    check_saved_config,
     variant_arguments,
 )
 from nexus_adapters.adapter.blocks import constructor_keywords
+from nexus_adapters.adapter.layout import check_layout
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved, within
-from nexus_adapters.adapter.tensors import load_adapter_tensors, trunk_tensors
+from nexus_adapters.adapter.t2i_files import TEXT_WIDTHS, build_t2i, is_light, shape_of, trunk_geometry
+from nexus_adapters.adapter.tensors import load_adapter_tensors, load_tensors, trunk_tensors
 from nexus_adapters.adapter.weights import add_hash, check_tensors
-from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.bases.parts import seems_to_be
+from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 
-# Side of the stem's pixel squares -> the kind of base that adapters with such a stem are usually for.
-_STEMS = {8: "full_adapter", 16: "full_adapter_xl"}
-_TEXT_WIDTHS = {"full_adapter": 768, "full_adapter_xl": 2048}
+_START = "prime"  # what a T2I-Adapter is the start of, unless told otherwise
+_MEASURED_ON = 32  # pixels of the first feature, per side
 
 
-FROM_T2I = "a T2I-Adapter"  # the only kind of source that leaves something to choose
+FROM_RELEASE = "an adapter of the public release"
+FROM_T2I = "a T2I-Adapter"
+_OPTIONS = ("variant", "text_width", "residual", "zero_init", "seed")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """An adapter, the format it was in, and what the conversion changed."""
+    """An adapter, the format it was in, and what the conversion changed.
+
+    `options`: names of the arguments of `import_adapter` that decided something; the source has the others.
+    """
 
     adapter: NexusAdapter
     kind: str
     notes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def import_adapter(
     source: str | Path | Saved,
-    variant: str = "prime",
+    variant: str | None = None,
     *,
     text_width: int | None = None,
     residual: bool | None = None,
-    zero_init: bool = False,
+    zero_init: bool | None = None,
     seed: int = 0,
 ) -> Imported:
     """The Nexus adapter in files of any format that is known here, or made of the T2I-Adapter in them.
@@ -62,33 +70,50 @@ def import_adapter(
     Args:
         source: as `find_saved` takes it: a folder, a file (.safetensors, .pth, .pt, .bin, .ckpt), a Hub id, a
             training run, a saved pipeline, or the name of an adapter of the package; or what that found.
-        variant: "prime", "slim", "prime-paper" or "slim-paper": what a T2I-Adapter is the start of. Adapters
-            of all other formats have their own.
+        variant: "prime", "slim", "prime-paper" or "slim-paper": what a T2I-Adapter is the start of, by
+            default "prime". "prime-paper" or "slim-paper" is also required for the public release's weights
+            where they have no config. Adapters of all other formats have their own.
         text_width: of the prompt embeddings, for a T2I-Adapter; None for that of the base it is usually for,
             768 with a stem of 8 x 8 pixels and 2048 with one of 16 x 16. Stable Diffusion 2.x needs 1024.
         residual: of a T2I-Adapter's Prime or Slim, the residual connection around the attention; None for
             what the variant says. False makes the paper's configuration of "prime" and "slim".
-        zero_init: start the attention's output at zero, which needs the residual connection. A Prime then
-            gives exactly what the T2I-Adapter gives, until it is trained.
+        zero_init: of a T2I-Adapter's Prime or Slim, start the attention's output at zero, which needs the
+            residual connection. A Prime then gives exactly what the T2I-Adapter gives, until it is trained.
+            None: where there is a residual connection.
         seed: of the norms' and attentions' initial values, for a T2I-Adapter.
 
     Raises:
         InvalidArgument: for anything else; it says what the file seems to be.
     """
-    form = variant_arguments(variant, {} if residual is None else {"residual": residual})
+    overrides = {} if residual is None else {"residual": residual}
+    form = variant_arguments(variant or _START, overrides)
     with renamed({"adapter": "source"}):
         saved = source if isinstance(source, Saved) else find_saved(source)
     kind = saved.class_name or "NexusAdapter"
     is_known = kind in ("NexusAdapter", "T2IAdapter")
     expected = "a NexusAdapter or a T2IAdapter"
     expect(is_known, "source", expected, f"'{saved.path}', which is a {kind}")
+    if saved.is_nexus:
+        return Imported(build_adapter(saved, saved.config), "a NexusAdapter")
     tensors = load_adapter_tensors(saved)
-    if "unshuffle" in saved.config:
-        return Imported(_built(saved.config, tensors, saved.path), "a NexusAdapter")
-    if any(".cross_attention." in name for name in tensors):
-        return Imported(_from_release(tensors, saved), "an adapter of the public release")
-    options = form | {"text_width": text_width, "zero_init": zero_init}
-    return _from_t2i(tensors, saved, options, seed)
+    has_attention = any(".cross_attention." in name for name in tensors)
+    fits = not saved.class_name or has_attention == (saved.class_name == "NexusAdapter")
+    expect(fits, "source", f"the tensors of a {kind}, as its config says", f"others in '{saved.path}'")
+    if has_attention:
+        if "downscale_factor" in saved.config and not saved.has_hash:
+            return Imported(_from_release(tensors, saved), FROM_RELEASE)
+        _check_stated(variant, form, tensors, saved)
+        return Imported(_from_release(tensors, saved), FROM_RELEASE, options=("variant", "residual"))
+    expect(
+        not is_light(tensors),
+        "source",
+        "an adapter",
+        f"'{saved.path}', which seems to be {seems_to_be(tensors)}",
+        "It has no trunk to start from; load_adapter, Control and --adapter take it as it is",
+    )
+    options = form | {"text_width": text_width}
+    options["zero_init"] = form["residual"] if zero_init is None else zero_init
+    return _from_t2i(saved, tensors, options, seed)
 
 
 def export_file(adapter: NexusAdapter, file: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -113,64 +138,37 @@ def export_file(adapter: NexusAdapter, file: Path, metadata: Mapping[str, str] |
         add_hash([unfinished])
 
 
-def _geometry(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Any]:
-    """`in_channels, channels, pools, unshuffle`, from the stem, the stages, and where needed the config."""
-    stages = 1 + max(
-        (int(name.split(".")[2]) for name in tensors if name.startswith("adapter.body.")), default=-1
-    )
-    channels = [
-        len(_tensor(f"adapter.body.{i}.resnets.0.block2.weight", tensors, saved)) for i in range(stages)
-    ]
-    inputs = _tensor("adapter.conv_in.weight", tensors, saved).shape[1]
-    stated = saved.config.get("downscale_factor")
-    sides = [stated] if isinstance(stated, int) else [s for s in _STEMS if inputs in (s**2, 3 * s**2)]
-    expect(
-        len(sides) == 1 and sides[0] >= 1 and inputs % sides[0] ** 2 == 0,
-        "source",
-        "a stem for squares of 8 or 16 pixels of 1 or 3 channels, or a config whose downscale_factor fits it",
-        f"a stem of {inputs} inputs in '{saved.path}'",
-    )
-    kind = saved.config.get("adapter_type", _STEMS.get(sides[0], "full_adapter"))
-    pools = [int(i > 0 if kind == "full_adapter" else i == 2) for i in range(stages)]
-    return {
-        "in_channels": inputs // sides[0] ** 2,
-        "channels": channels,
-        "pools": pools,
-        "unshuffle": sides[0],
-    }
+def _check_stated(
+    variant: str | None, form: Mapping[str, Any], tensors: Mapping[str, Tensor], saved: Saved
+) -> None:
+    """Refuse weights without a config, unless the caller says that they are the public release's.
 
-
-def _tensor(name: str, tensors: Mapping[str, Tensor], saved: Saved) -> Tensor:
-    expect(name in tensors, "source", f"weights with {name}", f"'{saved.path}', which lacks it")
-    return tensors[name]
+    Their tensors are named as those of a training's checkpoint, which may have a residual connection, other
+    heads, or features that fade. None of this shows in a tensor.
+    """
+    hint = (
+        "Keep config.json next to the weights, or pass the checkpoint in the folder of its run. `nexus "
+        "convert --variant prime-paper` (or slim-paper) reads weights of the public release"
+    )
+    is_stated = variant is not None and not form["residual"] and not saved.has_hash
+    found = f"'{saved.path}', weights without one"
+    expect(is_stated, "source", "an adapter with its config", found, hint)
+    is_slim = "adapter.body.0.resnets.0.block1.gwc.weight" in tensors
+    expected = f"{'slim' if is_slim else 'prime'}-paper, as the tensors in '{saved.path}' are"
+    expect(is_slim == (form["groups"] > 1), "variant", expected, variant)
 
 
 def _from_release(tensors: Mapping[str, Tensor], saved: Saved) -> NexusAdapter:
-    """The release's config is of little use: its `groups` may be wrong, and it has no heads.
-
-    `InvalidArgument` named "source" for an adapter of this package that has lost its config, of which the
-    tensors do not tell all that it says.
-    """
-    expect(
-        not saved.has_hash,
-        "source",
-        "an adapter with its config",
-        f"'{saved.path}', weights that this package wrote, without it",
-        "Keep config.json next to the weights file",
-    )
-    geometry = _geometry(tensors, saved)
-    inner, text_width = _tensor("adapter.body.0.cross_attention.to_k.weight", tensors, saved).shape
-    grouped = tensors.get("adapter.body.0.resnets.0.block1.gwc.weight")
+    """The release's config is of little use: its `groups` may be wrong, and it has no heads."""
+    geometry = trunk_geometry(tensors, saved)
+    inner, text_width = shape_of("adapter.body.0.cross_attention.to_k.weight", 2, tensors, saved)
+    grouped, groups = "adapter.body.0.resnets.0.block1.gwc.weight", 1
+    if grouped in tensors:
+        width, part, *_ = shape_of(grouped, 4, tensors, saved)
+        groups = width // max(1, part)
     heads, head_width = _heads(inner, geometry["channels"])
-    if not saved.config:
-        warnings.warn(
-            f"adapter: '{saved.path}' has no config, and is read as an adapter of the public release: "
-            f"without a residual connection, {heads} heads of width {head_width}",
-            UserWarning,
-            stacklevel=3,
-        )
     arguments = geometry | {
-        "groups": 1 if grouped is None else len(grouped) // grouped.shape[1],
+        "groups": groups,
         "text_width": text_width,
         "heads": heads,
         "head_width": head_width,
@@ -189,32 +187,56 @@ def _heads(inner: int, channels: list[int]) -> tuple[int, int]:
     return attention_heads([2 * inner])
 
 
-def _from_t2i(tensors: Mapping[str, Tensor], saved: Saved, options: Mapping[str, Any], seed: int) -> Imported:
-    geometry = _geometry(tensors, saved)
+def _from_t2i(saved: Saved, tensors: Mapping[str, Tensor], options: Mapping[str, Any], seed: int) -> Imported:
+    t2i = build_t2i(saved, tensors).float()
+    geometry = trunk_geometry(tensors, saved)
     is_grey = geometry["in_channels"] == 1
-    kind = saved.config.get("adapter_type", _STEMS.get(geometry["unshuffle"], "full_adapter"))
     heads, head_width = attention_heads(geometry["channels"])
     arguments = geometry | dict(options) | {"heads": heads, "head_width": head_width}
-    given = options["text_width"]
-    arguments |= {"text_width": _TEXT_WIDTHS[kind] if given is None else given}
+    if options["text_width"] is None:
+        arguments |= {"text_width": TEXT_WIDTHS[t2i.config["adapter_type"]]}
     arguments |= {"in_channels": 3} if is_grey else {}
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         adapter: Any = NexusAdapter(**arguments)
     groups: int = options["groups"]
-    trunk, lost = trunk_tensors(tensors, groups, grey_to=3 if is_grey else None)
+    trunk = trunk_tensors(tensors, groups, grey_to=3 if is_grey else None)
     own = {k: v for k, v in adapter.state_dict().items() if ".norm1." in k or ".cross_attention." in k}
     check_tensors(adapter, own | trunk, saved.path, "source")
     adapter.load_state_dict(own | trunk)
-    notes = ["norms and attention are new, and have to be trained"]
+    notes = [f"until it is trained, {_likeness(adapter.eval(), t2i)}", "its norms and attention are new"]
     if is_grey:
         notes.append("the stem read one channel and reads three, each a third of it: the same on grey maps")
     if groups > 1:
         notes.append(
-            "Slim's convolutions are the nearest to the plain ones in least squares: their bias, and "
-            f"{lost:.1%} of the kernels' squared norm, have no place in them"
+            "its convolutions are the nearest to the T2I-Adapter's in least squares: they have no bias, and "
+            "between the groups only the middle of each kernel has a place"
         )
-    return Imported(adapter.eval(), FROM_T2I, tuple(notes))
+    return Imported(adapter, FROM_T2I, tuple(notes), _OPTIONS)
+
+
+def _likeness(adapter: Any, t2i: Any) -> str:
+    """How near an adapter's features are to those of a T2I-Adapter, measured on two made-up line maps."""
+    side = _MEASURED_ON * t2i.config["downscale_factor"]
+    generator = torch.Generator().manual_seed(0)
+    waves = interpolate(torch.randn(2, 1, 6, 6, generator=generator), (side, side), mode="bicubic")
+    inside = (waves > 0).float()
+    lines = max_pool2d(inside, 3, 1, 1) - inside  # white contours on black
+    text = torch.randn(2, 8, adapter.config["text_width"], generator=generator)
+    with torch.no_grad():
+        found = adapter(lines.expand(-1, adapter.config["in_channels"], -1, -1), text)
+        wanted = t2i(lines.expand(-1, t2i.config["in_channels"], -1, -1))
+    pairs = [(ours.flatten(), theirs.flatten()) for ours, theirs in zip(found, wanted, strict=True)]
+    # Sums of several channels may be added in another order.
+    if all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5) for ours, theirs in pairs):
+        return "its features are those of the T2I-Adapter"
+    likeness = [float(cosine_similarity(ours, theirs, 0)) for ours, theirs in pairs]
+    errors = [float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12)) for ours, theirs in pairs]
+    return (
+        "its features differ from the T2I-Adapter's: on line maps, their cosine similarity is "
+        f"{', '.join(f'{value:.3f}' for value in likeness)} from the first level to the last, and the "
+        f"difference is {min(errors):.0%} to {max(errors):.0%} of the features' norm"
+    )
 
 
 def _built(
@@ -225,12 +247,16 @@ def _built(
 ) -> NexusAdapter:
     try:
         if kind is NexusAdapter:
-            check_config(arguments)
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            check_layout(check_saved_config(arguments), shapes, path, "source")
         given = {name: arguments[name] for name in constructor_keywords(kind) if name in arguments}
         with torch.device("meta"):
             adapter: Any = kind(**given)
     except InvalidArgument as error:
-        raise within("source", "a valid config", path, error) from error
+        raise error if error.name == "source" else within("source", "a valid config", path, error) from error
+    except (RuntimeError, TypeError, OverflowError) as error:  # of a block or a class of the user's
+        found = f"'{path}' ({one_line(error)})"
+        raise InvalidArgument("source", "an adapter that can be built", found) from error
     check_tensors(adapter, tensors, path, "source")
     # Copies: those of a file stay tied to it.
     adapter.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
@@ -245,22 +271,4 @@ def build_adapter(
 
     `InvalidArgument` named "source".
     """
-    return _built(config, load_adapter_tensors(saved), saved.path, kind)
-
-
-def t2i_parts(saved: Saved) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments of diffusers' `T2IAdapter`, and its tensors, from the files of one in any form.
-
-    `InvalidArgument` named "source".
-    """
-    tensors = load_adapter_tensors(saved)
-    geometry = _geometry(tensors, saved)
-    is_xl = _STEMS.get(geometry["unshuffle"]) == "full_adapter_xl"
-    arguments = {
-        "in_channels": geometry["in_channels"],
-        "channels": geometry["channels"],
-        "num_res_blocks": 2,
-        "downscale_factor": geometry["unshuffle"],
-        "adapter_type": saved.config.get("adapter_type", "full_adapter_xl" if is_xl else "full_adapter"),
-    }
-    return arguments, tensors
+    return _built(config, load_tensors(saved), saved.path, kind)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from jaxtyping import Float
@@ -22,15 +23,19 @@ from nexus_adapters.adapter.arguments import (
     check_channels,
     check_config,
     check_positive,
+    check_saved_config,
     variant_arguments,
     variant_of,
 )
 from nexus_adapters.adapter.blocks import as_json, checked_options, constructor_keywords, find_block
+from nexus_adapters.adapter.layout import check_layout
+from nexus_adapters.adapter.saved import CONFIG, find_saved, read_json, standard_weights
 from nexus_adapters.adapter.stage import Trunk
-from nexus_adapters.adapter.weights import check_files, load_checked, save_with_hash
+from nexus_adapters.adapter.weights import PATH, check_files, load_checked, read_header, save_with_hash
 from nexus_adapters.bases.families import config_of, inner
 from nexus_adapters.bases.unet import UNetBase
-from nexus_adapters.errors import expect
+from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
+from nexus_adapters.files import WEIGHTS
 
 
 def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, Any]) -> None:
@@ -53,6 +58,28 @@ def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, 
     expect(fits, "prompt_embeds", f"shape (B, N, {text_width})", f"{tuple(prompt_embeds.shape)}")
     batch, texts = len(condition), len(prompt_embeds)
     expect(batch == texts, "prompt_embeds", f"a batch of {batch}, as condition has", f"a batch of {texts}")
+
+
+def _check_folder(kind: type, folder: Path, variant: str | None) -> None:
+    """Raise `InvalidArgument` for what the files of a saved adapter show before anything is built.
+
+    diffusers reads configs and indices of any content, and builds what they say.
+    """
+    with renamed({"adapter": PATH}):
+        has_config = (folder / CONFIG).is_file()
+        expect(has_config, PATH, f"a folder with {CONFIG}", f"'{folder}', which has none")
+        config = read_json(folder / CONFIG)
+        files = standard_weights(folder, variant)
+        named = f" of variant {variant!r}" if variant else ""
+        expected = f"a folder with {WEIGHTS}.safetensors{named}"
+        hint = "load_adapter, or `nexus convert`, reads other files"
+        if any(folder.glob(f"{WEIGHTS}*.bin")):
+            return  # of which `check_files` says why it is not read
+        expect(bool(files), PATH, expected, f"'{folder}', which has none", hint)
+    if kind is NexusAdapter:
+        arguments = check_saved_config(config)
+        tensors = {name: tensor for file in files for name, tensor in read_header(file, PATH).tensors.items()}
+        check_layout(arguments, {name: tensor.shape for name, tensor in tensors.items()}, folder, PATH)
 
 
 _GEOMETRY = {"channels", "pools", "unshuffle", "text_width"}
@@ -222,11 +249,36 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         Raises:
             InvalidArgument: names tensors that the file lacks, has in excess, or has in the wrong shape;
                 diffusers itself leaves some of these uninitialized, with no more than a log message. Also for
-                the config of another class, of a newer format, or of a block that is not registered.
-            OSError: diffusers' own, where there is no such folder or file.
+                the config of another class, of a newer format, or of a block that is not registered; for a
+                folder without its files; and for a single file, which `from_single_file` loads.
+            OSError: diffusers' own, where there is no such folder, and no such repository on the Hub.
         """
+        source = Path(pretrained_model_name_or_path)
+        hint = f"Call {cls.__name__}.from_single_file, or load_adapter, which loads both"
+        expect(not source.is_file(), PATH, "a folder or Hub id", f"'{source}', a file", hint)
+        if source.is_dir():
+            _check_folder(cls, source / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
         load: Any = super().from_pretrained
         return load_checked(load, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, file: str | os.PathLike[str], torch_dtype: torch.dtype | None = None) -> Self:
+        """Load an adapter from a file that `nexus convert --to single-file` or `export_file` wrote.
+
+        `torch_dtype`: of the weights; None for that of the file.
+
+        Raises:
+            InvalidArgument: for what is no such file, and as `from_pretrained`.
+        """
+        from nexus_adapters.adapter.formats import build_adapter  # which builds this class
+
+        with renamed(dict.fromkeys(("adapter", "source", "path"), "file")):
+            expect(Path(file).is_file(), "file", "an existing file", f"'{os.fspath(file)}'")
+            saved = find_saved(Path(file))
+            hint = "`nexus convert` reads other formats, and load_adapter those that need no conversion"
+            expect(saved.is_nexus, "file", "one with its config", f"'{file}', without one", hint)
+            adapter: Self = build_adapter(saved, saved.config, cls)
+        return adapter if torch_dtype is None else nn.Module.to(adapter, torch_dtype)
 
     @classmethod
     def _load_pretrained_model(cls, *args: Any, **kwargs: Any) -> Any:
@@ -257,13 +309,17 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
+        cls, config: Mapping[str, Any] | Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
         """Build an untrained adapter of this config.
 
         Raises `InvalidArgument` where arguments are missing or unknown, and for another class's config.
         """
-        if isinstance(config, dict):
+        # Of text diffusers makes a path or Hub id: a config.json that holds a JSON string would be fetched.
+        expect(
+            config is None or isinstance(config, Mapping), "config", "a dict", f"a {type(config).__name__}"
+        )
+        if isinstance(config, Mapping):
             arguments = constructor_keywords(cls)
             check_config(
                 config,
@@ -273,9 +329,13 @@ class NexusAdapter(ModelMixin, ConfigMixin):
                 optional=[name for name, p in arguments.items() if p.default is not p.empty],
             )
             config = {name: value for name, value in config.items() if name != FORMAT}
-        return super().from_config(  # type: ignore[no-untyped-call]  # diffusers' own
-            config, return_unused_kwargs, **kwargs
-        )
+        try:
+            return super().from_config(  # type: ignore[no-untyped-call]  # diffusers' own
+                config, return_unused_kwargs, **kwargs
+            )
+        except (RuntimeError, OverflowError, MemoryError) as error:
+            reason = one_line(error)
+            raise InvalidArgument("config", "that of an adapter that can be built", reason) from error
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:

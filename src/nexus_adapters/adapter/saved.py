@@ -17,10 +17,11 @@ from typing import Any
 
 from nexus_adapters.adapter.arguments import (
     FORMAT,
-    OPTIONAL_ARGUMENTS,
-    check_arguments,
     check_format_version,
+    check_saved_config,
+    shown,
 )
+from nexus_adapters.adapter.layout import check_layout
 from nexus_adapters.adapter.weights import (
     HASH,
     TensorEntry,
@@ -43,6 +44,8 @@ CHECKPOINT_FORMAT = 2  # of checkpoints' state; the first had neither a version 
 SINGLE_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HUB_FILES = [CONFIG, INDEX, f"{WEIGHTS}*", "adapter/*"]
 _EXPECTED = "a saved adapter: a folder, Hub id, file, training run, checkpoint or saved pipeline"
+_DEEPEST, _LARGEST = 16, 2**63  # of what is read as JSON
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
 
 
@@ -70,6 +73,13 @@ class Saved:
         return str(self.config.get("_class_name", ""))
 
     @property
+    def is_nexus(self) -> bool:
+        """Whether its config says how a `NexusAdapter` is built; the public release's config does not."""
+        if self.class_name:
+            return self.class_name == "NexusAdapter" and "downscale_factor" not in self.config
+        return "unshuffle" in self.config
+
+    @property
     def is_checkpoint(self) -> bool:
         """Whether it is a training's checkpoint."""
         return (self.path / CHECKPOINT_MANIFEST).is_file()
@@ -78,7 +88,7 @@ class Saved:
     def is_folder(self) -> bool:
         """Whether it is what `from_pretrained` reads from its folder, and not another file in there."""
         is_save = self.path.is_dir() and not self.is_checkpoint and bool(self.config)
-        return is_save and self.files[0].name.startswith(WEIGHTS) and self.files == weights_in(self.path)
+        return is_save and self.files == standard_weights(self.path)
 
     @property
     def has_hash(self) -> bool:
@@ -217,12 +227,12 @@ def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Save
     names = " or ".join(file.name for file in files)
     expect(given is None or given in files, "adapter", f"a checkpoint's {names}", f"'{given}'")
     file = given or next((file for file in files if file.is_file()), None)
-    if file is None or not isinstance(hashes, dict):
+    config = state.get("adapter") or {}
+    if file is None or not isinstance(hashes, dict) or not isinstance(config, dict):
         raise InvalidArgument("adapter", "a checkpoint with weights", f"'{folder}'")
     for part in (file, folder / CHECKPOINT_STATE):
         is_whole = file_sha256(part) == hashes.get(part.name)
         expect(is_whole, "adapter", "a checkpoint as it was written", f"'{part}', which has changed since")
-    config = state.get("adapter") or {}
     run: dict[str, Any] = {}
     recipe = folder.parent.parent / RUN_CONFIG
     if not config:
@@ -231,8 +241,11 @@ def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Save
         expect(has_recipe, "adapter", "a checkpoint in its training run", f"'{folder}'", hint)
         try:
             run = tomllib.loads(recipe.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise InvalidArgument("adapter", "a run with a valid recipe", f"'{recipe}' ({error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            reason = one_line(error)
+            raise InvalidArgument("adapter", "a run with a valid recipe", f"'{recipe}' ({reason})") from error
+        has_sections = all(isinstance(run.get(key, {}), dict) for key in ("adapter", "base", "data"))
+        expect(has_sections, "adapter", "a run with a valid recipe", f"'{recipe}'")
     _check_format(config, source)
     return Saved(source, folder, config, (file,), run)
 
@@ -250,35 +263,47 @@ def check_checkpoint(state: Mapping[str, Any], folder: Path, argument: str = "ad
 
 
 def weights_in(folder: Path) -> tuple[Path, ...]:
-    """The files of one save: the plain one, else any. `InvalidArgument` for "adapter" where there is none."""
-    plain = [folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.safetensors.index.json"]
-    own = [file for file in sorted(folder.glob(f"{WEIGHTS}.*.safetensors")) if "-of-" not in file.name]
-    indices = sorted(folder.glob(f"{WEIGHTS}.safetensors.index.*json"))
+    """The files of one save: as diffusers chooses them, else the only ones that there are.
+
+    `InvalidArgument` named "adapter" where there are none, or none that goes before the others.
+    """
+    if found := standard_weights(folder):
+        return found
+    variants = {variant_in_name(file) for file in folder.glob(f"{WEIGHTS}.*.safetensors")}
+    named = [found for name in variants if name and (found := standard_weights(folder, name))]
+    if len(named) == 1:
+        return named[0]
     others = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]
-    whole = [file for file in others if "-of-" not in file.name]
-    for file in (*plain, *own, *indices, *whole):
-        if file.is_file() and file.suffix == ".json":
-            return _shards(file)
-        if file.is_file():
-            return (file,)
-    expected = f"a folder with an adapter's weights, such as {plain[0].name}"
-    raise InvalidArgument("adapter", expected, f"'{folder}', which has none")
+    whole = [file for file in others if file.is_file() and "-of-" not in file.name]
+    whole = [file for file in whole if file.suffix == whole[0].suffix]
+    expected = f"a folder with an adapter's weights, such as {WEIGHTS}.safetensors"
+    expect(len(whole) > 0, "adapter", expected, f"'{folder}', which has none")
+    names = ", ".join(file.name for file in whole[:8])
+    expect(len(whole) == 1, "adapter", expected, f"'{folder}', which has {names}", "Name one of the files")
+    return tuple(whole)
+
+
+def standard_weights(folder: Path, variant: str | None = None) -> tuple[Path, ...]:
+    """The files that `from_pretrained` of diffusers loads from a folder; () where there are none."""
+    suffix = "" if variant is None else f".{variant}"
+    for index in (f"{WEIGHTS}.safetensors.index{suffix}.json", f"{WEIGHTS}{suffix}.safetensors.index.json"):
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    plain = folder / f"{WEIGHTS}{suffix}.safetensors"
+    return (plain,) if plain.is_file() else ()
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     weight_map = read_json(index).get("weight_map")
-    is_map = isinstance(weight_map, dict) and len(weight_map) > 0
-    expect(is_map, "adapter", "an index with a weight_map", f"'{index}'")
+    is_map = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+    expect(is_map and bool(weight_map), "adapter", "an index with a weight_map", f"'{index}'")
     assert isinstance(weight_map, dict)
-    files = tuple(index.with_name(Path(str(name)).name) for name in sorted(set(weight_map.values())))
-    for file in files:
-        expect(
-            file.is_file(),
-            "adapter",
-            "all files that its index names",
-            f"'{index.parent}' without '{file.name}'",
-        )
-    return files
+    files = {file.name: file for file in index.parent.iterdir() if file.is_file()}
+    for name in sorted(set(weight_map.values())):
+        missing = f"'{index.parent}' without {shown(name)}"
+        expect(name in files, "adapter", "all files that its index names, in its folder", missing)
+        expect(name.endswith(".safetensors"), "adapter", "an index of safetensors", f"'{index}'")
+    return tuple(files[name] for name in sorted(set(weight_map.values())))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -286,7 +311,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument("adapter", "readable JSON", f"'{file}' ({error})") from error
+        raise InvalidArgument("adapter", "readable JSON", f"'{file}' ({one_line(error)})") from error
     return _parsed(text, file)
 
 
@@ -294,8 +319,19 @@ def _parsed(text: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument("adapter", "JSON", f"'{file}' ({error})") from error
+        raise InvalidArgument("adapter", "JSON", f"'{file}' ({one_line(error)})") from error
     expect(isinstance(content, dict), "adapter", "a JSON object", f"'{file}', a {type(content).__name__}")
+    waiting = [(content, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        expect(depth <= _DEEPEST, "adapter", f"JSON of at most {_DEEPEST} levels", f"'{file}'")
+        is_huge = isinstance(value, int) and abs(value) > _LARGEST
+        expect(not is_huge, "adapter", "JSON with numbers of 64 bits", f"'{file}'")
+        is_text = not isinstance(value, str) or value.isascii() or not _SURROGATE.search(value)
+        expect(is_text, "adapter", "JSON of valid Unicode", f"'{file}'")
+        if isinstance(value, (dict, list)):
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            waiting += [(element, depth + 1) for element in inner]
     found: dict[str, Any] = content
     return found
 
@@ -317,18 +353,14 @@ def within(argument: str, expected: str, source: str | Path, error: InvalidArgum
 def check_nexus(saved: Saved) -> dict[str, Any]:
     """The config of a saved Nexus adapter with its defaults.
 
-    `InvalidArgument` named "adapter" where it is not valid, or is of another variant than the tensors, as the
-    public release's configs may be.
+    `InvalidArgument` named "adapter" where it is not valid, or needs other tensors than those in the files.
     """
-    config = {**OPTIONAL_ARGUMENTS, **saved.config}
     expected = "a saved NexusAdapter"
     try:
-        check_arguments(config)
-    except KeyError as error:
-        raise InvalidArgument("adapter", expected, f"'{saved.source}', whose config lacks {error}") from error
+        config = check_saved_config(saved.config)
     except InvalidArgument as error:
         raise within("adapter", expected, saved.source, error) from error
-    if config["block"] == "paper":
+    if config["block"] == "paper" and saved.tensors:
         found = "slim" if any(".gwc." in name for name in saved.tensors) else "prime"
         stated = "prime" if config["groups"] == 1 else "slim"
         expect(
@@ -337,4 +369,7 @@ def check_nexus(saved: Saved) -> dict[str, Any]:
             f"the tensors of a {stated}, as groups {config['groups']} in its config says",
             f"those of a {found} in '{saved.source}'",
         )
+    if saved.tensors:
+        shapes = {name: tensor.shape for name, tensor in saved.tensors.items()}
+        check_layout(config, shapes, saved.source, "adapter")
     return config

@@ -6,7 +6,8 @@ Of pickles only tensors are read: no code in them runs.
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -19,29 +20,55 @@ from nexus_adapters.adapter.weights import check_hash
 from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import InvalidArgument, expect, one_line
 
-_ORIGINAL = re.compile(r"(?:adapter\.)?body\.(\d+)\.(in_conv|block1|block2)\.(weight|bias)")
+# What training wrappers put in front of names, in any order: DDP, torch.compile, the attribute of a module.
+_WRAPPER = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+_FRONT = re.compile(r"^(?:(?:module|_orig_mod|adapter|model)\.)+")
+# Under which keys training scripts nest the tensors in a pickle.
+_NESTED = ("state_dict", "adapter", "model", "module")
+_DEEPEST = 4  # how often that is nested; a pickle can hold itself
+_ORIGINAL = re.compile(r"body\.(\d{1,3})\.(in_conv|block1|block2)\.(weight|bias)", re.ASCII)
+_LIGHT = re.compile(r"body\.\d{1,3}\.out_conv\..+", re.ASCII)
+_ORIGINAL_LIGHT = re.compile(r"(body\.\d{1,3}\.)body\.(\d{1,3}\..+)", re.ASCII)
 _UNITS = 2  # residual units of a stage
 
 
-def name_as_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a T2I-Adapter as first published, by the names that diffusers gives them.
+def adapter_names(names: Collection[str]) -> dict[str, str]:
+    """Each name in an adapter's file -> the name that diffusers gives that tensor; empty for what is none.
 
-    There the residual units stand in one row, two a stage: `body.{2 * i + j}` is unit j of stage i.
+    Read are Nexus adapters and T2I-Adapters in diffusers' names, and T2I-Adapters, the light ones among them,
+    as first published, where the residual units stand in one row, two a stage: `body.{2 * i + j}` is unit j
+    of stage i. Either may have the prefixes that DDP, torch.compile and training scripts add.
 
-    Raises `InvalidArgument` for any other name.
+    Raises `InvalidArgument` named "source" where two names become one.
     """
-    renamed = {}
-    for name, tensor in tensors.items():
-        found = _ORIGINAL.fullmatch(name)
-        if found:
-            stage, unit = divmod(int(found[1]), _UNITS)
-            part = "" if found[2] == "in_conv" else f"resnets.{unit}."
-            renamed[f"adapter.body.{stage}.{part}{found[2]}.{found[3]}"] = tensor
-        elif name in ("conv_in.weight", "conv_in.bias"):
-            renamed[f"adapter.{name}"] = tensor
-        else:
-            raise InvalidArgument("source", "the tensors of a T2I-Adapter", f"one named {name}")
-    return renamed
+    bare = {name: _FRONT.sub("", name) for name in names}
+    starts = {name.split(".")[0] for name in bare.values()}
+    is_light = any(_LIGHT.fullmatch(name) for name in bare.values())
+    if "body" not in starts or not ("conv_in" in starts or is_light):
+        return {}
+    unwrapped = {name: _WRAPPER.sub("", name) for name in names}
+    if any(_ORIGINAL.fullmatch(name) and ".block" in name for name in bare.values()):
+        found = {name: _stage_name(plain) for name, plain in bare.items()}
+    elif any(_ORIGINAL_LIGHT.fullmatch(name) for name in bare.values()):
+        found = {name: "adapter." + _ORIGINAL_LIGHT.sub(r"\1resnets.\2", bare[name]) for name in names}
+    elif any(name.startswith("adapter.body.") for name in unwrapped.values()):
+        found = unwrapped  # a subclass may have tensors next to the trunk
+    else:
+        found = {name: f"adapter.{plain}" for name, plain in bare.items()}
+    for new, count in Counter(found.values()).items():
+        twins = " and ".join(name for name in found if found[name] == new) if count > 1 else ""
+        expect(not twins, "source", "each tensor once", twins)
+    return found
+
+
+def _stage_name(name: str) -> str:
+    """Of a tensor of a T2I-Adapter as first published, by its stage; names that are none of these stay."""
+    part = _ORIGINAL.fullmatch(name)
+    if part is None:
+        return f"adapter.{name}"
+    stage, unit = divmod(int(part[1]), _UNITS)
+    place = "" if part[2] == "in_conv" else f"resnets.{unit}."
+    return f"adapter.body.{stage}.{place}{part[2]}.{part[3]}"
 
 
 def stem_for_colors(
@@ -78,16 +105,13 @@ def split_kernel(
 
 def trunk_tensors(
     tensors: Mapping[str, Tensor], groups: int, grey_to: int | None = None
-) -> tuple[dict[str, Tensor], float]:
+) -> dict[str, Tensor]:
     """The trunk of a Prime (`groups` 1) or Slim from a T2I-Adapter's tensors, in diffusers' names.
 
-    `grey_to`: channels that a stem for one channel is to read; None leaves the stem as it is.
-
-    Returns the tensors, and which share of the 3x3 kernels' squared norm has no place in them: 0 for Prime,
-    whose trunk is the T2I-Adapter's. Slim's convolutions have no bias, so those of the 3x3 are left out.
+    `grey_to`: channels that a stem for one channel is to read; None leaves the stem as it is. Slim's
+    convolutions have no bias, so those of the 3x3 are left out, with what `split_kernel` has no place for.
     """
     trunk: dict[str, Tensor] = {}
-    lost, total = 0.0, 0.0
     for name, tensor in tensors.items():
         if name == "adapter.conv_in.weight" and grey_to is not None:
             trunk[name] = stem_for_colors(tensor, grey_to)
@@ -95,23 +119,9 @@ def trunk_tensors(
             grouped, pointwise = split_kernel(tensor, groups)
             trunk[name.replace("block1.weight", "block1.gwc.weight")] = grouped
             trunk[name.replace("block1.weight", "block1.pwc.weight")] = pointwise
-            total += float(tensor.square().sum())
-            lost += lost_norm(tensor, groups)
-        elif groups > 1 and name.endswith("block1.bias"):
-            continue
-        else:
+        elif not (groups > 1 and name.endswith("block1.bias")):
             trunk[name] = tensor
-    return trunk, lost / total if total else 0.0
-
-
-def lost_norm(kernel: Float[Tensor, "c c 3 3"], groups: int) -> float:
-    """The squared norm of what `split_kernel` leaves out: between the groups, all but the middle."""
-    width = len(kernel) // groups
-    left_out = kernel.square()
-    left_out[:, :, 1, 1] = 0
-    for g in range(groups):
-        left_out[g * width : (g + 1) * width, g * width : (g + 1) * width] = 0
-    return float(left_out.sum())
+    return trunk
 
 
 _PICKLE = b"\x80"  # the first byte of pickles since protocol 2
@@ -123,12 +133,12 @@ def load_adapter_tensors(saved: Saved) -> dict[str, Tensor]:
     `InvalidArgument` named "source": what is no Nexus or T2I-Adapter is described by what it seems to be.
     """
     tensors = load_tensors(saved)
-    if any(name.startswith("adapter.conv_in.") for name in tensors):
-        return tensors
-    starts = {name.split(".")[0] for name in tensors}
-    if {"conv_in", "body"} <= starts:
-        return name_as_diffusers(tensors)
-    raise InvalidArgument("source", "an adapter", f"'{saved.path}', which seems to be {seems_to_be(tensors)}")
+    names = adapter_names(tensors)
+    if not names:
+        raise InvalidArgument(
+            "source", "an adapter", f"'{saved.path}', which seems to be {seems_to_be(tensors)}"
+        )
+    return {new: tensors[name] for name, new in names.items()}
 
 
 def load_tensors(saved: Saved) -> dict[str, Tensor]:
@@ -145,33 +155,48 @@ def load_tensors(saved: Saved) -> dict[str, Tensor]:
 
 
 def tensor_names(saved: Saved) -> frozenset[str]:
-    """The names in an adapter's files as they are: of safetensors from the header, of a pickle by reading it.
+    """The names in an adapter's files, those of Nexus and T2I-Adapters as `adapter_names` gives them.
 
-    Empty for a pickle that cannot be read: `load_adapter_tensors` says why.
+    Of safetensors from the header, of a pickle by reading it. Empty where they cannot be read, or are not
+    clear: `load_adapter_tensors` says why.
     """
-    if all(file.suffix == ".safetensors" for file in saved.files):
-        return frozenset(saved.tensors)
     try:
-        return frozenset(name for file in saved.files for name in _unpickled(file))
+        if all(file.suffix == ".safetensors" for file in saved.files):
+            names = frozenset(saved.tensors)
+        else:
+            names = frozenset(name for file in saved.files for name in _unpickled(file))
+        return frozenset(adapter_names(names).values()) or names
     except InvalidArgument:
         return frozenset()
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors in a pickle, also where they are nested in what a training script saved."""
     expect(_may_be_pickled(file), "source", "tensors", f"'{file}', which has none")
     try:
+        if zipfile.is_zipfile(file):  # torch does not compare the checksums
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            expect(damaged is None, "source", "undamaged tensors", f"'{file}', where {damaged} has changed")
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except InvalidArgument:
+        raise
     except pickle.UnpicklingError as error:
         raise InvalidArgument(
             "source", "pickled tensors and nothing else", f"'{file}', a pickle with code", "It was not run"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of damaged files torch raises nearly anything
         reason = one_line(error)
         raise InvalidArgument("source", "tensors", f"'{file}', which cannot be read ({reason})") from error
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for _ in range(_DEEPEST):
+        inside = content if isinstance(content, Mapping) else {}
+        nested = [inside[key] for key in _NESTED if isinstance(inside.get(key), Mapping)]
+        if not nested:
+            break
+        content = nested[0]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InvalidArgument("source", "tensors by name", f"'{file}', a {type(content).__name__}")
+    expect(all(isinstance(name, str) for name in content), "source", "tensors by name", f"'{file}'")
     return dict(content)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import InvalidArgument, expect, one_line
 from nexus_adapters.files import WEIGHTS, replacing
 
 if TYPE_CHECKING:
@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 
 HASH = "sha256"  # the hash's name in a file's metadata
 _READ_BYTES = 1 << 20
+_MOST_NAMES = 8  # of tensors in an error
+# The numbers that have the size of a type in `FLOATS`, and which of their bits are its exponent.
+_EXPONENTS = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F80_0000),
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+}
+# What safetensors calls the types that weights may have, and what torch calls them.
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _ALIGNMENT = 8  # bytes that a header's length is a multiple of
-_PATH = "pretrained_model_name_or_path"  # what diffusers calls the argument that names the files
+PATH = "pretrained_model_name_or_path"
+"""What diffusers calls the argument that names the files."""
 _UPLOAD = {"repo_id", "commit_message", "private", "token", "create_pr"}  # options of `push_to_hub`
 
 
@@ -65,8 +76,8 @@ def read_header(file: Path, argument: str = "path") -> SafetensorsHeader:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidArgument(argument, "a safetensors file", f"'{file}' ({error})") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InvalidArgument(argument, "a safetensors file", f"'{file}' ({one_line(error)})") from error
     metadata = header.pop("__metadata__", {})
     data = 8 + length
     tensors = {
@@ -119,6 +130,29 @@ def check_hash(files: Iterable[Path], argument: str = "path") -> str | None:
     return found
 
 
+def check_types(tensors: Mapping[str, TensorEntry], argument: str) -> None:
+    """Raise `InvalidArgument`, for `argument`, where weights are not of a type in `FLOATS`."""
+    for name, tensor in tensors.items():
+        found = f"'{tensor.file}', where {name} is {tensor.dtype}"
+        expect(tensor.dtype in FLOATS, argument, f"weights of {' or '.join(FLOATS.values())}", found)
+
+
+def check_finite(tensors: Mapping[str, TensorEntry], argument: str) -> None:
+    """Raise `InvalidArgument`, for `argument`, where weights of a type in `FLOATS` are not finite."""
+    import numpy as np
+
+    for name, tensor in tensors.items():
+        kind, exponent = _EXPONENTS[tensor.dtype]  # all ones in what is infinite or no number
+        left = (tensor.end - tensor.start) // np.dtype(kind).itemsize
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.start)
+            while left > 0 and len(block := np.fromfile(stream, kind, min(left, _READ_BYTES))):
+                left -= len(block)
+                is_finite = bool(((block & exponent) != exponent).all())
+                found = f"'{tensor.file}', where some of {name} are not finite"
+                expect(is_finite, argument, "weights that are finite numbers", found)
+
+
 def add_hash(files: Iterable[Path]) -> str:
     """Write the hash of all their tensors into the metadata of each file; the hash."""
     files = list(files)
@@ -164,7 +198,10 @@ def save_with_hash(
     more = given.pop("kwargs", {})
     upload = {name: value for name, value in more.items() if name in _UPLOAD}
     pushes = bool(given.pop("push_to_hub", False))
-    save(**given, **{name: value for name, value in more.items() if name not in _UPLOAD})
+    try:
+        save(**given, **{name: value for name, value in more.items() if name not in _UPLOAD})
+    except SafetensorError as error:  # among them: no space left on the device
+        raise OSError(f"cannot write '{folder}': {one_line(error)}") from error
     new = [file for file, state in _weights_files(folder).items() if before.get(file) != state]
     if new and given.get("is_main_process", True):
         add_hash(sorted(new))
@@ -209,9 +246,9 @@ def load_checked(load: Callable[..., Any], path: str | os.PathLike[str], **kwarg
         for name in ("device_map", "max_memory"):
             kwargs.pop(name, None)
         model, info = load(path, **kwargs)
-        check_loaded(model, info, path, _PATH)
+        check_loaded(model, info, path, PATH)
         raise
-    check_loaded(model, info, path, _PATH)
+    check_loaded(model, info, path, PATH)
     return (model, info) if wants_info else model
 
 
@@ -226,16 +263,19 @@ def check_files(files: Iterable[Path], model: "nn.Module") -> list[str]:
     for file in files:
         expect(
             file.suffix == ".safetensors",
-            _PATH,
+            PATH,
             "safetensors, which cannot contain code",
             f"'{file}'",
             "`nexus convert` reads the tensors of a pickle without running code",
         )
-    headers = [read_header(file, _PATH) for file in files]
+    headers = [read_header(file, PATH) for file in files]
     found = {name: tensor.shape for header in headers for name, tensor in header.tensors.items()}
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for header in headers:
+        check_types({n: tensor for n, tensor in header.tensors.items() if n in floating}, PATH)
     if found == needed:
-        check_hash(files, _PATH)  # else `check_loaded` has more to say
+        check_hash(files, PATH)  # else `check_loaded` has more to say
     return list(found)
 
 
@@ -255,37 +295,53 @@ def check_loaded(
     }
     left_empty -= {name for name, _, _ in info.get("mismatched_keys", ())}
     missing = left_empty | set(info.get("missing_keys", ()))
-    _raise_for(missing, set(info.get("unexpected_keys", ())), misshapen, path, argument)
+    raise_for_tensors(missing, set(info.get("unexpected_keys", ())), misshapen, path, argument)
     _check_finite(dict(adapter.named_parameters()), path, argument)
 
 
 def check_tensors(
     adapter: "nn.Module", tensors: Mapping[str, "Tensor"], path: str | os.PathLike[str], argument: str
 ) -> None:
-    """Raise `InvalidArgument` unless these are exactly the adapter's tensors, all of them finite."""
+    """Raise `InvalidArgument` unless these are exactly the adapter's tensors, all of them finite numbers.
+
+    A weight has one of the types in `FLOATS`; a buffer of another type, such as a counter, has that type.
+    """
     needed = adapter.state_dict()
     misshapen = {
         f"{name} {tuple(tensors[name].shape)}, expected {tuple(needed[name].shape)}"
         for name in set(needed) & set(tensors)
         if tensors[name].shape != needed[name].shape
     }
-    _raise_for(set(needed) - set(tensors), set(tensors) - set(needed), misshapen, path, argument)
+    raise_for_tensors(set(needed) - set(tensors), set(tensors) - set(needed), misshapen, path, argument)
+    for name, tensor in tensors.items():
+        kind = str(needed[name].dtype).removeprefix("torch.")
+        allowed = FLOATS.values() if needed[name].is_floating_point() else (kind,)
+        layout = str(tensor.layout).removeprefix("torch.")
+        found = layout if layout != "strided" else str(tensor.dtype).removeprefix("torch.")
+        is_plain = found in allowed and not tensor.is_meta
+        expect(is_plain, argument, f"weights of {' or '.join(allowed)}", f"'{path}', where {name} is {found}")
     _check_finite(tensors, path, argument)
 
 
-def _raise_for(
+def raise_for_tensors(
     missing: set[str],
     surplus: set[str],
     misshapen: set[str],
     path: str | os.PathLike[str],
     argument: str,
 ) -> None:
+    """`InvalidArgument`, for `argument`, that names the first of the tensors which are wrong, if any are."""
     problems = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
-    found = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in problems.items() if names)
+    found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
     if found:
         raise InvalidArgument(
             argument, "weights with exactly the tensors that the config needs", f"'{path}' ({found})"
         )
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:_MOST_NAMES])
+    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def _check_finite(tensors: Mapping[str, "Tensor"], path: str | os.PathLike[str], argument: str) -> None:

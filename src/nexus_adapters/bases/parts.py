@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # What a file seems to be by the beginning of any of its names, the surest signs first.
 _SIGNS = {
     "adapter.conv_in.": "a Nexus or T2I-Adapter",
+    "style_embedding": "a style T2I-Adapter, which adds tokens to the prompt and reads no structure map",
+    "task_embedding": "a CoAdapter fuser, which combines the features of several T2I-Adapters",
+    "spatial_feat_mapping.": "a CoAdapter fuser, which combines the features of several T2I-Adapters",
     "model.diffusion_model.": "a whole Stable Diffusion checkpoint",
     "controlnet_cond_embedding.": "a ControlNet",
     "control_model.": "a ControlNet",

@@ -1,9 +1,9 @@
 """`nexus convert`: read an adapter in any known format, and write it in one of ours."""
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from nexus_adapters import __version__
 from nexus_adapters.adapter.arguments import VARIANTS, variant_arguments, variant_of
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import ADAPTER, ADAPTER_SOURCES, add_options
-from nexus_adapters.errors import expect
+from nexus_adapters.errors import expect, one_line
 from nexus_adapters.files import file_sha256, replacing_folder
 
 if TYPE_CHECKING:
@@ -23,35 +23,30 @@ TYPED = {"adapter": "SOURCE"}
 
 
 @dataclass(frozen=True)
-class T2IStart:
-    """How a T2I-Adapter becomes a Nexus adapter; None leaves a value to the configuration or the adapter."""
+class Choices:
+    """What the user chose of what some sources leave open; None is the default."""
 
     variant: str | None = None
     text_width: int | None = None
     residual: bool | None = None
-    zero_init: bool = False
+    zero_init: bool | None = None
     seed: int = 0
-
-    @property
-    def chosen_variant(self) -> str:
-        """The configuration, or the default."""
-        return self.variant or ADAPTER
 
     def check(self) -> None:
         """`InvalidArgument` for values out of range, and those that do not agree."""
         width = self.text_width
         expect(width is None or width > 0, "text_width", "a positive integer", width)
         overrides = {} if self.residual is None else {"residual": self.residual}
-        form = variant_arguments(self.chosen_variant, overrides)
+        form = variant_arguments(self.variant or ADAPTER, overrides)
         needs = "a variant with the residual connection"
         expect(form["residual"] or not self.zero_init, "zero_init", needs, variant_of(**form))
 
-    def expect_unused(self, kind: str) -> None:
+    def expect_unused(self, kind: str, but_for: Collection[str]) -> None:
         """`InvalidArgument` for what was given although the source decides it itself."""
         for option in fields(self):
             value = getattr(self, option.name)
-            what = f"no value for {kind}, which has its own"
-            expect(value == option.default, option.name, what, value)
+            is_open = option.name in but_for or value == option.default
+            expect(is_open, option.name, f"no value for {kind}, which has its own", value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, "--condition")
     start = parser.add_argument_group("from a T2I-Adapter, whose trunk starts a Nexus adapter")
-    start.add_argument("--variant", choices=list(VARIANTS), help="the configuration (default: prime)")
+    start.add_argument(
+        "--variant",
+        choices=list(VARIANTS),
+        help="the configuration (default: prime); required for the public release's weights without a config",
+    )
     start.add_argument(
         "--text-width", type=int, metavar="N", help="of the prompt embeddings (default: 768, XL 2048)"
     )
@@ -79,7 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a residual connection around the attention (default: what --variant says)",
     )
     start.add_argument(
-        "--zero-init", action="store_true", help="start the attention at zero; needs the residual connection"
+        "--zero-init",
+        action=argparse.BooleanOptionalAction,
+        help="start the attention at zero: until it is trained, Prime gives what the T2I-Adapter gives "
+        "(default: with the residual connection)",
     )
     add_options(start, "--seed")
 
@@ -87,30 +89,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read all of SOURCE, check it, and write DEST whole or not at all."""
     dest = Path(args.dest)
-    start = T2IStart(args.variant, args.text_width, args.residual, args.zero_init, args.seed)
+    choices = Choices(args.variant, args.text_width, args.residual, args.zero_init, args.seed)
     _check_dest(dest, args.to)
-    start.check()
+    choices.check()
     from nexus_adapters.adapter.saved import find_saved
 
     saved = find_saved(args.source, args.condition)
-    from nexus_adapters.adapter.formats import FROM_T2I, export_file
+    from nexus_adapters.adapter.formats import export_file
 
     with library_logs_as_warnings():
-        found = _read(saved, start)
-    if found.kind != FROM_T2I:
-        start.expect_unused(found.kind)
-    if args.to == "single-file":
-        export_file(found.adapter, dest, _metadata(saved.path, found.adapter.config))
-    else:
-        with replacing_folder(dest) as folder:
-            found.adapter.save_pretrained(folder)
+        found = _read(saved, choices)
+    choices.expect_unused(found.kind, found.options)
+    try:
+        if args.to == "single-file":
+            export_file(found.adapter, dest, _metadata(saved.path, found.adapter.config))
+        else:
+            with replacing_folder(dest) as folder:
+                found.adapter.save_pretrained(folder)
+    except OSError as error:
+        raise OSError(f"cannot write '{dest}': {error.strerror or one_line(error)}") from error
     print(f"{dest}: {found.adapter.variant}, from {found.kind}")
     for note in found.notes:
         print(f"{args.prog}: note: {note}", file=sys.stderr)
     return 0
 
 
-def _read(saved: "Saved", start: T2IStart) -> "Imported":
+def _read(saved: "Saved", choices: Choices) -> "Imported":
     """The adapter in SOURCE. Of checkpoints it is the methods that know how they are built."""
     from nexus_adapters.adapter.formats import Imported, import_adapter
     from nexus_adapters.adapter.model import NexusAdapter
@@ -120,14 +124,7 @@ def _read(saved: "Saved", start: T2IStart) -> "Imported":
         adapter = load_saved(saved)
         if isinstance(adapter, NexusAdapter):
             return Imported(adapter, "a NexusAdapter")
-    return import_adapter(
-        saved,
-        start.chosen_variant,
-        text_width=start.text_width,
-        residual=start.residual,
-        zero_init=start.zero_init,
-        seed=start.seed,
-    )
+    return import_adapter(saved, **asdict(choices))
 
 
 def _check_dest(dest: Path, format_name: str) -> None:
@@ -146,13 +143,13 @@ def _check_dest(dest: Path, format_name: str) -> None:
 def _metadata(path: Path, config: Any) -> dict[str, str]:
     """What a single file records in addition to its config: the base it fits, and its training."""
     from nexus_adapters.adapter.arguments import describe_base
+    from nexus_adapters.adapter.saved import RUN_RECORD, read_json
 
     metadata = {"base": describe_base(config), "nexus_adapters.version": __version__}
-    from nexus_adapters.adapter.saved import RUN_RECORD
-
     record = path / RUN_RECORD
     if record.is_file():
-        content = json.loads(record.read_bytes())
+        recipe = read_json(record).get("config", {})
+        expect(isinstance(recipe, dict), "adapter", "the record of a training", f"'{record}'")
         metadata["training"] = file_sha256(record)
-        metadata["training.base"] = str(content.get("config", {}).get("base.path", ""))
+        metadata["training.base"] = str(recipe.get("base.path", ""))
     return metadata

@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what it is, its parameters, the base it fits, and the hash of the weights."""
+    """Print what it is, its parameters, the base it fits, and the hash of the weights.
+
+    What loading would refuse is refused, with the same error.
+    """
     from nexus_adapters.adapter.saved import find_saved
     from nexus_adapters.adapter.weights import check_hash
 
@@ -37,17 +40,40 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _described(saved: "Saved") -> dict[str, str]:
-    """What its method says of it."""
+    """What its method says of it, once all that can be checked here has been."""
     from nexus_adapters.adapter.arguments import describe_adapter
     from nexus_adapters.adapter.saved import check_nexus
+    from nexus_adapters.adapter.weights import check_finite, check_types
 
     # The same as by its method, without the seconds that importing all of them takes.
-    if saved.class_name in ("", "NexusAdapter") and "unshuffle" in saved.config:
-        return describe_adapter(check_nexus(saved))
-    from nexus_adapters.methods import known_methods
+    if saved.is_nexus and saved.tensors:
+        config = check_nexus(saved)
+        check_types(saved.tensors, "adapter")
+        check_finite(saved.tensors, "adapter")
+        described = describe_adapter(config)
+        if config["block"] != "paper":
+            described["block"] += _loaded_block(saved, str(config["block"]))
+        return described
+    from nexus_adapters.methods import known_methods, load_saved, method_for
 
-    method = next((method for method in known_methods() if method.recognizes(saved)), None)
-    if method is not None:
-        return method.describe(saved)
-    known = f"{saved.class_name}, which no known method loads"
-    return {"kind": known if saved.class_name else "weights without a config"}
+    is_known = any(method.recognizes(saved) for method in known_methods())
+    if saved.class_name and not is_known:
+        return {"kind": f"{saved.class_name}, which no known method loads"}
+    method = method_for(saved)
+    if not saved.run:  # else its base is needed
+        load_saved(saved)
+    return method.describe(saved)
+
+
+def _loaded_block(saved: "Saved", name: str) -> str:
+    """What to add to a block that is not the paper's; "" where it is registered, and the adapter loads."""
+    from nexus_adapters.adapter.blocks import find_block
+    from nexus_adapters.errors import InvalidArgument
+    from nexus_adapters.methods import load_saved
+
+    try:
+        find_block(name)
+    except InvalidArgument:
+        return " (not registered: import its module, by --import MODULE)"
+    load_saved(saved)
+    return ""

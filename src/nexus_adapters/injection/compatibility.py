@@ -42,10 +42,12 @@ def geometry_of_config(config: Mapping[str, Any]) -> AdapterGeometry | None:
     text_width = config.get("text_width")
     if not channels or not all(isinstance(number, int) for number in (*numbers, text_width or 0)):
         return None
+    if config.get("adapter_type") == "light_adapter":  # its last block repeats the width of the one before
+        channels = [*channels, channels[-1]]
     return AdapterGeometry(
         in_channels=config["in_channels"],
         channels=tuple(channels),
-        unshuffle=config.get("unshuffle", config.get("downscale_factor")),
+        unshuffle=unshuffle,
         pools=None if pools is None else tuple(int(pool) for pool in pools),
         text_width=text_width,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nexus_adapters.adapter.saved import Saved
+from nexus_adapters.adapter.tensors import stem_for_colors
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.data.batch import Batch
@@ -123,3 +125,21 @@ def reading(module: nn.Module, pipe: Any, prompts: Sequence[str] | None) -> Iter
         yield
     finally:
         handle.remove()
+
+
+def stem_fitted(adapter: Any, module: Any, source: str) -> dict[str, Tensor]:
+    """An adapter's tensors to start `module` from, which may read more channels than one for gray maps.
+
+    The stem for one channel is then repeated, and this is reported.
+    """
+    tensors = dict(adapter.state_dict())
+    channels, stem = module.config["in_channels"], "adapter.conv_in.weight"
+    if adapter.config["in_channels"] == 1 and channels > 1 and stem in tensors:
+        tensors[stem] = stem_for_colors(tensors[stem], channels)
+        warnings.warn(
+            f"start_from: '{source}' reads 1 channel; its stem is repeated for {channels}, which gives the "
+            "same on gray maps",
+            UserWarning,
+            stacklevel=2,
+        )
+    return tensors

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nexus_adapters.adapter.saved import Saved, within
 from nexus_adapters.adapter.tensors import load_tensors
-from nexus_adapters.adapter.weights import check_tensors
+from nexus_adapters.adapter.weights import check_tensors, check_types, read_header
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import no_loading_bars
 from nexus_adapters.choices import DEFAULT_POLICY
@@ -327,6 +327,9 @@ def _from_folder(kind: Any, saved: Saved) -> nn.Module:
 
     diffusers itself only warns of missing and surplus tensors, and leaves what is missing without values.
     """
+    for file in saved.files:
+        if file.suffix == ".safetensors":
+            check_types(read_header(file).tensors, "adapter")
     loaded: nn.Module
     loaded, info = kind.from_pretrained(
         saved.path, local_files_only=True, variant=saved.file_variant, output_loading_info=True

@@ -22,12 +22,13 @@ from nexus_adapters.adapter.arguments import (
 )
 from nexus_adapters.adapter.formats import build_adapter, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.adapter.saved import Saved, check_nexus
+from nexus_adapters.adapter.saved import Saved, check_nexus, find_saved, within
 from nexus_adapters.adapter.tensors import tensor_names
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import BaseSource, open_base
+from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.methods.feature_method import FeatureMethod
+from nexus_adapters.methods.feature_method import FeatureMethod, stem_fitted
 from nexus_adapters.methods.method import (
     AdapterOptions,
     load_with,
@@ -127,7 +128,7 @@ class NexusMethod(FeatureMethod):
             return trained_as(saved) in VARIANTS
         if saved.class_name:
             return saved.class_name in _classes()
-        return "unshuffle" in saved.config or any(".cross_attention." in name for name in tensor_names(saved))
+        return saved.is_nexus or any(".cross_attention." in name for name in tensor_names(saved))
 
     def load(self, saved: Saved) -> nn.Module:
         """With every tensor checked; nothing pickled is run."""
@@ -153,13 +154,13 @@ class NexusMethod(FeatureMethod):
             groups = VARIANTS[trained_as(saved)]["groups"]
             return {"kind": find_method(variant_of(groups, residual)).label}
         if not _is_ours(saved):
-            lost = "weights without a config"
-            return {"kind": lost if saved.has_hash else "Nexus adapter of the public release"}
+            return {"kind": "Nexus adapter of the public release"}
         if saved.class_name in ("", "NexusAdapter"):
             return describe_adapter(check_nexus(saved))
-        kind = {"kind": saved.class_name}
-        is_plain = all(name in saved.config or name in OPTIONAL_ARGUMENTS for name in ARGUMENTS)
-        return kind | (describe_adapter(check_nexus(saved)) if is_plain else {})
+        config = {**OPTIONAL_ARGUMENTS, **saved.config}
+        return {"kind": saved.class_name} | (
+            describe_adapter(config) if set(ARGUMENTS) <= set(config) else {}
+        )
 
     def owns(self, module: nn.Module) -> bool:
         """By its class and configuration."""
@@ -206,12 +207,12 @@ class NexusMethod(FeatureMethod):
             found["noise_exponent"] = float(config.get("noise_exponent", 0.0))
         return dataclasses.replace(options, residual=bool(theirs["residual"]), **found)
 
-    def starting_tensors(self, module: nn.Module, saved: Saved) -> dict[str, Tensor]:
+    def starting_tensors(self, module: Any, saved: Saved) -> dict[str, Tensor]:
         """All of a Nexus adapter's; of a T2I-Adapter Prime's trunk, while norms and attention start anew."""
         method = method_for(saved)
         received = f"'{saved.source}', a {method.label}"
         expect(method.attaches, "start_from", "a Nexus adapter or a T2I-Adapter", received)
-        theirs = dict(load_with(method, saved).state_dict())
+        theirs = stem_fitted(load_with(method, saved), module, saved.source)
         only_trunk = not isinstance(method, NexusMethod)
         needed = {
             name
@@ -234,7 +235,7 @@ def _classes() -> dict[str, Any]:
 
 def _is_ours(saved: Saved) -> bool:
     """Whether its config says how it is built, as the public release's does not."""
-    return "unshuffle" in saved.config or saved.class_name not in ("", "NexusAdapter")
+    return saved.is_nexus or saved.class_name not in ("", "NexusAdapter")
 
 
 def _saved_config(saved: Saved) -> dict[str, Any]:
@@ -263,6 +264,14 @@ def _config_of_run(saved: Saved) -> dict[str, Any]:
     # Before there were names for them, `residual` was false unless a recipe said otherwise.
     known = {f.name for f in dataclasses.fields(NexusOptions)}
     options = NexusOptions(**{"residual": False, **{k: v for k, v in section.items() if k in known}})
+    if options.start_from:  # whose architecture was taken over
+        condition = saved.run.get("data", {}).get("condition", CONDITION)
+        try:
+            start = find_saved(options.start_from, str(condition), source.path)
+            options = find_method(options.method).adopt(options, start)
+        except InvalidArgument as error:
+            expected = "a checkpoint whose run started from an adapter that can be found and fits its recipe"
+            raise within("adapter", expected, options.start_from, error) from error
     with torch.device("meta"):
         built = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)
     return dict(built.config)

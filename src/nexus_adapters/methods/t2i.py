@@ -7,24 +7,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from diffusers.models.adapter import T2IAdapter
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from nexus_adapters.adapter.arguments import base_geometry, check_noise_exponent
-from nexus_adapters.adapter.formats import t2i_parts
 from nexus_adapters.adapter.saved import Saved, within
+from nexus_adapters.adapter.t2i_files import load_t2i
 from nexus_adapters.adapter.tensors import tensor_names
-from nexus_adapters.adapter.weights import check_tensors
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.methods.feature_method import FeatureMethod
+from nexus_adapters.methods.feature_method import FeatureMethod, stem_fitted
 from nexus_adapters.methods.method import (
     AdapterOptions,
     Generate,
     GenerationSettings,
+    load_with,
+    matching_tensors,
     other_pipeline,
 )
 from nexus_adapters.methods.registry import register_method
@@ -89,30 +89,24 @@ class T2IMethod(FeatureMethod):
         names = tensor_names(saved)
         if not names:  # `load` says what is wrong with it
             return True
-        starts = {name.split(".")[0] for name in names}
-        has_trunk = any(n.startswith("adapter.conv_in.") for n in names) or {"conv_in", "body"} <= starts
-        return has_trunk and not any(".cross_attention." in name for name in names)
+        is_adapter = any(name.startswith("adapter.body.") for name in names)
+        return is_adapter and not any(".cross_attention." in name for name in names)
 
     def load(self, saved: Saved) -> nn.Module:
         """A `T2IAdapter`, also of a file as first published."""
-        if saved.is_folder:
-            return super().load(saved)
-        config, tensors = t2i_parts(saved)
-        with torch.random.fork_rng(devices=()):  # what it draws is replaced
-            t2i: Any = T2IAdapter(**config)
-        check_tensors(t2i, tensors, saved.source, "adapter")
-        t2i.load_state_dict(tensors)
+        t2i: Any = load_t2i(saved)
         exponent = _trained_exponent(saved)
         if exponent:
             t2i.register_to_config(noise_exponent=exponent)
-        built: nn.Module = t2i.eval()
+        built: nn.Module = t2i
         return built
 
-    def describe(self, saved: Saved) -> dict[str, str]:
-        """`recognizes` says yes to what cannot be read."""
-        if saved.class_name or saved.run or tensor_names(saved):
-            return super().describe(saved)
-        return {"kind": "weights without a config"}
+    def starting_tensors(self, module: Any, saved: Saved) -> dict[str, Tensor]:
+        """All, of another T2I-Adapter; a stem for one channel becomes one for as many as the module reads."""
+        if not self.recognizes(saved):
+            return super().starting_tensors(module, saved)  # which says so
+        theirs = stem_fitted(load_with(self, saved), module, saved.source)
+        return matching_tensors(module, theirs, saved.source)
 
     def adopt(self, options: T2IOptions, saved: Saved) -> T2IOptions:
         """How the features of a saved T2I-Adapter fade, unless the options say."""

@@ -1,0 +1,85 @@
+"""The names and shapes of a Nexus adapter's tensors, by its config.
+
+Files are compared with them before anything is built, since a number in a config may be anything. Nothing
+here imports torch: commands that only look at files start fast.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nexus_adapters.adapter.weights import raise_for_tensors
+from nexus_adapters.errors import expect
+
+Shape = tuple[int, ...]
+_UNITS = 2  # residual units of a stage
+_STAGE = re.compile(r"adapter\.body\.\d+\.", re.ASCII)
+
+
+def tensor_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Of an adapter of the paper's block. `config` has all arguments, and they have been checked."""
+    inner, text_width = config["heads"] * config["head_width"], config["text_width"]
+    shapes: dict[str, Shape] = {}
+
+    def convolution(name: str, out: int, inputs: int, side: int, has_bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (out, inputs, side, side)
+        if has_bias:
+            shapes[f"{name}.bias"] = (out,)
+
+    before, groups = config["channels"][0], config["groups"]
+    convolution("adapter.conv_in", before, config["in_channels"] * config["unshuffle"] ** 2, 3)
+    for level, width in enumerate(config["channels"]):
+        stage = f"adapter.body.{level}"
+        if before != width:
+            convolution(f"{stage}.in_conv", width, before, 1)
+        for unit in range(_UNITS):
+            block = f"{stage}.resnets.{unit}"
+            if groups == 1:
+                convolution(f"{block}.block1", width, width, 3)
+            else:
+                convolution(f"{block}.block1.gwc", width, width // groups, 3, has_bias=False)
+                convolution(f"{block}.block1.pwc", width, width, 1, has_bias=False)
+            convolution(f"{block}.block2", width, width, 1)
+        attention = f"{stage}.cross_attention"
+        shapes |= {f"{stage}.norm1.weight": (width,), f"{stage}.norm1.bias": (width,)}
+        shapes |= {
+            f"{attention}.to_q.weight": (inner, width),
+            f"{attention}.to_k.weight": (inner, text_width),
+        }
+        shapes |= {f"{attention}.to_v.weight": (inner, text_width)}
+        shapes |= {f"{attention}.to_out.0.weight": (width, inner), f"{attention}.to_out.0.bias": (width,)}
+        before = width
+    return shapes
+
+
+def check_layout(
+    config: Mapping[str, Any], found: Mapping[str, Shape], path: str | Path, argument: str
+) -> None:
+    """`InvalidArgument`, for `argument`, unless a config needs exactly the tensors found, in these shapes.
+
+    Of another block than the paper's only the stem and the number of stages are known. `config` has all
+    arguments, and they have been checked.
+    """
+    channels = config["channels"]
+    stages = {match[0] for name in found if (match := _STAGE.match(name))}
+    is_papers = config["block"] == "paper"
+    expect(
+        len(channels) <= len(found) if is_papers else len(channels) == len(stages),
+        argument,
+        f"the tensors of {len(channels)} stages, as many as the config has channels",
+        f"those of {len(stages)} in '{path}'",
+    )
+    if is_papers:
+        needed = tensor_shapes(config)
+    else:
+        stem = "adapter.conv_in.weight"
+        needed = {**found, stem: (channels[0], config["in_channels"] * config["unshuffle"] ** 2, 3, 3)}
+    misshapen = {
+        f"{name} {found[name]}, expected {shape}"
+        for name, shape in needed.items()
+        if name in found and found[name] != shape
+    }
+    raise_for_tensors(set(needed) - set(found), set(found) - set(needed), misshapen, path, argument)
