@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
+from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import replacing, write_json
@@ -156,6 +157,22 @@ def options_of(folder: str | os.PathLike[str], condition_name: str) -> dict[str,
     """The options that a set's maps were extracted with. InvalidArgument as `open_prepared`."""
     options: dict[str, Any] = _read_index(Path(folder))["settings"]["conditions"][condition_name]
     return options
+
+
+def geometry_of(folder: str | os.PathLike[str]) -> Geometry | None:
+    """What a set's images were fitted to; None where they kept their own sizes.
+
+    InvalidArgument as `open_prepared`, and for sizes that `nexus prepare` cannot have written.
+    """
+    found = _read_index(Path(folder))["settings"].get("geometry")
+    if found is None:
+        return None
+    try:
+        return Geometry(found["width"], found["height"], tuple((w, h) for w, h in found["buckets"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgument(
+            "folder", f"an {INDEX} written by nexus prepare", f"'{Path(folder) / INDEX}' ({error})"
+        ) from error
 
 
 def _read_index(path: Path) -> dict[str, Any]:

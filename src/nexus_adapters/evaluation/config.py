@@ -15,6 +15,7 @@ from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.generation import Sampling
 from nexus_adapters.training.config import (
+    SCENES_RESOLUTION,
     SECTION,
     AtLeast0,
     BaseOptions,
@@ -26,7 +27,7 @@ from nexus_adapters.training.config import (
 
 LEAST_FOR_DISTANCES = 40
 """Samples that a distance between sets needs."""
-_SCENES = {"split": "test", "count": 500, "resolution": 128}
+_SCENES = {"split": "test", "count": 500}
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -93,9 +94,9 @@ class EvaluationConfig:
                 repr(dict(data.extractor)),
             ),
             (
-                not is_scenes or data.resolution == 128,
+                not is_scenes or data.resolution == SCENES_RESOLUTION,
                 "data.resolution",
-                "128, the size of scenes",
+                f"{SCENES_RESOLUTION}, the size of scenes",
                 data.resolution,
             ),
             # The default names no data at all; that is refused where the data are opened.

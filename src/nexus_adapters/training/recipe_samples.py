@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.feed import Position, Read, SampleOrder, Skipped, permutation
 from nexus_adapters.data.folder import FolderSource
-from nexus_adapters.data.prepared_set import open_prepared
+from nexus_adapters.data.prepared_set import geometry_of, open_prepared
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.table import TableSource
@@ -84,6 +85,7 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
     """The samples, fitted to the recipe's resolution, with sides that are multiples of `multiple` pixels.
 
     Raises `InvalidArgument` for an unknown extractor, if one is needed, and for an unsuitable resolution.
+    Warns where the data have a size of their own and the recipe asks for another.
     """
     if data.kind == "scenes":
         _check_scenes(data)
@@ -94,10 +96,7 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
         )
     if not data.condition_column and data.condition in EXTRACTORS:
         _check_options(data)
-    if data.resolution % multiple:
-        raise InvalidArgument(
-            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution
-        )
+    _check_resolution(data, multiple)
     geometry = (
         Geometry.bucketed(data.resolution, step=multiple)
         if data.aspect_buckets
@@ -106,6 +105,29 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
     return ConditionedSource(
         open_training_source(data, cache_folder), geometry, data.condition, data.extractor
     )
+
+
+def _check_resolution(data: DataOptions, multiple: int) -> None:
+    own = data.own_resolution()
+    if data.resolution % multiple:
+        is_own = "That is the size of the data; another one resizes them" if data.resolution == own else ""
+        raise InvalidArgument(
+            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution, is_own
+        )
+    if own not in (None, data.resolution):
+        what = "scenes have" if data.kind == "scenes" else f"the set '{data.path}' was prepared at"
+        warnings.warn(
+            f"data.resolution: {what} {own} pixels; images and maps are resized to {data.resolution}",
+            stacklevel=2,
+        )
+    with renamed(_KEYS):
+        geometry = geometry_of(data.path) if data.kind == "prepared" else None
+    if geometry is not None and geometry.buckets and not data.aspect_buckets:
+        warnings.warn(
+            f"data.aspect_buckets: the set '{data.path}' has images of several shapes, which are cropped to "
+            "squares",
+            stacklevel=2,
+        )
 
 
 def _check_options(data: DataOptions) -> None:
