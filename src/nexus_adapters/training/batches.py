@@ -47,7 +47,7 @@ from nexus_adapters.training.recipe_samples import (
     usable_shapes,
 )
 
-CACHE_FORMAT = 1  # part of every entry's name: with a new number, all samples are encoded anew
+CACHE_FORMAT = 2  # part of every entry's name: with a new number, all samples are encoded anew
 _ENCODING_BATCH = 8  # the same for every run, since an entry's last bits may depend on it
 _SHARD_SAMPLES = 256  # in a file of the cache
 _HELD_OUT_STEP = 2**40  # a step that no training reaches; its random numbers are the validation's
