@@ -2,6 +2,7 @@ import importlib
 import linecache
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.data.image_files import encoded, picture
 from tests.refusals import refused
 
-from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, register_condition
+from nexus_adapters.conditions import EXTRACTORS, extract, register_condition
 from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes, fit_sample
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.folder import FolderSource
@@ -274,7 +275,7 @@ def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, whe
         importlib.invalidate_caches()
         with EXTRACTORS.temporary():
             outline = importlib.import_module("mine").outline
-            register_condition(Extractor("outline", outline, "", lines=True))
+            register_condition(replace(EXTRACTORS["canny"], name="outline", extract=outline))
             return maker("outline", table=str(tmp_path / "table.csv"))
 
     first = hashed()
@@ -292,11 +293,10 @@ def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, whe
 def test_changed_resizing_is_in_the_key(monkeypatch, changed):
     first, fit = maker(), Geometry.fit
 
-    def fit_otherwise(self, image, target, **others):
-        is_map = bool(others)
-        return (
-            Image.new("RGB", target) if is_map == (changed == "maps") else fit(self, image, target, **others)
-        )
+    def fit_otherwise(self, image, target, *how, **others):
+        if bool(how or others) == (changed == "maps"):
+            return Image.new("RGB", target)
+        return fit(self, image, target, *how, **others)
 
     monkeypatch.setattr(Geometry, "fit", fit_otherwise)
     assert maker() != first

@@ -32,7 +32,7 @@ class FittedSample:
         image: RGB, at the target size.
         condition: RGB, of the image's size.
         captions: at least one.
-        original_size: (height, width) of the image before it was resized.
+        original_size: (height, width) of the image before it was resized, by a prepared set too.
         crop_top_left: (top, left) of what was kept, in the resized image.
     """
 
@@ -86,7 +86,7 @@ def _fitted(
         _check_aspects(size, sample.condition.size, sample.key)
         is_labels = condition_name in EXTRACTORS and EXTRACTORS[condition_name].labels
         condition = geometry.fit(sample.condition, target, is_map=True, labels=is_labels, image_size=size)
-    crop = geometry.crop_of(size, target)
+    crop = geometry.crop_of(size, target, sample.original_size)
     return FittedSample(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)
 
 

@@ -52,12 +52,14 @@ class Sample:
         image: RGB, upright.
         condition: its structure map, RGB; None where the data set has none, and an extractor makes it.
         captions: at least one; "" is allowed.
+        original_size: (width, height) of the image before a prepared set fitted it; None for its own.
     """
 
     key: str
     image: Image.Image
     condition: Image.Image | None
     captions: tuple[str, ...]
+    original_size: tuple[int, int] | None = None
 
 
 @runtime_checkable
