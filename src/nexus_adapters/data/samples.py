@@ -61,6 +61,17 @@ class Sample:
     captions: tuple[str, ...]
     original_size: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        """BadSample for a caption that is no Unicode text, which tokenizers and UTF-8 files refuse."""
+        for caption in self.captions:
+            try:
+                caption.encode()
+            except UnicodeEncodeError as error:
+                shown = ascii(caption[max(0, error.start - 20) : error.end + 20])
+                raise BadSample(
+                    f"captions: expected Unicode text, got a lone surrogate in '{self.key}' ({shown})"
+                ) from error
+
 
 @runtime_checkable
 class Source(Protocol):

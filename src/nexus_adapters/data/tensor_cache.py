@@ -77,11 +77,15 @@ class TensorCache:
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The tensors of an entry; KeyError where there is none."""
+        return {part: self.read_part(name, part) for part in self._tensors_of[name]}
+
+    def read_part(self, name: str, part: str) -> Tensor:
+        """One tensor of an entry. KeyError where there is no such entry."""
         shard = self._shard_of[name]
         if shard not in self._opened:
             self._opened[shard] = safe_open(shard, framework="pt")
-        file = self._opened[shard]
-        return {part: file.get_tensor(f"{name}{_SEPARATOR}{part}") for part in self._tensors_of[name]}
+        tensor: Tensor = self._opened[shard].get_tensor(f"{name}{_SEPARATOR}{part}")
+        return tensor
 
     def _index(self, shard: Path) -> None:
         try:
