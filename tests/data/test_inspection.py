@@ -7,8 +7,9 @@ from tests.data.image_files import picture
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.bases.loading import BaseSource
 from nexus_adapters.bases.tokens import find_tokenizer, token_counts, token_limit, truncation_unlogged
-from nexus_adapters.data.inspection import caption_lengths, describe_captions
+from nexus_adapters.data.inspection import caption_lengths, describe_captions, inspect
 from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.embedded.scene_source import SceneSource
 
 LONG = " ".join(["a red star on a blue ring"] * 3)  # 21 words, where 12 tokens are read
 
@@ -80,3 +81,35 @@ def test_the_tokenizer_of_a_base_is_found_where_it_is_on_this_machine(tmp_path):
     assert token_counts(find_tokenizer(BaseSource(str(tmp_path))), ["a red star"]) == [5]
     assert find_tokenizer(BaseSource("somebody/never-fetched")) is None
     assert find_tokenizer(BaseSource(str(tmp_path / "tokenizer"))) is None
+
+
+class Looked(SceneSource):
+    """Scenes of which every seventh cannot be read."""
+
+    ignored = "2 captions without an image (a.txt, b.txt)"
+
+    def load(self, index):
+        if index % 7 == 0:
+            raise BadSample(f"image: {index} is damaged")
+        return Sample(self.key(index), picture(0, 32, 16), None, ("a cat",))
+
+
+@pytest.mark.parametrize(("count", "looked_at"), [(20, 20), (1000, 1000), (1003, 1000), (40_000, 1000)])
+def test_large_data_are_looked_at_all_over(count, looked_at):
+    source = Looked(count)
+    seen = []
+
+    def load(index):
+        seen.append(index)
+        return source.load(index)
+
+    found = inspect(source, range(count), load, lambda size: (32, 32))
+    assert (found.samples, found.looked_at, len(seen)) == (count, looked_at, looked_at)
+    assert seen == sorted(set(seen))
+    assert seen[0] < count / looked_at
+    assert seen[-1] >= count - 1 - count / looked_at
+    assert found.small == len(found.lengths) == looked_at - len(found.left_out) > 0
+    lines = found.describe()
+    assert ("evenly spaced" in lines[0]) == (count > looked_at)
+    assert any("captions without an image (a.txt, b.txt)" in line for line in lines)
+    assert any(f"{len(found.left_out)} of" in line.replace(",", "") and "image" in line for line in lines)

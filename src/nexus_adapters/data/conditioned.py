@@ -122,6 +122,13 @@ class ConditionedSource:
         """The sample; BadSample where it cannot be read."""
         return fit_sample(self.source, index, self.geometry, self.condition_name, self.options)
 
+    def load(self, index: int) -> Sample:
+        """The sample as it is in the source, unless `fit` would refuse it: BadSample. No map is extracted."""
+        sample = self.source.load(index)
+        if sample.condition is not None:
+            _check_aspects(sample.image.size, sample.condition.size, sample.key)
+        return sample
+
     def target(self, index: int) -> tuple[int, int]:
         """The sample's target (width, height); BadSample where its own size cannot be read."""
         return self.geometry.target(self.source.size(index))

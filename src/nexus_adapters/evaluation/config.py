@@ -12,10 +12,10 @@ from pydantic.dataclasses import dataclass
 from nexus_adapters.bundled import EMBEDDED, guidance_for
 from nexus_adapters.choices import DEFAULT_POLICY, GUIDANCE_SCALE, STEPS, Dtype, Policy, Prompts
 from nexus_adapters.embedded.maps import MAPS
+from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.generation import Sampling
 from nexus_adapters.training.config import (
-    SCENES_RESOLUTION,
     SECTION,
     AtLeast0,
     BaseOptions,
@@ -94,9 +94,9 @@ class EvaluationConfig:
                 repr(dict(data.extractor)),
             ),
             (
-                not is_scenes or data.resolution == SCENES_RESOLUTION,
+                not is_scenes or data.resolution == SIZE,
                 "data.resolution",
-                f"{SCENES_RESOLUTION}, the size of scenes",
+                f"{SIZE}, the size of scenes",
                 data.resolution,
             ),
             # The default names no data at all; that is refused where the data are opened.

@@ -220,8 +220,7 @@ def _is_readable(samples: ConditionedSource, index: int, report: SkipReport) -> 
 def _content_hash(encoders_hash: str, samples: ConditionedSource, indices: Iterable[int]) -> str:
     digest = hashlib.sha256(encoders_hash.encode())
     for index in indices:
-        # File names may have bytes that no character stands for.
-        digest.update(f"{samples.source.key(index)}\n".encode("utf-8", "surrogatepass"))
+        digest.update(f"{samples.source.key(index)}\n".encode())
     return digest.hexdigest()
 
 

@@ -20,15 +20,14 @@ from nexus_adapters.bases.loading import BaseSource
 from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.choices import CONDITION, GUIDANCE_SCALE, STEPS, DataKind, PredictionType
 from nexus_adapters.data.prepared_set import geometry_of, is_prepared
-from nexus_adapters.embedded.scene import SIZE as SCENES_RESOLUTION
+from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.errors import MISSING, InvalidArgument, expect, one_line, renamed
 from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
 from nexus_adapters.training.parsing import validated
 
 SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-DEFAULT_RESOLUTION = 512  # of data without a size of their own
-
+_DEFAULT_RESOLUTION = 512  # of data without a size of their own
 _MAX_INTEGER = 2**32 - 1  # above it, lengths and random generators overflow
 Positive = Annotated[int, Field(gt=0, le=_MAX_INTEGER)]
 NotNegative = Annotated[int, Field(ge=0, le=_MAX_INTEGER)]
@@ -106,12 +105,12 @@ class DataOptions:
         if self.kind == "folder" and self.path and is_prepared(self.path):
             object.__setattr__(self, "kind", "prepared")
         if self.resolution == 0:
-            object.__setattr__(self, "resolution", self.own_resolution() or DEFAULT_RESOLUTION)
+            object.__setattr__(self, "resolution", self.own_resolution() or _DEFAULT_RESOLUTION)
 
     def own_resolution(self) -> int | None:
         """The side that a prepared set's images, or scenes, have; None for data without a common one."""
         if self.kind == "scenes":
-            return SCENES_RESOLUTION
+            return SIZE
         if self.kind != "prepared":
             return None
         try:

@@ -27,10 +27,11 @@ from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument, renamed
-from nexus_adapters.training.config import DataOptions
+from nexus_adapters.training.config import DataOptions, TrainingOptions
 
 _ONE_SHAPE = ""  # of all samples, without aspect buckets
 _ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
+_MANY_EPOCHS = 100
 _HOLD_OUT = 2**32  # with the seed, the key by which held-out samples are chosen
 
 # Arguments of sources -> keys of a recipe.
@@ -188,6 +189,17 @@ def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, H
     if isinstance(source, TarSource) and any("://" in shard for shard in data.shards):
         return {index: source.shard_of(index) for index in range(len(source))}
     return None
+
+
+def warn_of_many_epochs(training: TrainingOptions, batch_size: int, samples: int) -> None:
+    """Warn where a run reads each sample more often than is of use. `batch_size`: of an optimizer step."""
+    epochs = training.max_train_steps * batch_size / samples
+    if epochs > _MANY_EPOCHS:
+        warnings.warn(
+            f"training.max_train_steps: {training.max_train_steps:,} steps of {batch_size} read each of the "
+            f"{samples:,} samples {epochs:,.0f} times; above {_MANY_EPOCHS} an adapter may memorize them",
+            stacklevel=2,
+        )
 
 
 def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:

@@ -35,7 +35,7 @@ from nexus_adapters.training.distributed import (
     open_accelerator,
     open_trackers,
 )
-from nexus_adapters.training.dry_run import describe
+from nexus_adapters.training.dry_run import describe, describe_data, preview_of
 from nexus_adapters.training.export import IMAGES, check_hub, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.loss import Objective
@@ -46,6 +46,7 @@ from nexus_adapters.training.recipe_samples import (
     open_samples,
     shards_to_keep_together,
     split_samples,
+    warn_of_many_epochs,
 )
 from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import (
@@ -128,7 +129,19 @@ def dry_run(config: TrainConfig) -> str:
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
-    return describe(config, base, options, len(split.trained) + len(split.held_out) + len(split.unreadable))
+    report = describe(config, base, options, len(split.trained) + len(split.held_out) + len(split.unreadable))
+    return "\n".join([report, *describe_data(config, samples, split)])
+
+
+def preview(config: TrainConfig) -> str:
+    """A page, in HTML, of samples as training reads them: fitted, with their maps and captions.
+
+    `InvalidArgument` as in training, and where no sample that it would show can be read.
+    """
+    base, _, _ = check_base(config)
+    samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
+    split, _ = _split_and_order(config, samples, processes=1)
+    return preview_of(config, samples, sorted([*split.trained, *split.held_out]))
 
 
 def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
@@ -182,7 +195,9 @@ def _split_and_order(
     split = split_samples(samples, config.data, config.seed, held_out)
     together = None if config.cache.enabled else shards_to_keep_together(config.data, samples.source)
     batch_size = training.batch_size * training.gradient_accumulation_steps * processes
-    return split, SampleOrder(split.trained, batch_size, config.seed, together)
+    order = SampleOrder(split.trained, batch_size, config.seed, together)
+    warn_of_many_epochs(training, batch_size, len(split.trained))
+    return split, order
 
 
 def samples_cache(options: CacheOptions) -> Path:
