@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.estimates import (
     REFERENCE,
     Estimate,
@@ -124,8 +125,11 @@ def page(found: Evaluation, table: Rows) -> str:
         for places in whole:
             wanted = [place for place in chosen if place in places]
             images = store.images(places) if wanted else None
-            for place in wanted:
-                assert images is not None
+            if wanted and images is None:
+                raise InvalidArgument(
+                    "out", "images that can be read", f"damaged ones in '{store.folder}'", "Run it again"
+                )
+            for place in wanted if images is not None else ():
                 shown[name, place] = images[place - places.start]
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",

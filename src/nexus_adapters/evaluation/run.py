@@ -184,7 +184,7 @@ def _work(
         for places in mine:
             chosen = None
             for name, store in stores.items():
-                if store.scores(places) is None:
+                if store.scores(places) is None or (name != REFERENCE and not store.has_images(places)):
                     chosen = chosen or cases[places.start : places.stop]
                     if name == REFERENCE:
                         images = [case.original for case in chosen]
