@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, find_extra
 from nexus_adapters.data.crop import Geometry, aspect_ratio
 from nexus_adapters.data.samples import BadSample, Sample, Source
 from nexus_adapters.files import append_json_lines, folder_sha256, read_json_lines
+from nexus_adapters.registry import source_of
 
 _MAX_ASPECT_RATIO = 1.01
 _KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
@@ -149,7 +149,8 @@ class ConditionedSource:
 def _identity_of(extractor: Extractor, options: Mapping[str, object]) -> list[object]:
     """An extractor's code, and its options, of which names of files and folders stand for their content."""
     used = {**extractor.defaults(), **options}
-    return [_source_code(extractor.extract), sorted((name, _content_of(used[name])) for name in used)]
+    code = hashlib.sha256(source_of(extractor.extract).encode()).hexdigest()
+    return [code, sorted((name, _content_of(used[name])) for name in used)]
 
 
 def _content_of(value: object) -> object:
@@ -157,17 +158,6 @@ def _content_of(value: object) -> object:
         return folder_sha256(Path(value))
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value  # type: ignore[arg-type]  # an int
-
-
-def _source_code(function: Callable[..., object]) -> str:
-    """SHA-256 over the module that defines a function, or in a notebook the function.
-
-    "" where the source of neither is at hand.
-    """
-    for part in (inspect.getmodule(function), function):
-        with suppress(OSError, TypeError):
-            return hashlib.sha256(inspect.getsource(part).encode()).hexdigest()  # type: ignore[arg-type]
-    return ""
 
 
 def _fitting_sha256(condition_name: str) -> str:

@@ -124,12 +124,14 @@ def page(found: Evaluation, table: Rows) -> str:
         store = Store(found.folder / name, "")
         for places in whole:
             wanted = [place for place in chosen if place in places]
-            images = store.images(places) if wanted else None
-            if wanted and images is None:
+            if not wanted:
+                continue
+            images = store.images(places)
+            if images is None:
                 raise InvalidArgument(
                     "out", "images that can be read", f"damaged ones in '{store.folder}'", "Run it again"
                 )
-            for place in wanted if images is not None else ():
+            for place in wanted:
                 shown[name, place] = images[place - places.start]
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",
