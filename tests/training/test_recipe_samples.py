@@ -11,9 +11,10 @@ from nexus_adapters.data.crop import Geometry
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.evaluation.config import EvaluationRecipe, with_defaults
 from nexus_adapters.prepare.plan import Plan
+from nexus_adapters.training.config import TrainingOptions
 from nexus_adapters.training.parsing import validated
 from nexus_adapters.training.recipe import parse_config
-from nexus_adapters.training.recipe_samples import open_samples
+from nexus_adapters.training.recipe_samples import open_samples, warn_of_many_epochs
 
 GEOMETRIES = {
     "small": Geometry(64, 64),
@@ -96,3 +97,15 @@ def test_a_damaged_index_is_refused_as_the_datas(sets, tmp_path, geometry):
     data = data_of("train", path=str(damaged))
     with refused("data.path", str(damaged / "index.json")):
         open_samples(data, tmp_path, 64)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "samples"), [(101, 1, 1), (51, 2, 1), (2001, 4, 80), (10**6, 8, 18)]
+)
+def test_many_epochs_are_reported(steps, batch_size, samples):
+    with pytest.warns(UserWarning, match=r"^training\.max_train_steps: "):
+        warn_of_many_epochs(TrainingOptions(max_train_steps=steps), batch_size, samples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fewer = 100 * samples // batch_size
+        warn_of_many_epochs(TrainingOptions(max_train_steps=fewer), batch_size, samples)

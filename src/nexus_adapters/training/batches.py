@@ -166,8 +166,7 @@ def prepare_batches(
         order = SampleOrder(usable, order.global_batch_size, seed) if needed is split else order
         held_out = [index for index in split.held_out if names.get(index) in cache]
         reader = CachedSamples(cache, names, substitutes(usable, bad))
-        cached = (names[index] for index in usable if names.get(index) in cache)
-        lengths = [cache.read_part(name, CAPTION_LENGTHS).tolist() for name in cached]
+        lengths = _cached_caption_lengths(cache, [names[i] for i in usable if names.get(i) in cache])
     tokenizer = getattr(base.pipe, "tokenizer", None)
     for line in describe_captions(lengths, tokenizer) if accelerator.is_main_process else ():
         warnings.warn(f"data: {line}", stacklevel=2)
@@ -196,15 +195,18 @@ def prepare_batches(
     )
 
 
-def _first_caption_lengths(samples: ConditionedSource, order: SampleOrder, base: Base) -> list[list[int]]:
+def _cached_caption_lengths(cache: TensorCache, names: Iterable[str]) -> Iterator[list[int]]:
+    for name in names:
+        yield cache.read_part(name, CAPTION_LENGTHS).tolist()
+
+
+def _first_caption_lengths(samples: ConditionedSource, order: SampleOrder, base: Base) -> Iterator[list[int]]:
     """Of the samples that the first steps read: without a cache, nobody reads all of them before."""
     tokenizer = getattr(base.pipe, "tokenizer", None)
     steps = range(-(-_LOOKED_AT // order.global_batch_size))
-    lengths = []
     for index in dict.fromkeys(int(index) for step in steps for index in order.at(step)):
         with suppress(BadSample):  # which is reported when its step comes
-            lengths.append(caption_lengths(samples.source.load(index).captions, tokenizer))
-    return lengths
+            yield caption_lengths(samples.source.load(index).captions, tokenizer)
 
 
 def _is_readable(samples: ConditionedSource, index: int, report: SkipReport) -> bool:
