@@ -8,7 +8,6 @@ from pathlib import Path
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_preview
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.files import write_text
 
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
@@ -39,12 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
     with library_logs_as_warnings():
         from nexus_adapters.training.loop import Stopped
-        from nexus_adapters.training.run import dry_run, preview, train_adapter
+        from nexus_adapters.training.run import dry_run, train_adapter
 
         if args.dry_run or page is not None:
-            print(dry_run(config))
-            if page is not None:
-                write_text(page, preview(config))
+            print(dry_run(config, page))
             return 0
         try:
             folder = train_adapter(config)

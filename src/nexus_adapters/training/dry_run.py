@@ -89,7 +89,7 @@ def preview_of(config: TrainConfig, samples: ConditionedSource, indices: Sequenc
         rows.append(Row(images, sample.captions, sample.key))
     if not rows:
         raise InvalidArgument("data", "readable samples", f"none among those to be shown ({reason})")
-    summary = f"{len(indices):,} samples. Each time that a step reads one, it reads one of its captions."
+    summary = "Each time that a step reads a sample, it reads one of its captions."
     return page("Samples as training reads them", summary, rows)
 
 

@@ -25,6 +25,7 @@ from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
+from nexus_adapters.prepare.preview import ROWS
 from nexus_adapters.training.batches import Batches, prepare_batches
 from nexus_adapters.training.checkpoint import TrainState
 from nexus_adapters.training.config import CacheOptions, LossOptions, TrainConfig
@@ -116,32 +117,29 @@ def train_adapter(config: TrainConfig) -> Path:
     return output / ADAPTER
 
 
-def dry_run(config: TrainConfig) -> str:
+def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
     """Check a recipe as `train_adapter` does, and report what it would do. The base's weights are not read.
 
-    Data sets on the Hub and tars behind URLs are not opened. The index of local tars is kept.
+    Data sets on the Hub and tars behind URLs are not opened, except for a preview. The index of local tars is
+    kept.
+
+    Args:
+        config: the recipe.
+        preview: an HTML file to write, with samples as training reads them; None for none.
     """
     check_run_folder(config)
     base, options, _ = check_base(config)
     is_far = config.data.kind == "table" and not Path(config.data.path).exists()
     is_far |= any("://" in shard for shard in config.data.shards)
-    if is_far:
+    if is_far and preview is None:
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     report = describe(config, base, options, len(split.trained) + len(split.held_out) + len(split.unreadable))
-    return "\n".join([report, *describe_data(config, samples, split)])
-
-
-def preview(config: TrainConfig) -> str:
-    """A page, in HTML, of samples as training reads them: fitted, with their maps and captions.
-
-    `InvalidArgument` as in training, and where no sample that it would show can be read.
-    """
-    base, _, _ = check_base(config)
-    samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
-    split, _ = _split_and_order(config, samples, processes=1)
-    return preview_of(config, samples, sorted([*split.trained, *split.held_out]))
+    if preview is not None:
+        indices = sorted([*split.trained, *split.held_out])
+        files.write_text(preview, preview_of(config, samples, indices[:ROWS] if is_far else indices))
+    return report if is_far else "\n".join([report, *describe_data(config, samples, split)])
 
 
 def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
