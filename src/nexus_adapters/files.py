@@ -85,11 +85,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     from safetensors.torch import save_file  # imports torch, which takes long and is seldom needed
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors has a temporary file of its own next to the one it writes. In a folder that is unfinished as
+    # a whole, what a kill leaves of it is known for what it is.
+    scratch = _unfinished(Path(os.path.realpath(path)))
+    scratch.mkdir(parents=True)
     try:
-        with replacing_file(path) as unfinished:
+        with replacing_file(path, scratch) as unfinished:
             save_file(whole, unfinished, metadata)
     except SafetensorError as error:  # no space left on the device, above all
         raise OSError(f"cannot write '{path}': {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -127,12 +133,13 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder.rename(_unfinished(folder)), ignore_errors=True)
 
 
-def remove_unfinished(folder: Path, idle_s: float = 0.0) -> None:
+def remove_unfinished(folder: Path, idle_s: float = 0.0, name: str = "") -> None:
     """Delete what a killed process has left in `folder`, but for what has changed within `idle_s` seconds.
 
-    Where other processes may be writing, `idle_s` is `STALE_AFTER_S`.
+    Where other processes may be writing, `idle_s` is `STALE_AFTER_S`. `name`: of the file that was being
+    written, where it is that one alone.
     """
-    for path in folder.glob(f"{_UNFINISHED}*"):
+    for path in folder.glob(f"{_UNFINISHED}{name}*"):
         with suppress(OSError):  # another process was faster, or it is open on a system that keeps such files
             if idle_s == 0 or time.time() - path.stat().st_mtime > idle_s:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()

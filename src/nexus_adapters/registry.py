@@ -6,6 +6,7 @@ an entry point of an installed package. Nothing else is ever imported for a name
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -203,6 +204,18 @@ def defined_alike(first: object, second: object) -> bool:
         for each in (first, second)
     ]
     return places[0] == places[1] and not places[0][1].endswith("<lambda>")
+
+
+def source_of(call: Callable[..., object]) -> str:
+    """The source of the module that a function is defined in, or else of the function, or its name."""
+    module = sys.modules.get(str(getattr(call, "__module__", "")))
+    for known in (module, call):
+        try:
+            if known is not None:
+                return inspect.getsource(known)
+        except (OSError, TypeError):  # a notebook's module has no file; a callable object no source
+            continue
+    return str(getattr(call, "__qualname__", type(call).__qualname__))
 
 
 def _home(entry: Any) -> str:

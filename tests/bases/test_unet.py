@@ -10,6 +10,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.configuration_utils import FrozenDict
 from tests import tiny
 from tests.refusals import refused
 from torch import nn
@@ -298,6 +299,58 @@ def test_the_hash_is_of_encoders_and_words():
     more = tiny.tokenizer()
     more.add_tokens(["purple"])
     assert hashed(tokenizer=more) != first
+
+
+# What a config says of its own history decides nothing.
+ORIGIN = ("_name_or_path", "transformers_version", "_use_default_values")
+
+
+def other(value):
+    """A value of the same kind that differs."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else ["other"] if value is None else f"{value}-"
+
+
+def test_every_entry_of_an_encoders_config_is_in_the_hash():
+    pipe = tiny.sdxl()
+    pipe.unet = None  # as in training
+    known = UNetBase({}, None, None, pipe)
+    first = known.content_hash()
+    walked = 0
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        for key, value in encoder.config.to_dict().items():
+            if key == "dtype" or key not in vars(encoder.config):  # of the weights, or of the class
+                continue
+            vars(encoder.config)[key] = other(value)
+            assert (known.content_hash() == first) == (key in ORIGIN), key
+            vars(encoder.config)[key] = value
+            walked += 1
+    before = pipe.vae._internal_dict
+    for key, value in dict(before).items():
+        pipe.vae._internal_dict = FrozenDict({**before, key: other(value)})
+        assert (known.content_hash() == first) == (key in ORIGIN), key
+        walked += 1
+    pipe.vae._internal_dict = before
+    assert known.content_hash() == first
+    assert walked > 60
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_whatever_a_tokenizer_does_to_a_text_is_in_the_hash(name):
+    pipe = tiny.sdxl()
+    known = UNetBase({}, None, None, pipe)
+    first = known.content_hash()
+    tokenizer = getattr(pipe, name)
+    tokenizer("a red star", truncation=True, max_length=4, padding="max_length")
+    assert known.content_hash() == first  # a call leaves no trace
+    for key, value in (("model_max_length", 8), ("padding_side", "left"), ("truncation_side", "left")):
+        before = getattr(tokenizer, key)
+        setattr(tokenizer, key, value)
+        assert known.content_hash() != first, key
+        setattr(tokenizer, key, before)
+    tokenizer.backend_tokenizer.normalizer = None  # keeps capitals
+    assert known.content_hash() != first
 
 
 def test_release():

@@ -58,7 +58,7 @@ def test_the_kind_auto_overrides_the_one_of_a_file():
 
 def test_defaults_follow_from_the_data_and_the_base():
     scenes = {"guidance_scale": 2.0, "clip": "embedded", "features": "embedded"}
-    data = {"kind": "scenes", "split": "test", "count": 500, "resolution": 128}
+    data = {"kind": "scenes", "split": "test", "count": 500}
     assert with_defaults({}) == {**scenes, "data": data}
     few = {"data": {"count": LEAST_FOR_DISTANCES - 1}, "clip": ""}
     assert with_defaults(few) == {

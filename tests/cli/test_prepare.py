@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 from tests.conditions import tiny_models
+from tests.data.image_files import encoded, picture
 from tests.prepare.sets import digests, image, index, samples, skipped, write_folder
 
 from nexus_adapters.cli import main
@@ -41,6 +42,42 @@ def test_makes_a_set_and_leaves_it_alone_when_run_again(photos, tmp_path, capsys
     assert run(*argv, "--resolution", 24) == 0
     assert "was finished already" in capsys.readouterr().err
     assert digests(tmp_path / "set") == before
+
+
+def test_a_dry_run_shows_what_would_be_made_and_writes_nothing(photos, tmp_path, capsys):
+    (photos / "001.png").write_bytes(b"broken")
+    (photos / "002.txt").write_text("")
+    (photos / "003.txt").write_text("lone \udcff", errors="surrogateescape")
+    argv = (photos, "--conditions", "canny,sketch", "--out", tmp_path / "set", "--max-aspect", 1.3)
+    (photos / "004.png").write_bytes(encoded(picture(4, 64, 30)))
+    assert run(*argv, "--resolution", 36, "--shard-size", 4, "--dry-run") == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert all(part in first for part in ("6 samples", "2 shards", "36x36", "canny, sketch"))
+    parts = ("3 of 6", "1 of 3", "3 of 3")  # left out, without words, small
+    assert [part in line for part, line in zip(parts, lines, strict=True)] == [True] * 3
+    assert "(unreadable 2, aspect 1)" in lines[0]
+    assert not (tmp_path / "set").exists()
+    assert run(*argv) == 0
+    before = digests(tmp_path / "set")
+    assert run(*argv, "--dry-run") == 0
+    assert "finished already" in capsys.readouterr().out
+    assert run(*argv, "--dry-run", "--seed", 5) == 2  # as without --dry-run
+    assert "--seed" in capsys.readouterr().err
+    assert digests(tmp_path / "set") == before
+
+
+def test_a_preview_shows_samples_as_they_would_be_written(photos, tmp_path, capsys):
+    (photos / "001.png").write_bytes(b"broken")
+    argv = (photos, "--conditions", "canny,sketch", "--out", tmp_path / "set")
+    page = tmp_path / "page.html"
+    assert run(*argv, "--preview", page) == 0
+    assert "6 samples" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert (text.count("<figure>"), text.count("<img ")) == (5, 15)
+    assert "picture 3" in text
+    assert not (tmp_path / "set").exists()
+    assert run(*argv, "--preview", page) == 2
+    assert "--preview" in capsys.readouterr().err
 
 
 def test_an_option_of_the_only_map_needs_no_name():

@@ -1,5 +1,7 @@
 """`nexus train`: what it prints, and with which status it ends."""
 
+import json
+
 import pytest
 from tests import tiny
 from tests.training.runs import config, write_images
@@ -44,7 +46,62 @@ def test_a_dry_run_reports_the_training_and_writes_nothing(recipe, tmp_path, cap
     out = capsys.readouterr().out
     for expected in ("prime", "47,592", "14", "adamw", "cosine", "1.00e-02"):
         assert expected in out
+    assert len(out[out.index("\ndata ") :].splitlines()) == 2  # the end of the line before, and one of them
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def mixed(root, tmp_path_factory):
+    """Sixteen images: two cannot be read, three have no words, four are small, five have long captions."""
+    folder = write_images(tmp_path_factory.mktemp("mixed") / "images", count=16)
+    for index in range(4, 8):
+        tiny.image(40, 48).save(folder / f"{index:02d}.png")
+    (folder / "00.png").write_bytes(b"no picture")
+    texts = ["a cat", "lone \ud800", "", " ", "\n", *["a red star on a blue ring " * 9] * 5, *["a cat"] * 6]
+    rows = [{"file_name": f"{index:02d}.png", "text": text} for index, text in enumerate(texts)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_a_dry_run_shows_what_the_data_have(recipe, mixed, tmp_path, capsys):
+    settings = ["--set", f"data.path={mixed}", "--set", "training.max_train_steps=5000"]
+    assert main(["train", str(recipe), "--dry-run", *settings]) == 0
+    out, err = capsys.readouterr()
+    data = [line.strip() for line in out[out.index("\ndata ") :].splitlines() if line]
+    assert str(mixed) in data[0]
+    assert "16 samples" in data[0]
+    assert "64x64" in data[0]
+    parts = ("2 of 16", "3 of 14", "5 of 14", "4 of 14")  # unreadable, empty, cut, small
+    assert [part in line for part, line in zip(parts, data[1:], strict=True)] == [True] * 4
+    assert "(image 1, captions 1)" in data[1]
+    assert "12 tokens" in data[3]
+    assert "truncated" not in err
+    assert "training.max_train_steps" in err  # 625 epochs
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preview_shows_samples_as_training_reads_them(recipe, mixed, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    argv = ["train", str(recipe), "--preview", str(page), "--set", f"data.path={mixed}"]
+    assert main(argv) == 0
+    assert "16 samples" in capsys.readouterr().out  # of the dry run
+    text = page.read_text(encoding="utf-8")
+    assert 8 <= text.count("<figure>") <= 12
+    assert text.count("<img ") == 2 * text.count("<figure>")
+    assert "a red star on a blue ring" in text
+    assert "</span>" in text
+    assert not (tmp_path / "out").exists()
+    before = page.read_bytes()
+    assert main(argv) == 2
+    assert "--preview" in capsys.readouterr().err
+    assert page.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["page.txt", "missing/page.html", "folder.html"])
+def test_where_no_preview_can_go_is_refused_before_any_work(recipe, tmp_path, capsys, name):
+    (tmp_path / "folder.html").mkdir()
+    assert main(["train", str(recipe), "--preview", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.startswith("nexus train: error: --preview: ")
 
 
 def test_a_run_that_diverged_is_no_bad_input(recipe, monkeypatch, capsys):

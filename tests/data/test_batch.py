@@ -72,18 +72,17 @@ def test_a_cache_keeps_whatever_a_base_reads_of_a_prompt():
     prompts = {
         name: torch.rand(2, 3) for name in ("prompt_embeds", "pooled_projections", "of_a_third_encoder")
     }
-    entry = Entry(
-        torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.zeros(3, 8, 8).byte(), prompts, torch.zeros(6)
-    )
+    one, lengths = torch.ones(1, 1, 1), torch.tensor([5, 0])
+    entry = Entry(one, one, torch.zeros(3, 8, 8).byte(), prompts, torch.zeros(6), lengths)
     again = Entry.from_tensors(entry.as_tensors())
     assert again.prompts.keys() == prompts.keys()
+    assert torch.equal(again.caption_lengths, lengths)
     assert all(torch.equal(again.prompts[name], tensor.half()) for name, tensor in prompts.items())
 
 
 def test_what_half_precision_does_not_hold_is_refused():
-    entry = Entry(
-        torch.full((1, 1, 1), 1e6), torch.ones(1, 1, 1), torch.zeros(3, 8, 8).byte(), {}, torch.zeros(6)
-    )
+    large, lengths = torch.full((1, 1, 1), 1e6), torch.tensor([5])
+    entry = Entry(large, torch.ones(1, 1, 1), torch.zeros(3, 8, 8).byte(), {}, torch.zeros(6), lengths)
     with refused("cache.enabled", "in mean", expected="float16", hint="false"):
         entry.as_tensors()
 

@@ -1,5 +1,10 @@
+import importlib
 import json
+import linecache
 import os
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,8 +12,8 @@ from PIL import Image
 from tests.data.image_files import encoded, picture
 from tests.refusals import refused
 
-from nexus_adapters.conditions import extract
-from nexus_adapters.data.conditioned import KnownHashes, fit_sample
+from nexus_adapters.conditions import EXTRACTORS, extract, register_condition
+from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes, fit_sample
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.samples import BadSample, Sample, Source
@@ -260,3 +265,76 @@ def test_wrong_extractors_and_options_are_no_bad_samples():
 
 def test_the_sample_is_a_source():
     assert isinstance(OneSample(picture()), Source)
+
+
+def maker(condition_name="canny", geometry=None, **options):
+    """What is in the cache's key in addition to the sample's own content."""
+    samples = ConditionedSource(SceneSource(1), geometry or Geometry(64, 64), condition_name, options)
+    return samples.content_hash(0, KnownHashes(Path("never-written")))
+
+
+def test_all_that_decides_a_map_is_in_the_key():
+    first = maker()
+    assert maker() == maker(low=100.0) == maker(low=100, high=200) == first  # the defaults
+    others = [maker(low=99.0), maker(auto=True), maker("sketch"), maker(geometry=Geometry(64, 128))]
+    assert len({first, *others}) == 5
+
+
+def test_a_folder_extractors_weights_are_in_the_key(tmp_path):
+    """By their content, wherever they lie."""
+    for name in ("model", "copy"):
+        (tmp_path / name / "part").mkdir(parents=True)
+        (tmp_path / name / "part" / "weights.safetensors").write_bytes(b"1")
+        (tmp_path / name / "config.json").write_text("{}")
+    first = maker("depth", model=str(tmp_path / "model"))
+    assert maker("depth", model=str(tmp_path / "copy")) == first
+    assert maker("depth", model="somebody/model") != first
+    for file, content in (("part/weights.safetensors", b"2"), ("config.json", b"[]"), ("more", b"")):
+        (tmp_path / "copy" / file).write_bytes(content)
+        changed = maker("depth", model=str(tmp_path / "copy"))
+        assert changed != first
+        first = changed
+    (tmp_path / "edges.onnx").write_bytes(b"1")
+    first = maker("sketch", model=str(tmp_path / "edges.onnx"))
+    (tmp_path / "edges.onnx").write_bytes(b"2")
+    assert maker("sketch", model=str(tmp_path / "edges.onnx")) != first
+
+
+@pytest.mark.parametrize("where", ["the code", "a default", "a file that an option names"])
+def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, where):
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["def outline(image, level=1.0, table=''):", "    return image"]
+    (tmp_path / "table.csv").write_text("1")
+
+    def hashed():
+        (tmp_path / "mine.py").write_text("\n".join(lines))
+        sys.modules.pop("mine", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        with EXTRACTORS.temporary():
+            outline = importlib.import_module("mine").outline
+            register_condition(replace(EXTRACTORS["canny"], name="outline", extract=outline))
+            return maker("outline", table=str(tmp_path / "table.csv"))
+
+    first = hashed()
+    assert hashed() == first
+    if where == "the code":
+        lines[1] += ".rotate(180)"
+    elif where == "a default":
+        lines[0] = lines[0].replace("1.0", "2.0")
+    else:
+        (tmp_path / "table.csv").write_text("2")
+    assert hashed() != first
+
+
+@pytest.mark.parametrize("changed", ["images", "maps"])
+def test_changed_resizing_is_in_the_key(monkeypatch, changed):
+    first, fit = maker(), Geometry.fit
+
+    def fit_otherwise(self, image, target, *how, **others):
+        if bool(how or others) == (changed == "maps"):
+            return Image.new("RGB", target)
+        return fit(self, image, target, *how, **others)
+
+    monkeypatch.setattr(Geometry, "fit", fit_otherwise)
+    assert maker() != first

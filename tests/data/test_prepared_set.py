@@ -1,6 +1,12 @@
+import hashlib
+import io
+import json
+import tarfile
+
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.image_files import encoded, picture
 from tests.prepare.sets import make
 from tests.refusals import refused
 
@@ -90,3 +96,79 @@ def test_other_folders_maps_and_damaged_shards_are_refused(prepared, tmp_path):
     (copy / "index.json").write_text("{}")
     with refused("folder", f"'{copy / 'index.json'}' (it lacks 'conditions')"):
         open_prepared(copy, "canny", tmp_path)
+
+
+def fitted_to(source, geometry):
+    return [fit_sample(source, index, geometry, "canny", {}) for index in range(len(source))]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Of several sizes and aspects, larger and smaller than what they are fitted to."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, size in enumerate([(200, 100), (90, 160), (64, 64), (48, 40), (131, 97)]):
+        (folder / f"{index}.png").write_bytes(encoded(picture(index, *size)))
+        (folder / f"{index}.txt").write_text("a picture")
+    return folder
+
+
+@pytest.mark.parametrize("geometry", [Geometry(64, 64), Geometry(96, 64), Geometry.bucketed(64, step=16)])
+@pytest.mark.parametrize("is_fitted", [True, False])
+def test_sdxl_reads_the_same_sizes_as_of_the_raw_folder(photos, tmp_path, geometry, is_fitted):
+    plan = Plan(FolderSource(photos), {"canny": {}}, geometry if is_fitted else None, image_format="png")
+    make(plan, tmp_path / "set")
+    prepared = open_prepared(tmp_path / "set", "canny", tmp_path / "index")
+    raw = fitted_to(FolderSource(photos), geometry)
+    assert len({sample.time_ids for sample in raw}) == 5
+    assert [sample.time_ids for sample in fitted_to(prepared, geometry)] == [s.time_ids for s in raw]
+
+
+def test_a_set_read_at_another_size_states_the_same_crop_within_a_pixel(photos, tmp_path):
+    make(Plan(FolderSource(photos), {"canny": {}}, Geometry(64, 64)), tmp_path / "set")
+    prepared = open_prepared(tmp_path / "set", "canny", tmp_path / "index")
+    for side in (32, 48, 128):
+        found, raw = (
+            fitted_to(prepared, Geometry(side, side)),
+            fitted_to(FolderSource(photos), Geometry(side, side)),
+        )
+        off = np.abs(np.array([s.time_ids for s in found]) - [s.time_ids for s in raw])
+        assert off.max() <= max(1, side / 64), off  # a pixel of the set or of what is read
+
+
+def rewritten(folder, out, change):
+    """A copy of a set whose JSON is changed in every sample."""
+    out.mkdir()
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        with tarfile.open(folder / shard["file"]) as old, tarfile.open(out / shard["file"], "w") as new:
+            for member in old:
+                content = old.extractfile(member).read()
+                if member.name.endswith(".json"):
+                    content = change(content)
+                    member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+        content = (out / shard["file"]).read_bytes()
+        shard |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (out / "index.json").write_text(json.dumps(index))
+    return out
+
+
+@pytest.mark.parametrize("size", [None, [0, 5], "128x128", [1.5, 2], [128]])
+def test_sets_that_state_no_size_are_reported_once_and_read(prepared, tmp_path, size):
+    def change(content):
+        about = json.loads(content) | {"original_size": size}
+        return json.dumps(about).encode()
+
+    copy = rewritten(prepared, tmp_path / "copy", change)
+    with pytest.warns(UserWarning, match="original_size") as caught:
+        source = open_prepared(copy, "canny", tmp_path)
+    samples = fitted_to(source, Geometry(64, 64))
+    assert len(caught) == 1
+    assert {sample.time_ids[:4] for sample in samples} == {(128.0, 128.0, 0.0, 0.0)}
+
+
+def test_the_original_size_is_part_of_a_samples_content(prepared, tmp_path):
+    copy = rewritten(prepared, tmp_path / "copy", lambda text: text.replace(b"[128, 128]", b"[128, 200]"))
+    one, other = (open_prepared(folder, "canny", tmp_path) for folder in (prepared, copy))
+    assert one.content_hash(0) != other.content_hash(0)
+    assert other.load(0).original_size == (128, 200)

@@ -1,7 +1,10 @@
 import os
 import pickle
+import signal
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from tests.refusals import refused
 
@@ -65,6 +68,61 @@ def test_what_a_kill_left_goes_in_time(tmp_path):
     os.utime(left, (0, 0))
     TensorCache(tmp_path)
     assert not left.exists()
+
+
+def killed_while_writing(folder):
+    """A process that is killed when safetensors has begun its own temporary file; the process's entry."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            cache = TensorCache(folder)
+
+            def save_file(tensors, path, metadata):
+                (Path(path).parent / ".tmpHalf01").write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            safetensors.torch.save_file = save_file
+            cache.write({"x": entry(1)})
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_what_a_kill_left_of_a_shard_goes_at_the_next_start(tmp_path):
+    TensorCache(tmp_path).write({"y": entry(2)})
+    for _ in range(2):
+        killed_while_writing(tmp_path)
+    assert list(tmp_path.rglob(".tmp*"))
+    cache = TensorCache(tmp_path)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    assert same(cache.read("y"), entry(2))
+    assert cache.missing(["x", "y"]) == ["x"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path, monkeypatch):
+    """Also in the moment in which it has made its lock file but does not hold it yet."""
+    cache, save = TensorCache(tmp_path), safetensors.torch.save_file
+
+    def meanwhile(tensors, path, metadata):
+        TensorCache(tmp_path)
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr("safetensors.torch.save_file", meanwhile)
+    cache.write({"x": entry(1)})
+    (tmp_path / ".writing-shard-0123.safetensors").touch()
+    TensorCache(tmp_path)
+    assert same(TensorCache(tmp_path).read("x"), entry(1))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr("nexus_adapters.data.tensor_cache.lock", refuse)
+    TensorCache(tmp_path).write({"x": entry(1)})
+    assert same(TensorCache(tmp_path).read("x"), entry(1))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_it_can_be_handed_to_other_processes(tmp_path):

@@ -1,11 +1,13 @@
 from dataclasses import asdict
 
 import pytest
+from PIL import Image
+from tests import tiny
 from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.embedded.scene import SHAPES, draw_scene
-from nexus_adapters.evaluation.cases import Cases, content_sha256, contradicting, open_cases
+from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, contradicting, open_cases
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.training.config import DataOptions
 from nexus_adapters.training.parsing import validated
@@ -97,3 +99,16 @@ def test_scenes_of_training_and_endless_ones_are_refused(changes, name, received
     data = {"kind": "scenes", "split": "test", "count": 6, "resolution": 128} | changes
     with refused(name, received, expected=expected):
         validated(EvaluationConfig, {"data": data})
+
+
+@pytest.mark.parametrize(
+    "prompts", [["a red star"] * 3, ["", "a cat", "a red star " * 9], ["a cat " * 30] * 3]
+)
+def test_prompts_that_are_cut_are_counted_in_one_line(prompts, recwarn):
+    image = Image.new("RGB", (8, 8))
+    made = Cases(3, lambda place: Case(f"{place}", prompts[place], "its words", image, image))
+    first = content_sha256(made, show_progress=False)
+    assert not recwarn.list
+    assert content_sha256(made, show_progress=False, tokenizer=tiny.tokenizer()) == first
+    cut, used = sum(len(prompt) > 20 for prompt in prompts), sum(map(bool, prompts))
+    assert [f"{cut} of {used}" in str(warning.message) for warning in recwarn] == [True] * bool(cut)

@@ -25,6 +25,7 @@ from nexus_adapters.evaluation.provenance import model_sha256
 from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.evaluation.scoring import scoring_sha256
+from nexus_adapters.evaluation.store import claim
 from nexus_adapters.methods import GenerationSettings, find_method
 from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.training.config import BaseOptions, DataOptions
@@ -147,6 +148,52 @@ def test_what_was_stopped_resumes_to_the_same_images_and_results(finished, tmp_p
     whole = written(out)
     evaluate(config(), ADAPTERS, out, show_progress=False)
     assert written(out) == whole
+
+
+def test_what_is_damaged_is_made_again_and_nothing_else(finished, tmp_path):
+    """With a warning of each, and to the same images and results."""
+    out = shutil.copytree(finished.folder, tmp_path / "out")
+    scores = {name: sorted((out / name).glob("scores-*/*.npz")) for name in ("reference", *finished.methods)}
+    marks = {name: sorted((out / name / "drawn").glob("*.json")) for name in ("base", "prime", "t2i")}
+    scores["reference"][0].write_bytes(b"")
+    scores["base"][0].write_bytes(scores["base"][0].read_bytes()[:-30])
+    with np.load(scores["prime"][1]) as arrays:
+        np.savez(scores["prime"][1], **{name: arrays[name][:0] for name in arrays.files if arrays[name].ndim})
+    np.savez(scores["t2i"][1], scores=np.array([{"an": "object"}]))
+    marks["base"][1].write_text('{"draw_s"')
+    marks["prime"][0].write_text('["draw_s"]')
+    cut = out / "t2i" / "images" / "00000.png"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    (out / "base" / "images" / "00002.png").unlink()
+    whole = {name: time for name, time in written(finished.folder).items() if "prime/images/00002" in name}
+    with pytest.warns(UserWarning, match="is damaged"):
+        found = evaluate(config(), ADAPTERS, out, show_progress=False)
+    write_report(found)
+    assert pixels(out) == pixels(finished.folder)
+    assert len(whole) == 1
+    assert whole.items() <= written(out).items()
+    texts = [(folder / RESULTS).read_text() for folder in (out, finished.folder)]
+    assert without_times(texts[0]) == without_times(texts[1])
+
+
+def test_an_image_that_only_decoding_finds_damaged_is_made_again_by_the_next_run(finished, tmp_path):
+    out = shutil.copytree(finished.folder, tmp_path / "out")
+    file = out / "base" / "images" / "00000.png"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    found = evaluate(config(), ADAPTERS, out, show_progress=False)
+    with pytest.warns(UserWarning, match=r"00000\.png"), refused("out", str(out / "base")):
+        write_report(found)
+    write_report(evaluate(config(), ADAPTERS, out, show_progress=False))
+    assert pixels(out) == pixels(finished.folder)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"drawing": 1, "adapters": {}}', "[" * 100_000])
+def test_damaged_settings_are_refused(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with refused("out", f"'{tmp_path}'"):
+        claim(tmp_path, {}, {}, {})
 
 
 def test_another_adapter_joins_and_other_metrics_generate_nothing_again(finished, tmp_path):

@@ -436,14 +436,15 @@ def test_names_and_captions_that_utf8_cannot_say(tmp_path, monkeypatch):
             file.write(encoded(picture(number)))
     monkeypatch.chdir(tmp_path)
     lines = [
-        '{"file_name": "data/Bl\\u00fcte.png", "text": "lone \\ud800 half"}',
+        '{"file_name": "data/Bl\\u00fcte.png", "text": "a picture"}',
         '{"file_name": "data/\\udcff.png", "text": "a picture"}',
-        '{"file_name": "data/gone.png", "text": "none"}',
+        '{"file_name": "data/Bl\\u00fcte.png", "text": "lone \\ud800 half"}',
+        '{"file_name": "data/\\ud800.png", "text": "none"}',
     ]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     make(Plan(FolderSource("a"), {"canny": {}}, root="a/"), tmp_path / "set")
     found = [json.loads(files["json"]) for files in samples(tmp_path / "set").values()]
     assert [about["source"] for about in found] == ["data/Blüte.png", "data/\ufffd.png"]
-    assert found[0]["captions"] == ["lone ? half"]
-    (left,) = skipped(tmp_path / "set")
-    assert (left["source"], "'data/gone.png'" in left["reason"]) == ("data/gone.png", True)
+    text, file = skipped(tmp_path / "set")
+    assert (text["source"], text["reason"].startswith("captions: ")) == ("data/Blüte.png", True)
+    assert (file["source"], "'data/\ufffd.png'" in file["reason"]) == ("data/\ufffd.png", True)

@@ -1,6 +1,7 @@
 """Whole runs on 200 images of which 40 cannot be read, and on so many that they have to stop."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -89,3 +90,38 @@ def test_too_many_stop_the_run(root, tmp_path):
         run(root, tmp_path / "out", data__max_bad_fraction=0.1)
     assert reported(tmp_path / "out") == sorted(BAD_NAMES)
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+@pytest.fixture(scope="module")
+def captioned(root, tmp_path_factory):
+    """Twelve images, of whose captions one is no Unicode text, three are empty and four are cut."""
+    folder = write_images(tmp_path_factory.mktemp("captioned") / "images", count=12)
+    texts = ["lone \ud800 half", *([""] * 3), *(["a red star on a blue ring " * 9] * 4), *(["a cat"] * 4)]
+    rows = [{"file_name": f"{index:02d}.png", "text": text} for index, text in enumerate(texts)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_captions_that_are_no_text_or_empty_or_cut_are_counted_in_a_line_each(
+    root, tmp_path, captioned, capfd, is_cached
+):
+    changes = {"data__path": str(captioned), "cache__enabled": is_cached, "training__batch_size": 4}
+    for steps in (2, 3):  # the second run finds all in the cache
+        with pytest.warns(UserWarning, match="data: ") as caught:
+            run(root, tmp_path / f"{steps}", **changes, training__max_train_steps=steps)
+        shown = [str(warning.message) for warning in caught]
+        assert sum("data: 3 of 1" in line and "empty" in line for line in shown) == 1, shown
+        assert sum("data: 4 of 1" in line and "12 tokens" in line for line in shown) == 1, shown
+        assert reported(tmp_path / f"{steps}") == ["00.png"]
+        (row,) = (tmp_path / f"{steps}" / "skipped.jsonl").read_text().splitlines()
+        assert json.loads(row)["reason"].startswith("captions: ")
+    assert len(capfd.readouterr().err) < 2000
+
+
+def test_captions_that_are_all_empty_are_reported(root, tmp_path, captioned):
+    folder = shutil.copytree(captioned, tmp_path / "images")
+    rows = [{"file_name": f"{index:02d}.png", "text": " " * (index % 2)} for index in range(12)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(UserWarning, match="12 of 12 samples have an empty caption"):
+        run(root, tmp_path / "out", data__path=str(folder))

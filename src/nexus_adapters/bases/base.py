@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -243,8 +244,11 @@ class Base(ABC):
         return self.encode_prompts([""])
 
     def content_hash(self) -> str:
-        """SHA-256 over the encoders' weights and the tokenizers' vocabularies."""
-        return parts_sha256(self.pipe.components)
+        """SHA-256 over all that decides encodings: the encoders' weights and configs, and tokenizers."""
+        parts = {name: part for name, part in self.pipe.components.items() if _encodes(part)}
+        configs = {name: [type(part).__name__, public_config(part)] for name, part in sorted(parts.items())}
+        text = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def release(self) -> None:
         """Let go of the encoders, to free their memory."""
@@ -306,7 +310,7 @@ class Base(ABC):
 
 
 def parts_sha256(parts: Mapping[str, Any]) -> str:
-    """SHA-256 over modules' weights, as they lie in memory, and tokenizers' vocabularies; of nothing else."""
+    """SHA-256 over modules' weights, as they lie in memory, and over tokenizers; of nothing else."""
     digest = hashlib.sha256()
     for name, part in sorted(parts.items()):
         if isinstance(part, nn.Module):
@@ -314,6 +318,43 @@ def parts_sha256(parts: Mapping[str, Any]) -> str:
                 digest.update(f"{name} {key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy().tobytes())
-        elif hasattr(part, "get_vocab"):
-            digest.update(repr(sorted(part.get_vocab().items())).encode())
+        elif _is_tokenizer(part):
+            digest.update(json.dumps(_tokenization(part), sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def public_config(part: Any) -> dict[str, Any]:
+    """A part's config, by `without_origin`; empty for a part without one."""
+    config = getattr(part, "config", {})
+    return without_origin(config.to_dict() if hasattr(config, "to_dict") else config)
+
+
+def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the place it was loaded from, the version that saved it, and the weights' dtype."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+    }
+
+
+def _encodes(part: Any) -> bool:
+    return isinstance(part, nn.Module) or _is_tokenizer(part)
+
+
+def _is_tokenizer(part: Any) -> bool:
+    return hasattr(part, "get_vocab")
+
+
+def _tokenization(tokenizer: Any) -> list[Any]:
+    """All that decides which tokens a tokenizer makes of a text, as JSON values."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {}
+    state = ("truncation", "padding")  # of the last call
+    return [
+        type(tokenizer).__name__,
+        sorted(tokenizer.get_vocab().items()),
+        {name: rule for name, rule in rules.items() if name not in state},
+        tokenizer.special_tokens_map,
+        [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.truncation_side],
+    ]

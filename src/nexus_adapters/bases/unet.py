@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nexus_adapters.bases.base import Base, CallingPipeline, CallLayout, Place
 from nexus_adapters.bases.families import register_base
+from nexus_adapters.bases.tokens import truncation_unlogged
 from nexus_adapters.bases.unet_pipelines import TILED, guided_by_variable, is_stock, known_layout
 from nexus_adapters.choices import PREDICTION_TYPES
 from nexus_adapters.errors import InvalidArgument
@@ -217,12 +218,13 @@ class UNetBase(Base):
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """`prompt_embeds`, (b, n, d) float32, and of SDXL also `text_embeds`, (b, p)."""
-        encoded = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=False,
-        )
+        with truncation_unlogged(self.pipe):
+            encoded = self.pipe.encode_prompt(
+                prompt=list(prompts),
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
         pooled = {"text_embeds": encoded[2].float()} if len(encoded) == 4 else {}
         return {"prompt_embeds": encoded[0].float(), **pooled}
 

@@ -115,7 +115,13 @@ def _add_data(group: Any) -> None:
     _share(group, "--caption-column", "--image-column")
     _add(group, "--count", type=int, metavar="N", help="number of samples (default: all; 500 scenes)")
     _add(group, "--first", type=int, metavar="N", help="skip N samples (default: 0)")
-    _add(group, "--resolution", type=int, metavar="N", help="in pixels (default: 512; scenes have 128)")
+    _add(
+        group,
+        "--resolution",
+        type=int,
+        metavar="N",
+        help="in pixels (default: a prepared set's; scenes have 128; else 512)",
+    )
     _share(group, "--option")
 
 

@@ -133,7 +133,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "KEY=VALUE",
         "help": "override a value of the TOML file (repeatable)",
     },
-    "--dry-run": {"action": "store_true", "help": "check the TOML file and print what would be done"},
+    "--dry-run": {"action": "store_true", "help": "check all that is given, and print what would be done"},
+    "--preview": {
+        "metavar": "FILE",
+        "help": "as --dry-run, and write a page (.html) of samples with their maps and captions",
+    },
 }
 
 
@@ -195,6 +199,12 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
     if file.exists() and not force:
         raise InvalidArgument(argument, "a new file", f"'{file}', which exists", "--force overwrites it")
     return file
+
+
+def check_preview(path: str) -> Path:
+    """`check_output` of --preview, which overwrites nothing."""
+    expect(not os.path.lexists(path), "--preview", "a new file", f"'{path}', which exists")
+    return check_output(path, ".html", False, "--preview")
 
 
 def save_png(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, SOURCE_KINDS, Captions, ImageFormat
 from nexus_adapters.cli.extract import read_pairs, without_chatter
-from nexus_adapters.cli.options import add_options
+from nexus_adapters.cli.options import add_options, check_preview
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
     _add_filters(parser)
     _add_engine(parser)
+    add_options(parser, "--dry-run", "--preview")
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -199,17 +200,32 @@ class PrepareRequest:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the set, and report what is in it and what was left out. Run again, it resumes."""
+    page = None if args.preview is None else check_preview(args.preview)
     if find_spec("filelock") is None:  # here, since it is imported only once there is something to lock
         raise InvalidArgument("the package filelock", hint="Run pip install 'nexus-adapters[data]'")
     with renamed(argument_as_typed):
         request = parse(args)
         plan = plan_of(request)
+    if args.dry_run or page is not None:
+        _dry_run(plan, request.out.absolute(), page)
+        return 0
     from nexus_adapters.prepare.run import prepare
 
     with without_chatter(plan.uses_models()), renamed(argument_as_typed), _ended_by_sigterm():
         result = prepare(plan, request.out.absolute(), engine_of(request.engine, plan))
     _report(args.prog, request.out, result)
     return 0
+
+
+def _dry_run(plan: "Plan", out: Path, page: Path | None) -> None:
+    """Report what would be made, and write the page of samples if one is wanted."""
+    from nexus_adapters.files import write_text
+    from nexus_adapters.prepare.dry_run import describe, preview_of
+
+    with without_chatter(page is not None and plan.uses_models()), renamed(argument_as_typed):
+        print(describe(plan, out))
+        if page is not None:
+            write_text(page, preview_of(plan, out))
 
 
 def parse(args: argparse.Namespace) -> PrepareRequest:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import add_options
+from nexus_adapters.cli.options import add_options, check_preview
 from nexus_adapters.errors import InvalidArgument, expect
 
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
@@ -15,7 +15,7 @@ INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus train`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; recipes/ has examples")
-    add_options(parser, "--set", "--dry-run")
+    add_options(parser, "--set", "--dry-run", "--preview")
     parser.add_argument(
         "--push-to-hub",
         metavar="REPO",
@@ -34,13 +34,14 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     settings = [*args.set, *([f"hub.repo_id={args.push_to_hub}"] if args.push_to_hub else [])]
     config = load_recipe(args.recipe, settings)
+    page = None if args.preview is None else check_preview(args.preview)
 
     with library_logs_as_warnings():
         from nexus_adapters.training.loop import Stopped
         from nexus_adapters.training.run import dry_run, train_adapter
 
-        if args.dry_run:
-            print(dry_run(config))
+        if args.dry_run or page is not None:
+            print(dry_run(config, page))
             return 0
         try:
             folder = train_adapter(config)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nexus_adapters.bases.base import Base
 from nexus_adapters.data.conditioned import FittedSample
+from nexus_adapters.data.inspection import caption_lengths
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -92,6 +93,7 @@ class Entry:
             and for SDXL `text_embeds` (k, p); from a cache in float16, since only one of k is read.
         time_ids: SDXL's size conditioning: original height and width, top and left of the crop, height and
             width.
+        caption_lengths: of the k captions, in tokens, from `inspection.caption_lengths`.
     """
 
     mean: Float[Tensor, "c h w"]
@@ -99,9 +101,10 @@ class Entry:
     condition: UInt8[Tensor, "3 y x"]
     prompts: Mapping[str, Tensor]
     time_ids: Float[Tensor, " 6"]
+    caption_lengths: Int[Tensor, " k"]
 
     def as_tensors(self) -> dict[str, Tensor]:
-        """For a cache: float16 but for `time_ids`, and the map as the bytes of a PNG, which loses nothing."""
+        """For a cache: encodings in float16, and the map as the bytes of a PNG, which loses nothing."""
         stream = io.BytesIO()
         Image.fromarray(self.condition.permute(1, 2, 0).numpy()).save(stream, format="PNG")
         halved = {"mean": self.mean.half(), "std": self.std.half()}
@@ -115,7 +118,8 @@ class Entry:
                     "Set it to false",
                 )
         png = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
-        return {**halved, "condition": png, "time_ids": self.time_ids}
+        whole = {"time_ids": self.time_ids, CAPTION_LENGTHS: self.caption_lengths}
+        return {**halved, "condition": png, **whole}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Entry:
@@ -123,10 +127,18 @@ class Entry:
         with Image.open(io.BytesIO(tensors["condition"].numpy().tobytes()), formats=("PNG",)) as png:
             condition = torch.from_numpy(np.array(png)).permute(2, 0, 1).contiguous()
         prompts = {name: tensor for name, tensor in tensors.items() if name not in _OTHER_TENSORS}
-        return cls(tensors["mean"].float(), tensors["std"].float(), condition, prompts, tensors["time_ids"])
+        return cls(
+            tensors["mean"].float(),
+            tensors["std"].float(),
+            condition,
+            prompts,
+            tensors["time_ids"],
+            tensors[CAPTION_LENGTHS],
+        )
 
 
-_OTHER_TENSORS = ("mean", "std", "condition", "time_ids")  # all others are of the prompts
+CAPTION_LENGTHS = "caption_lengths"
+_OTHER_TENSORS = ("mean", "std", "condition", "time_ids", CAPTION_LENGTHS)  # all others are of the prompts
 
 
 def encode(samples: Sequence[FittedSample], base: Base) -> list[Entry]:
@@ -134,13 +146,15 @@ def encode(samples: Sequence[FittedSample], base: Base) -> list[Entry]:
     latents = _encode_images([sample.image for sample in samples], base)
     captions = [caption for sample in samples for caption in sample.captions]
     prompts = base.encode_prompts(captions)
+    lengths = torch.tensor(caption_lengths(captions, getattr(base.pipe, "tokenizer", None)))
     entries, first = [], 0
     for sample, (mean, std) in zip(samples, latents, strict=True):
         rows = slice(first, first + len(sample.captions))
         first = rows.stop
         own = {name: tensor[rows].cpu() for name, tensor in prompts.items()}
         condition = torch.from_numpy(np.array(sample.condition)).permute(2, 0, 1).contiguous()
-        entries.append(Entry(mean.cpu(), std.cpu(), condition, own, torch.tensor(sample.time_ids)))
+        time_ids = torch.tensor(sample.time_ids)
+        entries.append(Entry(mean.cpu(), std.cpu(), condition, own, time_ids, lengths[rows]))
     return entries
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ import numpy as np
 from PIL import Image
 
 from nexus_adapters.choices import MapKind
-from nexus_adapters.conditions import EXTRACTORS, extract
+from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, find_extractor
 from nexus_adapters.conditions.maps import read_map, split_map_options
 from nexus_adapters.conditions.resize import judge_kind
 from nexus_adapters.data.crop import Geometry, aspect_ratio
-from nexus_adapters.data.samples import BadSample, Source
+from nexus_adapters.data.samples import BadSample, Sample, Source
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import append_json_lines, read_json_lines
+from nexus_adapters.files import append_json_lines, folder_sha256, read_json_lines
+from nexus_adapters.registry import source_of
 
 _MAX_ASPECT_RATIO = 1.01
-_FITTING = (
-    2  # of how given maps are read and resized: to be raised when that changes, for caches of fitted samples
-)
 _KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
 
 
@@ -38,7 +37,7 @@ class FittedSample:
         image: RGB, at the target size.
         condition: RGB, of the image's size.
         captions: at least one.
-        original_size: (height, width) of the image before it was resized.
+        original_size: (height, width) of the image before it was resized, by a prepared set too.
         crop_top_left: (top, left) of what was kept, in the resized image.
     """
 
@@ -77,7 +76,12 @@ def fit_sample(
             by more than rounding to whole pixels makes.
         InvalidArgument: for an unknown extractor or option, where one is needed.
     """
-    sample = source.load(index)
+    return _fitted(source.load(index), geometry, condition_name, options)
+
+
+def _fitted(
+    sample: Sample, geometry: Geometry, condition_name: str, options: Mapping[str, object]
+) -> FittedSample:
     size = sample.image.size
     target = geometry.target(size)
     image = geometry.fit(sample.image, target)
@@ -89,7 +93,7 @@ def fit_sample(
         kind = declared_kind(condition_name)
         given = _read(sample.condition, kind, reading, sample.key)
         condition = geometry.fit(given, target, kind or judge_kind(np.asarray(given)), image_size=size)
-    crop = geometry.crop_of(size, target)
+    crop = geometry.crop_of(size, target, sample.original_size)
     return FittedSample(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)
 
 
@@ -149,20 +153,60 @@ class ConditionedSource:
         """The sample; BadSample where it cannot be read."""
         return fit_sample(self.source, index, self.geometry, self.condition_name, self.options)
 
+    def load(self, index: int) -> Sample:
+        """The sample as it is in the source, unless `fit` would refuse it: BadSample. No map is extracted."""
+        sample = self.source.load(index)
+        if sample.condition is not None:
+            _check_aspects(sample.image.size, sample.condition.size, sample.key)
+        return sample
+
     def target(self, index: int) -> tuple[int, int]:
         """The sample's target (width, height); BadSample where its own size cannot be read."""
         return self.geometry.target(self.source.size(index))
 
     def content_hash(self, index: int, known: KnownHashes) -> str:
         """SHA-256 over all that decides what `fit` returns; BadSample where the sample cannot be read."""
-        made_of = [
-            known.content_hash(self.source, index),
-            repr(self.geometry),
-            self.condition_name,
-            sorted(self.options.items()),
-            _FITTING,
-        ]
+        made_of = [known.content_hash(self.source, index), self._maker]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    @cached_property
+    def _maker(self) -> list[object]:
+        """Whatever else decides what `fit` returns: sizes, the resizing code, and the extractor."""
+        name = self.condition_name
+        extractor = _identity_of(find_extractor(name), self.options) if name in EXTRACTORS else None
+        return [repr(self.geometry), name, _fitting_sha256(name), extractor]
+
+
+def _identity_of(extractor: Extractor, options: Mapping[str, object]) -> list[object]:
+    """An extractor's code, and its options, of which names of files and folders stand for their content."""
+    used = {**extractor.defaults(), **options}
+    code = hashlib.sha256(source_of(extractor.extract).encode()).hexdigest()
+    return [code, sorted((name, _content_of(used[name])) for name in used)]
+
+
+def _content_of(value: object) -> object:
+    if isinstance(value, str) and value and Path(value).exists():
+        return folder_sha256(Path(value))
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole else value  # type: ignore[arg-type]  # an int
+
+
+def _fitting_sha256(condition_name: str) -> str:
+    """SHA-256 over what an image and a map of twice its size become that shrink, and that grow.
+
+    So changed resizing is noticed, by this package or by Pillow.
+    """
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    condition = np.zeros((80, 120, 3), np.uint8)
+    condition[::9] = condition[:, ::7] = 255  # lines
+    condition[40:, 60:] = random.integers(0, 128, (40, 60, 3))
+    sample = Sample("witness", Image.fromarray(image), Image.fromarray(condition), ("",))
+    digest = hashlib.sha256()
+    for geometry in (Geometry(24, 20), Geometry(90, 60), Geometry(150, 100)):
+        fitted = _fitted(sample, geometry, condition_name, {})
+        digest.update(fitted.image.tobytes() + fitted.condition.tobytes())
+    return digest.hexdigest()
 
 
 class KnownHashes:

@@ -124,10 +124,18 @@ class Geometry:
         how = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
         return image.resize(target, how, box=box)
 
-    def crop_of(self, size: Size, target: Size) -> Crop:
-        """What `fit` does to an image of this (width, height), as SDXL's size conditioning states it."""
-        _, (left, top) = _resized(*size, target)
-        return Crop((size[1], size[0]), (top, left), (target[1], target[0]))
+    def crop_of(self, size: Size, target: Size, original: Size | None = None) -> Crop:
+        """What `fit` does to an image of this (width, height), as SDXL's size conditioning states it.
+
+        `original`: what the image was before it was fitted to `size` in the same way; None for `size`. Both
+        crops then count, in the pixels of the last one.
+        """
+        original = original or size
+        (width, height), (left, top) = _resized(*size, target)
+        _, (left_before, top_before) = _resized(*original, size)
+        left += round(left_before * width / size[0])
+        top += round(top_before * height / size[1])
+        return Crop((original[1], original[0]), (top, left), (target[1], target[0]))
 
 
 def aspect_ratio(a: Size, b: Size) -> float:

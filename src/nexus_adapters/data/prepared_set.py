@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
+from nexus_adapters.data.crop import Geometry
+from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.data.tar_index import CAPTIONS
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import replacing, write_json
@@ -112,9 +117,51 @@ def _write_array(file: Path, rows: np.ndarray) -> None:
         np.save(stream, rows)
 
 
+class PreparedSource(TarSource):
+    """The samples of a prepared set, with the sizes that their images had before they were fitted to it.
+
+    What was cut away follows from that size by `Geometry`, which also fitted the images of the set.
+    """
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 over image, structure map, captions and original size. BadSample."""
+        made_of = [super().content_hash(index), self._original_size(index)]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+    def stamp(self, index: int) -> str:
+        """As of any tar, but for other hashes."""
+        return json.dumps(["prepared", super().stamp(index)])
+
+    def load(self, index: int) -> Sample:
+        """Decode a sample. BadSample."""
+        return replace(super().load(index), original_size=self._original_size(index))
+
+    def _original_size(self, index: int) -> tuple[int, int] | None:
+        """None where it is not stated, as by sets whose JSON another program has written."""
+        try:
+            width, height = json.loads(self._read(index, CAPTIONS))["original_size"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None  # damaged JSON, too, which `load` refuses
+        is_size = all(isinstance(side, int) and side > 0 for side in (width, height))
+        return (width, height) if is_size else None
+
+    def warn_of_lost_sizes(self) -> None:
+        """Warn where the first sample does not state its size: nor will the others."""
+        try:
+            size = self._original_size(0)
+        except BadSample:  # which is reported when it is read
+            return
+        if size is None:
+            warnings.warn(
+                f"data.path: '{self.key(0)}' does not state its original_size; SDXL is trained as if images "
+                "had not been resized or cropped. Prepare the set again to keep the sizes",
+                stacklevel=3,
+            )
+
+
 def open_prepared(
     folder: str | os.PathLike[str], condition_name: str, index_folder: str | os.PathLike[str]
-) -> TarSource:
+) -> PreparedSource:
     """The samples of a prepared set with one of its maps.
 
     Args:
@@ -138,7 +185,7 @@ def open_prepared(
         if not shard.is_file() or shard.stat().st_size != size:
             found = f"{shard.stat().st_size} bytes" if shard.is_file() else "no such file"
             raise InvalidArgument("folder", f"'{shard}' of {size} bytes", found)
-    return TarSource(
+    source = PreparedSource(
         [str(shard) for shard in sizes],
         image_column=index["image_format"],
         condition_column=f"{condition_name}.png",
@@ -146,6 +193,8 @@ def open_prepared(
         index_folder=index_folder,
         extracted=True,
     )
+    source.warn_of_lost_sizes()
+    return source
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
@@ -157,6 +206,22 @@ def options_of(folder: str | os.PathLike[str], condition_name: str) -> dict[str,
     """The options that a set's maps were extracted with. InvalidArgument as `open_prepared`."""
     options: dict[str, Any] = _read_index(Path(folder))["settings"]["conditions"][condition_name]
     return options
+
+
+def geometry_of(folder: str | os.PathLike[str]) -> Geometry | None:
+    """What a set's images were fitted to; None where they kept their own sizes.
+
+    InvalidArgument as `open_prepared`, and for sizes that `nexus prepare` cannot have written.
+    """
+    found = _read_index(Path(folder))["settings"].get("geometry")
+    if found is None:
+        return None
+    try:
+        return Geometry(found["width"], found["height"], tuple((w, h) for w, h in found["buckets"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgument(
+            "folder", f"an {INDEX} written by nexus prepare", f"'{Path(folder) / INDEX}' ({error})"
+        ) from error
 
 
 def _read_index(path: Path) -> dict[str, Any]:

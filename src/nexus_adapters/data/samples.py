@@ -53,12 +53,25 @@ class Sample:
         condition: its structure map, in the mode that it is stored in, for `read_map`; None where the data
         set has none, and an extractor makes it.
         captions: at least one; "" is allowed.
+        original_size: (width, height) of the image before a prepared set fitted it; None for its own.
     """
 
     key: str
     image: Image.Image
     condition: Image.Image | None
     captions: tuple[str, ...]
+    original_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """BadSample for a caption that is no Unicode text, which tokenizers and UTF-8 files refuse."""
+        for caption in self.captions:
+            try:
+                caption.encode()
+            except UnicodeEncodeError as error:
+                shown = ascii(caption[max(0, error.start - 20) : error.end + 20])
+                raise BadSample(
+                    f"captions: expected Unicode text, got a lone surrogate in '{self.key}' ({shown})"
+                ) from error
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import STALE_AFTER_S, remove_unfinished, save_tensors
+from nexus_adapters.files import STALE_AFTER_S, lock, remove_unfinished, save_tensors
 
 _SHARD = "shard-*.safetensors"
+_LOCK = ".writing-"  # and the name of the shard: held while it is written
 _SEPARATOR = "/"
 
 
@@ -45,7 +47,7 @@ class TensorCache:
         self._shard_of: dict[str, Path] = {}
         self._tensors_of: dict[str, tuple[str, ...]] = {}
         self._opened: dict[Path, Any] = {}
-        remove_unfinished(folder, STALE_AFTER_S)
+        self._remove_abandoned()
         self.refresh()
 
     def refresh(self) -> None:
@@ -71,17 +73,35 @@ class TensorCache:
         }
         if not flat:
             return
-        shard = self.folder / _SHARD.replace("*", secrets.token_hex(8))
-        save_tensors(shard, flat)
-        self._index(shard)
+        name = _SHARD.replace("*", secrets.token_hex(8))
+        file = self.folder / f"{_LOCK}{name}"
+        with ExitStack() as stack:
+            stack.callback(file.unlink, missing_ok=True)
+            with suppress(OSError, NotImplementedError):  # of a file system without locks
+                stack.enter_context(lock(file))
+            save_tensors(self.folder / name, flat)
+        self._index(self.folder / name)
+
+    def _remove_abandoned(self) -> None:
+        """Delete what killed processes were writing: at once where their lock is free, else in time."""
+        for file in self.folder.glob(f"{_LOCK}*"):
+            with suppress(OSError, NotImplementedError), lock(file, wait=False) as is_free:
+                if is_free:
+                    remove_unfinished(self.folder, name=file.name.removeprefix(_LOCK))
+                    file.unlink(missing_ok=True)
+        remove_unfinished(self.folder, STALE_AFTER_S)
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The tensors of an entry; KeyError where there is none."""
+        return {part: self.read_part(name, part) for part in self._tensors_of[name]}
+
+    def read_part(self, name: str, part: str) -> Tensor:
+        """One tensor of an entry. KeyError where there is no such entry."""
         shard = self._shard_of[name]
         if shard not in self._opened:
             self._opened[shard] = safe_open(shard, framework="pt")
-        file = self._opened[shard]
-        return {part: file.get_tensor(f"{name}{_SEPARATOR}{part}") for part in self._tensors_of[name]}
+        tensor: Tensor = self._opened[shard].get_tensor(f"{name}{_SEPARATOR}{part}")
+        return tensor
 
     def _index(self, shard: Path) -> None:
         try:

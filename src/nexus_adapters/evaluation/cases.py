@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import overload
+from typing import Any, overload
 
 from PIL import Image
 from tqdm import tqdm
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.data.conditioned import ConditionedSource
+from nexus_adapters.data.inspection import caption_lengths, describe_captions
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
@@ -98,16 +100,22 @@ def contradicting(scene: Scene) -> str:
     return caption(replace(scene, objects=tuple(changed)))
 
 
-def content_sha256(cases: Cases, show_progress: bool = True) -> str:
+def content_sha256(cases: Cases, show_progress: bool = True, tokenizer: Any = None) -> str:
     """SHA-256 over prompts, conditions and originals; reads everything once.
+
+    Warns of prompts that are longer than the `tokenizer`'s limit, if there is one.
 
     Raises `InvalidArgument` for a sample that cannot be read or has no caption: an evaluation replaces none.
     """
-    digest = hashlib.sha256()
+    digest, lengths = hashlib.sha256(), []
     for case in tqdm(cases, "reading", unit="sample", leave=False, disable=not show_progress):
         digest.update(f"{case.prompt}\n{case.words}\n".encode())
         digest.update(case.condition.tobytes())
         digest.update(case.original.tobytes())
+        if case.prompt:
+            lengths.append(caption_lengths([case.prompt], tokenizer))
+    for line in describe_captions(lengths, tokenizer):
+        warnings.warn(f"data: {line}", stacklevel=2)
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from nexus_adapters.bundled import EMBEDDED, guidance_for
 from nexus_adapters.choices import DEFAULT_POLICY, GUIDANCE_SCALE, STEPS, Dtype, Policy, Prompts
 from nexus_adapters.embedded.maps import MAPS
+from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.errors import expect
 from nexus_adapters.evaluation.generation import Sampling
 from nexus_adapters.training.config import (
@@ -26,7 +27,7 @@ from nexus_adapters.training.parsing import SECTION
 
 LEAST_FOR_DISTANCES = 40
 """Samples that a distance between sets needs."""
-_SCENES = {"split": "test", "count": 500, "resolution": 128}
+_SCENES = {"split": "test", "count": 500}
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -93,9 +94,9 @@ class EvaluationConfig:
                 repr(dict(data.extractor)),
             ),
             (
-                not is_scenes or data.resolution == 128,
+                not is_scenes or data.resolution == SIZE,
                 "data.resolution",
-                "128, the size of scenes",
+                f"{SIZE}, the size of scenes",
                 data.resolution,
             ),
             # The default names no data at all; that is refused where the data are opened.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nexus_adapters.bases.families import base_of
+from nexus_adapters.bases.tokens import truncation_unlogged
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import STEPS
 from nexus_adapters.embedded.held_out import TestScene
@@ -103,7 +104,7 @@ def generate_batch(
     control: Any = nullcontext(base)
     if adapter is not None:
         control = method_of(adapter).generating(base, adapter, conditions, settings)
-    with control as called:
+    with control as called, truncation_unlogged(called):
         output: Float[np.ndarray, "b h w 3"] = np.asarray(called(**arguments).images)
     return list(np.rint(output * 255).astype(np.uint8))
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nexus_adapters import __version__
-from nexus_adapters.bases.base import parts_sha256
+from nexus_adapters.bases.base import parts_sha256, public_config, without_origin
 from nexus_adapters.files import folder_sha256
 
 
@@ -33,11 +33,9 @@ def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = No
         parts: modules, tokenizers, schedulers.
         config: of what holds them, such as a pipeline.
     """
-    configs = {"": _public(config or {})}
+    configs = {"": without_origin(config or {})}
     for name, part in parts.items():
-        own = getattr(part, "config", {})
-        configs[name] = _public(own.to_dict() if hasattr(own, "to_dict") else own)
-        configs[name]["class"] = type(part).__name__
+        configs[name] = public_config(part) | {"class": type(part).__name__}
     text = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -46,15 +44,6 @@ def source_sha256(name: str) -> str:
     """Of a model that users name: SHA-256 over a folder's or file's content; over the name for a Hub id."""
     path = Path(name)
     return folder_sha256(path) if path.exists() else hashlib.sha256(name.encode()).hexdigest()
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the place that it was loaded from and the version that saved it."""
-    return {
-        key: value
-        for key, value in config.items()
-        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
-    }
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.estimates import (
     REFERENCE,
     Estimate,
@@ -123,9 +124,14 @@ def page(found: Evaluation, table: Rows) -> str:
         store = Store(found.folder / name, "")
         for places in whole:
             wanted = [place for place in chosen if place in places]
-            images = store.images(places) if wanted else None
+            if not wanted:
+                continue
+            images = store.images(places)
+            if images is None:
+                raise InvalidArgument(
+                    "out", "images that can be read", f"damaged ones in '{store.folder}'", "Run it again"
+                )
             for place in wanted:
-                assert images is not None
                 shown[name, place] = images[place - places.start]
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",

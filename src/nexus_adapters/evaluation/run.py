@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_base, open_base
+from nexus_adapters.bases.tokens import find_tokenizer
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
@@ -89,7 +90,8 @@ def evaluate(
             warnings.warn(f"{setting} has no effect on {name}, a {method.label}", stacklevel=2)
     hashes = {name: model_sha256({"adapter": each}) for name, each in loaded.items() if each is not None}
     scorer = Scorer(config, str(device))
-    data_sha256 = content_sha256(cases, show_progress and is_main)
+    tokenizer = find_tokenizer(config.base.source) if is_main else None
+    data_sha256 = content_sha256(cases, show_progress and is_main, tokenizer)
     base = load_base(config.base.source, dtype=dtype, safety_checker=None)
     base.set_progress_bar_config(disable=True)
     if device.type != "cpu":  # where it is; diffusers would warn that float16 cannot run there, but it does
@@ -183,7 +185,7 @@ def _work(
         for places in mine:
             chosen = None
             for name, store in stores.items():
-                if store.scores(places) is None:
+                if store.scores(places) is None or (name != REFERENCE and not store.has_images(places)):
                     chosen = chosen or cases[places.start : places.stop]
                     if name == REFERENCE:
                         images = [case.original for case in chosen]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +31,7 @@ from nexus_adapters.metrics.learned_features import (
     clip_scores,
     load_features,
 )
+from nexus_adapters.registry import source_of
 
 FEATURES = "features"  # next to the scores: a row for each image, for distances between sets
 _EXACT = ("depth", "segmentation")  # of scenes, whose exact maps no extractor gives unless a judge is named
@@ -137,22 +136,10 @@ def _users_code(condition_name: str) -> dict[str, str]:
         }
     ours = __name__.partition(".")[0]
     return {
-        name: hashlib.sha256(_code(call).encode()).hexdigest()
+        name: hashlib.sha256(source_of(call).encode()).hexdigest()
         for name, call in calls.items()
         if call is not None and str(getattr(call, "__module__", "")).partition(".")[0] != ours
     }
-
-
-def _code(call: Callable[..., object]) -> str:
-    """The source of the module that a function is defined in, or else of the function, or its name."""
-    module = sys.modules.get(str(getattr(call, "__module__", "")))
-    for known in (module, call):
-        try:
-            if known is not None:
-                return inspect.getsource(known)
-        except (OSError, TypeError):  # a notebook's module has no file; a callable object no source
-            continue
-    return str(getattr(call, "__qualname__", type(call).__qualname__))
 
 
 def _model(name: str) -> str:

@@ -9,6 +9,8 @@ METHOD/scores-*/*.npz   for each batch its scores; other scoring settings, anoth
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import is_leftover, replacing, write_json
 from nexus_adapters.training.run_folder import flat
 
 SETTINGS = "settings.json"
+SECONDS = "score_s"  # among the scores: how long it took to compute them
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,40 @@ class Store:
     scoring: str
 
     def images(self, places: range) -> list[Image.Image] | None:
-        """The images of a batch; None unless all were generated."""
-        if not self._mark(places).is_file():
+        """The images of a batch; None unless all were generated and can be read."""
+        if not self.has_images(places):
             return None
         images = []
         for place in places:
-            with Image.open(self._image(place), formats=("PNG",)) as image:
-                images.append(image.convert("RGB"))
+            try:
+                with Image.open(self._image(place), formats=("PNG",)) as image:
+                    images.append(image.convert("RGB"))
+            except Exception as error:  # decoders raise almost anything
+                _warn_of_damage(self._image(place), error)
+                self._mark(places).unlink(missing_ok=True)  # so that nobody relies on it
+                return None
         return images
 
+    def has_images(self, places: range) -> bool:
+        """Whether all images of a batch were generated and are whole, as far as their ends show."""
+        if self._seconds(places) is None:
+            return False
+        return all(_is_whole_png(self._image(place)) for place in places)
+
     def generation_s(self, places: range) -> float:
-        """How long it took to generate the batch."""
-        return float(json.loads(self._mark(places).read_bytes())["draw_s"])
+        """How long it took to generate the batch; 0 where that is not known."""
+        return self._seconds(places) or 0.0
+
+    def _seconds(self, places: range) -> float | None:
+        """What the file says that marks a batch's images as finished; None without one that is whole."""
+        file = self._mark(places)
+        try:
+            return float(json.loads(file.read_bytes())["draw_s"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            _warn_of_damage(file, error)
+            return None
 
     def keep_images(self, places: range, images: Sequence[Image.Image], generation_s: float) -> None:
         """Write a batch's images, and then the file that marks them as finished."""
@@ -53,12 +79,20 @@ class Store:
         write_json(self._mark(places), {"draw_s": round(generation_s, 3), "pictures": len(places)})
 
     def scores(self, places: range) -> dict[str, np.ndarray] | None:
-        """The scores of a batch; None where it has none by these settings."""
+        """The scores of a batch; None where it has none by these settings that can be read."""
         file = self._scores(places)
         if not file.is_file():
             return None
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        try:
+            with np.load(file) as arrays:
+                scores = {name: arrays[name] for name in arrays.files}
+            if not all(len(scores[name]) == len(places) for name in scores if name != SECONDS):
+                raise ValueError("another number of images")
+            float(scores[SECONDS])
+        except Exception as error:  # of zip files and arrays there are many
+            _warn_of_damage(file, error)
+            return None
+        return scores
 
     def keep_scores(self, places: range, scores: Mapping[str, np.ndarray]) -> None:
         """Write a batch's scores."""
@@ -73,6 +107,19 @@ class Store:
 
     def _scores(self, places: range) -> Path:
         return self.folder / f"scores-{self.scoring[:12]}" / f"{places.start:05d}-{places.stop:05d}.npz"
+
+
+def _is_whole_png(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-len(_PNG_END), os.SEEK_END)
+            return stream.read() == _PNG_END
+    except OSError:  # also of a file shorter than that
+        return False
+
+
+def _warn_of_damage(file: Path, error: Exception) -> None:
+    warnings.warn(f"'{file}' is damaged ({one_line(error)}) and is made again", stacklevel=3)
 
 
 def claim(
@@ -110,8 +157,8 @@ def claim(
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        content["drawing"], content["adapters"]
-    except (ValueError, KeyError, TypeError) as error:
+        dict(content["drawing"]), dict(content["adapters"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidArgument(
             "out",
             "a new or empty folder, or that of an evaluation",

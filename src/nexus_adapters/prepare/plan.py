@@ -170,8 +170,8 @@ def _condition_argument(name: str, options: Mapping[str, Any], argument: str) ->
 
 
 def _in_utf8(text: str) -> str:
-    """With what UTF-8 cannot encode replaced: file names may have any bytes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """With what UTF-8 cannot encode replaced: file names may have any bytes, and JSON lone surrogates."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_folder(model: object) -> bool:

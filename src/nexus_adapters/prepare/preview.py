@@ -1,4 +1,4 @@
-"""A page that shows a few samples of a prepared set, evenly spaced over all of it."""
+"""A page that shows a few samples, evenly spaced over a prepared set or over what it will be made of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import base64
 import html
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -35,10 +36,19 @@ _ROW = "<figure><div>{cells}</div><figcaption>{caption}<p>{key}</p></figcaption>
 _CELL = '<span><img src="data:image/webp;base64,{data}" alt="">{name}</span>'
 
 
+@dataclass(frozen=True)
+class Row:
+    """A sample on the page: its images by name, its captions, and its name."""
+
+    images: Mapping[str, Image.Image]
+    captions: Sequence[str]
+    key: str
+
+
 def preview_page(
     shards: Sequence[tuple[Path, int]], conditions: Sequence[str], image_format: str, summary: str
 ) -> str:
-    """The page, as HTML that includes its images.
+    """The page of a prepared set, as HTML that includes its images.
 
     Args:
         shards: path and number of samples of each.
@@ -50,19 +60,39 @@ def preview_page(
     rows = min(ROWS, total)
     # Sample number r * total / rows, without going through all of them.
     wanted = [row * total // rows for row in range(rows)]
-    first, figures = 0, []
+    first, found = 0, []
     for path, samples in shards:
         places = [place - first for place in wanted if first <= place < first + samples]
         if places:
-            figures += [_row(files, key, conditions, image_format) for key, files in _samples(path, places)]
+            found += [_row(files, key, conditions, image_format) for key, files in _samples(path, places)]
         first += samples
+    return page("Prepared set", summary, found)
+
+
+def page(title: str, summary: str, rows: Sequence[Row]) -> str:
+    """A page of samples, as HTML that includes their images."""
+    columns = max((len(row.images) for row in rows), default=1)
     return _PAGE.format(
-        title="Prepared set",
-        summary=html.escape(summary),
-        width=(_SIDE + 12) * (len(conditions) + 1),
+        title=html.escape(title),
+        summary=html.escape(_printable(summary)),
+        width=(_SIDE + 12) * columns,
         side=_SIDE,
-        rows="\n".join(figures),
+        rows="\n".join(map(_figure, rows)),
     )
+
+
+def _figure(row: Row) -> str:
+    cells = "".join(
+        _CELL.format(data=thumbnail(image, _SIDE), name=html.escape(name))
+        for name, image in row.images.items()
+    )
+    caption = "<br>".join(html.escape(_printable(caption)) for caption in row.captions)
+    return _ROW.format(cells=cells, caption=caption, key=html.escape(_printable(row.key)))
+
+
+def _printable(text: str) -> str:
+    """With what UTF-8 cannot encode replaced, as file names may have it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _samples(path: Path, places: Sequence[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -81,17 +111,15 @@ def _samples(path: Path, places: Sequence[int]) -> Iterator[tuple[str, dict[str,
             yield keys[place], files
 
 
-def _row(files: dict[str, bytes], key: str, conditions: Sequence[str], image_format: str) -> str:
+def _row(files: dict[str, bytes], key: str, conditions: Sequence[str], image_format: str) -> Row:
     named = {"image": files[image_format]} | {name: files[f"{name}.png"] for name in conditions}
-    cells = "".join(
-        _CELL.format(data=_thumbnail_of(content), name=html.escape(name)) for name, content in named.items()
-    )
-    return _ROW.format(cells=cells, caption=html.escape(files["txt"].decode()), key=key)
+    images = {name: _opened(content) for name, content in named.items()}
+    return Row(images, [files["txt"].decode()], key)
 
 
-def _thumbnail_of(content: bytes) -> str:
+def _opened(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content)) as image:
-        return thumbnail(image, _SIDE)
+        return image.convert("RGB")
 
 
 def thumbnail(image: Image.Image, side: int) -> str:

@@ -77,6 +77,16 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
         return result
 
 
+def check_out(folder: SetFolder, settings: dict[str, Any]) -> None:
+    """InvalidArgument for a folder in which `prepare` would not begin or resume this set. Writes nothing."""
+    if (folder.path / INDEX).exists():
+        _read_finished(folder, settings)
+        return
+    _check_place(folder)
+    if folder.settings.exists():
+        _check_same(_read_settings(folder), settings, folder.path)
+
+
 def _check_place(folder: SetFolder) -> None:
     """InvalidArgument for a file, and for a folder with files of something else."""
     if folder.settings.exists():
@@ -91,12 +101,25 @@ def _check_place(folder: SetFolder) -> None:
 def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
     """Write the settings, or check that the set was started with them. The folder must be locked."""
     if folder.settings.exists():
-        _check_same(json.loads(folder.settings.read_text(encoding="utf-8")), settings, folder.path)
+        _check_same(_read_settings(folder), settings, folder.path)
     else:
         write_json(folder.settings, settings)
 
 
+def _read_settings(folder: SetFolder) -> dict[str, Any]:
+    """The settings that a set was started with."""
+    found: dict[str, Any] = json.loads(folder.settings.read_text(encoding="utf-8"))
+    return found
+
+
 def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
+    result = _read_finished(folder, settings)
+    folder.clear()  # an interruption after the index was written leaves it
+    return result
+
+
+def _read_finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
+    """What a finished set contains. InvalidArgument where it is of other settings."""
     try:
         index = json.loads((folder.path / INDEX).read_text(encoding="utf-8"))
         begun, samples, counts = index["settings"], index["samples"], Counter(index["skipped"])
@@ -106,7 +129,6 @@ def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
             "out", "a new or empty folder", f"'{folder.path}', which has an {INDEX} of something else"
         ) from error
     _check_same(begun, settings | {"version": version}, folder.path)
-    folder.clear()  # an interruption after the index was written leaves it
     return Result(samples, counts, was_finished=True)
 
 

@@ -70,7 +70,7 @@ class Worker:
         indices, hashes = self.plan.indices(shard), {}
         for index in indices:
             with suppress(LeftOut):  # it is left out, and listed, when the shard is written
-                hashes[index] = perceptual_hash(self._load(index).image)
+                hashes[index] = perceptual_hash(self.load(index).image)
             self.progress(1)
         self.folder.write_hashes(shard, hashes, indices)
 
@@ -104,6 +104,12 @@ class Worker:
         size, sha256 = file.finish()
         return {"file": file.path.name, "samples": file.samples, "bytes": size, "sha256": sha256}
 
+    def example(self, index: int) -> tuple[Sample, dict[str, Image.Image]]:
+        """A sample as it would be written, and its maps. LeftOut; near-duplicates are not searched for."""
+        read = self._fitted(self.load(index), index)
+        (maps,) = self._maps([read.sample.image])
+        return read.sample, maps
+
     def _batches(self, shard: int, left_out: list[tuple[int, LeftOut]]) -> Iterator[list[_Read]]:
         """The samples that pass the filters, in batches for the extractors."""
         batch: list[_Read] = []
@@ -119,7 +125,7 @@ class Worker:
         if batch:
             yield batch
 
-    def _load(self, index: int) -> Sample:
+    def load(self, index: int) -> Sample:
         """The sample with the captions that pass, or LeftOut."""
         try:
             sample = self.plan.source.load(index)
@@ -130,12 +136,15 @@ class Worker:
         return self.plan.filters.apply(sample)
 
     def _read(self, index: int) -> _Read:
-        sample = self._load(index)
+        sample = self.load(index)
         if self.plan.filters.near_duplicates is not None and (earlier := int(self._duplicates[index])) >= 0:
             key = self.plan.key(earlier)
             raise LeftOut(
                 "near-duplicate", f"expected no near-duplicate of an earlier image, got one of '{key}'"
             )
+        return self._fitted(sample, index)
+
+    def _fitted(self, sample: Sample, index: int) -> _Read:
         size, geometry = sample.image.size, self.plan.geometry
         image = sample.image if geometry is None else geometry.fit(sample.image, geometry.target(size))
         captions = self.plan.choose(sample.captions, index)

@@ -9,7 +9,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from nexus_adapters.bases.base import Base
-from nexus_adapters.data.batch import Batch, Entry, as_batch, draw_for_sample, encode
+from nexus_adapters.data.batch import CAPTION_LENGTHS, Batch, Entry, as_batch, draw_for_sample, encode
 from nexus_adapters.data.conditioned import ConditionedSource, FittedSample, KnownHashes
 from nexus_adapters.data.feed import (
     Feed,
@@ -33,6 +35,7 @@ from nexus_adapters.data.feed import (
     leave_ctrl_c_to_the_trainer,
     raise_errors,
 )
+from nexus_adapters.data.inspection import caption_lengths, describe_captions
 from nexus_adapters.data.replacement import SkipReport
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.tensor_cache import TensorCache
@@ -47,9 +50,10 @@ from nexus_adapters.training.recipe_samples import (
     usable_shapes,
 )
 
-CACHE_FORMAT = 1  # part of every entry's name: with a new number, all samples are encoded anew
+CACHE_FORMAT = 2  # part of every entry's name: with a new number, all samples are encoded anew
 _ENCODING_BATCH = 8  # the same for every run, since an entry's last bits may depend on it
 _SHARD_SAMPLES = 256  # in a file of the cache
+_LOOKED_AT = 64  # samples whose captions are looked at where none are encoded before the first step
 _HELD_OUT_STEP = 2**40  # a step that no training reaches; its random numbers are the validation's
 
 
@@ -153,6 +157,7 @@ def prepare_batches(
     if cache is None:
         held_out = [index for index in split.held_out if _is_readable(samples, index, report)]
         reader = FittedSamples(samples, shapes, members_by_shape(split.trained), seed)
+        lengths = _first_caption_lengths(samples, order, base)
     else:
         needed = samples_to_encode(split, order, training.max_train_steps)
         names, bad = _encode_into(cache, samples, needed, base, encoders_hash, data, report, accelerator)
@@ -160,6 +165,11 @@ def prepare_batches(
         order = SampleOrder(usable, order.global_batch_size, seed) if needed is split else order
         held_out = [index for index in split.held_out if names.get(index) in cache]
         reader = CachedSamples(cache, names, substitutes(usable, bad))
+        lengths = _cached_caption_lengths(cache, [names[i] for i in usable if names.get(i) in cache])
+    tokenizer = getattr(base.pipe, "tokenizer", None)
+    for line in describe_captions(lengths, tokenizer) if accelerator.is_main_process else ():
+        warnings.warn(f"data: {line}", stacklevel=2)
+    if cache is not None:
         base.release()
     feed = Feed(
         order,
@@ -182,6 +192,20 @@ def prepare_batches(
         seed=seed,
         accelerator=accelerator,
     )
+
+
+def _cached_caption_lengths(cache: TensorCache, names: Iterable[str]) -> Iterator[list[int]]:
+    for name in names:
+        yield cache.read_part(name, CAPTION_LENGTHS).tolist()
+
+
+def _first_caption_lengths(samples: ConditionedSource, order: SampleOrder, base: Base) -> Iterator[list[int]]:
+    """Of the samples that the first steps read: without a cache, nobody reads all of them before."""
+    tokenizer = getattr(base.pipe, "tokenizer", None)
+    steps = range(-(-_LOOKED_AT // order.global_batch_size))
+    for index in dict.fromkeys(int(index) for step in steps for index in order.at(step)):
+        with suppress(BadSample):  # which is reported when its step comes
+            yield caption_lengths(samples.source.load(index).captions, tokenizer)
 
 
 def _is_readable(samples: ConditionedSource, index: int, report: SkipReport) -> bool:

@@ -17,12 +17,14 @@ from pydantic.dataclasses import dataclass
 from nexus_adapters.bases.loading import BaseSource
 from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.choices import CONDITION, GUIDANCE_SCALE, STEPS, DataKind, PredictionType
-from nexus_adapters.data.prepared_set import is_prepared
-from nexus_adapters.errors import MISSING, expect
+from nexus_adapters.data.prepared_set import geometry_of, is_prepared
+from nexus_adapters.embedded.scene import SIZE
+from nexus_adapters.errors import MISSING, InvalidArgument, expect
 from nexus_adapters.methods import AdapterOptions
 from nexus_adapters.training.adapter_section import adapter_options
 from nexus_adapters.training.parsing import SECTION
 
+_DEFAULT_RESOLUTION = 512  # of data without a size of their own
 _MAX_INTEGER = 2**32 - 1  # above it, lengths and random generators overflow
 _MOST_SCENES = 1_000_000  # all of which are listed in memory
 _MOST_WORKERS = 1024  # processes: more is a slip
@@ -87,8 +89,9 @@ class DataOptions:
     """Options of the extractor, such as canny's low and high, or depth's model."""
     count: NotNegative = 0
     """Read only the first samples; 0 for all. Required for scenes, whose number is not limited."""
-    resolution: Positive = 512
-    """Side of the square that images are fitted to, pixels; with `aspect_buckets`, of one of equal area."""
+    resolution: NotNegative = 0
+    """Side of the square that images are fitted to, pixels; with `aspect_buckets`, of one of equal area. 0 is
+    the size of a prepared set, 128 for scenes, and otherwise 512."""
     aspect_buckets: bool = False
     """Approximately keep the images' aspect ratio: each batch has one of several shapes."""
     max_bad_fraction: Fraction = 0.25
@@ -102,9 +105,23 @@ class DataOptions:
         return any("://" in shard for shard in self.shards)
 
     def __post_init__(self) -> None:
-        """A folder with the index of a prepared set is one, also as kind "folder"."""
+        """A folder with the index of a prepared set is one, also as kind "folder". Data have a resolution."""
         if self.kind == "folder" and self.path and is_prepared(self.path):
             object.__setattr__(self, "kind", "prepared")
+        if self.resolution == 0:
+            object.__setattr__(self, "resolution", self.own_resolution() or _DEFAULT_RESOLUTION)
+
+    def own_resolution(self) -> int | None:
+        """The side that a prepared set's images, or scenes, have; None for data without a common one."""
+        if self.kind == "scenes":
+            return SIZE
+        if self.kind != "prepared":
+            return None
+        try:
+            geometry = geometry_of(self.path)
+        except InvalidArgument:  # opening the set raises it again, where the path is named
+            return None
+        return None if geometry is None else min(geometry.width, geometry.height)
 
 
 @dataclass(frozen=True, config=SECTION)

@@ -1,7 +1,8 @@
-"""The report of a dry run, from configs alone: parameters, memory, schedule. Nothing is trained."""
+"""The report of a dry run: parameters, memory, schedule, and what the data set has. Nothing is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,10 +11,16 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from nexus_adapters.bases.base import Base
+from nexus_adapters.bases.tokens import find_tokenizer
 from nexus_adapters.data.batch import Batch
+from nexus_adapters.data.conditioned import ConditionedSource
+from nexus_adapters.data.inspection import evenly_spaced, inspect
+from nexus_adapters.data.samples import BadSample
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.methods.method import FEATURES, parameter_count
+from nexus_adapters.prepare.preview import ROWS, Row, page
 from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.precision import choose_precision
@@ -50,6 +57,41 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
         f"activations of {training.batch_size} samples {saved / _GIB:.2f}",
     ]
     return "\n".join(lines)
+
+
+def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split) -> list[str]:
+    """What was found in the data set, a line each."""
+    data = config.data
+    indices = sorted([*split.trained, *split.held_out, *(bad.index for bad in split.unreadable)])
+    tokenizer = find_tokenizer(config.base.source)
+    found = inspect(samples.source, indices, samples.load, samples.geometry.target, tokenizer)
+    where = data.path or ", ".join(data.shards)
+    shape = "about" if data.aspect_buckets else "at"
+    lines = [
+        f"{len(indices):,} samples{f' of {where!r}' if where else ''} ({data.kind}), {shape} "
+        f"{data.resolution}x{data.resolution} pixels",
+        *found.describe(),
+    ]
+    if tokenizer is None:
+        lines.append("captions were not measured, since the base's tokenizer is not on this machine")
+    return [f"{'' if place else 'data':<13}{line}" for place, line in enumerate(lines)]
+
+
+def preview_of(config: TrainConfig, samples: ConditionedSource, indices: Sequence[int]) -> str:
+    """A page of some of these samples, in HTML. `InvalidArgument` where none of them can be read."""
+    rows, reason = [], ""
+    for index in evenly_spaced(indices, ROWS):
+        try:
+            sample = samples.fit(index)
+        except BadSample as error:
+            reason = str(error)
+            continue
+        images = {"image": sample.image, config.data.condition: sample.condition}
+        rows.append(Row(images, sample.captions, sample.key))
+    if not rows:
+        raise InvalidArgument("data", "readable samples", f"none among those to be shown ({reason})")
+    summary = "Each time that a step reads a sample, it reads one of its captions."
+    return page("Samples as training reads them", summary, rows)
 
 
 def _activation_bytes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.feed import Position, Read, SampleOrder, Skipped, permutation
 from nexus_adapters.data.folder import FolderSource
-from nexus_adapters.data.prepared_set import open_prepared
+from nexus_adapters.data.prepared_set import geometry_of, open_prepared
 from nexus_adapters.data.replacement import read_or_replace
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.table import TableSource
@@ -28,12 +29,13 @@ from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.files import cache_folder
-from nexus_adapters.training.config import CacheOptions, DataOptions
+from nexus_adapters.training.config import CacheOptions, DataOptions, TrainingOptions
 
 _TRIED = 64  # pixels a side of the image that an extractor's options are tried on
 _ONE_SHAPE = ""  # of all samples, without aspect buckets
 _ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
 _FEW_HELD_OUT = 4  # samples, as many as are generated from; a tenth of a small data set is less
+_MANY_EPOCHS = 100
 _HOLD_OUT = 2**32  # with the seed, the key by which held-out samples are chosen
 
 # Arguments of sources -> keys of a recipe.
@@ -109,7 +111,7 @@ def check_samples(data: DataOptions, multiple: int) -> None:
     """What can be checked before the samples are opened.
 
     Raises `InvalidArgument` for an unknown extractor, if one is needed, for options that it refuses, and for
-    an unsuitable resolution.
+    an unsuitable resolution. Warns where the data have a size of their own and the recipe asks for another.
     """
     if data.kind == "scenes":
         _check_scenes(data)
@@ -120,9 +122,29 @@ def check_samples(data: DataOptions, multiple: int) -> None:
         )
     if data.condition in EXTRACTORS:  # which also scores the structure of images
         _check_options(data)
+    _check_resolution(data, multiple)
+
+
+def _check_resolution(data: DataOptions, multiple: int) -> None:
+    own = data.own_resolution()
     if data.resolution % multiple:
+        is_own = "That is the size of the data; another one resizes them" if data.resolution == own else ""
         raise InvalidArgument(
-            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution
+            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution, is_own
+        )
+    if own not in (None, data.resolution):
+        what = "scenes have" if data.kind == "scenes" else f"the set '{data.path}' was prepared at"
+        warnings.warn(
+            f"data.resolution: {what} {own} pixels; images and maps are resized to {data.resolution}",
+            stacklevel=2,
+        )
+    with renamed(_KEYS):
+        geometry = geometry_of(data.path) if data.kind == "prepared" else None
+    if geometry is not None and geometry.buckets and not data.aspect_buckets:
+        warnings.warn(
+            f"data.aspect_buckets: the set '{data.path}' has images of several shapes, which are cropped to "
+            "squares",
+            stacklevel=2,
         )
 
 
@@ -213,6 +235,17 @@ def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, H
     if isinstance(source, TarSource) and data.is_remote:
         return {index: source.shard_of(index) for index in range(len(source))}
     return None
+
+
+def warn_of_many_epochs(training: TrainingOptions, batch_size: int, samples: int) -> None:
+    """Warn where a run reads each sample more often than is of use. `batch_size`: of an optimizer step."""
+    epochs = training.max_train_steps * batch_size / samples
+    if epochs > _MANY_EPOCHS:
+        warnings.warn(
+            f"training.max_train_steps: {training.max_train_steps:,} steps of {batch_size} read each of the "
+            f"{samples:,} samples {epochs:,.0f} times; above {_MANY_EPOCHS} an adapter may memorize them",
+            stacklevel=2,
+        )
 
 
 def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:

@@ -26,6 +26,7 @@ from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import expect, renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
+from nexus_adapters.prepare.preview import ROWS
 from nexus_adapters.training.batches import Batches, prepare_batches
 from nexus_adapters.training.checkpoint import (
     AVERAGE,
@@ -52,7 +53,7 @@ from nexus_adapters.training.distributed import (
     open_accelerator,
     open_trackers,
 )
-from nexus_adapters.training.dry_run import describe
+from nexus_adapters.training.dry_run import describe, describe_data, preview_of
 from nexus_adapters.training.export import IMAGES, export, push
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.loss import Objective
@@ -67,6 +68,7 @@ from nexus_adapters.training.recipe_samples import (
     samples_cache,
     shards_to_keep_together,
     split_samples,
+    warn_of_many_epochs,
 )
 from nexus_adapters.training.redaction import without_folders
 from nexus_adapters.training.run_folder import (
@@ -118,22 +120,32 @@ def train_adapter(config: TrainConfig) -> Path:
     return output / ADAPTER
 
 
-def dry_run(config: TrainConfig) -> str:
+def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
     """Check a recipe as `train_adapter` does, and report what it would do. The base's weights are not read.
 
-    Data sets on the Hub and tars behind URLs are not opened. The index of local tars is kept.
+    Data sets on the Hub and tars behind URLs are not opened, except for a preview. The index of local tars is
+    kept.
+
+    Args:
+        config: the recipe.
+        preview: an HTML file to write, with samples as training reads them; None for none.
     """
     check_place(config)
     base, options, _ = check_recipe(config)
     is_far = config.data.kind == "table" and not Path(config.data.path).exists()
-    if is_far or config.data.is_remote:
+    is_far |= config.data.is_remote
+    if is_far and preview is None:
         check_samples(config.data, base.size_multiple)
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     if checkpoint_folders(Path(config.output_dir) / CHECKPOINTS):
         _check_data(config, samples, split)
-    return describe(config, base, options, split)
+    report = describe(config, base, options, split)
+    if preview is not None:
+        indices = sorted([*split.trained, *split.held_out])
+        files.write_text(preview, preview_of(config, samples, indices[:ROWS] if is_far else indices))
+    return report if is_far else "\n".join([report, *describe_data(config, samples, split)])
 
 
 def _check_data(
@@ -173,6 +185,7 @@ def _split_and_order(
                 "this is not reported",
                 stacklevel=2,
             )
+    warn_of_many_epochs(training, batch_size, len(split.trained))
     return split, order
 
 

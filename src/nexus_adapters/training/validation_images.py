@@ -15,6 +15,7 @@ from torch import nn
 
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.bases.loading import BaseSource, load_pipeline
+from nexus_adapters.bases.tokens import truncation_unlogged
 from nexus_adapters.conditions import EXTRACTORS, extract
 from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.prepared_set import options_of
@@ -70,7 +71,8 @@ def generate_validation_images(
     generated = []
     with torch.no_grad(), precision.autocast() if method.keeps_float32 else nullcontext():
         for place, given in enumerate(inputs):
-            with method.generating(pipe, adapter, [given.condition], GenerationSettings()) as generate:
+            generating = method.generating(pipe, adapter, [given.condition], GenerationSettings())
+            with generating as generate, truncation_unlogged(generate):
                 output = generate(
                     prompt=given.prompt,
                     width=given.condition.width,

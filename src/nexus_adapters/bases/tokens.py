@@ -1,0 +1,64 @@
+"""How long prompts are in a base's tokens, and keeping libraries from logging each one that is cut."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nexus_adapters.bases.loading import BaseSource
+
+_TRANSFORMERS = "transformers.tokenization_utils_base"
+_MESSAGES = ("was truncated", "Token indices sequence length")  # diffusers' and transformers'
+
+
+def find_tokenizer(source: BaseSource) -> Any:
+    """A base's tokenizer, from its folder or the Hub's cache; None where it is not on this machine."""
+    import transformers
+
+    location, place = source.location, {"subfolder": "tokenizer"}
+    if Path(location).is_dir():
+        location, place = str(Path(location) / "tokenizer"), {}
+    try:
+        found: Any = transformers.AutoTokenizer.from_pretrained(
+            location, local_files_only=True, trust_remote_code=False, **place
+        )
+    except Exception:  # of any kind; where it matters, loading the base reports it
+        return None
+    return found
+
+
+def token_counts(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
+    """How many tokens each prompt has, with those that mark its ends; `token_limit` of them are read."""
+    if not prompts:
+        return []
+    with truncation_unlogged():
+        found = tokenizer(list(prompts), truncation=False, padding=False)
+    return [len(tokens) for tokens in found.input_ids]
+
+
+def token_limit(tokenizer: Any) -> int:
+    """How many tokens of a prompt are read, such as 77."""
+    return int(tokenizer.model_max_length)
+
+
+@contextmanager
+def truncation_unlogged(pipe: Any = None) -> Iterator[None]:
+    """Keep `pipe.encode_prompt` from logging what it cuts from each prompt: whoever calls it counts them."""
+
+    def is_of_something_else(record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in _MESSAGES)
+
+    encode = getattr(type(pipe), "encode_prompt", None)  # whose module has the logger, also for a subclass
+    names = [_TRANSFORMERS, *([] if encode is None else [encode.__module__])]
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(is_of_something_else)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_of_something_else)

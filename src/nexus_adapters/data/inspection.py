@@ -1,0 +1,124 @@
+"""What a data set has, looked at before it is used: readable samples, captions, sizes, ignored files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from nexus_adapters.bases.tokens import token_counts, token_limit
+from nexus_adapters.data.crop import Size
+from nexus_adapters.data.feed import Skipped
+from nexus_adapters.data.samples import BadSample, Sample, Source
+
+LOOKED_AT = 1000  # samples, evenly spaced over larger data sets
+UNKNOWN = -1  # the length of a caption where there is no tokenizer
+
+
+def caption_lengths(captions: Sequence[str], tokenizer: Any) -> list[int]:
+    """The tokens of each caption, 0 for one without words; `UNKNOWN` where `tokenizer` is None."""
+    counts = [UNKNOWN] * len(captions) if tokenizer is None else token_counts(tokenizer, captions)
+    return [count if caption.strip() else 0 for caption, count in zip(captions, counts, strict=True)]
+
+
+def describe_captions(lengths: Iterable[Sequence[int]], tokenizer: Any) -> list[str]:
+    """What a user has to know of samples' captions, a line each; none where all is well.
+
+    `lengths`: of each sample's captions, from `caption_lengths`.
+    """
+    samples = [list(counts) for counts in lengths]
+    empty = sum(not any(counts) for counts in samples)
+    lines = []
+    if empty:
+        of_all = f"{empty:,} of {len(samples):,} samples have an empty caption"
+        lines.append(f"{of_all}: nothing is learned of prompts" if empty == len(samples) else of_all)
+    limit = 0 if tokenizer is None else token_limit(tokenizer)
+    if limit and (cut := sum(any(count > limit for count in counts) for counts in samples)):
+        lines.append(
+            f"{cut:,} of {len(samples):,} samples have a caption of more than {limit} tokens, of which only "
+            f"the first {limit} are read"
+        )
+    return lines
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a look at a data set found.
+
+    Attributes:
+        samples: how many there are.
+        looked_at: how many of them were read.
+        left_out: those among the latter that cannot be used; a reason begins with its kind and a colon.
+        lengths: of the captions of each of the others, from `caption_lengths`.
+        small: how many of the others have an image that has to be enlarged.
+        ignored: what the source does not read, in words; "" for nothing.
+        tokenizer: that the captions were measured by, if any.
+    """
+
+    samples: int
+    looked_at: int
+    left_out: Sequence[Skipped]
+    lengths: Sequence[Sequence[int]]
+    small: int
+    ignored: str
+    tokenizer: Any = None
+
+    def describe(self) -> list[str]:
+        """What a user has to know, a line each."""
+        looked_at = f"{self.looked_at:,} samples"
+        lines = []
+        if self.looked_at < self.samples:
+            looked_at += " looked at"
+            lines.append(f"{looked_at}, evenly spaced over all {self.samples:,}")
+        if self.ignored:
+            lines.append(f"ignored {self.ignored}")
+        if self.left_out:
+            kinds = Counter(each.reason.partition(":")[0] for each in self.left_out)
+            counts = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+            first = self.left_out[0]
+            reason = first.reason if first.key in first.reason else f"{first.key!r}: {first.reason}"
+            lines.append(f"{len(self.left_out):,} of {looked_at} cannot be used ({counts}); first {reason}")
+        lines += describe_captions(self.lengths, self.tokenizer)
+        if self.small:
+            lines.append(f"{self.small:,} of {len(self.lengths):,} images are enlarged to the resolution")
+        return lines
+
+
+def evenly_spaced(indices: Sequence[int], most: int) -> list[int]:
+    """At most so many of the indices, in order."""
+    count = min(most, len(indices))
+    return [indices[place * len(indices) // count] for place in range(count)]
+
+
+def inspect(
+    source: Source,
+    indices: Sequence[int],
+    load: Callable[[int], Sample],
+    target: Callable[[Size], Size],
+    tokenizer: Any = None,
+) -> Inspection:
+    """Read samples of a data set, of a large one `LOOKED_AT`, and count what a user may not expect.
+
+    Args:
+        source: the data set.
+        indices: those of its samples that would be used.
+        load: reads one; BadSample for one that cannot be used.
+        target: (width, height) that an image of this one is fitted to.
+        tokenizer: of the base; None where it is not at hand.
+    """
+    chosen = evenly_spaced(indices, LOOKED_AT)
+    left_out, lengths, small = [], [], 0
+    for index in tqdm(chosen, desc="looking at samples", unit="sample", delay=2, disable=None):
+        try:
+            sample = load(index)
+        except BadSample as error:
+            left_out.append(Skipped(index, source.key(index), str(error)))
+            continue
+        lengths.append(caption_lengths(sample.captions, tokenizer))
+        size = sample.image.size
+        small += any(side < wanted for side, wanted in zip(size, target(size), strict=True))
+    ignored = str(getattr(source, "ignored", ""))  # not every kind of source leaves something out
+    return Inspection(len(indices), len(chosen), left_out, lengths, small, ignored, tokenizer)

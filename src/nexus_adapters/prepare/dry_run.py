@@ -1,0 +1,75 @@
+"""What `nexus prepare` would make, found out without writing any of the set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nexus_adapters.data.crop import Size
+from nexus_adapters.data.inspection import evenly_spaced, inspect
+from nexus_adapters.data.prepared_set import INDEX, SetFolder
+from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.prepare.filters import LeftOut
+from nexus_adapters.prepare.plan import Plan
+from nexus_adapters.prepare.preview import ROWS, Row, page
+from nexus_adapters.prepare.run import check_out
+from nexus_adapters.prepare.worker import Worker
+
+
+def describe(plan: Plan, out: Path) -> str:
+    """What was found in the source, and what would be left out, a line each.
+
+    InvalidArgument as `prepare` for the folder. Extractors are not tried, so no model is fetched.
+    """
+    check_out(SetFolder(out), plan.settings())
+    worker = Worker(plan, SetFolder(out))
+
+    def load(index: int) -> Sample:
+        try:
+            return worker.load(index)
+        except LeftOut as why:
+            raise BadSample(f"{why.kind}: {why}") from why
+
+    def target(size: Size) -> Size:
+        return size if plan.geometry is None else plan.geometry.target(size)
+
+    found = inspect(plan.source, range(len(plan)), load, target)
+    first = (
+        f"{len(plan):,} samples in {plan.shards:,} {'shard' if plan.shards == 1 else 'shards'}, "
+        f"{_size(plan)}, with maps by {', '.join(plan.conditions)}"
+    )
+    lines = [first, *found.describe()]
+    if (out / INDEX).exists():
+        lines.append(f"'{out}' is finished already")
+    elif plan.filters.near_duplicates is not None:
+        lines.append("near-duplicates are not searched for in a dry run")
+    return "\n".join(lines)
+
+
+def preview_of(plan: Plan, out: Path) -> str:
+    """A page, in HTML, of samples as they would be written. `InvalidArgument` where there is none.
+
+    As with `prepare`, extractors load their models.
+    """
+    plan.try_extractors()
+    worker, rows, reason = Worker(plan, SetFolder(out)), [], "no samples"
+    for index in evenly_spaced(range(len(plan)), ROWS):
+        try:
+            sample, maps = worker.example(index)
+        except LeftOut as why:
+            reason = str(why)
+            continue
+        rows.append(Row({"image": sample.image, **maps}, sample.captions, plan.key(index)))
+    if not rows:
+        raise InvalidArgument(
+            "source", "usable samples", f"none among those to be shown ({plan.message(reason)})"
+        )
+    return page("Samples as they would be prepared", f"{len(plan):,} samples, {_size(plan)}.", rows)
+
+
+def _size(plan: Plan) -> str:
+    geometry = plan.geometry
+    if geometry is None:
+        return "in their own sizes"
+    about = "of about" if geometry.buckets else "of"
+    return f"{about} {geometry.width}x{geometry.height} pixels"
