@@ -21,6 +21,7 @@ from nexus_adapters.files import write_json
 
 _FORMAT = 1  # of the files; a new number makes them all anew
 _GZIP = b"\x1f\x8b"
+_MAX_HEADER = 2**20  # bytes; long names and their like have a few hundred
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _ABSENT = -1  # offset and size of a part that a sample lacks
 
@@ -70,35 +71,76 @@ def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
 
 
 def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
-    """Read the headers of a tar, and nothing else of it. InvalidArgument for another file."""
+    """Read the headers of a tar, and nothing else of it. InvalidArgument for another file.
+
+    Reading ends at the first header that is damaged, such as one with a negative size, and at the first
+    member that reaches beyond the end of the file.
+    """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     is_packed = stream.read(2) == _GZIP
     stream.seek(0)
     members = []
     try:
-        archive = tarfile.TarFile(fileobj=stream)
+        archive = tarfile.TarFile(fileobj=_Headers(stream))  # type: ignore[arg-type]  # it reads and seeks
+    except _DamagedError as error:
+        raise InvalidArgument("shards", "an uncompressed tar", f"'{name}', which is damaged") from error
     except OSError:
         raise
     except Exception as error:  # as in _next
         reason = "which is compressed" if is_packed else f"which is not a tar ({error})"
         raise InvalidArgument("shards", "an uncompressed tar", f"'{name}', {reason}") from error
+    end = 0
     while (info := _next(archive)) is not None:
+        # Headers with negative sizes lead backwards, and tarfile would read the same ones for ever.
+        if info.size < 0 or not end < archive.offset:
+            break
+        end = archive.offset
         if info.isreg() and not info.issparse() and info.offset_data + info.size <= size:
             members.append((info.name, info.offset_data, info.size))
+        if end >= size:
+            break
+        archive.members.clear()  # it would keep all headers
     # A tar ends with blocks of zeros; tarfile also takes a damaged or missing header for the end.
-    stream.seek(archive.offset)
-    is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    is_whole = end == archive.offset < size and _is_zero(stream, end)
     return TarIndex(version, size, is_whole, members)
+
+
+def _is_zero(stream: io.FileIO, offset: int) -> bool:
+    stream.seek(offset)
+    return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         return archive.next()
+    except _DamagedError:
+        return None
     except OSError:
         raise
     except Exception:  # tarfile's own errors, and what damaged numbers and names raise
         return None
+
+
+class _DamagedError(Exception):
+    """A header asks for what no header of a whole tar asks for."""
+
+
+class _Headers:
+    """A tar for `tarfile`, which reads as much of it as a header says, be it all of a large file."""
+
+    def __init__(self, stream: io.FileIO) -> None:
+        self._stream, self.tell = stream, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise _DamagedError(f"a header of {size} bytes")
+        return self._stream.read(size)
+
+    def seek(self, offset: int) -> int:
+        if not 0 <= offset < 2**63:
+            raise _DamagedError(f"an offset of {offset}")
+        return self._stream.seek(offset)
 
 
 def _read(file: Path) -> TarIndex | None:
