@@ -1,11 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 from tests.prepare.sets import make
 from tests.refusals import refused
 
 from nexus_adapters.conditions import extract
+from nexus_adapters.data import prepared_set
 from nexus_adapters.data.prepared_set import is_prepared, open_prepared
 from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.files import file_sha256
 from nexus_adapters.prepare.plan import Plan
 
 
@@ -58,3 +62,50 @@ def test_other_folders_maps_and_damaged_shards_are_refused(prepared, tmp_path):
     (copy / "index.json").write_text("{}")
     with refused("folder", f"'{copy / 'index.json'}' (it lacks 'conditions')"):
         open_prepared(copy, "canny", tmp_path)
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    copy = tmp_path / "a [copy]"
+    copy.mkdir()
+    for file in prepared.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def change_index(folder, **changes):
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][1] |= changes
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_shards_are_compared_with_the_hashes_of_their_index_once(copied, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(prepared_set, "file_sha256", lambda file: opened.append(file) or file_sha256(file))
+    for _ in range(2):
+        open_prepared(copied, "canny", tmp_path)
+    assert [file.name for file in opened] == ["00000.tar", "00001.tar", "00002.tar"]
+    content = bytearray((copied / "00001.tar").read_bytes())
+    content[1000] ^= 1
+    (copied / "00001.tar").write_bytes(content)
+    for _ in range(2):
+        with refused("folder", expected=f"'{copied / '00001.tar'}' of SHA-256"):
+            open_prepared(copied, "canny", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../00001.tar", "{outside}/00001.tar", "..\\00001.tar", "C:\\00001.tar"])
+def test_shards_outside_the_folder_need_leave(copied, tmp_path, name):
+    name = name.format(outside=tmp_path)
+    (copied / "00001.tar").rename(tmp_path / "00001.tar")
+    change_index(copied, file=name)
+    with refused("folder", repr(name)[1:-1].replace("\\\\", "\\"), hint="allow_outside"):
+        open_prepared(copied, "canny", tmp_path / "kept")
+    if "\\" not in name:
+        assert len(open_prepared(copied, "canny", tmp_path / "kept", allow_outside=True)) == 12
+
+
+@pytest.mark.parametrize("change", [{"file": 3}, {"sha256": None}, {"file": None}])
+def test_an_index_of_another_shape_is_refused(copied, tmp_path, change):
+    change_index(copied, **change)
+    with refused("folder", "index.json'", expected="an index.json"):
+        open_prepared(copied, "canny", tmp_path)
