@@ -52,7 +52,7 @@ def test_images_without_captions_and_what_is_ignored(photos, tmp_path, capsys):
     assert "--captions none" in capsys.readouterr().err
     assert run(*argv, "--captions", "none", "--out", tmp_path / "set") == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert "ignored 1 files that are neither images nor captions (film.mp4)" in line
+    assert "ignored files that are neither images nor captions: 1 (film.mp4)" in line
     assert {files["txt"] for files in samples(tmp_path / "set").values()} == {b""}
 
 

@@ -424,12 +424,12 @@ def test_metadata_of_subfolders(tmp_path):
     (tmp_path / "x/metadata.jsonl").write_text(json.dumps(row))
     (tmp_path / "y/metadata.csv").write_text("file_name,text\ndeep/b.png,b\n")
     with pytest.warns(
-        UserWarning, match=r"ignored 2 images that the metadata do not list \(d\.png, y/c\.png\)$"
+        UserWarning, match=r"ignored images that the metadata do not list: 2 \(d\.png, y/c\.png\)$"
     ):
         source = FolderSource(tmp_path)
     assert loaded(source) == {"x/a.png": ("a",), "y/deep/b.png": ("b",)}
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "x/a.png", "text": "root"}))
-    with pytest.warns(UserWarning, match="1 rows for images that other metadata list"):
+    with pytest.warns(UserWarning, match="rows for images that other metadata list: 1"):
         assert loaded(FolderSource(tmp_path))["x/a.png"] == ("root",)
     (tmp_path / "x/metadata.jsonl").write_text(json.dumps(row | {"file_name": "../d.png"}))
     with refused("image_column", '"../d.png"', expected=BELOW, hint="allow_outside"):
@@ -446,7 +446,7 @@ def test_folders_of_images_and_maps_are_paired_by_name(tmp_path, columns):
     pictures(tmp_path / images, "gone.png")
     for name in ("a", "sub/b", "gone"):
         (tmp_path / images / f"{name}.txt").write_text(name)
-    with pytest.warns(UserWarning, match=rf"ignored 1 maps without an image \({maps}/alone\.png\)$"):
+    with pytest.warns(UserWarning, match=rf"ignored maps without an image: 1 \({maps}/alone\.png\)$"):
         source = FolderSource(tmp_path, **columns)
     assert np.array_equal(source.load(2).condition, picture(3))
     assert source.load(0).condition.size == source.load(0).image.size
@@ -470,8 +470,8 @@ def test_what_is_ignored_is_reported_once(tmp_path):
     with pytest.warns(UserWarning, match="ignored") as caught:
         source = FolderSource(tmp_path)
     assert len(caught) == 1
-    assert "2 files that are neither images nor captions (film.mp4, notes.pdf)" in str(caught[0].message)
-    assert "1 captions without an image (lonely.txt)" in source.ignored
+    assert "files that are neither images nor captions: 2 (film.mp4, notes.pdf)" in str(caught[0].message)
+    assert "captions without an image: 1 (lonely.txt)" in source.ignored
 
 
 def test_images_without_captions_are_read_where_none_are_asked_for(tmp_path):
@@ -536,7 +536,7 @@ def test_pipes_and_devices_neither_hang_nor_fill_the_memory(tmp_path):
     with pytest.raises(BadSample):
         source.size(1)
     os.mkfifo(tmp_path / "metadata.jsonl")
-    with refused("folder", hint="3 devices, pipes or sockets (a.txt, b.png, metadata.jsonl)"):
+    with refused("folder", hint="devices, pipes or sockets: 3 (a.txt, b.png, metadata.jsonl)"):
         FolderSource(tmp_path)
 
 
@@ -549,6 +549,13 @@ def test_coco_with_a_byte_order_mark_and_names_of_other_systems(coco, tmp_path):
     source = CocoSource(file, tmp_path / "images")
     assert source.load(0).image.size == (24, 16)
     assert source.stamp(0)
+    (tmp_path / "raw").mkdir()
+    file.rename(tmp_path / "raw" / "captions.json")
+    file.symlink_to("raw/captions.json")
+    assert CocoSource(file, tmp_path / "images").load(0).captions == ("x",)
+    (tmp_path / "images" / "captions.json").symlink_to("../raw/captions.json")
+    with refused("annotations", "captions.json', a link to", hint="allow_outside"):
+        CocoSource(tmp_path / "images" / "captions.json", tmp_path / "images")
     content["annotations"] = []
     file.write_text(json.dumps(content))
     assert CocoSource(file, tmp_path / "images", with_captions=False).load(0).captions == ("",)

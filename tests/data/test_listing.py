@@ -32,8 +32,8 @@ def test_links_to_folders_and_files_are_followed_once(tmp_path):
         "link.png": True,
         "sub/b.png": False,
     }
-    assert "3 links to folders that are read already (again, back, far/deep/up)" in str(ignored)
-    assert "1 links to nothing (gone.png)" in str(ignored)
+    assert "links to folders that are read already: 3 (again, back, far/deep/up)" in str(ignored)
+    assert "links to nothing: 1 (gone.png)" in str(ignored)
 
 
 def test_pipes_and_devices_are_not_files(tmp_path):
@@ -41,7 +41,7 @@ def test_pipes_and_devices_are_not_files(tmp_path):
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     ignored = Ignored()
     assert list_files(tmp_path, ignored) == {}
-    assert "2 devices, pipes or sockets" in str(ignored)
+    assert "devices, pipes or sockets: 2" in str(ignored)
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "ünï/café.png") for form in ("NFC", "NFD"))
@@ -99,9 +99,9 @@ def test_what_is_ignored_is_one_line_with_counts_and_names():
     for number in range(5):
         ignored.add("odd files", f"{number}\n.odd")
     ignored.add("links to nothing", "b")
-    assert str(ignored) == "5 odd files (0?.odd, 1?.odd, 2?.odd, ...); 1 links to nothing (b)"
+    assert str(ignored) == "odd files: 5 (0?.odd, 1?.odd, 2?.odd, ...); links to nothing: 1 (b)"
     with pytest.warns(
-        UserWarning, match=r"^'here': ignored 5 odd files .*; 1 links to nothing \(b\)$"
+        UserWarning, match=r"^'here': ignored odd files: 5 .*; links to nothing: 1 \(b\)$"
     ) as caught:
         ignored.report("here")
     assert len(caught) == 1

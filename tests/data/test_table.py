@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import re
 import sys
@@ -179,6 +180,13 @@ def test_paths_outside_the_folder_need_leave(tmp_path):
         allowed = TableSource(tmp_path / "set/t.csv", allow_outside=True)
         if path != "sub/../../a.png":  # of which there is no sub
             assert allowed.load(0).image.size == (24, 16)
+
+
+def test_pipes_are_no_tables(tmp_path):
+    os.mkfifo(tmp_path / "train.parquet")
+    for path in (tmp_path, tmp_path / "train.parquet"):
+        with refused("path", "train.parquet'"):
+            TableSource(path)
 
 
 def test_folders_that_the_library_takes_for_a_pattern(tmp_path):

@@ -237,11 +237,6 @@ def test_maps_of_dotted_names():
     }
 
 
-def test_many_dotted_names_take_no_longer_than_their_number():
-    names = [f"photo.{number}.{end}" for number in range(20_000) for end in ("jpg", "txt")]
-    assert len(group_members(index(*names), PLAIN).stems) == 20_000
-
-
 def test_names_without_stem_or_extension_are_no_samples():
     assert grouped("README", "a/.hidden.jpg", ".DS_Store", "./._0.jpg", "./0.jpg") == {
         "./0": [(4000, 4), None, None]

@@ -120,10 +120,10 @@ def test_what_a_tar_has_twice_or_without_captions_is_reported(folder):
         source = opened(folder, "c.tar")
     assert len(caught) == 1
     assert (
-        "4 numbered images without captions, taken for parts of a sample (a.0, a.1, a.2, ...)"
+        "numbered images without captions, taken for parts of a sample: 4 (a.0, a.1, a.2, ...)"
         in source.ignored
     )
-    assert "1 members whose name another one has, the last of which is read (a.JPG)" in source.ignored
+    assert "members whose name another one has, the last of which is read: 1 (a.JPG)" in source.ignored
     assert np.array_equal(source.load(0).image, picture(1))
 
 

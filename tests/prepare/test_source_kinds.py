@@ -48,8 +48,8 @@ def places(tmp_path_factory):
     write_folder(listed, 3)
     rows = [f"{n:03d}.png,{'abc'[n]}" for n in range(3)]
     (listed / "list.csv").write_text("\n".join(["file_name,text", *rows]))
-    (root / "tars [v1]").mkdir()
-    (root / "tars [v1]" / "0.tar").write_bytes(tar(members(range(3))))
+    (root / "tars [v1] {1..2}").mkdir()
+    (root / "tars [v1] {1..2}" / "0.tar").write_bytes(tar(members(range(3))))
     return root
 
 
@@ -64,7 +64,7 @@ def places(tmp_path_factory):
         ("coco", "coco", CocoSource, "train2017/001.png"),
         ("parquet/train.parquet", "table", TableSource, "train.parquet/train/1"),
         ("listed/list.csv", "table", TableSource, "list.csv/train/1"),
-        ("tars [v1]", "tars", TarSource, "0.tar/00001"),
+        ("tars [v1] {1..2}", "tars", TarSource, "0.tar/00001"),
     ],
 )
 def test_what_a_path_is_is_found_out(places, tmp_path, name, kind, source, key):

@@ -48,6 +48,10 @@ class CocoSource:
         self.annotations, self.images = Path(annotations), Path(images)
         if not self.images.is_dir():
             raise InvalidArgument("images", "an existing folder", f"'{images}'")
+        if self.annotations.is_file():
+            # Both are most often in one folder, within which the annotations may be a link.
+            both = Path(os.path.commonpath([self.annotations.parent.absolute(), self.images.absolute()]))
+            check_inside(self.annotations, both, "annotations", allow_outside)
         listed, captions = _read_annotations(self.annotations, allow_outside)
         self._names = [name for _, name in listed]
         self._captions = [tuple(captions.get(number, ())) if with_captions else ("",) for number, _ in listed]
@@ -95,7 +99,6 @@ def _read_annotations(file: Path, allow_outside: bool) -> tuple[list[tuple[int, 
     expected = "COCO captions in JSON"
     if not file.is_file():
         raise InvalidArgument("annotations", expected, f"'{file}', which is not a file")
-    check_inside(file, file.parent, "annotations", allow_outside)
     try:
         content: Any = json.loads(read_regular(file).decode("utf-8-sig"))
         listed = sorted((int(image["id"]), _text(image["file_name"])) for image in content["images"])

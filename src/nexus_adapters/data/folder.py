@@ -75,7 +75,9 @@ class FolderSource:
     ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            hint = "A single Parquet, CSV or JSON lines file is of kind table" if self.folder.is_file() else ""
+            hint = (
+                "A single Parquet, CSV or JSON lines file is of kind table" if self.folder.is_file() else ""
+            )
             raise InvalidArgument("folder", "an existing folder", f"'{folder}'", hint)
         self._with_captions, self._allow_outside = with_captions, allow_outside
         ignored = Ignored()
@@ -110,8 +112,8 @@ class FolderSource:
     ) -> list[ListedSample]:
         listed: list[ListedSample] = []
         named: set[str] = set()
+        earlier: set[str] = set()
         for file in self.metadata:
-            earlier = {sample.image for sample in listed}
             samples, files_named = read_metadata(file, columns, self.folder, files, self._allow_outside)
             named |= files_named
             for sample in samples:
@@ -119,6 +121,7 @@ class FolderSource:
                     ignored.add("rows for images that other metadata list", sample.image)
                 else:
                     listed.append(sample)
+            earlier.update(sample.image for sample in samples)
         if not listed:
             names = " and ".join(file.name for file in self.metadata)
             raise InvalidArgument("folder", f"samples in {names}", f"'{self.folder}', where it lists none")
@@ -224,7 +227,7 @@ def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
         if PurePosixPath(path).suffix.lower() in endings:
             images.append(ListedSample(path, None, None, texts.of(path)))
         elif PurePosixPath(path).suffix.lower() in HEIF_ENDINGS:
-            ignored.add("HEIC images, which pip install 'nexus-adapters[heic]' lets it read", path)
+            ignored.add("HEIC images, which need pip install 'nexus-adapters[heic]'", path)
         elif PurePosixPath(path).suffix.lower() not in _TEXTS:
             ignored.add("files that are neither images nor captions", path)
     for path in texts.unused():

@@ -25,11 +25,11 @@ class Ignored:
         return bool(self._counts)
 
     def __str__(self) -> str:
-        """Such as "2 captions without an image (a.txt, b.txt); 1 ...", the most first; "" for nothing."""
+        """Such as "captions without an image: 2 (a.txt, b.txt); ...", the most first; "" for nothing."""
         parts = []
         for reason, count in sorted(self._counts.items(), key=lambda pair: -pair[1]):
             more = ", ..." if count > _NAMED else ""
-            parts.append(f"{count:,} {reason} ({', '.join(self._names[reason])}{more})")
+            parts.append(f"{reason}: {count:,} ({', '.join(self._names[reason])}{more})")
         return "; ".join(parts)
 
     def report(self, place: object, stacklevel: int = 2) -> None:

@@ -53,6 +53,13 @@ def list_files(folder: Path, ignored: Ignored) -> dict[str, bool]:
 _IRREGULAR = "devices, pipes or sockets"
 
 
+def check_regular(folder: Path, argument: str) -> None:
+    """InvalidArgument for a folder with devices, pipes or sockets, which libraries would read."""
+    for path in folder.rglob("*"):
+        if not path.is_file() and not path.is_dir() and path.exists():
+            raise InvalidArgument(argument, "regular files", f"'{path}', which is a device, pipe or socket")
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is such a file; False, too, for names that no file can have."""
     try:

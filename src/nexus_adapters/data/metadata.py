@@ -64,6 +64,7 @@ def read_metadata(
             or paths that leave the folder; it names the line, from 1 on.
     """
     below = file.parent.relative_to(root).as_posix()
+    prefix = "" if below == "." else f"{below}/"
     listed: list[ListedSample] = []
     named: set[str] = set()
     for where, row in _rows(file):
@@ -75,7 +76,7 @@ def read_metadata(
                 found = find_path(root, PurePosixPath(below, path).as_posix(), known)
             paths.append(found)
         listed.append(ListedSample(paths[0] or "", paths[1], _captions(row, columns.caption, where)))
-        texts = (PurePosixPath(below, value).as_posix() for value in row.values() if isinstance(value, str))
+        texts = (prefix + value.replace("\\", "/") for value in row.values() if isinstance(value, str))
         named.update(path for path in (*texts, *paths) if path is not None and path in known)
     return listed, named
 

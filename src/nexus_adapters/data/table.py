@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.data.listing import OUTSIDE_HINT, find_path
+from nexus_adapters.data.listing import OUTSIDE_HINT, check_regular, find_path
 from nexus_adapters.data.samples import (
     BadSample,
     Part,
@@ -211,6 +211,8 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
             f"'{os.path.realpath(path)}'",
             "The datasets library takes them for a pattern. Rename the folder, or name a single file in it",
         )
+    if Path(path).is_dir():
+        check_regular(Path(path), "path")
     try:
         if is_file:  # escaped, or its name might be a pattern to the library
             return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)

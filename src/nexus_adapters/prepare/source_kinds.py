@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import io
 import json
@@ -228,7 +227,10 @@ def _open_tars(options: SourceOptions) -> tuple[Source, str]:
     from nexus_adapters.data.tars import TarSource
 
     place = Path(options.path)
-    shards = [f"{glob.escape(str(place))}/*.tar"] if place.is_dir() else [options.path]
+    inside = [
+        str(file) for file in sorted(place.glob("*.tar"))
+    ]  # by name: a folder's may look like a pattern
+    shards = inside or [str(place / "*.tar") if place.is_dir() else options.path]
     source = TarSource(
         shards,
         index_folder=options.index_folder,
