@@ -126,7 +126,8 @@ def test_images_are_listed_sorted_whatever_their_case(tmp_path):
 def folder(tmp_path):
     (tmp_path / "maps").mkdir()
     for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
+        if number:
+            (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
         (tmp_path / f"maps/{number}.png").write_bytes(encoded(picture(10 + number)))
     (tmp_path / "3.jpg").write_bytes(encoded(picture(3), "JPEG", exif=exif(6)))
     rows = [
@@ -378,7 +379,9 @@ def test_captions_in_files_of_other_cases_endings_and_unicode_forms(tmp_path):
     (tmp_path / f"{decomposed}.txt").write_text("accents")
     (tmp_path / "d.txt").write_text("first")
     (tmp_path / "d.caption").write_text("second")
-    assert loaded(FolderSource(tmp_path)) == {
+    with pytest.warns(UserWarning, match=r"captions of an image that has others: 1 \(d\.caption\)$"):
+        source = FolderSource(tmp_path)
+    assert loaded(source) == {
         "a.png": ("upper",),
         "b.JPG.png": ("dots",),
         "c.png": ("other",),
@@ -446,13 +449,23 @@ def test_folders_of_images_and_maps_are_paired_by_name(tmp_path, columns):
     pictures(tmp_path / images, "gone.png")
     for name in ("a", "sub/b", "gone"):
         (tmp_path / images / f"{name}.txt").write_text(name)
-    with pytest.warns(UserWarning, match=rf"ignored maps without an image: 1 \({maps}/alone\.png\)$"):
+    pictures(tmp_path, f"{maps}/a.png", f"{images}/a.webp")  # a second map, and a second image of one map
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030  # each text is compared
         source = FolderSource(tmp_path, **columns)
-    assert np.array_equal(source.load(2).condition, picture(3))
-    assert source.load(0).condition.size == source.load(0).image.size
+    reports = [str(warning.message) for warning in caught]
+    assert reports[-1].endswith(
+        f"ignored maps of an image that has another: 1 ({maps}/a.png); "
+        f"maps without an image: 1 ({maps}/alone.png)"
+    )
+    assert len(reports) == (1 if columns else 2)  # what is found without being named is told
+    assert maps in reports[0]
+    keys = [Path(source.key(index)).name for index in range(len(source))]
+    assert keys == ["a.png", "a.webp", "gone.png", "b.png"]
+    assert np.array_equal(source.load(0).condition, source.load(1).condition)
+    assert np.array_equal(source.load(3).condition, picture(3))
     for read in (source.load, source.content_hash):  # the map is blamed, not the image
         with pytest.raises(BadSample, match=rf"^condition: .*'.*/{maps}/gone\.png'"):
-            read(1)
+            read(2)
 
 
 def test_a_missing_map_is_blamed_itself(folder):

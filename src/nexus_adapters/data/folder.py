@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from nexus_adapters.conditions.images import HEIF_ENDINGS, image_endings
@@ -139,6 +140,9 @@ class FolderSource:
         maps = columns.condition or _MAPS
         if {images, maps} <= folders and caption_column == _CAPTION:
             listed = _paired(files, images, maps, ignored)
+            if columns.condition is None:
+                what = f"the images in {images} have the maps of the same names in {maps}"
+                warnings.warn(f"'{self.folder}': {what}", stacklevel=3)
         elif (columns.image, columns.condition, caption_column) != (_IMAGE, None, _CAPTION):
             raise InvalidArgument(
                 "folder",
@@ -222,61 +226,55 @@ class FolderSource:
 
 def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
     """The images among the files, sorted, each with the text next to it; other files are ignored."""
-    endings, texts, images = image_endings(), _Texts(files), []
+    endings, texts = image_endings(), _by_stem(files, _TEXTS, "captions of an image that has others", ignored)
+    images, unused = [], set(texts)
     for path in files:
-        if PurePosixPath(path).suffix.lower() in endings:
-            images.append(ListedSample(path, None, None, texts.of(path)))
-        elif PurePosixPath(path).suffix.lower() in HEIF_ENDINGS:
+        ending = PurePosixPath(path).suffix.lower()
+        if ending in endings:
+            images.append(ListedSample(path, None, None, texts.get(_stem(path))))
+            unused.discard(_stem(path))
+        elif ending in HEIF_ENDINGS:
             ignored.add("HEIC images, which need pip install 'nexus-adapters[heic]'", path)
-        elif PurePosixPath(path).suffix.lower() not in _TEXTS:
+        elif ending not in _TEXTS:
             ignored.add("files that are neither images nor captions", path)
-    for path in texts.unused():
-        ignored.add("captions without an image", path)
+    for stem in sorted(unused):
+        ignored.add("captions without an image", texts[stem])
     return sorted(images, key=lambda item: item.image)
 
 
 def _paired(files: Iterable[str], images: str, maps: str, ignored: Ignored) -> list[ListedSample]:
     """The images below the folder `images`, with the maps of the same names below the folder `maps`."""
-    inside, by_name = [], {}
+    inside, found = [], []
     for path in files:
         top, _, below = path.partition("/")
         if below and top == maps and PurePosixPath(below).suffix.lower() in image_endings():
-            by_name[_stem(below)] = path
+            found.append(path)
         elif below and top == images:
             inside.append(path)
         else:
             ignored.add(f"files outside {images} and {maps}", path)
-    listed = []
+    by_name = _by_stem(found, sorted(image_endings()), "maps of an image that has another", ignored)
+    listed, unused = [], set(by_name)
     for item in list_images(inside, ignored):
-        name = item.image.removeprefix(f"{images}/")
-        found = by_name.pop(_stem(name), None) or f"{maps}/{PurePosixPath(name).with_suffix('.png')}"
-        listed.append(ListedSample(item.image, found, None, item.text))
-    for path in by_name.values():
-        ignored.add("maps without an image", path)
+        stem = f"{maps}/{_stem(item.image).removeprefix(f'{images}/')}"
+        listed.append(ListedSample(item.image, by_name.get(stem, f"{stem}.png"), None, item.text))
+        unused.discard(stem)
+    for stem in sorted(unused):
+        ignored.add("maps without an image", by_name[stem])
     return listed
 
 
-class _Texts:
-    """Files of captions by the names of their images, in whatever case and Unicode form these are written."""
-
-    def __init__(self, files: Iterable[str]) -> None:
-        self._found: dict[str, str] = {}
-        for path in sorted(files, key=lambda path: PurePosixPath(path).suffix.lower() == _TEXTS[0]):
-            if PurePosixPath(path).suffix.lower() in _TEXTS:
-                self._found[_stem(path)] = path  # .txt after, and so before, others
-        self._used: set[str] = set()
-
-    def of(self, image: str) -> str | None:
-        """The captions of an image."""
-        stem = _stem(image)
-        self._used.add(stem)
-        return self._found.get(stem)
-
-    def unused(self) -> list[str]:
-        """Those that no image has."""
-        return [path for stem, path in self._found.items() if stem not in self._used]
+def _by_stem(files: Iterable[str], endings: Sequence[str], reason: str, ignored: Ignored) -> dict[str, str]:
+    """Files by `_stem`. Of several with one stem, that whose ending comes first counts."""
+    found: dict[str, str] = {}
+    ranks = {ending: rank for rank, ending in enumerate(endings)}
+    named = [path for path in files if PurePosixPath(path).suffix.lower() in ranks]
+    for path in sorted(named, key=lambda path: (ranks[PurePosixPath(path).suffix.lower()], path)):
+        if found.setdefault(_stem(path), path) != path:
+            ignored.add(reason, path)
+    return found
 
 
 def _stem(path: str) -> str:
-    """A path without its last ending, in one Unicode form."""
+    """A path without its last ending, in one Unicode form: names are written in either."""
     return unicodedata.normalize("NFC", str(PurePosixPath(path).with_suffix("")))

@@ -147,7 +147,7 @@ class TableSource:
             raise BadSample(
                 f"{column}: expected a file in the table's folder, got '{path}' in '{key}'; {OUTSIDE_HINT}"
             )
-        return file, f"{path} of {key}"
+        return file, f"{key} ({path})"
 
     def _is_inside(self, file: Path) -> bool:
         """Whether a file is below the table's folder, or where the library keeps what it has downloaded."""
