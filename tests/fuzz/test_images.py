@@ -21,6 +21,15 @@ WHOLE = [
 ]
 
 
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+    WHOLE.append(encoded(picture(), "HEIF"))
+
+
 def damaged(seed):
     draw = random.Random(seed)
     content = bytearray(draw.choice(WHOLE))

@@ -79,7 +79,7 @@ def test_what_a_path_is_is_found_out(places, tmp_path, name, kind, source, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["tars", "saved", *(pytest.param(name, marks=pytest.mark.full) for name in ("folder", "coco"))]
+    "name", ["tars", *(pytest.param(name, marks=pytest.mark.full) for name in ("saved", "folder", "coco"))]
 )
 def test_every_source_can_be_shared_by_processes(places, tmp_path, name):
     source, root = open_source(SourceOptions(str(places / name), index_folder=tmp_path))

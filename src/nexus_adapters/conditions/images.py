@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nexus_adapters.choices import MAX_MEGAPIXELS
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -260,4 +260,4 @@ def _check_size(size: tuple[int, int], max_megapixels: float, shown: str, argume
 
 
 def _corrupt(shown: str, argument: str, error: Exception) -> InvalidArgument:
-    return InvalidArgument(argument, "a readable image", f"{shown}, which is corrupt ({error})")
+    return InvalidArgument(argument, "a readable image", f"{shown}, which is corrupt ({one_line(error)})")

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import ExifTags, Image
 
 from nexus_adapters.conditions.images import Content, decode_image, open_image
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import file_sha256, read_regular
 
 _MAX_TEXT = 2**24  # bytes of a file of captions
@@ -149,7 +149,7 @@ def read_size(content: Content, argument: str, name: str) -> tuple[int, int]:
             return _upright_size(image)
         except Exception as error:  # damaged EXIF data raise almost anything
             raise BadSample(
-                f"{argument}: expected a readable image, got '{name}', which is corrupt ({error})"
+                f"{argument}: expected a readable image, got '{name}', which is corrupt ({one_line(error)})"
             ) from error
 
 
