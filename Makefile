@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := embedded,train,lora,ray,eval,app,dev
+EXTRAS := embedded,train,lora,ray,eval,app,heic,dev
 EMBEDDED := packages/nexus-adapters-embedded
 INSTALLED := $(VENV)/.installed
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))

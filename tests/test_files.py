@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.refusals import refused
 
-from nexus_adapters import files
+from nexus_adapters import InvalidArgument, files, load_adapter
 from nexus_adapters.adapter.formats import export_file
+from nexus_adapters.adapter.saved import read_json
+from nexus_adapters.adapter.weights import read_header
 from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.evaluation.store import Store
 from nexus_adapters.files import (
@@ -27,7 +29,9 @@ from nexus_adapters.files import (
     is_leftover,
     lock,
     locked,
+    open_regular,
     read_json_lines,
+    read_regular,
     remove_folder,
     remove_unfinished,
     replacing,
@@ -387,6 +391,44 @@ class TestLocks:
         for _ in range(2):
             with pytest.raises(KeyError), locked(tmp_path, "out"):
                 raise KeyError
+
+
+@pytest.fixture(params=["pipe", "link to a device", "folder"])
+def irregular(request, tmp_path):
+    path = tmp_path / "irregular"
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    return path
+
+
+class TestRegularFiles:
+    def test_regular_files_and_links_to_them_are_read(self, tmp_path):
+        (tmp_path / "a").write_bytes(b"abc")
+        (tmp_path / "b").symlink_to("a")
+        for name in "ab":
+            assert read_regular(tmp_path / name) == read_regular(tmp_path / name, most=3) == b"abc"
+        with pytest.raises(OSError, match="more than 2 bytes"):
+            read_regular(tmp_path / "a", most=2)
+
+    @pytest.mark.parametrize("read", [open_regular, read_regular, file_sha256])
+    def test_others_are_refused_at_once(self, irregular, read):
+        with pytest.raises(OSError, match="not a regular file"):
+            read(irregular)
+
+    def test_adapter_files_that_are_no_files_are_refused_at_once(self, irregular, tmp_path):
+        for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / name).symlink_to(irregular)
+            with pytest.raises(InvalidArgument):
+                load_adapter(folder)
+            for read in (read_json, read_header):
+                with pytest.raises(InvalidArgument):
+                    read(irregular)
 
 
 def test_the_cache_is_where_the_user_keeps_such_things(monkeypatch):

@@ -36,8 +36,8 @@ SourceKind = Literal["auto", "folder", "coco", "table", "tars", "scenes"]
 """Kinds of data that `nexus prepare` makes a training set of."""
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
 
-Captions = Literal["all", "first", "random"]
-"""Which of a sample's captions a prepared set keeps."""
+Captions = Literal["all", "first", "random", "none"]
+"""Which of a sample's captions a prepared set keeps; "none" reads none, and all are empty."""
 CAPTIONS: tuple[Captions, ...] = get_args(Captions)
 
 ImageFormat = Literal["jpg", "png", "webp"]

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, locked, and read as JSON lines; and the folder of caches.
+"""Files: written whole or not at all, read where they are regular, hashed, locked; and the folder of caches.
 
 What is being written or deleted has a name that begins with `.unfinished-`. A finished file has the mode that
 the user's umask asks for, even where a library, such as safetensors, lets only the owner read it.
@@ -6,7 +6,9 @@ the user's umask asks for, even where a library, such as safetensors, lets only 
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -150,6 +152,32 @@ def is_leftover(name: str) -> bool:
     return name == LOCK or name.startswith(_UNFINISHED)
 
 
+def open_regular(path: Path) -> io.FileIO:
+    """Open a regular file, or a link to one, to read it unbuffered.
+
+    Raises:
+        OSError: for what cannot be read, and for devices, pipes and sockets, which might never end, or never
+            begin.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its writer. Devices are looked at first: to open some of
+    # them has effects.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    stream = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # replaced in between
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return stream
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file. OSError as `open_regular`, and for more than `most` bytes."""
+    with open_regular(path) as stream:
+        if most is not None and os.fstat(stream.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+        return stream.readall()
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     return files_sha256([path])
@@ -159,7 +187,7 @@ def files_sha256(paths: Iterable[Path]) -> str:
     """SHA-256 of the files' contents, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 

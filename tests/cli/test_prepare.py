@@ -80,6 +80,30 @@ def test_a_preview_shows_samples_as_they_would_be_written(photos, tmp_path, caps
     assert "--preview" in capsys.readouterr().err
 
 
+def test_images_without_captions_and_what_is_ignored(photos, tmp_path, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    (photos / "film.mp4").touch()
+    argv = (photos, "--conditions", "canny", "--workers", 1)
+    assert run(*argv, "--out", tmp_path / "refused") == 2
+    assert "--captions none" in capsys.readouterr().err
+    assert run(*argv, "--captions", "none", "--out", tmp_path / "set") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "ignored files that are neither images nor captions: 1 (film.mp4)" in line
+    assert {files["txt"] for files in samples(tmp_path / "set").values()} == {b""}
+
+
+def test_captions_that_are_links_need_leave(photos, tmp_path, capsys):
+    (tmp_path / "secret.txt").write_text("secret")
+    (photos / "000.txt").unlink()
+    (photos / "000.txt").symlink_to(tmp_path / "secret.txt")
+    argv = (photos, "--conditions", "canny", "--workers", 1, "--out", tmp_path / "set")
+    assert run(*argv) == 2
+    assert "000.txt" in capsys.readouterr().err
+    assert run(*argv, "--allow-outside") == 0
+    assert samples(tmp_path / "set")["000000000"]["txt"] == b"secret"
+
+
 def test_an_option_of_the_only_map_needs_no_name():
     """Whether it has one or not, also where its value has a dot."""
     expected = {"canny": {"low": 3.5, "auto": True}}

@@ -1,5 +1,8 @@
 import json
+import os
 import pickle
+import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,12 @@ import pytest
 from tests.data.image_files import GOOD, encoded, exif, picture
 from tests.refusals import refused
 
-from nexus_adapters.data.folder import CocoSource, FolderSource, ListedSample, list_images, read_metadata
+from nexus_adapters.data.coco import CocoSource
+from nexus_adapters.data.folder import FolderSource, list_images
+from nexus_adapters.data.ignored import Ignored
+from nexus_adapters.data.listing import list_files
+from nexus_adapters.data.metadata import Columns, ListedSample
+from nexus_adapters.data.metadata import read_metadata as read_metadata_file
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.errors import InvalidArgument
 
@@ -16,6 +24,10 @@ def written(folder, *lines):
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     return folder
+
+
+def read_metadata(folder, *columns, **options):
+    return read_metadata_file(folder / "metadata.jsonl", Columns(*columns), folder, **options)[0]
 
 
 def test_lines_in_their_order(tmp_path):
@@ -101,7 +113,7 @@ def test_images_are_listed_sorted_whatever_their_case(tmp_path):
         "e.psd",
     ]:
         (tmp_path / name).touch()
-    assert [item.image for item in list_images(tmp_path)] == [
+    assert [item.image for item in list_images(list_files(tmp_path, Ignored()), Ignored())] == [
         "a.png",
         "b.JPG",
         "q.jp2",
@@ -114,7 +126,8 @@ def test_images_are_listed_sorted_whatever_their_case(tmp_path):
 def folder(tmp_path):
     (tmp_path / "maps").mkdir()
     for number in range(3):
-        (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
+        if number:
+            (tmp_path / f"{number}.png").write_bytes(encoded(picture(number)))
         (tmp_path / f"maps/{number}.png").write_bytes(encoded(picture(10 + number)))
     (tmp_path / "3.jpg").write_bytes(encoded(picture(3), "JPEG", exif=exif(6)))
     rows = [
@@ -337,3 +350,225 @@ def test_other_files_are_refused(tmp_path, content, reason):
 def test_a_missing_folder_is_told(coco, tmp_path):
     with refused("images", f"'{tmp_path / 'nowhere'}'"):
         CocoSource(tmp_path / "captions.json", tmp_path / "nowhere")
+
+
+def pictures(folder, *names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(picture(number)))
+    return folder
+
+
+def texts(folder, **captions):
+    for name, caption in captions.items():
+        (folder / name.replace("__", "/").replace("_", ".")).write_text(caption, encoding="utf-8")
+
+
+def loaded(source):
+    return {
+        Path(source.key(n)).relative_to(source.folder).as_posix(): source.load(n).captions
+        for n in range(len(source))
+    }
+
+
+def test_captions_in_files_of_other_cases_endings_and_unicode_forms(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "ü") for form in ("NFC", "NFD"))
+    pictures(tmp_path, "a.png", "b.JPG.png", "c.png", f"{composed}.png", "d.png")
+    texts(tmp_path, a_TXT="upper", c_caption="other")
+    (tmp_path / "b.JPG.Txt").write_text("dots")
+    (tmp_path / f"{decomposed}.txt").write_text("accents")
+    (tmp_path / "d.txt").write_text("first")
+    (tmp_path / "d.caption").write_text("second")
+    with pytest.warns(UserWarning, match=r"captions of an image that has others: 1 \(d\.caption\)$"):
+        source = FolderSource(tmp_path)
+    assert loaded(source) == {
+        "a.png": ("upper",),
+        "b.JPG.png": ("dots",),
+        "c.png": ("other",),
+        "d.png": ("first",),
+        f"{composed}.png": ("accents",),
+    }
+
+
+def test_linked_folders_and_images_are_read(tmp_path):
+    pictures(tmp_path, "real/a.png", "elsewhere/b.png", "set/c.png")
+    texts(tmp_path, real__a_txt="a", set__c_txt="c", set__link_txt="link")
+    (tmp_path / "set/sub").symlink_to(tmp_path / "real")
+    (tmp_path / "set/link.png").symlink_to(tmp_path / "elsewhere/b.png")
+    (tmp_path / "all").symlink_to(tmp_path / "set")
+    expected = {"c.png": ("c",), "link.png": ("link",), "sub/a.png": ("a",)}
+    assert loaded(FolderSource(tmp_path / "set")) == loaded(FolderSource(tmp_path / "all")) == expected
+
+
+def test_metadata_as_csv_with_what_windows_writes(tmp_path):
+    pictures(tmp_path, "sub/a.png", "ö.png", "maps/a.png")
+    rows = 'file_name,text,edges\r\nsub\\a.png,"one, ""two""",maps\\a.png\r\no\u0308.png,,maps/a.png\r\n'
+    (tmp_path / "metadata.csv").write_text("\ufeff" + rows, encoding="utf-8")
+    source = FolderSource(tmp_path, condition_column="edges")
+    assert loaded(source) == {"sub/a.png": ('one, "two"',), "ö.png": ("",)}
+    assert np.array_equal(source.load(0).condition, picture(2))
+    with refused("caption_column", "'texts'", expected="line 2", hint="Did you mean"):
+        FolderSource(tmp_path, caption_column="texts")
+
+
+@pytest.mark.parametrize(
+    "rows", ["file_name,text\na.png\n", "file_name,text\na.png,b,c\n", "file_name,text\n"]
+)
+def test_a_table_with_gaps_is_refused(tmp_path, rows):
+    pictures(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text(rows)
+    with pytest.raises(InvalidArgument):
+        FolderSource(tmp_path)
+
+
+def test_metadata_of_subfolders(tmp_path):
+    pictures(tmp_path, "x/a.png", "y/deep/b.png", "y/c.png", "d.png")
+    row = {"file_name": "a.png", "text": "a"}
+    (tmp_path / "x/metadata.jsonl").write_text(json.dumps(row))
+    (tmp_path / "y/metadata.csv").write_text("file_name,text\ndeep/b.png,b\n")
+    with pytest.warns(
+        UserWarning, match=r"ignored images that the metadata do not list: 2 \(d\.png, y/c\.png\)$"
+    ):
+        source = FolderSource(tmp_path)
+    assert loaded(source) == {"x/a.png": ("a",), "y/deep/b.png": ("b",)}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "x/a.png", "text": "root"}))
+    with pytest.warns(UserWarning, match="rows for images that other metadata list: 1"):
+        assert loaded(FolderSource(tmp_path))["x/a.png"] == ("root",)
+    (tmp_path / "x/metadata.jsonl").write_text(json.dumps(row | {"file_name": "../d.png"}))
+    with refused("image_column", '"../d.png"', expected=BELOW, hint="allow_outside"):
+        FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"condition_column": "edges"}, {"image_column": "photos", "condition_column": "edges"}]
+)
+def test_folders_of_images_and_maps_are_paired_by_name(tmp_path, columns):
+    images, maps = columns.get("image_column", "images"), columns.get("condition_column", "conditioning")
+    pictures(tmp_path, f"{images}/a.png", f"{images}/sub/b.png", f"{maps}/a.jpeg", f"{maps}/sub/b.png")
+    (tmp_path / maps / "alone.png").write_bytes(encoded(picture(9)))
+    pictures(tmp_path / images, "gone.png")
+    for name in ("a", "sub/b", "gone"):
+        (tmp_path / images / f"{name}.txt").write_text(name)
+    pictures(tmp_path, f"{maps}/a.png", f"{images}/a.webp")  # a second map, and a second image of one map
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030  # each text is compared
+        source = FolderSource(tmp_path, **columns)
+    reports = [str(warning.message) for warning in caught]
+    assert reports[-1].endswith(
+        f"ignored maps of an image that has another: 1 ({maps}/a.png); "
+        f"maps without an image: 1 ({maps}/alone.png)"
+    )
+    assert len(reports) == (1 if columns else 2)  # what is found without being named is told
+    assert maps in reports[0]
+    keys = [Path(source.key(index)).name for index in range(len(source))]
+    assert keys == ["a.png", "a.webp", "gone.png", "b.png"]
+    assert np.array_equal(source.load(0).condition, source.load(1).condition)
+    assert np.array_equal(source.load(3).condition, picture(3))
+    for read in (source.load, source.content_hash):  # the map is blamed, not the image
+        with pytest.raises(BadSample, match=rf"^condition: .*'.*/{maps}/gone\.png'"):
+            read(2)
+
+
+def test_a_missing_map_is_blamed_itself(folder):
+    source = FolderSource(folder, condition_column="edges")
+    for read in (source.load, source.content_hash):
+        with pytest.raises(BadSample, match=r"^condition: .*'.*maps/gone\.png'"):
+            read(3)
+        with pytest.raises(BadSample, match=r"^image: .*'.*/gone\.png'"):
+            read(2)
+
+
+def test_what_is_ignored_is_reported_once(tmp_path):
+    pictures(tmp_path, "a.png", ".hidden.png")
+    texts(tmp_path, a_txt="a", lonely_txt="b", notes_pdf="c", film_mp4="d")
+    with pytest.warns(UserWarning, match="ignored") as caught:
+        source = FolderSource(tmp_path)
+    assert len(caught) == 1
+    assert "files that are neither images nor captions: 2 (film.mp4, notes.pdf)" in str(caught[0].message)
+    assert "captions without an image: 1 (lonely.txt)" in source.ignored
+
+
+def test_images_without_captions_are_read_where_none_are_asked_for(tmp_path):
+    pictures(tmp_path, "a.png", "b.png")
+    texts(tmp_path, b_txt="not read")
+    source = FolderSource(tmp_path, with_captions=False)
+    assert loaded(source) == {"a.png": ("",), "b.png": ("",)}
+    (tmp_path / "b.txt").unlink()
+    with refused("folder", expected="captions", hint="--captions none"):
+        FolderSource(tmp_path)
+
+
+def test_json_objects_are_no_captions(tmp_path):
+    pictures(tmp_path, "a.png")
+    raw = json.dumps({"caption": "a cat", "score": 3})
+    texts(tmp_path, a_txt=raw)
+    with pytest.raises(BadSample, match="expected words, got a JSON object with caption, score"):
+        FolderSource(tmp_path).load(0)
+    for value in (raw, json.loads(raw), [raw]):
+        written(tmp_path, {"file_name": "a.png", "text": value})
+        with refused("caption_column", hint="text:"):
+            FolderSource(tmp_path)
+    for value in (raw, json.loads(raw)):
+        written(tmp_path, {"file_name": "a.png", "text": value})
+        assert loaded(FolderSource(tmp_path, caption_column="text:caption")) == {"a.png": ("a cat",)}
+        with refused("caption_column", expected="'score'"):
+            FolderSource(tmp_path, caption_column="text:score")
+    written(tmp_path, {"file_name": "a.png", "text": "{a red|a blue} cat", "text:x": "{not json}"})
+    assert loaded(FolderSource(tmp_path, caption_column="text:x")) == {"a.png": ("{not json}",)}
+
+
+def test_texts_outside_the_folder_need_leave(tmp_path):
+    pictures(tmp_path, "set/a.png", "other/b.png")
+    texts(tmp_path, secret_txt="secret")
+    (tmp_path / "set/a.txt").symlink_to(tmp_path / "secret.txt")
+    with refused("folder", "set/a.txt", hint="allow_outside"):
+        FolderSource(tmp_path / "set")
+    assert loaded(FolderSource(tmp_path / "set", allow_outside=True)) == {"a.png": ("secret",)}
+    rows = written(tmp_path, {"file_name": "a.png", "text": "x"}) / "metadata.jsonl"
+    (tmp_path / "set/metadata.jsonl").symlink_to(rows)
+    with refused("folder", "set/metadata.jsonl", hint="allow_outside"):
+        FolderSource(tmp_path / "set")
+    rows.write_text(json.dumps({"file_name": str(tmp_path / "other/b.png"), "text": "x"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert FolderSource(tmp_path / "set", allow_outside=True).load(0).captions == ("x",)
+
+
+def test_pipes_and_devices_neither_hang_nor_fill_the_memory(tmp_path):
+    pictures(tmp_path, "a.png", "b.png")
+    texts(tmp_path, a_txt="a", b_txt="b")
+    source = FolderSource(tmp_path)
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "a.txt").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "b.png")
+    for read in (source.load, source.content_hash):
+        with pytest.raises(BadSample, match=r"^captions: .*a\.txt'.*not a regular file"):
+            read(0)
+        with pytest.raises(BadSample, match=r"^image: .*b\.png'.*not a regular file"):
+            read(1)
+    with pytest.raises(BadSample):
+        source.size(1)
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    with refused("folder", hint="devices, pipes or sockets: 3 (a.txt, b.png, metadata.jsonl)"):
+        FolderSource(tmp_path)
+
+
+def test_coco_with_a_byte_order_mark_and_names_of_other_systems(coco, tmp_path):
+    file = tmp_path / "captions.json"
+    pictures(tmp_path / "images", "sub/é.png")
+    images = [{"id": 1, "file_name": "sub\\e\u0301.png"}]
+    content = {"images": images, "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}
+    file.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    source = CocoSource(file, tmp_path / "images")
+    assert source.load(0).image.size == (24, 16)
+    assert source.stamp(0)
+    (tmp_path / "raw").mkdir()
+    file.rename(tmp_path / "raw" / "captions.json")
+    file.symlink_to("raw/captions.json")
+    assert CocoSource(file, tmp_path / "images").load(0).captions == ("x",)
+    (tmp_path / "images" / "captions.json").symlink_to("../raw/captions.json")
+    with refused("annotations", "captions.json', a link to", hint="allow_outside"):
+        CocoSource(tmp_path / "images" / "captions.json", tmp_path / "images")
+    content["annotations"] = []
+    file.write_text(json.dumps(content))
+    assert CocoSource(file, tmp_path / "images", with_captions=False).load(0).captions == ("",)

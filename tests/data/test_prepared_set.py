@@ -11,11 +11,13 @@ from tests.prepare.sets import make
 from tests.refusals import refused
 
 from nexus_adapters.conditions import Extractor, extract, register_condition
+from nexus_adapters.data import prepared_set
 from nexus_adapters.data.conditioned import fit_sample
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.prepared_set import is_prepared, open_prepared
 from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.files import file_sha256
 from nexus_adapters.metrics.structure import edge_f1
 from nexus_adapters.prepare.plan import Plan
 
@@ -172,3 +174,50 @@ def test_the_original_size_is_part_of_a_samples_content(prepared, tmp_path):
     one, other = (open_prepared(folder, "canny", tmp_path) for folder in (prepared, copy))
     assert one.content_hash(0) != other.content_hash(0)
     assert other.load(0).original_size == (128, 200)
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    copy = tmp_path / "a [copy]"
+    copy.mkdir()
+    for file in prepared.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def change_index(folder, **changes):
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][1] |= changes
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_shards_are_compared_with_the_hashes_of_their_index_once(copied, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(prepared_set, "file_sha256", lambda file: opened.append(file) or file_sha256(file))
+    for _ in range(2):
+        open_prepared(copied, "canny", tmp_path)
+    assert [file.name for file in opened] == ["00000.tar", "00001.tar", "00002.tar"]
+    content = bytearray((copied / "00001.tar").read_bytes())
+    content[1000] ^= 1
+    (copied / "00001.tar").write_bytes(content)
+    for _ in range(2):
+        with refused("folder", expected=f"'{copied / '00001.tar'}' of SHA-256"):
+            open_prepared(copied, "canny", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../00001.tar", "{outside}/00001.tar", "..\\00001.tar", "C:\\00001.tar"])
+def test_shards_outside_the_folder_need_leave(copied, tmp_path, name):
+    name = name.format(outside=tmp_path)
+    (copied / "00001.tar").rename(tmp_path / "00001.tar")
+    change_index(copied, file=name)
+    with refused("folder", repr(name)[1:-1].replace("\\\\", "\\"), hint="allow_outside"):
+        open_prepared(copied, "canny", tmp_path / "kept")
+    if "\\" not in name:
+        assert len(open_prepared(copied, "canny", tmp_path / "kept", allow_outside=True)) == 12
+
+
+@pytest.mark.parametrize("change", [{"file": 3}, {"sha256": None}, {"file": None}])
+def test_an_index_of_another_shape_is_refused(copied, tmp_path, change):
+    change_index(copied, **change)
+    with refused("folder", "index.json'", expected="an index.json"):
+        open_prepared(copied, "canny", tmp_path)

@@ -9,13 +9,17 @@ from tests.data.image_files import DAMAGED, GOOD, encoded, exif, picture, png_wi
 
 from nexus_adapters.data.samples import (
     BadSample,
+    Part,
     Source,
     as_captions,
+    captions_at,
     hash_sample,
+    json_keys,
     no_column,
     read_image,
     read_size,
     read_text,
+    split_column,
 )
 
 
@@ -140,7 +144,7 @@ def test_missing_files(tmp_path):
         with pytest.raises(BadSample, match=r"^part: expected .*, got 'gone'"):
             read(tmp_path / "gone.png", "part", "gone")
     with pytest.raises(BadSample, match=r"got 'gone' \(No such file or directory\)"):
-        hash_sample([tmp_path / "gone.png"], ["a"], "gone")
+        hash_sample([Part("image", tmp_path / "gone.png", "gone")], ["a"])
 
 
 def test_what_a_file_system_raises_is_a_bad_sample(tmp_path, monkeypatch):
@@ -152,8 +156,9 @@ def test_what_a_file_system_raises_is_a_bad_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(BadSample, match="Permission denied"):
         read_image(tmp_path / "a.png", "image", "a")
-    with pytest.raises(BadSample, match=r"image: expected a readable file, got 'a' \(Permission denied\)"):
-        hash_sample([tmp_path / "a.png"], [], "a")
+    monkeypatch.setattr("nexus_adapters.files.open_regular", refuse)
+    with pytest.raises(BadSample, match=r"condition: .* readable file, got 'b' \(Permission denied\)"):
+        hash_sample([Part("image", b"", "a"), Part("condition", tmp_path / "a.png", "b")], [])
 
 
 def test_text_is_utf_8():
@@ -174,7 +179,26 @@ def test_hashes_tell_everything_apart(tmp_path):
         ([b"image"], ["te", "xt"]),
         ([b"image"], ["text", ""]),
     ]
-    hashes = [hash_sample(contents, captions, "a") for contents, captions in given]
+    hashes = [
+        hash_sample([Part("image", content, "a") for content in contents], captions)
+        for contents, captions in given
+    ]
     assert len(set(hashes)) == len(hashes)
-    assert hash_sample([path], ["text"], "a") == hashes[0]
+    assert hash_sample([Part("image", path, "a")], ["text"]) == hashes[0]
     assert all(len(bytes.fromhex(digest)) == 32 for digest in hashes)
+
+
+def test_captions_at_a_key_of_json():
+    assert split_column("json:caption", ["json", "text"]) == ("json", "caption")
+    assert split_column("a:b", ["a:b"]) == ("a:b", None)
+    assert split_column("text", []) == ("text", None)
+    for value in ({"a": "b", "c": ["d", "e"]}, '{"a": "b", "c": ["d", "e"]}'):
+        assert (captions_at(value, "a"), captions_at(value, "c"), captions_at(value, "x")) == (
+            ("b",),
+            ("d", "e"),
+            None,
+        )
+    for value in ("{", "[]", 3, None, "[" * 100_000):
+        assert captions_at(value, "a") is None
+    assert json_keys(["words", ' {"a": 1, "b": 2}\n']) == ["a", "b"]
+    assert json_keys(["{a cat}", "{}", "[1]", "{" * 9, '"a"']) == []

@@ -1,9 +1,10 @@
 import hashlib
 import os
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.data.tar_files import members, tar
 from tests.refusals import refused
 
 from nexus_adapters.data.conditioned import KnownHashes
-from nexus_adapters.data.shards import LocalShard, RemoteShard, find_shards
+from nexus_adapters.data.shards import Limits, LocalShard, RemoteShard, find_shards
 from nexus_adapters.data.tars import TarSource
 
 
@@ -40,6 +41,14 @@ def test_paths_globs_and_ranges_in_the_order_in_which_they_are_listed(folder):
     assert names("a-0{0..1}{0..0}.tar") == ["a-000.tar", "a-010.tar"]
     assert names("**/c.tar") == ["sub/c.tar"]
     assert names("b[1].tar") == ["b[1].tar"]  # a file of that name is meant, if there is one
+    odd = folder / "set [v1] {1..2}"
+    odd.mkdir()
+    (odd / "a.tar").write_bytes(b"tar")
+    assert names(str(odd / "a.tar")) == [str(odd / "a.tar")]
+    (folder / "[v1]").mkdir()
+    (folder / "[v1]" / "a.tar").write_bytes(b"tar")
+    assert names("[v1]/*.tar") == ["[v1]/a.tar"]
+    assert names("a-00[01].tar") == ["a-000.tar", "a-001.tar"]
     assert names(str(folder / "a-00?.tar"))[0] == str(folder / "a-000.tar")
     assert names("a-000.tar", "a-000.tar") == ["a-000.tar", "a-000.tar"]
 
@@ -97,6 +106,8 @@ class Server:
         self.files, self.requests, self.failures = {}, Counter(), Counter()
         self.knows_head = True
         self.cuts = 0  # so many answers end early
+        self.gives_length = True
+        self.drips = False  # sends a byte now and then
 
     def handler(self):
         server = self
@@ -126,13 +137,19 @@ class Server:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
-                self.send_header("Content-Length", str(len(content)))
+                if server.gives_length:
+                    self.send_header("Content-Length", str(len(content)))
                 self.send_header("ETag", hashlib.sha256(content).hexdigest()[:8])
                 self.end_headers()
                 if with_body and server.cuts > 0:
                     server.cuts -= 1
                     content = content[:1000]
-                if with_body:
+                if with_body and server.drips:
+                    with suppress(OSError):
+                        for byte in content[:200]:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(0.01)
+                elif with_body:
                     self.wfile.write(content)
 
             def log_message(self, *_):
@@ -218,16 +235,16 @@ def test_the_least_recently_used_go(server, tmp_path):
     for file in kept.glob("*.tar"):
         os.utime(file, (0, 0))
 
-    def load(index, time):
+    def load(index, turn):
         source.load(index)
         for file in kept.glob("*.tar"):  # a clock whose ticks are far apart
             if file.stat().st_mtime > 10**6:
-                os.utime(file, (time, time))
+                os.utime(file, (turn, turn))
 
     server.requests.clear()
     # Of shards 0, 1, 0, 2, 0, 1: as 2 comes, 1 goes, and as 1 comes again, 2 does.
-    for time, index in enumerate((0, 3, 0, 6, 0, 3), start=1):
-        load(index, time)
+    for turn, index in enumerate((0, 3, 0, 6, 0, 3), start=1):
+        load(index, turn)
     assert server.gets() == {"/0.tar": 1, "/1.tar": 2, "/2.tar": 1}
     assert len(list(kept.glob("*.tar"))) == 2
     assert list(kept.glob(".unfinished-*")) == []
@@ -261,9 +278,38 @@ def test_servers_without_head_are_trusted_to_have_the_same(server, tmp_path):
     assert set(server.gets().values()) == {1}
 
 
-def shard_of(server, folder, name="0.tar"):
+def shard_of(server, folder, name="0.tar", **options):
     """A shard that is tried three times, without waits."""
-    return RemoteShard(f"{server.url}/{name}?token=secret", folder, 1, waits_s=(0.0, 0.0))
+    return RemoteShard(f"{server.url}/{name}?token=secret", folder, 1, waits_s=(0.0, 0.0), **options)
+
+
+def test_a_cut_answer_of_unknown_length_is_not_kept(server, tmp_path):
+    server.gives_length = False
+    server.cuts = 2
+    with shard_of(server, tmp_path).open("") as file:
+        assert file.read() == server.files["/0.tar"]
+    assert server.gets() == {"/0.tar": 3}
+    server.cuts = 9
+    with pytest.raises(OSError, match="after 1000 bytes, before the end of the tar"):
+        shard_of(server, tmp_path, "1.tar").open("")
+    assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize("gives_length", [True, False])
+def test_a_shard_above_the_limit_is_refused_before_it_fills_the_disk(server, tmp_path, gives_length):
+    server.gives_length = gives_length
+    with refused("shards", "/0.tar' of", expected="at most 2,000 bytes") as caught:
+        shard_of(server, tmp_path, limits=Limits(most_bytes=2000)).open("")
+    assert "secret" not in str(caught.value)
+    assert list(tmp_path.glob("*.tar")) == list(tmp_path.glob(".unfinished-*")) == []
+    assert server.gets() == {"/0.tar": 1}
+
+
+def test_a_server_that_drips_is_given_up(server, tmp_path):
+    server.drips = True
+    with pytest.raises(OSError, match="are too slow"):
+        shard_of(server, tmp_path, limits=Limits(least_rate=10_000.0, grace_s=0.05)).open("")
+    assert not list(tmp_path.glob("*.tar"))
 
 
 def test_a_failure_that_passes_is_tried_again(server, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import re
 import sys
@@ -121,26 +122,105 @@ def test_sizes_and_hashes_decode_no_pixels_and_loading_only_those_of_the_sample(
         source.load(0)
 
 
-def test_columns_of_paths_bytes_and_pairs(tmp_path):
-    paths = []
-    for number in range(2):
-        paths.append(str(tmp_path / f"{number}.png"))
-        (tmp_path / f"{number}.png").write_bytes(CONTENT["image"][number]["bytes"])
+def test_columns_of_paths_bytes_and_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # which is not the table's folder
     raw = [pair["bytes"] for pair in CONTENT["image"][:2]]
     content = {
-        "paths": [*paths, str(tmp_path / "gone.png")],
+        "paths": ["0.png", "sub\\1.png", "gone.png"],
         "raw": [*raw, None],
         "pair": [*CONTENT["image"][:2], None],
     }
     pair = {"bytes": datasets.Value("binary"), "path": TEXT}
     features = {"paths": TEXT, "raw": datasets.Value("binary"), "pair": pair, "text": TEXT}
     made(content | {"text": ["a", "b", "c"]}, features).save_to_disk(tmp_path / "set")
+    (tmp_path / "set/sub").mkdir()
+    for name, image in (("0.png", raw[0]), ("sub/1.png", raw[1])):
+        (tmp_path / "set" / name).write_bytes(image)
     for column in ("paths", "raw", "pair"):
-        source = TableSource(tmp_path / "set", image_column=column)
+        source = TableSource("set", image_column=column)
         assert [np.array_equal(source.load(n).image, picture(n)) for n in range(2)] == [True, True]
         for read in (source.load, source.size, source.content_hash):
-            with pytest.raises(BadSample, match=r".*: .*'.*set/train/2'"):
+            with pytest.raises(BadSample, match=r".*: .*'.*set/train/2( \(gone\.png\))?'"):
                 read(2)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl", "list.parquet", "[set] 1/list.csv"])
+def test_single_files_with_paths_next_to_them(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    rows = {"file_name": ["a.png", "gone.png"], "edges": ["e.png", "e.png"], "text": ["one", "two"]}
+    table = datasets.Dataset.from_dict(rows)
+    if file.suffix == ".parquet":
+        table.to_parquet(file)
+    elif file.suffix == ".jsonl":
+        table.to_json(file)
+    else:
+        table.to_csv(file, sep="," if file.suffix == ".csv" else "\t", index=False)
+    for number, image in enumerate(("a.png", "e.png")):
+        (file.parent / image).write_bytes(encoded(picture(number)))
+    source = TableSource(file, condition_column="edges")
+    sample = source.load(0)
+    assert np.array_equal(sample.image, picture(0))
+    assert np.array_equal(sample.condition, picture(1))
+    assert sample.captions == ("one",)
+    for read in (source.load, source.content_hash):  # the image is blamed, by its name and the row's
+        with pytest.raises(BadSample, match=r"^file_name: .*/train/1 \(gone\.png\)'"):
+            read(1)
+
+
+def test_paths_outside_the_folder_need_leave(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "a.png").write_bytes(CONTENT["image"][0]["bytes"])
+    for path in (str(tmp_path / "a.png"), "../a.png", "sub/../../a.png"):
+        made({"image": [path], "text": ["a"]}, {"image": TEXT, "text": TEXT}).to_csv(tmp_path / "set/t.csv")
+        source = TableSource(tmp_path / "set/t.csv")
+        for read in (source.load, source.size, source.content_hash):
+            with pytest.raises(BadSample, match="allow_outside"):
+                read(0)
+        allowed = TableSource(tmp_path / "set/t.csv", allow_outside=True)
+        if path != "sub/../../a.png":  # of which there is no sub
+            assert allowed.load(0).image.size == (24, 16)
+
+
+def test_pipes_are_no_tables(tmp_path):
+    os.mkfifo(tmp_path / "train.parquet")
+    for path in (tmp_path, tmp_path / "train.parquet"):
+        with refused("path", "train.parquet'"):
+            TableSource(path)
+
+
+def test_folders_that_the_library_takes_for_a_pattern(tmp_path):
+    (tmp_path / "set [1]").mkdir()
+    made().to_parquet(tmp_path / "set [1]" / "train.parquet")
+    with refused("path", "set [1]'", expected="[", hint="single file"):
+        TableSource(tmp_path / "set [1]")
+    assert len(TableSource(tmp_path / "set [1]" / "train.parquet")) == 3
+    (tmp_path / "a.xml").touch()
+    with refused("path", "a.xml'", expected=".parquet, .csv"):
+        TableSource(tmp_path / "a.xml")
+
+
+def test_captions_in_json(tmp_path):
+    objects = [{"caption": f"picture {n}", "tags": ["x", "y"]} for n in range(3)]
+    content = CONTENT | {"json": [json.dumps(each) for each in objects], "object": objects}
+    table = datasets.Dataset.from_dict(content).cast_column("image", IMAGE).cast_column("edges", IMAGE)
+    table.save_to_disk(tmp_path / "set")
+    for column in ("json", "object"):
+        assert TableSource(tmp_path / "set", caption_column=f"{column}:caption").load(1).captions == (
+            "picture 1",
+        )
+        assert TableSource(tmp_path / "set", caption_column=f"{column}:tags").load(1).captions == ("x", "y")
+        with refused(
+            "caption_column",
+            f"'{column}'" if column == "object" else "caption, tags",
+            hint=f"{column}:caption",
+        ):
+            TableSource(tmp_path / "set", caption_column=column)
+    with refused("caption_column", "'capt'", expected="caption, tags", hint="Did you mean"):
+        TableSource(tmp_path / "set", caption_column="object:capt")
+    with pytest.raises(BadSample, match="has no caption at 'capt'"):
+        TableSource(tmp_path / "set", caption_column="json:capt").load(0)
+    assert TableSource(tmp_path / "set", caption_column="gone", with_captions=False).load(0).captions == ("",)
 
 
 def test_other_columns_are_left_alone(tmp_path):

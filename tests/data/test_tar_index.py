@@ -211,6 +211,32 @@ def test_files_of_one_stem_are_a_sample():
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "samples"),
+    [
+        (["0.jpg", "0.seg.png", "0.txt"], ["0"]),
+        (["0.seg.png", "0.depth.png", "0.jpg", "0.txt", "0.seg.txt"], ["0.seg", "0"]),
+        (["a.1.jpg", "a.1.txt", "a.2.jpg", "a.2.txt"], ["a.1", "a.2"]),
+        (["a.jpg", "a.txt", "a.1.jpg", "a.1.txt", "a.2.jpg"], ["a", "a.1"]),
+        (["a.b.c.jpg", "a.b.c.txt", "a.b.d.jpg"], ["a.b.c", "a.b.d"]),  # the second lacks its captions
+        (["v1.5.0.jpg", "v1.5.0.seg.png", "v1.5.0.txt"], ["v1.5.0"]),
+        (["0.left.jpg", "0.right.jpg", "0.txt"], ["0"]),
+        (["0.json"], ["0"]),
+    ],
+)
+def test_longer_stems_are_samples_where_they_have_image_and_captions(names, samples):
+    assert list(grouped(*names)) == samples
+
+
+def test_maps_of_dotted_names():
+    layout = Layout.of(None, "canny.png", None)
+    names = [f"a.{number}.{end}" for number in range(2) for end in ("jpg", "canny.png", "txt")]
+    assert grouped(*names, layout=layout) == {
+        "a.0": [(0, 0), (1000, 1), (2000, 2)],
+        "a.1": [(3000, 3), (4000, 4), (5000, 5)],
+    }
+
+
 def test_names_without_stem_or_extension_are_no_samples():
     assert grouped("README", "a/.hidden.jpg", ".DS_Store", "./._0.jpg", "./0.jpg") == {
         "./0": [(4000, 4), None, None]

@@ -84,7 +84,57 @@ def test_a_json_member_of_captions(folder):
     content = json.dumps({"texts": ["one", "two"], "width": 3}).encode()
     (folder / "j.tar").write_bytes(tar([("0.jpg", encoded(picture())), ("0.json", content)]))
     assert opened(folder, "j.tar", caption_column="json:texts").load(0).captions == ("one", "two")
-    assert opened(folder, "j.tar", caption_column="json").load(0).captions == (content.decode(),)
+    for column in ("json", "JSON", ".json"):
+        with refused("caption_column", "'json'", expected="json:KEY", hint="texts, width"):
+            opened(folder, "j.tar", caption_column=column)
+    (folder / "t.tar").write_bytes(tar([("0.jpg", encoded(picture())), ("0.txt", content)]))
+    with pytest.raises(BadSample, match="expected words, got a JSON object with texts, width"):
+        opened(folder, "t.tar").load(0)
+
+
+def test_images_without_captions(folder):
+    given = [(name, content) for name, content in members(range(2)) if not name.endswith("txt")]
+    (folder / "i.tar").write_bytes(tar(given))
+    source = opened(folder, "i.tar", with_captions=False)
+    assert [source.load(n).captions for n in range(2)] == [("",), ("",)]
+    assert source.content_hash(0) != source.content_hash(1)
+
+
+def test_dotted_names_are_samples_of_their_own(folder):
+    names = [f"IMG.{year}.{day:02d}" for year in (2023, 2024) for day in range(6)]
+    given = [(f"{n}.JPG", encoded(picture(i))) for i, n in enumerate(names)] + [
+        (f"{n}.txt", n.encode()) for n in names
+    ]
+    (folder / "d.tar").write_bytes(tar(given))
+    source = opened(folder, "d.tar")
+    assert [source.load(n).captions[0] for n in range(len(source))] == names
+    assert [source.key(n).rpartition("/")[2] for n in range(12)] == names
+    assert np.array_equal(source.load(7).image, picture(7))
+
+
+def test_what_a_tar_has_twice_or_without_captions_is_reported(folder):
+    given = [("a.jpg", encoded(picture())), ("a.txt", b"a"), ("a.JPG", encoded(picture(1)))]
+    given += [(f"a.{number}.jpg", b"") for number in range(4)]
+    (folder / "c.tar").write_bytes(tar(given))
+    with pytest.warns(UserWarning, match="ignored") as caught:
+        source = opened(folder, "c.tar")
+    assert len(caught) == 1
+    assert (
+        "numbered images without captions, taken for parts of a sample: 4 (a.0, a.1, a.2, ...)"
+        in source.ignored
+    )
+    assert "members whose name another one has, the last of which is read: 1 (a.JPG)" in source.ignored
+    assert np.array_equal(source.load(0).image, picture(1))
+
+
+def test_pipes_are_no_shards(folder):
+    source = opened(folder)
+    (folder / "a-001.tar").unlink()
+    os.mkfifo(folder / "a-001.tar")
+    with pytest.raises(OSError, match="not a regular file"):
+        source.load(6)
+    with refused("shards", "not a regular file"):
+        opened(folder, "a-001.tar")
 
 
 def test_sizes_are_upright(folder):

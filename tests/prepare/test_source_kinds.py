@@ -5,14 +5,16 @@ import pytest
 from PIL import Image
 from tests.data.image_files import picture
 from tests.data.tar_files import members, tar
-from tests.prepare.sets import digests, make, write_folder
+from tests.prepare.sets import digests, make, samples, write_folder
 from tests.refusals import refused
 
-from nexus_adapters.data.folder import CocoSource, FolderSource
+from nexus_adapters.data.coco import CocoSource
+from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import MISSING
+from nexus_adapters.prepare.filters import Filters
 from nexus_adapters.prepare.plan import Plan
 from nexus_adapters.prepare.source_kinds import SourceOptions, find_kind, open_source, source_settings
 
@@ -40,6 +42,14 @@ def places(tmp_path_factory):
         }
         (coco / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
     (root / "urls.txt").write_text("https://example.com/a.jpg\n")
+    (root / "urls.csv").write_text("URL,TEXT\nhttps://example.com/a.jpg,a\n")
+    datasets.Dataset.from_dict({"url": ["x"], "caption": ["a"]}).to_parquet(root / "urls.parquet")
+    listed = root / "listed"
+    write_folder(listed, 3)
+    rows = [f"{n:03d}.png,{'abc'[n]}" for n in range(3)]
+    (listed / "list.csv").write_text("\n".join(["file_name,text", *rows]))
+    (root / "tars [v1] {1..2}").mkdir()
+    (root / "tars [v1] {1..2}" / "0.tar").write_bytes(tar(members(range(3))))
     return root
 
 
@@ -52,6 +62,9 @@ def places(tmp_path_factory):
         ("saved", "table", TableSource, "train/1"),
         ("parquet", "table", TableSource, "train/1"),
         ("coco", "coco", CocoSource, "train2017/001.png"),
+        ("parquet/train.parquet", "table", TableSource, "train.parquet/train/1"),
+        ("listed/list.csv", "table", TableSource, "list.csv/train/1"),
+        ("tars [v1] {1..2}", "tars", TarSource, "0.tar/00001"),
     ],
 )
 def test_what_a_path_is_is_found_out(places, tmp_path, name, kind, source, key):
@@ -66,7 +79,7 @@ def test_what_a_path_is_is_found_out(places, tmp_path, name, kind, source, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["tars", "saved", *(pytest.param(name, marks=pytest.mark.full) for name in ("folder", "coco"))]
+    "name", ["tars", *(pytest.param(name, marks=pytest.mark.full) for name in ("saved", "folder", "coco"))]
 )
 def test_every_source_can_be_shared_by_processes(places, tmp_path, name):
     source, root = open_source(SourceOptions(str(places / name), index_folder=tmp_path))
@@ -119,6 +132,8 @@ def test_what_else_says_which_samples_a_source_has(places, tmp_path):
     ("options", "name", "received", "expected", "hint"),
     [
         ({"path": "{root}/urls.txt"}, "path", "urls.txt', a list of URLs", "images", "img2dataset"),
+        ({"path": "{root}/urls.csv"}, "path", "urls.csv', a list of URLs", "images", "img2dataset"),
+        ({"path": "{root}/urls.parquet"}, "path", "urls.parquet', a list of URLs", "images", "img2dataset"),
         ({"path": "no such thing"}, "path", "'no such thing'", "a folder of images", ""),
         ({"path": "{root}/folder", "split": "val"}, "split", "'val'", "kind folder", ""),
         ({"path": "{root}/coco", "image_column": "x"}, "image_column", "'x'", "kind coco", ""),
@@ -134,3 +149,37 @@ def test_what_is_no_source_is_refused(places, options, name, received, expected,
     filled = {option: value.format(root=places) for option, value in options.items()}
     with refused(name, received, expected=expected, hint=hint):
         open_source(SourceOptions(**filled, index_folder=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["folder", "tars", "parquet", "coco", "scenes"])
+def test_no_source_needs_captions_where_none_are_kept(places, tmp_path, name):
+    path = name if name == "scenes" else str(places / name)
+    count = 2 if name == "scenes" else 0
+    options = SourceOptions(path, count=count, index_folder=tmp_path, with_captions=False)
+    source, root = open_source(options)
+    plan = Plan(source, {"canny": {}}, captions="none", root=root)
+    assert {plan.choose(source.load(n).captions, n) for n in range(2)} == {("",)}
+
+
+def test_a_set_of_images_without_captions(tmp_path):
+    folder = write_folder(tmp_path / "folder", 2)
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    options = SourceOptions(str(folder), with_captions=False)
+    source, root = open_source(options)
+    result = make(Plan(source, {"canny": {}}, captions="none", root=root), tmp_path / "set")
+    assert result.samples == 2
+    assert samples(tmp_path / "set")["000000000"]["txt"] == b""
+    assert json.loads(samples(tmp_path / "set")["000000001"]["json"])["captions"] == [""]
+    with refused("min_caption_length", 5):
+        Plan(source, {"canny": {}}, captions="none", filters=Filters(min_caption_length=5))
+
+
+def test_the_listing_covers_all_metadata(tmp_path):
+    folder = write_folder(tmp_path / "folder", 1)
+    write_folder(folder / "sub", 1)
+    for place in (folder, folder / "sub"):
+        (place / "metadata.jsonl").write_text(json.dumps({"file_name": "000.png", "text": "a"}))
+    before = settings_of(folder)
+    (folder / "sub" / "metadata.jsonl").write_text(json.dumps({"file_name": "000.png", "text": "b"}))
+    assert settings_of(folder) != before

@@ -28,11 +28,11 @@ from nexus_adapters.errors import MISSING
 from nexus_adapters.methods import METHODS, find_method
 from nexus_adapters.training import distributed
 from nexus_adapters.training import run as module
-from nexus_adapters.training.config import BaseOptions, ValidationOptions
+from nexus_adapters.training.config import BaseOptions, DataOptions, ValidationOptions
 from nexus_adapters.training.loop import DivergedError
 from nexus_adapters.training.precision import Precision
 from nexus_adapters.training.recipe import parse_config
-from nexus_adapters.training.recipe_samples import open_samples
+from nexus_adapters.training.recipe_samples import open_samples, open_training_source
 from nexus_adapters.training.run_folder import flat
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -290,6 +290,18 @@ def data_aspect_buckets(root, out, monkeypatch):
     assert differ(out / "square", out / "buckets")
 
 
+def data_allow_outside(root, out, monkeypatch):
+    (out / "images").mkdir(parents=True)
+    shutil.copy(next((root / "images").glob("*.png")), out / "outside.png")
+    rows = json.dumps({"file_name": "../outside.png", "text": "a"})
+    (out / "images" / "metadata.jsonl").write_text(rows)
+    data = DataOptions(path=str(out / "images"))
+    with refused("data.image_column", "../outside.png", hint="allow_outside"):
+        open_training_source(data, out / "cache")
+    source = open_training_source(dataclasses.replace(data, allow_outside=True), out / "cache")
+    assert source.load(0).captions == ("a",)
+
+
 def data_max_bad_fraction(root, out, monkeypatch):
     folder = write_images(out / "bad")
     (folder / "03.png").write_text("no image")
@@ -502,6 +514,7 @@ SHOW = {
     "data.kind": data_condition,
     "data.condition": data_condition,
     "data.aspect_buckets": data_aspect_buckets,
+    "data.allow_outside": data_allow_outside,
     "data.max_bad_fraction": data_max_bad_fraction,
     "data.workers": data_workers,
     "cache.folder": folders,

@@ -272,6 +272,7 @@ EFFECTIVE = {
     "image_column": ("image", "folder table tars"),
     "condition_column": ("map", "folder table tars"),
     "caption_column": ("text", "folder table tars"),
+    "allow_outside": (True, "folder prepared table"),
     "aspect_buckets": (True, "folder prepared table tars"),
 }
 LEAST_OF = {

@@ -32,7 +32,7 @@ from nexus_adapters.adapter.weights import (
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument, expect, one_line
-from nexus_adapters.files import WEIGHTS, file_sha256
+from nexus_adapters.files import WEIGHTS, file_sha256, read_regular
 
 CONFIG, INDEX = "config.json", "model_index.json"
 CONFIG_KEY = "nexus_adapters.config"  # of a single file's metadata
@@ -240,7 +240,7 @@ def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Save
         hint = "The checkpoint does not say how its adapter is built; it must lie in its run's folder"
         expect(has_recipe, "adapter", "a checkpoint in its training run", f"'{folder}'", hint)
         try:
-            run = tomllib.loads(recipe.read_text(encoding="utf-8-sig"))
+            run = tomllib.loads(read_regular(recipe).decode("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             reason = one_line(error)
             raise InvalidArgument("adapter", "a run with a valid recipe", f"'{recipe}' ({reason})") from error
@@ -309,7 +309,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. `InvalidArgument` named "adapter" for anything else."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument("adapter", "readable JSON", f"'{file}' ({one_line(error)})") from error
     return _parsed(text, file)

@@ -19,6 +19,7 @@ from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.adapter.weights import check_hash
 from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.files import open_regular
 
 # What training wrappers put in front of names, in any order: DDP, torch.compile, the attribute of a module.
 _WRAPPER = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
@@ -202,5 +203,5 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
 
 def _may_be_pickled(file: Path) -> bool:
     """Whether it begins as what `torch.save` writes does, now or in its first years."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(1) == _PICKLE or zipfile.is_zipfile(file)

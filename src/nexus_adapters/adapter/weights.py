@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from nexus_adapters.errors import InvalidArgument, expect, one_line
-from nexus_adapters.files import WEIGHTS, replacing
+from nexus_adapters.files import WEIGHTS, open_regular, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -71,6 +71,7 @@ def read_header(file: Path, argument: str = "path") -> SafetensorsHeader:
     Raises `InvalidArgument`, for the argument of this name, where the file is no safetensors or ends early.
     """
     try:
+        open_regular(file).close()  # safe_open maps devices and waits for pipes
         with safe_open(file, framework="np"):  # checks the header and that the bytes are all there
             pass
         with file.open("rb") as stream:

@@ -30,6 +30,7 @@ from nexus_adapters.bases.parts import (
 )
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import read_regular
 
 SINGLE_FILE = ".safetensors"
 INDEX = "model_index.json"
@@ -296,7 +297,7 @@ def _read_config(source: BaseSource, part: str, file: str = "config.json") -> di
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(str(source.location), name, revision=source.revision or None))
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     if not isinstance(content, dict):
         raise InvalidArgument("base", _EXPECTED, f"'{source.path}', whose {name} is not a JSON object")
     return content

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nexus_adapters.errors import InvalidArgument, one_line
-from nexus_adapters.files import WEIGHTS
+from nexus_adapters.files import WEIGHTS, read_regular
 
 if TYPE_CHECKING:
     from nexus_adapters.bases.base import Base
@@ -130,7 +130,7 @@ def _vocabulary_size(folder: Path) -> int | None:
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(file))
     except (OSError, ValueError) as error:
         raise InvalidArgument("base", "readable JSON", f"'{file}' ({one_line(error)})") from error
     if not isinstance(content, dict):

@@ -126,7 +126,10 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--kind": {"default": "auto", "help": "what the data are (default: detected)"},
     "--image-column": {"metavar": "NAME", "help": "column or tar member of the images"},
-    "--caption-column": {"metavar": "NAME", "help": "column or tar member of the captions"},
+    "--caption-column": {
+        "metavar": "NAME",
+        "help": "column or tar member of the captions; NAME:KEY for a key of the JSON objects in it",
+    },
     "--set": {
         "action": "append",
         "default": [],

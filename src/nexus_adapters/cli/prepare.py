@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder of images with captions, a COCO folder, tars, a Hugging Face data set, or scenes",
+        help="a folder of images with captions, a COCO folder, tars, a Hugging Face data set, a Parquet or "
+        "CSV file, or scenes",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to resume")
     parser.add_argument(
@@ -92,6 +93,11 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config-name", default="", metavar="NAME", help="of a data set that has several")
     group.add_argument("--revision", default="", metavar="NAME", help="of a data set on the Hub")
     add_options(group, "--image-column", "--caption-column")
+    group.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read what the source names outside its folder: absolute paths, .., captions that are links",
+    )
     group.add_argument("--count", type=int, default=0, metavar="N", help="prepare only the first N samples")
 
 
@@ -109,7 +115,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="keep the aspect ratio: one of several sizes of about the same area",
     )
     group.add_argument(
-        "--captions", choices=CAPTIONS, default="all", help="which captions to keep (default: all)"
+        "--captions",
+        choices=CAPTIONS,
+        default="all",
+        help="which captions to keep; none: of images without captions (default: all)",
     )
     group.add_argument(
         "--image-format",
@@ -256,6 +265,8 @@ def parse(args: argparse.Namespace) -> PrepareRequest:
             image_column=args.image_column or "",
             caption_column=args.caption_column or "",
             count=args.count,
+            with_captions=args.captions != "none",
+            allow_outside=args.allow_outside,
         ),
         conditions,
         geometry,

@@ -6,13 +6,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nexus_adapters.choices import MAX_MEGAPIXELS
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 
 GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -85,6 +86,9 @@ def invert(condition: Image.Image) -> Image.Image:
 
 # Named, because Pillow would otherwise try everything it knows, and it hands EPS to an external program.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+HEIF_ENDINGS = (".heic", ".heif", ".hif")
+"""Read where pillow-heif is installed."""
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _MEGAPIXEL = 1_000_000
 
 Content = bytes | Path | io.BufferedReader  # what an image is read from; a reader is left open
@@ -211,11 +215,47 @@ def _check_file(file: Path, shown: str, argument: str) -> None:
         raise InvalidArgument(argument, expected, received) from error
 
 
+def image_endings() -> frozenset[str]:
+    """The endings of file names, in lower case, whose images can be read."""
+    known = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    return frozenset((*known, *HEIF_ENDINGS) if find_spec("pillow_heif") else known)
+
+
+def _is_heif(source: io.BytesIO | io.BufferedReader | Path) -> bool:
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            head = stream.read(12)
+    else:
+        source.seek(0)
+        head = source.read(12)
+        source.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def _open_heif(source: io.BytesIO | io.BufferedReader | Path, shown: str, argument: str) -> Image.Image:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise InvalidArgument(
+            argument,
+            "an image that this installation can read",
+            f"{shown}, a HEIC image",
+            "Run pip install 'nexus-adapters[heic]'",
+        ) from error
+    pillow_heif.register_heif_opener()
+    try:
+        return Image.open(source, formats=("HEIF",))
+    except Exception as error:  # as in _open
+        raise _corrupt(shown, argument, error) from error
+
+
 def _open(content: Content, shown: str, argument: str) -> Image.Image:
     try:
         source = io.BytesIO(content) if isinstance(content, bytes) else content
         return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError as error:
+        if _is_heif(source):
+            return _open_heif(source, shown, argument)
         expected = f"an image ({', '.join(FORMATS)})"
         raise InvalidArgument(argument, expected, f"{shown}, which is of no such format") from error
     except Image.DecompressionBombError as error:
@@ -234,4 +274,4 @@ def _check_size(size: tuple[int, int], max_megapixels: float, shown: str, argume
 
 
 def _corrupt(shown: str, argument: str, error: Exception) -> InvalidArgument:
-    return InvalidArgument(argument, "a readable image", f"{shown}, which is corrupt ({error})")
+    return InvalidArgument(argument, "a readable image", f"{shown}, which is corrupt ({one_line(error)})")

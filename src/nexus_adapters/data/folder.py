@@ -1,61 +1,68 @@
-"""Folders of images as samples, with captions from metadata.jsonl, from text files, or from a COCO file."""
+"""Folders of images as samples, with captions from metadata files or from text files next to the images."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+import unicodedata
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from nexus_adapters.conditions.images import FORMATS
+from nexus_adapters.conditions.images import HEIF_ENDINGS, image_endings
+from nexus_adapters.data.ignored import Ignored
+from nexus_adapters.data.listing import check_inside, list_files
+from nexus_adapters.data.metadata import (
+    METADATA,
+    METADATA_CSV,
+    Columns,
+    ListedSample,
+    metadata_columns,
+    read_metadata,
+)
 from nexus_adapters.data.samples import (
     BadSample,
+    Part,
     Sample,
-    as_captions,
+    file_stamp,
     hash_sample,
-    no_column,
     read_image,
     read_size,
     read_stored_map,
-    read_text,
+    read_words,
 )
-from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.errors import InvalidArgument
 
-METADATA = "metadata.jsonl"
 _IMAGE, _CAPTION = "file_name", "text"  # the columns as the convention names them
-
-
-@dataclass(frozen=True, slots=True)
-class ListedSample:
-    """A sample's files, relative to the folder. `captions`: None where NAME.txt next to the image is read."""
-
-    image: str
-    condition: str | None
-    captions: tuple[str, ...] | None
+_IMAGES, _MAPS = "images", "conditioning"  # folders whose files belong together by name
+_TEXTS = (".txt", ".caption")  # of captions, the first that exists
 
 
 class FolderSource:
-    """The images in a folder.
+    """The images in a folder and below; what is there and not read is reported in one warning.
 
     metadata.jsonl has a JSON object on each line: the image's path relative to the folder, its captions (a
-    string or a list of strings), and, with `condition_column`, the path of its structure map. Without
-    metadata.jsonl, and with the default columns, every image in the folder and below is a sample, with the
-    UTF-8 text of NAME.txt next to it as its caption.
+    string or a list of strings), and, with `condition_column`, the path of its structure map. metadata.csv
+    has the same as a table. Subfolders may have metadata of their own.
 
-    A listed file that does not exist is a BadSample when it is read.
+    Without metadata, every image is a sample, with the UTF-8 text of NAME.txt or NAME.caption next to it as
+    its caption. Where there are folders `images` and `conditioning`, or those that `image_column` and
+    `condition_column` name, the images of the first have the maps of the second, by their names.
+
+    Links to folders and images are followed. A listed file that does not exist is a BadSample when it is
+    read.
 
     Args:
         folder: with the images.
         image_column: of the image's path.
         condition_column: of the structure map's path; None where there are no maps.
-        caption_column: of the captions.
+        caption_column: of the captions; COLUMN:KEY for a key of a JSON object in that column.
+        with_captions: False reads none: every sample has the empty caption.
+        allow_outside: whether metadata and captions may be links out of the folder, and paths lead out.
 
     Raises:
-        InvalidArgument: for no folder, no samples, or a line of metadata.jsonl that is wrong.
+        InvalidArgument: for no folder, no samples, a line of the metadata that is wrong, and for metadata and
+            captions outside the folder.
     """
 
     def __init__(
@@ -64,34 +71,102 @@ class FolderSource:
         image_column: str = _IMAGE,
         condition_column: str | None = None,
         caption_column: str = _CAPTION,
+        *,
+        with_captions: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InvalidArgument("folder", "an existing folder", f"'{folder}'")
-        self._listed = self._list(image_column, condition_column, caption_column)
-
-    def _list(
-        self, image_column: str, condition_column: str | None, caption_column: str
-    ) -> list[ListedSample]:
-        if (self.folder / METADATA).exists():
-            listed = read_metadata(self.folder, image_column, condition_column, caption_column)
-            if not listed:
-                raise InvalidArgument(
-                    "folder", f"samples in {METADATA}", f"'{self.folder}', where it lists none"
-                )
-            return listed
-        if (image_column, condition_column, caption_column) != (_IMAGE, None, _CAPTION):
-            raise InvalidArgument(
-                "folder", f"a {METADATA} with the named columns", f"'{self.folder}', which has no {METADATA}"
+            hint = (
+                "A single Parquet, CSV or JSON lines file is of kind table" if self.folder.is_file() else ""
             )
-        listed = list_images(self.folder)
-        if not any((self.folder / item.image).with_suffix(".txt").exists() for item in listed):
+            raise InvalidArgument("folder", "an existing folder", f"'{folder}'", hint)
+        self._with_captions, self._allow_outside = with_captions, allow_outside
+        ignored = Ignored()
+        files = list_files(self.folder, ignored)
+        columns = Columns(image_column, condition_column, caption_column if with_captions else None)
+        self.metadata = [self.folder / path for path in self._find_metadata(files, columns, ignored)]
+        if self.metadata:
+            self._listed = self._from_metadata(files, columns, ignored)
+        else:
+            self._listed = self._from_names(files, columns, caption_column, ignored)
+        self._check_links(files)
+        self.ignored = str(ignored)
+        ignored.report(self.folder)
+
+    def _find_metadata(self, files: Iterable[str], columns: Columns, ignored: Ignored) -> list[str]:
+        """The metadata files, that of the folder itself first."""
+        found = [path for path in files if PurePosixPath(path).name in (METADATA, METADATA_CSV)]
+        by_folder: dict[str, str] = {}
+        for path in sorted(found, key=lambda path: (path.count("/"), path.endswith(METADATA_CSV), path)):
+            file, below = self.folder / path, str(PurePosixPath(path).parent)
+            check_inside(file, self.folder, "folder", self._allow_outside)
+            if below in by_folder:
+                ignored.add(f"{METADATA_CSV} next to a {METADATA}", path)
+            elif path.endswith(METADATA_CSV) and columns.image not in metadata_columns(file):
+                ignored.add(f"{METADATA_CSV} without a column {columns.image}", path)
+            else:
+                by_folder[below] = path
+        return list(by_folder.values())
+
+    def _from_metadata(
+        self, files: Mapping[str, bool], columns: Columns, ignored: Ignored
+    ) -> list[ListedSample]:
+        listed: list[ListedSample] = []
+        named: set[str] = set()
+        earlier: set[str] = set()
+        for file in self.metadata:
+            samples, files_named = read_metadata(file, columns, self.folder, files, self._allow_outside)
+            named |= files_named
+            for sample in samples:
+                if sample.image in earlier:
+                    ignored.add("rows for images that other metadata list", sample.image)
+                else:
+                    listed.append(sample)
+            earlier.update(sample.image for sample in samples)
+        if not listed:
+            names = " and ".join(file.name for file in self.metadata)
+            raise InvalidArgument("folder", f"samples in {names}", f"'{self.folder}', where it lists none")
+        endings = image_endings()
+        for path in files:
+            if PurePosixPath(path).suffix.lower() in endings and path not in named:
+                ignored.add("images that the metadata do not list", path)
+        return listed
+
+    def _from_names(
+        self, files: Mapping[str, bool], columns: Columns, caption_column: str, ignored: Ignored
+    ) -> list[ListedSample]:
+        folders = {PurePosixPath(path).parts[0] for path in files if "/" in path}
+        images = _IMAGES if columns.image == _IMAGE else columns.image
+        maps = columns.condition or _MAPS
+        if {images, maps} <= folders and caption_column == _CAPTION:
+            listed = _paired(files, images, maps, ignored)
+            if columns.condition is None:
+                what = f"the images in {images} have the maps of the same names in {maps}"
+                warnings.warn(f"'{self.folder}': {what}", stacklevel=3)
+        elif (columns.image, columns.condition, caption_column) != (_IMAGE, None, _CAPTION):
+            raise InvalidArgument(
+                "folder",
+                f"a {METADATA} or {METADATA_CSV} with the named columns, or folders of these names",
+                f"'{self.folder}', which has no {METADATA}",
+            )
+        else:
+            listed = list_images(files, ignored)
+        hint = "nexus prepare --captions none takes images without captions"
+        if not listed or (self._with_captions and not any(item.text for item in listed)):
             raise InvalidArgument(
                 "folder",
                 f"a {METADATA}, or images with captions in NAME.txt next to them",
                 f"'{self.folder}', which has neither",
+                ". ".join(filter(None, [hint if listed else "", f"Ignored: {ignored}" if ignored else ""])),
             )
         return listed
+
+    def _check_links(self, files: Mapping[str, bool]) -> None:
+        """Captions that are links must lead to files in the folder."""
+        for item in self._listed:
+            if item.text is not None and files.get(item.text):
+                check_inside(self.folder / item.text, self.folder, "folder", self._allow_outside)
 
     def __len__(self) -> int:
         return len(self._listed)
@@ -102,17 +177,20 @@ class FolderSource:
 
     def content_hash(self, index: int) -> str:
         """SHA-256 over image, structure map and captions. BadSample."""
-        contents = [self._image(index), self._condition(index)]
-        return hash_sample(contents, self._captions(index), self.key(index))
+        condition = self._condition(index)
+        parts = [
+            Part("image", self._image(index), self.key(index)),
+            Part("condition", condition, str(condition)),
+        ]
+        return hash_sample(parts, self._captions(index))
 
     def stamp(self, index: int) -> str | None:
-        """Names, sizes and times of the files, and captions in metadata.jsonl; None for a missing file."""
-        captions = self._listed[index].captions
-        texts = None if captions is not None else self._image(index).with_suffix(".txt")
-        files = [file for file in (self._image(index), self._condition(index), texts) if file is not None]
+        """Names, sizes and times of the files, and captions in metadata; None for a missing file."""
+        item = self._listed[index]
+        files = [self._image(index), self._condition(index), item.text and self.folder / item.text]
         try:
-            return json.dumps([[_stamp(file) for file in files], captions])
-        except OSError:
+            return json.dumps([[file_stamp(file) for file in files if file], item.captions])
+        except (OSError, ValueError):
             return None
 
     def size(self, index: int) -> tuple[int, int]:
@@ -135,186 +213,69 @@ class FolderSource:
         return None if condition is None else self.folder / condition
 
     def _captions(self, index: int) -> tuple[str, ...]:
-        captions = self._listed[index].captions
-        if captions is not None:
-            return captions
-        file = self._image(index).with_suffix(".txt")
-        if not file.exists():
+        item = self._listed[index]
+        if not self._with_captions:
+            return ("",)
+        if item.captions is not None:
+            return item.captions
+        if item.text is None:
+            file = self._image(index).with_suffix(_TEXTS[0])
             raise BadSample(f"captions: '{self.key(index)}' has no '{file}'")
-        return (read_text(file, "captions", str(file)),)
+        file = self.folder / item.text
+        return (read_words(file, str(file)),)
 
 
-def read_metadata(
-    folder: Path, image_column: str, condition_column: str | None, caption_column: str
-) -> list[ListedSample]:
-    """The samples of a folder's metadata.jsonl, in its order; whether the files exist is not checked.
+def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
+    """The images among the files, sorted, each with the text next to it; other files are ignored."""
+    endings, texts = image_endings(), _by_stem(files, _TEXTS, "captions of an image that has others", ignored)
+    images, unused = [], set(texts)
+    for path in files:
+        ending = PurePosixPath(path).suffix.lower()
+        if ending in endings:
+            images.append(ListedSample(path, None, None, texts.get(_stem(path))))
+            unused.discard(_stem(path))
+        elif ending in HEIF_ENDINGS:
+            ignored.add("HEIC images, which need pip install 'nexus-adapters[heic]'", path)
+        elif ending not in _TEXTS:
+            ignored.add("files that are neither images nor captions", path)
+    for stem in sorted(unused):
+        ignored.add("captions without an image", texts[stem])
+    return sorted(images, key=lambda item: item.image)
 
-    Raises:
-        InvalidArgument: for a line that is no JSON object, misses a column, or has captions of a wrong type
-            or paths that leave the folder; it names the line, from 1 on.
-    """
-    listed = []
-    columns = {"image_column": image_column, "condition_column": condition_column}
-    for where, row in _rows(folder / METADATA):
-        paths = []
-        for argument, column in columns.items():
-            paths.append(None if column is None else _path(row, argument, column, where))
-        captions = as_captions(_value(row, "caption_column", caption_column, where))
-        if captions is None:
-            shown = f"{json.dumps(row[caption_column])[:60]} as '{caption_column}' in {where}"
-            raise InvalidArgument("caption_column", "a string or a list of at least one string", shown)
-        listed.append(ListedSample(paths[0] or "", paths[1], captions))
+
+def _paired(files: Iterable[str], images: str, maps: str, ignored: Ignored) -> list[ListedSample]:
+    """The images below the folder `images`, with the maps of the same names below the folder `maps`."""
+    inside, found = [], []
+    for path in files:
+        top, _, below = path.partition("/")
+        if below and top == maps and PurePosixPath(below).suffix.lower() in image_endings():
+            found.append(path)
+        elif below and top == images:
+            inside.append(path)
+        else:
+            ignored.add(f"files outside {images} and {maps}", path)
+    by_name = _by_stem(found, sorted(image_endings()), "maps of an image that has another", ignored)
+    listed, unused = [], set(by_name)
+    for item in list_images(inside, ignored):
+        stem = f"{maps}/{_stem(item.image).removeprefix(f'{images}/')}"
+        listed.append(ListedSample(item.image, by_name.get(stem, f"{stem}.png"), None, item.text))
+        unused.discard(stem)
+    for stem in sorted(unused):
+        ignored.add("maps without an image", by_name[stem])
     return listed
 
 
-def list_images(folder: Path) -> list[ListedSample]:
-    """All images in a folder and below, sorted by path, hidden ones excepted."""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [image for image in images if image.suffix.lower() in endings]
-    return [
-        ListedSample(path, None, None) for path in sorted(p.relative_to(folder).as_posix() for p in found)
-    ]
+def _by_stem(files: Iterable[str], endings: Sequence[str], reason: str, ignored: Ignored) -> dict[str, str]:
+    """Files by `_stem`. Of several with one stem, that whose ending comes first counts."""
+    found: dict[str, str] = {}
+    ranks = {ending: rank for rank, ending in enumerate(endings)}
+    named = [path for path in files if PurePosixPath(path).suffix.lower() in ranks]
+    for path in sorted(named, key=lambda path: (ranks[PurePosixPath(path).suffix.lower()], path)):
+        if found.setdefault(_stem(path), path) != path:
+            ignored.add(reason, path)
+    return found
 
 
-def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """Each line's object, and how errors name the line; empty lines are skipped."""
-    try:
-        with metadata.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"line {number} of '{metadata}'"
-                    yield where, _row(line, where)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument("folder", f"a {METADATA} in UTF-8", f"'{metadata}' ({error})") from error
-
-
-def _row(line: str, where: str) -> dict[str, object]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(
-            "folder", "a JSON object per line", f"{where}, which is not JSON ({error})"
-        ) from error
-    if not isinstance(row, dict):
-        raise InvalidArgument("folder", "a JSON object per line", f"{where}, which is a {type(row).__name__}")
-    return row
-
-
-def _value(row: dict[str, object], argument: str, column: str, where: str) -> object:
-    if column not in row:
-        raise no_column(argument, column, row, where)
-    return row[column]
-
-
-def _path(row: dict[str, object], argument: str, column: str, where: str) -> str:
-    path = _value(row, argument, column, where)
-    if not isinstance(path, str) or not path or _leaves_folder(path):
-        raise InvalidArgument(
-            argument,
-            "a path below the folder, relative to it",
-            f"{json.dumps(path)[:200]} as '{column}' in {where}",
-        )
-    return path
-
-
-def _leaves_folder(path: str) -> bool:
-    """Read as Windows and as POSIX read it: a data set may have been made on either."""
-    windows, posix = PureWindowsPath(path), PurePosixPath(path)
-    return bool(windows.anchor) or posix.is_absolute() or ".." in windows.parts
-
-
-def _stamp(file: Path) -> list[str | int]:
-    status = file.stat()
-    return [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-class CocoSource:
-    """The images of an annotation file such as COCO's captions_train2017.json, in the order of their ids.
-
-    Captions are in the order of the annotations' ids. An image without captions or without its file is a
-    BadSample when it is read.
-
-    Args:
-        annotations: JSON with "images" (id, file_name) and "annotations" (id, image_id, caption).
-        images: the folder of the images.
-
-    Raises:
-        InvalidArgument: for a missing file or folder, other JSON, and a file that lists no images.
-    """
-
-    def __init__(self, annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> None:
-        self.annotations, self.images = Path(annotations), Path(images)
-        if not self.images.is_dir():
-            raise InvalidArgument("images", "an existing folder", f"'{images}'")
-        listed, captions = _read_annotations(self.annotations)
-        self._names = [name for _, name in listed]
-        self._captions = [tuple(captions.get(number, ())) for number, _ in listed]
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def key(self, index: int) -> str:
-        """The image's path."""
-        return str(self.images / self._names[index])
-
-    def content_hash(self, index: int) -> str:
-        """SHA-256 over image and captions. BadSample."""
-        return hash_sample([self.images / self._names[index]], self._captions_of(index), self.key(index))
-
-    def stamp(self, index: int) -> str | None:
-        """Name, size and time of the image, and the captions; None for a missing file."""
-        try:
-            return json.dumps([*_stamp(self.images / self._names[index]), self._captions[index]])
-        except OSError:
-            return None
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image, upright, from its header. BadSample."""
-        return read_size(self.images / self._names[index], "image", self.key(index))
-
-    def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
-        captions = self._captions_of(index)
-        image = read_image(self.images / self._names[index], "image", self.key(index))
-        return Sample(self.key(index), image, None, captions)
-
-    def _captions_of(self, index: int) -> tuple[str, ...]:
-        if not self._captions[index]:
-            raise BadSample(f"captions: '{self.annotations}' has none for '{self.key(index)}'")
-        return self._captions[index]
-
-
-def _read_annotations(file: Path) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
-    """(id, name) of the images by id, and the captions of each."""
-    expected = "COCO captions in JSON"
-    if not file.is_file():
-        raise InvalidArgument("annotations", expected, f"'{file}', which is not a file")
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-        listed = sorted((int(image["id"]), _text(image["file_name"])) for image in content["images"])
-        captions: dict[int, list[str]] = {}
-        for row in sorted(content["annotations"], key=lambda row: int(row["id"])):
-            captions.setdefault(int(row["image_id"]), []).append(_text(row["caption"]).strip())
-    except KeyError as error:
-        raise InvalidArgument("annotations", expected, f"'{file}', which lacks {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = one_line(error)
-        raise InvalidArgument("annotations", expected, f"'{file}' ({reason})") from error
-    if not listed:
-        raise InvalidArgument("annotations", expected, f"'{file}', which lists no images")
-    for _, name in listed:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InvalidArgument(
-                "annotations", expected, f"'{file}', which names '{name}', outside the folder"
-            )
-    return listed, captions
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} where text is expected")
-    return value
+def _stem(path: str) -> str:
+    """A path without its last ending, in one Unicode form: names are written in either."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(path).with_suffix("")))

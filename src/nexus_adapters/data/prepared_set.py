@@ -14,17 +14,27 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
+from tqdm import tqdm
 
 from nexus_adapters.data.crop import Geometry
-from nexus_adapters.data.samples import BadSample, Sample
+from nexus_adapters.data.listing import OUTSIDE_HINT, leaves_folder
+from nexus_adapters.data.samples import BadSample, Sample, file_stamp
 from nexus_adapters.data.tar_index import CAPTIONS
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import replacing, write_json
+from nexus_adapters.files import (
+    append_json_lines,
+    file_sha256,
+    read_json_lines,
+    read_regular,
+    replacing,
+    write_json,
+)
 
 INDEX, SKIPPED, PREVIEW = "index.json", "skipped.jsonl", "preview.html"
 _UNFINISHED = ".unfinished"
 _SETTINGS = "settings.json"
+_VERIFIED = "verified.jsonl"  # stamps of shards that have the SHA-256 of their index
 
 
 @dataclass(frozen=True)
@@ -160,18 +170,25 @@ class PreparedSource(TarSource):
 
 
 def open_prepared(
-    folder: str | os.PathLike[str], condition_name: str, index_folder: str | os.PathLike[str]
+    folder: str | os.PathLike[str],
+    condition_name: str,
+    index_folder: str | os.PathLike[str],
+    *,
+    allow_outside: bool = False,
 ) -> PreparedSource:
     """The samples of a prepared set with one of its maps.
 
     Args:
         folder: of the set.
         condition_name: of the extractor that made the map.
-        index_folder: where `TarSource` keeps its indices.
+        index_folder: where `TarSource` keeps its indices; and a list of the shards whose hash is known to be
+            that of the index.
+        allow_outside: whether the index may name shards outside the folder.
 
     Raises:
         InvalidArgument: for a folder without an index (an unfinished set, or something else), a map that the
-            set does not have, and shards that are missing or whose size differs from the index.
+            set does not have, and shards that are missing or outside, or whose size or SHA-256 differs from
+            the index.
     """
     path = Path(folder)
     index = _read_index(path)
@@ -180,13 +197,19 @@ def open_prepared(
         raise InvalidArgument(
             "condition_name", f"one of {', '.join(conditions)}, as '{folder}' has", f"'{condition_name}'"
         )
-    sizes = {path / shard["file"]: shard["bytes"] for shard in shards}
-    for shard, size in sizes.items():
-        if not shard.is_file() or shard.stat().st_size != size:
-            found = f"{shard.stat().st_size} bytes" if shard.is_file() else "no such file"
-            raise InvalidArgument("folder", f"'{shard}' of {size} bytes", found)
+    files = [path / shard["file"] for shard in shards]
+    for shard, file in zip(shards, files, strict=True):
+        size = shard["bytes"]
+        if leaves_folder(shard["file"]) and not allow_outside:
+            raise InvalidArgument(
+                "folder", "shards in the folder", f"'{shard['file']}' in {INDEX}", OUTSIDE_HINT
+            )
+        if not file.is_file() or file.stat().st_size != size:
+            found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
+            raise InvalidArgument("folder", f"'{file}' of {size} bytes", found)
+    _check_hashes(dict(zip(files, (shard["sha256"] for shard in shards), strict=True)), Path(index_folder))
     source = PreparedSource(
-        [str(shard) for shard in sizes],
+        [str(file) for file in files],
         image_column=index["image_format"],
         condition_column=f"{condition_name}.png",
         caption_column="json:captions",
@@ -195,6 +218,19 @@ def open_prepared(
     )
     source.warn_of_lost_sizes()
     return source
+
+
+def _check_hashes(expected: Mapping[Path, str], kept: Path) -> None:
+    """InvalidArgument for a shard whose SHA-256 is another; each is read once, until it changes."""
+    verified = set(read_json_lines(kept / _VERIFIED, str))
+    stamps = {file: json.dumps([*file_stamp(file), sha256]) for file, sha256 in expected.items()}
+    unknown = [file for file, stamp in stamps.items() if stamp not in verified]
+    for file in tqdm(unknown, desc="checking shards", unit="shard", delay=2, disable=None):
+        if (found := file_sha256(file)) != expected[file]:
+            raise InvalidArgument(
+                "folder", f"'{file}' of SHA-256 {expected[file]}", found, "It has changed or is damaged"
+            )
+        append_json_lines(kept / _VERIFIED, [stamps[file]])
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
@@ -234,10 +270,16 @@ def _read_index(path: Path) -> dict[str, Any]:
             "Run the same nexus prepare command again to finish it" if is_begun else "",
         )
     try:
-        index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = json.loads(read_regular(path / INDEX))
         for key in ("conditions", "image_format", "shards", "settings"):
             index[key]
-    except (ValueError, KeyError, TypeError) as error:
+        for shard in index["shards"]:
+            if not (isinstance(shard["file"], str) and isinstance(shard["sha256"], str)):
+                raise TypeError(f"a shard is {json.dumps(shard)[:100]}")
+            shard["bytes"]
+        if not all(isinstance(name, str) for name in (*index["conditions"], index["image_format"])):
+            raise TypeError("names that are no strings")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
         raise InvalidArgument(
             "folder", f"an {INDEX} written by nexus prepare", f"'{path / INDEX}' ({reason})"

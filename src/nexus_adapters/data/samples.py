@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import ExifTags, Image
 
 from nexus_adapters.conditions.images import Content, decode_as_stored, decode_image, open_image
-from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import file_sha256
+from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.files import file_sha256, read_regular
+
+_MAX_TEXT = 2**24  # bytes of a file of captions
 
 
 def no_column(argument: str, wanted: str, present: Iterable[object], where: str) -> InvalidArgument:
@@ -28,6 +30,34 @@ def no_column(argument: str, wanted: str, present: Iterable[object], where: str)
     hint = f"Did you mean '{near[0]}'?" if near else ""
     there = ", ".join(names) or "none"
     return InvalidArgument(argument, f"a column of {where} ({there})", f"'{wanted}'", hint)
+
+
+def split_column(column: str, present: Collection[str]) -> tuple[str, str | None]:
+    """Column and key of COLUMN:KEY, such as "json:caption"; a column that has the whole name has no key."""
+    name, colon, key = column.partition(":")
+    return (name, key) if colon and key and column not in present else (column, None)
+
+
+def captions_at(value: object, key: str | None) -> tuple[str, ...] | None:
+    """The captions that a value is; with a key, those that a JSON object or its text has there."""
+    if key is None:
+        return as_captions(value)
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
+    return as_captions(found.get(key)) if isinstance(found, dict) else None
+
+
+def json_keys(captions: Sequence[str]) -> list[str]:
+    """The keys of the first caption that is a JSON object and therefore no caption; [] where none is."""
+    for caption in captions:
+        text = caption.strip()
+        if text.startswith("{") and text.endswith("}"):
+            with suppress(ValueError, RecursionError):
+                if found := json.loads(text):
+                    return list(found)
+    return []
 
 
 def as_captions(value: object) -> tuple[str, ...] | None:
@@ -139,25 +169,52 @@ def read_size(content: Content, argument: str, name: str) -> tuple[int, int]:
             return _upright_size(image)
         except Exception as error:  # damaged EXIF data raise almost anything
             raise BadSample(
-                f"{argument}: expected a readable image, got '{name}', which is corrupt ({error})"
+                f"{argument}: expected a readable image, got '{name}', which is corrupt ({one_line(error)})"
             ) from error
 
 
 def read_text(content: bytes | Path, argument: str, name: str) -> str:
-    """UTF-8 text, without white space around it."""
+    """UTF-8 text, without white space around it; of a file, at most 16 MiB."""
     with _as_bad_sample(argument, name):
         try:
-            text = content if isinstance(content, bytes) else content.read_bytes()
+            text = content if isinstance(content, bytes) else read_regular(content, _MAX_TEXT)
             return text.decode("utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise BadSample(f"{argument}: expected text in UTF-8, got '{name}' ({error})") from error
 
 
-def hash_sample(contents: Sequence[bytes | Path | None], captions: Sequence[str], name: str) -> str:
-    """SHA-256 over the bytes of image and condition, and over the captions."""
-    with _as_bad_sample("image", name):
-        digests = [None if content is None else _digest(content) for content in contents]
+def read_words(content: bytes | Path, name: str) -> str:
+    """A caption, as `read_text`. BadSample for a JSON object, which has captions but is none."""
+    text = read_text(content, "captions", name)
+    if keys := json_keys([text]):
+        raise BadSample(
+            f"captions: expected words, got a JSON object with {', '.join(keys)[:100]} in '{name}'"
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An image of a sample: which one, what it is read from, and its name in errors."""
+
+    argument: str
+    content: bytes | Path | None
+    name: str
+
+
+def hash_sample(parts: Sequence[Part], captions: Sequence[str]) -> str:
+    """SHA-256 over the bytes of image and condition, and over the captions. BadSample names the part."""
+    digests = []
+    for part in parts:
+        with _as_bad_sample(part.argument, part.name):
+            digests.append(None if part.content is None else _digest(part.content))
     return hashlib.sha256(json.dumps([digests, list(captions)]).encode()).hexdigest()
+
+
+def file_stamp(file: Path) -> list[str | int]:
+    """Name, size and times of a file. OSError where there is none."""
+    status = file.stat()
+    return [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _digest(content: bytes | Path) -> str:

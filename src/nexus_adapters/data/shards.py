@@ -7,23 +7,24 @@ import hashlib
 import io
 import os
 import re
-import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from nexus_adapters.errors import InvalidArgument, one_line
-from nexus_adapters.files import STALE_AFTER_S, lock, remove_unfinished, replacing_file
+from nexus_adapters.files import STALE_AFTER_S, lock, open_regular, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 100_000  # of a pattern's ranges: more is a slip, and would fill the memory
 _TIMEOUT_S = 60.0
 _WAITS_S = (1.0, 4.0)  # before the second and the third attempt
+_BLOCK = 2**20  # bytes that are copied at once
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "created")  # fsspec's names
 
 
@@ -63,7 +64,22 @@ class LocalShard:
 
     def open(self, version: str) -> io.FileIO:
         """The file as it is."""
-        return io.FileIO(self.place)
+        return open_regular(Path(self.place))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a download, so that a server cannot fill the disk, or keep a run waiting for ever.
+
+    Attributes:
+        most_bytes: of a file.
+        least_rate: bytes a second, on average.
+        grace_s: seconds for which it may be slower.
+    """
+
+    most_bytes: int = 2**36
+    least_rate: float = 10_000.0
+    grace_s: float = 120.0
 
 
 class RemoteShard:
@@ -78,10 +94,19 @@ class RemoteShard:
         folder: where downloaded files are kept; created when it is needed.
         keep: how many; the least recently used are deleted.
         waits_s: seconds before each further attempt, where a download fails.
+        limits: of a download.
     """
 
-    def __init__(self, url: str, folder: Path, keep: int, waits_s: tuple[float, ...] = _WAITS_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        keep: int,
+        waits_s: tuple[float, ...] = _WAITS_S,
+        limits: Limits = Limits(),
+    ) -> None:
         self.place, self.folder, self.keep, self.waits_s = url, folder, keep, waits_s
+        self.limits = limits
         parts = urlsplit(url)  # signed URLs have their secret in the query, others before the host
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -98,8 +123,9 @@ class RemoteShard:
         """The file, downloaded unless it is kept.
 
         Raises:
-            InvalidArgument: where the server refuses it, or a package for such URLs is missing.
-            OSError: where it cannot be reached, after all attempts.
+            InvalidArgument: where the server refuses it, it is larger than the limit, or a package for such
+                URLs is missing.
+            OSError: where it cannot be reached, or arrives cut or too slowly, after all attempts.
         """
         name = hashlib.sha256(f"{self.place}\n{version}".encode()).hexdigest()
         file = self.folder / f"{name[:32]}.tar"
@@ -116,7 +142,7 @@ class RemoteShard:
         for wait in (*self.waits_s, None):
             try:
                 with replacing_file(file) as unfinished:
-                    _copy(self.place, unfinished)
+                    self._copy(unfinished)
                 return
             except InvalidArgument:
                 raise
@@ -129,6 +155,47 @@ class RemoteShard:
                 if wait is None:
                     raise OSError(f"cannot download '{self.name}' ({reason})") from error
                 time.sleep(wait)
+
+    def _copy(self, file: Path) -> None:
+        """Download to a file. A cut answer is an OSError, also where the server gives no length."""
+        with file.open("wb") as out:
+            if _is_http(self.place):
+                with _request(self.place, "GET") as response:
+                    length = response.headers.get("Content-Length")
+                    expected = int(length) if length and length.isdecimal() else None
+                    received = self._receive(response, out, expected)
+            else:
+                files, path = _file_system(self.place)
+                size = files.info(path).get("size")
+                expected = size if isinstance(size, int) else None
+                with files.open(path, "rb") as stream:
+                    received = self._receive(stream, out, expected)
+        if expected is not None and expected != received:  # http.client does not report it
+            raise OSError(f"the connection ended after {received} of {expected} bytes")
+        if expected is None and not _ends_as_tar(file):
+            raise OSError(f"the connection ended after {received} bytes, before the end of the tar")
+
+    def _receive(self, stream: Any, out: BinaryIO, expected: int | None) -> int:
+        """Copy a stream within the limits. Returns the number of bytes."""
+        received, start = 0, time.monotonic()
+        self._check_size(expected or 0)
+        while block := _read_some(stream):
+            received += len(block)
+            self._check_size(received)
+            out.write(block)
+            late_s = time.monotonic() - start - self.limits.grace_s
+            if late_s > 0 and received < late_s * self.limits.least_rate:
+                raise OSError(f"{received} bytes in {time.monotonic() - start:.0f} s are too slow")
+        return received
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.most_bytes:
+            raise InvalidArgument(
+                "shards",
+                f"shards of at most {self.limits.most_bytes:,} bytes",
+                f"'{self.name}' of {size:,} bytes or more",
+                "Download it yourself and name the file",
+            )
 
     def _delete_all_but(self, current: Path) -> None:
         """All but the `keep` most recently used, of which `current` is one."""
@@ -160,16 +227,18 @@ def _version(url: str) -> str:
     return f"{info.get('size')} {next((info[name] for name in _VERSIONS if info.get(name)), None)}"
 
 
-def _copy(url: str, file: Path) -> None:
-    if not _is_http(url):
-        files, path = _file_system(url)
-        files.get_file(path, str(file))
-        return
-    with _request(url, "GET") as response, file.open("wb") as out:
-        shutil.copyfileobj(response, out, length=2**20)
-        expected, received = response.headers.get("Content-Length"), out.tell()
-    if expected is not None and int(expected) != received:  # http.client does not report it
-        raise OSError(f"the connection ended after {received} of {expected} bytes")
+def _read_some(stream: Any) -> bytes:
+    """What has arrived, at most 1 MiB: a slow server must not keep a read waiting until that is full."""
+    block: bytes = stream.read1(_BLOCK) if hasattr(stream, "read1") else stream.read(_BLOCK)
+    return block
+
+
+def _ends_as_tar(file: Path) -> bool:
+    """Whether a file ends in the two blocks of zeros, or more, that end a tar."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(max(0, size - 1024))
+        return size % 512 == 0 and stream.read() == bytes(1024)
 
 
 def _is_http(url: str) -> bool:
@@ -207,13 +276,15 @@ def find_shards(patterns: Sequence[str], folder: Path, keep: int) -> list[Shard]
     """
     if isinstance(patterns, str) or not patterns:
         raise InvalidArgument("shards", "a list of at least one path or URL", repr(patterns))
-    expanded = [place for pattern in patterns for place in _expand_ranges(pattern)]
     found: list[Shard] = []
-    for place in expanded:
-        if "://" in place:
-            found.append(RemoteShard(place, folder, keep))
-        else:
-            found += [LocalShard(path) for path in _expand_glob(place)]
+    for pattern in patterns:
+        # A file whose name looks like a range or a pattern is that file.
+        places = [pattern] if "://" not in pattern and Path(pattern).is_file() else _expand_ranges(pattern)
+        for place in places:
+            if "://" in place:
+                found.append(RemoteShard(place, folder, keep))
+            else:
+                found += [LocalShard(path) for path in _expand_glob(place)]
     return found
 
 
@@ -240,8 +311,12 @@ def _expand_ranges(pattern: str) -> list[str]:
 def _expand_glob(path: str) -> list[str]:
     if Path(path).is_file():
         return [path]
-    matches = sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())
-    if not matches:
-        reason = "which is a folder" if Path(path).is_dir() else "which matches no file"
-        raise InvalidArgument("shards", "tar files", f"'{path}', {reason}")
-    return matches
+    # Brackets are part of many names of folders, and seldom meant as a pattern.
+    for pattern in (path, path.replace("[", "[[]")):
+        matches = sorted(match for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
+        if matches:
+            return matches
+    reason = "which is a folder" if Path(path).is_dir() else "which matches no file"
+    if Path(path).exists() and not Path(path).is_dir():
+        reason = "which is not a regular file"
+    raise InvalidArgument("shards", "tar files", f"'{path}', {reason}")

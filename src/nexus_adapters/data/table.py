@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
 
+from nexus_adapters.data.listing import OUTSIDE_HINT, check_regular, find_path
 from nexus_adapters.data.samples import (
     BadSample,
+    Part,
     Sample,
     as_captions,
+    captions_at,
     hash_sample,
+    json_keys,
     no_column,
     read_image,
     read_size,
     read_stored_map,
+    split_column,
 )
 from nexus_adapters.errors import InvalidArgument, one_line
 
+_IMAGES, _PATHS = "image", "file_name"  # columns that are read where none is named
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {  # of single files: the library's name, and its options
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+}
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
 
@@ -27,14 +41,17 @@ class TableSource:
 
     Args:
         path: a folder that `Dataset.save_to_disk` made, any folder that `load_dataset` reads (Parquet files,
-            an image folder, ...), or else a name on the Hub. Whether the Hub may be reached is the library's
-            to decide, by HF_HUB_OFFLINE.
+            an image folder, ...), a Parquet, CSV, TSV or JSON lines file, or else a name on the Hub. Whether
+            the Hub may be reached is the library's to decide, by HF_HUB_OFFLINE.
         split: of the data set; slices such as "train[:100]" work where `load_dataset` reads it.
-        image_column: of images: the library's `Image`, paths or bytes.
+        image_column: of images: the library's `Image`, bytes, or paths relative to the table's folder; None
+            for "image", or else "file_name".
         condition_column: of structure maps; None where there are none.
-        caption_column: of strings, or of lists of strings.
+        caption_column: of strings, of lists of strings, or, as COLUMN:KEY, of JSON objects with one of these.
         revision: branch, tag or commit on the Hub.
         config_name: which of the data set's configurations, where it has several.
+        with_captions: False reads none: every sample has the empty caption.
+        allow_outside: whether paths may lead out of the table's folder.
 
     Raises:
         InvalidArgument: where the library is missing, finds no such data set or split, or where the data set
@@ -45,29 +62,39 @@ class TableSource:
         self,
         path: str | os.PathLike[str],
         split: str = "train",
-        image_column: str = "image",
+        image_column: str | None = None,
         condition_column: str | None = None,
         caption_column: str = "text",
         revision: str | None = None,
         config_name: str | None = None,
+        *,
+        with_captions: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         self.path, self.split = os.fspath(path), split
-        self.image_column, self.condition_column = image_column, condition_column
-        self.caption_column = caption_column
+        self._allow_outside = allow_outside
         table = _open_table(self.path, split, revision, config_name)
+        self.folder = _folder_of(Path(path))
         if len(table) == 0:
             raise InvalidArgument("path", "a data set with rows", f"'{self.path}', which is empty")
+        if image_column is None:
+            image_column = (
+                _PATHS if _PATHS in table.column_names and _IMAGES not in table.column_names else _IMAGES
+            )
+        self.image_column, self.condition_column = image_column, condition_column
+        self.caption_column, self._caption_key = split_column(caption_column, table.column_names)
         images = {"image_column": image_column, "condition_column": condition_column}
-        wanted = {**images, "caption_column": caption_column}
+        wanted = {**images, "caption_column": self.caption_column if with_captions else None}
         for argument, column in wanted.items():
             if column is not None and column not in table.column_names:
                 raise no_column(argument, column, table.column_names, f"'{self.path}'")
-        _check_captions(table, caption_column)
+        if with_captions:
+            _check_captions(table, self.caption_column, self._caption_key)
         table = table.select_columns(list(dict.fromkeys(c for c in wanted.values() if c is not None)))
         for argument, column in images.items():
             if column is not None:
                 table = _left_encoded(table, argument, column)
-        self._table = table
+        self._table, self._with_captions = table, with_captions
 
     @property
     def fingerprint(self) -> str:
@@ -84,44 +111,80 @@ class TableSource:
     def content_hash(self, index: int) -> str:
         """SHA-256 over image, structure map and captions. BadSample."""
         row = self._table[index]
-        contents = [self._content(row, self.image_column, index)]
-        if self.condition_column is not None:
-            contents.append(self._content(row, self.condition_column, index))
-        return hash_sample(contents, self._captions(row, index), self.key(index))
+        columns = [column for column in (self.image_column, self.condition_column) if column is not None]
+        parts = [Part(column, *self._content(row, column, index)) for column in columns]
+        return hash_sample(parts, self._captions(row, index))
 
     def stamp(self, index: int) -> None:
         """None: the library does not say in which file a row is."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""
-        content = self._content(self._table[index], self.image_column, index)
-        return read_size(content, self.image_column, self.key(index))
+        content, name = self._content(self._table[index], self.image_column, index)
+        return read_size(content, self.image_column, name)
 
     def load(self, index: int) -> Sample:
         """Decode a sample. BadSample."""
-        row, key = self._table[index], self.key(index)
+        row = self._table[index]
         captions = self._captions(row, index)
-        image = read_image(self._content(row, self.image_column, index), self.image_column, key)
-        condition = None
+        content, name = self._content(row, self.image_column, index)
+        image, condition = read_image(content, self.image_column, name), None
         if self.condition_column is not None:
-            content = self._content(row, self.condition_column, index)
-            condition = read_stored_map(content, self.condition_column, key)
-        return Sample(key, image, condition, captions)
+            content, name = self._content(row, self.condition_column, index)
+            condition = read_stored_map(content, self.condition_column, name)
+        return Sample(self.key(index), image, condition, captions)
 
-    def _content(self, row: dict[str, Any], column: str, index: int) -> bytes | Path:
-        encoded = row[column] or {}
+    def _content(self, row: dict[str, Any], column: str, index: int) -> tuple[bytes | Path, str]:
+        """An image's bytes or file, and its name in errors."""
+        encoded, key = row[column] or {}, self.key(index)
         content: bytes | None = encoded.get("bytes")
         if content is not None:
-            return content
-        if not encoded.get("path"):
-            raise BadSample(f"{column}: '{self.key(index)}' has no image")
-        return Path(encoded["path"])
+            return content, key
+        path = encoded.get("path")
+        if not path:
+            raise BadSample(f"{column}: '{key}' has no image")
+        file = Path(path) if self.folder is None else self.folder / find_path(self.folder, path)
+        if not (self._allow_outside or self._is_inside(file)):
+            raise BadSample(
+                f"{column}: expected a file in the table's folder, got '{path}' in '{key}'; {OUTSIDE_HINT}"
+            )
+        return file, f"{key} ({path})"
+
+    def _is_inside(self, file: Path) -> bool:
+        """Whether a file is below the table's folder, or where the library keeps what it has downloaded."""
+        import datasets
+
+        if ".." in file.parts:
+            return False
+        caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, hub_cache()
+        folders = [Path(cache) for cache in caches] + ([] if self.folder is None else [self.folder])
+        return any(file.absolute().is_relative_to(folder.absolute()) for folder in folders)
 
     def _captions(self, row: dict[str, Any], index: int) -> tuple[str, ...]:
-        captions = as_captions(row[self.caption_column])
+        if not self._with_captions:
+            return ("",)
+        captions = captions_at(row[self.caption_column], self._caption_key)
         if captions is None:
-            raise BadSample(f"{self.caption_column}: '{self.key(index)}' has no caption")
+            at = f" at '{self._caption_key}'" if self._caption_key else ""
+            raise BadSample(f"{self.caption_column}: '{self.key(index)}' has no caption{at}")
+        if keys := json_keys(captions):
+            hint = f"name its key, as in {self.caption_column}:{keys[0]}"
+            raise BadSample(
+                f"{self.caption_column}: '{self.key(index)}' has a JSON object for a caption; {hint}"
+            )
         return captions
+
+
+def hub_cache() -> str:
+    """Where the Hub's client keeps what it has downloaded."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
+
+
+def _folder_of(path: Path) -> Path | None:
+    """The folder that paths in a local table are relative to."""
+    return path if path.is_dir() else path.parent if path.is_file() else None
 
 
 def _open_table(path: str, split: str, revision: str | None, config_name: str | None) -> Any:
@@ -136,9 +199,24 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         ) from error
     if revision is not None and Path(path).exists():
         raise InvalidArgument("revision", f"no value for the local '{path}'", f"'{revision}'")
-    if config_name is not None and _is_saved(Path(path)):
+    is_file = Path(path).is_file()
+    if config_name is not None and (is_file or _is_saved(Path(path))):
         raise InvalidArgument("config_name", f"no value for the saved table '{path}'", f"'{config_name}'")
+    reader, options = _READERS.get(Path(path).suffix.lower(), ("", {}))
+    if is_file and not reader:
+        raise InvalidArgument("path", f"a table in {', '.join(_READERS)}", f"'{path}'")
+    if Path(path).is_dir() and not _is_saved(Path(path)) and glob.has_magic(os.path.realpath(path)):
+        raise InvalidArgument(
+            "path",
+            "a folder whose path has no [, * or ?",
+            f"'{os.path.realpath(path)}'",
+            "The datasets library takes them for a pattern. Rename the folder, or name a single file in it",
+        )
+    if Path(path).is_dir():
+        check_regular(Path(path), "path")
     try:
+        if is_file:  # escaped, or its name might be a pattern to the library
+            return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
         if not _is_saved(Path(path)):
             return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
         saved = datasets.load_from_disk(path)
@@ -159,12 +237,26 @@ def _is_saved(folder: Path) -> bool:
     return is_table or (folder / "dataset_dict.json").exists()
 
 
-def _check_captions(table: Any, column: str) -> None:
+def _check_captions(table: Any, column: str, key: str | None) -> None:
     feature = table.features[column]
-    element = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    if key is not None and isinstance(feature, dict) and key not in feature:
+        raise no_column("caption_column", key, feature, f"the objects in '{column}'")
+    found = feature[key] if key is not None and isinstance(feature, dict) else feature
+    element = found[0] if isinstance(found, list) else getattr(found, "feature", found)
     if getattr(element, "dtype", None) not in _TEXTS:
+        is_object = isinstance(feature, dict)
         raise InvalidArgument(
-            "caption_column", "strings or lists of strings", f"'{column}' of type {feature}"
+            "caption_column",
+            "strings or lists of strings",
+            f"'{column}' of type {feature}",
+            f"Name a key, as in {column}:{next(iter(feature))}" if is_object and key is None else "",
+        )
+    if key is None and (keys := json_keys(as_captions(table.select_columns([column])[0][column]) or ())):
+        raise InvalidArgument(
+            "caption_column",
+            "words",
+            f"JSON objects in '{column}' ({', '.join(keys)[:100]})",
+            f"Name the key of the caption, as in {column}:{keys[0]}",
         )
 
 

@@ -7,20 +7,22 @@ import io
 import json
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
-from nexus_adapters.data.samples import BadSample, as_captions, no_column, read_text
+from nexus_adapters.data.ignored import Ignored
+from nexus_adapters.data.samples import BadSample, captions_at, no_column, read_text, read_words
 from nexus_adapters.data.shards import Shard
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import write_json
 
 _FORMAT = 1  # of the files; a new number makes them all anew
 _GZIP = b"\x1f\x8b"
+_MAX_HEADER = 2**20  # bytes; long names and their like have a few hundred
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _ABSENT = -1  # offset and size of a part that a sample lacks
 
@@ -70,35 +72,76 @@ def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
 
 
 def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
-    """Read the headers of a tar, and nothing else of it. InvalidArgument for another file."""
+    """Read the headers of a tar, and nothing else of it. InvalidArgument for another file.
+
+    Reading ends at the first header that is damaged, such as one with a negative size, and at the first
+    member that reaches beyond the end of the file.
+    """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     is_packed = stream.read(2) == _GZIP
     stream.seek(0)
     members = []
     try:
-        archive = tarfile.TarFile(fileobj=stream)
+        archive = tarfile.TarFile(fileobj=_Headers(stream))  # type: ignore[arg-type]  # it reads and seeks
+    except _DamagedError as error:
+        raise InvalidArgument("shards", "an uncompressed tar", f"'{name}', which is damaged") from error
     except OSError:
         raise
     except Exception as error:  # as in _next
         reason = "which is compressed" if is_packed else f"which is not a tar ({error})"
         raise InvalidArgument("shards", "an uncompressed tar", f"'{name}', {reason}") from error
+    end = 0
     while (info := _next(archive)) is not None:
+        # Headers with negative sizes lead backwards, and tarfile would read the same ones for ever.
+        if info.size < 0 or not end < archive.offset:
+            break
+        end = archive.offset
         if info.isreg() and not info.issparse() and info.offset_data + info.size <= size:
             members.append((info.name, info.offset_data, info.size))
+        if end >= size:
+            break
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep all headers
     # A tar ends with blocks of zeros; tarfile also takes a damaged or missing header for the end.
-    stream.seek(archive.offset)
-    is_whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    is_whole = end == archive.offset < size and _is_zero(stream, end)
     return TarIndex(version, size, is_whole, members)
+
+
+def _is_zero(stream: io.FileIO, offset: int) -> bool:
+    stream.seek(offset)
+    return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         return archive.next()
+    except _DamagedError:
+        return None
     except OSError:
         raise
     except Exception:  # tarfile's own errors, and what damaged numbers and names raise
         return None
+
+
+class _DamagedError(Exception):
+    """A header asks for what no header of a whole tar asks for."""
+
+
+class _Headers:
+    """A tar for `tarfile`, which reads as much of it as a header says, be it all of a large file."""
+
+    def __init__(self, stream: io.FileIO) -> None:
+        self._stream, self.tell = stream, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise _DamagedError(f"a header of {size} bytes")
+        return self._stream.read(size)
+
+    def seek(self, offset: int) -> int:
+        if not 0 <= offset < 2**63:
+            raise _DamagedError(f"an offset of {offset}")
+        return self._stream.seek(offset)
 
 
 def _read(file: Path) -> TarIndex | None:
@@ -129,22 +172,30 @@ class Layout:
     Attributes:
         image: several, the first of which that exists is read.
         condition: None where there are no structure maps.
-        captions: of a text, which is one caption, or of a JSON object.
+        captions: of a text, which is one caption, or of a JSON object; None where none are read.
         caption_key: of the captions in the JSON object, a string or a list of strings; None for a text.
     """
 
     image: tuple[str, ...]
     condition: str | None
-    captions: str
+    captions: str | None
     caption_key: str | None
 
     @classmethod
-    def of(cls, image_column: str | None, condition_column: str | None, caption_column: str | None) -> Layout:
+    def of(
+        cls,
+        image_column: str | None,
+        condition_column: str | None,
+        caption_column: str | None,
+        with_captions: bool = True,
+    ) -> Layout:
         """The layout by the columns that users name; None for the defaults: any image, no map, "txt"."""
         condition = None if condition_column is None else _extension(condition_column)
         usual = tuple(extension for extension in _IMAGES if extension != condition)
         images = usual if image_column is None else (_extension(image_column),)
         captions, _, key = (caption_column or "txt").partition(":")
+        if not with_captions:
+            return cls(images, condition, None, None)
         return cls(images, condition, _extension(captions), key or None)
 
     def wanted(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
@@ -152,17 +203,14 @@ class Layout:
         yield IMAGE, "image_column", self.image
         if self.condition is not None:
             yield CONDITION, "condition_column", (self.condition,)
-        yield CAPTIONS, "caption_column", (self.captions,)
+        if self.captions is not None:
+            yield CAPTIONS, "caption_column", (self.captions,)
 
     def read_captions(self, content: bytes, name: str) -> tuple[str, ...]:
         """The captions in a member's bytes. BadSample."""
-        text = read_text(content, "captions", name)
         if self.caption_key is None:
-            return (text,)
-        try:
-            captions = as_captions(json.loads(text)[self.caption_key])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            captions = None
+            return (read_words(content, name),)
+        captions = captions_at(read_text(content, "captions", name), self.caption_key)
         if captions is None:
             raise BadSample(
                 f"captions: expected a JSON object with a string or strings as '{self.caption_key}', "
@@ -176,7 +224,7 @@ class TarSamples:
     """The samples of one tar, in order, in little memory, since there can be millions.
 
     Attributes:
-        stems: the members' names up to the first dot of the file's name.
+        stems: the samples' names, as `group_members` finds them.
         places: offset and size of each part; -1 where it is missing.
         extensions: of all members, wanted or not.
     """
@@ -191,28 +239,95 @@ class TarSamples:
         return None if offset == _ABSENT else (int(offset), int(size))
 
 
-def group_members(index: TarIndex, layout: Layout) -> TarSamples:
+_Place = tuple[int, int]
+
+
+def group_members(index: TarIndex, layout: Layout, ignored: Ignored | None = None) -> TarSamples:
     """Members with the same stem are a sample. Of several with one name the last counts, as in unpacking.
 
+    The stem ends at the first dot of the file's name (`0.jpg`, `0.seg.png`), unless image and captions share
+    a longer one: `a.1.jpg` with `a.1.txt` and `a.2.jpg` with `a.2.txt` are two samples.
+
     Of a tar that ends early, the last sample is left out where a part of it is missing.
+
+    Args:
+        index: of the tar.
+        layout: which parts a sample has.
+        ignored: counts the members that are left out for others.
     """
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    ignored = Ignored() if ignored is None else ignored
+    groups: dict[str, dict[str, tuple[int, int, str]]] = {}
     for name, offset, size in index.members:
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
         if stem and dot:
-            groups.setdefault(folder + slash + stem, {})[extension.lower()] = offset, size
-    places = np.full((len(groups), 3, 2), _ABSENT, np.int64)
-    for row, group in enumerate(groups.values()):
-        for part, _, extensions in layout.wanted():
-            found = next((group[extension] for extension in extensions if extension in group), None)
-            if found is not None:
-                places[row, part] = found
-    stems = list(groups)
-    needed = [part for part, _, _ in layout.wanted()]
+            group = groups.setdefault(folder + slash + stem, {})
+            if extension.lower() in group:
+                ignored.add("members whose name another one has, the last of which is read", name)
+            group[extension.lower()] = offset, size, extension
+    stems: list[str] = []
+    found: list[list[_Place]] = []
+    extensions: set[str] = set()
+    wanted = list(layout.wanted())
+    for stem, group in groups.items():
+        keys = _keys(group, layout) if any("." in extension for extension in group) else {"": True}
+        spelled = {"": ""}  # key -> the same before it was turned to lower case
+        for extension, (_, _, original) in group.items():
+            key = next((key for key in _beginnings(extension) if keys.get(key)), "")
+            spelled.setdefault(key, original[: len(key)])
+            extensions.add(extension[len(key) :].removeprefix("."))
+        for key, is_sample in keys.items():
+            if is_sample:
+                stems.append(f"{stem}.{spelled[key]}" if key else stem)
+                found.append(_places(group, key, wanted))
+            elif key.isdecimal() and any(f"{key}.{extension}" in group for extension in layout.image):
+                ignored.add("numbered images without captions, taken for parts of a sample", f"{stem}.{key}")
+    places = np.array(found, np.int64).reshape(len(stems), 3, 2)
+    needed = [part for part, _, _ in wanted]
     if stems and not index.is_whole and (places[-1, needed] == _ABSENT).any():
         stems, places = stems[:-1], places[:-1]
-    return TarSamples(stems, places, {extension for group in groups.values() for extension in group})
+    return TarSamples(stems, places, extensions)
+
+
+def _keys(extensions: Collection[str], layout: Layout) -> dict[str, bool]:
+    """What follows a common stem in samples' names, "" for nothing -> whether it is a sample of its own.
+
+    A key without image or captions of its own is a part of the sample with a shorter key, if there is one.
+    """
+    has: dict[str, set[int]] = {}
+    for extension in extensions:
+        dotted = f".{extension}"
+        if layout.condition and dotted.endswith(f".{layout.condition}"):
+            continue
+        for part, _, wanted in layout.wanted():
+            end = next((end for end in wanted if dotted.endswith(f".{end}")), None)
+            if end is not None and part != CONDITION:
+                has.setdefault(dotted[1 : -len(end) - 1], set()).add(part)
+    if not has:
+        return {"": True}
+    return {
+        key: parts == {IMAGE, CAPTIONS} or not any(shorter in has for shorter in _beginnings(key))
+        for key, parts in has.items()
+    }
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """What is before each dot of a name, the longest first, then nothing: of "a.b.c", "a.b", "a", ""."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _places(
+    group: Mapping[str, tuple[int, int, str]], key: str, wanted: Iterable[tuple[int, str, tuple[str, ...]]]
+) -> list[_Place]:
+    places = [(_ABSENT, _ABSENT)] * 3
+    for part, _, extensions in wanted:
+        names = (f"{key}.{extension}" if key else extension for extension in extensions)
+        found = next((group[name] for name in names if name in group), None)
+        if found is not None:
+            places[part] = found[:2]
+    return places
 
 
 def check_parts(shards: list[TarSamples], layout: Layout) -> None:

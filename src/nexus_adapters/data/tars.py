@@ -8,13 +8,25 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nexus_adapters.data.samples import BadSample, Sample, hash_sample, read_image, read_size, read_stored_map
+from nexus_adapters.data.ignored import Ignored
+from nexus_adapters.data.samples import (
+    BadSample,
+    Part,
+    Sample,
+    hash_sample,
+    json_keys,
+    read_image,
+    read_size,
+    read_stored_map,
+    read_text,
+)
 from nexus_adapters.data.shards import Shard, find_shards
 from nexus_adapters.data.tar_index import (
     CAPTIONS,
@@ -65,6 +77,8 @@ class FilePart(io.RawIOBase):
 class TarSource:
     """The samples of tars in WebDataset's layout: files of one name, up to the first dot, are one sample.
 
+    Names with more dots are kept apart where each has an image and captions (`group_members`).
+
     The headers of each tar are read once, into an index that is kept; after that each sample is read by its
     offset. Nothing is unpacked: the members' names are never used as paths.
 
@@ -83,6 +97,7 @@ class TarSource:
         keep_shards: how many tars from URLs are kept; the least recently used are deleted.
         extracted: whether the maps are an extractor's own, RGB in whatever mode they are stored, so that
             gray ones are no label ids.
+        with_captions: False reads none: every sample has the empty caption.
 
     Raises:
         InvalidArgument: for no shards, a file that is not an uncompressed tar, no samples, or an extension
@@ -100,24 +115,43 @@ class TarSource:
         index_folder: str | os.PathLike[str],
         keep_shards: int = 8,
         extracted: bool = False,
+        with_captions: bool = True,
     ) -> None:
         if keep_shards < 1:
             raise InvalidArgument("keep_shards", "at least 1", keep_shards)
         self._read_map = read_image if extracted else read_stored_map
-        self._layout = Layout.of(image_column, condition_column, caption_column)
+        self._layout = Layout.of(image_column, condition_column, caption_column, with_captions)
         folder = _created(Path(index_folder))
         self._shards = find_shards(shards, folder / "shards", keep_shards)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             versions = list(pool.map(_version, self._shards))
         self._versions: list[str] = []
+        ignored = Ignored()
         self._samples: list[TarSamples] = []
         listed = zip(self._shards, versions, strict=True)
         for shard, version in tqdm(list(listed), desc="reading shards", unit="shard", delay=2, disable=None):
             index = find_index(shard, version, folder)
             self._versions.append(index.version)
-            self._samples.append(group_members(index, self._layout))
+            self._samples.append(group_members(index, self._layout, ignored))
         check_parts(self._samples, self._layout)
         self._ends = list(accumulate(len(samples.stems) for samples in self._samples))
+        self._check_captions()
+        self.ignored = str(ignored)
+        ignored.report(f"{self._shards[0].name}{', ...' if len(self._shards) > 1 else ''}")
+
+    def _check_captions(self) -> None:
+        """InvalidArgument for whole JSON objects as captions."""
+        captions = self._layout.captions or ""
+        if self._layout.caption_key is None and captions.rpartition(".")[2] == "json":
+            keys: list[str] = []
+            with suppress(BadSample):
+                keys = json_keys([read_text(self._read(0, CAPTIONS), "captions", self.key(0))])
+            raise InvalidArgument(
+                "caption_column",
+                f"{captions}:KEY, with a key of the JSON objects",
+                f"'{captions}'",
+                f"The keys of the first one are {', '.join(keys)[:200]}" if keys else "",
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -141,10 +175,10 @@ class TarSource:
 
     def content_hash(self, index: int) -> str:
         """SHA-256 over image, structure map and captions. BadSample."""
-        contents = [self._read(index, IMAGE)]
+        parts = [Part("image", self._read(index, IMAGE), self.key(index))]
         if self._layout.condition is not None:
-            contents.append(self._read(index, CONDITION))
-        return hash_sample(contents, self._captions(index), self.key(index))
+            parts.append(Part("condition", self._read(index, CONDITION), self.key(index)))
+        return hash_sample(parts, self._captions(index))
 
     def stamp(self, index: int) -> str:
         """The shard, its version, and the sample's place in it. Nothing is downloaded."""
@@ -168,6 +202,8 @@ class TarSource:
         return Sample(key, image, condition, captions)
 
     def _captions(self, index: int) -> tuple[str, ...]:
+        if self._layout.captions is None:
+            return ("",)
         return self._layout.read_captions(self._read(index, CAPTIONS), self.key(index))
 
     def _find(self, index: int) -> tuple[int, int]:

@@ -35,7 +35,8 @@ class Plan:
         source: the samples; maps that it may have are not read.
         conditions: name of an extractor -> its options. Each gives one PNG next to the image.
         geometry: what images are resized to before maps are extracted; None leaves them as they are.
-        captions: which of a sample's captions are kept; "random" is one of them, chosen by seed and sample.
+        captions: which of a sample's captions are kept; "random" is one of them, chosen by seed and sample;
+            "none" is the empty one, also of samples that have others.
         filters: what is left out.
         image_format: "jpg" (quality 95, full color resolution), or without loss "png" and "webp".
         shard_size: samples of the source to a shard, of which those left out are missing.
@@ -82,6 +83,9 @@ class Plan:
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
             if getattr(self, argument) not in known:
                 raise InvalidArgument(argument, f"one of {', '.join(known)}", repr(getattr(self, argument)))
+        for argument in ("min_caption_length", "max_caption_length"):
+            if self.captions == "none" and (length := getattr(self.filters, argument)):
+                raise InvalidArgument(argument, "no value where no captions are read", length)
         for argument, least in (("shard_size", 1), ("batch_size", 1), ("seed", 0), ("count", 0)):
             if getattr(self, argument) < least:
                 raise InvalidArgument(argument, f"at least {least}", getattr(self, argument))
@@ -109,6 +113,8 @@ class Plan:
 
     def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
         """Those of a sample's captions that are kept."""
+        if self.captions == "none":
+            return ("",)
         if self.captions == "all":
             return captions
         if self.captions == "first":

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nexus_adapters.choices import SourceKind
-from nexus_adapters.data.folder import METADATA, CocoSource, FolderSource
+from nexus_adapters.data.coco import CocoSource
+from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.samples import Source
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import cache_folder
+from nexus_adapters.files import cache_folder, open_regular, read_regular
 
 _NAMED = ("split", "config_name", "revision", "image_column", "caption_column")
 _SCENES = "scenes"
+_LONGEST_LINE = 2**20  # characters of a table's first line
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which lists of URLs come
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_LISTS = (".txt",)  # lists of URLs, which tables may be too
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class SourceOptions:
         caption_column: the same for captions.
         count: of scenes.
         index_folder: where indices of tars are kept.
+        with_captions: False for images without captions, which all get the empty one.
+        allow_outside: whether the data set may name files outside its folder.
     """
 
     path: str
@@ -48,6 +57,8 @@ class SourceOptions:
     caption_column: str = ""
     count: int = 0
     index_folder: Path = field(default_factory=lambda: cache_folder() / "prepare")
+    with_captions: bool = True
+    allow_outside: bool = False
 
 
 def open_source(options: SourceOptions) -> tuple[Source, str]:
@@ -73,8 +84,8 @@ def open_source(options: SourceOptions) -> tuple[Source, str]:
 def source_settings(options: SourceOptions, source: Source) -> dict[str, Any]:
     """What identifies a source's samples beyond their names: columns, splits, and a hash of its listing.
 
-    The listing is metadata.jsonl, COCO's annotations, a table's fingerprint, or the sizes of local tars;
-    images are not read.
+    The listing is the metadata of a folder, COCO's annotations, a table's fingerprint, or the sizes of local
+    tars; images are not read.
     """
     kind = find_kind(options.path) if options.kind == "auto" else options.kind
     named = {name: getattr(options, name) for name in _NAMED if getattr(options, name)}
@@ -87,10 +98,10 @@ def source_settings(options: SourceOptions, source: Source) -> dict[str, Any]:
 
 def _listing(kind: SourceKind, options: SourceOptions, source: Source) -> bytes:
     place = Path(options.path)
-    if kind == "folder" and (place / METADATA).exists():
-        return (place / METADATA).read_bytes()
+    if isinstance(source, FolderSource):
+        return b"".join(read_regular(file) for file in source.metadata)
     if kind == "coco":
-        return (place / "annotations" / f"captions_{options.split or 'train2017'}.json").read_bytes()
+        return read_regular(place / "annotations" / f"captions_{options.split or 'train2017'}.json")
     if kind == "table":
         return str(getattr(source, "fingerprint", "")).encode()
     if kind == "tars" and "://" not in options.path:
@@ -114,7 +125,10 @@ def find_kind(path: str) -> SourceKind:
         return "tars" if has_tars else "table" if has_parquet else "folder"
     if "://" in path or path.endswith(".tar"):
         return "tars"
-    if place.suffix in _LISTS and place.is_file():
+    is_file = place.is_file()
+    if is_file and place.suffix.lower() in _TABLES and not _lists_urls(place):
+        return "table"
+    if is_file and place.suffix.lower() in (*_LISTS, *_TABLES):
         raise InvalidArgument(
             "path",
             "images",
@@ -125,9 +139,31 @@ def find_kind(path: str) -> SourceKind:
         return "table"
     raise InvalidArgument(
         "path",
-        "a folder of images, a COCO folder, tars, the folder or Hub id of a data set, or scenes",
+        "a folder of images, a COCO folder, tars, the file, folder or Hub id of a data set, or scenes",
         f"'{path}'",
     )
+
+
+def _lists_urls(table: Path) -> bool:
+    """Whether a table has a column of URLs and none of images or paths."""
+    columns = {name.lower() for name in _columns_of(table)}
+    has_images = any(name in columns for name in ("image", "file_name", "image_path", "path", "jpg", "png"))
+    return not has_images and any("url" in name for name in columns)
+
+
+def _columns_of(table: Path) -> list[str]:
+    """The columns by a table's beginning; [] where that is not known."""
+    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, ImportError):
+        if table.suffix.lower() == ".parquet":
+            from pyarrow.parquet import read_schema
+
+            return list(read_schema(table).names)
+        with io.TextIOWrapper(io.BufferedReader(open_regular(table)), "utf-8-sig") as text:
+            line = text.readline(_LONGEST_LINE)
+        if table.suffix.lower() in (".csv", ".tsv"):
+            return next(csv.reader([line], delimiter="," if table.suffix.lower() == ".csv" else "\t"), [])
+        return list(json.loads(line))
+    return []
 
 
 def _check_options(options: SourceOptions, kind: SourceKind) -> None:
@@ -153,8 +189,12 @@ def _columns(options: SourceOptions) -> dict[str, Any]:
     return {argument: column for argument, column in named.items() if column}
 
 
+def _access(options: SourceOptions) -> dict[str, Any]:
+    return {"with_captions": options.with_captions, "allow_outside": options.allow_outside}
+
+
 def _open_folder(options: SourceOptions) -> tuple[Source, str]:
-    return FolderSource(options.path, **_columns(options)), f"{Path(options.path)}/"
+    return FolderSource(options.path, **_columns(options), **_access(options)), f"{Path(options.path)}/"
 
 
 def _open_coco(options: SourceOptions) -> tuple[Source, str]:
@@ -163,7 +203,8 @@ def _open_coco(options: SourceOptions) -> tuple[Source, str]:
     splits = [file.stem.removeprefix("captions_") for file in files]
     if splits and split not in splits:
         raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{folder}' has", f"'{split}'")
-    source = CocoSource(folder / "annotations" / f"captions_{split}.json", folder / split)
+    annotations = folder / "annotations" / f"captions_{split}.json"
+    source = CocoSource(annotations, folder / split, **_access(options))
     return source, f"{folder}/"
 
 
@@ -176,8 +217,9 @@ def _open_table(options: SourceOptions) -> tuple[Source, str]:
         config_name=options.config_name or None,
         revision=options.revision or None,
         **_columns(options),
+        **_access(options),
     )
-    root = f"{Path(options.path)}/" if Path(options.path).is_dir() else ""
+    root = "" if source.folder is None else f"{source.folder}/"
     return source, root
 
 
@@ -185,8 +227,15 @@ def _open_tars(options: SourceOptions) -> tuple[Source, str]:
     from nexus_adapters.data.tars import TarSource
 
     place = Path(options.path)
-    shards = [str(place / "*.tar")] if place.is_dir() else [options.path]
-    folder: Any = options.index_folder
-    source = TarSource(shards, index_folder=folder, **_columns(options))
+    inside = [
+        str(file) for file in sorted(place.glob("*.tar"))
+    ]  # by name: a folder's may look like a pattern
+    shards = inside or [str(place / "*.tar") if place.is_dir() else options.path]
+    source = TarSource(
+        shards,
+        index_folder=options.index_folder,
+        with_captions=options.with_captions,
+        **_columns(options),
+    )
     is_local = "://" not in options.path
     return source, f"{place if place.is_dir() else place.parent}/" if is_local else ""

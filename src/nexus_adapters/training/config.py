@@ -82,7 +82,11 @@ class DataOptions:
     condition_column: str = ""
     """Name of the structure maps' column or tar member; empty to extract the maps by `condition`."""
     caption_column: str = ""
-    """Name of the captions' column or tar member; empty for the kind's usual one."""
+    """Name of the captions' column or tar member; empty for the kind's usual one. "json:caption" is the key
+    `caption` of the JSON objects in `json`."""
+    allow_outside: bool = False
+    """Read what a data set names outside its folder: absolute paths and "..", and captions and metadata that
+    are links. Only for data that you trust."""
     condition: str = CONDITION
     """The kind of structure map: the name of an extractor, which also extracts maps that the data lack."""
     extractor: dict[str, bool | float | str] = field(default_factory=dict)
@@ -347,6 +351,7 @@ _EFFECTIVE_FOR: dict[str, tuple[str, ...]] = {
     "image_column": ("folder", "table", "tars"),
     "condition_column": ("folder", "table", "tars"),
     "caption_column": ("folder", "table", "tars"),
+    "allow_outside": ("folder", "prepared", "table"),
     "aspect_buckets": ("folder", "prepared", "table", "tars"),
 }
 

@@ -66,9 +66,11 @@ def open_training_source(data: DataOptions, cache_folder: Path) -> Source:
         return SceneSource(data.count, condition_name=None if data.condition == "canny" else data.condition)
     with renamed(_KEYS):
         if data.kind == "prepared":
-            return open_prepared(data.path, data.condition, cache_folder / "tars")
+            return open_prepared(
+                data.path, data.condition, cache_folder / "tars", allow_outside=data.allow_outside
+            )
         if data.kind == "folder":
-            return FolderSource(data.path, **given)
+            return FolderSource(data.path, **given, allow_outside=data.allow_outside)
         if data.kind == "tars":
             return TarSource(data.shards, index_folder=cache_folder / "tars", **given)
         return TableSource(
@@ -76,6 +78,7 @@ def open_training_source(data: DataOptions, cache_folder: Path) -> Source:
             split=data.split,
             config_name=data.config_name or None,
             revision=data.revision or None,
+            allow_outside=data.allow_outside,
             **given,
         )
 
