@@ -94,3 +94,12 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """
     text = " ".join(str(error).strip().partition("\n\n")[0].split())
     return text[:most] if text else type(error).__name__
+
+
+def code_hint(error: BaseException) -> str:
+    """What to do where a library refuses a model because of the Python code in its folder; "" otherwise."""
+    if not mentions(error, ("trust_remote_code", "custom code")):
+        return ""
+    return (
+        "The package never runs code that ships with a model. Use a model that its library supports by itself"
+    )
