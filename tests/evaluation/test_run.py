@@ -112,7 +112,8 @@ def test_the_report_has_settings_scores_and_images(finished):
     assert content["asked_for"]["clip"] == content["asked_for"]["features"] == ""
     assert content["asked_for"]["data"]["kind"] == "scenes"
     found = content["methods"]["prime"]["metrics"]["edge_f1"]
-    assert found["low"] <= found["value"] <= found["high"]
+    assert found["low"] is found["high"] is None  # of so few samples
+    assert 0 <= found["value"] <= 1
     assert found["n"] == COUNT
     lines = (finished.folder / SCORES).read_text().splitlines()
     assert lines[0].startswith("method,place,binding_color")

@@ -87,7 +87,8 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
         raise InvalidArgument(
             "data.count", f"at most the {max(there, 0)} samples from {config.first} on", data.count or "all"
         )
-    return Cases(data.count or there, lambda place: _of_sample(config, samples, place))
+    captions = _Captions(samples)
+    return Cases(data.count or there, lambda place: _of_sample(config, samples, captions, place))
 
 
 def contradicting(scene: Scene) -> str:
@@ -124,7 +125,39 @@ def _of_scene(config: EvaluationConfig, place: int) -> Case:
     return Case(f"{split} scene {seed}", prompt, loaded.prompt, loaded.condition, original, loaded)
 
 
-def _of_sample(config: EvaluationConfig, samples: ConditionedSource, place: int) -> Case:
+class _Captions:
+    """The captions of samples, of which each is read once."""
+
+    def __init__(self, samples: ConditionedSource) -> None:
+        self._source = samples.source
+        self._known: dict[int, str] = {}
+
+    def of(self, index: int) -> str:
+        if index not in self._known:
+            sample = self._source.load(index)
+            self._known[index] = _words(sample.captions, sample.key)
+        return self._known[index]
+
+    def contradicting(self, index: int) -> str:
+        """That of the next sample whose caption differs in more than case and white space.
+
+        `InvalidArgument` where all have the same.
+        """
+        own = _normalized(self.of(index))
+        for step in range(1, len(self._source)):
+            words = self.of((index + step) % len(self._source))
+            if _normalized(words) != own:
+                return words
+        raise InvalidArgument(
+            "prompts", "own or empty, for samples that all have one caption", "contradicting"
+        )
+
+
+def _normalized(caption: str) -> str:
+    return " ".join(caption.casefold().split())
+
+
+def _of_sample(config: EvaluationConfig, samples: ConditionedSource, captions: _Captions, place: int) -> Case:
     index = config.first + place
     try:
         sample = samples.fit(index)
@@ -133,8 +166,7 @@ def _of_sample(config: EvaluationConfig, samples: ConditionedSource, place: int)
         if config.prompts == "empty":
             prompt = ""
         elif config.prompts == "contradicting":
-            other = samples.source.load((index + 1) % len(samples.source))
-            prompt = _words(other.captions, other.key)
+            prompt = captions.contradicting(index)
     except BadSample as error:
         raise InvalidArgument("data", "samples that can be read", error) from error
     return Case(sample.key, prompt, words, sample.condition, sample.image)

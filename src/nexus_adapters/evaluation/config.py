@@ -26,6 +26,8 @@ from nexus_adapters.training.config import (
 
 LEAST_FOR_DISTANCES = 40
 """Samples that a distance between sets needs."""
+LEAST_FOR_INTERVALS = 20
+"""Samples that an interval needs; the bootstrap's is too narrow for fewer, and of one sample has no width."""
 _SCENES = {"split": "test", "count": 500, "resolution": 128}
 
 
@@ -41,7 +43,8 @@ class EvaluationConfig:
     """How many samples to leave out at the beginning; of scenes, the first seed."""
     prompts: Prompts = "own"
     """"empty" is no words at all; "contradicting" takes words that do not fit the map: a scene's own
-    caption with every shape exchanged for one that it does not have; else the next sample's caption."""
+    caption with every shape exchanged for one that it does not have; else the caption of the next sample that
+    has another one."""
     num_inference_steps: Positive = STEPS
     """Of the base's own sampler."""
     guidance_scale: AtLeast0 = GUIDANCE_SCALE

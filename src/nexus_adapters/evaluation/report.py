@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
+from nexus_adapters.evaluation.config import LEAST_FOR_INTERVALS
 from nexus_adapters.evaluation.estimates import (
     REFERENCE,
     Estimate,
@@ -189,12 +190,17 @@ def _html_cell(cell: tuple[Estimate, bool] | None) -> str:
         return ""
     estimate, is_best = cell
     value = f"<b>{estimate.value:.3f}</b>" if is_best else f"{estimate.value:.3f}"
-    return f"{value} <small>{estimate.low:.3f} to {estimate.high:.3f}</small>"
+    return f"{value} <small>{between(estimate)}</small>" if estimate.interval else value
 
 
 def _cell(estimate: Estimate, is_best: bool) -> str:
     value = f"**{estimate.value:.3f}**" if is_best else f"{estimate.value:.3f}"
-    return f"{value} ({estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{value} ({between(estimate)})" if estimate.interval else value
+
+
+def between(estimate: Estimate) -> str:
+    """The ends of an estimate's interval; "" without one."""
+    return "{:.3f} to {:.3f}".format(*estimate.interval) if estimate.interval else ""
 
 
 def _metrics(found: Evaluation) -> list[str]:
@@ -223,10 +229,16 @@ def _judges(found: Evaluation) -> str:
 
 
 def _legend(found: Evaluation) -> str:
+    if len(found.cases) < LEAST_FOR_INTERVALS:
+        intervals = f"Without intervals or a best method: these need at least {LEAST_FOR_INTERVALS} samples."
+    else:
+        intervals = (
+            "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
+            "interval of each paired difference excludes zero."
+        )
     parts = [
-        "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
-        "interval of each paired difference excludes zero. The row reference is the data's own images, "
-        "scored alike: what it lacks of a perfect score is due to the judges."
+        f"{intervals} The row reference is the data's own images, scored alike: what it lacks of a perfect "
+        "score is due to the judges."
     ]
     if any(method.measured.distances for method in found.methods.values()):
         parts.append(

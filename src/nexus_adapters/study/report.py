@@ -129,7 +129,8 @@ def _plot_intervals(panel: Any, rows: Sequence[Row], metric: str) -> None:
             continue
         estimate = row.measured.estimate(metric)
         color = "0.6" if row.method == BASE_ALONE else "C0"
-        panel.plot([estimate.low, estimate.high], [place, place], color=color, lw=2)
+        if estimate.interval:
+            panel.plot(estimate.interval, [place, place], color=color, lw=2)
         panel.plot(estimate.value, place, "o", color=color, markersize=5)
     panel.set_yticks(range(len(rows)), [row.method for row in reversed(rows)], fontsize=8)
     panel.tick_params(axis="x", labelsize=8)
