@@ -1,8 +1,10 @@
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,9 @@ from tests.weights import use_weights, write_tiny
 from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bases.base import parts_sha256
 from nexus_adapters.bases.families import base_of
+from nexus_adapters.conditions import extract
+from nexus_adapters.data.feed import SampleOrder
+from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
@@ -28,6 +33,7 @@ from nexus_adapters.evaluation.scoring import scoring_sha256
 from nexus_adapters.methods import GenerationSettings, find_method
 from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.training.config import BaseOptions, DataOptions
+from nexus_adapters.training.trained_on import record_of
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = {"prime": "prime", "t2i": "t2i"}
@@ -252,6 +258,50 @@ class TestFolder:
         prompts = [found.cases[place].prompt for place in range(4)]
         assert prompts == ["a blue ring", "a green cat", "photo of a dog", "a red star"]
         assert [found.cases[place].words for place in range(4)] == prompts[-1:] + prompts[:-1]
+
+    @pytest.fixture
+    def trained(self, photos, weights, tmp_path):
+        """An adapter whose run was trained on two of the photos."""
+        adapter = shutil.copytree(weights / "canny" / "prime", tmp_path / "run" / "adapter")
+        order = SampleOrder(dict.fromkeys((1, 3), ""), 2, 0)
+        data = DataOptions(kind="folder", path=str(photos))
+        record = record_of(data, FolderSource(photos), order, [1, 3], 100, tmp_path)
+        (adapter / "training.json").write_text(json.dumps(record))
+        return adapter
+
+    def test_samples_that_an_adapter_was_trained_on_are_counted(self, photos, weights, trained, tmp_path):
+        adapters = {"mine": str(trained), "other": str(weights / "canny" / "prime")}
+        with pytest.warns(UserWarning, match="mine was trained on 2 of the 4 samples") as caught:
+            evaluate(self.of(photos, weights), adapters, tmp_path / "out", show_progress=False)
+        assert not [each for each in caught if str(each.message).startswith("other")]
+
+    def test_a_run_that_must_not_know_the_samples_is_held_to_it(self, photos, weights, trained, tmp_path):
+        chosen, out = self.of(photos, weights), tmp_path / "out"
+        for run in (trained.parent, trained):
+            with refused("held_out_of", "2 of 4", hint="--first"):
+                evaluate(chosen, {}, out, show_progress=False, held_out_of=str(run))
+        with refused("held_out_of", "no/where", expected="training.json"):
+            evaluate(chosen, {}, out, show_progress=False, held_out_of="no/where")
+        assert not out.exists()
+        third = self.of(photos, weights, first=2)
+        third = dataclasses.replace(third, data=dataclasses.replace(third.data, count=1))
+        assert evaluate(third, {}, out, show_progress=False, held_out_of=str(trained.parent))
+
+    @pytest.mark.parametrize("fits", [True, False])
+    def test_maps_that_do_not_fit_the_images_are_reported(self, photos, weights, tmp_path, fits):
+        lines = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+        for place, line in enumerate(lines):
+            line["map"] = f"map-{place}.png"
+            found = extract("canny", Image.open(photos / line["file_name"]))
+            (found if fits else found.point(lambda value: value // 3)).save(photos / line["map"])  # faded
+        (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        chosen = self.of(photos, weights)
+        chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, condition_column="map"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            evaluate(chosen, {}, tmp_path / "out", show_progress=False)
+        said = [str(each.message) for each in caught if "edge F1 0." in str(each.message)]
+        assert len(said) == (0 if fits else 1)
 
     def test_without_captions_is_refused(self, photos, weights, tmp_path):
         text = (photos / "metadata.jsonl").read_text().replace("a blue ring", " ")

@@ -47,6 +47,7 @@ _KEYS = {
     "--clip": "clip",
     "--judge": "judge",
     "--adapter": "adapters",
+    "--held-out-of": "held_out_of",
 }
 # Arguments of functions that an evaluation calls -> the key of the config that they come from.
 _ARGUMENTS = {
@@ -117,6 +118,13 @@ def _add_data(group: Any) -> None:
     _add(group, "--first", type=int, metavar="N", help="skip N samples (default: 0)")
     _add(group, "--resolution", type=int, metavar="N", help="in pixels (default: 512; scenes have 128)")
     _share(group, "--option")
+    _add(
+        group,
+        "--held-out-of",
+        metavar="RUN",
+        help="a run's folder; an error if it was trained on any of the samples (default: only warn, of each "
+        "--adapter that is a run)",
+    )
 
 
 def _add_generation(group: Any) -> None:
@@ -212,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
             ) from error
         with renamed(request.as_typed):
             recipe = read_recipe(request)
-            found = evaluate(recipe.config, recipe.adapters, request.out)
+            found = evaluate(recipe.config, recipe.adapters, request.out, held_out_of=recipe.held_out_of)
         if found is not None:
             print(write_report(found), end="")
             print(f"{request.out / PAGE} shows the images", file=sys.stderr)

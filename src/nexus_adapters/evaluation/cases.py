@@ -21,6 +21,7 @@ from nexus_adapters.embedded.scene import SHAPES, Scene, Split
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.training.recipe_samples import open_samples
+from nexus_adapters.training.trained_on import TrainedOn
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,18 @@ class Case:
 
 
 class Cases:
-    """The cases of an evaluation; each is read when it is used."""
+    """The cases of an evaluation; each is read when it is used.
 
-    def __init__(self, count: int, load: Callable[[int], Case]) -> None:
-        self._count, self._load = count, load
+    Args:
+        count: how many.
+        load: reads one.
+        content_hash: of one's sample, as its source gives it; None for scenes, which no run was trained on.
+    """
+
+    def __init__(
+        self, count: int, load: Callable[[int], Case], content_hash: Callable[[int], str] | None = None
+    ) -> None:
+        self._count, self._load, self._content_hash = count, load, content_hash
 
     def __len__(self) -> int:
         return self._count
@@ -66,6 +75,15 @@ class Cases:
         if not 0 <= place < self._count:
             raise IndexError(f"place: expected 0 to {self._count - 1}, got {place}")
         return self._load(place)
+
+    def count_trained(self, record: TrainedOn) -> int:
+        """How many of the samples a run was trained on. `InvalidArgument` for one that cannot be read."""
+        if self._content_hash is None:
+            return 0
+        try:
+            return sum(record.has(self._content_hash(place)) for place in range(self._count))
+        except BadSample as error:
+            raise _unreadable(error) from error
 
 
 def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> Cases:
@@ -88,7 +106,11 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
             "data.count", f"at most the {max(there, 0)} samples from {config.first} on", data.count or "all"
         )
     captions = _Captions(samples)
-    return Cases(data.count or there, lambda place: _of_sample(config, samples, captions, place))
+    return Cases(
+        data.count or there,
+        lambda place: _of_sample(config, samples, captions, place),
+        lambda place: samples.source.content_hash(config.first + place),
+    )
 
 
 def contradicting(scene: Scene) -> str:
@@ -168,8 +190,12 @@ def _of_sample(config: EvaluationConfig, samples: ConditionedSource, captions: _
         elif config.prompts == "contradicting":
             prompt = captions.contradicting(index)
     except BadSample as error:
-        raise InvalidArgument("data", "samples that can be read", error) from error
+        raise _unreadable(error) from error
     return Case(sample.key, prompt, words, sample.condition, sample.image)
+
+
+def _unreadable(error: BadSample) -> InvalidArgument:
+    return InvalidArgument("data", "samples that can be read", error)
 
 
 def _words(captions: Sequence[str], key: str) -> str:

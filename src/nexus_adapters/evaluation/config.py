@@ -119,6 +119,8 @@ class EvaluationRecipe(EvaluationConfig):
 
     adapters: dict[str, str] = field(default_factory=dict)
     """Name in tables -> whatever `load_adapter` takes."""
+    held_out_of: str = ""
+    """The folder of a run. An error where it was trained on any of the samples."""
     imports: tuple[str, ...] = ()
     """Your modules, or .py files, that register blocks, methods, bases, conditions or metrics."""
 

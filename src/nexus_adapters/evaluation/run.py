@@ -25,7 +25,7 @@ from nexus_adapters.bases.loading import load_base, open_base
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
-from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, batches, collect
+from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, Measured, batches, collect
 from nexus_adapters.evaluation.generation import generate_batch
 from nexus_adapters.evaluation.provenance import choose_dtype, model_sha256, versions
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
@@ -33,10 +33,13 @@ from nexus_adapters.evaluation.store import Store, claim
 from nexus_adapters.files import cache_folder, locked
 from nexus_adapters.methods import GenerationSettings, load_saved, method_of
 from nexus_adapters.methods.method import unread_settings
+from nexus_adapters.metrics import find_metric
 from nexus_adapters.training.distributed import leave_together
+from nexus_adapters.training.trained_on import read_record
 
 BASE_ALONE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
+LEAST_OF_REFERENCE = 0.9  # of metrics whose best value is 1: less is a fault of the maps or the judge
 SCORING_FIELDS = ("features", "clip", "judge")  # they change no image
 
 
@@ -47,6 +50,7 @@ def evaluate(
     show_progress: bool = True,
     with_base: bool = True,
     reference: Path | None = None,
+    held_out_of: str = "",
 ) -> Evaluation | None:
     """Generate and score the images that are missing, by the base alone and by each adapter.
 
@@ -61,14 +65,19 @@ def evaluate(
         with_base: whether the base without an adapter is evaluated too.
         reference: folder for the scores of the originals, which evaluations of the same data share; None to
             keep them in `out`.
+        held_out_of: the folder of a run that must not have been trained on any of the samples; "" for none.
 
     Returns:
         The results; None on all processes but the main one.
 
     Raises:
         InvalidArgument: for data without captions or that cannot be read, too few of them for a distance, an
-            adapter that does not fit, a model that does not exist, or a folder of other settings: all before
-            the first image.
+            adapter that does not fit, a model that does not exist, samples that `held_out_of` was trained
+            on, or a folder of other settings: all before the first image.
+
+    Warns:
+        Of samples that an adapter was trained on, as far as its run's record says so, and where the data's
+        own images do not score as they should.
     """
     _check_names(adapters)
     if out.exists() and not out.is_dir():
@@ -86,6 +95,8 @@ def evaluate(
         method.check_fit(loaded[name], base_configs)
         for setting in unread_settings(method, settings_of(config)):
             warnings.warn(f"{setting} has no effect on {name}, a {method.label}", stacklevel=2)
+    if is_main:
+        _check_held_out(cases, held_out_of, saved)
     hashes = {name: model_sha256({"adapter": each}) for name, each in loaded.items() if each is not None}
     scorer = Scorer(config, str(device))
     data_sha256 = content_sha256(cases, show_progress and is_main)
@@ -112,6 +123,7 @@ def evaluate(
             weights = {name: each.sha256() for name, each in saved.items()}
             methods = collect(cases, config.batch_size, stores, {**adapters, BASE_ALONE: ""}, weights, loaded)
             found = Evaluation(config, settings, methods, cases, out)
+            _check_reference(methods[REFERENCE].measured)
         leave_together(accelerator)
     return found
 
@@ -136,6 +148,42 @@ def _check_names(adapters: Mapping[str, str]) -> None:
                 "adapter",
                 f"a name of letters, digits and . + @ - _, other than {BASE_ALONE} and {REFERENCE}",
                 repr(name),
+            )
+
+
+def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved]) -> None:
+    """`InvalidArgument` for samples that `held_out_of` was trained on; warn of those of the adapters."""
+    if held_out_of:
+        record = read_record(Path(held_out_of))
+        if record is None:
+            expected = "the folder of a finished run whose training.json says what it was trained on"
+            raise InvalidArgument("held_out_of", expected, f"'{held_out_of}'")
+        if count := cases.count_trained(record):
+            raise InvalidArgument(
+                "held_out_of",
+                "a run that was trained on none of the samples",
+                f"'{held_out_of}', which was trained on {count} of {len(cases)}",
+                "Evaluate other data, or other samples by --first and --count",
+            )
+    for name, each in adapters.items():
+        record = read_record(each.path)
+        if record is not None and (count := cases.count_trained(record)):
+            warnings.warn(
+                f"{name} was trained on {count} of the {len(cases)} samples, so its scores do not show what "
+                "it does with new ones",
+                stacklevel=3,
+            )
+
+
+def _check_reference(reference: Measured) -> None:
+    """Warn where the data's own images do not show their maps, as the judge sees it."""
+    for metric in map(find_metric, reference.scores):
+        value = reference.value(metric.name)
+        if metric.is_merit and value < LEAST_OF_REFERENCE:
+            warnings.warn(
+                f"the data's own images score {metric.label} {value:.2f} only: their maps do not fit them, "
+                "or were made in another way than those they are compared with. Expect no more of a method",
+                stacklevel=3,
             )
 
 

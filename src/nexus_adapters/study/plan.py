@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import field
@@ -16,9 +18,10 @@ from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE
 from nexus_adapters.evaluation.run import BASE_ALONE, NAME
 from nexus_adapters.files import cache_folder
-from nexus_adapters.training.config import SECTION, NotNegative, TrainConfig
+from nexus_adapters.training.config import SECTION, DataOptions, NotNegative, TrainConfig
 from nexus_adapters.training.parsing import validated
 from nexus_adapters.training.recipe import parse_config, read_toml
+from nexus_adapters.training.trained_on import data_sha256
 
 OWN = "own"  # the view that every study has: the evaluation without changes
 # What methods may change of the evaluation: the samples and the noise stay the same.
@@ -143,6 +146,7 @@ class Study:
         results = self.plan.results
         file = path.parent / Path(results).expanduser() if results else self.folder / "results.npz"
         self.results = file if file.suffix == ".npz" else file.with_name(f"{file.name}.npz")
+        self._hashes: dict[str, str] = {}
         for cell in self.cells():
             self.train_config(cell)
             for view in self.views():
@@ -187,6 +191,27 @@ class Study:
             parts.append(self.plan.methods[cell.method].evaluate)
         merged = _merged(*parts, {"data": {"condition": cell.condition}})
         return validated(EvaluationConfig, _with_homes(merged))
+
+    def data_sha256(self, cell: Cell) -> dict[str, str]:
+        """The contents of the data that a cell is trained on ("train") and measured on (by view).
+
+        "" for data that cannot be read here, such as scenes and those on the Hub: see `data_sha256`.
+        """
+        found, config = {}, self.train_config(cell)
+        if config is not None:
+            found["train"] = self._hash_of(config.data, config.cache.folder, 0)
+        for view in self.views():
+            evaluation = self.evaluation_config(cell, view)
+            found[f"views.{view}"] = self._hash_of(evaluation.data, "", evaluation.first)
+        return found
+
+    def _hash_of(self, data: DataOptions, folder: str, first: int) -> str:
+        """Computed once for all cells, as the data are when the study is opened or resumed."""
+        key = json.dumps([dataclasses.asdict(data), first], default=str)
+        if key not in self._hashes:
+            cache = Path(folder) if folder else cache_folder() / "training"
+            self._hashes[key] = data_sha256(data, cache, first)
+        return self._hashes[key]
 
     def _all_cells(self) -> Iterator[Cell]:
         for group in self.plan.cells:

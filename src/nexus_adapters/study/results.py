@@ -169,17 +169,28 @@ def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
-    """Whether a result is of the plan as it is now."""
-    return completed(result.settings) == completed({**result.settings, **planned_settings(study, cell)})
+    """Whether a result is of the plan and the data as they are now."""
+    now = {**result.settings, **planned_settings(study, cell)}
+    return has_same_data(study, cell, result) and completed(result.settings) == completed(now)
+
+
+def has_same_data(study: Study, cell: Cell, result: CellResult) -> bool:
+    """Whether a result is of data with the same contents as now, as far as both are known."""
+    before, now = result.settings.get("data", {}), study.data_sha256(cell)
+    return all(before[name] == now[name] for name in before.keys() & now.keys() if before[name] and now[name])
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of options that are newer than they are, and with the home folder as `~`."""
+    """Settings with the defaults of options that are newer than they are, and with the home folder as `~`.
+
+    Without the hashes of the data, which `has_same_data` compares.
+    """
     defaults = flat(asdict(EvaluationConfig()))
     train = settings["train"] and identity_with_defaults(settings["train"])
     views = {name: {**defaults, **flat(view)} for name, view in settings["views"].items()}
     whole = _with_tildes({**settings, "train": train, "views": views})
     found: dict[str, Any] = json.loads(json.dumps(whole))
+    found.pop("data", None)
     return found
 
 

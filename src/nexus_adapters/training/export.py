@@ -32,8 +32,18 @@ IMAGES = "images"  # in the run's folder: sheets of validation images
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
-def export(adapter: Any, method: Method, config: TrainConfig, steps: int, samples: int) -> Path:
-    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images."""
+def export(
+    adapter: Any,
+    method: Method,
+    config: TrainConfig,
+    steps: int,
+    samples: int,
+    trained_on: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images.
+
+    `trained_on`: by `trained_on.record_of`, for the record.
+    """
     output = Path(config.output_dir)
     rows = read_json_lines(output / LOG, dict)
     record = {
@@ -41,6 +51,7 @@ def export(adapter: Any, method: Method, config: TrainConfig, steps: int, sample
         "stopped_early": steps < config.training.max_train_steps,
         "samples": samples,
         "config": identity(without_folders(config)),
+        **(trained_on or {}),
     }
     remove_unfinished(output)
     with replacing_folder(output / ADAPTER) as folder:

@@ -55,6 +55,7 @@ from nexus_adapters.training.run_folder import (
     identity,
     write_config,
 )
+from nexus_adapters.training.trained_on import record_of
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -223,6 +224,11 @@ def _train(
         skipped_file=output / "skipped.jsonl",
         accelerator=accelerator,
     )
+    trained_on: dict[str, Any] = {}
+    # Without a cache the samples' contents have not been hashed, and may be too many to read once more.
+    if cache is not None and accelerator.is_main_process:
+        order, steps = batches.feed.order, training.max_train_steps
+        trained_on = record_of(config.data, samples.source, order, split.trained, steps, cache.folder)
     with renamed(_KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
     method = find_method(options.method)
@@ -268,7 +274,7 @@ def _train(
             _validation(config, batches, objective, state, denoiser, samples, accelerator),
         )
     if accelerator.is_main_process:
-        export(state.result, method, config, steps, batches.report.total)
+        export(state.result, method, config, steps, batches.report.total, trained_on)
     leave_together(accelerator)
 
 
