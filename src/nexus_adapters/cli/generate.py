@@ -30,6 +30,7 @@ from nexus_adapters.cli.generation import (
 )
 from nexus_adapters.cli.options import choose_device, save_png
 from nexus_adapters.files import file_sha256
+from nexus_adapters.progress import bar_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +79,7 @@ def generate_images(request: GenerateRequest) -> None:
         ]
         settings = settings_of(request, model, size)
         for index, file in enumerate(request.files):
-            model.pipe.set_progress_bar_config(desc=file.name)
+            model.pipe.set_progress_bar_config(desc=f"generating {file.name}", unit="step", **bar_options())
             own = settings | {"seed": request.seed + index}
             save(file, generate_image(model, attached, own), own, request.force)
 

@@ -10,7 +10,6 @@ from random import Random
 from typing import overload
 
 from PIL import Image
-from tqdm import tqdm
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.data.conditioned import ConditionedSource
@@ -20,6 +19,7 @@ from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
 from nexus_adapters.embedded.scene import SHAPES, Scene, Split
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.progress import progress
 from nexus_adapters.training.recipe_samples import open_samples
 from nexus_adapters.training.trained_on import TrainedOn
 
@@ -81,7 +81,10 @@ class Cases:
         if self._content_hash is None:
             return 0
         try:
-            return sum(record.has(self._content_hash(place)) for place in range(self._count))
+            places = progress(
+                range(self._count), what="comparing with trained samples", unit="sample", delay=2, leave=False
+            )
+            return sum(record.has(self._content_hash(place)) for place in places)
         except BadSample as error:
             raise _unreadable(error) from error
 
@@ -127,7 +130,9 @@ def content_sha256(cases: Cases, show_progress: bool = True) -> str:
     Raises `InvalidArgument` for a sample that cannot be read or has no caption: an evaluation replaces none.
     """
     digest = hashlib.sha256()
-    for case in tqdm(cases, "reading", unit="sample", leave=False, disable=not show_progress):
+    for case in progress(
+        cases, what="reading samples", unit="sample", total=len(cases), leave=False, shown=show_progress
+    ):
         digest.update(f"{case.prompt}\n{case.words}\n".encode())
         digest.update(case.condition.tobytes())
         digest.update(case.original.tobytes())

@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
@@ -34,6 +33,7 @@ from nexus_adapters.files import cache_folder, locked
 from nexus_adapters.methods import GenerationSettings, load_saved, method_of
 from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.metrics import find_metric
+from nexus_adapters.progress import progress
 from nexus_adapters.training.distributed import leave_together
 from nexus_adapters.training.trained_on import read_record
 
@@ -226,7 +226,7 @@ def _work(
     mine = all_batches[accelerator.process_index :: accelerator.num_processes]
     total = sum(map(len, mine)) * len(adapters)
     is_hidden = not (show_progress and accelerator.is_main_process)
-    with tqdm(total=total, unit="image", disable=is_hidden) as bar:
+    with progress(what="generating and scoring", unit="image", total=total, shown=not is_hidden) as bar:
         for places in mine:
             chosen = None
             for name, store in stores.items():
@@ -240,8 +240,8 @@ def _work(
                     scores = scorer(images, chosen)
                     scores["score_s"] = np.array(time.perf_counter() - started)
                     store.keep_scores(places, scores)
+                bar.set_postfix_str(name, refresh=False)
                 bar.update(0 if name == REFERENCE else len(places))
-                bar.set_postfix_str(name)
 
 
 def _images(

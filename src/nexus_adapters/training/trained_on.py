@@ -19,6 +19,7 @@ from nexus_adapters.data.conditioned import KnownHashes
 from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.progress import progress
 from nexus_adapters.training.config import DataOptions
 from nexus_adapters.training.recipe_samples import known_hashes_file, open_training_source
 
@@ -69,7 +70,8 @@ def record_of(
         indices = sorted({int(index) for step in range(steps) for index in order.at(step)})
     known = KnownHashes(known_hashes_file(data, cache_folder))
     with known.kept():
-        hashes = [_hash_of(source, index, known) for index in indices]
+        shown = progress(indices, what="hashing samples", unit="sample", delay=2, leave=False)
+        hashes = [_hash_of(source, index, known) for index in shown]
     shorts = sorted({_short(each) for each in hashes if each != _UNREADABLE})
     return {
         _TRAINED: base64.b64encode(b"".join(shorts)).decode(),
@@ -107,7 +109,8 @@ def data_sha256(data: DataOptions, cache_folder: Path, first: int = 0) -> str:
     digest = hashlib.sha256()
     known = KnownHashes(known_hashes_file(data, cache_folder))
     with known.kept():
-        for index in range(first, last):
+        indices = range(first, last)
+        for index in progress(indices, what="hashing samples", unit="sample", delay=2, leave=False):
             digest.update(f"{_hash_of(source, index, known)}\n".encode())
     return digest.hexdigest()
 
