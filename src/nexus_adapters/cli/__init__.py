@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from nexus_adapters import __version__
-from nexus_adapters.errors import renamed
+from nexus_adapters.errors import renamed, shown
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -134,7 +134,7 @@ def _report(prog: str, error: BaseException) -> int:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    return " ".join(shown(message).split())
 
 
 def _warn_in_one_line(prog: str) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from nexus_adapters.cli.generate_requests import (
     MapSource,
 )
 from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed
-from nexus_adapters.files import file_sha256, files_sha256
+from nexus_adapters.files import file_sha256, files_sha256, without_folder
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def lora_settings(loras: Sequence[LoraRequest]) -> list[dict[str, Any]]:
     """What was loaded, and how strong."""
     return [
         {
-            "path": lora.path,
+            "path": without_folder(lora.path),
             "scale": lora.scale,
             "sha256": file_sha256(Path(lora.path)) if Path(lora.path).is_file() else None,
         }

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
-from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.errors import InvalidArgument, one_line, redacted
 from nexus_adapters.files import STALE_AFTER_S, lock, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -81,8 +80,7 @@ class RemoteShard:
 
     def __init__(self, url: str, folder: Path, keep: int, waits_s: tuple[float, ...] = _WAITS_S) -> None:
         self.place, self.folder, self.keep, self.waits_s = url, folder, keep, waits_s
-        parts = urlsplit(url)  # signed URLs have their secret in the query, others before the host
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self.name = redacted(url)
 
     def version(self) -> str | None:
         """Size and ETag, or what else the server has; None where it does not answer."""
