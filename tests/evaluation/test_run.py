@@ -200,8 +200,11 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_generated(fini
 @pytest.mark.parametrize(
     ("changes", "name", "received", "expected"),
     [
-        ({"adapters": {"base": "prime"}}, "adapter", "'base'", "other than base and reference"),
+        ({"adapters": {"base": "prime"}}, "adapter", "'base'", "other than base, reference"),
         ({"adapters": {"a b": "prime"}}, "adapter", "'a b'", "a name of letters"),
+        ({"adapters": {"results.json": "prime"}}, "adapter", "'results.json'", "other than base"),
+        ({"adapters": {"Reference": "prime"}}, "adapter", "'Reference'", "other than base"),
+        ({"adapters": {"prime": "prime", "Prime": "slim"}}, "adapter", "'Prime'", "more than case"),
         ({"adapters": {"x": "none"}}, "adapter", "'none'", "a saved adapter"),
         ({"adapters": {"x": "no/where"}}, "adapter", "'no/where'", "a saved adapter"),
         ({"features": "no/where"}, "features", "3", "at least 40 samples"),

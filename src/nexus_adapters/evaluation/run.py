@@ -21,14 +21,15 @@ from torch import nn
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_base, open_base
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, Measured, batches, collect
 from nexus_adapters.evaluation.generation import generate_batch
 from nexus_adapters.evaluation.provenance import choose_dtype, model_sha256, versions
+from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
-from nexus_adapters.evaluation.store import Store, claim
+from nexus_adapters.evaluation.store import SETTINGS, Store, claim
 from nexus_adapters.files import cache_folder, locked
 from nexus_adapters.methods import GenerationSettings, load_saved, method_of
 from nexus_adapters.methods.method import unread_settings
@@ -79,7 +80,7 @@ def evaluate(
         Of samples that an adapter was trained on, as far as its run's record says so, and where the data's
         own images do not score as they should.
     """
-    _check_names(adapters)
+    check_names(adapters, "adapter")
     if out.exists() and not out.is_dir():
         raise InvalidArgument("out", "a folder", f"'{out}', which is a file")
     base_configs, cases = open_evaluation(config)
@@ -141,14 +142,21 @@ def open_evaluation(config: EvaluationConfig) -> tuple[Base, Cases]:
     return base, cases
 
 
-def _check_names(adapters: Mapping[str, str]) -> None:
-    for name in adapters:
-        if name in (BASE_ALONE, REFERENCE) or not NAME.fullmatch(name):
-            raise InvalidArgument(
-                "adapter",
-                f"a name of letters, digits and . + @ - _, other than {BASE_ALONE} and {REFERENCE}",
-                repr(name),
-            )
+def check_names(names: Iterable[str], argument: str) -> None:
+    """`InvalidArgument` for names that cannot be folders next to each other and to the files of results.
+
+    Some file systems do not distinguish case.
+    """
+    own = (BASE_ALONE, REFERENCE, SETTINGS, RESULTS, TABLE, PAGE, SCORES)
+    seen: set[str] = set()
+    for name in names:
+        for fits, expected in (
+            (NAME.fullmatch(name), "a name of letters, digits and . + @ - _"),
+            (name.casefold() not in own, f"a name other than {', '.join(own)}"),
+            (name.casefold() not in seen, "names that differ in more than case"),
+        ):
+            expect(bool(fits), argument, expected, repr(name))
+        seen.add(name.casefold())
 
 
 def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved]) -> None:

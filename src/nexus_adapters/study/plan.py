@@ -15,8 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.estimates import REFERENCE
-from nexus_adapters.evaluation.run import BASE_ALONE, NAME
+from nexus_adapters.evaluation.run import BASE_ALONE, check_names
 from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import SECTION, DataOptions, NotNegative, TrainConfig
 from nexus_adapters.training.parsing import validated
@@ -84,15 +83,9 @@ class StudyPlan:
     def __post_init__(self) -> None:
         """Checks across fields."""
         known = (BASE_ALONE, *self.methods)
-        for key, names in (("methods", self.methods), ("views", self.views)):
-            for name in names:
-                if name == REFERENCE or not NAME.fullmatch(name):
-                    raise InvalidArgument(
-                        key, f"names of letters, digits and . + @ - _, other than {REFERENCE}", repr(name)
-                    )
+        check_names(self.methods, "methods")
+        check_names(self.views, "views")
         for name in self.methods:
-            if name == BASE_ALONE:
-                raise InvalidArgument("methods", f"names other than {BASE_ALONE}", repr(name))
             for key in self.methods[name].evaluate:
                 if key not in _OF_METHODS:
                     raise InvalidArgument(
@@ -147,6 +140,14 @@ class Study:
         file = path.parent / Path(results).expanduser() if results else self.folder / "results.npz"
         self.results = file if file.suffix == ".npz" else file.with_name(f"{file.name}.npz")
         self._hashes: dict[str, str] = {}
+        names: dict[str, Cell] = {}
+        for cell in self.cells():
+            if (other := names.setdefault(cell.name.casefold(), cell)) != cell:
+                raise InvalidArgument(
+                    "cells",
+                    "conditions and methods whose names together differ",
+                    f"'{cell.name}' of {cell} and {other}",
+                )
         for cell in self.cells():
             self.train_config(cell)
             for view in self.views():
