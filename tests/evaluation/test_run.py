@@ -30,6 +30,7 @@ from nexus_adapters.evaluation.provenance import model_sha256
 from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.evaluation.scoring import scoring_sha256
+from nexus_adapters.evaluation.store import Store, claim
 from nexus_adapters.methods import GenerationSettings, find_method
 from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.training.config import BaseOptions, DataOptions
@@ -170,6 +171,94 @@ def test_another_adapter_joins_and_other_metrics_generate_nothing_again(finished
     assert second.items() <= written(out).items()
     assert added
     assert all(name.endswith(".npz") for name in added)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    """Damage that only decoding finds."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+PICTURES = {
+    "gone": Path.unlink,
+    "cut": cut,
+    "empty": lambda file: file.write_bytes(b""),
+    "another kind": lambda file: Image.new("RGB", (8, 8)).save(file, "JPEG"),
+}
+MARKS = {"damaged": "{", "another's": "[]", "empty": "", "without a time": "{}", "null": '{"draw_s": null}'}
+SCORES_OF = {
+    "cut": cut,
+    "empty": lambda file: file.write_bytes(b""),
+    "no archive": lambda file: file.write_bytes(b"PK"),
+    "of other images": lambda file: np.savez(file, a=np.zeros(5), score_s=1),
+    "without a time": lambda file: np.savez(file, a=np.zeros(2)),
+    "no rows": lambda file: np.savez(file, a=1, score_s=1),
+}
+
+
+def stored(folder):
+    store, places = Store(folder, "abc"), range(2)
+    store.keep_images(places, [Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")], 1.5)
+    store.keep_scores(places, {"a": np.zeros(2), "score_s": np.array(0.5)})
+    return store
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_damaged_counts_as_not_made(tmp_path):
+    places = range(2)
+    for name, damage in PICTURES.items():
+        store = stored(tmp_path / name)
+        assert store.has_images(places)
+        damage(store.folder / "images" / "00001.png")
+        assert not store.has_images(places), name
+        assert store.images(places) is None, name
+    store = stored(tmp_path / "flipped")
+    flip(store.folder / "images" / "00001.png")
+    assert store.images(places) is None
+    assert not store.has_images(places)  # from then on
+    for text in MARKS.values():
+        store = stored(tmp_path / "mark")
+        (store.folder / "drawn" / "00000-00002.json").write_text(text)
+        assert store.images(places) is store.generation_s(places) is None
+    for name, damage in SCORES_OF.items():
+        store = stored(tmp_path / "scores")
+        assert store.scores(places)["a"].tolist() == [0, 0]
+        damage(next(store.folder.rglob("*.npz")))
+        assert store.scores(places) is None, name
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_evaluation_is_completed_again(finished, tmp_path):
+    out = shutil.copytree(finished.folder, tmp_path / "out")
+    (out / "prime" / "images" / "00001.png").unlink()
+    (out / "base" / "drawn" / "00000-00002.json").write_text("{")
+    flip(out / "t2i" / "images" / "00000.png")
+    for file in (out / "reference").rglob("*.npz"):
+        cut(file)
+    for _ in range(2):  # what only decoding finds is made again by the next run
+        found = evaluate(config(), ADAPTERS, out, show_progress=False)
+        write_report(found)
+    assert pixels(out) == pixels(finished.folder)
+    assert "(damaged)" not in (out / PAGE).read_text()
+    for name, method in finished.methods.items():
+        for metric, values in method.measured.scores.items():
+            assert np.array_equal(found.methods[name].measured.scores[metric], values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"drawing": [], "adapters": {}}', '{"drawing": {}, "adapters": 3}', "[" * 9999],
+)
+def test_damaged_settings_are_refused(text, tmp_path):
+    (tmp_path / "settings.json").write_text(text)
+    with refused("out", "settings.json"):
+        claim(tmp_path, {}, {}, {})
+    assert (tmp_path / "settings.json").read_text() == text
 
 
 def test_a_folder_of_other_settings_is_refused_before_anything_is_generated(finished, tmp_path):

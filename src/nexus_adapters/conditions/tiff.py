@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 _COMPRESSION, _FAX = 259, (2, 3, 4)  # the tag; CCITT's one-dimensional, group 3 and group 4
-# A line of libtiff begins with the function it is from, such as Fax4Decode, or with Pillow's name of the file.
+# A line of libtiff begins with the function it is from, such as Fax4Decode, or with Pillow's name of it.
 # One of OpenCV begins with its level.
 _MESSAGE = re.compile(
     rb"\[ ?(?:WARN|ERROR)\b.*|_?(?=\w*[a-z])[A-Z]\w*[A-Z]\w*: .+|tempfile\.tif: .+|More samples per pixel .+"

@@ -256,7 +256,7 @@ def collect(
             apart = distances(features, reference)
         generation_s = 0.0
         if name != REFERENCE:
-            generation_s = sum(store.generation_s(places) for places in whole_set)
+            generation_s = sum(store.generation_s(places) or 0.0 for places in whole_set)
         found[name] = MethodResult(
             name,
             sources.get(name, ""),

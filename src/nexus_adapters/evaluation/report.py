@@ -125,8 +125,7 @@ def page(found: Evaluation, table: Rows) -> str:
         for places in whole:
             wanted = [place for place in chosen if place in places]
             images = store.images(places) if wanted else None
-            for place in wanted:
-                assert images is not None
+            for place in wanted if images else ():  # else damaged: the same command makes them again
                 shown[name, place] = images[place - places.start]
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",
@@ -160,7 +159,8 @@ def _html_row(
     for name in names:
         scores = found.methods[name].measured.scores
         numbers = ", ".join(f"{metric} {values[place]:.3g}" for metric, values in scores.items())
-        cells.append(_image(shown[name, place], f"{name}: {numbers}"))
+        there = (name, place) in shown
+        cells.append(_image(shown[name, place], f"{name}: {numbers}") if there else "(damaged)")
     words = html.escape(case.prompt) or "(no prompt)"
     return (
         f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

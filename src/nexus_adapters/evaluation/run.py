@@ -238,7 +238,8 @@ def _work(
         for places in mine:
             chosen = None
             for name, store in stores.items():
-                if store.scores(places) is None:
+                has_images = name == REFERENCE or store.has_images(places)
+                if store.scores(places) is None or not has_images:
                     chosen = chosen or cases[places.start : places.stop]
                     if name == REFERENCE:
                         images = [case.original for case in chosen]

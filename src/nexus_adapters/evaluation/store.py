@@ -9,6 +9,11 @@ METHOD/scores-*/*.npz   for each batch its scores; other scoring settings, anoth
 from __future__ import annotations
 
 import json
+import os
+import struct
+import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,33 +22,67 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import is_leftover, replacing, write_json
 from nexus_adapters.training.run_folder import flat
 
 SETTINGS = "settings.json"
+UNREADABLE_ARCHIVE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What `numpy.load` raises for files that are no archives, or damaged ones."""
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
 class Store:
-    """The batches of one method. `scoring`: a hash of what decides the scores."""
+    """The batches of one method. `scoring`: a hash of what decides the scores.
+
+    A batch of which anything is missing or damaged counts as not made, so that it is made again.
+    """
 
     folder: Path
     scoring: str
 
     def images(self, places: range) -> list[Image.Image] | None:
-        """The images of a batch; None unless all were generated."""
-        if not self._mark(places).is_file():
+        """The images of a batch; None unless all were generated and can be read."""
+        if self.generation_s(places) is None:
             return None
         images = []
         for place in places:
-            with Image.open(self._image(place), formats=("PNG",)) as image:
-                images.append(image.convert("RGB"))
+            file = self._image(place)
+            try:
+                with Image.open(file, formats=("PNG",)) as image:
+                    images.append(image.convert("RGB"))
+            except Exception as error:  # Pillow raises almost anything on damaged bytes
+                self._mark(places).unlink(missing_ok=True)
+                _warn(file, error)
+                return None
         return images
 
-    def generation_s(self, places: range) -> float:
-        """How long it took to generate the batch."""
-        return float(json.loads(self._mark(places).read_bytes())["draw_s"])
+    def has_images(self, places: range) -> bool:
+        """Whether a batch's images are there, as far as their ends show; they are not decoded."""
+        return self.generation_s(places) is not None and all(
+            _is_whole_png(self._image(place)) for place in places
+        )
+
+    def generation_s(self, places: range) -> float | None:
+        """How long it took to generate the batch; None where it was not."""
+        file = self._mark(places)
+        if not file.is_file():
+            return None
+        try:
+            return float(json.loads(file.read_bytes())["draw_s"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _warn(file, error)
+            return None
 
     def keep_images(self, places: range, images: Sequence[Image.Image], generation_s: float) -> None:
         """Write a batch's images, and then the file that marks them as finished."""
@@ -57,8 +96,16 @@ class Store:
         file = self._scores(places)
         if not file.is_file():
             return None
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        try:
+            with np.load(file) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            float(found["score_s"])
+            if any(len(values) != len(places) for name, values in found.items() if name != "score_s"):
+                raise ValueError("numbers of other images")
+        except (*UNREADABLE_ARCHIVE, TypeError) as error:
+            _warn(file, error)
+            return None
+        return found
 
     def keep_scores(self, places: range, scores: Mapping[str, np.ndarray]) -> None:
         """Write a batch's scores."""
@@ -73,6 +120,19 @@ class Store:
 
     def _scores(self, places: range) -> Path:
         return self.folder / f"scores-{self.scoring[:12]}" / f"{places.start:05d}-{places.stop:05d}.npz"
+
+
+def _is_whole_png(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(-len(_PNG_END), os.SEEK_END)
+            return stream.read() == _PNG_END
+    except OSError:
+        return False
+
+
+def _warn(file: Path, error: Exception) -> None:
+    warnings.warn(f"'{file}' cannot be read ({one_line(error)}) and is made again", stacklevel=3)
 
 
 def claim(
@@ -110,8 +170,9 @@ def claim(
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        content["drawing"], content["adapters"]
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(content[key], dict) for key in ("drawing", "adapters")):
+            raise TypeError("no tables")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidArgument(
             "out",
             "a new or empty folder, or that of an evaluation",

@@ -248,7 +248,11 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
         facts["gmacs"] = cost.gmacs(steps)
     rows = read_json_lines(folder / LOG, dict)  # none for a short run without validation
     validated = [row for row in rows if "val_loss" in row]
-    if validated:
+    # In the log a loss that is not finite is null.
+    is_finite = bool(validated) and None not in (
+        value for name, value in validated[-1].items() if name.startswith("val_loss")
+    )
+    if is_finite:
         facts["val_loss"] = validated[-1]["val_loss"]
         facts["val_loss_as_trained"] = round(loss_as_trained(validated[-1], config.loss), 6)
     times = [row["step_s"] for row in rows if row.get("step_s") is not None]
