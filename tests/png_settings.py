@@ -1,6 +1,8 @@
 """Reading the settings that commands embed in their images."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,20 @@ from nexus_adapters.cli.options import SETTINGS_KEY
 
 
 def read_settings(path: Path) -> dict[str, Any]:
+    """The settings, none of which says where anything lies on the machine that made the image."""
     with Image.open(path, formats=("PNG",)) as image:
         image.load()
-        return json.loads(image.info[SETTINGS_KEY])
+        settings: dict[str, Any] = json.loads(image.info[SETTINGS_KEY])
+    for text in _texts(settings):
+        assert not os.path.isabs(text), text
+        assert str(path.parent) not in text, text
+    return settings
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """All texts, however deep they are."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list):
+        for each in content.values() if isinstance(content, dict) else content:
+            yield from _texts(each)

@@ -2,7 +2,16 @@ import pickle
 
 import pytest
 
-from nexus_adapters.errors import MISSING, InvalidArgument, expect, mentions, one_line, renamed
+from nexus_adapters.errors import (
+    MISSING,
+    InvalidArgument,
+    expect,
+    mentions,
+    one_line,
+    redacted,
+    renamed,
+    shown,
+)
 
 
 def test_it_renders_as_one_line():
@@ -48,3 +57,39 @@ def test_a_librarys_error_in_one_line():
     assert len(one_line(ValueError("x" * 1000))) == 300
     assert mentions(RuntimeError("CUDA Error: x"), ("cuda error",))
     assert not mentions(RuntimeError("x"), ("cuda error",))
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("'https://me:secret@host/a.tar', which is gone", "'https://host/a.tar', which is gone"),
+        ("https://host/a.tar?X-Amz-Signature=secret&x=1 (403)", "https://host/a.tar (403)"),
+        ("s3://secret@bucket/x and http://u:secret@h:8080", "s3://bucket/x and http://h:8080"),
+        ("https://u:se'cret@secret@host/x", "https://host/x"),
+        ("['https://a/b', 'https://u:secret@c/d?secret']", "['https://a/b', 'https://c/d']"),
+        ("https://a/@me/x, mail me@b.c, C://x", "https://a/@me/x, mail me@b.c, C://x"),
+        ("no URL: a?b@c", "no URL: a?b@c"),
+    ],
+)
+def test_urls_are_shown_without_their_secrets(text, safe):
+    assert redacted(text) == shown(text) == safe
+    for field in range(3):
+        fields = ["data", "a file", "x", ""]
+        fields[field + 1] = text
+        assert "secret" not in str(InvalidArgument(*fields))
+    assert one_line(OSError(text)) == safe
+
+
+@pytest.mark.parametrize(
+    "code", [0, 7, 8, 0x1B, 0x7F, 0x85, 0x9B, 0x200E, 0x202E, 0x2028, 0x2066, 0xD800, 0xFEFF]
+)
+def test_what_would_steer_a_terminal_is_shown_as_an_escape(code):
+    text = str(InvalidArgument("IMAGE", "a file", f"'a{chr(code)}[2Jb'"))
+    assert chr(code) not in text
+    assert f"{code:02x}" in text
+    text.encode()
+
+
+def test_all_that_can_be_read_stays_as_it_is():
+    for text in ("żółć 日本語 👩\u200d🎨 é", "C:\\x\\y", "a\tb\nc"):
+        assert shown(text) == text

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
+
+_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s'\"<>?#]*)(?:\?[^\s'\"<>]*)?")
+# What changes a terminal's state or the order of letters: controls, surrogates, directions, line separators.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def redacted(text: str) -> str:
+    """A text whose URLs have no user, password or query, where secrets and signatures are."""
+    return _URL.sub(r"\1\2", text)
+
+
+def shown(text: str) -> str:
+    """A text as users may see it: `redacted`, and with control characters as escapes."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], redacted(text))
 
 
 class _Missing:
@@ -51,7 +68,7 @@ class InvalidArgument(ValueError):  # noqa: N818  # a public name; argparse, cli
             text = f"{self.name} is required"
         else:
             text = f"{self.name}: expected {self.expected}, got {self.received}"
-        return f"{text}. {self.hint}" if self.hint else text
+        return shown(f"{text}. {self.hint}" if self.hint else text)
 
     def with_name(self, name: str) -> InvalidArgument:
         """The same error for an argument of another name, as in a command whose option sets the argument."""
@@ -104,7 +121,7 @@ def one_line(error: BaseException, most: int = 300) -> str:
 
     Libraries add pages of hints in further paragraphs, so the first one counts.
     """
-    text = " ".join(str(error).strip().partition("\n\n")[0].split())
+    text = " ".join(shown(str(error)).strip().partition("\n\n")[0].split())
     return text[:most] if text else type(error).__name__
 
 
@@ -115,3 +132,12 @@ def warn_caller(message: str) -> None:
     while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith(package):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level + 1)
+
+
+def code_hint(error: BaseException) -> str:
+    """What to do where a library refuses a model because of the Python code in its folder; "" otherwise."""
+    if not mentions(error, ("trust_remote_code", "custom code")):
+        return ""
+    return (
+        "The package never runs code that ships with a model. Use a model that its library supports by itself"
+    )

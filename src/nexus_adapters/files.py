@@ -11,13 +11,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from nexus_adapters.errors import InvalidArgument
@@ -37,6 +38,14 @@ WEIGHTS = "diffusion_pytorch_model"
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/nexus-adapters`, or else in `~/.cache`; for what can be computed again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nexus-adapters"
+
+
+def without_folder(path: str) -> str:
+    """The last part of a path, for what others will see; names, Hub ids and URLs as they are."""
+    if "://" in path or not path:
+        return path
+    is_path = path.startswith(("~", ".")) or PurePosixPath(path).root or PureWindowsPath(path).anchor
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] if is_path or os.path.exists(path) else path
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def write_run(folder: Path, adapter: NexusAdapter, steps: tuple[int, ...], own_c
         tensors = {"module": {name: step * tensor for name, tensor in weights.items()}}
         tensors["average"] = {name: step * tensor / 2 for name, tensor in weights.items()}
         state = {"adapter": config_of(adapter) if own_config else {}}
-        save_checkpoint(folder / "checkpoints", step, tensors, state, keep=9)
+        save_checkpoint(folder / "checkpoints", step, tensors, state)
     return folder
 
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_is_the_average_where_there_is_one(tiny: Build, tmp_path: P
     with_average = write_run(tmp_path / "run", adapter, steps=(2,)) / "checkpoints" / "step-00000002"
     assert find_saved(with_average).files == (with_average / "average.safetensors",)
     state = {"adapter": config_of(adapter)}
-    without = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, state, keep=1)
+    without = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, state)
     assert find_saved(without).files == (without / "module.safetensors",)
 
 
@@ -213,7 +213,7 @@ def test_a_checkpoints_file_is_of_its_checkpoint(tiny: Build, tmp_path: Path) ->
         assert saved.is_checkpoint
     state = {"adapter": config_of(adapter)}
     tensors = {"module": adapter.state_dict(), "optimizer": {"x": torch.ones(1)}}
-    other = save_checkpoint(tmp_path, 4, tensors, state, keep=1)
+    other = save_checkpoint(tmp_path, 4, tensors, state)
     with refused("adapter", "optimizer.safetensors'", expected="module.safetensors"):
         find_saved(other / "optimizer.safetensors")
 
@@ -222,7 +222,7 @@ def test_a_checkpoints_file_is_of_its_checkpoint(tiny: Build, tmp_path: Path) ->
 def test_checkpoints_of_other_formats(tiny: Build, tmp_path: Path, version: object) -> None:
     adapter = tiny()
     state = {"adapter": config_of(adapter), "format_version": version}
-    folder = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, state, keep=1)
+    folder = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, state)
     with refused("adapter", f"'{folder}', of format_version {version!r}", hint="Upgrade"):
         find_saved(folder)
 
@@ -325,7 +325,7 @@ def test_other_formats(tiny: Build, tmp_path: Path, version: object) -> None:
     (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
     file = tmp_path / "one.safetensors"
     save_file(adapter.state_dict(), file, metadata={"nexus_adapters.config": json.dumps(config)})
-    checkpoint = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, {"adapter": config}, keep=1)
+    checkpoint = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, {"adapter": config})
     for source in (tmp_path / "folder", file, checkpoint):
         with refused("adapter", f"'{source}' (format_version: ", hint="upgrade" if version == 2 else ""):
             find_saved(source)
@@ -402,7 +402,7 @@ def test_checkpoints_that_have_changed(tiny: Build, tmp_path: Path, name: str) -
 
 
 def test_a_checkpoint_without_weights(tiny: Build, tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path, 4, {"optimizer": tiny().state_dict()}, {}, keep=1)
+    folder = save_checkpoint(tmp_path, 4, {"optimizer": tiny().state_dict()}, {})
     with refused("adapter", f"'{folder}'", expected="weights"):
         find_saved(folder)
 

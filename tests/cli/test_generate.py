@@ -114,7 +114,7 @@ def test_the_embedded_model_is_the_default(edges, tmp_path, capsys):
     assert np.array_equal(pixels(out), np.asarray(expected))
     captured = capsys.readouterr()
     assert captured.out == f"{out}: 128x128, seed 3\n"
-    assert "2/2" in captured.err  # the pipeline's progress bar
+    assert captured.err == ""  # a progress bar is for terminals
     assert "warning" not in captured.err
 
 
@@ -132,7 +132,7 @@ def test_settings_make_the_image_again(edges, tmp_path):
     assert settings["base"] == "embedded"
     assert set(settings["versions"]) >= {"nexus-adapters", "torch", "diffusers"}
     assert (settings["device"], settings["dtype"]) == ("cpu", "float32")
-    assert (settings["source"], settings["source_file"]) == ("map", str(edges))
+    assert (settings["source"], settings["source_file"]) == ("map", edges.name)
     assert len(settings["source_sha256"]) == len(settings["adapter_sha256"]) == 64
     unet = BUNDLED["embedded"].folder / "unet" / "diffusion_pytorch_model.safetensors"
     assert settings["base_unet_sha256"] == hashlib.sha256(unet.read_bytes()).hexdigest()
@@ -328,7 +328,7 @@ def test_base_and_adapter_from_folders(edges, tmp_path, weights, plain):
     assert run(edges, tmp_path / "a.png", *given) == 0
     assert np.array_equal(pixels(tmp_path / "a.png"), plain)
     settings = read_settings(tmp_path / "a.png")
-    assert (settings["base"], settings["adapter"]) == (str(base), str(adapter))
+    assert (settings["base"], settings["adapter"]) == (base.name, adapter.name)
     assert settings["adapter_sha256"] == find_saved("prime").sha256()
 
 
@@ -757,11 +757,11 @@ def test_several_controls(edges, tmp_path, weights):
     settings = read_settings(tmp_path / "out.png")
     assert (settings["scale"], settings["adapter"], settings["source"]) == (1, "embedded slim", "map")
     second, third = settings["more_controls"]
-    assert (second["scale"], second["adapter"], second["source_file"]) == (0.5, str(t2i), str(other))
+    assert (second["scale"], second["adapter"], second["source_file"]) == (0.5, t2i.name, other.name)
     assert (third["adapter"], third["source"], third["mask"]) == (
         "embedded prime",
         "image",
-        str(mask),
+        mask.name,
     )
     assert len({each["adapter_sha256"] for each in (settings, second, third)}) == 3
 
@@ -802,8 +802,8 @@ def test_loras(edges, tmp_path, plain, capsys):
     assert np.abs(pixels(tmp_path / "both.png") - plain).max() > 0
     settings = read_settings(tmp_path / "both.png")["loras"]
     assert [(each["path"], each["scale"]) for each in settings] == [
-        (str(first), 1),
-        (str(second.parent), 0.5),
+        (first.name, 1),
+        (second.parent.name, 0.5),
     ]
     capsys.readouterr()
     assert run(edges, tmp_path / "x.png", "--lora", edges) == 2
@@ -852,7 +852,7 @@ def test_a_base_in_one_file(edges, tmp_path, weights):
     difference = np.abs(pixels(tmp_path / "file.png") - pixels(tmp_path / "folder.png"))
     assert difference.max() <= 1
     settings = read_settings(tmp_path / "file.png")
-    assert settings["base_config"] == str(configs)
+    assert settings["base_config"] == configs.name
     content = (tmp_path / "base.safetensors").read_bytes()
     assert settings["base_unet_sha256"] == hashlib.sha256(content).hexdigest()
 
@@ -946,7 +946,7 @@ def test_every_kind_of_saved_adapter(edges, tmp_path, weights, run_folder, plain
         out = tmp_path / f"{place}.png"
         assert run(edges, out, "--adapter", form) == 0
         images.append(pixels(out).tobytes())
-        assert read_settings(out)["adapter"] == str(form)
+        assert read_settings(out)["adapter"] == form.name
     assert len(set(images)) == 1
     assert images[0] != plain.tobytes()
 
@@ -995,7 +995,7 @@ def test_a_controlnet_generates_in_its_own_pipeline(edges, tmp_path, weights, co
             generator=torch.Generator().manual_seed(0),
         ).images[0]
     assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(expected))
-    assert read_settings(tmp_path / "a.png")["adapter"] == str(controlnet)
+    assert read_settings(tmp_path / "a.png")["adapter"] == controlnet.name
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict
 
 import pytest
@@ -33,6 +34,37 @@ def test_contradicting_words_keep_all_but_the_shapes():
         assert sum(word in SHAPES for word in words) == len(own)
         assert all(item.color in words for item in scene.objects)
         assert scene.background in words
+
+
+def captioned(folder, *captions):
+    """An image for each caption."""
+    folder.mkdir()
+    lines = []
+    for place, text in enumerate(captions):
+        tiny.image(seed=place).save(folder / f"{place}.png")
+        lines.append(json.dumps({"file_name": f"{place}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    data = DataOptions(kind="folder", path=str(folder), resolution=64)
+    return EvaluationConfig(data=data, prompts="contradicting")
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["a", "b", "c"], ["b", "c", "a"]),  # the next ones
+        (["a", "a", "b"], ["b", "b", "a"]),  # not one's own, which would contradict nothing
+        (["a cat", "A  Cat ", "a dog", "a dog"], ["a dog", "a dog", "a cat", "a cat"]),
+    ],
+)
+def test_contradicting_captions_differ(captions, expected, tmp_path):
+    found = open_cases(captioned(tmp_path / "images", *captions), tmp_path, 8)
+    assert [case.prompt for case in found] == expected
+
+
+def test_where_all_captions_are_the_same_nothing_contradicts(tmp_path):
+    found = open_cases(captioned(tmp_path / "images", "a cat", "a cat"), tmp_path, 8)
+    with refused("prompts", "contradicting"):
+        found[0]
 
 
 def test_prompts_change_and_words_stay(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nexus_adapters.evaluation.estimates import Measured, best_beyond_doubt, distances, mean_of
-from nexus_adapters.evaluation.report import head, in_order
+from nexus_adapters.evaluation.report import head, in_order, rows_of
 from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.metrics.intervals import bootstrap_mean
 from nexus_adapters.metrics.learned_features import frechet_distance
@@ -91,3 +91,22 @@ def test_registered_metrics_say_which_way_is_better_and_how_far_sets_lie_apart()
         assert distances(rows + 1, rows)["mean_apart"][0] == pytest.approx(1, abs=1e-6)
         assert (head("cost"), head("mean_apart"), head("edge_f1")) == ("cost ↓", "mean apart ↓", "edge F1 ↑")
         assert in_order(["of_others", "cost", "mmd"]) == ["mmd", "cost", "of_others"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 19])
+def test_few_samples_have_no_interval_and_no_best_method(count):
+    """One sample's interval has no width, so that it would exclude zero whatever was measured."""
+    good, bad = (Measured({"edge_f1": COMMON[:count] + shift}) for shift in (0.5, 0.0))
+    estimate = good.minus(bad).estimate("edge_f1")
+    assert (estimate.value, estimate.n) == (pytest.approx(0.5), count)
+    assert estimate.low is estimate.high is estimate.interval is None
+    assert not estimate.excludes_zero
+    assert best_beyond_doubt({"good": good, "bad": bad}, "edge_f1") is None
+    table = rows_of({"good": good, "bad": bad})
+    assert [is_best for row in table.values() for _, is_best in row.values()] == [False, False]
+
+
+def test_twenty_samples_have_an_interval_and_a_best_method():
+    good, bad = (Measured({"edge_f1": COMMON[:20] + shift}) for shift in (0.5, 0.0))
+    assert good.minus(bad).estimate("edge_f1").interval == pytest.approx((0.5, 0.5))
+    assert best_beyond_doubt({"good": good, "bad": bad}, "edge_f1") == "good"

@@ -5,6 +5,14 @@ from nexus_adapters.study.cells import run_study
 from nexus_adapters.study.report import write_study
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Hashes of the data are kept in a cache of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
     """A folder with a base, images and a recipe."""

@@ -1,10 +1,12 @@
 import json
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.refusals import refused
 
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.study.plan import Cell
 from nexus_adapters.study.results import CellResult, load_result, load_results, save_result
@@ -83,10 +85,28 @@ def test_arrays_are_read_without_pickle_by_cell_and_view(path):
         ]
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive"])
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04", b"\x93NUMPY"])
 def test_another_kind_of_file_is_refused(path, content):
     path.write_bytes(content)
     with refused("results", f"'{path}'"):
+        load_results(path)
+
+
+def test_a_file_that_is_damaged_anywhere_is_one_error_or_as_it_was(path):
+    save_result(path, CELL, RESULT)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 23):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]):
+            path.write_bytes(damaged)
+            with suppress(InvalidArgument):
+                load_results(path)
+        assert path.read_bytes() == damaged  # nothing is overwritten
+
+
+@pytest.mark.parametrize("cells", [[], 3, {"a": 1}, {"a": {"metrics": []}}, {"a": {"metrics": {"own": {}}}}])
+def test_an_archive_with_other_tables_is_refused(path, cells):
+    np.savez(path, cells=np.frombuffer(json.dumps(cells).encode(), np.uint8))
+    with refused("results", f"'{path}'", hint="Restore"):
         load_results(path)
 
 
@@ -114,8 +134,10 @@ def test_results_of_earlier_versions_are_read_and_taken_over(path):
     folder = path.with_suffix("")
     write_as_before(folder, CELL, RESULT)
     write_as_before(folder, Cell("canny", "t2i", 0), RESULT, names=False)  # still earlier: counts as absent
+    (folder / "canny-base-1.json").write_text("{")  # damaged
     (folder / "canny-base-0.json").write_text("{}")  # a kill between the two files
-    assert set(load_results(path)) == {CELL.name}
+    with pytest.warns(UserWarning, match="canny-base-1"):
+        assert set(load_results(path)) == {CELL.name}
     assert_equal(load_result(path, CELL), RESULT)
     save_result(path, OTHER, RESULT)
     assert set(load_results(path)) == {CELL.name, OTHER.name}

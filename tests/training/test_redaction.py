@@ -1,5 +1,8 @@
 """Secrets and folders of the machine stay out of what is written and published."""
 
+import json
+from dataclasses import asdict, replace
+
 import pytest
 from huggingface_hub import HfApi
 from tests import tiny
@@ -29,6 +32,43 @@ def test_nothing_in_a_published_folder_names_a_folder_of_the_machine(tmp_path):
     folder = run(root, root / "out", training__max_train_steps=1, **changes)
     for path in folder.rglob("*"):
         assert b"secret-folder" not in path.read_bytes(), path
+
+
+PLACES = ("/home/zoe/x/depth", "~/x/depth", "../x/depth", r"C:\Users\zoe\x\depth", "/home/zoe/x/depth/")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_path_of_a_recipe_is_published_with_its_folders(place):
+    """Also of files that are gone by then, such as a mount's."""
+    content = {
+        "output_dir": place,
+        "base": {"path": place, "config": place},
+        "adapter": {"method": "prime", "start_from": place},
+        "data": {"path": place, "condition": "depth", "extractor": {"model": place}},
+        "cache": {"folder": place},
+    }
+    made = without_folders(replace(parse_config(content), imports=(place,)))
+    found = json.dumps(asdict(made))
+    assert "zoe" not in found
+    assert "x/" not in found
+    assert made.data.extractor == {"model": "depth"}
+    assert made.base.path == "depth"
+
+
+def test_ids_of_the_hub_and_prompts_stay(tmp_path):
+    content = {
+        "output_dir": "out",
+        "base": {"path": "owner/base"},
+        "data": {"path": "owner/data", "kind": "table", "condition": "depth", "extractor": {"model": "a/b"}},
+        "validation": {"prompts": ["/imagine a cat"]},
+    }
+    made = without_folders(parse_config(content))
+    assert (made.base.path, made.data.path, made.data.extractor["model"]) == (
+        "owner/base",
+        "owner/data",
+        "a/b",
+    )
+    assert made.validation.prompts == ("/imagine a cat",)
 
 
 def test_the_token_is_the_environments_and_in_no_file(root, tmp_path, monkeypatch):

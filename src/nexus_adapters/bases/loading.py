@@ -21,6 +21,7 @@ from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.families import base_of, known_families
 from nexus_adapters.bases.parts import (
     check_folder,
+    check_libraries,
     check_required,
     check_text,
     check_vocabulary,
@@ -29,7 +30,7 @@ from nexus_adapters.bases.parts import (
     weight_files,
 )
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
-from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 from nexus_adapters.files import read_regular
 
 SINGLE_FILE = ".safetensors"
@@ -143,6 +144,7 @@ def open_base(source: str | Path | BaseSource) -> Base:
     location = where.location
     _check_exists(where)
     index = _read_config(where, "", INDEX)
+    check_libraries(index, where.path)
     if Path(location).is_dir():
         check_folder(Path(location), index, where.path, with_weights=not where.is_file)
         check_vocabulary(Path(location), where.path)
@@ -178,6 +180,7 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
     """The stock pipeline with all parts, or with these in place of its own (None leaves one out)."""
     location = source.location
     index = _read_config(source, "", INDEX)
+    check_libraries(index, source.path)
     kind = _family_of_index(source, index).pipeline_class(index)
     if parts.get("safety_checker", "") is None and "safety_checker" not in index:
         del parts["safety_checker"]
@@ -328,9 +331,8 @@ def _refusing(source: BaseSource) -> Iterator[None]:
         raise
     except Exception as error:
         reason = one_line(error)
-        raise InvalidArgument(
-            "base", _EXPECTED, f"'{source.path}' ({type(error).__name__}: {reason})"
-        ) from error
+        received = f"'{source.path}' ({type(error).__name__}: {reason})"
+        raise InvalidArgument("base", _EXPECTED, received, code_hint(error)) from error
 
 
 @lru_cache(maxsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def seems_to_be(names: Collection[str]) -> str:
     return f"something else ({shown})"
 
 
+_LIBRARIES = ("diffusers", "transformers", "nexus_adapters")
 _TOKENIZERS = ("tokenizer.json", "vocab.json and merges.txt", "a SentencePiece model")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _LEAST_SHARE = 0.9  # of the text encoder's vocabulary, some of which may be padding
@@ -81,6 +83,30 @@ def check_folder(folder: Path, index: Mapping[str, Any], source: str, with_weigh
                 )
         elif with_weights and "Scheduler" not in str(kind[1]) and not _has_weights(part):
             raise InvalidArgument("base", f"weights of the {name}", f"'{part}', which has {_listed(part)}")
+
+
+def check_libraries(index: Mapping[str, Any], source: str) -> None:
+    """`InvalidArgument` named "base" where the index names a class that brings or fetches code of its own.
+
+    Modules are code in the folder, or would be imported because a file says so. The `Auto` classes of
+    transformers choose the class by the part's config, and ask on the terminal whether to run its code.
+    """
+    from diffusers import pipelines
+
+    for name, kind in index.items():
+        if name.startswith("_") or not (isinstance(kind, (list, tuple)) and len(kind) == 2):
+            continue
+        library, class_name = map(str, kind)
+        # A module that the user has imported already runs nothing more.
+        is_known = library in _LIBRARIES or hasattr(pipelines, library) or library in sys.modules
+        is_auto = class_name == "AutoModel" or (library == "transformers" and class_name.startswith("Auto"))
+        if kind[1] is not None and (is_auto or not is_known):
+            raise InvalidArgument(
+                "base",
+                f"a {name} of a class that diffusers or transformers has",
+                f"'{source}', whose {name} is {library}.{class_name}",
+                "The package never runs code that ships with a model",
+            )
 
 
 def check_required(base: Base, index: Mapping[str, Any], source: str) -> None:

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from nexus_adapters import __version__
-from nexus_adapters.errors import InvalidArgument, is_unicode, renamed
+from nexus_adapters.errors import InvalidArgument, is_unicode, renamed, shown
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -150,8 +150,7 @@ def _report(prog: str, error: BaseException) -> int:
 
 
 def _one_line(message: str) -> str:
-    """In one line that any terminal can show: bytes of a name that are no text are written as numbers."""
-    return " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+    return " ".join(shown(message).split())
 
 
 def _warn_in_one_line(prog: str) -> Callable[..., None]:

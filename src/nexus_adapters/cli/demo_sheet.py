@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from nexus_adapters import __version__
 from nexus_adapters.bases.loading import load_base
@@ -21,6 +20,7 @@ from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import COLORS, NOVEL_COMBINATIONS, Scene, draw_scene
 from nexus_adapters.evaluation.generation import Images, Sampling, generate
 from nexus_adapters.methods import load_adapter
+from nexus_adapters.progress import progress
 
 # Test scenes, chosen by their maps: the first of three or more objects that stand at least four pixels
 # apart, and one of four that overlap.
@@ -259,9 +259,9 @@ def generate_all(
     by_prompt = list(zip(*maps, strict=True))
     scenes = [scene for row in by_prompt for scene in row]
     results = []
-    with tqdm(total=len(methods) * len(by_prompt), unit="batch") as bar:
+    with progress(what="generating", unit="batch", total=len(methods) * len(by_prompt)) as bar:
         for method in methods:
-            bar.set_description(method.name)
+            bar.set_description_str(f"generating by {method.name}", refresh=False)
             started_s = time.perf_counter()
             images: Images = []
             for row in by_prompt:

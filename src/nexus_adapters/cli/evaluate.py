@@ -47,6 +47,7 @@ _KEYS = {
     "--clip": "clip",
     "--judge": "judge",
     "--adapter": "adapters",
+    "--held-out-of": "held_out_of",
 }
 # Arguments of functions that an evaluation calls -> the key of the config that they come from.
 _ARGUMENTS = {
@@ -123,6 +124,13 @@ def _add_data(group: Any) -> None:
         help="in pixels (default: a prepared set's; scenes have 128; else 512)",
     )
     _share(group, "--option")
+    _add(
+        group,
+        "--held-out-of",
+        metavar="RUN",
+        help="a run's folder; an error if it was trained on any of the samples (default: only warn, of each "
+        "--adapter that is a run)",
+    )
 
 
 def _add_generation(group: Any) -> None:
@@ -218,7 +226,7 @@ def run(args: argparse.Namespace) -> int:
             ) from error
         with renamed(request.as_typed):
             recipe = read_recipe(request)
-            found = evaluate(recipe.config, recipe.adapters, request.out)
+            found = evaluate(recipe.config, recipe.adapters, request.out, held_out_of=recipe.held_out_of)
         if found is not None:
             print(write_report(found), end="")
             print(f"{request.out / PAGE} shows the images", file=sys.stderr)

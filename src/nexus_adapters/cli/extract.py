@@ -9,7 +9,7 @@ from typing import Any
 
 from nexus_adapters import __version__
 from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import add_options, check_output, save_png
+from nexus_adapters.cli.options import add_options, check_output, save_png, without_folders
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 _OWN_OPTIONS = ("low", "high")  # of canny, which have options of their own on the command line
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         "version": __version__,
         "command": "extract",
         "extractor": condition_name,
-        "options": EXTRACTORS[condition_name].defaults() | options,
+        "options": without_folders(EXTRACTORS[condition_name].defaults() | options),
         "inverted": args.invert,
     }
     save_png(args.out, condition, settings, args.force)

@@ -28,8 +28,9 @@ from nexus_adapters.cli.generation import (
     read_source,
     set_scheduler,
 )
-from nexus_adapters.cli.options import choose_device, save_png
-from nexus_adapters.files import file_sha256
+from nexus_adapters.cli.options import choose_device, save_png, without_folders
+from nexus_adapters.files import file_sha256, without_folder
+from nexus_adapters.progress import bar_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,13 +88,15 @@ def generate_images(request: GenerateRequest) -> None:
         ]
         settings = settings_of(request, model, size)
         for index, file in enumerate(request.files):
-            model.pipe.set_progress_bar_config(desc=file.name)
+            model.pipe.set_progress_bar_config(desc=f"generating {file.name}", unit="step", **bar_options())
             own = settings | {"seed": request.seed + index}
             save(file, generate_image(model, attached, own), own, request.force)
 
 
 def settings_of(request: GenerateRequest, model: Model, size: tuple[int, int]) -> dict[str, Any]:
     """All that makes an image again, but its seed, which differs between the images of one call.
+
+    Of paths the last part alone: an image that is shared should not say how its maker's folders are called.
 
     Of several controls the first one's stand as those of a single one do, the others' in "more_controls".
     """
@@ -112,8 +115,8 @@ def settings_of(request: GenerateRequest, model: Model, size: tuple[int, int]) -
         **({"more_controls": others} if others else {}),
         "width": size[0],
         "height": size[1],
-        "base": model.base,
-        "base_config": request.base.config,
+        "base": without_folder(model.base),
+        "base_config": request.base.config and without_folder(request.base.config),
         "prediction_type": request.base.prediction_type,
         "base_unet_sha256": model.base_unet_sha256,
         "loras": lora_settings(request.loras),
@@ -132,13 +135,13 @@ def _settings_of_controls(
             "balance": control.balance,
             "condition": control.condition_name,
             "source": "map" if isinstance(control.given, MapSource) else "image",
-            "source_file": str(Path(control.given.file)),
+            "source_file": Path(control.given.file).name,
             "source_sha256": file_sha256(Path(control.given.file)),
-            "options": extractor_options(control),
+            "options": without_folders(extractor_options(control)),
             "inverted": control.invert,
-            "mask": None if control.mask is None else str(Path(control.mask)),
+            "mask": None if control.mask is None else Path(control.mask).name,
             "mask_sha256": None if control.mask is None else file_sha256(Path(control.mask)),
-            "adapter": loaded.name,
+            "adapter": without_folder(loaded.name),
             "adapter_sha256": loaded.sha256,
         }
         for control, loaded in zip(controls, adapters, strict=True)

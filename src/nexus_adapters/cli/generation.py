@@ -13,7 +13,7 @@ from nexus_adapters.cli.control_requests import ACTING, ControlRequest, MapSourc
 from nexus_adapters.cli.extract import running_extractor
 from nexus_adapters.cli.generate_requests import SCHEDULERS, LoraRequest
 from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed
-from nexus_adapters.files import file_sha256, files_sha256
+from nexus_adapters.files import file_sha256, files_sha256, without_folder
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def lora_settings(loras: Sequence[LoraRequest]) -> list[dict[str, Any]]:
     """What was loaded, and how strong."""
     return [
         {
-            "path": lora.path,
+            "path": without_folder(lora.path),
             "scale": lora.scale,
             "sha256": file_sha256(Path(lora.path)) if Path(lora.path).is_file() else None,
         }

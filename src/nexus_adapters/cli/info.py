@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
+from nexus_adapters.errors import shown
 
 if TYPE_CHECKING:
     from nexus_adapters.adapter.saved import Saved
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         "sha256": f"{stored or saved.sha256()}{note}",
     }
     for label, value in rows.items():
-        print(f"{label:12}{value}")
+        print(f"{label:12}{shown(value)}")
     return 0
 
 

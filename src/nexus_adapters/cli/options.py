@@ -21,7 +21,7 @@ from nexus_adapters.choices import (
     STEPS,
 )
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.files import replacing, write_json
+from nexus_adapters.files import replacing, without_folder, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -224,6 +224,13 @@ def save_png(
     chunks.add_text(SETTINGS_KEY, json.dumps(settings, allow_nan=False))
     with replacing(check_output(path, ".png", force, argument)) as stream:
         image.save(stream, format="PNG", pnginfo=chunks)
+
+
+def without_folders(options: Mapping[str, object]) -> dict[str, object]:
+    """Options of an extractor as settings record them: of paths, such as a model's, the last part alone."""
+    return {
+        name: without_folder(value) if isinstance(value, str) else value for name, value in options.items()
+    }
 
 
 def save_json(path: str | os.PathLike[str], content: object, force: bool, argument: str = "--out") -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nexus_adapters.choices import MAX_MEGAPIXELS
+from nexus_adapters.conditions.tiff import load_tiff
 from nexus_adapters.errors import InvalidArgument, one_line
 
 GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
@@ -186,6 +187,8 @@ def _shown(content: Content, name: str | None) -> str:
 def _decode_upright(content: Content, max_megapixels: float, argument: str, name: str | None) -> Image.Image:
     with open_image(content, max_megapixels, argument, name) as image:
         try:
+            if image.format == "TIFF":
+                return ImageOps.exif_transpose(load_tiff(image))
             image.load()
             return ImageOps.exif_transpose(image)
         except Exception as error:  # any kind, as in _open

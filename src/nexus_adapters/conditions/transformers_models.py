@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 
 Task = Literal["depth estimation", "segmentation"]
 _UNUSED = ("auxiliary_head",)  # parts that only training uses
@@ -82,16 +82,19 @@ def _load(task: Task, source: str, device: str) -> LearnedModel:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        # Without `trust_remote_code` the library would ask on the terminal, and take a "y" from a pipe.
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = _network_class(task, config)
         prepares: Any = transformers.AutoProcessor if _reads_task(config) else transformers.AutoImageProcessor
-        processor = prepares.from_pretrained(source)
-        network, info = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        processor = prepares.from_pretrained(source, trust_remote_code=False)
+        network, info = kind.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         _check_whole(info)
     except Exception as error:  # the library raises almost anything, in messages of many lines
         reason = one_line(error)
         expected = f"a folder or the Hub id of a model for {task}"
-        raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error
+        raise InvalidArgument("model", expected, f"'{source}' ({reason})", code_hint(error)) from error
     return LearnedModel(source, processor, network.eval().to(device))
 
 

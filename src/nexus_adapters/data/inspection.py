@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from nexus_adapters.bases.tokens import token_counts, token_limit
 from nexus_adapters.data.crop import Size
 from nexus_adapters.data.feed import Skipped
 from nexus_adapters.data.samples import BadSample, Sample, Source
+from nexus_adapters.progress import progress
 
 LOOKED_AT = 1000  # samples, evenly spaced over larger data sets
 UNKNOWN = -1  # the length of a caption where there is no tokenizer
@@ -111,7 +110,7 @@ def inspect(
     """
     chosen = evenly_spaced(indices, LOOKED_AT)
     left_out, lengths, small = [], [], 0
-    for index in tqdm(chosen, desc="looking at samples", unit="sample", delay=2, disable=None):
+    for index in progress(chosen, what="looking at samples", unit="sample", delay=2):
         try:
             sample = load(index)
         except BadSample as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
-from tqdm import tqdm
 
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.listing import OUTSIDE_HINT, leaves_folder
@@ -30,6 +29,7 @@ from nexus_adapters.files import (
     replacing,
     write_json,
 )
+from nexus_adapters.progress import progress
 
 INDEX, SKIPPED, PREVIEW = "index.json", "skipped.jsonl", "preview.html"
 _UNFINISHED = ".unfinished"
@@ -225,7 +225,7 @@ def _check_hashes(expected: Mapping[Path, str], kept: Path) -> None:
     verified = set(read_json_lines(kept / _VERIFIED, str))
     stamps = {file: json.dumps([*file_stamp(file), sha256]) for file, sha256 in expected.items()}
     unknown = [file for file, stamp in stamps.items() if stamp not in verified]
-    for file in tqdm(unknown, desc="checking shards", unit="shard", delay=2, disable=None):
+    for file in progress(unknown, what="checking shards", unit="shard", delay=2):
         if (found := file_sha256(file)) != expected[file]:
             raise InvalidArgument(
                 "folder", f"'{file}' of SHA-256 {expected[file]}", found, "It has changed or is damaged"

@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
-from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.errors import InvalidArgument, one_line, redacted
 from nexus_adapters.files import STALE_AFTER_S, lock, open_regular, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -107,8 +106,7 @@ class RemoteShard:
     ) -> None:
         self.place, self.folder, self.keep, self.waits_s = url, folder, keep, waits_s
         self.limits = limits
-        parts = urlsplit(url)  # signed URLs have their secret in the query, others before the host
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self.name = redacted(url)
 
     def version(self) -> str | None:
         """Size and ETag, or what else the server has; None where it does not answer."""

@@ -13,8 +13,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nexus_adapters.data.ignored import Ignored
 from nexus_adapters.data.samples import (
     BadSample,
@@ -39,6 +37,7 @@ from nexus_adapters.data.tar_index import (
     group_members,
 )
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.progress import progress
 
 _CONNECTIONS = 8  # at once, when the shards' versions are requested
 
@@ -129,7 +128,7 @@ class TarSource:
         ignored = Ignored()
         self._samples: list[TarSamples] = []
         listed = zip(self._shards, versions, strict=True)
-        for shard, version in tqdm(list(listed), desc="reading shards", unit="shard", delay=2, disable=None):
+        for shard, version in progress(list(listed), what="reading shards", unit="shard", delay=2):
             index = find_index(shard, version, folder)
             self._versions.append(index.version)
             self._samples.append(group_members(index, self._layout, ignored))

@@ -11,7 +11,6 @@ from random import Random
 from typing import Any, overload
 
 from PIL import Image
-from tqdm import tqdm
 
 from nexus_adapters.conditions import extract
 from nexus_adapters.data.conditioned import ConditionedSource
@@ -22,7 +21,9 @@ from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
 from nexus_adapters.embedded.scene import SHAPES, Scene, Split
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.progress import progress
 from nexus_adapters.training.recipe_samples import open_samples
+from nexus_adapters.training.trained_on import TrainedOn
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,18 @@ class Case:
 
 
 class Cases:
-    """The cases of an evaluation; each is read when it is used."""
+    """The cases of an evaluation; each is read when it is used.
 
-    def __init__(self, count: int, load: Callable[[int], Case]) -> None:
-        self._count, self._load = count, load
+    Args:
+        count: how many.
+        load: reads one.
+        content_hash: of one's sample, as its source gives it; None for scenes, which no run was trained on.
+    """
+
+    def __init__(
+        self, count: int, load: Callable[[int], Case], content_hash: Callable[[int], str] | None = None
+    ) -> None:
+        self._count, self._load, self._content_hash = count, load, content_hash
 
     def __len__(self) -> int:
         return self._count
@@ -68,6 +77,18 @@ class Cases:
         if not 0 <= place < self._count:
             raise IndexError(f"place: expected 0 to {self._count - 1}, got {place}")
         return self._load(place)
+
+    def count_trained(self, record: TrainedOn) -> int:
+        """How many of the samples a run was trained on. `InvalidArgument` for one that cannot be read."""
+        if self._content_hash is None:
+            return 0
+        try:
+            places = progress(
+                range(self._count), what="comparing with trained samples", unit="sample", delay=2, leave=False
+            )
+            return sum(record.has(self._content_hash(place)) for place in places)
+        except BadSample as error:
+            raise _unreadable(error) from error
 
 
 def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> Cases:
@@ -89,7 +110,12 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
         raise InvalidArgument(
             "data.count", f"at most the {max(there, 0)} samples from {config.first} on", data.count or "all"
         )
-    return Cases(data.count or there, lambda place: _of_sample(config, samples, place))
+    captions = _Captions(samples)
+    return Cases(
+        data.count or there,
+        lambda place: _of_sample(config, samples, captions, place),
+        lambda place: samples.source.content_hash(config.first + place),
+    )
 
 
 def contradicting(scene: Scene) -> str:
@@ -108,7 +134,9 @@ def content_sha256(cases: Cases, show_progress: bool = True, tokenizer: Any = No
     Raises `InvalidArgument` for a sample that cannot be read or has no caption: an evaluation replaces none.
     """
     digest, lengths = hashlib.sha256(), []
-    for case in tqdm(cases, "reading", unit="sample", leave=False, disable=not show_progress):
+    for case in progress(
+        cases, what="reading samples", unit="sample", total=len(cases), leave=False, shown=show_progress
+    ):
         digest.update(f"{case.prompt}\n{case.words}\n".encode())
         digest.update(case.condition.tobytes())
         digest.update(case.original.tobytes())
@@ -132,7 +160,39 @@ def _of_scene(config: EvaluationConfig, place: int) -> Case:
     return Case(f"{split} scene {seed}", prompt, loaded.prompt, loaded.condition, original, loaded)
 
 
-def _of_sample(config: EvaluationConfig, samples: ConditionedSource, place: int) -> Case:
+class _Captions:
+    """The captions of samples, of which each is read once."""
+
+    def __init__(self, samples: ConditionedSource) -> None:
+        self._source = samples.source
+        self._known: dict[int, str] = {}
+
+    def of(self, index: int) -> str:
+        if index not in self._known:
+            sample = self._source.load(index)
+            self._known[index] = _words(sample.captions, sample.key)
+        return self._known[index]
+
+    def contradicting(self, index: int) -> str:
+        """That of the next sample whose caption differs in more than case and white space.
+
+        `InvalidArgument` where all have the same.
+        """
+        own = _normalized(self.of(index))
+        for step in range(1, len(self._source)):
+            words = self.of((index + step) % len(self._source))
+            if _normalized(words) != own:
+                return words
+        raise InvalidArgument(
+            "prompts", "own or empty, for samples that all have one caption", "contradicting"
+        )
+
+
+def _normalized(caption: str) -> str:
+    return " ".join(caption.casefold().split())
+
+
+def _of_sample(config: EvaluationConfig, samples: ConditionedSource, captions: _Captions, place: int) -> Case:
     index = config.first + place
     try:
         sample = samples.fit(index)
@@ -141,11 +201,14 @@ def _of_sample(config: EvaluationConfig, samples: ConditionedSource, place: int)
         if config.prompts == "empty":
             prompt = ""
         elif config.prompts == "contradicting":
-            other = samples.source.load((index + 1) % len(samples.source))
-            prompt = _words(other.captions, other.key)
+            prompt = captions.contradicting(index)
     except BadSample as error:
-        raise InvalidArgument("data", "samples that can be read", error) from error
+        raise _unreadable(error) from error
     return Case(sample.key, prompt, words, sample.condition, sample.image)
+
+
+def _unreadable(error: BadSample) -> InvalidArgument:
+    return InvalidArgument("data", "samples that can be read", error)
 
 
 def _words(captions: Sequence[str], key: str) -> str:

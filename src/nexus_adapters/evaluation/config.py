@@ -27,6 +27,8 @@ from nexus_adapters.training.parsing import SECTION
 
 LEAST_FOR_DISTANCES = 40
 """Samples that a distance between sets needs."""
+LEAST_FOR_INTERVALS = 20
+"""Samples that an interval needs; the bootstrap's is too narrow for fewer, and of one sample has no width."""
 _SCENES = {"split": "test", "count": 500}
 
 
@@ -42,7 +44,8 @@ class EvaluationConfig:
     """How many samples to leave out at the beginning; of scenes, the first seed."""
     prompts: Prompts = "own"
     """"empty" is no words at all; "contradicting" takes words that do not fit the map: a scene's own
-    caption with every shape exchanged for one that it does not have; else the next sample's caption."""
+    caption with every shape exchanged for one that it does not have; else the caption of the next sample that
+    has another one."""
     num_inference_steps: Positive = STEPS
     """Of the base's own sampler."""
     guidance_scale: AtLeast0 = GUIDANCE_SCALE
@@ -117,6 +120,8 @@ class EvaluationRecipe(EvaluationConfig):
 
     adapters: dict[str, str] = field(default_factory=dict)
     """Name in tables -> whatever `load_adapter` takes."""
+    held_out_of: str = ""
+    """The folder of a run. An error where it was trained on any of the samples."""
     imports: tuple[str, ...] = ()
     """Your modules, or .py files, that register blocks, methods, bases, conditions or metrics."""
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from nexus_adapters.evaluation.cases import Cases
-from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
+from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, LEAST_FOR_INTERVALS, EvaluationConfig
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.scoring import FEATURES
 from nexus_adapters.evaluation.store import Store
@@ -28,17 +28,22 @@ GROUPS = LEAST_FOR_DISTANCES // 2  # of the jackknife, with at least two samples
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval. `n`: of how many images."""
+    """A number with its 95 % interval; None where the images, of which there are `n`, are too few for one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """Its lower and upper end; None without an interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def excludes_zero(self) -> bool:
-        """Whether the interval of a difference excludes zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval of a difference excludes zero. Without an interval that is unknown: False."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,15 @@ class Measured:
         return (*self.scores, *self.distances)
 
     def estimate(self, metric: str) -> Estimate:
-        """The estimate of a metric: a mean by bootstrap, a distance by jackknife."""
+        """The estimate of a metric: a mean by bootstrap, a distance by jackknife.
+
+        A mean of fewer than `LEAST_FOR_INTERVALS` images has no interval.
+        """
         if metric in self.scores:
-            return Estimate(*bootstrap_mean(self.scores[metric]), len(self.scores[metric]))
+            count = len(self.scores[metric])
+            if count < LEAST_FOR_INTERVALS:
+                return Estimate(self.value(metric), None, None, count)
+            return Estimate(*bootstrap_mean(self.scores[metric]), count)
         count = len(next(iter(self.scores.values())))
         return Estimate(*jackknife_interval(*self.distances[metric]), count)
 
@@ -245,7 +256,7 @@ def collect(
             apart = distances(features, reference)
         generation_s = 0.0
         if name != REFERENCE:
-            generation_s = sum(store.generation_s(places) for places in whole_set)
+            generation_s = sum(store.generation_s(places) or 0.0 for places in whole_set)
         found[name] = MethodResult(
             name,
             sources.get(name, ""),

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.bases.tokens import truncation_unlogged
@@ -20,6 +19,7 @@ from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import STEPS
 from nexus_adapters.embedded.held_out import TestScene
 from nexus_adapters.methods import GenerationSettings, method_of
+from nexus_adapters.progress import progress
 
 Images = list[UInt8[np.ndarray, "h w 3"]]
 
@@ -65,7 +65,8 @@ def generate(
     """
     images: Images = []
     settings = settings or GenerationSettings()
-    for first in tqdm(range(0, len(scenes), sampling.batch_size), unit="batch", disable=not show_progress):
+    firsts = range(0, len(scenes), sampling.batch_size)
+    for first in progress(firsts, what="generating", unit="batch", shown=show_progress):
         part = slice(first, first + sampling.batch_size)
         swapped = settings.adapter_prompts
         own = replace(settings, adapter_prompts=None if swapped is None else swapped[part])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.evaluation.config import LEAST_FOR_INTERVALS
 from nexus_adapters.evaluation.estimates import (
     REFERENCE,
     Estimate,
@@ -124,13 +124,9 @@ def page(found: Evaluation, table: Rows) -> str:
         store = Store(found.folder / name, "")
         for places in whole:
             wanted = [place for place in chosen if place in places]
-            if not wanted:
-                continue
-            images = store.images(places)
+            images = store.images(places) if wanted else None
             if images is None:
-                raise InvalidArgument(
-                    "out", "images that can be read", f"damaged ones in '{store.folder}'", "Run it again"
-                )
+                continue  # none are shown, or they are damaged: the same command makes them again
             for place in wanted:
                 shown[name, place] = images[place - places.start]
     return _HTML.format(
@@ -165,7 +161,8 @@ def _html_row(
     for name in names:
         scores = found.methods[name].measured.scores
         numbers = ", ".join(f"{metric} {values[place]:.3g}" for metric, values in scores.items())
-        cells.append(_image(shown[name, place], f"{name}: {numbers}"))
+        there = (name, place) in shown
+        cells.append(_image(shown[name, place], f"{name}: {numbers}") if there else "(damaged)")
     words = html.escape(case.prompt) or "(no prompt)"
     return (
         f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -195,12 +192,17 @@ def _html_cell(cell: tuple[Estimate, bool] | None) -> str:
         return ""
     estimate, is_best = cell
     value = f"<b>{estimate.value:.3f}</b>" if is_best else f"{estimate.value:.3f}"
-    return f"{value} <small>{estimate.low:.3f} to {estimate.high:.3f}</small>"
+    return f"{value} <small>{between(estimate)}</small>" if estimate.interval else value
 
 
 def _cell(estimate: Estimate, is_best: bool) -> str:
     value = f"**{estimate.value:.3f}**" if is_best else f"{estimate.value:.3f}"
-    return f"{value} ({estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{value} ({between(estimate)})" if estimate.interval else value
+
+
+def between(estimate: Estimate) -> str:
+    """The ends of an estimate's interval; "" without one."""
+    return "{:.3f} to {:.3f}".format(*estimate.interval) if estimate.interval else ""
 
 
 def _metrics(found: Evaluation) -> list[str]:
@@ -229,10 +231,16 @@ def _judges(found: Evaluation) -> str:
 
 
 def _legend(found: Evaluation) -> str:
+    if len(found.cases) < LEAST_FOR_INTERVALS:
+        intervals = f"Without intervals or a best method: these need at least {LEAST_FOR_INTERVALS} samples."
+    else:
+        intervals = (
+            "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
+            "interval of each paired difference excludes zero."
+        )
     parts = [
-        "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
-        "interval of each paired difference excludes zero. The row reference is the data's own images, "
-        "scored alike: what it lacks of a perfect score is due to the judges."
+        f"{intervals} The row reference is the data's own images, scored alike: what it lacks of a perfect "
+        "score is due to the judges."
     ]
     if any(method.measured.distances for method in found.methods.values()):
         parts.append(

@@ -17,27 +17,31 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_base, open_base
 from nexus_adapters.bases.tokens import find_tokenizer
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
-from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, batches, collect
+from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, Measured, batches, collect
 from nexus_adapters.evaluation.generation import generate_batch
 from nexus_adapters.evaluation.provenance import choose_dtype, model_sha256, versions
+from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE
 from nexus_adapters.evaluation.scoring import Scorer, scoring_sha256
-from nexus_adapters.evaluation.store import Store, claim
+from nexus_adapters.evaluation.store import SETTINGS, Store, claim
 from nexus_adapters.files import cache_folder, locked
 from nexus_adapters.methods import GenerationSettings, load_saved, method_for, method_of
 from nexus_adapters.methods.method import unread_settings
+from nexus_adapters.metrics import find_metric
+from nexus_adapters.progress import progress
 from nexus_adapters.training.distributed import leave_together
+from nexus_adapters.training.trained_on import read_record
 
 BASE_ALONE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
+LEAST_OF_REFERENCE = 0.9  # of metrics whose best value is 1: less is a fault of the maps or the judge
 SCORING_FIELDS = ("features", "clip", "judge")  # they change no image
 
 
@@ -48,6 +52,7 @@ def evaluate(
     show_progress: bool = True,
     with_base: bool = True,
     reference: Path | None = None,
+    held_out_of: str = "",
 ) -> Evaluation | None:
     """Generate and score the images that are missing, by the base alone and by each adapter.
 
@@ -62,16 +67,21 @@ def evaluate(
         with_base: whether the base without an adapter is evaluated too.
         reference: folder for the scores of the originals, which evaluations of the same data share; None to
             keep them in `out`.
+        held_out_of: the folder of a run that must not have been trained on any of the samples; "" for none.
 
     Returns:
         The results; None on all processes but the main one.
 
     Raises:
         InvalidArgument: for data without captions or that cannot be read, too few of them for a distance, an
-            adapter that does not fit, a model that does not exist, or a folder of other settings: all before
-            the first image.
+            adapter that does not fit, a model that does not exist, samples that `held_out_of` was trained
+            on, or a folder of other settings: all before the first image.
+
+    Warns:
+        Of samples that an adapter was trained on, as far as its run's record says so, and where the data's
+        own images do not score as they should.
     """
-    _check_names(adapters)
+    check_names(adapters, "adapter")
     if out.exists() and not out.is_dir():
         raise InvalidArgument("out", "a folder", f"'{out}', which is a file")
     base_configs, cases = open_evaluation(config)
@@ -88,6 +98,8 @@ def evaluate(
         method.check_fit(loaded[name], base_configs)
         for setting in unread_settings(method, settings_of(config)):
             warnings.warn(f"{setting} has no effect on {name}, a {method.label}", stacklevel=2)
+    if is_main:
+        _check_held_out(cases, held_out_of, saved)
     hashes = {name: model_sha256({"adapter": each}) for name, each in loaded.items() if each is not None}
     scorer = Scorer(config, str(device))
     tokenizer = find_tokenizer(config.base.source) if is_main else None
@@ -115,6 +127,7 @@ def evaluate(
             weights = {name: each.sha256() for name, each in saved.items()}
             methods = collect(cases, config.batch_size, stores, {**adapters, BASE_ALONE: ""}, weights, loaded)
             found = Evaluation(config, settings, methods, cases, out)
+            _check_reference(methods[REFERENCE].measured)
         leave_together(accelerator)
     return found
 
@@ -132,13 +145,56 @@ def open_evaluation(config: EvaluationConfig) -> tuple[Base, Cases]:
     return base, cases
 
 
-def _check_names(adapters: Mapping[str, str]) -> None:
-    for name in adapters:
-        if name in (BASE_ALONE, REFERENCE) or not NAME.fullmatch(name):
+def check_names(names: Iterable[str], argument: str) -> None:
+    """`InvalidArgument` for names that cannot be folders next to each other and to the files of results.
+
+    Some file systems do not distinguish case.
+    """
+    own = (BASE_ALONE, REFERENCE, SETTINGS, RESULTS, TABLE, PAGE, SCORES)
+    seen: set[str] = set()
+    for name in names:
+        for fits, expected in (
+            (NAME.fullmatch(name), "a name of letters, digits and . + @ - _"),
+            (name.casefold() not in own, f"a name other than {', '.join(own)}"),
+            (name.casefold() not in seen, "names that differ in more than case"),
+        ):
+            expect(bool(fits), argument, expected, repr(name))
+        seen.add(name.casefold())
+
+
+def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved]) -> None:
+    """`InvalidArgument` for samples that `held_out_of` was trained on; warn of those of the adapters."""
+    if held_out_of:
+        record = read_record(Path(held_out_of))
+        if record is None:
+            expected = "the folder of a finished run whose training.json says what it was trained on"
+            raise InvalidArgument("held_out_of", expected, f"'{held_out_of}'")
+        if count := cases.count_trained(record):
             raise InvalidArgument(
-                "adapter",
-                f"a name of letters, digits and . + @ - _, other than {BASE_ALONE} and {REFERENCE}",
-                repr(name),
+                "held_out_of",
+                "a run that was trained on none of the samples",
+                f"'{held_out_of}', which was trained on {count} of {len(cases)}",
+                "Evaluate other data, or other samples by --first and --count",
+            )
+    for name, each in adapters.items():
+        record = read_record(each.path)
+        if record is not None and (count := cases.count_trained(record)):
+            warnings.warn(
+                f"{name} was trained on {count} of the {len(cases)} samples, so its scores do not show what "
+                "it does with new ones",
+                stacklevel=3,
+            )
+
+
+def _check_reference(reference: Measured) -> None:
+    """Warn where the data's own images do not show their maps, as the judge sees it."""
+    for metric in map(find_metric, reference.scores):
+        value = reference.value(metric.name)
+        if metric.is_merit and value < LEAST_OF_REFERENCE:
+            warnings.warn(
+                f"the data's own images score {metric.label} {value:.2f} only: their maps do not fit them, "
+                "or were made in another way than those they are compared with. Expect no more of a method",
+                stacklevel=3,
             )
 
 
@@ -181,11 +237,12 @@ def _work(
     mine = all_batches[accelerator.process_index :: accelerator.num_processes]
     total = sum(map(len, mine)) * len(adapters)
     is_hidden = not (show_progress and accelerator.is_main_process)
-    with tqdm(total=total, unit="image", disable=is_hidden) as bar:
+    with progress(what="generating and scoring", unit="image", total=total, shown=not is_hidden) as bar:
         for places in mine:
             chosen = None
             for name, store in stores.items():
-                if store.scores(places) is None or (name != REFERENCE and not store.has_images(places)):
+                has_images = name == REFERENCE or store.has_images(places)
+                if store.scores(places) is None or not has_images:
                     chosen = chosen or cases[places.start : places.stop]
                     if name == REFERENCE:
                         images = [case.original for case in chosen]
@@ -195,8 +252,8 @@ def _work(
                     scores = scorer(images, chosen)
                     scores["score_s"] = np.array(time.perf_counter() - started)
                     store.keep_scores(places, scores)
+                bar.set_postfix_str(name, refresh=False)
                 bar.update(0 if name == REFERENCE else len(places))
-                bar.set_postfix_str(name)
 
 
 def _images(

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,51 +27,61 @@ from nexus_adapters.files import is_leftover, replacing, write_json
 from nexus_adapters.training.run_folder import flat
 
 SETTINGS = "settings.json"
-SECONDS = "score_s"  # among the scores: how long it took to compute them
+UNREADABLE_ARCHIVE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What `numpy.load` raises for files that are no archives, or damaged ones."""
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
 class Store:
-    """The batches of one method. `scoring`: a hash of what decides the scores."""
+    """The batches of one method. `scoring`: a hash of what decides the scores.
+
+    A batch of which anything is missing or damaged counts as not made, so that it is made again.
+    """
 
     folder: Path
     scoring: str
 
     def images(self, places: range) -> list[Image.Image] | None:
         """The images of a batch; None unless all were generated and can be read."""
-        if not self.has_images(places):
+        if self.generation_s(places) is None:
             return None
         images = []
         for place in places:
+            file = self._image(place)
             try:
-                with Image.open(self._image(place), formats=("PNG",)) as image:
+                with Image.open(file, formats=("PNG",)) as image:
                     images.append(image.convert("RGB"))
-            except Exception as error:  # decoders raise almost anything
-                _warn_of_damage(self._image(place), error)
-                self._mark(places).unlink(missing_ok=True)  # so that nobody relies on it
+            except Exception as error:  # Pillow raises almost anything on damaged bytes
+                self._mark(places).unlink(missing_ok=True)
+                _warn(file, error)
                 return None
         return images
 
     def has_images(self, places: range) -> bool:
-        """Whether all images of a batch were generated and are whole, as far as their ends show."""
-        if self._seconds(places) is None:
-            return False
-        return all(_is_whole_png(self._image(place)) for place in places)
+        """Whether a batch's images are there, as far as their ends show; they are not decoded."""
+        return self.generation_s(places) is not None and all(
+            _is_whole_png(self._image(place)) for place in places
+        )
 
-    def generation_s(self, places: range) -> float:
-        """How long it took to generate the batch; 0 where that is not known."""
-        return self._seconds(places) or 0.0
-
-    def _seconds(self, places: range) -> float | None:
-        """What the file says that marks a batch's images as finished; None without one that is whole."""
+    def generation_s(self, places: range) -> float | None:
+        """How long it took to generate the batch; None where it was not."""
         file = self._mark(places)
+        if not file.is_file():
+            return None
         try:
             return float(json.loads(file.read_bytes())["draw_s"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            _warn_of_damage(file, error)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _warn(file, error)
             return None
 
     def keep_images(self, places: range, images: Sequence[Image.Image], generation_s: float) -> None:
@@ -79,20 +92,20 @@ class Store:
         write_json(self._mark(places), {"draw_s": round(generation_s, 3), "pictures": len(places)})
 
     def scores(self, places: range) -> dict[str, np.ndarray] | None:
-        """The scores of a batch; None where it has none by these settings that can be read."""
+        """The scores of a batch; None where it has none by these settings."""
         file = self._scores(places)
         if not file.is_file():
             return None
         try:
             with np.load(file) as arrays:
-                scores = {name: arrays[name] for name in arrays.files}
-            if not all(len(scores[name]) == len(places) for name in scores if name != SECONDS):
-                raise ValueError("another number of images")
-            float(scores[SECONDS])
-        except Exception as error:  # of zip files and arrays there are many
-            _warn_of_damage(file, error)
+                found = {name: arrays[name] for name in arrays.files}
+            float(found["score_s"])
+            if any(len(values) != len(places) for name, values in found.items() if name != "score_s"):
+                raise ValueError("numbers of other images")
+        except (*UNREADABLE_ARCHIVE, TypeError) as error:
+            _warn(file, error)
             return None
-        return scores
+        return found
 
     def keep_scores(self, places: range, scores: Mapping[str, np.ndarray]) -> None:
         """Write a batch's scores."""
@@ -114,12 +127,12 @@ def _is_whole_png(file: Path) -> bool:
         with file.open("rb") as stream:
             stream.seek(-len(_PNG_END), os.SEEK_END)
             return stream.read() == _PNG_END
-    except OSError:  # also of a file shorter than that
+    except OSError:
         return False
 
 
-def _warn_of_damage(file: Path, error: Exception) -> None:
-    warnings.warn(f"'{file}' is damaged ({one_line(error)}) and is made again", stacklevel=3)
+def _warn(file: Path, error: Exception) -> None:
+    warnings.warn(f"'{file}' cannot be read ({one_line(error)}) and is made again", stacklevel=3)
 
 
 def claim(
@@ -157,7 +170,8 @@ def claim(
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        dict(content["drawing"]), dict(content["adapters"])
+        if not all(isinstance(content[key], dict) for key in ("drawing", "adapters")):
+            raise TypeError("no tables")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidArgument(
             "out",

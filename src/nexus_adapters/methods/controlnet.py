@@ -122,7 +122,6 @@ class ControlNetMethod(Method):
         is_xl = hasattr(pipe, "text_encoder_2")
         kind = StableDiffusionXLControlNetPipeline if is_xl else StableDiffusionControlNetPipeline
         controlled = other_pipeline(kind, pipe, controlnet=module)
-        controlled.set_progress_bar_config(disable=True)
 
         def generate(*args: Any, **arguments: Any) -> Any:
             given = {"image": list(conditions), "controlnet_conditioning_scale": settings.scale}

@@ -400,4 +400,6 @@ def other_pipeline(kind: Any, base: Any, **added: object) -> Any:
         added["requires_safety_checker"] = False
     if "force_zeros_for_empty_prompt" in taken:
         added["force_zeros_for_empty_prompt"] = base.config.force_zeros_for_empty_prompt
-    return kind(**parts, **added)
+    built = kind(**parts, **added)
+    built.set_progress_bar_config(**getattr(base, "_progress_bar_config", {}))  # as the user has it
+    return built

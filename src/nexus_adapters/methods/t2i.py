@@ -145,7 +145,6 @@ class T2IMethod(FeatureMethod):
         is_xl = hasattr(pipe, "text_encoder_2")
         kind = StableDiffusionXLAdapterPipeline if is_xl else StableDiffusionAdapterPipeline
         controlled = other_pipeline(kind, pipe, adapter=module)
-        controlled.set_progress_bar_config(disable=True)
 
         def generate(*args: Any, **arguments: Any) -> Any:
             given = {"image": list(images), "adapter_conditioning_scale": settings.scale}

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from PIL import Image
 from torch import Tensor
 
-from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 
 
 def check_sets(
@@ -171,12 +171,14 @@ class TransformersFeatures:
         self.source = source
         try:
             image_processor: Any = transformers.AutoImageProcessor
-            self._processor = image_processor.from_pretrained(source)
-            self._network: Any = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
+            self._processor = image_processor.from_pretrained(source, trust_remote_code=False)
+            self._network: Any = transformers.AutoModel.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False
+            )
         except Exception as error:  # the library raises almost anything
             reason = one_line(error)
             expected = "a folder or the Hub id of a vision model"
-            raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error
+            raise InvalidArgument("model", expected, f"'{source}' ({reason})", code_hint(error)) from error
         self._network.eval().to(device)
         self._is_clip = hasattr(self._network, "get_image_features")
         self._tokenizer: Any = None
@@ -200,7 +202,11 @@ class TransformersFeatures:
             import transformers
 
             tokenizer: Any = transformers.AutoTokenizer
-            self._tokenizer = tokenizer.from_pretrained(self.source)
+            try:
+                self._tokenizer = tokenizer.from_pretrained(self.source, trust_remote_code=False)
+            except Exception as error:  # of any kind, as above
+                expected, received = "one with a tokenizer", f"'{self.source}' ({one_line(error)})"
+                raise InvalidArgument("model", expected, received, code_hint(error)) from error
         inputs = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             found = self._network.get_text_features(**inputs.to(self._network.device))

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from tqdm import tqdm
-
 from nexus_adapters.data.prepared_set import INDEX, PREVIEW, SKIPPED, SetFolder
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import lock, replacing, write_json
 from nexus_adapters.prepare.filters import find_near_duplicates
 from nexus_adapters.prepare.plan import Plan
 from nexus_adapters.prepare.preview import preview_page
+from nexus_adapters.progress import progress
 
 
 @runtime_checkable
@@ -190,8 +189,8 @@ def _do(step: str, plan: Plan, folder: SetFolder, engine: Engine, is_done: Calla
     """Run a step for all shards that are not done, with a progress bar over their samples."""
     done = sum(len(plan.indices(shard)) for shard in range(plan.shards) if is_done(shard))
     open_shards = (shard for shard in range(plan.shards) if not is_done(shard))
-    title = {"survey": "hashing images", "write": "preparing"}[step]
-    with tqdm(total=len(plan), initial=done, desc=title, unit="sample", delay=1, disable=None) as bar:
+    title = {"survey": "hashing images", "write": "preparing samples"}[step]
+    with progress(what=title, unit="sample", total=len(plan), initial=done, delay=1) as bar:
         engine(plan, folder, step, open_shards, bar.update)
 
 

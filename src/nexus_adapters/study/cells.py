@@ -28,6 +28,7 @@ from nexus_adapters.study.plan import OWN, Cell, Study
 from nexus_adapters.study.results import (
     CellResult,
     completed,
+    has_same_data,
     is_planned,
     load_result,
     planned_settings,
@@ -38,6 +39,7 @@ from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.run import train_adapter
 from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps, flat
+from nexus_adapters.training.trained_on import read_record
 
 _DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
 
@@ -100,7 +102,8 @@ def is_done(study: Study, cell: Cell) -> bool:
         return is_planned(study, cell, found) and found.settings["versions"] == versions()
     if config is not None and not _is_trained(config):
         return False
-    return completed(found.settings) == completed(_settings(study, cell))
+    is_same = completed(found.settings) == completed(_settings(study, cell))
+    return is_same and has_same_data(study, cell, found)
 
 
 def _is_trained(config: TrainConfig) -> bool:
@@ -127,6 +130,7 @@ def _run(study: Study, cell: Cell) -> CellResult:
     adapters: dict[str, str] = {}
     facts: dict[str, float] = {}
     if config is not None:
+        _check_run(study, cell, Path(config.output_dir))
         adapters[cell.method] = str(train_adapter(config))
         facts |= _facts_of_run(study, cell, Path(config.output_dir))
     views: dict[str, Measured] = {}
@@ -143,6 +147,18 @@ def _run(study: Study, cell: Cell) -> CellResult:
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
     made_with = {"versions": versions(), "machine": machine(), "precision": precision_of(study, cell)}
     return CellResult(_settings(study, cell), facts, views, made_with)
+
+
+def _check_run(study: Study, cell: Cell, folder: Path) -> None:
+    """`InvalidArgument` for a run that was trained on the data as they were before they changed."""
+    record, now = read_record(folder), study.data_sha256(cell)["train"]
+    if record is not None and now and record.data_sha256 != now:
+        raise InvalidArgument(
+            "data",
+            f"the samples that the run in '{folder}' was trained on",
+            "others: the data have changed since",
+            "Give the plan another folder, or delete the run",
+        )
 
 
 @contextmanager
@@ -195,7 +211,12 @@ def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationCo
         for name, value in flat(dataclasses.asdict(config)).items()
         if name.split(".")[0] not in SCORING_FIELDS and value != defaults.get(name)
     }
-    identity = json.dumps([fields, adapter_sha256(study, cell), versions()], sort_keys=True)
+    made_of = [fields, adapter_sha256(study, cell), versions()]
+    if data := study.data_sha256(cell)[
+        f"views.{view}"
+    ]:  # left out where unknown, as before it was part of it
+        made_of.append(data)
+    identity = json.dumps(made_of, sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return study.folder / "evaluations" / f"{cell.name}@{view}-{key}"
 
@@ -210,7 +231,9 @@ def adapter_sha256(study: Study, cell: Cell) -> str:
 def _settings(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of a finished cell, as JSON returns them."""
     found = planned_settings(study, cell)
-    return found | {"adapter_sha256": adapter_sha256(study, cell), "versions": versions()}
+    made_with = {"adapter_sha256": adapter_sha256(study, cell), "versions": versions()}
+    data = {name: sha256 for name, sha256 in study.data_sha256(cell).items() if sha256}
+    return found | made_with | ({"data": data} if data else {})
 
 
 def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
@@ -225,7 +248,11 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
         facts["gmacs"] = cost.gmacs(steps)
     rows = read_json_lines(folder / LOG, dict)  # none for a short run without validation
     validated = [row for row in rows if "val_loss" in row]
-    if validated:
+    # In the log a loss that is not finite is null.
+    is_finite = bool(validated) and None not in (
+        value for name, value in validated[-1].items() if name.startswith("val_loss")
+    )
+    if is_finite:
         facts["val_loss"] = validated[-1]["val_loss"]
         facts["val_loss_as_trained"] = round(loss_as_trained(validated[-1], config.loss), 6)
     times = [row["step_s"] for row in rows if row.get("step_s") is not None]

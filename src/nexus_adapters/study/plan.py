@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import field
@@ -13,12 +15,12 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
-from nexus_adapters.evaluation.estimates import REFERENCE
-from nexus_adapters.evaluation.run import BASE_ALONE, NAME
+from nexus_adapters.evaluation.run import BASE_ALONE, check_names
 from nexus_adapters.files import cache_folder
-from nexus_adapters.training.config import NotNegative, TrainConfig
+from nexus_adapters.training.config import DataOptions, NotNegative, TrainConfig
 from nexus_adapters.training.parsing import SECTION, validated
 from nexus_adapters.training.recipe import parse_config, read_toml
+from nexus_adapters.training.trained_on import data_sha256
 
 OWN = "own"  # the view that every study has: the evaluation without changes
 # What methods may change of the evaluation: the samples and the noise stay the same.
@@ -81,15 +83,9 @@ class StudyPlan:
     def __post_init__(self) -> None:
         """Checks across fields."""
         known = (BASE_ALONE, *self.methods)
-        for key, names in (("methods", self.methods), ("views", self.views)):
-            for name in names:
-                if name == REFERENCE or not NAME.fullmatch(name):
-                    raise InvalidArgument(
-                        key, f"names of letters, digits and . + @ - _, other than {REFERENCE}", repr(name)
-                    )
+        check_names(self.methods, "methods")
+        check_names(self.views, "views")
         for name in self.methods:
-            if name == BASE_ALONE:
-                raise InvalidArgument("methods", f"names other than {BASE_ALONE}", repr(name))
             for key in self.methods[name].evaluate:
                 if key not in _OF_METHODS:
                     raise InvalidArgument(
@@ -143,6 +139,15 @@ class Study:
         results = self.plan.results
         file = path.parent / Path(results).expanduser() if results else self.folder / "results.npz"
         self.results = file if file.suffix == ".npz" else file.with_name(f"{file.name}.npz")
+        self._hashes: dict[str, str] = {}
+        names: dict[str, Cell] = {}
+        for cell in self.cells():
+            if (other := names.setdefault(cell.name.casefold(), cell)) != cell:
+                raise InvalidArgument(
+                    "cells",
+                    "conditions and methods whose names together differ",
+                    f"'{cell.name}' of {cell} and {other}",
+                )
         for cell in self.cells():
             self.train_config(cell)
             for view in self.views():
@@ -187,6 +192,27 @@ class Study:
             parts.append(self.plan.methods[cell.method].evaluate)
         merged = _merged(*parts, {"data": {"condition": cell.condition}})
         return validated(EvaluationConfig, _with_homes(merged))
+
+    def data_sha256(self, cell: Cell) -> dict[str, str]:
+        """The contents of the data that a cell is trained on ("train") and measured on (by view).
+
+        "" for data that cannot be read here, such as scenes and those on the Hub: see `data_sha256`.
+        """
+        found, config = {}, self.train_config(cell)
+        if config is not None:
+            found["train"] = self._hash_of(config.data, config.cache.folder, 0)
+        for view in self.views():
+            evaluation = self.evaluation_config(cell, view)
+            found[f"views.{view}"] = self._hash_of(evaluation.data, "", evaluation.first)
+        return found
+
+    def _hash_of(self, data: DataOptions, folder: str, first: int) -> str:
+        """Computed once for all cells, as the data are when the study is opened or resumed."""
+        key = json.dumps([dataclasses.asdict(data), first], default=str)
+        if key not in self._hashes:
+            cache = Path(folder) if folder else cache_folder() / "training"
+            self._hashes[key] = data_sha256(data, cache, first)
+        return self._hashes[key]
 
     def _all_cells(self) -> Iterator[Cell]:
         for group in self.plan.cells:

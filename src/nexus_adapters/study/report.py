@@ -20,7 +20,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from nexus_adapters.bases.loading import load_base
 from nexus_adapters.errors import InvalidArgument
@@ -31,6 +30,7 @@ from nexus_adapters.evaluation.run import BASE_ALONE, generate_cases, open_evalu
 from nexus_adapters.files import replacing, write_text
 from nexus_adapters.methods import load_adapter
 from nexus_adapters.metrics import METRICS, find_metric
+from nexus_adapters.progress import progress
 from nexus_adapters.study.cells import adapter_sha256
 from nexus_adapters.study.plan import OWN, Cell, Study
 from nexus_adapters.study.results import Results, results_of
@@ -129,7 +129,8 @@ def _plot_intervals(panel: Any, rows: Sequence[Row], metric: str) -> None:
             continue
         estimate = row.measured.estimate(metric)
         color = "0.6" if row.method == BASE_ALONE else "C0"
-        panel.plot([estimate.low, estimate.high], [place, place], color=color, lw=2)
+        if estimate.interval:
+            panel.plot(estimate.interval, [place, place], color=color, lw=2)
         panel.plot(estimate.value, place, "o", color=color, markersize=5)
     panel.set_yticks(range(len(rows)), [row.method for row in reversed(rows)], fontsize=8)
     panel.tick_params(axis="x", labelsize=8)
@@ -302,7 +303,7 @@ def generate_chosen(
     dtype = choose_dtype(config.dtype, device)
     base = load_base(config.base.source, dtype=dtype, safety_checker=None).to(device)
     generated: dict[str, list[Image.Image]] = {}
-    for method, cell in tqdm(cells.items(), "generating", unit="method", leave=False):
+    for method, cell in progress(list(cells.items()), what="generating", unit="method", leave=False):
         adapter = None
         if cell.method != BASE_ALONE:
             loaded: Any = load_adapter(study.run_folder(cell) / ADAPTER)

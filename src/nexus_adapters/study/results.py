@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import Measured
+from nexus_adapters.evaluation.store import UNREADABLE_ARCHIVE
 from nexus_adapters.files import replacing
 from nexus_adapters.study.plan import Cell, Study
 from nexus_adapters.training.run_folder import flat, identity, identity_with_defaults
@@ -130,18 +131,26 @@ def _load_file(path: Path, stamp: tuple[int, ...]) -> Mapping[str, CellResult]:
         with np.load(path) as arrays:
             cells = json.loads(bytes(arrays[_CELLS]))
             return {name: _cell_result(about, arrays, f"{name}/") for name, about in cells.items()}
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise InvalidArgument("results", "a file of results that a study wrote", f"'{path}'") from error
+    except (*UNREADABLE_ARCHIVE, TypeError, AttributeError, IndexError) as error:
+        hint = "Restore a copy of it, or move it away: its cells are then measured again"
+        expected = "a file of results that a study wrote"
+        raise InvalidArgument("results", expected, f"'{path}' ({one_line(error)})", hint) from error
 
 
 def _load_folder(folder: Path) -> dict[str, CellResult]:
     """The results that earlier versions kept as CELL.json and CELL.npz, if both are there."""
     found = {}
     for file in sorted(folder.glob("*.json")):
-        about, numbers = json.loads(file.read_bytes()), file.with_suffix(".npz")
-        if "metrics" in about and numbers.is_file():  # still earlier versions had no names of metrics
-            with np.load(numbers) as arrays:
-                found[file.stem] = _cell_result(about, arrays, "")
+        numbers = file.with_suffix(".npz")
+        try:
+            about = json.loads(file.read_bytes())
+            if "metrics" in about and numbers.is_file():  # still earlier versions had no names of metrics
+                with np.load(numbers) as arrays:
+                    found[file.stem] = _cell_result(about, arrays, "")
+        except (*UNREADABLE_ARCHIVE, TypeError, AttributeError, IndexError) as error:
+            warnings.warn(
+                f"'{file}' cannot be read ({one_line(error)}): its cell is measured again", stacklevel=2
+            )
     return found
 
 
@@ -169,17 +178,28 @@ def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
-    """Whether a result is of the plan as it is now."""
-    return completed(result.settings) == completed({**result.settings, **planned_settings(study, cell)})
+    """Whether a result is of the plan and the data as they are now."""
+    now = {**result.settings, **planned_settings(study, cell)}
+    return has_same_data(study, cell, result) and completed(result.settings) == completed(now)
+
+
+def has_same_data(study: Study, cell: Cell, result: CellResult) -> bool:
+    """Whether a result is of data with the same contents as now, as far as both are known."""
+    before, now = result.settings.get("data", {}), study.data_sha256(cell)
+    return all(before[name] == now[name] for name in before.keys() & now.keys() if before[name] and now[name])
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of options that are newer than they are, and with the home folder as `~`."""
+    """Settings with the defaults of options that are newer than they are, and with the home folder as `~`.
+
+    Without the hashes of the data, which `has_same_data` compares.
+    """
     defaults = flat(asdict(EvaluationConfig()))
     train = settings["train"] and identity_with_defaults(settings["train"])
     views = {name: {**defaults, **flat(view)} for name, view in settings["views"].items()}
     whole = _with_tildes({**settings, "train": train, "views": views})
     found: dict[str, Any] = json.loads(json.dumps(whole))
+    found.pop("data", None)
     return found
 
 

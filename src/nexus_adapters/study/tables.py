@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from nexus_adapters.evaluation.config import LEAST_FOR_INTERVALS
 from nexus_adapters.evaluation.estimates import Estimate, Measured, best_beyond_doubt, mean_of
-from nexus_adapters.evaluation.report import head, in_order
+from nexus_adapters.evaluation.report import between, head, in_order
 from nexus_adapters.evaluation.run import BASE_ALONE
 from nexus_adapters.study.plan import OWN, Study
 from nexus_adapters.study.results import Results
@@ -46,7 +47,10 @@ class Row:
 
 
 def study_csv(results: Results) -> str:
-    """One row per cell and metric; in views other than "own" the metric is `METRIC@VIEW`."""
+    """One row per cell and metric; in views other than "own" the metric is `METRIC@VIEW`.
+
+    `low` and `high` are empty where there are too few images for an interval.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -59,7 +63,8 @@ def study_csv(results: Results) -> str:
         for view, measured in result.views.items():
             for metric, estimate in measured.estimates().items():
                 name = metric if view == OWN else f"{metric}@{view}"
-                numbers = (f"{number:.5g}" for number in (estimate.value, estimate.low, estimate.high))
+                ends = (estimate.value, estimate.low, estimate.high)
+                numbers = ("" if number is None else f"{number:.5g}" for number in ends)
                 writer.writerow((*head, name, *numbers, estimate.n))
     return stream.getvalue()
 
@@ -110,7 +115,7 @@ def study_markdown(study: Study, results: Results) -> str:
         for view in study.plan.views:
             if rows := rows_of(results, condition, view):
                 parts.append(f"### {condition}, {view}\n\n" + _table(rows, VIEW_COLUMNS, with_cost=False))
-    parts.append(_legend(study))
+    parts.append(_legend(study, results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -199,10 +204,11 @@ def _seeds_cell(differences: Measured, metric: str) -> str:
 
 def _cell(estimate: Estimate, is_bold: bool, sign: str = "") -> str:
     value = f"{estimate.value:{sign}.3f}"
-    return f"{f'**{value}**' if is_bold else value} ({estimate.low:.3f} to {estimate.high:.3f})"
+    shown = f"**{value}**" if is_bold else value
+    return f"{shown} ({between(estimate)})" if estimate.interval else shown
 
 
-def _legend(study: Study) -> str:
+def _legend(study: Study, results: Results) -> str:
     parts = [
         "Brackets hold 95 % intervals over the images; several seeds are averaged image by image first. "
         "Bold in a table of methods: the best one, if the interval of its paired difference to every other "
@@ -212,4 +218,12 @@ def _legend(study: Study) -> str:
         parts.append(
             "A difference is between trainings from the same seed; bold if the interval excludes zero."
         )
+    counts = {
+        len(scores)
+        for each in results.values()
+        for view in each.views.values()
+        for scores in view.scores.values()
+    }
+    if counts and min(counts) < LEAST_FOR_INTERVALS:
+        parts.append(f"Fewer than {LEAST_FOR_INTERVALS} images have no interval, and no method is marked.")
     return " ".join(parts)

@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from nexus_adapters.bases.base import Base
 from nexus_adapters.data.batch import CAPTION_LENGTHS, Batch, Entry, as_batch, draw_for_sample, encode
@@ -39,6 +38,7 @@ from nexus_adapters.data.inspection import caption_lengths, describe_captions
 from nexus_adapters.data.replacement import SkipReport
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.data.tensor_cache import TensorCache
+from nexus_adapters.progress import progress
 from nexus_adapters.training.config import DataOptions, LossOptions, TrainingOptions
 from nexus_adapters.training.recipe_samples import (
     FittedSamples,
@@ -275,9 +275,7 @@ def entry_names(
     """
     names, unreadable = [], []
     share = indices[accelerator.process_index :: accelerator.num_processes]
-    shown = tqdm(
-        share, desc="hashing samples", unit="sample", disable=not accelerator.is_main_process, delay=2
-    )
+    shown = progress(share, what="hashing samples", unit="sample", delay=2, shown=accelerator.is_main_process)
     with known.kept():
         for index in shown:
             try:
@@ -318,9 +316,8 @@ def fill_cache(
     )
     reasons: dict[str, str] = {}  # name -> why it has no entry
     entries: dict[str, dict[str, Any]] = {}
-    with tqdm(
-        total=len(share), desc="encoding", unit="sample", disable=not accelerator.is_main_process or not share
-    ) as bar:
+    is_shown = accelerator.is_main_process and bool(share)
+    with progress(what="encoding samples", unit="sample", total=len(share), shown=is_shown) as bar:
         for fitted in loader if share else ():
             raise_errors(sample for _, sample in fitted)
             good = [(index, sample) for index, sample in fitted if not isinstance(sample, Skipped)]

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from nexus_adapters.data.conditioned import KnownHashes
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import write_json
+from nexus_adapters.progress import progress
 
 RECORD = "samples.json"
 _HASHED_WHOLE = 10_000  # samples; of larger data sets only as many are hashed, evenly spaced
@@ -76,7 +76,8 @@ def data_identity(
     """
     step = max(1, count // _HASHED_WHOLE)
     indices = range(0, count, step)[:_HASHED_WHOLE]
-    shown = tqdm(indices[rank::processes], desc="comparing samples", unit="sample", delay=2, disable=rank > 0)
+    mine = indices[rank::processes]
+    shown = progress(mine, what="comparing samples", unit="sample", delay=2, shown=rank == 0)
     with nullcontext() if known is None else known.kept():
         found = [
             (index, _content_hash(source, index, known) if is_local else _name_hash(source, index))

@@ -34,11 +34,18 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def export(
-    adapter: Any, method: Method, config: TrainConfig, steps: int, weights_step: int, samples: int
+    adapter: Any,
+    method: Method,
+    config: TrainConfig,
+    steps: int,
+    weights_step: int,
+    samples: int,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images.
 
     `weights_step`: the step that the weights are of; before `steps`, the run's last one, where it was better.
+    `trained_on`: by `trained_on.record_of`, for the record.
     """
     output = Path(config.output_dir)
     rows = read_json_lines(output / LOG, dict)
@@ -48,6 +55,7 @@ def export(
         "stopped_early": steps < config.training.max_train_steps,
         "samples": samples,
         "config": identity(without_folders(config)),
+        **(trained_on or {}),
     }
     if any(row["step"] == weights_step and _is_diverged(row) for row in rows):
         warnings.warn(

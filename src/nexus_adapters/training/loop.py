@@ -21,8 +21,8 @@ import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from nexus_adapters.progress import progress
 from nexus_adapters.training.checkpoint import NotFinite, TrainState
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
@@ -106,13 +106,13 @@ def train(
     step = run.resume()
     is_due = False
     is_over = observer is not None and observer.is_over
-    bar = tqdm(
+    bar = progress(
+        what=f"training {name}",
+        unit="step",
         total=training.max_train_steps,
         initial=step,
-        desc=name,
-        unit="step",
         mininterval=2,
-        disable=not accelerator.is_main_process,
+        shown=accelerator.is_main_process,
     )
     with stop_requests() as request, bar:
         while step < training.max_train_steps and not is_over:
@@ -126,7 +126,8 @@ def train(
             if step % log.every_steps == 0 or not is_finite:
                 row = _row(step, loss, norm, rate, is_finite, started, training, accelerator)
                 run.log(row)
-                bar.set_postfix({name: row[name] for name in ("loss", "samples_per_s", "memory_gib")})
+                shown = {name: row[name] for name in ("loss", "samples_per_s", "memory_gib")}
+                bar.set_postfix(shown, refresh=False)
             bar.update()
             if state.bad_steps >= training.max_bad_steps:
                 what = f"no finite gradient in {state.bad_steps} steps in a row"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
 from nexus_adapters.data.batch import draw_for_sample
@@ -29,6 +28,7 @@ from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.files import cache_folder
+from nexus_adapters.progress import progress
 from nexus_adapters.training.config import CacheOptions, DataOptions, TrainingOptions
 
 _TRIED = 64  # pixels a side of the image that an extractor's options are tried on
@@ -213,7 +213,7 @@ def split_samples(
         raise InvalidArgument("data", "samples", f"no samples in {data.path or data.shards}")
     shapes, unreadable = {}, []
     is_slow = data.aspect_buckets  # reads the header of every image
-    for index in tqdm(range(count), desc="reading sizes", unit="sample", delay=2, disable=not is_slow):
+    for index in progress(range(count), what="reading sizes", unit="sample", delay=2, shown=is_slow):
         try:
             shapes[index] = samples.target(index) if data.aspect_buckets else _ONE_SHAPE
         except BadSample as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
+from nexus_adapters.errors import redacted
+from nexus_adapters.files import without_folder
 from nexus_adapters.training.config import DataOptions, TrainConfig
 
 
@@ -19,30 +22,33 @@ def without_secrets(config: TrainConfig) -> TrainConfig:
 
 def data_without_secrets(data: DataOptions) -> DataOptions:
     """As `without_secrets`, for `[data]` alone."""
-    return replace(data, shards=tuple(map(_without_query_and_user, data.shards)))
+    return replace(data, path=redacted(data.path), shards=tuple(map(redacted, data.shards)))
 
 
 def without_folders(config: TrainConfig) -> TrainConfig:
-    """The recipe as it is published: as `without_secrets`, and with the folders' last parts alone."""
+    """The recipe as it is published: as `without_secrets`, and with the last parts of paths alone."""
     config = without_secrets(config)
     shards = tuple(shard if "://" in shard else Path(shard).name for shard in config.data.shards)
     return replace(
         config,
-        output_dir=Path(config.output_dir).name,
-        imports=tuple(map(_name, config.imports)),
-        base=replace(config.base, path=_name(config.base.path), config=_name(config.base.config)),
-        adapter=replace(config.adapter, start_from=_name(config.adapter.start_from)),
-        data=replace(config.data, path=_name(config.data.path), shards=shards),
+        output_dir=without_folder(Path(config.output_dir).name),  # of Windows too
+        imports=_without_folders(config.imports),
+        base=_without_folders(config.base),
+        adapter=_without_folders(config.adapter),
+        data=_without_folders(replace(config.data, shards=shards)),
         cache=replace(config.cache, folder=""),
     )
 
 
-def _without_query_and_user(shard: str) -> str:
-    if "://" not in shard:
-        return shard
-    parts = urlsplit(shard)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _name(path: str) -> str:
-    return Path(path).name if path and Path(path).exists() else path
+def _without_folders(value: Any) -> Any:
+    """All paths in a section, options of extractors among them, so that none is overlooked."""
+    if isinstance(value, str):
+        return without_folder(value)
+    if isinstance(value, Mapping):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_without_folders, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return replace(value, **{name: _without_folders(each) for name, each in own.items()})
+    return value

@@ -79,6 +79,7 @@ from nexus_adapters.training.run_folder import (
     with_absolute_paths,
     write_config,
 )
+from nexus_adapters.training.trained_on import record_of
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -228,6 +229,11 @@ def _train(
         skipped_file=output / "skipped.jsonl",
         accelerator=accelerator,
     )
+    trained_on: dict[str, Any] = {}
+    # Without a cache the samples' contents have not been hashed, and may be too many to read once more.
+    if cache is not None and accelerator.is_main_process:
+        order, steps = batches.feed.order, training.max_train_steps
+        trained_on = record_of(config.data, samples.source, order, split.trained, steps, cache.folder)
     with renamed(KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
     denoiser_hash = _denoiser_hash(base, denoiser)
@@ -280,7 +286,7 @@ def _train(
     if accelerator.is_main_process:
         best_step = None if validation is None else validation.best_step
         weights_step = _take_best(state, best_step, steps, output)
-        export(state.result, method, config, steps, weights_step, batches.report.total)
+        export(state.result, method, config, steps, weights_step, batches.report.total, trained_on)
     leave_together(accelerator)
 
 

@@ -21,6 +21,7 @@ from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.prepared_set import options_of
 from nexus_adapters.files import replacing
 from nexus_adapters.methods import GenerationSettings, Method
+from nexus_adapters.progress import progress
 from nexus_adapters.training.config import DataOptions, ValidationOptions
 from nexus_adapters.training.precision import Precision
 
@@ -70,7 +71,7 @@ def generate_validation_images(
     pipe.to(device)
     generated = []
     with torch.no_grad(), precision.autocast() if method.keeps_float32 else nullcontext():
-        for place, given in enumerate(inputs):
+        for place, given in enumerate(progress(inputs, what="validating", unit="image", leave=False)):
             generating = method.generating(pipe, adapter, [given.condition], GenerationSettings())
             with generating as generate, truncation_unlogged(generate):
                 output = generate(
