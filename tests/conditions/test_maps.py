@@ -7,9 +7,12 @@ import pytest
 from PIL import Image
 from tests.refusals import refused
 
-from nexus_adapters.conditions import load_as_stored, read_map
+from nexus_adapters.choices import MAP_KINDS
+from nexus_adapters.conditions import load_as_stored, looks_inverted, read_map
 from nexus_adapters.conditions.maps import split_map_options
+from nexus_adapters.conditions.resize import fit_map, judge_kind
 from nexus_adapters.conditions.segmentation import PALETTES
+from nexus_adapters.errors import InvalidArgument
 
 DISTANCES = np.array([[500, 1000, 2000], [4000, 8000, 0]], np.uint16)  # 0: not measured
 NEARNESS = np.round(255 * (1 / np.array([500, 1000, 2000, 4000, 8000]) - 1 / 8000) / (1 / 500 - 1 / 8000))
@@ -214,3 +217,35 @@ def test_options_of_maps_and_of_extractors():
         {"palette": "voc"},
         {"unit": "mm", "palette": "voc", "model": "m"},
     )
+
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "I")
+
+
+@pytest.mark.filterwarnings("ignore:condition")
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 20))])
+def test_any_map_is_read_and_fitted_or_refused(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(80):
+        width, height, *target = (int(side) for side in rng.integers(1, 80, 4))
+        noise = rng.integers(0, 256, (height, width, 3))
+        pixels = rng.choice(
+            [noise, noise[..., :1] + 0 * noise, noise * 0, 255 + noise * 0, 255 * (noise > 230)]
+        )
+        mode, kind = rng.choice(MODES), rng.choice([None, *MAP_KINDS])
+        image = Image.fromarray(pixels.astype(np.uint8))
+        if mode.startswith("I"):
+            values = (pixels[..., 0] * rng.choice([1, 30, 257])).astype(np.uint16)
+            image = Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
+        else:
+            image = image.convert(mode)
+        try:
+            found = read_map(image, kind)
+        except InvalidArgument:
+            continue
+        assert (found.mode, found.size) == ("RGB", (width, height))
+        judged = judge_kind(np.asarray(found))
+        assert judged in MAP_KINDS
+        assert kind != "lines" or not looks_inverted(found)
+        for resize_mode in (None, "stretch", "crop", "pad"):
+            assert fit_map(found, tuple(target), kind or judged, resize_mode).size == tuple(target)
