@@ -7,9 +7,13 @@ import pytest
 from PIL import Image
 from tests.refusals import refused
 
-from nexus_adapters.conditions import load_as_stored, read_map
+from nexus_adapters.choices import MAP_KINDS
+from nexus_adapters.conditions import load_as_stored, looks_inverted, read_map
 from nexus_adapters.conditions.maps import split_map_options
+from nexus_adapters.conditions.resize import fit_map, judge_kind
 from nexus_adapters.conditions.segmentation import PALETTES
+from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.injection.condition import as_condition
 
 DISTANCES = np.array([[500, 1000, 2000], [4000, 8000, 0]], np.uint16)  # 0: not measured
 NEARNESS = np.round(255 * (1 / np.array([500, 1000, 2000, 4000, 8000]) - 1 / 8000) / (1 / 500 - 1 / 8000))
@@ -69,9 +73,9 @@ def test_nearness_of_another_range():
     [
         (np.array([[257, 65535]], np.uint16), "depth", [1, 255]),  # the whole range
         (np.array([[30000, 50000]], np.uint16), None, [117, 195]),
-        (np.array([[3000, 3000]], np.uint16), "depth", [12, 12]),  # nothing to scale
-        (np.array([[2570, 5140]], np.uint16), "lines", [10, 20]),  # not depth
-        (np.array([[10, 20]], np.uint8), "depth", [10, 20]),
+        (np.array([[30000, 30000]], np.uint16), "depth", [117, 117]),  # nothing to scale
+        (np.array([[40000, 41000]], np.uint16), "lines", [156, 160]),  # not depth
+        (np.array([[100, 200]], np.uint8), "depth", [100, 200]),
     ],
 )
 def test_other_depth_stays_as_it_is(values, kind, expected):
@@ -121,7 +125,7 @@ def test_colors_are_no_ids():
     assert np.array_equal(read_map(rgb, "labels"), rgb)
     black_and_white = Image.fromarray(np.array([[0, 255]], np.uint8))
     assert gray(read_map(black_and_white, "labels")) == [0, 255]
-    assert gray(read_map(Image.fromarray(IDS[:1] + 9), "image", invert=False)) == [9, 10, 14]
+    assert gray(read_map(Image.fromarray(IDS[:1] + 90), "image", invert=False)) == [90, 91, 95]
 
 
 def strokes(color, ground, share=0.2):
@@ -198,6 +202,21 @@ def test_what_cannot_be_read():
         read_map(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "depth", unit="m")
 
 
+def test_a_map_that_is_nearly_black_is_reported():
+    ids = Image.fromarray(np.array([[0, 3, 31]], np.uint8))
+    for kind in (None, "lines", "depth", "image"):
+        with pytest.warns(UserWarning, match=r"nearly black; .*kind=\"labels\""):
+            assert gray(read_map(ids, kind)) == [0, 3, 31]
+    with pytest.warns(UserWarning, match="nearly black"):
+        as_condition(np.full((8, 8), 0.1, np.float32), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for value in (0, 32, 255):
+            read_map(Image.new("L", (8, 8), value), "image")
+            as_condition(np.full((8, 8), value / 255, np.float32), 3)
+        as_condition(np.full((8, 8), 0.1, np.float32), 3, kind="labels")
+
+
 def test_files_keep_their_mode(tmp_path):
     Image.fromarray(DISTANCES).save(tmp_path / "depth.png")
     Image.fromarray(IDS).save(tmp_path / "ids.png")
@@ -214,3 +233,35 @@ def test_options_of_maps_and_of_extractors():
         {"palette": "voc"},
         {"unit": "mm", "palette": "voc", "model": "m"},
     )
+
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "I")
+
+
+@pytest.mark.filterwarnings("ignore:condition")
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 20))])
+def test_any_map_is_read_and_fitted_or_refused(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(80):
+        width, height, *target = (int(side) for side in rng.integers(1, 80, 4))
+        noise = rng.integers(0, 256, (height, width, 3))
+        pixels = rng.choice(
+            [noise, noise[..., :1] + 0 * noise, noise * 0, 255 + noise * 0, 255 * (noise > 230)]
+        )
+        mode, kind = rng.choice(MODES), rng.choice([None, *MAP_KINDS])
+        image = Image.fromarray(pixels.astype(np.uint8))
+        if mode.startswith("I"):
+            values = (pixels[..., 0] * rng.choice([1, 30, 257])).astype(np.uint16)
+            image = Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
+        else:
+            image = image.convert(mode)
+        try:
+            found = read_map(image, kind)
+        except InvalidArgument:
+            continue
+        assert (found.mode, found.size) == ("RGB", (width, height))
+        judged = judge_kind(np.asarray(found))
+        assert judged in MAP_KINDS
+        assert kind != "lines" or not looks_inverted(found)
+        for resize_mode in (None, "stretch", "crop", "pad"):
+            assert fit_map(found, tuple(target), kind or judged, resize_mode).size == tuple(target)

@@ -189,7 +189,7 @@ def test_a_map_of_another_size_shows_the_same_part(scale):
 
 
 def test_a_given_map_needs_no_extractor():
-    condition = Image.new("RGB", (24, 16), (1, 2, 3))
+    condition = Image.new("RGB", (24, 16), (100, 2, 3))
     sample = fit_sample(OneSample(picture(), condition), 0, Geometry(24, 16), "no such extractor", {})
     assert np.array_equal(sample.condition, condition)
 

@@ -154,3 +154,16 @@ def test_the_part_of_the_image_and_not_of_the_rounded_map():
     box = (4 * 13 / 24, 0, 20 * 13 / 24, 9)
     assert np.array_equal(fitted, condition.resize((16, 16), Image.Resampling.BILINEAR, box=box))
     assert not np.array_equal(fitted, Geometry(16, 16).fit(condition, (16, 16), kind="image"))
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1000, 700), (300, 512)])
+def test_lines_keep_their_value_in_every_bucket(size):
+    geometry = Geometry.bucketed(128, step=32)
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[size[1] // 2 + 1], pixels[:, size[0] // 3] = 255, 255
+    target = geometry.target(size)
+    fitted = np.asarray(geometry.fit(Image.fromarray(pixels), target, kind="lines"))[..., 0]
+    assert set(np.unique(fitted)) == {0, 255}
+    assert (fitted > 0).sum() <= 1.1 * sum(target)  # as thin as they were
+    assert (fitted > 0).any(axis=0).all()
+    assert (fitted > 0).any(axis=1).all()

@@ -37,6 +37,7 @@ NO_PALETTE = "none"
 
 # 8 m in millimeters are 12 % of what 16 bits hold. Depth that a model or a program wrote uses nearly all.
 _NARROW = 65536 // 8
+NEARLY_BLACK = 31  # of 255: maps that are no darker than that are left alone
 _NO_CLASS = 255  # as most data sets have it
 
 
@@ -55,6 +56,7 @@ def read_map(
     - 16-bit depth whose values span less than an eighth of what 16 bits hold, as millimeters do, is scaled by
       its own range. `unit` says exactly what the values are. 0 is no measurement: black, as the farthest.
     - Label ids (grey, or a palette without colors) get the colors of a palette.
+    - A map that is nearly black is left as it is, with a warning.
     - Transparent parts become black in depth and labels; else what the strokes contrast with.
 
     Args:
@@ -85,6 +87,9 @@ def read_map(
         rgb = _on_background(image, kind, name)
     else:
         rgb = _rgb(image, name)
+    highest = int(np.asarray(rgb).max())
+    if kind != "labels" and 0 < highest <= NEARLY_BLACK:
+        report_nearly_black(name)
     if invert is None and _is_dark_on_light(rgb, kind):
         report_inverted(name)
         invert = True
@@ -107,6 +112,15 @@ def split_map_options(
 def report_inverted(name: str) -> None:
     """Warn that a map of lines is inverted."""
     _report(name, "dark lines on white are inverted (invert=False or --no-invert prevents it)")
+
+
+def report_nearly_black(name: str) -> None:
+    """Warn of a map that an adapter will take for an empty one."""
+    _report(
+        name,
+        f"no value is above {NEARLY_BLACK} of 255, which is nearly black; label ids get their colors by "
+        'kind="labels" (--condition segmentation)',
+    )
 
 
 def _report(name: str, what: str) -> None:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from nexus_adapters.choices import RESIZE_MODES, MapKind
 from nexus_adapters.conditions.images import INVERTED_ABOVE
-from nexus_adapters.conditions.maps import check_range, read_map, report_inverted
+from nexus_adapters.conditions.maps import (
+    NEARLY_BLACK,
+    check_range,
+    read_map,
+    report_inverted,
+    report_nearly_black,
+)
 from nexus_adapters.conditions.resize import ASPECT_TOLERANCE_PX, is_same_aspect, judge_kind
 from nexus_adapters.errors import InvalidArgument, warn_caller
 
@@ -65,7 +71,9 @@ def as_condition(
     def read(image: Image.Image) -> Image.Image:
         return read_map(image, kind, invert=invert, name=name)
 
-    condition, means = _as_tensor(value, channels, name, read)
+    condition, highest, means = _as_tensor(value, channels, name, read)
+    if kind != "labels" and 0 < highest <= NEARLY_BLACK / 255:
+        report_nearly_black(name)
     if invert is None:
         inverted = [
             place
@@ -97,14 +105,16 @@ def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
     return None if value is None else _as_tensor(value, 1, "mask", _opaque)[0]
 
 
-def _as_tensor(value: ConditionLike, channels: int, name: str, read: ReadImage) -> tuple[Tensor, list[float]]:
-    """A copy of the maps, and of floats the mean of each; images and integers are read by `read`."""
+def _as_tensor(
+    value: ConditionLike, channels: int, name: str, read: ReadImage
+) -> tuple[Tensor, float, list[float]]:
+    """A copy of the maps, and of floats the highest value and each map's mean; `read` reads the rest."""
     expected = _EXPECTED.format(c=channels)
     if value is None:
         raise InvalidArgument(name, expected, hint=f"Give {expected}")
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if values and all(isinstance(v, Image.Image) for v in values):
-        return _from_images([read(v) for v in values], channels, name), []
+        return _from_images([read(v) for v in values], channels, name), 0, []
     kind = next((kind for kind in (Tensor, np.ndarray) if all(isinstance(v, kind) for v in values)), None)
     if not values or kind is None:
         raise InvalidArgument(name, expected, _describe(value))
@@ -120,10 +130,10 @@ def _as_tensor(value: ConditionLike, channels: int, name: str, read: ReadImage) 
         raise InvalidArgument(name, "maps of one dtype on one device", kinds)
     condition = torch.cat(maps) if len(maps) > 1 else maps[0]
     if condition.dtype in _IMAGE_DTYPES:
-        return _from_images([read(image) for image in _images_of(condition, name)], channels, name), []
-    means = _check_values(condition, name)
+        return _from_images([read(image) for image in _images_of(condition, name)], channels, name), 0, []
+    highest, means = _check_values(condition, name)
     # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
-    return condition.expand(-1, channels, -1, -1).clone(), means
+    return condition.expand(-1, channels, -1, -1).clone(), highest, means
 
 
 def _with_axes(value: Tensor | np.ndarray, channels: int, expected: str, name: str) -> Tensor:
@@ -193,8 +203,8 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image
 
 
-def _check_values(condition: Tensor, name: str) -> list[float]:
-    """The mean of each map."""
+def _check_values(condition: Tensor, name: str) -> tuple[float, list[float]]:
+    """The highest value, and the mean of each map."""
     if not condition.is_floating_point():
         raise InvalidArgument(name, "floating point in [0, 1], or uint8", condition.dtype)
     # One transfer, for which an accelerator is waited for once.
@@ -203,7 +213,7 @@ def _check_values(condition: Tensor, name: str) -> list[float]:
     low, high, *found = torch.cat([ends.float(), means]).tolist()
     if not (low >= 0 and high <= 1):  # also where one of them is not a number
         raise InvalidArgument(name, "finite values in [0, 1]", f"{low:g} to {high:g}")
-    return [float(mean) for mean in found]
+    return high, found
 
 
 def image_size(
