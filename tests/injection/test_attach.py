@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import warnings
 import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from tests.refusals import refused
 from nexus_adapters import NexusAdapter
 from nexus_adapters.bases import BASES, Place, register_base
 from nexus_adapters.bases.unet import UNetBase
-from nexus_adapters.injection import Control, attach, residuals
+from nexus_adapters.injection import Control, attach, detach, residuals
 from nexus_adapters.injection.denoiser_hook import CallGuard
 
 PROMPTS = ["a red star", "a blue ring on a green cat", "photo of a dog"]
@@ -532,6 +533,33 @@ def test_a_control_that_is_attached_already_is_a_warning(pipe, unet, adapter):
         once = generate(pipe)
         with pytest.warns(UserWarning, match="^1 of 1"), attach(pipe, attached[0], shared=False):
             assert (generate(pipe) - once).abs().max() > 0.01
+
+
+def test_attachments_whose_handles_are_lost_are_detached(adapter):
+    pipe = tiny.sd15()
+    before, base = trace_of(pipe.unet), generate(pipe)
+    attach(pipe, Control(adapter, tiny.condition()))
+    attach(pipe, Control(adapter, tiny.condition(seed=9)), shared=False)
+    pipe.unet._compiled_call_impl = pipe.unet._call_impl  # what unet.compile() does, without the compiler
+    attach(pipe, Control(adapter, tiny.condition(seed=10)))
+    detach(pipe)
+    pipe.unet._compiled_call_impl = None
+    detach(pipe)
+    assert trace_of(pipe.unet)[0] == before[0]
+    assert torch.equal(generate(pipe), base)
+
+
+@pytest.mark.parametrize("by", ["remove", "with"])
+def test_removed_where_warnings_are_errors(adapter, by):
+    pipe = tiny.sd15()
+    before = trace_of(pipe.unet)
+    handle = attach(pipe, Control(adapter, tiny.condition(), end=0.01))
+    generate(pipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="never acted"):
+            handle.remove() if by == "remove" else handle.__exit__(None, None, None)
+    assert trace_of(pipe.unet) == before
 
 
 def test_controls_that_never_meet_are_no_warning(pipe, unet, adapter, recwarn):

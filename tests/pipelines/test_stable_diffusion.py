@@ -530,6 +530,15 @@ def test_a_users_pipeline_file_is_kept(pipe, tmp_path):
     assert (tmp_path / "pipeline.py").read_text() == "mine = 1\n"
 
 
+def test_the_packages_own_pipeline_file_is_replaced(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    file = tmp_path / "pipeline.py"
+    text = file.read_text()
+    file.write_text(text.replace("StableDiffusionNexus", "StableDiffusionXLNexus"))
+    pipe.save_pretrained(tmp_path)
+    assert file.read_text() == text
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

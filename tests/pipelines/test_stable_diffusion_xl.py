@@ -11,6 +11,7 @@ from tests import tiny
 from tests.refusals import refused
 
 import nexus_adapters
+from nexus_adapters.errors import MISSING
 from nexus_adapters.injection import Control, attach
 from nexus_adapters.pipelines import StableDiffusionXLNexusPipeline
 
@@ -148,3 +149,24 @@ def test_names_survive_moves_of_files(pipe):
     assert StableDiffusionXLNexusPipeline.__module__ == "nexus_adapters"
     assert isinstance(pipe, DiffusionPipeline)
     assert pipe.model_cpu_offload_seq.index("adapter") < pipe.model_cpu_offload_seq.index("unet")
+
+
+def test_loaded_by_diffusers_own_class(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is StableDiffusionXLNexusPipeline
+
+
+def test_without_a_unet_it_encodes_prompts(base, adapter):
+    parts = base.components | dict.fromkeys(("unet", "vae", "scheduler"))
+    made = StableDiffusionXLNexusPipeline(**parts, adapter=adapter, add_watermarker=False)
+    found = made.encode_prompt("a red star", device="cpu", do_classifier_free_guidance=False)[0]
+    expected = base.encode_prompt("a red star", device="cpu", do_classifier_free_guidance=False)[0]
+    assert torch.equal(found, expected)
+    with refused("unet", MISSING):
+        made("a red star", image=tiny.image())
+
+
+def test_an_adapter_of_another_kind_of_base_is_named(base):
+    wrong = tiny.adapter(tiny.unet())
+    with refused("adapter", "made for SD 1.x/2.x", expected="made for SDXL"):
+        StableDiffusionXLNexusPipeline(**base.components, adapter=wrong)

@@ -5,9 +5,9 @@ embeddings and condition, keeps them for the following steps, and adds them to t
 """
 
 from nexus_adapters.bases.unet import noise_factors
-from nexus_adapters.injection.attach import Attachment, attach
+from nexus_adapters.injection.attach import Attachment, attach, detach
 from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.features import residuals
 from nexus_adapters.injection.scales import balance
 
-__all__ = ["Attachment", "Control", "attach", "balance", "noise_factors", "residuals"]
+__all__ = ["Attachment", "Control", "attach", "balance", "detach", "noise_factors", "residuals"]

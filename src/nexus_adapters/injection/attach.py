@@ -93,6 +93,15 @@ def attach(
     return Attachment(base, denoiser, controls, declared, only_in)
 
 
+def detach(pipe_or_denoiser: nn.Module | Any) -> None:
+    """Remove all attachments to a pipeline's denoiser, of all threads, also those whose handles are lost.
+
+    `InvalidArgument` as `attach`, for what has no denoiser.
+    """
+    for attachment in owners_of_hooks(base_of(pipe_or_denoiser)[1]):
+        attachment.remove()
+
+
 class Attachment:
     """Controls attached to a denoiser; made by `attach`. `controls` are the ones given, to be changed live.
 
@@ -168,8 +177,10 @@ class Attachment:
 
         A warning says which controls never acted.
         """
-        self._report()
-        self._remove()
+        try:
+            self._report()
+        finally:  # also where warnings are errors
+            self._remove()
 
     def _report(self) -> None:
         if not self._attached:
@@ -211,7 +222,7 @@ class Attachment:
         traceback: TracebackType | None,
     ) -> None:
         if error is None:
-            self._report()
+            self.remove()
         self._remove()
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
@@ -304,7 +315,8 @@ def _warn_of_repeated(
     if repeated:
         warn_caller(
             f"{repeated} of {len(controls)} controls are attached already, with the same adapter and "
-            "condition: their features add up. To replace the earlier attachment, call its remove() first"
+            "condition: their features add up. To replace an earlier attachment, call its remove() first, or "
+            "nexus_adapters.injection.detach(pipe) if its handle is lost"
         )
 
 

@@ -232,8 +232,10 @@ def image_size(
     the base's area in the source's aspect, no side above that limit. A warning says so, and names `name`.
     """
     from_height, from_width = source
+    if height is not None and width is not None:
+        return height, width
     if height is not None:
-        return height, width or nearest_multiple(from_width * height / from_height, multiple)
+        return height, nearest_multiple(from_width * height / from_height, multiple)
     if width is not None:
         return nearest_multiple(from_height * width / from_width, multiple), width
     limit = int(LARGEST * native)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from nexus_adapters.bases.families import inner
+from nexus_adapters.bases.families import inner, layers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -139,10 +139,9 @@ def hook_calls(denoiser: nn.Module, hooks: CallHooks) -> Callable[[], None]:
 
 
 def owners_of_hooks(denoiser: nn.Module) -> list[Any]:
-    """The attachments to a denoiser, and to the one inside if it is wrapped."""
+    """The attachments to a denoiser, and to what it wraps."""
     with CHANGING_HOOKS:
-        modules = {id(module): module for module in (denoiser, inner(denoiser))}.values()
-        found = [hook for module in modules for hook in _installed_hooks(module)]
+        found = [hook for module in layers(denoiser) for hook in _installed_hooks(module)]
     return [hooks.owner for hook in found for hooks in hook.hooks]
 
 

@@ -37,12 +37,16 @@ _NAMES = {
 }
 
 # What a saved pipeline has as its pipeline.py.
-_CODE = '''"""The class of this pipeline, for `custom_pipeline`. It is in the package nexus-adapters."""
+_CODE_BEGINS = '"""The class of this pipeline, for `custom_pipeline`. It is in the package nexus-adapters."""'
+_CODE = (
+    _CODE_BEGINS
+    + """
 
 from nexus_adapters import {name}
 
 __all__ = ["{name}"]
-'''
+"""
+)
 
 # What the stock calls take in their **kwargs. They ignore everything else there, misspelled options too.
 _DEPRECATED = {"callback", "callback_steps"}
@@ -123,8 +127,8 @@ class NexusPipelineMixin:
         """Save all parts into a folder; diffusers' own arguments, all of them.
 
         A file pipeline.py is added, with which `DiffusionPipeline.from_pretrained(folder,
-        custom_pipeline="pipeline", trust_remote_code=True)` finds this class without an import; an existing
-        file of that name is kept. The adapter is always saved as safetensors.
+        custom_pipeline="pipeline", trust_remote_code=True)` finds this class without an import; a file of
+        your own of that name is kept. The adapter is always saved as safetensors.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]  # the stock pipeline's
         given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
@@ -133,7 +137,8 @@ class NexusPipelineMixin:
                 "safe_serialization: the adapter is saved as safetensors anyway: pickles can contain code"
             )
         code = Path(save_directory) / CUSTOM_PIPELINE_FILE_NAME
-        if not code.exists():  # first, since the folder may be uploaded at the end
+        # Before the rest, since the folder may be uploaded at the end.
+        if not code.exists() or code.read_text(encoding="utf-8", errors="replace").startswith(_CODE_BEGINS):
             kind = next(cls for cls in type(self).__mro__ if cls.__module__ == "nexus_adapters")
             code.parent.mkdir(parents=True, exist_ok=True)
             write_text(code, _CODE.format(name=kind.__name__))
