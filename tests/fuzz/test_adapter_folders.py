@@ -11,9 +11,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from diffusers import T2IAdapter
+from diffusers import ControlNetModel, T2IAdapter
 from safetensors.torch import load_file, save_file
 from tests.adapter.test_formats import as_original
+from tests.cli.test_info import CONTROLNET
 
 from nexus_adapters import NexusAdapter, load_adapter
 from nexus_adapters.adapter.formats import export_file, import_adapter
@@ -33,7 +34,7 @@ KINDS = [
     torch.int8, torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2,
     torch.float16, torch.bfloat16, torch.float64,
 ]  # fmt: skip
-FORMS = ("folder", "shards", "single file", "T2I folder", "T2I pickle", "checkpoint")
+FORMS = ("folder", "shards", "single file", "T2I folder", "T2I pickle", "checkpoint", "ControlNet")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,8 @@ def originals(tmp_path_factory):
     (root / "single file").mkdir()
     export_file(adapter, root / "single file" / "one.safetensors")
     t2i.save_pretrained(root / "T2I folder")
+    net = ControlNetModel(**CONTROLNET)
+    net.save_pretrained(root / "ControlNet")
     (root / "T2I pickle").mkdir()
     torch.save({"state_dict": as_original(t2i)}, root / "T2I pickle" / "t2i.pth")
     state = {"adapter": json.loads(adapter.to_json_string()), "format_version": 2}
@@ -193,9 +196,8 @@ def check_case(form, seed, originals, tmp_path, capsys):
     if form in ("single file", "T2I pickle"):
         source = next(folder.iterdir(), folder / "gone.pth")
     readers = {"load_adapter": load_adapter, "info": read_info}
-    readers |= (
-        {"import_adapter": lambda source: import_adapter(source).adapter} if form != "checkpoint" else {}
-    )
+    if form not in ("checkpoint", "ControlNet"):
+        readers["import_adapter"] = lambda source: import_adapter(source).adapter
     if form in ("folder", "shards"):
         readers["from_pretrained"] = NexusAdapter.from_pretrained
     if form == "single file":
@@ -206,7 +208,8 @@ def check_case(form, seed, originals, tmp_path, capsys):
     shown = capsys.readouterr().out
     if "not registered" in shown or "no known method loads" in shown:
         del found["info"]  # which says what is missing here
-    assert all(error is None or len(str(error)) < 3000 for error in found.values())
+    longest = max((str(error) for error in found.values() if error is not None), key=len, default="")
+    assert len(longest) < 3000, longest[:300]
     assert len({error is None for error in found.values()}) == 1, found
     shutil.rmtree(folder)
     return found["load_adapter"] is None
@@ -215,7 +218,7 @@ def check_case(form, seed, originals, tmp_path, capsys):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_changed_adapter_loads_or_is_refused_by_all_readers_alike(form, originals, tmp_path, capsys):
     assert check_case(form, "none", originals, tmp_path, capsys) in (True, False)
-    loaded = [check_case(form, seed, originals, tmp_path, capsys) for seed in range(40)]
+    loaded = [check_case(form, seed, originals, tmp_path, capsys) for seed in range(24)]
     assert any(loaded)
     assert not all(loaded)
 
@@ -223,5 +226,5 @@ def test_a_changed_adapter_loads_or_is_refused_by_all_readers_alike(form, origin
 @pytest.mark.full
 @pytest.mark.parametrize("form", FORMS)
 def test_thousands_of_changes(form, originals, tmp_path, capsys):
-    for seed in range(40, 1500):
+    for seed in range(24, 1000):
         check_case(form, seed, originals, tmp_path, capsys)

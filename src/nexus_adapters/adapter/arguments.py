@@ -202,13 +202,13 @@ def check_config(
     problems = {"missing": missing, "unknown": unknown}
     found = "; ".join(f"{what}: {', '.join(names[:8])}" for what, names in problems.items() if names)
     if found or kind not in classes:
-        hint = f"Load it by {kind}.from_pretrained" if kind not in classes else ""
+        hint = f"Load it by {str(kind)[:100]}.from_pretrained" if kind not in classes else ""
         if "downscale_factor" in config:
             hint = "`nexus convert` reads T2I-Adapters and the public release's adapters"
         raise InvalidArgument(
             "config",
             f"that of a {classes[0]}, with {', '.join(arguments)}",
-            f"that of a {kind}" + (f" ({found})" if found else ""),
+            f"that of a {str(kind)[:100]}" + (f" ({found})" if found else ""),
             hint,
         )
 
@@ -225,6 +225,9 @@ def check_saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
     expect(quantized is None, "quantization_config", "none", shown(quantized), hint)
     arguments = {**OPTIONAL_ARGUMENTS, **config}
     check_arguments(arguments)
+    options = arguments["block_options"]
+    has_none = arguments["block"] != "paper" or not options
+    expect(has_none, "block_options", "no options, as block 'paper' has none", shown(options))
     return arguments
 
 
@@ -256,8 +259,8 @@ def _check_stages(channels: Any, pools: Any, groups: int) -> None:
         "no pooling before the first stage (unshuffle sets its size)",
         shown(list(pools)),
     )
-    for width in channels:
-        expect(width % groups == 0, "groups", f"a divisor of every width in {shown(tuple(channels))}", groups)
+    divides = all(width % groups == 0 for width in channels)
+    expect(divides, "groups", f"a divisor of every width in {shown(tuple(channels))}", shown(groups))
 
 
 def _check_bool(name: str, value: Any) -> None:

@@ -20,18 +20,15 @@ from nexus_adapters.adapter.arguments import (
     FORMAT,
     FORMAT_VERSION,
     attention_heads,
-    check_saved_config,
     variant_arguments,
 )
-from nexus_adapters.adapter.blocks import constructor_keywords
-from nexus_adapters.adapter.layout import check_layout
-from nexus_adapters.adapter.model import NexusAdapter
-from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved, within
+from nexus_adapters.adapter.model import NexusAdapter, build_checked
+from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved
 from nexus_adapters.adapter.t2i_files import TEXT_WIDTHS, build_t2i, is_light, shape_of, trunk_geometry
 from nexus_adapters.adapter.tensors import load_adapter_tensors, load_tensors, trunk_tensors
 from nexus_adapters.adapter.weights import add_hash, check_tensors
 from nexus_adapters.bases.parts import seems_to_be
-from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
+from nexus_adapters.errors import expect, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 
 _START = "prime"  # what a T2I-Adapter is the start of, unless told otherwise
@@ -176,7 +173,7 @@ def _from_release(tensors: Mapping[str, Tensor], saved: Saved) -> NexusAdapter:
         "zero_init": False,
         "noise_exponent": 0.0,
     }
-    return _built(arguments, tensors, saved.path)
+    return build_checked(arguments, tensors, saved.path)
 
 
 def _heads(inner: int, channels: list[int]) -> tuple[int, int]:
@@ -239,31 +236,6 @@ def _likeness(adapter: Any, t2i: Any) -> str:
     )
 
 
-def _built(
-    arguments: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    kind: type[NexusAdapter] = NexusAdapter,
-) -> NexusAdapter:
-    try:
-        if kind is NexusAdapter:
-            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            check_layout(check_saved_config(arguments), shapes, path, "source")
-        given = {name: arguments[name] for name in constructor_keywords(kind) if name in arguments}
-        with torch.device("meta"):
-            adapter: Any = kind(**given)
-    except InvalidArgument as error:
-        raise error if error.name == "source" else within("source", "a valid config", path, error) from error
-    except (RuntimeError, TypeError, OverflowError) as error:  # of a block or a class of the user's
-        found = f"'{path}' ({one_line(error)})"
-        raise InvalidArgument("source", "an adapter that can be built", found) from error
-    check_tensors(adapter, tensors, path, "source")
-    # Copies: those of a file stay tied to it.
-    adapter.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
-    built: NexusAdapter = adapter.eval()
-    return built
-
-
 def build_adapter(
     saved: Saved, config: Mapping[str, Any], kind: type[NexusAdapter] = NexusAdapter
 ) -> NexusAdapter:
@@ -271,4 +243,4 @@ def build_adapter(
 
     `InvalidArgument` named "source".
     """
-    return _built(config, load_tensors(saved), saved.path, kind)
+    return build_checked(config, load_tensors(saved), saved.path, kind)

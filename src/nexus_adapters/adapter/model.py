@@ -29,9 +29,17 @@ from nexus_adapters.adapter.arguments import (
 )
 from nexus_adapters.adapter.blocks import as_json, checked_options, constructor_keywords, find_block
 from nexus_adapters.adapter.layout import check_layout
-from nexus_adapters.adapter.saved import CONFIG, find_saved, read_json, standard_weights
+from nexus_adapters.adapter.saved import CONFIG, find_saved, read_json, standard_weights, within
 from nexus_adapters.adapter.stage import Trunk
-from nexus_adapters.adapter.weights import PATH, check_files, load_checked, read_header, save_with_hash
+from nexus_adapters.adapter.tensors import load_tensors
+from nexus_adapters.adapter.weights import (
+    PATH,
+    check_files,
+    check_tensors,
+    load_checked,
+    read_header,
+    save_with_hash,
+)
 from nexus_adapters.bases.families import config_of, inner
 from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
@@ -262,7 +270,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         return load_checked(load, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def from_single_file(cls, file: str | os.PathLike[str], torch_dtype: torch.dtype | None = None) -> Self:
+    def from_single_file(cls, file: str | os.PathLike[str], torch_dtype: torch.dtype | None = None) -> Any:
         """Load an adapter from a file that `nexus convert --to single-file` or `export_file` wrote.
 
         `torch_dtype`: of the weights; None for that of the file.
@@ -270,14 +278,12 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         Raises:
             InvalidArgument: for what is no such file, and as `from_pretrained`.
         """
-        from nexus_adapters.adapter.formats import build_adapter  # which builds this class
-
         with renamed(dict.fromkeys(("adapter", "source", "path"), "file")):
             expect(Path(file).is_file(), "file", "an existing file", f"'{os.fspath(file)}'")
             saved = find_saved(Path(file))
             hint = "`nexus convert` reads other formats, and load_adapter those that need no conversion"
             expect(saved.is_nexus, "file", "one with its config", f"'{file}', without one", hint)
-            adapter: Self = build_adapter(saved, saved.config, cls)
+            adapter: Any = build_checked(saved.config, load_tensors(saved), saved.path, cls)
         return adapter if torch_dtype is None else nn.Module.to(adapter, torch_dtype)
 
     @classmethod
@@ -347,3 +353,32 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         text: str = super().to_json_string()
         content = {**json.loads(text), FORMAT: FORMAT_VERSION}
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def build_checked(
+    arguments: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    kind: type[NexusAdapter] = NexusAdapter,
+) -> NexusAdapter:
+    """An adapter of the class `kind` and this config with these tensors, all of them checked before.
+
+    `path`: of their file, for errors: `InvalidArgument` named "source".
+    """
+    try:
+        if kind is NexusAdapter:
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            check_layout(check_saved_config(arguments), shapes, path, "source")
+        given = {name: arguments[name] for name in constructor_keywords(kind) if name in arguments}
+        with torch.device("meta"):
+            adapter: Any = kind(**given)
+    except InvalidArgument as error:
+        raise error if error.name == "source" else within("source", "a valid config", path, error) from error
+    except (RuntimeError, TypeError, OverflowError) as error:  # of a block or a class of the user's
+        found = f"'{path}' ({one_line(error)})"
+        raise InvalidArgument("source", "an adapter that can be built", found) from error
+    check_tensors(adapter, tensors, path, "source")
+    # Copies: those of a file stay tied to it.
+    adapter.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    built: NexusAdapter = adapter.eval()
+    return built

@@ -45,6 +45,8 @@ SINGLE_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HUB_FILES = [CONFIG, INDEX, f"{WEIGHTS}*", "adapter/*"]
 _EXPECTED = "a saved adapter: a folder, Hub id, file, training run, checkpoint or saved pipeline"
 _DEEPEST, _LARGEST = 16, 2**63  # of what is read as JSON
+_MOST_LAYERS = 1000  # of files whose tensors are not known
+_LONGEST_NAME = 100  # of a class
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
 
@@ -70,7 +72,7 @@ class Saved:
     @property
     def class_name(self) -> str:
         """The adapter's class, as its config has it; "" where there is none."""
-        return str(self.config.get("_class_name", ""))
+        return str(self.config.get("_class_name", ""))[:_LONGEST_NAME]
 
     @property
     def is_nexus(self) -> bool:
@@ -257,7 +259,7 @@ def check_checkpoint(state: Mapping[str, Any], folder: Path, argument: str = "ad
         version in range(1, CHECKPOINT_FORMAT + 1),
         argument,
         f"a checkpoint of {FORMAT} {CHECKPOINT_FORMAT} or older",
-        f"'{folder}', of {FORMAT} {version!r}",
+        f"'{folder}', of {FORMAT} {shown(version)}",
         "Upgrade nexus-adapters: the checkpoint was saved by a newer version",
     )
 
@@ -324,16 +326,36 @@ def _parsed(text: str, file: Path) -> dict[str, Any]:
     waiting = [(content, 1)]
     while waiting:
         value, depth = waiting.pop()
-        expect(depth <= _DEEPEST, "adapter", f"JSON of at most {_DEEPEST} levels", f"'{file}'")
         is_huge = isinstance(value, int) and abs(value) > _LARGEST
-        expect(not is_huge, "adapter", "JSON with numbers of 64 bits", f"'{file}'")
-        is_text = not isinstance(value, str) or value.isascii() or not _SURROGATE.search(value)
-        expect(is_text, "adapter", "JSON of valid Unicode", f"'{file}'")
+        is_broken = isinstance(value, str) and not value.isascii() and bool(_SURROGATE.search(value))
+        if depth > _DEEPEST or is_huge or is_broken:
+            expected = f"JSON of at most {_DEEPEST} levels, numbers of 64 bits and valid Unicode"
+            raise InvalidArgument("adapter", expected, f"'{file}'")
         if isinstance(value, (dict, list)):
             inner = [*value, *value.values()] if isinstance(value, dict) else value
             waiting += [(element, depth + 1) for element in inner]
     found: dict[str, Any] = content
     return found
+
+
+def check_layers(saved: Saved) -> None:
+    """`InvalidArgument` named "adapter" for more layers in a config than there are tensors for them.
+
+    diffusers builds its models layer by layer, before it compares them with the files.
+    """
+    most = sum(1 for _ in saved.tensors) or _MOST_LAYERS
+    for name, value in saved.config.items():
+        waiting = [value] if "layers" in name or "blocks" in name else []
+        while waiting:
+            count = waiting.pop()
+            waiting += count if isinstance(count, list) else ()
+            fits = not isinstance(count, int) or count <= most
+            expect(
+                fits,
+                "adapter",
+                f"at most {most} {name}, as there are tensors",
+                f"{count} in '{saved.source}'",
+            )
 
 
 def _check_format(config: Mapping[str, Any], source: str) -> None:
