@@ -388,6 +388,13 @@ def test_fading_features_of_a_start_need_a_schedule_too(root, tmp_path, flow):
         run(root, tmp_path / "out", **changes)
 
 
+def test_a_model_that_cannot_be_fetched_is_named_by_its_key(root, tmp_path):
+    """Which a dry run does not ask the Hub for."""
+    changes = {"data__condition": "depth", "data__extractor": {"model": "nobody/has-this-model"}}
+    with refused("data.extractor.model", "nobody/has-this-model"):
+        run(root, tmp_path / "out", **changes)
+
+
 def test_a_base_of_the_package_has_no_revision(root, tmp_path):
     with refused("base.revision", "'main'", expected="'embedded'"):
         run(root, tmp_path / "out", base={"path": "embedded", "revision": "main"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
+from nexus_adapters.conditions.transformers_models import existing_device
 from nexus_adapters.data.batch import draw_for_sample
 from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.crop import Geometry
@@ -26,10 +28,11 @@ from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene_source import SceneSource
-from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import CacheOptions, DataOptions
 
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
 _TRIED = 64  # pixels a side of the image that an extractor's options are tried on
 _ONE_SHAPE = ""  # of all samples, without aspect buckets
 _ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
@@ -131,12 +134,29 @@ def _check_options(data: DataOptions) -> None:
 
     A model is loaded for that only if it is here.
     """
-    with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
+    with renamed(extractor_keys):
         extractor = find_extractor(data.condition)
         extractor.check_options(data.extractor)
-        model = str(data.extractor.get("model", extractor.model))
-        if data.extractor and (not model or Path(model).exists()):
+        if extractor.model and "device" in data.extractor:
+            existing_device(str(data.extractor["device"]))
+        model = str(data.extractor.get("model", ""))
+        is_here = Path(model or extractor.model).exists()
+        if extractor.model and model:
+            is_hub_id = _HUB_ID.fullmatch(model) is not None
+            expect(is_here or is_hub_id, "model", "a folder or the Hub id of a model", repr(model))
+        if data.extractor and (is_here or not extractor.model):
             extractor.extract_all([Image.new("RGB", (_TRIED, _TRIED))], data.extractor)
+
+
+def option_keys(data: DataOptions) -> dict[str, str]:
+    """Option of the extractor -> key of a recipe."""
+    names = EXTRACTORS[data.condition].options() if data.condition in EXTRACTORS else ()
+    return {name: extractor_keys(name) for name in names}
+
+
+def extractor_keys(name: str) -> str:
+    """The key of a recipe for an extractor's option, or for an option that there is not."""
+    return "data.extractor" if name == "options" else f"data.extractor.{name}"
 
 
 def _check_scenes(data: DataOptions) -> None:
