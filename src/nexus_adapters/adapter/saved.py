@@ -230,7 +230,7 @@ def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Save
         hint = "The checkpoint does not say how its adapter is built; it must lie in its run's folder"
         expect(has_recipe, "adapter", "a checkpoint in its training run", f"'{folder}'", hint)
         try:
-            run = tomllib.loads(recipe.read_text(encoding="utf-8-sig"))
+            run = tomllib.loads(recipe.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InvalidArgument("adapter", "a run with a valid recipe", f"'{recipe}' ({error})") from error
     _check_format(config, source)
