@@ -41,6 +41,38 @@ REFUSED = {
         "data.extractor.model",
         "base",
     ),
+    "a way to read depth": (
+        {"data__condition": "depth", "data__extractor": {"predicts": "height"}},
+        "data.extractor.predicts",
+        "'height'",
+    ),
+    "a device": (
+        {"data__condition": "depth", "data__extractor": {"device": "abacus"}},
+        "data.extractor.device",
+        "'abacus'",
+    ),
+    "a palette": (
+        {"data__condition": "segmentation", "data__extractor": {"palette": "mine"}},
+        "data.extractor.palette",
+        "'mine'",
+    ),
+    "a model's folder": (
+        {"data__condition": "segmentation", "data__extractor": {"model": "./none"}},
+        "data.extractor.model",
+        "'./none'",
+    ),
+    "a model's file": (
+        {"data__condition": "sketch", "data__extractor": {"model": "{tmp}/none.onnx"}},
+        "data.extractor.model",
+        "none.onnx",
+    ),
+    "more steps than there are": (
+        {"validation": {"every_steps": 1, "num_inference_steps": 1001}},
+        "validation.num_inference_steps",
+        "1001",
+    ),
+    "too long a name": ({"output_dir": "x" * 300}, "output_dir", "too long"),
+    "too long a name of a cache": ({"cache__folder": "x" * 300}, "cache.folder", "too long"),
     "a scene's extractor": (
         {"data": {"kind": "scenes", "count": 9, "condition": "depth", "extractor": {"a": 1.0}}},
         "data.extractor",

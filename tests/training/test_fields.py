@@ -152,7 +152,6 @@ DECIDE = {
 # What other tests see only in a whole run.
 ALWAYS = {
     "seed",
-    "adapter.start_from_optimizer",
     "adapter.reads_prompt",
     "data.shards",
     "data.caption_column",

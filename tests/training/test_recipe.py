@@ -129,6 +129,7 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("training.batch_size=1.5", "training.batch_size", "an integer", "1.5"),
         ("seed=true", "seed", "an integer", "True"),
         ("data.shards=[3]", "data.shards.0", "a string", "3"),
+        ("training.learning_rate=1e300", "training.learning_rate", "less than or equal to 1", "1e+300"),
         ("training.learning_rate=nan", "training.learning_rate", "a finite number", "nan"),
         ("training=3", "training", "a table", "3"),
         ("adapter=3", "adapter", "a table", "3"),

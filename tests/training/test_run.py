@@ -28,6 +28,7 @@ from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.conditions import EXTRACTORS, Extractor, register_condition
 from nexus_adapters.methods import METHODS
 from nexus_adapters.methods.controlnet_xs import ReshapedControlNetXS
+from nexus_adapters.training.config import ValidationOptions
 from nexus_adapters.training.loop import Stopped
 from nexus_adapters.training.recipe import load_recipe, load_run_recipe
 from nexus_adapters.training.run import dry_run
@@ -215,34 +216,46 @@ def scored(root, out, scores, **changes):
 
 def test_early_stopping_gives_the_best_weights(root, tmp_path):
     """Which an interrupted run has kept, though no checkpoint was due."""
-    out, scores = tmp_path / "out", [0.2, 0.9, 0.5, 0.1]
+    out, scores = tmp_path / "out", [0.9, 0.5, 0.1]
     changes = {"validation__early_stop_patience": 2, "training__ema_decay": 0.5}
     with pytest.raises(SystemExit):
-        scored(root, out, scores[:3], **changes)
-    scored(root, out, scores[2:], **changes)
+        scored(root, out, scores[:2], **changes)
+    scored(root, out, scores[1:], **changes)
     record = json.loads((out / "adapter/training.json").read_text())
-    assert (record["steps"], record["weights_of_step"], record["stopped_early"]) == (4, 2, True)
-    average = load_file(out / "checkpoints/step-00000002/average.safetensors")
+    assert (record["steps"], record["weights_of_step"], record["stopped_early"]) == (3, 1, True)
+    average = load_file(out / "checkpoints/step-00000001/average.safetensors")
     assert all(torch.equal(tensor, average[name]) for name, tensor in weights(out).items())
-    assert "weights of step 2" in (out / "adapter/README.md").read_text()
-    sheet = (out / "images/step-00000002.png").read_bytes()
+    assert "weights of step 1" in (out / "adapter/README.md").read_text()
+    sheet = (out / "images/step-00000001.png").read_bytes()
     assert (out / "adapter/samples.png").read_bytes() == sheet
 
 
-def test_the_last_weights_where_they_are_asked_for_or_the_best_are_damaged(root, tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit):
-        scored(root, out, [0.9, 0.5], validation__early_stop_patience=2, checkpoint__every_steps=1)
-    shutil.copytree(out, tmp_path / "last")
+def test_the_last_weights_where_the_best_are_damaged(root, tmp_path):
+    """In a run that has ended, and whose adapter is lost."""
+    out, changes = tmp_path / "out", {"validation__early_stop_patience": 1}
+    scored(root, out, [0.9, 0.5], **changes)
+    assert json.loads((out / "adapter/training.json").read_text())["weights_of_step"] == 1
+    shutil.rmtree(out / "adapter")
     (out / "checkpoints/step-00000001/module.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="not the best, .*step-00000001"):
-        scored(root, out, [0.5], validation__early_stop_patience=2)
-    changes = {"validation__early_stop_patience": 2, "validation__select": "last"}
-    scored(root, tmp_path / "last", [0.5], output_dir=str(tmp_path / "last"), **changes)
-    for folder in (out, tmp_path / "last"):
-        assert json.loads((folder / "adapter/training.json").read_text())["weights_of_step"] == 3
-        last = load_file(folder / "checkpoints/step-00000003/module.safetensors")
-        assert all(torch.equal(tensor, last[name]) for name, tensor in weights(folder).items())
+        scored(root, out, [], **changes)
+    assert json.loads((out / "adapter/training.json").read_text())["weights_of_step"] == 2
+    last = load_file(out / "checkpoints/step-00000002/module.safetensors")
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights(out).items())
+
+
+@pytest.mark.parametrize(
+    ("options", "selects_best"),
+    [
+        ({}, False),
+        ({"early_stop_patience": 1}, True),
+        ({"early_stop_patience": 1, "select": "last"}, False),
+        ({"select": "best"}, True),
+        ({"early_stop_patience": 1, "select": "best"}, True),
+    ],
+)
+def test_which_weights_a_run_results_in(options, selects_best):
+    assert ValidationOptions(**options).selects_best == selects_best
 
 
 def test_a_diverged_run_is_exported_with_a_warning(root, tmp_path):
@@ -385,6 +398,13 @@ def test_fading_features_of_a_start_need_a_schedule_too(root, tmp_path, flow):
     build("t2i", noise_exponent=0.5).save_pretrained(tmp_path / "start")
     changes = at(root, for_method("t2i")) | {"adapter__start_from": str(tmp_path / "start")}
     with refused("adapter.noise_exponent", "0.5", expected="0 for a UNetBase"):
+        run(root, tmp_path / "out", **changes)
+
+
+def test_a_model_that_cannot_be_fetched_is_named_by_its_key(root, tmp_path):
+    """Which a dry run does not ask the Hub for."""
+    changes = {"data__condition": "depth", "data__extractor": {"model": "nobody/has-this-model"}}
+    with refused("data.extractor.model", "nobody/has-this-model"):
         run(root, tmp_path / "out", **changes)
 
 

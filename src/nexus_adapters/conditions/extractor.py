@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import numpy as np
@@ -118,6 +118,7 @@ class Extractor:
             None for no structure scores, except that maps of lines are then compared as edges.
         agreement: takes the same and gives one number in [0, 1], higher for better, by which a training run
             is judged. None for none, except for maps of lines.
+        choices: option -> the values that it may have, of options that have but a few.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Extractor:
     model: str = ""
     compare: Compare | None = None
     agreement: Agreement | None = None
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the kind; compare maps of lines as edges by default."""
@@ -151,11 +153,11 @@ class Extractor:
         return list(inspect.signature(self.extract).parameters.values())[1:]
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Check names and types of options.
+        """Check names, types and choices of options.
 
         Raises:
             InvalidArgument: named `options` for an option that it does not have, or by the option for a value
-                of another type than its default's.
+                of another type than its default's, or that is none of its `choices`.
         """
         known, defaults = self.options(), self.defaults()
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
@@ -166,6 +168,8 @@ class Extractor:
             kind = _kind(defaults.get(option))
             if kind and _kind(value) != kind:
                 raise InvalidArgument(option, kind, repr(value))
+            if option in self.choices and value not in self.choices[option]:
+                raise InvalidArgument(option, f"one of {', '.join(self.choices[option])}", repr(value))
 
     def extract_all(self, images: Sequence[Image.Image], options: Mapping[str, object]) -> list[Image.Image]:
         """Extract the maps of several images, together where that is faster.

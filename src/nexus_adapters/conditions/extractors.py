@@ -26,7 +26,7 @@ from typing import Any, overload
 from PIL import Image
 
 from nexus_adapters.conditions.canny import canny
-from nexus_adapters.conditions.depth import DEFAULT_DEPTH_MODEL, depth, depths
+from nexus_adapters.conditions.depth import DEFAULT_DEPTH_MODEL, PREDICTIONS, depth, depths
 from nexus_adapters.conditions.extractor import (
     Extractor,
     brightness_agreement,
@@ -38,7 +38,12 @@ from nexus_adapters.conditions.extractor import (
 )
 from nexus_adapters.conditions.images import to_rgb
 from nexus_adapters.conditions.resize import resize_map
-from nexus_adapters.conditions.segmentation import DEFAULT_SEGMENTATION_MODEL, segmentation, segmentations
+from nexus_adapters.conditions.segmentation import (
+    DEFAULT_SEGMENTATION_MODEL,
+    PALETTES,
+    segmentation,
+    segmentations,
+)
 from nexus_adapters.conditions.sketch import sketch
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.registry import IMPORT_HINT, Registry, defined_alike
@@ -55,6 +60,7 @@ BUILT_IN: dict[str, Extractor] = {
             needs=(f"the model {DEFAULT_DEPTH_MODEL}, 99 MB, unless another is named",),
             extract_many=depths,
             model=DEFAULT_DEPTH_MODEL,
+            choices={"predicts": PREDICTIONS},
             compare=compare_depths,
             agreement=brightness_agreement,
         ),
@@ -66,6 +72,7 @@ BUILT_IN: dict[str, Extractor] = {
             needs=(f"the model {DEFAULT_SEGMENTATION_MODEL}, 241 MB, unless another is named",),
             extract_many=segmentations,
             model=DEFAULT_SEGMENTATION_MODEL,
+            choices={"palette": ("auto", *PALETTES)},
             compare=compare_labels,
             agreement=brightness_agreement,
         ),

@@ -65,6 +65,11 @@ def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
     Raises:
         InvalidArgument: for a model that does not exist or is of another task, or a device that is not there.
     """
+    return _load(task, source, existing_device(device))
+
+
+def existing_device(device: str) -> str:
+    """The device that a name, or "auto", means. `InvalidArgument` named "device" where there is none."""
     import torch
 
     if device == "auto":
@@ -73,7 +78,7 @@ def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InvalidArgument("device", "auto, cpu or a device of this machine", repr(device)) from error
-    return _load(task, source, device)
+    return device
 
 
 @lru_cache(maxsize=_KEPT)

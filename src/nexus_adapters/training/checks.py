@@ -21,7 +21,7 @@ from nexus_adapters.training.checkpoint import (
     latest_checkpoint,
     open_checkpoint,
 )
-from nexus_adapters.training.config import LossOptions, TrainConfig
+from nexus_adapters.training.config import LossOptions, TrainConfig, ValidationOptions
 from nexus_adapters.training.distributed import check_trackers
 from nexus_adapters.training.export import check_hub
 from nexus_adapters.training.optimizer import check_optimizer
@@ -51,8 +51,8 @@ KEYS = {
 
 def check_place(config: TrainConfig) -> None:
     """`InvalidArgument` unless the output folder may be used, and the Hub, if the adapter goes there."""
-    check_run_folder(config)
     _check_writable(Path(config.output_dir), "output_dir")
+    check_run_folder(config)
     if config.hub.repo_id:
         check_hub(config.hub)
 
@@ -72,6 +72,14 @@ def check_recipe(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, T
 
 def _check_writable(folder: Path, name: str) -> None:
     """`InvalidArgument` unless the folder can be written to, or created."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # too long a name, above all
+        raise InvalidArgument(
+            name, "a folder that can be created", f"'{folder}' ({error.strerror})"
+        ) from error
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise InvalidArgument(name, "a folder that can be created", f"'{folder}' ('{nearest}' is a file)")
@@ -100,10 +108,20 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
         with torch.device("meta"):
             adapter = method.build(base, denoiser, options)
         _check_noise(config.loss, options, base)
+        _check_sampling(config.validation, base)
         tensors = {} if start is None else dict(method.starting_tensors(adapter, start))
         if config.adapter.start_from_optimizer:
             _check_optimizer_state(config, adapter)
     return base, options, tensors
+
+
+def _check_sampling(validation: ValidationOptions, base: Base) -> None:
+    """`InvalidArgument` for more steps of sampling than the base has timesteps."""
+    most = base.num_train_timesteps
+    if validation.every_steps and validation.images and validation.num_inference_steps > most:
+        raise InvalidArgument(
+            "validation.num_inference_steps", f"at most {most}", validation.num_inference_steps
+        )
 
 
 def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None:

@@ -30,8 +30,9 @@ _MOST_SCENES = 1_000_000  # all of which are listed in memory
 _MOST_WORKERS = 1024  # processes: more is a slip
 Positive = Annotated[int, Field(gt=0, le=_MAX_INTEGER)]
 NotNegative = Annotated[int, Field(ge=0, le=_MAX_INTEGER)]
-Above0 = Annotated[float, Field(gt=0)]
-AtLeast0 = Annotated[float, Field(ge=0)]
+_LARGEST = 1e30  # above it, single precision overflows
+Above0 = Annotated[float, Field(gt=0, le=_LARGEST)]
+AtLeast0 = Annotated[float, Field(ge=0, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]

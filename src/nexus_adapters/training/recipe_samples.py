@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from nexus_adapters.conditions import EXTRACTORS, find_extractor
+from nexus_adapters.conditions.transformers_models import existing_device
 from nexus_adapters.data.batch import draw_for_sample
 from nexus_adapters.data.conditioned import ConditionedSource, options_for
 from nexus_adapters.data.crop import Geometry
@@ -26,11 +28,12 @@ from nexus_adapters.data.table import TableSource
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene_source import SceneSource
-from nexus_adapters.errors import InvalidArgument, renamed
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.files import cache_folder
 from nexus_adapters.progress import progress
 from nexus_adapters.training.config import CacheOptions, DataOptions, TrainingOptions
 
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
 _TRIED = 64  # pixels a side of the image that an extractor's options are tried on
 _ONE_SHAPE = ""  # of all samples, without aspect buckets
 _ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
@@ -156,13 +159,30 @@ def _check_options(data: DataOptions) -> None:
 
     A model is loaded for that only if it is here.
     """
-    with renamed(lambda name: "data.extractor" if name == "options" else f"data.extractor.{name}"):
+    with renamed(extractor_keys):
         extractor = find_extractor(data.condition)
         _, extracting = options_for(data.condition, data.extractor)
         extractor.check_options(extracting)
-        model = str(extracting.get("model", extractor.model))
-        if extracting and (not model or Path(model).exists()):
+        if extractor.model and "device" in extracting:
+            existing_device(str(extracting["device"]))
+        model = str(extracting.get("model", ""))
+        is_here = Path(model or extractor.model).exists()
+        if extractor.model and model:
+            is_hub_id = _HUB_ID.fullmatch(model) is not None
+            expect(is_here or is_hub_id, "model", "a folder or the Hub id of a model", repr(model))
+        if extracting and (is_here or not extractor.model):
             extractor.extract_all([Image.new("RGB", (_TRIED, _TRIED))], extracting)
+
+
+def option_keys(data: DataOptions) -> dict[str, str]:
+    """Option of the extractor -> key of a recipe."""
+    names = EXTRACTORS[data.condition].options() if data.condition in EXTRACTORS else ()
+    return {name: extractor_keys(name) for name in names}
+
+
+def extractor_keys(name: str) -> str:
+    """The key of a recipe for an extractor's option, or for an option that there is not."""
+    return "data.extractor" if name == "options" else f"data.extractor.{name}"
 
 
 def _check_scenes(data: DataOptions) -> None:

@@ -65,6 +65,7 @@ from nexus_adapters.training.recipe_samples import (
     held_out_in_words,
     known_hashes_file,
     open_samples,
+    option_keys,
     samples_cache,
     shards_to_keep_together,
     split_samples,
@@ -216,19 +217,20 @@ def _train(
         check_shared("cache.folder", cache.folder, accelerator)
     if split.held_out and accelerator.is_main_process:
         print(f"validation: {held_out_in_words(split)}", file=sys.stderr)
-    batches = prepare_batches(
-        samples=samples,
-        split=split,
-        order=order,
-        base=base,
-        cache=cache,
-        data=config.data,
-        training=training,
-        loss=config.loss,
-        seed=config.seed,
-        skipped_file=output / "skipped.jsonl",
-        accelerator=accelerator,
-    )
+    with renamed(option_keys(config.data)):
+        batches = prepare_batches(
+            samples=samples,
+            split=split,
+            order=order,
+            base=base,
+            cache=cache,
+            data=config.data,
+            training=training,
+            loss=config.loss,
+            seed=config.seed,
+            skipped_file=output / "skipped.jsonl",
+            accelerator=accelerator,
+        )
     trained_on: dict[str, Any] = {}
     # Without a cache the samples' contents have not been hashed, and may be too many to read once more.
     if cache is not None and accelerator.is_main_process:
