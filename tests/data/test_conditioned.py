@@ -276,6 +276,7 @@ def maker(condition_name="canny", geometry=None, **options):
 def test_all_that_decides_a_map_is_in_the_key():
     first = maker()
     assert maker() == maker(low=100.0) == maker(low=100, high=200) == first  # the defaults
+    assert maker("sketch", model="x" * 5000) != maker("sketch")  # no name of a file, since none is so long
     others = [maker(low=99.0), maker(auto=True), maker("sketch"), maker(geometry=Geometry(64, 128))]
     assert len({first, *others}) == 5
 

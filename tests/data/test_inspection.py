@@ -113,3 +113,11 @@ def test_large_data_are_looked_at_all_over(count, looked_at):
     assert ("evenly spaced" in lines[0]) == (count > looked_at)
     assert any("captions without an image (a.txt, b.txt)" in line for line in lines)
     assert any(f"{len(found.left_out)} of" in line.replace(",", "") and "image" in line for line in lines)
+
+
+def test_names_that_utf8_cannot_say_are_shown(tmp_path):
+    def load(index):
+        raise BadSample("image: expected an image, got 'folder/\udcff.png'")
+
+    lines = inspect(Looked(2), range(2), load, lambda size: size).describe()
+    assert "folder/\ufffd.png" in "\n".join(lines).encode().decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -185,7 +186,7 @@ def _identity_of(extractor: Extractor, options: Mapping[str, object]) -> list[ob
 
 
 def _content_of(value: object) -> object:
-    if isinstance(value, str) and value and Path(value).exists():
+    if isinstance(value, str) and os.path.exists(value):
         return folder_sha256(Path(value))
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value  # type: ignore[arg-type]  # an int

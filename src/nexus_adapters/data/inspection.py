@@ -11,6 +11,7 @@ from nexus_adapters.bases.tokens import token_counts, token_limit
 from nexus_adapters.data.crop import Size
 from nexus_adapters.data.feed import Skipped
 from nexus_adapters.data.samples import BadSample, Sample, Source
+from nexus_adapters.files import in_utf8
 from nexus_adapters.progress import progress
 
 LOOKED_AT = 1000  # samples, evenly spaced over larger data sets
@@ -33,7 +34,7 @@ def describe_captions(lengths: Iterable[Sequence[int]], tokenizer: Any) -> list[
     lines = []
     if empty:
         of_all = f"{empty:,} of {len(samples):,} samples have an empty caption"
-        lines.append(f"{of_all}: nothing is learned of prompts" if empty == len(samples) else of_all)
+        lines.append(f"{of_all}: nothing can be learned from prompts" if empty == len(samples) else of_all)
     limit = 0 if tokenizer is None else token_limit(tokenizer)
     if limit and (cut := sum(any(count > limit for count in counts) for counts in samples)):
         lines.append(
@@ -83,7 +84,7 @@ class Inspection:
         lines += describe_captions(self.lengths, self.tokenizer)
         if self.small:
             lines.append(f"{self.small:,} of {len(self.lengths):,} images are enlarged to the resolution")
-        return lines
+        return list(map(in_utf8, lines))
 
 
 def evenly_spaced(indices: Sequence[int], most: int) -> list[int]:

@@ -20,7 +20,7 @@ from nexus_adapters.conditions import find_extractor
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.samples import Source
 from nexus_adapters.errors import InvalidArgument, renamed
-from nexus_adapters.files import file_sha256
+from nexus_adapters.files import file_sha256, in_utf8
 from nexus_adapters.prepare.filters import Filters
 
 FORMAT = 1  # of prepared sets; one of another number cannot be resumed
@@ -105,11 +105,11 @@ class Plan:
 
     def key(self, index: int) -> str:
         """A sample's key as it is written: without the source's place on this machine, in UTF-8."""
-        return _in_utf8(self.source.key(index).removeprefix(self.root))
+        return in_utf8(self.source.key(index).removeprefix(self.root))
 
     def message(self, text: str) -> str:
         """A message as it is written, with the quoted keys in it like `key`."""
-        return _in_utf8(text.replace(f"'{self.root}", "'") if self.root else text)
+        return in_utf8(text.replace(f"'{self.root}", "'") if self.root else text)
 
     def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
         """Those of a sample's captions that are kept."""
@@ -173,11 +173,6 @@ def _condition_argument(name: str, options: Mapping[str, Any], argument: str) ->
     if argument in options or argument in find_extractor(name).options():
         return f"conditions.{name}.{argument}"
     return f"conditions.{name}" if argument == "options" else "conditions"
-
-
-def _in_utf8(text: str) -> str:
-    """With what UTF-8 cannot encode replaced: file names may have any bytes, and JSON lone surrogates."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_folder(model: object) -> bool:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from nexus_adapters.files import in_utf8
+
 ROWS = 12
 _SIDE = 224  # pixels, of a thumbnail's longer side
 
@@ -74,7 +76,7 @@ def page(title: str, summary: str, rows: Sequence[Row]) -> str:
     columns = max((len(row.images) for row in rows), default=1)
     return _PAGE.format(
         title=html.escape(title),
-        summary=html.escape(_printable(summary)),
+        summary=html.escape(in_utf8(summary)),
         width=(_SIDE + 12) * columns,
         side=_SIDE,
         rows="\n".join(map(_figure, rows)),
@@ -86,13 +88,8 @@ def _figure(row: Row) -> str:
         _CELL.format(data=thumbnail(image, _SIDE), name=html.escape(name))
         for name, image in row.images.items()
     )
-    caption = "<br>".join(html.escape(_printable(caption)) for caption in row.captions)
-    return _ROW.format(cells=cells, caption=caption, key=html.escape(_printable(row.key)))
-
-
-def _printable(text: str) -> str:
-    """With what UTF-8 cannot encode replaced, as file names may have it."""
-    return text.encode("utf-8", "replace").decode()
+    caption = "<br>".join(html.escape(in_utf8(caption)) for caption in row.captions)
+    return _ROW.format(cells=cells, caption=caption, key=html.escape(in_utf8(row.key)))
 
 
 def _samples(path: Path, places: Sequence[int]) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -17,6 +17,7 @@ from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.inspection import evenly_spaced, inspect
 from nexus_adapters.data.samples import BadSample
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.files import in_utf8
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.methods.method import FEATURES, parameter_count
@@ -74,7 +75,7 @@ def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split)
     ]
     if tokenizer is None:
         lines.append("captions were not measured, since the base's tokenizer is not on this machine")
-    return [f"{'' if place else 'data':<13}{line}" for place, line in enumerate(lines)]
+    return [f"{'' if place else 'data':<13}{in_utf8(line)}" for place, line in enumerate(lines)]
 
 
 def preview_of(config: TrainConfig, samples: ConditionedSource, indices: Sequence[int]) -> str:
