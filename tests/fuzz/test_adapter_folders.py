@@ -182,14 +182,14 @@ def no_hub(monkeypatch):
 def check_case(form, seed, originals, tmp_path, capsys):
     chance = random.Random(f"{form} {seed}")
     folder = Path(shutil.copytree(originals / form, tmp_path / f"{form} {seed}"))
-    for _ in range(chance.choice([1, 1, 1, 2])):
+    for _ in range(0 if seed is None else chance.choice([1, 1, 1, 2])):
         if any(folder.iterdir()):
             try:
                 change(folder, chance)
             except Exception:  # it was damaged already
                 continue
     manifest = folder / "manifest.json"
-    if form == "checkpoint" and manifest.is_file() and chance.random() < 0.8:
+    if form == "checkpoint" and seed is not None and manifest.is_file() and chance.random() < 0.8:
         hashes = {file.name: file_sha256(file) for file in folder.iterdir() if file != manifest}
         manifest.write_text(json.dumps({"sha256": hashes}))
     source = folder
@@ -217,8 +217,8 @@ def check_case(form, seed, originals, tmp_path, capsys):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_changed_adapter_loads_or_is_refused_by_all_readers_alike(form, originals, tmp_path, capsys):
-    assert check_case(form, "none", originals, tmp_path, capsys) in (True, False)
-    loaded = [check_case(form, seed, originals, tmp_path, capsys) for seed in range(24)]
+    assert check_case(form, None, originals, tmp_path, capsys)  # as it is
+    loaded = [check_case(form, seed, originals, tmp_path, capsys) for seed in range(32)]
     assert any(loaded)
     assert not all(loaded)
 
@@ -226,5 +226,5 @@ def test_a_changed_adapter_loads_or_is_refused_by_all_readers_alike(form, origin
 @pytest.mark.full
 @pytest.mark.parametrize("form", FORMS)
 def test_thousands_of_changes(form, originals, tmp_path, capsys):
-    for seed in range(24, 1000):
+    for seed in range(32, 1000):
         check_case(form, seed, originals, tmp_path, capsys)

@@ -144,8 +144,8 @@ def _check_stated(
     heads, or features that fade. None of this shows in a tensor.
     """
     hint = (
-        "Keep config.json next to the weights, or pass the checkpoint in the folder of its run. `nexus "
-        "convert --variant prime-paper` (or slim-paper) reads weights of the public release"
+        "Keep config.json next to the weights and pass their folder, or pass the checkpoint in the folder of "
+        "its run. `nexus convert --variant prime-paper` (or slim-paper) reads weights of the public release"
     )
     is_stated = variant is not None and not form["residual"] and not saved.has_hash
     found = f"'{saved.path}', weights without one"
