@@ -59,7 +59,7 @@ def read_toml(file: Path, argument: str) -> dict[str, Any]:
     expect(file.is_file(), argument, "a TOML file", f"'{file}', which does not exist")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(argument, "valid TOML", f"'{file}' ({error})") from error
 
 
