@@ -69,6 +69,8 @@ def test_a_librarys_error_in_one_line():
         ("['https://a/b', 'https://u:secret@c/d?secret']", "['https://a/b', 'https://c/d']"),
         ("https://a/@me/x, mail me@b.c, C://x", "https://a/@me/x, mail me@b.c, C://x"),
         ("no URL: a?b@c", "no URL: a?b@c"),
+        ("'https:/u:secret@host/x'", "'https:/host/x'"),  # by way of a Path
+        ("C:/me@home/x, D:/y@z", "C:/me@home/x, D:/y@z"),
     ],
 )
 def test_urls_are_shown_without_their_secrets(text, safe):

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s'\"<>?#]*)(?:\?[^\s'\"<>]*)?")
+# One slash, too: that is what `Path` makes of two. One letter is a drive.
+_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]+:/{1,2})(?:[^\s/?#]*@)?([^\s'\"<>?#]*)(?:\?[^\s'\"<>]*)?")
 # What changes a terminal's state or the order of letters: controls, surrogates, directions, line separators.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"

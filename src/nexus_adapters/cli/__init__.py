@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from nexus_adapters import __version__
 from nexus_adapters.errors import InvalidArgument, is_unicode, renamed, shown
@@ -46,6 +46,12 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {_one_line(message)}\n")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Of `--option=--` argparse drops the value, and stores a list where a text or a number belongs."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "expected one argument")
+        return super()._get_values(action, arg_strings)  # type: ignore[misc]  # private, for want of a hook
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,9 @@ def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> Ad
     start = section.get("start_from")
     if "method" not in section and isinstance(start, str) and start:
         section = {**section, "method": _method_of_saved(start, condition, base)}
-    method = find_method(section.get("method", AdapterOptions.method), "adapter.method")
+    name = section.get("method", AdapterOptions.method)
+    expect(isinstance(name, str), "adapter.method", "a string", repr(name))
+    method = find_method(name, "adapter.method")
     known = [f.name for f in dataclasses.fields(method.Options)]
     for key in section:
         if key in known:

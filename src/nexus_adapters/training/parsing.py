@@ -66,7 +66,9 @@ def unknown_key(key: str, known: Sequence[str]) -> InvalidArgument:
     section, _, name = key.rpartition(".")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {'.'.join(filter(None, [section, near[0]]))}?" if near else ""
-    return InvalidArgument(key, f"one of the keys {', '.join(known)}", "an unknown key", hint.rstrip("."))
+    return InvalidArgument(
+        key or '""', f"one of the keys {', '.join(known)}", "an unknown key", hint.rstrip(".")
+    )
 
 
 def _in_our_words(error: ValidationError, kind: type, prefix: str) -> InvalidArgument:
