@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from nexus_adapters.adapter.saved import find_saved
-from nexus_adapters.errors import InvalidArgument, one_line, renamed
+from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
 from nexus_adapters.training.parsing import SECTION, validated
 
