@@ -51,7 +51,7 @@ class OneLineParser(argparse.ArgumentParser):
         """Of `--option=--` argparse drops the value, and stores a list where a text or a number belongs."""
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "expected one argument")
-        return super()._get_values(action, arg_strings)  # private, for want of a hook
+        return super()._get_values(action, arg_strings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

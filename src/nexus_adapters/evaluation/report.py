@@ -125,10 +125,8 @@ def page(found: Evaluation, table: Rows) -> str:
         for places in whole:
             wanted = [place for place in chosen if place in places]
             images = store.images(places) if wanted else None
-            if images is None:
-                continue  # none are shown, or they are damaged: the same command makes them again
-            for place in wanted:
-                shown[name, place] = images[place - places.start]
+            if images is not None:  # else damaged: the same command makes them again
+                shown |= {(name, place): images[place - places.start] for place in wanted}
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",
         width=(_SIDE + 8) * (len(names) + 2),
