@@ -139,7 +139,7 @@ def write_run(tmp_path):
         module = {name: 2 * tensor for name, tensor in adapter.state_dict().items()}
         state = {"adapter": json.loads(adapter.to_json_string())} if own_config else {}
         tensors = {"module": module, "average": adapter.state_dict()}
-        return save_checkpoint(run / "checkpoints", 3, tensors, state, keep=1)
+        return save_checkpoint(run / "checkpoints", 3, tensors, state)
 
     return write
 

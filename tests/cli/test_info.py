@@ -302,7 +302,7 @@ def test_a_class_that_no_method_loads(saved, capsys):
 def test_a_checkpoint_without_a_config_is_described_by_its_run(tmp_path, capsys, section, label):
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in section.items())
     (tmp_path / "config.toml").write_text(f"[adapter]\n{text}")
-    save_checkpoint(tmp_path / "checkpoints", 2, {"module": tiny().state_dict()}, {}, keep=1)
+    save_checkpoint(tmp_path / "checkpoints", 2, {"module": tiny().state_dict()}, {})
     assert rows(capsys, tmp_path)["kind"] == label
 
 

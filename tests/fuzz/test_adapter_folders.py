@@ -55,7 +55,7 @@ def originals(tmp_path_factory):
     (root / "T2I pickle").mkdir()
     torch.save({"state_dict": as_original(t2i)}, root / "T2I pickle" / "t2i.pth")
     state = {"adapter": json.loads(adapter.to_json_string()), "format_version": 2}
-    made = save_checkpoint(root / "checkpoints", 1, {"module": adapter.state_dict()}, state, keep=1)
+    made = save_checkpoint(root / "checkpoints", 1, {"module": adapter.state_dict()}, state)
     made.rename(root / "checkpoint")
     return root
 

@@ -144,7 +144,7 @@ def open_base(source: str | Path | BaseSource) -> Base:
     location = where.location
     _check_exists(where)
     index = _read_config(where, "", INDEX)
-    check_libraries(index, where.path)
+    check_libraries(index, where.path, _family_of_index(where, index))
     if Path(location).is_dir():
         check_folder(Path(location), index, where.path, with_weights=not where.is_file)
         check_vocabulary(Path(location), where.path)
@@ -180,8 +180,9 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
     """The stock pipeline with all parts, or with these in place of its own (None leaves one out)."""
     location = source.location
     index = _read_config(source, "", INDEX)
-    check_libraries(index, source.path)
-    kind = _family_of_index(source, index).pipeline_class(index)
+    family = _family_of_index(source, index)
+    check_libraries(index, source.path, family)
+    kind = family.pipeline_class(index)
     if parts.get("safety_checker", "") is None and "safety_checker" not in index:
         del parts["safety_checker"]
     with no_loading_bars(), _refusing(source):

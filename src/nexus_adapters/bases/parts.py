@@ -85,11 +85,12 @@ def check_folder(folder: Path, index: Mapping[str, Any], source: str, with_weigh
             raise InvalidArgument("base", f"weights of the {name}", f"'{part}', which has {_listed(part)}")
 
 
-def check_libraries(index: Mapping[str, Any], source: str) -> None:
+def check_libraries(index: Mapping[str, Any], source: str, family: type[Base]) -> None:
     """`InvalidArgument` named "base" where the index names a class that brings or fetches code of its own.
 
     Modules are code in the folder, or would be imported because a file says so. The `Auto` classes of
-    transformers choose the class by the part's config, and ask on the terminal whether to run its code.
+    transformers choose the class by the part's config, and ask on the terminal whether to run its code. A
+    pipeline class of the user's own reads its parts itself, and may call them as it likes.
     """
     from diffusers import pipelines
 
@@ -100,13 +101,17 @@ def check_libraries(index: Mapping[str, Any], source: str) -> None:
         # A module that the user has imported already runs nothing more.
         is_known = library in _LIBRARIES or hasattr(pipelines, library) or library in sys.modules
         is_auto = class_name == "AutoModel" or (library == "transformers" and class_name.startswith("Auto"))
-        if kind[1] is not None and (is_auto or not is_known):
+        if kind[1] is not None and (is_auto or not is_known) and _is_stock(family.pipeline_class(index)):
             raise InvalidArgument(
                 "base",
                 f"a {name} of a class that diffusers or transformers has",
                 f"'{source}', whose {name} is {library}.{class_name}",
                 "The package never runs code that ships with a model",
             )
+
+
+def _is_stock(pipeline_class: type) -> bool:
+    return pipeline_class.__module__.partition(".")[0] in _LIBRARIES
 
 
 def check_required(base: Base, index: Mapping[str, Any], source: str) -> None:

@@ -277,7 +277,7 @@ def find_shards(patterns: Sequence[str], folder: Path, keep: int) -> list[Shard]
     found: list[Shard] = []
     for pattern in patterns:
         # A file whose name looks like a range or a pattern is that file.
-        places = [pattern] if "://" not in pattern and Path(pattern).is_file() else _expand_ranges(pattern)
+        places = [pattern] if "://" not in pattern and os.path.isfile(pattern) else _expand_ranges(pattern)
         for place in places:
             if "://" in place:
                 found.append(RemoteShard(place, folder, keep))
