@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## generate the demo sheet in demo/
 
 # A process for each core, four at most: each takes about 2 GiB.
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
 check: $(INSTALLED)  ## lint, format check, types, import order, then the tests
 	$(BIN)/ruff check

@@ -43,9 +43,14 @@ def install(monkeypatch, tmp_path_factory):
     return install
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Keep a file's tests in one process, and those of a study, so that what they share is made once."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("study" if folder == "study" else item.location[0]))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/study" if file.startswith("tests/study/") else file
+
+    return Scheduler(config, log)
