@@ -461,6 +461,61 @@ def test_what_training_scripts_put_around_a_t2i_adapter_is_removed(tmp_path, wra
         assert all(torch.equal(found.adapter.state_dict()[k], v) for k, v in trunk.state_dict().items())
 
 
+def zeros(tensors):
+    return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+
+def moments(tensors):
+    return {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1}]}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"adapter": {**tensors, "step": 3}},
+        lambda tensors: {**tensors, "step": 3, "optimizer": moments(tensors)},
+        lambda tensors: {"step": torch.tensor(3), "model": tensors, "optimizer": moments(tensors)},
+        lambda tensors: {"state_dict": {"epoch": 1}, "adapter": tensors},
+        lambda tensors: {"model": {"mean": torch.zeros(3)}, "adapter": tensors},
+        lambda tensors: {"state_dict": tensors, "model": tensors},
+    ],
+    ids=[
+        "a counter within",
+        "all at the top",
+        "a counter of torch",
+        "an empty one",
+        "statistics",
+        "one twice",
+    ],
+)
+def test_what_else_is_in_a_pickle_does_not_hide_the_adapter(tmp_path, wrap):
+    trunk = t2i(channels=[8, 16, 16, 16])
+    torch.save(wrap(trunk.state_dict()), tmp_path / "x.pth")
+    assert same(load_adapter(tmp_path / "x.pth"), trunk)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "received"),
+    [
+        (lambda t: {"state_dict": zeros(t), "adapter": t}, "in 'state_dict' and 'adapter'"),
+        (lambda t: {"adapter": t, "model": {"module": zeros(t)}}, "in 'adapter' and 'model.module'"),
+        (lambda t: {**t, "model": zeros(t)}, "in the top level and 'model'"),
+        (lambda t: {"model": t, "ema": zeros(t), "step": 3}, "in 'model' and 'ema'"),
+        (lambda t: {"ema": t, "step": 3}, "a dict of 'ema', 'step'"),
+        (lambda t: {"model": {"a": {"b": {"c": {"d": t}}}}}, "a dict of 'model'"),
+        (lambda t: {"step": torch.tensor(3)}, "a dict of 'step'"),
+        (lambda t: dict(enumerate(t.values())), "a dict of 0, 1"),
+        (lambda t: list(t.values()), "a list"),
+    ],
+    ids=range(9),
+)
+def test_a_pickle_whose_adapter_would_have_to_be_guessed_is_refused(tmp_path, wrap, received):
+    torch.save(wrap(t2i(channels=[8, 16, 16, 16]).state_dict()), tmp_path / "x.pth")
+    for loader, name in ((load_adapter, "adapter"), (import_adapter, "source")):
+        with refused(name, received):
+            loader(tmp_path / "x.pth")
+
+
 def test_names_that_become_one_are_refused(tmp_path):
     tensors = as_original(t2i(channels=[8, 16, 16, 16]))
     save_file(tensors | {"module.conv_in.bias": torch.zeros(8)}, tmp_path / "x.safetensors")
