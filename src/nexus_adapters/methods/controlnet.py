@@ -20,17 +20,13 @@ from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.unet import check_kind
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.methods.cost import Cost, counted_gmacs, example, parameter_count, skeleton
 from nexus_adapters.methods.method import (
     AdapterOptions,
-    Cost,
     Generate,
     GenerationSettings,
     Method,
-    counted_gmacs,
-    example,
     other_pipeline,
-    parameter_count,
-    skeleton,
 )
 from nexus_adapters.methods.registry import register_method
 

@@ -25,17 +25,13 @@ from nexus_adapters.injection.compatibility import (
     geometry_of_config,
 )
 from nexus_adapters.injection.features import scaled_rows
+from nexus_adapters.methods.cost import Cost, counted_gmacs, example, parameter_count, skeleton
 from nexus_adapters.methods.method import (
     FEATURES,
-    Cost,
     Generate,
     GenerationSettings,
     Method,
-    counted_gmacs,
-    example,
     inner,
-    parameter_count,
-    skeleton,
 )
 
 
