@@ -1,7 +1,7 @@
 """The names and shapes of a Nexus adapter's tensors, by its config.
 
-Files are compared with them before anything is built, since a number in a config may be anything. Nothing
-here imports torch: commands that only look at files start fast.
+Files are compared with them before anything is built, because a config can contain arbitrary numbers. Nothing
+here imports torch, so that commands that only inspect files start fast.
 """
 
 from __future__ import annotations

@@ -181,7 +181,12 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         if zipfile.is_zipfile(file):  # torch does not compare the checksums
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
-            expect(damaged is None, "source", "undamaged tensors", f"'{file}', where {damaged} has changed")
+            expect(
+                damaged is None,
+                "source",
+                "undamaged tensors",
+                f"'{file}', where {damaged} has a wrong checksum",
+            )
         content = torch.load(file, map_location="cpu", weights_only=True)
     except InvalidArgument:
         raise

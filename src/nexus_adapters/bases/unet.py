@@ -299,7 +299,7 @@ def known_as(strides: tuple[int, ...] = (), text_width: int | None = None) -> st
 def check_kind(
     base: Base, strides: tuple[int, ...] = (), text_widths: tuple[object, object] = (None, None)
 ) -> None:
-    """`InvalidArgument` named "adapter", in users' terms, for an adapter made for another kind of base.
+    """`InvalidArgument` named "adapter" for one made for another kind of base, with the names of both.
 
     Args:
         base: the base.

@@ -97,7 +97,7 @@ def attach(
 
 
 def detach(pipe_or_denoiser: nn.Module | Any) -> None:
-    """Remove all attachments to a pipeline's denoiser, of all threads, also those whose handles are lost.
+    """Remove all attachments to a pipeline's denoiser: of all threads, and those whose handles are lost.
 
     `InvalidArgument` as `attach`, for what has no denoiser.
     """
@@ -170,15 +170,15 @@ class Attachment:
         return self.controls[0]
 
     def meets(self, pipe: Any, only_in: threading.Thread | None) -> bool:
-        """Whether it and an attachment to this pipeline for this thread (None: shared) act in one call."""
+        """Whether it can act in the same call as an attachment to this pipeline and thread (None: shared)."""
         return (
             self._only_in is None or only_in is None or (self._only_in is only_in and self._base.pipe is pipe)
         )
 
     def remove(self) -> None:
-        """Leave the denoiser exactly as it was. In any order among several attachments; again is no harm.
+        """Restore the denoiser exactly. Attachments can be removed in any order, and more than once.
 
-        A warning says which controls never acted.
+        A warning names the controls that never acted.
         """
         try:
             self._report()
@@ -197,12 +197,12 @@ class Attachment:
         if not (is_hooked and is_called):
             warn_caller(
                 f"the pipeline's {name} was replaced or compiled again after attach(): since then the "
-                "controls did not act; attach() to the new one"
+                "controls have not acted. Call attach() on the new one"
             )
         elif self._was_called_elsewhere and not self._was_called:
             warn_caller(
-                "the controls never acted: with shared=False they act in the thread that called attach(), "
-                "but the pipeline ran in another; attach() there, or leave out shared=False"
+                "the controls never acted: with shared=False they act only in the thread that called "
+                "attach(), but the pipeline ran in another thread. Call attach() there, or omit shared=False"
             )
 
     def _remove(self) -> None:
@@ -226,7 +226,7 @@ class Attachment:
     ) -> None:
         if error is None:
             self.remove()
-        else:  # which says more than that a control never acted
+        else:  # the error matters more than a control that never acted
             self._remove()
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
@@ -333,7 +333,7 @@ def _warn_of_repeated(
 
 
 def _repeats(control: Control, other: Control) -> bool:
-    """Whether both add the same features in the same place at the same time, up to their settings."""
+    """Whether both add the same features, apart from their settings, in the same calls and places."""
     return (
         max(control.start, other.start) < min(control.end, other.end)
         and _are_equal(control.condition, other.condition)
