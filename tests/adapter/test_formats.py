@@ -245,7 +245,7 @@ def test_a_stem_for_grey_maps_reads_three_channels(tmp_path):
     found = import_adapter(tmp_path / "depth.pth")
     assert found.notes[0] == "until it is trained, its features are those of the T2I-Adapter"
     assert found.adapter.config["in_channels"] == 3
-    assert "one channel" in " ".join(found.notes)
+    assert "one-channel" in " ".join(found.notes)
     grey = torch.rand(1, 1, 64, 64)
     pairs = zip(found.adapter(grey.expand(1, 3, 64, 64), torch.randn(1, 5, 768)), trunk(grey), strict=True)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
@@ -267,7 +267,7 @@ def test_a_t2i_adapter_starts_a_slim(tmp_path):
     t2i().save_pretrained(tmp_path)
     found = import_adapter(tmp_path, "slim")
     assert found.adapter.variant == "slim"
-    assert any("least squares" in note and "bias" in note for note in found.notes)
+    assert any("least-squares" in note and "bias" in note for note in found.notes)
     stored = found.adapter.state_dict()
     dense = t2i().state_dict()["adapter.body.0.resnets.0.block1.weight"]
     grouped, pointwise = split_kernel(dense, 2)
