@@ -27,7 +27,8 @@ from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import Method, find_method
-from nexus_adapters.methods.method import FEATURES, counted_gmacs
+from nexus_adapters.methods.cost import counted_gmacs
+from nexus_adapters.methods.method import FEATURES
 
 PIXELS, TOKENS = 512, 77
 SAMPLER_STEPS = 20

@@ -16,6 +16,8 @@ from nexus_adapters.adapter.blocks import BLOCKS, find_block, register_block
 from nexus_adapters.adapter.formats import export_file, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.stage import Stage
+from nexus_adapters.cli import main
+from nexus_adapters.methods import load_adapter
 
 Build = Callable[..., NexusAdapter]
 Inputs = Callable[..., tuple[Tensor, Tensor]]
@@ -78,6 +80,41 @@ class Plain(nn.Module):
         return self.conv(x) + self.text(prompt_embeds.mean(1))[..., None, None]
 
 
+class Sparse(nn.Module):
+    """Tensors of its own where `first` and `last` say, under any names; elsewhere it only resizes."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        pools: int,
+        text_width: int,
+        level: int,
+        levels: int,
+        last: bool = False,
+        groups: int,
+        heads: int,
+        head_width: int,
+        residual: bool,
+        zero_init: bool,
+    ) -> None:
+        super().__init__()
+        self.channels, self.side = channels, 2**pools
+        if level == (levels - 1 if last else 0):
+            self.bank = nn.ParameterDict({"gates": torch.ones(channels, text_width)})
+            self.register_buffer("steps", torch.zeros(1))
+
+    def forward(self, x: Tensor, prompt_embeds: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(x, self.side)
+        x = x.mean(1, keepdim=True).expand(-1, self.channels, -1, -1)
+        return (
+            x * (prompt_embeds.mean(1) @ self.bank["gates"].T)[..., None, None]
+            if "bank" in self._modules
+            else x
+        )
+
+
 def train(adapter: NexusAdapter, inputs: Inputs) -> list[float]:
     optimizer = torch.optim.SGD(adapter.parameters(), lr=1e-4)
     losses = []
@@ -123,6 +160,30 @@ def test_any_module_can_be_a_block_and_is_given_its_level(
     adapter.save_pretrained(tmp_path)
     loaded = NexusAdapter.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(*inputs()), adapter.eval()(*inputs()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_block_may_have_tensors_in_some_stages_only(
+    tiny: Build, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], last: bool
+) -> None:
+    register_block("sparse")(Sparse)
+    adapter = tiny(block="sparse", block_options={"last": last})
+    adapter.save_pretrained(tmp_path / "folder")
+    export_file(adapter, tmp_path / "one.safetensors")
+    for loaded in (
+        NexusAdapter.from_pretrained(tmp_path / "folder"),
+        NexusAdapter.from_single_file(tmp_path / "one.safetensors"),
+        import_adapter(tmp_path / "folder").adapter,
+        load_adapter(tmp_path / "one.safetensors"),
+    ):
+        torch.testing.assert_close(loaded(*inputs()), adapter(*inputs()), rtol=0, atol=0)
+    assert main(["info", str(tmp_path / "folder")]) == 0
+    assert "sparse" in capsys.readouterr().out
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    config |= {"channels": config["channels"][: 2 if last else 1], "pools": [0, 1][: 2 if last else 1]}
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config | {"in_channels": 1}))
+    with refused("adapter"):
+        load_adapter(tmp_path / "folder")
 
 
 def test_an_unknown_block_is_named_and_nothing_is_imported(tiny: Build, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_stem_for_grey_maps_reads_three_channels(tmp_path):
     found = import_adapter(tmp_path / "depth.pth")
     assert found.notes[0] == "until it is trained, its features are those of the T2I-Adapter"
     assert found.adapter.config["in_channels"] == 3
-    assert "one channel" in " ".join(found.notes)
+    assert "one-channel" in " ".join(found.notes)
     grey = torch.rand(1, 1, 64, 64)
     pairs = zip(found.adapter(grey.expand(1, 3, 64, 64), torch.randn(1, 5, 768)), trunk(grey), strict=True)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
@@ -267,7 +267,7 @@ def test_a_t2i_adapter_starts_a_slim(tmp_path):
     t2i().save_pretrained(tmp_path)
     found = import_adapter(tmp_path, "slim")
     assert found.adapter.variant == "slim"
-    assert any("least squares" in note and "bias" in note for note in found.notes)
+    assert any("least-squares" in note and "bias" in note for note in found.notes)
     stored = found.adapter.state_dict()
     dense = t2i().state_dict()["adapter.body.0.resnets.0.block1.weight"]
     grouped, pointwise = split_kernel(dense, 2)
@@ -459,6 +459,61 @@ def test_what_training_scripts_put_around_a_t2i_adapter_is_removed(tmp_path, wra
         found = import_adapter(tmp_path / "x.pth")
         assert found.kind == "a T2I-Adapter"
         assert all(torch.equal(found.adapter.state_dict()[k], v) for k, v in trunk.state_dict().items())
+
+
+def zeros(tensors):
+    return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+
+def moments(tensors):
+    return {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1}]}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"adapter": {**tensors, "step": 3}},
+        lambda tensors: {**tensors, "step": 3, "optimizer": moments(tensors)},
+        lambda tensors: {"step": torch.tensor(3), "model": tensors, "optimizer": moments(tensors)},
+        lambda tensors: {"state_dict": {"epoch": 1}, "adapter": tensors},
+        lambda tensors: {"model": {"mean": torch.zeros(3)}, "adapter": tensors},
+        lambda tensors: {"state_dict": tensors, "model": tensors},
+    ],
+    ids=[
+        "a counter within",
+        "all at the top",
+        "a counter of torch",
+        "an empty one",
+        "statistics",
+        "one twice",
+    ],
+)
+def test_what_else_is_in_a_pickle_does_not_hide_the_adapter(tmp_path, wrap):
+    trunk = t2i(channels=[8, 16, 16, 16])
+    torch.save(wrap(trunk.state_dict()), tmp_path / "x.pth")
+    assert same(load_adapter(tmp_path / "x.pth"), trunk)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "received"),
+    [
+        (lambda t: {"state_dict": zeros(t), "adapter": t}, "in 'state_dict' and 'adapter'"),
+        (lambda t: {"adapter": t, "model": {"module": zeros(t)}}, "in 'adapter' and 'model.module'"),
+        (lambda t: {**t, "model": zeros(t)}, "in the top level and 'model'"),
+        (lambda t: {"model": t, "ema": zeros(t), "step": 3}, "in 'model' and 'ema'"),
+        (lambda t: {"ema": t, "step": 3}, "a dict of 'ema', 'step'"),
+        (lambda t: {"model": {"a": {"b": {"c": {"d": t}}}}}, "a dict of 'model'"),
+        (lambda t: {"step": torch.tensor(3)}, "a dict of 'step'"),
+        (lambda t: dict(enumerate(t.values())), "a dict of 0, 1"),
+        (lambda t: list(t.values()), "a list"),
+    ],
+    ids=range(9),
+)
+def test_a_pickle_whose_adapter_would_have_to_be_guessed_is_refused(tmp_path, wrap, received):
+    torch.save(wrap(t2i(channels=[8, 16, 16, 16]).state_dict()), tmp_path / "x.pth")
+    for loader, name in ((load_adapter, "adapter"), (import_adapter, "source")):
+        with refused(name, received):
+            loader(tmp_path / "x.pth")
 
 
 def test_names_that_become_one_are_refused(tmp_path):

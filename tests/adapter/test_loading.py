@@ -21,6 +21,7 @@ from tests.refusals import refused
 from torch import Tensor
 
 import nexus_adapters
+from nexus_adapters.adapter.arguments import ARGUMENTS, VARIANTS
 from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.adapter.layout import tensor_shapes
 from nexus_adapters.adapter.model import NexusAdapter
@@ -393,14 +394,25 @@ def test_a_single_file_has_a_loader_of_its_own(tiny: Build, tmp_path: Path, grou
         NexusAdapter.from_single_file(file)
 
 
+LAYOUTS: list[dict[str, Any]] = [
+    *VARIANTS.values(),
+    {"groups": 4, "in_channels": 1},
+    {"channels": (16, 16, 8), "heads": 3, "head_width": 5},
+    {"channels": (8,), "pools": (0,), "unshuffle": 16, "text_width": 7},
+    {"channels": (8, 8, 24, 24, 16), "pools": (0, 2, 0, 1, 3), "groups": 8},
+    {"residual": True, "zero_init": True, "noise_exponent": 1.5},
+]
+SDXL = {"channels": (320, 640, 1280, 1280), "pools": (0, 0, 1, 0), "unshuffle": 16, "text_width": 2048}
+
+
 def test_the_papers_tensors_are_known_without_building(tiny: Build) -> None:
-    for changes in (
-        {},
-        {"groups": 2},
-        {"groups": 4, "in_channels": 1},
-        {"channels": (16, 16, 8), "heads": 3},
-    ):
-        adapter = tiny(**changes)
+    """Every argument is among those changed: a new one belongs here, too."""
+    varied = {name for changes in LAYOUTS for name in changes}
+    assert varied | {"block", "block_options"} == set(ARGUMENTS)
+    with torch.device("meta"):
+        adapters = [tiny(**changes) for changes in LAYOUTS]
+        adapters += [NexusAdapter.for_geometry(SDXL, variant) for variant in VARIANTS]
+    for adapter in adapters:
         built = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
         assert tensor_shapes(adapter.config) == built
 

@@ -1,5 +1,6 @@
 """The hook: what it adds, when it runs the adapter, and that nothing of it stays."""
 
+import copy
 import gc
 import threading
 import warnings
@@ -20,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tests import tiny
 from tests.refusals import refused
 
-from nexus_adapters import NexusAdapter
+from nexus_adapters import NexusAdapter, load_adapter
 from nexus_adapters.bases import BASES, Place, register_base
 from nexus_adapters.bases.unet import UNetBase
 from nexus_adapters.injection import Control, attach, detach, residuals
@@ -516,7 +517,7 @@ def test_nested_attachments_add_up_and_go_in_any_order(adapter, order, compiled)
 def test_a_control_that_is_attached_already_is_a_warning(pipe, unet, adapter):
     """As when a notebook's cell is run again: still added, as controls always are."""
     maps = tiny.condition()
-    other = tiny.adapter(unet)
+    other = tiny.adapter(unet, variant="slim")
     attached = Control(adapter, maps), Control(adapter, tiny.condition(seed=9))
     with attach(pipe, *attached):
         for again in (
@@ -533,6 +534,59 @@ def test_a_control_that_is_attached_already_is_a_warning(pipe, unet, adapter):
         once = generate(pipe)
         with pytest.warns(UserWarning, match="^1 of 1"), attach(pipe, attached[0], shared=False):
             assert (generate(pipe) - once).abs().max() > 0.01
+
+
+def test_an_adapter_loaded_again_is_the_same_adapter(pipe, unet, adapter, tmp_path):
+    """A notebook cell that loads the adapter, run twice."""
+    maps = tiny.condition()
+    adapter.save_pretrained(tmp_path)
+    changed, fading = (NexusAdapter.from_pretrained(tmp_path) for _ in range(2))
+    with torch.no_grad():
+        changed.adapter.body[3].norm1.bias[-1] += 1
+    fading.register_to_config(noise_exponent=1.0)
+    with attach(pipe, Control(adapter, maps)):
+        for again in (
+            NexusAdapter.from_pretrained(tmp_path),
+            load_adapter(tmp_path, dtype=torch.float64),
+            copy.deepcopy(adapter),
+        ):
+            with pytest.warns(UserWarning, match="^1 of 1 controls are attached already"):
+                attach(pipe, Control(again, maps)).remove()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for other in (changed, fading, tiny.adapter(unet, variant="slim")):
+                attach(pipe, Control(other, maps)).remove()
+
+
+def test_controls_of_one_call_that_repeat_each_other_are_a_warning(pipe, adapter):
+    maps, left = tiny.condition(), torch.zeros(1, 1, 64, 64)
+    left[..., :32] = 1
+    one, again = Control(adapter, maps), Control(copy.deepcopy(adapter), maps.clone(), scale=0.5)
+    with pytest.warns(UserWarning, match="^controls 1 and 3 have the same adapter") as warned:
+        attach(pipe, one, Control(adapter, tiny.condition(seed=9)), again).remove()
+    assert len(warned) == 1
+    apart = (
+        (Control(adapter, maps, mask=left), Control(adapter, maps, mask=1 - left)),
+        (Control(adapter, maps, end=0.5), Control(adapter, maps, start=0.5, scale=0.3)),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for controls in apart:
+            attach(pipe, *controls).remove()
+
+
+def test_an_error_is_not_followed_by_a_warning(pipe, adapter):
+    def fail():
+        with attach(pipe, Control(adapter, tiny.condition(), end=0.01)):
+            generate(pipe)
+            raise ValueError("own")
+
+    before = trace_of(pipe.unet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(ValueError, match="own"):
+            fail()
+    assert trace_of(pipe.unet) == before
 
 
 def test_attachments_whose_handles_are_lost_are_detached(adapter):
@@ -574,7 +628,7 @@ def test_controls_that_never_meet_are_no_warning(pipe, unet, adapter, recwarn):
         thread.join()
         attach(pipe, Control(adapter, tiny.condition(seed=9))).remove()
         attach(pipe, Control(adapter, tiny.condition(2))).remove()
-        attach(pipe, Control(tiny.adapter(unet), tiny.condition())).remove()
+        attach(pipe, Control(tiny.adapter(unet, variant="slim"), tiny.condition())).remove()
     assert not [w for w in recwarn if "attached" in str(w.message)]
 
 

@@ -317,16 +317,20 @@ def graphs(pipe, form):
     return found
 
 
+FULL = pytest.mark.full
 COMPILED = [
-    ({}, 1),
-    ({"end": 0.5}, 2),
-    pytest.param({"scale": [1, 0.5]}, 1, marks=pytest.mark.full),
+    ({}, 1, "wrapper", "shallow"),
+    ({"end": 0.5}, 2, "module", "shallow"),
+    pytest.param({}, 1, "module", "deep", marks=FULL),
+    pytest.param({}, 1, "wrapper", "deep", marks=FULL),
+    pytest.param({"end": 0.5}, 2, "module", "deep", marks=FULL),
+    pytest.param({"end": 0.5}, 2, "wrapper", "deep", marks=FULL),
+    pytest.param({"scale": [1, 0.5]}, 1, "module", "deep", marks=FULL),
+    pytest.param({"scale": [1, 0.5]}, 1, "wrapper", "deep", marks=FULL),
 ]
 
 
-@pytest.mark.parametrize("depth", ["shallow", pytest.param("deep", marks=pytest.mark.full)])
-@pytest.mark.parametrize("form", ["module", "wrapper"])
-@pytest.mark.parametrize(("settings", "expected"), COMPILED)
+@pytest.mark.parametrize(("settings", "expected", "form", "depth"), COMPILED)
 def test_compiled_to_one_graph_and_to_two_with_start_or_end(depth, form, settings, expected):
     torch.manual_seed(0)
     unet = Shallow(**tiny.SD15_UNET).eval() if depth == "shallow" else tiny.unet(**TWO_LEVELS)

@@ -71,6 +71,7 @@ def test_weights_and_multiplications_at_true_size(full_size, method):
         assert found.gmacs_once == pytest.approx(gmacs, abs=0.005)
 
 
+@pytest.mark.parametrize("full_size", ["sd15", pytest.param("sdxl", marks=pytest.mark.full)], indirect=True)
 def test_a_controlnet_runs_in_every_step(full_size):
     kind, base, unet = full_size
     with torch.device("meta"):

@@ -31,7 +31,7 @@ from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import expect, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 
-_START = "prime"  # what a T2I-Adapter is the start of, unless told otherwise
+_START = "prime"  # the configuration that a T2I-Adapter becomes by default
 _MEASURED_ON = 32  # pixels of the first feature, per side
 _ROUNDING = 1e-4  # of the features' norm: what the order of float32 sums makes of it, with a margin
 
@@ -43,9 +43,9 @@ _OPTIONS = ("variant", "text_width", "residual", "zero_init", "seed")
 
 @dataclass(frozen=True)
 class Imported:
-    """An adapter, the format it was in, and what the conversion changed.
+    """An adapter, its source format, and what the conversion changed.
 
-    `options`: names of the arguments of `import_adapter` that decided something; the source has the others.
+    `options`: names of the arguments of `import_adapter` that were used; the source determines the others.
     """
 
     adapter: NexusAdapter
@@ -68,9 +68,9 @@ def import_adapter(
     Args:
         source: as `find_saved` takes it: a folder, a file (.safetensors, .pth, .pt, .bin, .ckpt), a Hub id, a
             training run, a saved pipeline, or the name of an adapter of the package; or what that found.
-        variant: "prime", "slim", "prime-paper" or "slim-paper": what a T2I-Adapter is the start of, by
-            default "prime". "prime-paper" or "slim-paper" is also required for the public release's weights
-            where they have no config. Adapters of all other formats have their own.
+        variant: "prime", "slim", "prime-paper" or "slim-paper": the configuration to create from a
+            T2I-Adapter, by default "prime". For the public release's weights without a config,
+            "prime-paper" or "slim-paper" is required. Adapters in all other formats have their own.
         text_width: of the prompt embeddings, for a T2I-Adapter; None for that of the base it is usually for,
             768 with a stem of 8 x 8 pixels and 2048 with one of 16 x 16. Stable Diffusion 2.x needs 1024.
         residual: of a T2I-Adapter's Prime or Slim, the residual connection around the attention; None for
@@ -107,7 +107,7 @@ def import_adapter(
         "source",
         "an adapter",
         f"'{saved.path}', which seems to be {seems_to_be(tensors)}",
-        "It has no trunk to start from; load_adapter, Control and --adapter take it as it is",
+        "It has no trunk to start from, but load_adapter, Control, and --adapter accept it directly",
     )
     options = form | {"text_width": text_width}
     options["zero_init"] = form["residual"] if zero_init is None else zero_init
@@ -123,10 +123,10 @@ def export_file(adapter: NexusAdapter, file: Path, metadata: Mapping[str, str] |
         metadata: more of it, such as the base that the adapter was trained for.
 
     Raises:
-        InvalidArgument: for a subclass, which the file could not say: use `save_pretrained`.
+        InvalidArgument: for a subclass, because the file cannot store its name: use `save_pretrained`.
     """
     kind = type(adapter).__name__
-    hint = "save_pretrained writes a folder that keeps the class"
+    hint = "save_pretrained writes a folder, which stores the class"
     expect(type(adapter) is NexusAdapter, "adapter", "a NexusAdapter", f"a {kind}", hint)
     config = {name: adapter.config[name] for name in ARGUMENTS} | {FORMAT: FORMAT_VERSION}
     content = {"format": "pt", CONFIG_KEY: json.dumps(config), "variant": adapter.variant}
@@ -139,10 +139,10 @@ def export_file(adapter: NexusAdapter, file: Path, metadata: Mapping[str, str] |
 def _check_stated(
     variant: str | None, form: Mapping[str, Any], tensors: Mapping[str, Tensor], saved: Saved
 ) -> None:
-    """Refuse weights without a config, unless the caller says that they are the public release's.
+    """Reject weights without a config, unless the caller says that they are the public release's.
 
-    Their tensors are named as those of a training's checkpoint, which may have a residual connection, other
-    heads, or features that fade. None of this shows in a tensor.
+    A training checkpoint has the same tensor names, but may have a residual connection, another number of
+    heads, or features that fade. The tensors do not show any of this.
     """
     hint = (
         "Keep config.json next to the weights and pass their folder, or pass the checkpoint in the folder of "
@@ -203,19 +203,24 @@ def _from_t2i(saved: Saved, tensors: Mapping[str, Tensor], options: Mapping[str,
     own = {k: v for k, v in adapter.state_dict().items() if ".norm1." in k or ".cross_attention." in k}
     check_tensors(adapter, own | trunk, saved.path, "source")
     adapter.load_state_dict(own | trunk)
-    notes = [f"until it is trained, {_likeness(adapter.eval(), t2i)}", "its norms and attention are new"]
+    notes = [
+        f"until it is trained, {_likeness(adapter.eval(), t2i)}",
+        "its norms and attention are newly initialized",
+    ]
     if is_grey:
-        notes.append("the stem read one channel and reads three, each a third of it: the same on gray maps")
+        notes.append(
+            "its one-channel stem was expanded to three channels, which gives the same output on gray maps"
+        )
     if groups > 1:
         notes.append(
-            "its convolutions are the nearest to the T2I-Adapter's in least squares: they have no bias, and "
-            "between the groups only the middle of each kernel has a place"
+            "its convolutions are the least-squares fit to the T2I-Adapter's: they have no bias, and between "
+            "the groups only the center of each kernel is kept"
         )
     return Imported(adapter, FROM_T2I, tuple(notes), _OPTIONS)
 
 
 def _likeness(adapter: Any, t2i: Any) -> str:
-    """How near an adapter's features are to those of a T2I-Adapter, measured on two made-up line maps."""
+    """How close an adapter's features are to a T2I-Adapter's, measured on two generated line maps."""
     side = _MEASURED_ON * t2i.config["downscale_factor"]
     generator = torch.Generator().manual_seed(0)
     waves = interpolate(torch.randn(2, 1, 6, 6, generator=generator), (side, side), mode="bicubic")

@@ -1,7 +1,7 @@
 """The names and shapes of a Nexus adapter's tensors, by its config.
 
-Files are compared with them before anything is built, since a number in a config may be anything. Nothing
-here imports torch: commands that only look at files start fast.
+Files are compared with them before anything is built, because a config can contain arbitrary numbers. Nothing
+here imports torch, so that commands that only inspect files start fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from nexus_adapters.errors import expect
 
 Shape = tuple[int, ...]
 _UNITS = 2  # residual units of a stage
-_STAGE = re.compile(r"adapter\.body\.\d+\.", re.ASCII)
+_USUAL_STAGES = 64  # that a block of the user's may have in any file; more need as many tensors
+_STAGE = re.compile(r"adapter\.body\.(\d{1,9})\.", re.ASCII)
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -60,17 +61,18 @@ def check_layout(
 ) -> None:
     """`InvalidArgument`, for `argument`, unless a config needs exactly the tensors found, in these shapes.
 
-    Of another block than the paper's only the stem and the number of stages are known. `config` has all
-    arguments, and they have been checked.
+    Of another block than the paper's only the stem is known, and that no stage is beyond the config's: not
+    every stage of such a block must have tensors. `config` has all arguments, and they have been checked.
     """
     channels = config["channels"]
-    stages = {match[0] for name in found if (match := _STAGE.match(name))}
+    stages = 1 + max((int(match[1]) for name in found if (match := _STAGE.match(name))), default=-1)
     is_papers = config["block"] == "paper"
+    most = len(found) if is_papers else max(len(found), _USUAL_STAGES)
     expect(
-        len(channels) <= len(found) if is_papers else len(channels) == len(stages),
+        len(channels) <= most and (is_papers or stages <= len(channels)),
         argument,
         f"the tensors of {len(channels)} stages, as many as the config has channels",
-        f"those of {len(stages)} in '{path}'",
+        f"those of {stages} in '{path}'",
     )
     if is_papers:
         needed = tensor_shapes(config)

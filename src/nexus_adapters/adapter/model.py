@@ -69,7 +69,7 @@ def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, 
 
 
 def _check_folder(kind: type, folder: Path, variant: str | None) -> None:
-    """Raise `InvalidArgument` for what the files of a saved adapter show before anything is built.
+    """Raise `InvalidArgument` for errors that a saved adapter's files show before anything is built.
 
     diffusers reads configs and indices of any content, and builds what they say.
     """
@@ -80,7 +80,7 @@ def _check_folder(kind: type, folder: Path, variant: str | None) -> None:
         files = standard_weights(folder, variant)
         named = f" of variant {variant!r}" if variant else ""
         expected = f"a folder with {WEIGHTS}.safetensors{named}"
-        hint = "load_adapter, or `nexus convert`, reads other files"
+        hint = "load_adapter and `nexus convert` read other files"
         if any(folder.glob(f"{WEIGHTS}*.bin")):
             return  # of which `check_files` says why it is not read
         expect(bool(files), PATH, expected, f"'{folder}', which has none", hint)
@@ -262,7 +262,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
             OSError: diffusers' own, where there is no such folder, and no such repository on the Hub.
         """
         source = Path(pretrained_model_name_or_path)
-        hint = f"Call {cls.__name__}.from_single_file, or load_adapter, which loads both"
+        hint = f"Use {cls.__name__}.from_single_file for a file, or load_adapter for either"
         expect(not source.is_file(), PATH, "a folder or Hub id", f"'{source}', a file", hint)
         if source.is_dir():
             _check_folder(cls, source / (kwargs.get("subfolder") or ""), kwargs.get("variant"))
@@ -276,13 +276,13 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         `torch_dtype`: of the weights; None for that of the file.
 
         Raises:
-            InvalidArgument: for what is no such file, and as `from_pretrained`.
+            InvalidArgument: for any other file, and in the cases of `from_pretrained`.
         """
         with renamed(dict.fromkeys(("adapter", "source", "path"), "file")):
             expect(Path(file).is_file(), "file", "an existing file", f"'{os.fspath(file)}'")
             saved = find_saved(Path(file))
-            hint = "`nexus convert` reads other formats, and load_adapter those that need no conversion"
-            expect(saved.is_nexus, "file", "one with its config", f"'{file}', without one", hint)
+            hint = "`nexus convert` reads other formats; load_adapter reads those that need no conversion"
+            expect(saved.is_nexus, "file", "a file that contains its config", f"'{file}', without one", hint)
             adapter: Any = build_checked(saved.config, load_tensors(saved), saved.path, cls)
         return adapter if torch_dtype is None else nn.Module.to(adapter, torch_dtype)
 
@@ -361,7 +361,7 @@ def build_checked(
     path: Path,
     kind: type[NexusAdapter] = NexusAdapter,
 ) -> NexusAdapter:
-    """An adapter of the class `kind` and this config with these tensors, all of them checked before.
+    """An adapter of the class `kind` with this config and these tensors. All are checked first.
 
     `path`: of their file, for errors: `InvalidArgument` named "source".
     """

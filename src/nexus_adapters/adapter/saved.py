@@ -265,9 +265,9 @@ def check_checkpoint(state: Mapping[str, Any], folder: Path, argument: str = "ad
 
 
 def weights_in(folder: Path) -> tuple[Path, ...]:
-    """The files of one save: as diffusers chooses them, else the only ones that there are.
+    """The files of one save: those that diffusers would choose, otherwise the only ones in the folder.
 
-    `InvalidArgument` named "adapter" where there are none, or none that goes before the others.
+    `InvalidArgument` named "adapter" where there are none, or several without a default among them.
     """
     if found := standard_weights(folder):
         return found

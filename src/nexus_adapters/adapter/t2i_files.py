@@ -1,7 +1,7 @@
 """T2I-Adapters (arXiv 2302.08453) in files: their shapes, and diffusers' model with the tensors.
 
-A model is built of what the tensors show, and only checked against its config: numbers in a config may be
-anything.
+A model is built from the tensors' shapes. Its config is only compared with them, because it can contain
+arbitrary numbers.
 """
 
 import re

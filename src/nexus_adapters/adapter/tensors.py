@@ -7,14 +7,16 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nexus_adapters.adapter.arguments import shown
 from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.adapter.weights import check_hash
 from nexus_adapters.bases.parts import seems_to_be
@@ -26,7 +28,8 @@ _WRAPPER = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 _FRONT = re.compile(r"^(?:(?:module|_orig_mod|adapter|model)\.)+")
 # Under which keys training scripts nest the tensors in a pickle.
 _NESTED = ("state_dict", "adapter", "model", "module")
-_DEEPEST = 4  # how often that is nested; a pickle can hold itself
+_DEEPEST = 4  # how often that is nested
+_MOST_NAMES = 8  # of what a pickle holds, in an error
 _ORIGINAL = re.compile(r"body\.(\d{1,3})\.(in_conv|block1|block2)\.(weight|bias)", re.ASCII)
 _LIGHT = re.compile(r"body\.\d{1,3}\.out_conv\..+", re.ASCII)
 _ORIGINAL_LIGHT = re.compile(r"(body\.\d{1,3}\.)body\.(\d{1,3}\..+)", re.ASCII)
@@ -178,7 +181,12 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         if zipfile.is_zipfile(file):  # torch does not compare the checksums
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
-            expect(damaged is None, "source", "undamaged tensors", f"'{file}', where {damaged} has changed")
+            expect(
+                damaged is None,
+                "source",
+                "undamaged tensors",
+                f"'{file}', where {damaged} has a wrong checksum",
+            )
         content = torch.load(file, map_location="cpu", weights_only=True)
     except InvalidArgument:
         raise
@@ -189,16 +197,51 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # of damaged files torch raises nearly anything
         reason = one_line(error)
         raise InvalidArgument("source", "tensors", f"'{file}', which cannot be read ({reason})") from error
-    for _ in range(_DEEPEST):
-        inside = content if isinstance(content, Mapping) else {}
-        nested = [inside[key] for key in _NESTED if isinstance(inside.get(key), Mapping)]
-        if not nested:
-            break
-        content = nested[0]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InvalidArgument("source", "tensors by name", f"'{file}', a {type(content).__name__}")
-    expect(all(isinstance(name, str) for name in content), "source", "tensors by name", f"'{file}'")
-    return dict(content)
+    return _only_tensors(content, file)
+
+
+def _only_tensors(content: Any, file: Path) -> dict[str, Tensor]:
+    """The only mapping of tensors in what a training script saved; an optimizer's do not count.
+
+    `InvalidArgument` named "source" where there is none, or several could be meant.
+    """
+    found = dict(_mappings(content, (), set()))
+    adapters = {keys: tensors for keys, tensors in found.items() if _may_be_adapter(tensors)}
+    readable = {keys: tensors for keys, tensors in found.items() if set(keys) <= set(_NESTED)}
+    chosen = adapters or readable
+    expected = f"tensors by name, by themselves or under {', '.join(_NESTED[:-1])} or {_NESTED[-1]}"
+    if len(chosen) > 1:
+        places = " and ".join(shown(".".join(keys)) if keys else "the top level" for keys in chosen)
+        hint = "Save the one that you want to a file by itself"
+        raise InvalidArgument("source", expected, f"'{file}', with tensors in {places}", hint)
+    if not chosen or not set(chosen) <= set(readable):
+        keys = list(content)[:_MOST_NAMES] if isinstance(content, Mapping) else []
+        names = f" of {', '.join(map(shown, keys))}" if keys else ""
+        received = f"'{file}', a {type(content).__name__}{names}"
+        hint = "Save the adapter's tensors to a file by themselves" if adapters else ""
+        raise InvalidArgument("source", expected, received, hint)
+    return next(iter(chosen.values()))
+
+
+def _mappings(
+    content: Any, keys: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Each mapping in `content` that has tensors by name, more than counters, and under which keys it is."""
+    if not isinstance(content, Mapping) or len(keys) > _DEEPEST or id(content) in seen:
+        return
+    seen.add(id(content))
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if any(tensor.ndim for tensor in tensors.values()) and all(isinstance(key, str) for key in tensors):
+        yield keys, tensors
+    for key, value in content.items():
+        yield from _mappings(value, (*keys, str(key)), seen)
+
+
+def _may_be_adapter(names: Collection[str]) -> bool:
+    try:
+        return bool(adapter_names(names))
+    except InvalidArgument:  # an adapter, some of whose tensors are there twice
+        return True
 
 
 def _may_be_pickled(file: Path) -> bool:

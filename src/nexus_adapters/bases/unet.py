@@ -296,6 +296,28 @@ def known_as(strides: tuple[int, ...] = (), text_width: int | None = None) -> st
     return _KNOWN_BY_TEXT.get(text_width or 0) or _KNOWN_BY_STRIDES.get(strides, "")
 
 
+def check_kind(
+    base: Base, strides: tuple[int, ...] = (), text_widths: tuple[object, object] = (None, None)
+) -> None:
+    """`InvalidArgument` named "adapter" for one made for another kind of base, with the names of both.
+
+    Args:
+        base: the base.
+        strides: of the places that the adapter was made for; () if unknown.
+        text_widths: the adapter's and the base's, as a config states them. Unknown: anything but an int.
+    """
+    needed = tuple(place.stride for place in base.places()) if strides else ()
+    by_strides = {known_as(strides), known_as(needed)} - {""}
+    widths = [width if isinstance(width, int) else None for width in text_widths]
+    by_text = {known_as((), width) for width in widths} - {""}
+    if base.known_as and (len(by_strides) > 1 or len(by_text) > 1):
+        raise InvalidArgument(
+            "adapter",
+            f"one made for {base.known_as}, which the base is",
+            f"one made for {known_as(strides, widths[0])}",
+        )
+
+
 def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
     """(1 - alphas_cumprod[t]) ** noise_exponent: the noise's share of the latents' variance, to a power.
 

@@ -24,7 +24,7 @@ TYPED = {"adapter": "SOURCE"}
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user chose of what some sources leave open; None is the default."""
+    """The options for what some sources do not determine; None is the default."""
 
     variant: str | None = None
     text_width: int | None = None
@@ -33,7 +33,7 @@ class Choices:
     seed: int = 0
 
     def check(self) -> None:
-        """`InvalidArgument` for values out of range, and those that do not agree."""
+        """`InvalidArgument` for values that are out of range or contradict each other."""
         width = self.text_width
         expect(width is None or width > 0, "text_width", "a positive integer", width)
         overrides = {} if self.residual is None else {"residual": self.residual}
@@ -42,7 +42,7 @@ class Choices:
         expect(form["residual"] or not self.zero_init, "zero_init", needs, variant_of(**form))
 
     def expect_unused(self, kind: str, but_for: Collection[str]) -> None:
-        """`InvalidArgument` for what was given although the source decides it itself."""
+        """`InvalidArgument` for an option that was given although the source determines it."""
         for option in fields(self):
             value = getattr(self, option.name)
             is_open = option.name in but_for or value == option.default
@@ -63,25 +63,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", choices=FORMATS, default=FORMATS[0], help="what DEST becomes (default: folder)"
     )
     add_options(parser, "--condition")
-    start = parser.add_argument_group("from a T2I-Adapter, whose trunk starts a Nexus adapter")
+    start = parser.add_argument_group("from a T2I-Adapter, whose trunk initializes a Nexus adapter")
     start.add_argument(
         "--variant",
         choices=list(VARIANTS),
         help="the configuration (default: prime); required for the public release's weights without a config",
     )
     start.add_argument(
-        "--text-width", type=int, metavar="N", help="of the prompt embeddings (default: 768, XL 2048)"
+        "--text-width",
+        type=int,
+        metavar="N",
+        help="width of the prompt embeddings (default: 768; SDXL: 2048)",
     )
     start.add_argument(
         "--residual",
         action=argparse.BooleanOptionalAction,
-        help="a residual connection around the attention (default: what --variant says)",
+        help="add a residual connection around the attention (default: as in --variant)",
     )
     start.add_argument(
         "--zero-init",
         action=argparse.BooleanOptionalAction,
-        help="start the attention at zero: until it is trained, Prime gives what the T2I-Adapter gives "
-        "(default: with the residual connection)",
+        help="start the attention at zero: until it is trained, Prime gives the same output as the "
+        "T2I-Adapter (default: yes, with the residual connection)",
     )
     add_options(start, "--seed")
 
@@ -128,7 +131,7 @@ def _read(saved: "Saved", choices: Choices) -> "Imported":
 
 
 def _check_dest(dest: Path, format_name: str) -> None:
-    """Refuse what would lose something, before anything is read."""
+    """Reject a DEST that would overwrite something, before anything is read."""
     expect(dest.parent.is_dir(), "DEST", "a place in an existing folder", f"'{dest}'")
     if format_name == "single-file":
         expect(dest.suffix == ".safetensors", "DEST", "a file name that ends in .safetensors", f"'{dest}'")

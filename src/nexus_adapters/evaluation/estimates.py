@@ -17,7 +17,7 @@ from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, LEAST_FOR_INTE
 from nexus_adapters.evaluation.provenance import machine, versions
 from nexus_adapters.evaluation.scoring import FEATURES
 from nexus_adapters.evaluation.store import Store
-from nexus_adapters.methods.method import parameter_count
+from nexus_adapters.methods.cost import parameter_count
 from nexus_adapters.metrics import METRICS, find_metric
 from nexus_adapters.metrics.intervals import bootstrap_mean, jackknife_interval, jackknife_replicates
 from nexus_adapters.training.redaction import data_without_secrets

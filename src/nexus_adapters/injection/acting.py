@@ -1,4 +1,4 @@
-"""Whether controls have acted: one that never does is reported, since its images are the base's."""
+"""Reports controls that never acted: the images are then those of the base alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from nexus_adapters.errors import warn_caller
 
 
 class ActingRecord:
-    """What one control did in the calls of a generation.
+    """Records whether a control acted during a generation.
 
     The end of a generation is known where the attachment is removed, and where the next one begins: there the
     position in the schedule goes back. `report` is called by then, and warns once.
@@ -22,7 +22,7 @@ class ActingRecord:
         self.positions: list[float] = []  # the first and the last, of calls in which it did not act
 
     def note(self, scale: float, position: float | None) -> None:
-        """One call of the denoiser, in which the control has this factor. `position`: None for not known."""
+        """Record one call of the denoiser with the control's factor. `position`: None if unknown."""
         if position is not None and self.positions and position < self.positions[-1]:
             self.report()
         self.acted |= scale != 0
@@ -36,6 +36,6 @@ class ActingRecord:
             first, last = self.positions[0], self.positions[-1]
             warn_caller(
                 f"{self.name} never acted: the sampler's steps lie at positions {first:.3g} to {last:.3g} of "
-                "the schedule, where its start, end and scale leave nothing"
+                "the schedule, where its start, end, and scale leave nothing to add"
             )
         self._forget()

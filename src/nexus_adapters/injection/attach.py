@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
+from itertools import combinations
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,10 +50,11 @@ def attach(
     """Add the controls' features to every call of the denoiser, until removed.
 
     As a context manager, `with attach(pipe, control): ...`, or as a handle with `remove()`, on whose
-    `controls` scale, condition and the other settings can be changed at any time. Several controls add up.
-    After removal, also by an exception, the denoiser is exactly as it was; a control that never acted is then
-    reported in a warning. All pipelines that share the
-    denoiser share its controls, unless `shared` is False. Threads may attach and remove at any time.
+    `controls` scale, condition and the other settings can be changed at any time. Several controls add up; a
+    control that repeats another is reported in a warning. After removal, also by an exception, the denoiser
+    is exactly as it was. If no exception ended the generation, a warning then names the controls that never
+    acted. All pipelines that share the denoiser share its controls, unless `shared` is False. Threads may
+    attach and remove at any time.
 
     Args:
         pipe_or_denoiser: any pipeline of a known base family, such as one with a `UNet2DConditionModel`, or
@@ -94,7 +97,7 @@ def attach(
 
 
 def detach(pipe_or_denoiser: nn.Module | Any) -> None:
-    """Remove all attachments to a pipeline's denoiser, of all threads, also those whose handles are lost.
+    """Remove all attachments to a pipeline's denoiser: of all threads, and those whose handles are lost.
 
     `InvalidArgument` as `attach`, for what has no denoiser.
     """
@@ -167,15 +170,15 @@ class Attachment:
         return self.controls[0]
 
     def meets(self, pipe: Any, only_in: threading.Thread | None) -> bool:
-        """Whether it and an attachment to this pipeline for this thread (None: shared) act in one call."""
+        """Whether it can act in the same call as an attachment to this pipeline and thread (None: shared)."""
         return (
             self._only_in is None or only_in is None or (self._only_in is only_in and self._base.pipe is pipe)
         )
 
     def remove(self) -> None:
-        """Leave the denoiser exactly as it was. In any order among several attachments; again is no harm.
+        """Restore the denoiser exactly. Attachments can be removed in any order, and more than once.
 
-        A warning says which controls never acted.
+        A warning names the controls that never acted.
         """
         try:
             self._report()
@@ -194,12 +197,12 @@ class Attachment:
         if not (is_hooked and is_called):
             warn_caller(
                 f"the pipeline's {name} was replaced or compiled again after attach(): since then the "
-                "controls did not act; attach() to the new one"
+                "controls have not acted. Call attach() on the new one"
             )
         elif self._was_called_elsewhere and not self._was_called:
             warn_caller(
-                "the controls never acted: with shared=False they act in the thread that called attach(), "
-                "but the pipeline ran in another; attach() there, or leave out shared=False"
+                "the controls never acted: with shared=False they act only in the thread that called "
+                "attach(), but the pipeline ran in another thread. Call attach() there, or omit shared=False"
             )
 
     def _remove(self) -> None:
@@ -223,7 +226,8 @@ class Attachment:
     ) -> None:
         if error is None:
             self.remove()
-        self._remove()
+        else:  # the error matters more than a control that never acted
+            self._remove()
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self._places.clear()  # an interrupted call leaves its features behind
@@ -304,27 +308,63 @@ class Attachment:
 def _warn_of_repeated(
     controls: Sequence[Control], base: Base, denoiser: nn.Module, only_in: threading.Thread | None
 ) -> None:
-    """Warn of a control that is attached already, as when a notebook's cell is run again: they add up."""
+    """Warn of controls that repeat one attached before, as when a notebook cell runs again, or each other."""
     present = [
         control
         for attachment in owners_of_hooks(denoiser)
         if attachment.meets(base.pipe, only_in)
         for control in attachment.controls
     ]
-    repeated = sum(any(_is_the_same(control, other) for other in present) for control in controls)
+    repeated = sum(any(_repeats(control, other) for other in present) for control in controls)
     if repeated:
         warn_caller(
             f"{repeated} of {len(controls)} controls are attached already, with the same adapter and "
             "condition: their features add up. To replace an earlier attachment, call its remove() first, or "
             "nexus_adapters.injection.detach(pipe) if its handle is lost"
         )
+    twins = [
+        (first, second)
+        for (first, a), (second, b) in combinations(enumerate(controls, start=1), 2)
+        if _repeats(a, b)
+    ]
+    if twins:
+        pairs = ", ".join(f"{first} and {second}" for first, second in twins)
+        warn_caller(f"controls {pairs} have the same adapter and condition: their features add up")
 
 
-def _is_the_same(control: Control, other: Control) -> bool:
-    a, b = control.condition, other.condition
-    return control.adapter is other.adapter and (
-        a is b or (a.shape == b.shape and torch.equal(a.cpu().float(), b.cpu().float()))
+def _repeats(control: Control, other: Control) -> bool:
+    """Whether both add the same features, apart from their settings, in the same calls and places."""
+    return (
+        max(control.start, other.start) < min(control.end, other.end)
+        and _are_equal(control.condition, other.condition)
+        and _are_equal(control.mask, other.mask)
+        and _is_same_adapter(control.adapter, other.adapter)
     )
+
+
+def _is_same_adapter(adapter: nn.Module | Any, other: nn.Module | Any) -> bool:
+    """Whether it is the same object, or has the same config and weights, as after loading it again."""
+    if adapter is other:
+        return True
+    if type(adapter) is not type(other) or _config_of(adapter) != _config_of(other):
+        return False
+    ours, theirs = adapter.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(_are_equal(ours[name], theirs[name]) for name in ours)
+
+
+def _config_of(adapter: nn.Module | Any) -> str:
+    """What decides the network. diffusers' own entries, such as the folder it came from, begin with "_"."""
+    public = {name: value for name, value in adapter.config.items() if name[:1] != "_"}
+    return json.dumps(public, sort_keys=True, default=repr)  # a saved config has lists in place of tuples
+
+
+def _are_equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors have equal values, on any device, in any type; no for offloaded ones."""
+    if a is None or b is None or a is b:
+        return a is b
+    if a.shape != b.shape or a.is_meta or b.is_meta:
+        return False
+    return torch.equal(a.float(), b.to(a.device).float())
 
 
 def _check_keywords(base: Base, denoiser: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.unet import known_as
+from nexus_adapters.bases.unet import check_kind
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -65,7 +65,8 @@ def check_fit(adapter: nn.Module | Any, base: Base) -> None:
 def check_geometry(found: AdapterGeometry, base: Base) -> None:
     """As `check_fit`, of an adapter that may not be loaded."""
     places = base.places()
-    _check_kind(found, base)
+    text_widths = (None, None) if found.text_width is None else (found.text_width, base.text_width)
+    check_kind(base, _strides(found), text_widths)
     _compare("number of features", len(found.channels), len(places))
     _compare("channels", found.channels, tuple(place.channels for place in places))
     if found.pools is not None:
@@ -78,20 +79,6 @@ def check_geometry(found: AdapterGeometry, base: Base) -> None:
             "adapter",
             f"an unshuffle that is a multiple of {places[0].stride}, the stride of the base's first feature",
             found.unshuffle,
-        )
-
-
-def _check_kind(found: AdapterGeometry, base: Base) -> None:
-    """`InvalidArgument` in plain words where the adapter was made for another kind of base."""
-    kind = base.known_as
-    strides, needed = _strides(found), tuple(place.stride for place in base.places())
-    by_strides = {known_as(strides), known_as(needed)} - {""}
-    text_widths = () if found.text_width is None else (found.text_width, base.text_width)
-    by_text = {known_as((), width) for width in text_widths} - {""}
-    if kind and (len(by_strides) > 1 or len(by_text) > 1):
-        made_for = known_as(strides, found.text_width)
-        raise InvalidArgument(
-            "adapter", f"one made for {kind}, which the base is", f"one made for {made_for}"
         )
 
 

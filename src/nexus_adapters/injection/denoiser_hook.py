@@ -178,10 +178,10 @@ class _SharedHook:
         raise NotImplementedError
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A copy's controls could not be removed, and a copy without them would be another model."""
+        """Refuse: a copy's controls could not be removed, and a copy without them would be another model."""
         raise RuntimeError(
             "a denoiser to which controls are attached cannot be copied or pickled; remove them first "
-            "(handle.remove(), or the end of `with attach(...)`)"
+            "(by handle.remove(), or by leaving `with attach(...)`)"
         )
 
 

@@ -30,7 +30,7 @@ def training_timesteps(pipe: Any) -> int:
 
 
 def check_schedule(pipe: Any) -> None:
-    """`InvalidArgument` where the pipeline's scheduler steps through no training timesteps, as EDM's do."""
+    """`InvalidArgument` where the scheduler's timesteps are not training timesteps, as with EDM."""
     steps, scheduler = training_timesteps(pipe), pipe.scheduler
     timesteps = getattr(scheduler, "timesteps", None)
     is_outside = isinstance(timesteps, Tensor) and not bool(((timesteps >= 0) & (timesteps <= steps)).all())

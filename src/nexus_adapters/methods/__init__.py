@@ -2,7 +2,8 @@
 
 from importlib import import_module
 
-from nexus_adapters.methods.method import AdapterOptions, Cost, GenerationSettings, Method
+from nexus_adapters.methods.cost import Cost
+from nexus_adapters.methods.method import AdapterOptions, GenerationSettings, Method
 from nexus_adapters.methods.registry import (
     METHODS,
     find_method,

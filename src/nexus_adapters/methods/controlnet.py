@@ -17,20 +17,16 @@ from torch import Tensor, nn
 from nexus_adapters.adapter.saved import Saved
 from nexus_adapters.adapter.tensors import tensor_names
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.unet import known_as
+from nexus_adapters.bases.unet import check_kind
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.methods.cost import Cost, counted_gmacs, example, parameter_count, skeleton
 from nexus_adapters.methods.method import (
     AdapterOptions,
-    Cost,
     Generate,
     GenerationSettings,
     Method,
-    counted_gmacs,
-    example,
     other_pipeline,
-    parameter_count,
-    skeleton,
 )
 from nexus_adapters.methods.registry import register_method
 
@@ -171,14 +167,8 @@ def condition_channels(name: str, pixels_per_latent: int) -> tuple[int, ...]:
 
 def check_unet_widths(config: Any, in_channels: int, widths: str, base: Base) -> None:
     """`InvalidArgument` named "adapter" unless an adapter's config has the UNet's channels and text width."""
-    made_for, kind = (
-        known_as((), width) if isinstance(width, int) else ""
-        for width in (config["cross_attention_dim"], base.config.get("cross_attention_dim"))
-    )
-    if made_for and kind and made_for != kind:
-        raise InvalidArgument(
-            "adapter", f"one made for {kind}, which the base is", f"one made for {made_for}"
-        )
+    text_widths = config["cross_attention_dim"], base.config.get("cross_attention_dim")
+    check_kind(base, text_widths=text_widths)
     for key, found in (
         ("in_channels", in_channels),
         ("cross_attention_dim", config["cross_attention_dim"]),

@@ -31,16 +31,12 @@ from nexus_adapters.methods.controlnet import (
     condition_channels,
     refuse_prompts,
 )
+from nexus_adapters.methods.cost import Cost, counted_gmacs, example, parameter_count, skeleton
 from nexus_adapters.methods.method import (
     AdapterOptions,
-    Cost,
     Generate,
     GenerationSettings,
     Method,
-    counted_gmacs,
-    example,
-    parameter_count,
-    skeleton,
 )
 from nexus_adapters.methods.registry import register_method
 

@@ -25,17 +25,13 @@ from nexus_adapters.injection.compatibility import (
     geometry_of_config,
 )
 from nexus_adapters.injection.features import scaled_rows
+from nexus_adapters.methods.cost import Cost, counted_gmacs, example, parameter_count, skeleton
 from nexus_adapters.methods.method import (
     FEATURES,
-    Cost,
     Generate,
     GenerationSettings,
     Method,
-    counted_gmacs,
-    example,
     inner,
-    parameter_count,
-    skeleton,
 )
 
 
@@ -128,7 +124,7 @@ def reading(module: nn.Module, pipe: Any, prompts: Sequence[str] | None) -> Iter
 
 
 def stem_fitted(adapter: Any, module: Any, source: str) -> dict[str, Tensor]:
-    """An adapter's tensors to start `module` from, which may read more channels than one for gray maps.
+    """An adapter's tensors to start `module` from; `module` may read three channels instead of one.
 
     The stem for one channel is then repeated, and this is reported.
     """
@@ -137,8 +133,8 @@ def stem_fitted(adapter: Any, module: Any, source: str) -> dict[str, Tensor]:
     if adapter.config["in_channels"] == 1 and channels > 1 and stem in tensors:
         tensors[stem] = stem_for_colors(tensors[stem], channels)
         warnings.warn(
-            f"start_from: '{source}' reads 1 channel; its stem is repeated for {channels}, which gives the "
-            "same on gray maps",
+            f"start_from: '{source}' reads 1 channel; its stem is expanded to {channels}, which gives the "
+            "same output on gray maps",
             UserWarning,
             stacklevel=2,
         )

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from nexus_adapters.adapter.saved import Saved, check_layers, within
 from nexus_adapters.adapter.tensors import load_tensors
@@ -28,6 +26,7 @@ from nexus_adapters.bases.loading import no_loading_bars
 from nexus_adapters.choices import DEFAULT_POLICY
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
+from nexus_adapters.methods.cost import Cost
 
 FEATURES = "features"
 """The key under which `denoiser_arguments` gives features for the base's places."""
@@ -73,36 +72,6 @@ class GenerationSettings:
     level_scales: Sequence[float] | str | None = None
     noise_exponent: float | None = None
     adapter_prompts: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a control adds to one image, without guidance.
-
-    Attributes:
-        parameters: how many weights.
-        gmacs_once: billions of multiply-accumulates once per image.
-        gmacs_per_step: and in every step.
-    """
-
-    parameters: int
-    gmacs_once: float = 0.0
-    gmacs_per_step: float = 0.0
-
-    def gmacs(self, steps: int) -> float:
-        """Of a whole image of so many steps."""
-        return self.gmacs_once + steps * self.gmacs_per_step
-
-
-@dataclass(frozen=True)
-class Example:
-    """Tensors of a call's shapes on the meta device, to count by."""
-
-    condition: Tensor
-    text: Tensor
-    latents: Tensor
-    timestep: Tensor
-    added: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -176,7 +145,7 @@ class Method(ABC):
         """`InvalidArgument` named "adapter", with both numbers, unless the adapter fits the base."""
 
     def check_saved(self, saved: Saved, base: Base) -> None:  # noqa: B027  # a config may not say enough
-        """As `check_fit`, of an adapter that is not loaded yet, as far as its config tells."""
+        """As `check_fit`, before the adapter is loaded: checks only what its config states."""
 
     def configuration(self, saved: Saved) -> str:
         """The name of the method that trains adapters like a saved one that this method recognizes."""
@@ -355,39 +324,6 @@ def inner(module: nn.Module | Any) -> Any:
             module = module.module
         else:
             return module
-
-
-def example(base: Base, size: int, dtype: torch.dtype = torch.float32) -> Example:
-    """One image of `size` pixels a side, on the meta device."""
-    side = size // base.pixels_per_latent
-    with torch.device("meta"):
-        return Example(
-            condition=torch.empty(1, 3, size, size),
-            text=torch.empty(1, base.prompt_tokens, base.text_width),
-            latents=torch.empty(1, base.latent_channels, side, side),
-            timestep=torch.zeros(1),
-            added=base.added_arguments(base.example_added(1, dtype)),
-        )
-
-
-def skeleton(module: nn.Module | Any) -> Any:
-    """An adapter of the same config on the meta device."""
-    kind: Any = type(module)
-    with torch.device("meta"):
-        return kind.from_config(module.config)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """How many weights."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def counted_gmacs(run: Callable[[], object]) -> float:
-    """Billions of multiply-accumulates that torch counts in what `run` does."""
-    # Of attention torch counts the plain kind on all devices.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return float(counter.get_total_flops()) / 2e9
 
 
 def other_pipeline(kind: Any, base: Any, **added: object) -> Any:

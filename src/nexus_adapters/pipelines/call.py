@@ -95,7 +95,7 @@ class NexusPipelineMixin:
     def register_adapter(self, adapter: NexusAdapter | None) -> None:
         """Make the adapter a part of the pipeline; `InvalidArgument`, with both numbers, unless it fits.
 
-        Parts may be None, as in diffusers, to encode prompts alone: what is missing is not checked.
+        As in diffusers, parts may be None, for example to encode prompts only. The fit is then not checked.
         """
         pipe: Any = self
         if adapter is not None and pipe.unet is not None:
@@ -134,7 +134,8 @@ class NexusPipelineMixin:
         given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
         if given.get("safe_serialization", True) is not True:
             warn_caller(
-                "safe_serialization: the adapter is saved as safetensors anyway: pickles can contain code"
+                "safe_serialization=False: the adapter is saved as safetensors anyway, because a pickle can "
+                "contain code"
             )
         code = Path(save_directory) / CUSTOM_PIPELINE_FILE_NAME
         # Before the rest, since the folder may be uploaded at the end.
@@ -164,7 +165,7 @@ class NexusPipelineMixin:
         for name in ("unet", "adapter"):
             if getattr(pipe, name) is None:
                 raise InvalidArgument(
-                    name, hint="The pipeline was built without it, which can encode prompts only"
+                    name, hint="This pipeline was built without it and can only encode prompts"
                 )
         signature = inspect.signature(self.stock.__call__)
         call = signature.bind(self, *args, **kwargs)

@@ -23,7 +23,7 @@ from nexus_adapters.evaluation.run import BASE_ALONE, SCORING_FIELDS, evaluate, 
 from nexus_adapters.evaluation.scoring import Scorer
 from nexus_adapters.files import WEIGHTS, file_sha256, lock, read_json_lines
 from nexus_adapters.methods import load_adapter, method_of
-from nexus_adapters.methods.method import parameter_count
+from nexus_adapters.methods.cost import parameter_count
 from nexus_adapters.study.plan import OWN, Cell, Study
 from nexus_adapters.study.results import (
     CellResult,

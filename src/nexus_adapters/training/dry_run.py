@@ -20,7 +20,8 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import in_utf8
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
-from nexus_adapters.methods.method import FEATURES, parameter_count
+from nexus_adapters.methods.cost import parameter_count
+from nexus_adapters.methods.method import FEATURES
 from nexus_adapters.prepare.preview import ROWS, Row, page
 from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
