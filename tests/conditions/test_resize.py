@@ -219,6 +219,10 @@ SHAPES = np.asarray(Image.new("RGB", (96, 96), (10, 0, 60)))
         (np.asarray(sketch(drawing(96, width=-1))), "lines"),
         (np.asarray(drawing(600, width=3)), "lines"),
         (LINES[..., :1], "lines"),
+        (np.asarray(drawing(96, width=-1)), "lines"),  # one gray on black, or on white
+        (255 - np.asarray(drawing(96, width=-1)), "lines"),
+        (np.asarray(drawing(96, width=9)), "lines"),
+        (255 - np.asarray(drawing(96, width=9)), "lines"),
         (np.asarray(canny(Image.fromarray(PHOTO))), "lines"),
         (np.where(LINES > 0, (255, 0, 0), (0, 0, 90)).astype(np.uint8), "labels"),
         (np.asarray(drawing(96, width=-1, value=9)), "labels"),  # ids

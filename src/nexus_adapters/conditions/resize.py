@@ -281,7 +281,7 @@ def _guo_hall() -> tuple[UInt8[np.ndarray, "256"], UInt8[np.ndarray, "256"]]:
     return first, second
 
 
-_DARK, _LIGHT = 16, 239  # of 255: black and white, give or take what JPEG makes of them
+_DARK = 16  # of 255: black, give or take what JPEG makes of it
 _MOST_FLAT_COLORS = 64
 _GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by JPEG
 
@@ -289,7 +289,7 @@ _GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by
 def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
     """What a map of 1 or 3 channels seems to be, where nobody declares it. Depth is an "image" here.
 
-    "lines": light gray strokes on black, or dark ones on white. "labels": else, no more than 64 colors.
+    "lines": gray strokes, or any shapes of one gray, on black or on white. "labels": else, no more than 64 colors.
     "image": all else. A wrong guess does little harm: areas among lines are averaged as in images, and what
     has few colors loses little by taking the nearest.
     """
@@ -297,11 +297,10 @@ def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
     colors = _flat_colors(pixels)
     if int((lightest - darkest).max()) > _GREY_WITHIN:
         return "labels" if colors else "image"
-    is_black = (lightest <= _DARK).mean() >= 0.5 and lightest.max() > 2 * _DARK
-    if is_black and (colors == 2 or _is_strokes(lightest)):
-        return "lines"
-    if (darkest >= _LIGHT).mean() >= 0.5 and darkest.min() < _LIGHT - _DARK and _is_strokes(255 - darkest):
-        return "lines"
+    for lightness in (lightest, 255 - darkest):
+        is_black = (lightness <= _DARK).mean() >= 0.5 and lightness.max() > 2 * _DARK
+        if is_black and (colors == 2 or _is_strokes(lightness)):
+            return "lines"
     return "labels" if colors else "image"
 
 
