@@ -289,7 +289,8 @@ _GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by
 def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
     """What a map of 1 or 3 channels seems to be, where nobody declares it. Depth is an "image" here.
 
-    "lines": gray strokes, or any shapes of one gray, on black or on white. "labels": else, no more than 64 colors.
+    "lines": gray strokes, or any shapes of one gray, on black or on white. "labels": else, no more than 64
+    colors.
     "image": all else. A wrong guess does little harm: areas among lines are averaged as in images, and what
     has few colors loses little by taking the nearest.
     """
