@@ -16,7 +16,11 @@ from tests.weights import use_weights, write_tiny
 
 from nexus_adapters import load_adapter
 from nexus_adapters.bundled import weights_folder
-from nexus_adapters.embedded.held_out import SCENE_METRICS
+from nexus_adapters.conditions import canny
+from nexus_adapters.conditions.resize import resize_map
+from nexus_adapters.embedded.held_out import SCENE_METRICS, load_test_scenes
+from nexus_adapters.embedded.scene import SIZE
+from nexus_adapters.metrics.structure import edge_f1
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Condition -> what the results have always called its adapters: the names of their folders.
@@ -545,3 +549,21 @@ def test_fading(benchmark, tmp_path, monkeypatch):
         for timestep, row in rows.items():
             assert row[f"{measured['best_factor'][method][timestep]:g}"] == min(row.values())
     assert 0 < measured["noise_share"]["50"] < measured["noise_share"]["150"] < 1
+
+
+def test_larger_maps_control_as_well_by_the_committed_results():
+    rows = json.loads((BENCHMARKS / "results" / "map_sizes.json").read_text())["measured"]["rows"]
+    for size in ("256", "512", "1024"):
+        assert abs(rows[size]["less_that_of_128"]["value"]) <= 0.03
+        assert rows[f"{size} as image"]["less_that_of_128"]["value"] < -0.03  # what averaging lost
+
+
+def test_lines_of_a_larger_map_lie_where_those_of_a_small_one_do(benchmark):
+    map_sizes = benchmark("map_sizes")
+    scenes = load_test_scenes(4, first_seed=map_sizes.FIRST_SEED)
+    for scene in scenes:
+        small = np.asarray(canny(map_sizes.render_at(scene.scene, SIZE)))
+        for factor in (2, 4):
+            large = canny(map_sizes.render_at(scene.scene, factor * SIZE))
+            shrunk = resize_map(large, (SIZE, SIZE), "lines")
+            assert edge_f1(np.asarray(shrunk)[..., 0] > 127, small[..., 0] > 127) > 0.97

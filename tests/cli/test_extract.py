@@ -38,6 +38,8 @@ def test_invert(photo, tmp_path):
     with Image.open(tmp_path / "map.png") as plain, Image.open(tmp_path / "inverted.png") as inverted:
         assert np.array_equal(255 - np.asarray(plain), inverted)
         assert np.asarray(plain).any()
+    settings = [read_settings(tmp_path / name)["inverted"] for name in ("map.png", "inverted.png")]
+    assert settings == [False, True]
 
 
 def test_list(capsys):

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +52,7 @@ from nexus_adapters.cli.generation import (
     read_source,
     structure_map,
 )
+from nexus_adapters.conditions import EXTRACTORS, Extractor
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -254,26 +256,63 @@ def request_for(path, *options):
     return control
 
 
+def map_of(request):
+    return read_source(request)[0]
+
+
+def test_the_settings_say_whether_a_map_was_inverted(edges, photo, tmp_path):
+    dark, light = tmp_path / "dark.png", Image.open(edges)
+    Image.eval(light, lambda value: 255 - value).save(dark)
+    with pytest.warns(UserWarning, match="inverted"):
+        assert read_source(request_for(dark))[1].invert is True
+    for path, option, expected in [
+        (edges, [], False),
+        (edges, ["--invert"], True),
+        (dark, ["--no-invert"], False),
+    ]:
+        assert read_source(request_for(path, *option))[1].invert is expected
+    for option, expected in [([], False), (["--invert"], True), (["--no-invert"], False)]:
+        (control,) = parsed("--image", str(photo), *option).controls
+        assert read_source(control)[1].invert is expected
+
+
+def test_what_an_extractor_makes_is_inverted_where_it_is_asked_for(photo, monkeypatch):
+    """As in training, which takes it as it is."""
+
+    def dark_lines(image):
+        return Image.new("RGB", image.size, "white")
+
+    monkeypatch.setitem(
+        EXTRACTORS._entries, "dark", Extractor("dark", dark_lines, "dark lines", kind="lines")
+    )
+    for invert, color in [(None, 255), (False, 255), (True, 0)]:
+        control = ControlRequest(ImageSource(str(photo), ExtractorOptions()), "dark", invert=invert)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            source, decided = read_source(control)
+            assert structure_map(decided, source, (32, 32)).getpixel((3, 3)) == (color,) * 3
+
+
 def test_a_map_is_read_as_its_kind_is(edges, tmp_path):
     light, dark = Image.open(edges), tmp_path / "dark.png"
     Image.eval(light, lambda value: 255 - value).save(dark)
     with pytest.warns(UserWarning, match=r"--map: dark lines on white are inverted .*--no-invert"):
-        assert np.array_equal(read_source(request_for(dark)), light)
-    assert np.array_equal(read_source(request_for(dark, "--invert")), light)
-    assert np.array_equal(read_source(request_for(dark, "--no-invert")), Image.open(dark))
-    assert np.array_equal(read_source(request_for(edges)), light)
+        assert np.array_equal(map_of(request_for(dark)), light)
+    assert np.array_equal(map_of(request_for(dark, "--invert")), light)
+    assert np.array_equal(map_of(request_for(dark, "--no-invert")), Image.open(dark))
+    assert np.array_equal(map_of(request_for(edges)), light)
     depth = tmp_path / "depth.png"
     Image.fromarray(np.linspace(500, 8000, 256).astype(np.uint16).reshape(16, 16)).save(depth)
     of_depth = ("--condition", "depth")
     with pytest.warns(UserWarning, match=r"16-bit depth .*--option unit=mm"):
-        assert read_source(request_for(depth, *of_depth)).getpixel((15, 15)) == (255, 255, 255)
-    far = read_source(request_for(depth, *of_depth, "--option", "unit=mm"))
+        assert map_of(request_for(depth, *of_depth)).getpixel((15, 15)) == (255, 255, 255)
+    far = map_of(request_for(depth, *of_depth, "--option", "unit=mm"))
     assert (far.getpixel((0, 0)), far.getpixel((15, 15))) == ((255, 255, 255), (0, 0, 0))
     ids = tmp_path / "ids.png"
     Image.new("L", (16, 16), 1).save(ids)
     of_labels = ("--condition", "segmentation", "--option", "palette=voc")
     with pytest.warns(UserWarning, match=r"label ids .*voc"):
-        assert read_source(request_for(ids, *of_labels)).getpixel((0, 0)) == (128, 0, 0)
+        assert map_of(request_for(ids, *of_labels)).getpixel((0, 0)) == (128, 0, 0)
     assert extractor_options(request_for(ids, *of_labels)) == {"palette": "voc"}
 
 
@@ -282,6 +321,7 @@ def test_an_inverted_map_is_one_warning(edges, tmp_path, capsys, plain):
         Image.eval(light, lambda value: 255 - value).save(tmp_path / "dark.png")
     assert run(tmp_path / "dark.png", tmp_path / "out.png") == 0
     assert np.array_equal(pixels(tmp_path / "out.png"), plain)
+    assert read_settings(tmp_path / "out.png")["inverted"] is True
     err = capsys.readouterr().err
     assert err.count("warning") == 1
     assert "inverted" in err

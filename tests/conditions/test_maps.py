@@ -107,13 +107,71 @@ def test_label_ids_get_the_colors_of_a_palette(image):
         read_map(image, "labels", palette="none")
 
 
-def test_ids_above_the_palette():
-    image = Image.fromarray(np.array([[3, 200]], np.uint8))
-    with pytest.warns(UserWarning, match="voc"):
-        found = np.asarray(read_map(image, "labels"))[0]
-    assert np.array_equal(found, PALETTES["voc"][[3, 200]])
-    with pytest.warns(UserWarning, match="coco"):
-        assert tuple(np.asarray(read_map(image, "labels", palette="coco"))[0, 1]) == (0, 0, 0)
+@pytest.mark.filterwarnings("ignore:condition")
+def test_a_class_has_one_color_whatever_else_a_map_shows():
+    small, large, highest = (Image.fromarray(np.array([[7, id]], np.uint8)) for id in (20, 181, 149))
+    for image in (small, highest):
+        assert np.array_equal(np.asarray(read_map(image, "labels"))[0, 0], PALETTES["ade20k"][7])
+    for image in (small, large, highest):
+        found = np.asarray(read_map(image, "labels", palette="voc"))[0]
+        assert np.array_equal(found, PALETTES["voc"][np.asarray(image)[0]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "palette", "most"), [([7, 181], "auto", 150), ([150], "ade20k", 150), ([133, 255], "coco", 133)]
+)
+def test_ids_without_a_color_are_refused(ids, palette, most):
+    image = Image.fromarray(np.array([ids], np.uint8))
+    with refused("condition", max(i for i in ids if i < 255), expected=f"below {most}") as caught:
+        read_map(image, "labels", palette=palette)
+    assert "palette=voc" in caught.value.hint
+
+
+@pytest.mark.parametrize("ids", [[7, 26, 900], [1, 300], [256], [0, 65535]])
+@pytest.mark.parametrize("palette", ["auto", "voc", "none"])
+def test_16_bit_labels_above_255_are_refused(ids, palette):
+    for image in as_image_modes(np.array([ids], np.uint16)):
+        with refused("condition", f"{min(ids)} to {max(ids)}", expected="label ids from 0 to 255"):
+            read_map(image, "labels", palette=palette)
+
+
+@pytest.mark.parametrize("ids", [[0, 7], [0], [7, 7]])
+def test_a_palette_of_colors_is_one_whichever_the_map_uses(ids):
+    image = Image.fromarray(np.array([ids], np.uint8))
+    image.putpalette(PALETTES["voc"].ravel().tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for palette in ("auto", "ade20k"):
+            found = np.asarray(read_map(image, "labels", palette=palette))[0]
+            assert np.array_equal(found, PALETTES["voc"][ids])
+
+
+@pytest.mark.parametrize("ids", [[0, 0], [0, 255], [255, 0, 0]])
+def test_ids_are_believed_where_the_palette_is_named(ids):
+    colors = np.where(np.array(ids)[:, None] == 255, 0, PALETTES["ade20k"][0])
+    image = Image.fromarray(np.array([ids], np.uint8))
+    with pytest.warns(UserWarning, match="palette ade20k"):
+        assert np.array_equal(np.asarray(read_map(image, "labels", palette="ade20k"))[0], colors)
+    assert gray(read_map(image, "labels")) == ids
+
+
+def test_gray_with_opaque_alpha_or_in_three_channels():
+    image = Image.fromarray(IDS)
+    with pytest.warns(UserWarning, match="label ids are colored"):
+        expected = np.asarray(read_map(image, "labels"))
+    with pytest.warns(UserWarning, match="label ids are colored"):
+        assert np.array_equal(read_map(image.convert("LA"), "labels"), expected)
+    for mode in ("RGB", "RGBA"):
+        with pytest.warns(UserWarning, match="gray RGB is taken for colors"):
+            assert np.array_equal(read_map(image.convert(mode), "labels"), image.convert("RGB"))
+        with pytest.warns(UserWarning, match="label ids are colored"):
+            assert np.array_equal(read_map(image.convert(mode), "labels", palette="ade20k"), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for color in (120, 140, 128):  # of a map of one class, that is colored already
+            wall = Image.new("RGB", (4, 4), (color, color, color))
+            for palette in ("auto", "voc"):
+                assert np.array_equal(read_map(wall, "labels", palette=palette), wall)
 
 
 @pytest.mark.usefixtures("no_warning")
@@ -157,6 +215,28 @@ def test_what_is_transparent_contrasts_with_the_strokes(image, kind, ground, inv
     assert corner == ((255, 255, 255) if ground == "white" and not inverted else (0, 0, 0))
 
 
+@pytest.mark.filterwarnings("ignore:condition")
+@pytest.mark.parametrize("alpha", [20, 100, 127, 128, 255])
+@pytest.mark.parametrize("stroke", [0, 255])
+def test_strokes_that_shine_through_are_not_lost(alpha, stroke):
+    for around in (0, 255):
+        image = strokes((stroke, stroke, stroke, alpha), (around, around, around, 0))
+        with pytest.warns(UserWarning, match="laid on"):
+            found = np.asarray(read_map(image, "lines"))[0, :, 0]
+        assert abs(int(found[6]) - alpha) <= 1
+        assert found[39] == 0
+    mixed = strokes((0, 0, 0, 100), (0, 0, 0, 0))
+    mixed.paste((255, 255, 255, 10), (0, 0, 2, 40))  # a halo
+    with pytest.warns(UserWarning, match="laid on white"):
+        assert np.asarray(read_map(mixed, "lines"))[0, 6, 0] == 100
+
+
+@pytest.mark.parametrize("kind", ["labels", "depth"])
+def test_a_map_that_turns_all_black_is_reported(kind):
+    with pytest.warns(UserWarning, match="laid on black, and all of the map is black"):
+        read_map(strokes((0, 0, 0, 200), (0, 0, 0, 0)), kind)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
 def test_dark_lines_on_white_are_inverted(mode):
     dark = Image.new("L", (64, 64), 255)
@@ -183,11 +263,15 @@ def test_dark_lines_on_white_are_inverted(mode):
         ("unit", {"unit": "mm", "kind": "lines"}, "'mm' for a map of kind lines"),
         ("palette", {"palette": "voc", "kind": "depth"}, "'voc' for a map of kind depth"),
         ("palette", {"palette": "viridis", "kind": "labels"}, "'viridis'"),
+        ("palette", {"palette": ["voc"], "kind": "labels"}, "['voc']"),
+        ("invert", {"invert": "no"}, "'no'"),
+        ("invert", {"invert": np.ones(2)}, "array"),
     ],
 )
 def test_wrong_options(name, options, received):
-    with refused(name, received):
-        read_map(Image.new("L", (8, 8), 7), **options)
+    for image in (Image.new("L", (8, 8), 7), Image.new("RGB", (8, 8), "red")):
+        with refused(name, received):
+            read_map(image, **options)
 
 
 def test_what_cannot_be_read():
@@ -198,6 +282,10 @@ def test_what_cannot_be_read():
     ]:
         with refused("--map", received):
             read_map(wrong, "lines", name="--map")
+    for kind, is_hinted in [("depth", True), (None, True), ("lines", False)]:
+        with refused("condition", "'F'") as caught:
+            read_map(Image.new("F", (8, 8)), kind)
+        assert ("unit=m " in caught.value.hint) == is_hinted
     with refused("condition", "nan"):
         read_map(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "depth", unit="m")
 
@@ -209,12 +297,14 @@ def test_a_map_that_is_nearly_black_is_reported():
             assert gray(read_map(ids, kind)) == [0, 3, 31]
     with pytest.warns(UserWarning, match="nearly black"):
         as_condition(np.full((8, 8), 0.1, np.float32), 3)
+    with pytest.warns(UserWarning, match=r"nearly black; .*mode L or P"):
+        as_condition(np.full((8, 8), 0.1, np.float32), 3, kind="labels")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for value in (0, 32, 255):
             read_map(Image.new("L", (8, 8), value), "image")
             as_condition(np.full((8, 8), value / 255, np.float32), 3)
-        as_condition(np.full((8, 8), 0.1, np.float32), 3, kind="labels")
+        read_map(ids, "labels", palette="none")
 
 
 def test_files_keep_their_mode(tmp_path):

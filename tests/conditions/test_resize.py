@@ -3,10 +3,13 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from nexus_adapters.choices import MAP_KINDS
 from nexus_adapters.conditions import canny, sketch
 from nexus_adapters.conditions.resize import judge_kind, resize_map, resize_planes, thinned
+from nexus_adapters.injection.fit import fit_condition
 from nexus_adapters.metrics.structure import edge_f1
 
 
@@ -93,6 +96,61 @@ def test_areas_among_lines_are_averaged():
     )
 
 
+def pattern(name, period, side):
+    """Lines `period` pixels apart, or a checkerboard of that period."""
+    rows, columns = np.mgrid[:side, :side]
+    if name == "checkerboard":
+        return (rows // (period // 2) + columns // (period // 2)) % 2 == 0
+    return (rows % period == 0) | (columns % period == 0) if name == "grid" else rows % period == 0
+
+
+@pytest.mark.parametrize(("name", "period", "side"), [
+    ("rows", 2, 256), ("rows", 4, 256), ("rows", 2, 128), ("rows", 3, 250), ("grid", 2, 256),
+    ("grid", 3, 256), ("grid", 4, 256), ("checkerboard", 2, 256), ("checkerboard", 4, 256),
+])  # fmt: skip
+def test_hatching_too_dense_for_lines_becomes_gray(name, period, side):
+    pixels = np.zeros((side, side), np.uint8)
+    inner = slice(side // 4, 3 * side // 4)
+    pixels[inner, inner] = 255 * pattern(name, period, side)[inner, inner]
+    for given in (pixels, pixels.T, pixels // 2):
+        shrunk = np.asarray(resize_map(Image.fromarray(given).convert("RGB"), (64, 64), "lines"))[..., 0]
+        assert shrunk[17:47, 17:47].min() > 0
+        assert shrunk[18:46, 18:46].mean() == pytest.approx(given[inner, inner].mean(), rel=0.1)
+        assert not shrunk[:15].any()
+        assert not shrunk[:, 49:].any()
+
+
+@pytest.mark.parametrize("period", [6, 8, 12])
+@pytest.mark.parametrize("name", ["rows", "grid"])
+def test_lines_with_gaps_between_them_stay_lines(name, period):
+    pixels = Image.fromarray(255 * pattern(name, period, 256).astype(np.uint8)).convert("RGB")
+    shrunk = np.asarray(resize_map(pixels, (64, 64), "lines"))[..., 0]
+    assert set(np.unique(shrunk)) == {0, 255}
+    assert (shrunk == 0).any(axis=1).sum() >= 21  # rows between the lines
+    assert (shrunk[:, 1] > 0).sum() >= 21  # the lines
+
+
+def test_faint_lines_next_to_bright_ones_are_not_erased():
+    for faint in (1, 6, 15):
+        pixels = np.zeros((128, 128, 3), np.uint8)
+        pixels[:, 8], pixels[:, 64:80], pixels[64, 100:] = 255, faint, 4 * faint
+        shrunk = np.asarray(resize_map(Image.fromarray(pixels), (32, 32), "lines"))[..., 0]
+        assert (shrunk[:, 2] == 255).all()
+        assert np.abs(shrunk[:, 17:19].astype(int) - faint).max() <= 1
+        assert shrunk[16, 28:].min() >= faint
+
+
+@pytest.mark.parametrize("kind", MAP_KINDS)
+@pytest.mark.parametrize("size", [(32, 24), (20, 30), (47, 33), (90, 20), (40, 100), (200, 96), (64, 48)])
+def test_images_and_tensors_are_resized_alike(kind, size):
+    pixels = np.asarray(Image.effect_noise((64, 48), 90).convert("RGB")).copy()
+    pixels[..., 1] = np.where(pixels[..., 1] > 180, 255, 0)
+    fitted = np.asarray(resize_map(Image.fromarray(pixels), size, kind), int)
+    condition = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    found = fit_condition(condition, size[1], size[0], 1, kind=kind, resize_mode="stretch")[0]
+    assert np.abs(255 * found.permute(1, 2, 0).numpy() - fitted).max() < 1.6  # Pillow rounds each side
+
+
 def test_lines_where_one_side_grows_and_in_a_box():
     tall = resize_map(drawing(128), (32, 256), "lines")
     assert tall.size == (32, 256)
@@ -161,6 +219,10 @@ SHAPES = np.asarray(Image.new("RGB", (96, 96), (10, 0, 60)))
         (np.asarray(sketch(drawing(96, width=-1))), "lines"),
         (np.asarray(drawing(600, width=3)), "lines"),
         (LINES[..., :1], "lines"),
+        (np.asarray(drawing(96, width=-1)), "lines"),  # one gray on black, or on white
+        (255 - np.asarray(drawing(96, width=-1)), "lines"),
+        (np.asarray(drawing(96, width=9)), "lines"),
+        (255 - np.asarray(drawing(96, width=9)), "lines"),
         (np.asarray(canny(Image.fromarray(PHOTO))), "lines"),
         (np.where(LINES > 0, (255, 0, 0), (0, 0, 90)).astype(np.uint8), "labels"),
         (np.asarray(drawing(96, width=-1, value=9)), "labels"),  # ids

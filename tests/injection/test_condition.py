@@ -187,6 +187,8 @@ def test_the_condition_is_copied():
         ([GREY, GREY.resize((8, 9))], 3, "24x16, 8x9", "images of one size"),
         (GREY, 4, "1 PIL image", "a tensor, since the adapter reads 4 channels"),
         ((MAP * 255).to(torch.int64), 3, "torch.int64", "floating point in [0, 1]"),
+        (MAP.to(torch.float8_e4m3fn), 3, "torch.float8_e4m3fn", "floating point in [0, 1] of 16 bits"),
+        (MAP > 0.5, 3, "torch.bool", "uint16 where gray"),
         (MAP * 2 + 1, 3, " to ", "finite values in [0, 1]"),
         (MAP - 1.1, 3, " to ", "finite values in [0, 1]"),
         (torch.full((1, 3, 8, 8), math.nan), 3, "nan to nan", "finite values in [0, 1]"),
@@ -460,6 +462,20 @@ def test_the_kind_decides_how_a_condition_shrinks(unet, adapter):
         assert all(torch.equal(a, b) for a, b in zip(found, as_small, strict=True)) == equal
 
 
+def test_each_condition_shrinks_by_its_own_kind(unet, adapter):
+    lines, photo = torch.zeros(3, 256, 256), tiny.condition(1, 256, 256)[0]
+    lines[..., 102], lines[:, 77] = 1, 1
+    labels = torch.full((3, 256, 256), 0.5)
+    labels[0, :101], labels[1, :, :90] = 0.25, 0.75
+    kinds = {"lines": lines, "image": photo, "labels": labels}
+    for pair in [("lines", "image"), ("image", "lines"), ("labels", "lines"), ("image", "labels")]:
+        small = [fit_condition(kinds[kind][None], 64, 64, 8, kind=kind) for kind in pair]
+        expected = added(unet, adapter, torch.cat(small))
+        for given in ({}, {"crop": (0, 0, 256, 256)}):
+            found = added(unet, adapter, torch.stack([kinds[kind] for kind in pair]), **given)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_another_aspect_is_fitted_as_asked_and_so_is_the_mask(unet, adapter):
     wide, mask = tiny.condition(1, 64, 128), half(64, 128)
     with refused("condition", "128x64", expected="aspect"):
@@ -487,3 +503,20 @@ def test_two_controls_add_up(unet, adapter):
     alone = [collected(unet, control) for control in controls]
     for total, one, other in zip(collected(unet, *controls), *alone, strict=True):
         assert torch.equal(total, one + other)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, bool])
+def test_whole_numbers_and_booleans_are_refused_with_the_way_out(dtype):
+    values = np.ones((8, 8), dtype)
+    for value in (values, torch.from_numpy(values).expand(3, -1, -1)):
+        with refused("condition", np.dtype(dtype).name, hint="uint8"):
+            as_condition(value, 3)
+
+
+@pytest.mark.parametrize("wrong", ["64", 64.0, True, 0, -8, math.nan, [64]])
+@pytest.mark.parametrize("name", ["height", "width"])
+def test_a_size_that_is_none_is_refused(name, wrong):
+    for other in (None, 64):
+        sides = {"height": other, "width": other} | {name: wrong}
+        with refused(name, repr(wrong)):
+            image_size((64, 64), **sides, native=64, multiple=8)

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests import tiny
 from tests.refusals import refused
 
@@ -176,7 +178,12 @@ def test_the_adapter_is_fixed(adapter, control):
     [
         ("kind", "edges", "'edges'"),
         ("resize_mode", "fill", "'fill'"),
+        ("kind", np.array(["lines", "depth"]), "array"),
+        ("resize_mode", np.ones(2), "array"),
+        ("resize_mode", ["pad"], "['pad']"),
         ("invert", "yes", "'yes'"),
+        ("invert", np.ones(2), "array"),
+        ("invert", 1, "1"),
         ("image_scales", 0.5, "0.5"),
         ("image_scales", "1", "'1'"),
         ("image_scales", [], "[]"),
@@ -200,3 +207,43 @@ def test_an_inverted_map_is_turned_round_whenever_it_is_given(adapter):
     assert torch.equal(control.condition, light)
     assert torch.equal(Control(adapter, 1 - light, invert=False).condition, 1 - light)
     assert torch.equal(Control(adapter, 1 - light, kind="depth").condition, 1 - light)
+
+
+def test_a_changed_kind_or_invert_reads_the_condition_again(adapter):
+    light = torch.zeros(1, 3, 64, 64)
+    light[..., 9] = 1
+    given = (255 * (1 - light)).to(torch.uint8)
+    as_image = Image.fromarray(given[0].permute(1, 2, 0).numpy())
+    for value in (1 - light, given, as_image, [as_image], as_image.convert("L")):
+        with pytest.warns(UserWarning, match="inverted"):
+            control = Control(adapter, value)
+        assert torch.equal(control.condition, light)
+        before = control.revision
+        control.invert = False
+        assert torch.equal(control.condition, 1 - light)
+        assert control.revision > before
+        with pytest.warns(UserWarning, match="inverted"):
+            control.invert = None
+        assert torch.equal(control.condition, light)
+        control.kind = "depth"
+        assert torch.equal(control.condition, 1 - light)
+        control.invert = True
+        assert torch.equal(control.condition, light)
+
+
+def test_a_kind_that_the_condition_cannot_be_read_by_changes_nothing(adapter):
+    wide = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    control = Control(adapter, wide)
+    before = control.condition.clone()
+    with refused("condition", "0 to 65520", expected="label ids"):
+        control.kind = "labels"
+    assert control.kind is None
+    assert torch.equal(control.condition, before)
+
+
+def test_a_condition_that_was_changed_meanwhile_is_read_as_it_was(adapter):
+    mine = np.full((64, 64), 200, np.uint8)
+    control = Control(adapter, mine, kind="depth")
+    mine[:] = 0
+    control.invert = True
+    assert control.condition.unique().tolist() == [pytest.approx(55 / 255)]

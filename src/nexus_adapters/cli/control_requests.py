@@ -50,7 +50,7 @@ class ControlRequest:
         policy: None where `balance` decides it, or for the default.
         balance: sets policy and level scales.
         mask: a file.
-        invert: exchange light and dark in the map; None where lines are dark on white.
+        invert: whether to invert the map; None to do so with a given one whose lines are dark on white.
         resize_mode: for a map or a photo of another aspect ratio than the image's.
         max_megapixels: refuse larger files.
     """

@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Extract, write the map, and print where it is."""
-    from nexus_adapters.conditions import EXTRACTORS, extract, load_image, read_map
+    from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
     condition_name: str = args.name
     known = ", ".join(sorted(EXTRACTORS))
@@ -110,13 +110,14 @@ def run(args: argparse.Namespace) -> int:
         image = load_image(args.image, args.max_megapixels, argument="IMAGE")
     with running_extractor(condition_name, options), renamed({"image": "IMAGE", "name": "NAME"}):
         condition = extract(condition_name, image, **options)
-    condition = read_map(condition, EXTRACTORS[condition_name].kind, invert=args.invert, name="IMAGE")
+    if args.invert:
+        condition = invert(condition)
     settings = {
         "version": __version__,
         "command": "extract",
         "extractor": condition_name,
         "options": without_folders(EXTRACTORS[condition_name].defaults() | options),
-        "inverted": args.invert,
+        "inverted": bool(args.invert),
     }
     save_png(args.out, condition, settings, args.force)
     print(f"{args.out}: {condition_name}, {condition.width}x{condition.height}")

@@ -3,6 +3,7 @@
 import argparse
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def generate_images(request: GenerateRequest) -> None:
     controls = request.controls
     adapters = find_adapters(controls, request.base.path)
     check_loras(request.loras)
-    sources = [read_source(control) for control in controls]
+    sources, controls = zip(*(read_source(control) for control in controls), strict=True)
+    request = replace(request, controls=controls)
     masks = [read_mask(control) for control in controls]
     device = choose_device(request.device)
     with library_logs_as_warnings():

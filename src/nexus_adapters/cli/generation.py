@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,9 +181,13 @@ def extractor_options(control: ControlRequest) -> dict[str, object]:
     return EXTRACTORS[name].defaults() | control.given.extractor.values(name)
 
 
-def read_source(control: ControlRequest) -> "Image.Image":
-    """The photo, or the map as its kind is read, after all checks. `InvalidArgument` names the option."""
-    from nexus_adapters.conditions import EXTRACTORS, extract, load_as_stored, load_image, read_map
+def read_source(control: ControlRequest) -> tuple["Image.Image", ControlRequest]:
+    """The photo, or the map as its kind is read, after all checks. `InvalidArgument` names the option.
+
+    Also the request with `invert` as it was decided: a photo's map is only inverted where it is asked for.
+    """
+    from nexus_adapters.conditions import EXTRACTORS, extract, load_as_stored, load_image
+    from nexus_adapters.conditions.maps import read_and_invert
 
     name, given = control.condition_name, control.given
     known = ", ".join(sorted(EXTRACTORS))
@@ -195,13 +199,16 @@ def read_source(control: ControlRequest) -> "Image.Image":
     if isinstance(given, MapSource):
         options = given.reading.values(name)
         with renamed(lambda argument: f"--option {argument}" if argument in options else argument):
-            return read_map(image, EXTRACTORS[name].kind, invert=control.invert, name=given.option, **options)
+            image, inverted = read_and_invert(
+                image, EXTRACTORS[name].kind, invert=control.invert, name=given.option, **options
+            )
+        return image, replace(control, invert=inverted)
     # The extractor checks its own options: try it on a small image before the base is loaded.
     side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[name].model else SMALLEST_PX
     options = given.extractor.values(name)
     with running_extractor(name, options):
         extract(name, image.resize((side, side)), **options)
-    return image
+    return image, replace(control, invert=bool(control.invert))
 
 
 def read_mask(control: ControlRequest) -> "Image.Image | None":
@@ -235,7 +242,7 @@ def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[in
     """The map as given, or of a photo that is resized to (width, height) first, so that lines stay sharp."""
     from PIL import Image
 
-    from nexus_adapters.conditions import EXTRACTORS, extract, read_map
+    from nexus_adapters.conditions import EXTRACTORS, extract, invert
     from nexus_adapters.conditions.resize import padded, placement
 
     name, kind, mode = control.condition_name, EXTRACTORS[control.condition_name].kind, control.resize_mode
@@ -246,7 +253,8 @@ def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[in
     options = control.given.extractor.values(name)
     with running_extractor(name, options):
         condition = extract(name, resized, **options)
-    condition = read_map(condition, kind, invert=control.invert, name=control.given.option)
+    if control.invert:
+        condition = invert(condition)
     return padded(condition, placed, size, kind)
 
 

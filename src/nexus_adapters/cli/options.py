@@ -110,7 +110,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--invert": {
         "action": argparse.BooleanOptionalAction,
         "default": None,
-        "help": "exchange light and dark in the map (default: where lines are dark on white)",
+        "help": "invert the map (default: only a given one whose lines are dark on white)",
     },
     "--max-megapixels": {
         "type": float,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from nexus_adapters.choices import MapKind
@@ -19,13 +19,13 @@ from nexus_adapters.conditions.images import (
     looks_inverted,
     to_rgb,
 )
-from nexus_adapters.conditions.images import invert as exchanged
+from nexus_adapters.conditions.images import invert as inverted
 from nexus_adapters.conditions.resize import judge_kind
 from nexus_adapters.conditions.segmentation import PALETTES, colored
 from nexus_adapters.errors import InvalidArgument, warn_caller
 
 UNITS = ("mm", "m", "inverse")
-# Kind -> the options of `read_map`, as data.extractor, --option and Control take them.
+# Kind -> the options of `read_map`, as data.extractor takes them, and but for `invert` --option.
 MAP_OPTIONS: Mapping[MapKind, tuple[str, ...]] = {
     "lines": ("invert",),
     "depth": ("unit",),
@@ -33,7 +33,11 @@ MAP_OPTIONS: Mapping[MapKind, tuple[str, ...]] = {
     "image": (),
 }
 
-NO_PALETTE = "none"
+AUTO_PALETTE, NO_PALETTE = "auto", "none"
+_DEFAULT_PALETTE = "ade20k"  # whatever the ids, so that a class has one color in all maps of a data set
+_PALETTE_CHOICES = (AUTO_PALETTE, NO_PALETTE, *PALETTES)
+# The grays among the palettes' colors. A gray image of these alone may be a map that is colored already.
+_PALETTE_GRAYS = {int(color[0]) for colors in PALETTES.values() for color in colors if len({*color}) == 1}
 
 # 8 m in millimeters are 12 % of what 16 bits hold. Depth that a model or a program wrote uses nearly all.
 _NARROW = 65536 // 8
@@ -45,9 +49,9 @@ def read_map(
     image: Image.Image | Any,
     kind: MapKind | None = None,
     *,
-    invert: bool | None = None,
-    unit: str | None = None,
-    palette: str = "auto",
+    invert: bool | Any = None,
+    unit: str | Any = None,
+    palette: str | Any = AUTO_PALETTE,
     name: str = "condition",
 ) -> Image.Image:
     """Turn a structure map into what adapters of its kind read: RGB of the same size.
@@ -55,45 +59,74 @@ def read_map(
     - Lines that are dark on light are inverted.
     - 16-bit depth whose values span less than an eighth of what 16 bits hold, as millimeters do, is scaled by
       its own range. `unit` says exactly what the values are. 0 is no measurement: black, as the farthest.
-    - Label ids (grey, or a palette without colors) get the colors of a palette.
+    - Label ids (gray, or a palette without colors) get the colors of a palette. Gray RGB is taken for colors,
+      with a warning, unless a palette is named.
     - A map that is nearly black is left as it is, with a warning.
     - Transparent parts become black in depth and labels; else what the strokes contrast with.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes, or with a `unit` "F", floating point.
-        kind: of the map; None to judge it by `judge_kind`, where 16 bits are depth and ids stay grey.
-        invert: of lines: whether to exchange light and dark; None to do so where most is light.
+        kind: of the map; None to judge it by `judge_kind`, where 16 bits are depth and ids stay gray.
+        invert: whether to invert it, of any kind; None to do so with lines where most is light.
         unit: of depth: "mm" or "m" for distances, which become nearness, 1 / distance from 0 at the farthest
             to 255; "inverse" for nearness, of which only the range is adjusted. None for nearness of 16 bits.
-        palette: of label ids: a name in `segmentation.PALETTES`; "auto" is "ade20k", or "voc" for ids above
-            its 150, and "none" leaves them. Id n gets the palette's color n, and 255 (no class) black.
+        palette: of label ids: a name in `segmentation.PALETTES`; "auto" is "ade20k", and "none" leaves them
+            gray. Id n gets the palette's color n, and 255 (no class) black. With "auto", an image of 0 and
+            255 alone is taken for black and white.
         name: of the map in warnings and errors.
 
     Raises:
         InvalidArgument: named by the option for a wrong value or one of another kind of map, or `name` for an
-            image that cannot be read.
+            image that cannot be read, or label ids that the palette has no color for.
     """
-    if unit is not None and (unit not in UNITS or kind not in (None, "depth")):
+    return read_and_invert(image, kind, invert=invert, unit=unit, palette=palette, name=name)[0]
+
+
+def read_and_invert(
+    image: Image.Image | Any,
+    kind: MapKind | None = None,
+    *,
+    invert: bool | Any = None,
+    unit: str | Any = None,
+    palette: str | Any = AUTO_PALETTE,
+    name: str = "condition",
+) -> tuple[Image.Image, bool]:
+    """As `read_map`; also returns whether the map was inverted."""
+    check_invert(invert)
+    if unit is not None and (not is_choice(unit, UNITS) or kind not in (None, "depth")):
         raise InvalidArgument("unit", f"one of {', '.join(UNITS)}, for depth", _of_kind(unit, kind))
-    if palette != "auto" and kind != "labels":
+    if not is_choice(palette, _PALETTE_CHOICES):
+        raise InvalidArgument("palette", f"one of {', '.join(_PALETTE_CHOICES)}", repr(palette))
+    if palette != AUTO_PALETTE and kind != "labels":
         raise InvalidArgument("palette", "auto, or a map of labels", _of_kind(palette, kind))
     if not isinstance(image, Image.Image):
         raise InvalidArgument(name, "a PIL image", type(image).__name__)
     if unit is not None or (kind in (None, "depth") and image.mode in GREY_16_BIT):
         rgb = _from_depth(image, unit, name)
-    elif kind == "labels" and (ids := _ids_of(image)) is not None:
+    elif kind == "labels" and (ids := _ids_of(image, palette, name)) is not None:
         rgb = _colored(ids, palette, name)
     elif is_transparent(image):
         rgb = _on_background(image, kind, name)
     else:
-        rgb = _rgb(image, name)
+        rgb = _rgb(image, name, kind)
     highest = int(np.asarray(rgb).max())
-    if kind != "labels" and 0 < highest <= NEARLY_BLACK:
-        report_nearly_black(name)
+    if palette != NO_PALETTE and 0 < highest <= NEARLY_BLACK:
+        report_nearly_black(name, kind)
     if invert is None and _is_dark_on_light(rgb, kind):
         report_inverted(name)
         invert = True
-    return exchanged(rgb) if invert else rgb
+    return (inverted(rgb), True) if invert else (rgb, False)
+
+
+def check_invert(value: object) -> None:
+    """`InvalidArgument` unless it is True, False or None."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise InvalidArgument("invert", "True, False or None", repr(value))
+
+
+def is_choice(value: object, choices: Collection[str]) -> bool:
+    """Whether it is one of these words, whatever its type: an array compares by its elements."""
+    return isinstance(value, str) and value in choices
 
 
 def split_map_options(
@@ -114,13 +147,13 @@ def report_inverted(name: str) -> None:
     _report(name, "dark lines on white are inverted (invert=False or --no-invert prevents it)")
 
 
-def report_nearly_black(name: str) -> None:
+def report_nearly_black(name: str, kind: MapKind | None) -> None:
     """Warn of a map that an adapter will take for an empty one."""
-    _report(
-        name,
-        f"no value is above {NEARLY_BLACK} of 255, which is nearly black; label ids get their colors by "
-        'kind="labels" (--condition segmentation)',
-    )
+    if kind == "labels":
+        hint = "label ids get their colors in gray images (mode L or P) and in uint8 arrays"
+    else:
+        hint = 'label ids get their colors by kind="labels" (--condition segmentation)'
+    _report(name, f"no value is above {NEARLY_BLACK} of 255, which is nearly black; {hint}")
 
 
 def _report(name: str, what: str) -> None:
@@ -138,13 +171,20 @@ def check_range(image: Image.Image, name: str) -> None:
         raise InvalidArgument(name, "values from 0 to 255", "0 to 1")
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image, name: str, kind: MapKind | None) -> Image.Image:
     try:
         rgb = to_rgb(image)
     except InvalidArgument as error:
-        raise InvalidArgument(name, error.expected, error.received) from error
+        is_unknown = image.mode == "F" and kind in (None, "depth")
+        hint = f"Give {_option('depth', 'unit', 'm')}, or the unit mm or inverse" if is_unknown else ""
+        raise InvalidArgument(name, error.expected, error.received, hint) from error
     check_range(rgb, name)
     return rgb
+
+
+def _option(kind: MapKind, option: str, value: str) -> str:
+    """How an option is written, on the command line and in Python: `Control` does not take it."""
+    return f'--option {option}={value} (in Python read_map(image, "{kind}", {option}="{value}"))'
 
 
 def _is_dark_on_light(rgb: Image.Image, kind: MapKind | None) -> bool:
@@ -155,7 +195,7 @@ def _is_dark_on_light(rgb: Image.Image, kind: MapKind | None) -> bool:
 
 def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     is_read = image.mode in (*GREY_16_BIT, "F")
-    values = np.asarray(image if is_read else _rgb(image, name).convert("L")).astype(np.float64)
+    values = np.asarray(image if is_read else _rgb(image, name, "depth").convert("L")).astype(np.float64)
     if not np.isfinite(values).all() or values.min() < 0:
         raise InvalidArgument(name, "finite depth of at least 0", f"{values.min():g} to {values.max():g}")
     if "transparency" in image.info and image.mode in GREY_16_BIT:
@@ -163,11 +203,11 @@ def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     measured = values > 0
     if unit is None:
         if values.max() - values.min() >= _NARROW or np.unique(values[measured]).size < 2:
-            return _rgb(image, name)
+            return _rgb(image, name, "depth")
         _report(
             name,
             "16-bit depth that spans little of its range is scaled by its own range; for distances, where "
-            "near is dark, give unit=mm or unit=m (--option unit=mm), and for nearness unit=inverse",
+            f"near is dark, give {_option('depth', 'unit', 'mm')}, or the unit m; for nearness, inverse",
         )
     near = np.zeros_like(values)
     near[measured] = 1 / values[measured] if unit in ("mm", "m") else values[measured]
@@ -176,46 +216,83 @@ def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     return Image.fromarray(np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)).convert("RGB")
 
 
-def _ids_of(image: Image.Image) -> UInt8[np.ndarray, "h w"] | None:
+def _ids_of(image: Image.Image, palette: str, name: str) -> UInt8[np.ndarray, "h w"] | None:
     """The label ids that the image holds, of which 255 is none; None where it holds colors."""
-    if image.has_transparency_data or image.mode not in ("L", "P", *GREY_16_BIT):
+    values = _gray_values(image)
+    if values is None:
         return None
-    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > _NO_CLASS:
+        received = f"{low} to {high} in mode {image.mode!r}"
+        raise InvalidArgument(name, f"label ids from 0 to {_NO_CLASS}", received)
     found = np.unique(values)
-    # Only 0 and 255 are black and white.
-    if found[0] < 0 or found[-1] > _NO_CLASS or not ((found > 0) & (found < _NO_CLASS)).any():
-        return None
-    if image.mode == "P":
-        colors = np.asarray(image.convert("RGB"))
-        if (colors != colors[..., :1]).any():
+    if image.mode in ("RGB", "RGBA"):
+        if _PALETTE_GRAYS.issuperset(found.tolist()):
             return None
+        if palette == AUTO_PALETTE:
+            _report(
+                name,
+                "gray RGB is taken for colors; label ids get their colors in gray images (mode L or P), or "
+                f"by {_option('labels', 'palette', _DEFAULT_PALETTE)}",
+            )
+            return None
+    # Only 0 and 255 are black and white, unless somebody says that they are ids.
+    if palette == AUTO_PALETTE and not ((found > 0) & (found < _NO_CLASS)).any():
+        return None
     return values.astype(np.uint8)
+
+
+def _gray_values(image: Image.Image) -> Integer[np.ndarray, "h w"] | None:
+    """The values of an image without colors or transparent parts; None for any other."""
+    if is_transparent(image):
+        return None
+    if image.mode in ("L", *GREY_16_BIT):
+        return np.asarray(image)
+    if image.mode == "P":  # by the file's palette: those of its colors that the map uses may all be gray
+        colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return None if (colors != colors[:, :1]).any() else np.asarray(image)
+    if image.mode == "LA":
+        return np.asarray(image)[..., 0]
+    if image.mode not in ("RGB", "RGBA"):
+        return None
+    pixels = np.asarray(image)[..., :3]
+    return None if (pixels != pixels[..., :1]).any() else pixels[..., 0]
 
 
 def _colored(ids: UInt8[np.ndarray, "h w"], palette: str, name: str) -> Image.Image:
     if palette == NO_PALETTE:
         return Image.fromarray(ids).convert("RGB")
-    if palette not in ("auto", *PALETTES):  # an extractor of the user's own may have palettes of its own
-        names = ", ".join(("auto", NO_PALETTE, *PALETTES))
-        raise InvalidArgument("palette", f"one of {names}, for label ids", repr(palette))
-    if palette == "auto":
-        palette = "ade20k" if ids[ids < _NO_CLASS].max() < len(PALETTES["ade20k"]) else "voc"
+    palette = _DEFAULT_PALETTE if palette == AUTO_PALETTE else palette
+    colors = PALETTES[palette]
+    highest = int(ids[ids < _NO_CLASS].max(initial=0))
+    if highest >= len(colors):
+        raise InvalidArgument(
+            name,
+            f"label ids below {len(colors)}, which the palette {palette} has colors for",
+            highest,
+            f"Give {_option('labels', 'palette', 'voc')}, which has 256, or the palette {NO_PALETTE}",
+        )
     _report(
         name,
-        f"label ids are colored by the palette {palette} (palette=voc or another chooses, "
-        f"palette={NO_PALETTE} prevents it)",
+        f"label ids are colored by the palette {palette}; {_option('labels', 'palette', 'voc')} chooses "
+        f"another, and the palette {NO_PALETTE} leaves them gray",
     )
-    return colored(np.where(ids == _NO_CLASS, -1, ids.astype(np.int64)), PALETTES[palette])
+    return colored(np.where(ids == _NO_CLASS, -1, ids.astype(np.int64)), colors)
 
 
 def _on_background(image: Image.Image, kind: MapKind | None, name: str) -> Image.Image:
-    pixels = np.asarray(image.convert("RGBA"))
-    is_visible = pixels[..., 3] > 127
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    is_visible = alpha > 0
     is_light = True
     if kind not in ("depth", "labels") and is_visible.any():
-        mean = float(np.asarray(image.convert("RGB").convert("L"))[is_visible].mean())
-        # What covers less than half is strokes. What covers more has a ground of its own, which goes on.
+        lightness = np.asarray(image.convert("RGBA").convert("RGB").convert("L"))
+        mean = float(np.average(lightness, weights=alpha))
+        # What covers less than half is strokes. What covers more has a ground of its own, which is continued.
         is_light = (mean > 127) == bool(is_visible.mean() < 0.5)
     ground = "black" if is_light else "white"
-    _report(name, f"transparent parts are laid on {ground}")
-    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image.convert("RGBA")).convert("RGB")
+    rgb = Image.alpha_composite(Image.new("RGBA", image.size, ground), image.convert("RGBA")).convert("RGB")
+    is_lost = not np.asarray(rgb).any()
+    _report(
+        name, f"transparent parts are laid on {ground}" + (", and all of the map is black" if is_lost else "")
+    )
+    return rgb

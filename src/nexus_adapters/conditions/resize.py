@@ -28,7 +28,7 @@ ASPECT_TOLERANCE_PX = 8
 
 _SURVIVES = 0.5  # the share of a pixel's light that must be left when narrow strokes are taken out
 _LEVELS = 4  # of how much of a pixel a line covers, when lines are thinned
-_FAINTEST = 1 / 16  # of the brightest line: what is fainter is ground, and not thinned
+_FAINTEST = 1 / 16  # of the brightest line: what is fainter is averaged, and not thinned
 
 
 def resize_map(
@@ -46,14 +46,11 @@ def resize_map(
         RGB.
     """
     box = (0, 0, *image.size) if box is None else box
-    shrinks = box[2] - box[0] > size[0] or box[3] - box[1] > size[1]
-    if kind == "labels":
-        return image.resize(size, Image.Resampling.NEAREST, box=box)
-    if kind == "lines" and shrinks:
+    if kind == "lines" and _shrinks(size, box):
         planes = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
         shrunk = shrink_lines(planes, (size[1], size[0]), box)
         return Image.fromarray(np.rint(255 * shrunk.transpose(1, 2, 0)).astype(np.uint8))
-    return image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR, box=box)
+    return image.resize(size, _resampling(kind, size, box), box=box)
 
 
 class Placement(NamedTuple):
@@ -111,12 +108,25 @@ def resize_planes(
     planes: Float[np.ndarray, "n h w"], size: tuple[int, int], kind: MapKind, box: Box
 ) -> Float[np.ndarray, "n height width"]:
     """As `resize_map`, for maps in [0, 1], a channel a plane; `size` is (height, width)."""
-    shrinks = box[3] - box[1] > size[0] or box[2] - box[0] > size[1]
-    if kind == "lines" and shrinks:
+    flipped = size[1], size[0]
+    if kind == "lines" and _shrinks(flipped, box):
         return shrink_lines(planes, size, box)
-    how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    how = Image.Resampling.NEAREST if kind == "labels" else how
-    return np.stack([_by_pillow(plane, (size[1], size[0]), how, box) for plane in planes])
+    how = _resampling(kind, flipped, box)
+    return np.stack([_by_pillow(plane, flipped, how, box) for plane in planes])
+
+
+def _shrinks(size: Size, box: Box) -> bool:
+    """Whether any side does."""
+    return box[2] - box[0] > size[0] or box[3] - box[1] > size[1]
+
+
+def _resampling(kind: MapKind, size: Size, box: Box) -> Image.Resampling:
+    """Of all but lines that shrink."""
+    if kind == "labels":
+        return Image.Resampling.NEAREST
+    # Where a side grows, BOX would repeat its pixels. BILINEAR averages a side that shrinks, too.
+    grows = box[2] - box[0] < size[0] or box[3] - box[1] < size[1]
+    return Image.Resampling.BILINEAR if grows else Image.Resampling.BOX
 
 
 def _by_pillow(plane: Plane, size: tuple[int, int], how: Image.Resampling, box: Box) -> Plane:
@@ -130,8 +140,10 @@ def shrink_lines(
     """Shrink light lines on black without making them thinner than a pixel, or fainter.
 
     Each pixel of the result gets the highest value of its part of the map, by which a stroke gets no wider
-    than it was, in pixels; only lines of 1 or 2 pixels are thinned to one. Areas, wider than two pixels of
-    the result, are averaged. A map of two values keeps these.
+    than it was, in pixels; only lines of 1 or 2 pixels are thinned to one. What is not lines is averaged:
+    areas, wider than two pixels of the result; hatching so dense that no gaps are left between its lines;
+    and what is fainter than a sixteenth of the brightest line. A map of two values keeps these, but for
+    hatching, which becomes gray.
 
     Args:
         planes: in [0, 1]; each is shrunk by itself, equal ones once.
@@ -158,18 +170,32 @@ def _shrunk(plane: Plane, size: tuple[int, int], box: Box) -> Plane:
     hair = _opened_mean(plane, rows, columns, 0, box) <= _SURVIVES * mean
     area = _opened_mean(plane, rows, columns, 2, box) > _SURVIVES * mean
     highest = float(plane.max())
-    lines = thinned(peak > _FAINTEST * highest, hair & ~area, mean / np.maximum(peak, 1e-6))
+    is_lit = peak > _FAINTEST * highest
+    # Thinned, an area full of lines would become one line, or a point. By the mean, in which a pixel counts
+    # once: where little shrinks, the peak of a single line is wide.
+    hatching = _is_wide(is_lit & (mean > 0) & hair & ~area)
+    lines = thinned(is_lit, hair & ~area & ~hatching, mean / np.maximum(peak, 1e-6))
     # Where strokes were 3 pixels or wider, taking the maximum has made none wider than it was.
-    found = np.where(area, mean, np.where(lines, peak, 0))
+    found = np.where(area | ~is_lit, mean, np.where(lines, peak, 0))
     if np.isin(plane, (0, highest)).all():
         found = np.where(found > highest / 2, highest, 0)
+    found = np.where(hatching, mean, found)
     if (height, width) != size:
         found = cv2.resize(found, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return np.asarray(found, np.float32)
 
 
-def _averaged(plane: Plane, size: tuple[int, int], box: Box) -> Plane:
+def _averaged(plane: Plane, size: Size, box: Box) -> Plane:
     return _by_pillow(plane, size, Image.Resampling.BOX, box)
+
+
+def _is_wide(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The part of a mask that squares of 3 pixels inside the map can cover."""
+    square = np.ones((3, 3), np.uint8)
+    kept = cv2.morphologyEx(
+        mask.astype(np.uint8), cv2.MORPH_OPEN, square, borderType=cv2.BORDER_CONSTANT, borderValue=(0,)
+    )
+    return np.asarray(kept) > 0
 
 
 def _opened_mean(plane: Plane, rows: _Cells, columns: _Cells, cells: int, box: Box) -> Plane:
@@ -255,7 +281,7 @@ def _guo_hall() -> tuple[UInt8[np.ndarray, "256"], UInt8[np.ndarray, "256"]]:
     return first, second
 
 
-_DARK, _LIGHT = 16, 239  # of 255: black and white, give or take what JPEG makes of them
+_DARK = 16  # of 255: black, give or take what JPEG makes of it
 _MOST_FLAT_COLORS = 64
 _GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by JPEG
 
@@ -263,7 +289,8 @@ _GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by
 def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
     """What a map of 1 or 3 channels seems to be, where nobody declares it. Depth is an "image" here.
 
-    "lines": light gray strokes on black, or dark ones on white. "labels": else, no more than 64 colors.
+    "lines": gray strokes, or any shapes of one gray, on black or on white. "labels": else, no more than 64
+    colors.
     "image": all else. A wrong guess does little harm: areas among lines are averaged as in images, and what
     has few colors loses little by taking the nearest.
     """
@@ -271,11 +298,10 @@ def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
     colors = _flat_colors(pixels)
     if int((lightest - darkest).max()) > _GREY_WITHIN:
         return "labels" if colors else "image"
-    is_black = (lightest <= _DARK).mean() >= 0.5 and lightest.max() > 2 * _DARK
-    if is_black and (colors == 2 or _is_strokes(lightest)):
-        return "lines"
-    if (darkest >= _LIGHT).mean() >= 0.5 and darkest.min() < _LIGHT - _DARK and _is_strokes(255 - darkest):
-        return "lines"
+    for lightness in (lightest, 255 - darkest):
+        is_black = (lightness <= _DARK).mean() >= 0.5 and lightness.max() > 2 * _DARK
+        if is_black and (colors == 2 or _is_strokes(lightness)):
+            return "lines"
     return "labels" if colors else "image"
 
 

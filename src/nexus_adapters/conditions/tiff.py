@@ -1,4 +1,4 @@
-"""Decoding TIFF files. libtiff writes to stderr what is damaged, and goes on: here damage is an error.
+"""Decoding TIFF files. libtiff writes to stderr what is damaged, and continues: here damage is an error.
 
 Where a fax-compressed strip ends early, Pillow leaves the rest of the image uninitialized: each time it is
 another image. OpenCV clears its memory first, and its libtiff reports what Pillow's is not allowed to.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from nexus_adapters.conditions.maps import (
     report_nearly_black,
 )
 from nexus_adapters.conditions.resize import ASPECT_TOLERANCE_PX, is_same_aspect, judge_kind
-from nexus_adapters.errors import InvalidArgument, warn_caller
+from nexus_adapters.errors import InvalidArgument, expect, warn_caller
 
 if TYPE_CHECKING:
     Map: TypeAlias = Image.Image | Tensor | np.ndarray
@@ -35,9 +36,13 @@ _IMAGE_MODES = {1: "L", 3: "RGB"}
 _PLAIN_MODES = ("1", "L", "P", "RGB")
 _EXPECTED = (
     "a PIL image, a tensor ({c}, H, W) or (K, {c}, H, W), a NumPy array (H, W), (H, W, {c}), ({c}, H, W) or "
-    "(K, H, W, {c}), in [0, 1] or uint8, or a list of one of these for one map each"
+    "(K, H, W, {c}) or (K, {c}, H, W), of floats in [0, 1], uint8, or uint16 where gray, or a list of these "
+    "of one map each"
 )
 _IMAGE_DTYPES = (torch.uint8, torch.uint16)
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # float8 cannot compute
+_VALUES = "floating point in [0, 1] of 16 bits or more, uint8, or uint16 where gray"
+_TO_UINT8 = "Convert values from 0 to 255 to uint8, and True and False to floats"
 ReadImage = Callable[[Image.Image], Image.Image]
 
 
@@ -57,11 +62,12 @@ def as_condition(
         value: a map, or a list of maps of one size. A map is a PIL image; a tensor (channels, H, W) or
             (1, channels, H, W); or a NumPy array (H, W), (H, W, channels) or (channels, H, W). Alone it may
             also be a tensor (K, channels, H, W) or an array (K, H, W, channels) or (K, channels, H, W). Of
-            floats in [0, 1], or of uint8 from 0 to 255. Gray arrays are repeated for all channels.
+            floats in [0, 1], of uint8 from 0 to 255, or gray of uint16. Gray arrays are repeated for all
+            channels.
         channels: the adapter's `in_channels`; PIL images become RGB for 3 and grey for 1.
         name: the argument's name in error messages.
         kind: of the maps, for `read_map`; None to judge it.
-        invert: whether to exchange light and dark; None to do so where lines are dark on white.
+        invert: whether to invert them; None to do so where lines are dark on white.
 
     Raises:
         InvalidArgument: for other types, shapes or dtypes, and for arrays whose axes can be read in two ways;
@@ -72,8 +78,8 @@ def as_condition(
         return read_map(image, kind, invert=invert, name=name)
 
     condition, highest, means = _as_tensor(value, channels, name, read)
-    if kind != "labels" and 0 < highest <= NEARLY_BLACK / 255:
-        report_nearly_black(name)
+    if 0 < highest <= NEARLY_BLACK / 255:
+        report_nearly_black(name, kind)
     if invert is None:
         inverted = [
             place
@@ -158,7 +164,7 @@ def _with_axes(value: Tensor | np.ndarray, channels: int, expected: str, name: s
 
 def _tensor_of(value: np.ndarray, name: str) -> Tensor:
     if value.dtype.kind != "f" and value.dtype not in (np.uint8, np.uint16):
-        raise InvalidArgument(name, "floating point in [0, 1], or uint8", value.dtype)
+        raise InvalidArgument(name, _VALUES, value.dtype, _TO_UINT8)
     return torch.from_numpy(value.astype(np.float32) if value.dtype.kind == "f" else value.copy())
 
 
@@ -168,7 +174,9 @@ def _images_of(maps: Tensor, name: str) -> list[Image.Image]:
         pixels = pixels[..., 0]
     is_color = pixels.ndim == 4
     if is_color and (pixels.shape[-1] != 3 or pixels.dtype != np.uint8):
-        raise InvalidArgument(name, "floating point in [0, 1]", f"{maps.dtype} of shape {tuple(maps.shape)}")
+        raise InvalidArgument(
+            name, "floating point in [0, 1], or gray", f"{maps.dtype} of shape {tuple(maps.shape)}"
+        )
     return [Image.fromarray(each) for each in pixels]
 
 
@@ -205,8 +213,8 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def _check_values(condition: Tensor, name: str) -> tuple[float, list[float]]:
     """The highest value, and the mean of each map."""
-    if not condition.is_floating_point():
-        raise InvalidArgument(name, "floating point in [0, 1], or uint8", condition.dtype)
+    if condition.dtype not in _FLOAT_DTYPES:
+        raise InvalidArgument(name, _VALUES, condition.dtype, _TO_UINT8)
     # One transfer, for which an accelerator is waited for once.
     given = condition.detach()
     ends, means = torch.stack(given.aminmax()), given.mean((1, 2, 3), dtype=torch.float32)
@@ -218,8 +226,8 @@ def _check_values(condition: Tensor, name: str) -> tuple[float, list[float]]:
 
 def image_size(
     source: tuple[int, int],
-    height: int | None,
-    width: int | None,
+    height: int | Any,
+    width: int | Any,
     native: int,
     multiple: int,
     name: str = "image",
@@ -230,7 +238,13 @@ def image_size(
     source's size, each side rounded down to a `multiple`. But no base generates well far above the size that
     it was trained at, `native` x `native` pixels: where a side of the source is above `LARGEST` times that,
     the base's area in the source's aspect, no side above that limit. A warning says so, and names `name`.
+
+    Raises:
+        InvalidArgument: for a height or width that is no positive integer.
     """
+    for argument, side in (("height", height), ("width", width)):
+        is_whole = isinstance(side, Integral) and not isinstance(side, bool)
+        expect(side is None or (is_whole and side > 0), argument, "a positive integer", repr(side))
     from_height, from_width = source
     if height is not None and width is not None:
         return height, width

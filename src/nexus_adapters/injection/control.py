@@ -15,6 +15,7 @@ from nexus_adapters.choices import (
     MapKind,
     ResizeMode,
 )
+from nexus_adapters.conditions.maps import check_invert, is_choice
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.compatibility import geometry_of
 from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask
@@ -36,12 +37,19 @@ T = TypeVar("T")
 class Checked(Generic[T]):
     """An attribute that is checked and converted at every assignment, so that live changes are safe too.
 
-    `changes_features` says that features computed before the assignment no longer hold.
+    `changes_features` says that features computed before the assignment no longer hold, and `reads_again`
+    that the condition is to be read again from what was given.
     """
 
-    def __init__(self, check: Callable[["Control", Any], T], changes_features: bool = False) -> None:
+    def __init__(
+        self,
+        check: Callable[["Control", Any], T],
+        changes_features: bool = False,
+        reads_again: bool = False,
+    ) -> None:
         self.check = check
         self.changes_features = changes_features
+        self.reads_again = reads_again
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -54,13 +62,23 @@ class Checked(Generic[T]):
         return self if control is None else control.__dict__[self.name]
 
     def __set__(self, control: "Control", value: Any) -> None:
+        before = control.__dict__.get(self.name)
         control.__dict__[self.name] = self.check(control, value)
         if self.changes_features:
             control.revision += 1
+        if self.reads_again and _GIVEN in control.__dict__:
+            try:
+                control.condition = control.__dict__[_GIVEN]
+            except InvalidArgument:
+                control.__dict__[self.name] = before
+                raise
+
+
+_GIVEN = "_given"  # a copy of what a control's condition was read from
 
 
 def _check_policy(_: "Control", value: object) -> str:
-    if value not in POLICIES:
+    if not is_choice(value, POLICIES):
         raise InvalidArgument("policy", f"one of {', '.join(POLICIES)}", repr(value))
     return str(value)
 
@@ -84,20 +102,27 @@ def _check_crop(_: "Control", value: Any) -> Crop | None:
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
-    if value is not None and value not in choices:
+    if value is not None and not is_choice(value, choices):
         raise InvalidArgument(name, f"None or one of {', '.join(choices)}", repr(value))
     return value
 
 
 def _check_invert(value: Any) -> bool | None:
-    if value not in (None, True, False):
-        raise InvalidArgument("invert", "True, False or None", repr(value))
+    check_invert(value)
     return value if value is None else bool(value)
 
 
 def _read_condition(control: "Control", value: Any) -> Tensor:
     channels = geometry_of(control.adapter).in_channels
-    return as_condition(value, channels, kind=control.kind, invert=control.invert)
+    condition = as_condition(value, channels, kind=control.kind, invert=control.invert)
+    control.__dict__[_GIVEN] = _copied(value)
+    return condition
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_copied(each) for each in value]
+    return value.clone() if isinstance(value, Tensor) else value.copy()  # of an image or an array
 
 
 class Control:
@@ -106,10 +131,11 @@ class Control:
     Args:
         adapter: a `NexusAdapter` (or a diffusers `T2IAdapter`, which does not read the prompt).
         condition: structure maps, as `as_condition` takes them: a PIL image, a tensor (C, H, W) or
-            (K, C, H, W) or a NumPy array (H, W), (H, W, C) or (K, H, W, C), in [0, 1] or uint8, or a list of
-            K of these. One serves any number of images; otherwise the number of images must be a multiple of
-            K, and each map serves that many consecutive ones. It is copied: to change it, assign a new one.
-            Reading gives the tensor (K, C, H, W).
+            (K, C, H, W), or a NumPy array (H, W), (H, W, C), (C, H, W), (K, H, W, C) or (K, C, H, W), of
+            floats in [0, 1], uint8, or gray of uint16, or a list of K of these. One serves any number of
+            images; otherwise the number of images must be a multiple of K, and each map serves that many
+            consecutive ones. It is copied: to change it, assign a new one. Reading gives the tensor
+            (K, C, H, W).
         scale: factor of the features; any finite number, and 0 is exactly the base model. Or a function that
             gives one for a position in the schedule, 0 (noise) to 1 (image); or a list of n numbers, each of
             which holds for an nth of the schedule.
@@ -134,11 +160,12 @@ class Control:
             in pixels of the condition.
         kind: of the condition: "lines", "labels", "depth" or "image", by which it is read (`read_map`) and
             resized (`fit_condition`). None, the default, judges each map by its pixels (`judge_kind`); an
-            extractor's is `find_extractor(name).kind`.
+            extractor's is `find_extractor(name).kind`. Where `kind` or `invert` changes, the condition is
+            read again from what was given.
         resize_mode: what becomes of a condition, and of its mask, whose aspect ratio is not the image's:
             "stretch", "crop" (keep the middle) or "pad" (keep all, on black for lines and with the last
             pixels repeated for anything else). None, the default, refuses it.
-        invert: whether to exchange light and dark in the condition. None, the default, does so where lines
+        invert: whether to invert the condition. None, the default, does so where lines
             are dark on white, with a warning.
         image_scales: one more factor for each condition, where there are several: the strength of each image.
             (A list as `scale` is a schedule.)
@@ -159,12 +186,12 @@ class Control:
     )
     crop = Checked[Crop | None](_check_crop, changes_features=True)
     kind = Checked[MapKind | None](
-        lambda _, value: _check_choice("kind", value, MAP_KINDS), changes_features=True
+        lambda _, value: _check_choice("kind", value, MAP_KINDS), changes_features=True, reads_again=True
     )
     resize_mode = Checked[ResizeMode | None](
         lambda _, value: _check_choice("resize_mode", value, RESIZE_MODES), changes_features=True
     )
-    invert = Checked[bool | None](lambda _, value: _check_invert(value))
+    invert = Checked[bool | None](lambda _, value: _check_invert(value), reads_again=True)
     image_scales = Checked[tuple[float, ...] | None](
         lambda _, value: check_image_scales(value), changes_features=True
     )

@@ -306,9 +306,26 @@ def _fitted(
     name: str = "condition",
 ) -> Float[Tensor, "k c h_padded w_padded"]:
     """The control's condition, or its mask, or the part of it that its crop leaves, at (height, width)."""
-    kind: MapKind = "image"  # of a mask, which is averaged
-    if name == "condition" and (control.crop is not None or maps.shape[2:] != size):
-        kind = control.kind or judged(maps[0])
+    if name != "condition":  # a mask, which is averaged
+        return _fitted_as("image", control, maps, size, multiple, image_size, name)
+    if control.kind is not None or (control.crop is None and maps.shape[2:] == size):
+        return _fitted_as(control.kind or "image", control, maps, size, multiple, image_size, name)
+    fitted = [
+        _fitted_as(judged(each[0]), control, each, size, multiple, image_size, name) for each in maps.split(1)
+    ]
+    return torch.cat(fitted)
+
+
+def _fitted_as(
+    kind: MapKind,
+    control: Control,
+    maps: Float[Tensor, "k c h w"],
+    size: tuple[int, int],
+    multiple: int,
+    image_size: tuple[int, int] | None,
+    name: str,
+) -> Float[Tensor, "k c h_padded w_padded"]:
+    """As `_fitted`, of maps that are of one kind."""
     if control.crop is None:
         return fit_condition(maps, *size, multiple, name, kind, control.resize_mode)
     height, width = control.condition.shape[2:]

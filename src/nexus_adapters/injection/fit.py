@@ -31,7 +31,8 @@ def fit_condition(
     aligned with the latents'.
 
     Args:
-        condition: maps in [0, 1]. Lines and labels pass through the CPU, and have no gradient.
+        condition: maps in [0, 1]. Those that grow, or are averaged over blocks of whole pixels, stay on their
+            device and keep their gradient; others pass through the CPU.
         height: of the image, in pixels.
         width: of the image.
         multiple: of both sides of the result.
@@ -68,14 +69,16 @@ def _resized(condition: Tensor, size: tuple[int, int], kind: MapKind, box: Box) 
             return condition
         grows = condition.shape[2] < size[0] or condition.shape[3] < size[1]
         shrinks = condition.shape[2] > size[0] or condition.shape[3] > size[1]
+        in_wholes = condition.shape[2] % size[0] == 0 and condition.shape[3] % size[1] == 0
+        # By PyTorch where it gives what `resize_planes` gives: by other factors, its areas overlap.
         if kind in ("depth", "image") or (kind == "lines" and not shrinks):
             # In float32: half precision has no area kernel on the CPU, and edges are thin.
             pixels = condition.float()
-            if not grows:
-                resized = F.interpolate(pixels, size, mode="area")
-            else:  # antialias: one side may shrink while the other grows
+            if grows:  # antialias: one side may shrink while the other grows
                 resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-            return resized.clamp(0, 1).to(condition.dtype)
+                return resized.clamp(0, 1).to(condition.dtype)
+            if in_wholes:
+                return F.interpolate(pixels, size, mode="area").clamp(0, 1).to(condition.dtype)
     planes = condition.detach().float().flatten(0, 1).cpu().numpy()
     resized = torch.from_numpy(resize_planes(np.ascontiguousarray(planes), size, kind, box))
     return resized.reshape(*condition.shape[:2], *size).to(condition)

@@ -238,8 +238,8 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 
 def output_height_width(
     condition: Float[Tensor, "k c h w"],
-    height: int | None,
-    width: int | None,
+    height: int | Any,
+    width: int | Any,
     native: int,
     multiple: int,
     resize_mode: ResizeMode | None = None,

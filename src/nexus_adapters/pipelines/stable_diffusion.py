@@ -90,10 +90,10 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
 
         Args:
             *args: as in the stock pipeline, in its order.
-            image: the condition: a PIL image, a tensor (3, H, W) or (K, 3, H, W) or a NumPy array (H, W),
-                (H, W, 3) or (K, H, W, 3), in [0, 1] or uint8, or a list of K of these. Required. One serves
-                all prompts; K serve K prompts, or an equal number of consecutive prompts or of images of one
-                prompt each.
+            image: the condition: a PIL image, a tensor (3, H, W) or (K, 3, H, W), or a NumPy array (H, W),
+                (H, W, 3), (3, H, W), (K, H, W, 3) or (K, 3, H, W), of floats in [0, 1], uint8, or gray of
+                uint16, or a list of K of these. Required. One serves all prompts; K serve K prompts, or an
+                equal number of consecutive prompts or of images of one prompt each.
             adapter_conditioning_scale: factor of the adapter's features; 0 is exactly the base model. Also a
                 function of the position in the schedule, or a list for its equal parts, as in `Control`.
             control_guidance_start: where in the noise schedule the adapter begins to act, in [0, 1]. Position
@@ -103,8 +103,8 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
             kind: of the condition: "lines", "labels", "depth" or "image"; None judges it by its pixels.
             resize_mode: "stretch", "crop" or "pad" for a condition whose aspect ratio is not that of `height`
                 and `width`; None refuses it.
-            invert: whether to exchange light and dark in the condition; None does so where lines are dark on
-                white, with a warning.
+            invert: whether to invert the condition; None does so where lines are dark on white, with a
+                warning.
             image_scales: one more factor of the adapter's features for each of K conditions.
             **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
                 size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
