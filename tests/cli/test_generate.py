@@ -277,6 +277,46 @@ def test_a_map_is_read_as_its_kind_is(edges, tmp_path):
     assert extractor_options(request_for(ids, *of_labels)) == {"palette": "voc"}
 
 
+def options_of(*more):
+    """The options of each control, in order."""
+    return [
+        given.reading.values(name) if isinstance(given, MapSource) else given.extractor.values(name)
+        for given, name in ((control.given, control.condition_name) for control in parsed(*more).controls)
+    ]
+
+
+def controls_of(option, *names):
+    return [part for name in names for part in (option, f"{name}.png", "--condition", name)]
+
+
+def test_an_option_goes_to_the_controls_whose_condition_takes_it():
+    maps = controls_of("--map", "depth", "canny", "segmentation")
+    assert options_of(*maps, "--option", "unit=mm") == [{"unit": "mm"}, {}, {}]
+    both = ("--option", "palette=voc", "--option", "depth.unit=m")
+    assert options_of(*maps, *both) == [{"unit": "m"}, {}, {"palette": "voc"}]
+    photos = controls_of("--image", "canny", "sketch")
+    assert options_of(*photos, "--option", "sigma=2", "--low", "5") == [{"low": 5.0}, {"sigma": 2}]
+    models = controls_of("--image", "depth", "sketch")
+    assert options_of(*models, "--option", "model=a.onnx") == [{"model": "a.onnx"}, {"model": "a.onnx"}]
+    assert options_of(*models, "--option", "sketch.model=a.b") == [{}, {"model": "a.b"}]
+    twice = (*controls_of("--map", "canny"), *controls_of("--image", "canny"))
+    assert options_of(*twice, "--option", "canny.auto=true") == [{}, {"auto": True}]
+
+
+@pytest.mark.parametrize(
+    ("controls", "option", "name", "expected"),
+    [
+        (controls_of("--map", "depth", "canny"), "palette=voc", "--option palette", "depth (unit)"),
+        (controls_of("--map", "depth", "canny"), "canny.unit=mm", "--option unit", "canny (it has none)"),
+        (controls_of("--map", "depth", "canny"), "sketch.sigma=2", "--option", "of depth, canny"),
+        (controls_of("--map", "depth", "canny"), "unit", "--option", "KEY=VALUE"),
+    ],
+)
+def test_an_option_that_no_control_takes_is_refused(controls, option, name, expected):
+    with refused(name, expected=expected):
+        parsed(*controls, "--option", option)
+
+
 def test_an_inverted_map_is_one_warning(edges, tmp_path, capsys, plain):
     with Image.open(edges) as light:
         Image.eval(light, lambda value: 255 - value).save(tmp_path / "dark.png")

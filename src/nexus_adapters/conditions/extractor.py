@@ -152,6 +152,11 @@ class Extractor:
     def _parameters(self) -> list[inspect.Parameter]:
         return list(inspect.signature(self.extract).parameters.values())[1:]
 
+    def takes(self, option: str) -> bool:
+        """Whether `extract` has an option of this name, or takes any."""
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
+        return takes_any or option in self.options()
+
     def check_options(self, options: Mapping[str, object]) -> None:
         """Check names, types and choices of options.
 
@@ -160,9 +165,8 @@ class Extractor:
                 of another type than its default's, or that is none of its `choices`.
         """
         known, defaults = self.options(), self.defaults()
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
         for option, value in options.items():
-            if option not in known and not takes_any:
+            if not self.takes(option):
                 names = ", ".join(known) or "none"
                 raise InvalidArgument("options", f"the options of {self.name} ({names})", repr(option))
             kind = _kind(defaults.get(option))
