@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,15 +43,18 @@ from nexus_adapters.cli import build_parser, main
 from nexus_adapters.cli.control_requests import ControlRequest, ImageSource, MapSource
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
-from nexus_adapters.cli.generate_requests import BaseRequest, LoraRequest, parse
+from nexus_adapters.cli.generate_requests import SCHEDULERS, BaseRequest, LoraRequest, parse
 from nexus_adapters.cli.generation import (
     LoadedAdapter,
     build_control,
+    check_schedule,
     check_size,
     extractor_options,
     read_source,
+    set_scheduler,
     structure_map,
 )
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -404,6 +408,38 @@ def test_as_many_steps_as_the_schedule_has_are_refused_where_it_begins_too_late(
     given = ["--base", base, "--adapter", adapter, "--steps", 1000]
     assert run(edges, tmp_path / "a.png", *given) == 2
     refused_in_one_line(capsys, "--steps", "got 1000")
+
+
+def refusal(scheduler, steps):
+    try:
+        check_schedule(scheduler, steps)
+    except InvalidArgument as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_takes_the_steps_or_says_how_many_it_takes(name):
+    base = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    pipe = SimpleNamespace(scheduler=base)
+    for given in (1, 2, 3, 4, 5, 51, 1000):
+        steps = given
+        set_scheduler(pipe, name)
+        if problem := refusal(pipe.scheduler, steps):
+            bound, nearest = re.search(r"at (least|most) (\d+)$", problem.expected).groups()
+            assert problem.name == "--steps"
+            assert int(nearest) > steps if bound == "least" else int(nearest) < steps
+            steps = int(nearest)
+        if name == "lms" and steps == 1000:
+            continue  # takes seconds
+        pipe.scheduler.set_timesteps(steps)
+        latents = torch.ones(1, 1, 1, 1) * pipe.scheduler.init_noise_sigma
+        for timestep in pipe.scheduler.timesteps:
+            noise = 0.1 * pipe.scheduler.scale_model_input(latents, timestep)
+            latents = pipe.scheduler.step(noise, timestep, latents).prev_sample
+        assert torch.isfinite(latents).all()
 
 
 def test_an_adapter_for_another_vae_is_the_adapters_fault(edges, tmp_path, weights, capsys):

@@ -156,8 +156,8 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         maps,
         "--option",
         help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER; with --map, what its "
-        "values are: unit=mm, m or inverse of depth, palette=NAME of label ids. It goes to the controls whose "
-        "condition takes it; CONDITION.KEY=VALUE goes to that condition alone (repeatable)",
+        "values are: unit=mm, m or inverse of depth, palette=NAME of label ids. It goes to the controls "
+        "whose condition takes it; CONDITION.KEY=VALUE goes to that condition alone (repeatable)",
     )
     add_options(maps, "--invert", "--max-megapixels")
 

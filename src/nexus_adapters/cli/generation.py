@@ -107,16 +107,28 @@ def set_scheduler(pipe: Any, name: str | None) -> None:
 
 
 def check_schedule(scheduler: Any, steps: int) -> None:
-    """`InvalidArgument` where so many steps would begin before the noisiest timestep of the training."""
-    scheduler.set_timesteps(steps)
-    trained = scheduler.config.num_train_timesteps
+    """`InvalidArgument` for a number of steps that the scheduler cannot take; it names the nearest it can."""
+    if _takes_steps(scheduler, steps):
+        return
+    by_distance = sorted(range(1, scheduler.config.num_train_timesteps + 1), key=lambda n: abs(n - steps))
+    nearest = next((n for n in by_distance if _takes_steps(scheduler, n)), None)
+    bound = "" if nearest is None else f", {'at least' if nearest > steps else 'at most'} {nearest}"
+    expected = f"a number of steps that the {type(scheduler).__name__} takes with the base's schedule{bound}"
+    raise InvalidArgument("--steps", expected, steps)
+
+
+def _takes_steps(scheduler: Any, steps: int) -> bool:
+    """Whether its steps begin within the training's timesteps, and have a length where it counts."""
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception:  # PNDM and LCM fail in whatever way their arithmetic does
+        return False
+    timesteps, trained = scheduler.timesteps, scheduler.config.num_train_timesteps
     is_tabled = hasattr(scheduler, "alphas_cumprod")  # flow matching begins at the number itself
-    expect(
-        not is_tabled or float(scheduler.timesteps[0]) <= trained - 1,
-        "--steps",
-        f"fewer than the {trained} steps of the base's schedule",
-        steps,
-    )
+    begins_within = not is_tabled or float(timesteps[0]) <= trained - 1
+    if not begins_within or "solver_order" not in scheduler.config:
+        return begins_within
+    return len(scheduler.sigmas.unique()) == len(scheduler.sigmas)  # they divide by the length of a step
 
 
 # LoRA.

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from nexus_adapters.choices import MAP_KINDS, MapKind
+from nexus_adapters.conditions.images import check_image
 from nexus_adapters.errors import InvalidArgument
 
 _MOST_CLASSES = 512
@@ -179,9 +180,11 @@ class Extractor:
         """Extract the maps of several images, together where that is faster.
 
         Raises:
-            InvalidArgument: for an option that it does not have, or a map that is not PIL RGB of the image's
-                size.
+            InvalidArgument: for what is no PIL image, an option that it does not have, or a map that is not
+                PIL RGB of the image's size.
         """
+        for image in images:
+            check_image(image)
         self.check_options(options)
         if self.extract_many is not None and len(images) > 1:
             maps = self.extract_many(images, **options)

@@ -15,6 +15,7 @@ from PIL import Image
 from nexus_adapters.choices import MapKind
 from nexus_adapters.conditions.images import (
     GREY_16_BIT,
+    check_image,
     is_transparent,
     looks_inverted,
     to_rgb,
@@ -54,7 +55,8 @@ def read_map(
 
     - Lines that are dark on light are inverted.
     - 16-bit depth whose values span less than an eighth of what 16 bits hold, as millimeters do, is scaled by
-      its own range. `unit` says exactly what the values are. 0 is no measurement: black, as the farthest.
+      its own range. `unit` says exactly what the values are. 0, NaN and infinity are no measurement: black,
+      as the farthest.
     - Label ids (grey, or a palette without colors) get the colors of a palette.
     - A map that is nearly black is left as it is, with a warning.
     - Transparent parts become black in depth and labels; else what the strokes contrast with.
@@ -77,11 +79,10 @@ def read_map(
         raise InvalidArgument("unit", f"one of {', '.join(UNITS)}, for depth", _of_kind(unit, kind))
     if palette != "auto" and kind != "labels":
         raise InvalidArgument("palette", "auto, or a map of labels", _of_kind(palette, kind))
-    if not isinstance(image, Image.Image):
-        raise InvalidArgument(name, "a PIL image", type(image).__name__)
+    check_image(image, name)
     if unit is not None or (kind in (None, "depth") and image.mode in GREY_16_BIT):
         rgb = _from_depth(image, unit, name)
-    elif kind == "labels" and (ids := _ids_of(image)) is not None:
+    elif kind == "labels" and (ids := _ids_of(image, name)) is not None:
         rgb = _colored(ids, palette, name)
     elif is_transparent(image):
         rgb = _on_background(image, kind, name)
@@ -142,7 +143,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         rgb = to_rgb(image)
     except InvalidArgument as error:
-        raise InvalidArgument(name, error.expected, error.received) from error
+        raise error.with_name(name) from error
     check_range(rgb, name)
     return rgb
 
@@ -156,8 +157,10 @@ def _is_dark_on_light(rgb: Image.Image, kind: MapKind | None) -> bool:
 def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     is_read = image.mode in (*GREY_16_BIT, "F")
     values = np.asarray(image if is_read else _rgb(image, name).convert("L")).astype(np.float64)
-    if not np.isfinite(values).all() or values.min() < 0:
+    is_finite = np.isfinite(values)
+    if not is_finite.any() or values[is_finite].min() < 0:
         raise InvalidArgument(name, "finite depth of at least 0", f"{values.min():g} to {values.max():g}")
+    values[~is_finite] = 0  # how libraries mark what they could not measure
     if "transparency" in image.info and image.mode in GREY_16_BIT:
         values[values == image.info["transparency"]] = 0
     measured = values > 0
@@ -176,12 +179,15 @@ def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     return Image.fromarray(np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)).convert("RGB")
 
 
-def _ids_of(image: Image.Image) -> UInt8[np.ndarray, "h w"] | None:
+def _ids_of(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w"] | None:
     """The label ids that the image holds, of which 255 is none; None where it holds colors."""
     if image.has_transparency_data or image.mode not in ("L", "P", *GREY_16_BIT):
         return None
     values = np.asarray(image)
     found = np.unique(values)
+    # Greys of 16 bits that were made of 8 are multiples of 257.
+    if image.mode in GREY_16_BIT and found[-1] > _NO_CLASS and (found % 257).any():
+        raise InvalidArgument(name, f"label ids from 0 to {_NO_CLASS}", f"{found[0]} to {found[-1]}")
     # Only 0 and 255 are black and white.
     if found[0] < 0 or found[-1] > _NO_CLASS or not ((found > 0) & (found < _NO_CLASS)).any():
         return None
