@@ -75,9 +75,8 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if high > 0 and grey.max() <= 1:
         raise InvalidArgument(
             "image",
-            f"16-bit values, of which 65535 is white, in mode {image.mode!r}",
+            f"16-bit values, of which 65535 is white, in mode {image.mode!r} (0 to 255 need an 8-bit mode)",
             f"{low} to {high}",
-            "Values from 0 to 255 belong in an image of 8 bits",
         )
     return Image.fromarray(grey).convert("RGB")
 
@@ -215,8 +214,7 @@ def _to_rgb(upright: Image.Image, shown: str, argument: str) -> Image.Image:
     try:
         return to_rgb(upright)
     except InvalidArgument as error:
-        received = f"{error.received} in {shown}"
-        raise InvalidArgument(argument, error.expected, received, error.hint) from error
+        raise InvalidArgument(argument, error.expected, f"{error.received} in {shown}") from error
 
 
 def _check_file(file: Path, shown: str, argument: str) -> None:

@@ -82,7 +82,7 @@ def read_map(
     check_image(image, name)
     if unit is not None or (kind in (None, "depth") and image.mode in GREY_16_BIT):
         rgb = _from_depth(image, unit, name)
-    elif kind == "labels" and (ids := _ids_of(image, name)) is not None:
+    elif kind == "labels" and (ids := _ids_of(image)) is not None:
         rgb = _colored(ids, palette, name)
     elif is_transparent(image):
         rgb = _on_background(image, kind, name)
@@ -143,7 +143,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         rgb = to_rgb(image)
     except InvalidArgument as error:
-        raise error.with_name(name) from error
+        raise InvalidArgument(name, error.expected, error.received) from error
     check_range(rgb, name)
     return rgb
 
@@ -179,15 +179,12 @@ def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     return Image.fromarray(np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)).convert("RGB")
 
 
-def _ids_of(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w"] | None:
+def _ids_of(image: Image.Image) -> UInt8[np.ndarray, "h w"] | None:
     """The label ids that the image holds, of which 255 is none; None where it holds colors."""
     if image.has_transparency_data or image.mode not in ("L", "P", *GREY_16_BIT):
         return None
     values = np.asarray(image)
     found = np.unique(values)
-    # Greys of 16 bits that were made of 8 are multiples of 257.
-    if image.mode in GREY_16_BIT and found[-1] > _NO_CLASS and (found % 257).any():
-        raise InvalidArgument(name, f"label ids from 0 to {_NO_CLASS}", f"{found[0]} to {found[-1]}")
     # Only 0 and 255 are black and white.
     if found[0] < 0 or found[-1] > _NO_CLASS or not ((found > 0) & (found < _NO_CLASS)).any():
         return None
