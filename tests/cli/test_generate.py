@@ -50,6 +50,7 @@ from nexus_adapters.cli.generation import (
     check_schedule,
     check_size,
     extractor_options,
+    read_mask,
     read_source,
     set_scheduler,
     structure_map,
@@ -851,6 +852,37 @@ def test_a_mask_and_a_balance(edges, tmp_path, plain):
     settings = read_settings(tmp_path / "balance.png")
     assert settings["balance"] == "control"
     assert {name: settings[name] for name in ("policy", "level_scales")} == balance("control")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_in_a_mask_does_not_act(tmp_path, mode):
+    path = tmp_path / "mask.png"
+    mask = Image.new("LA", (16, 16), (255, 0))
+    mask.paste((255, 255), (4, 4, 8, 8))
+    mask.convert("RGBA").quantize(4).save(path) if mode == "P" else mask.convert(mode).save(path)
+    with pytest.warns(UserWarning, match="--mask: transparent"):
+        found = np.asarray(read_mask(request_for("edges.png", "--mask", str(path))))
+    assert found[4:8, 4:8].min() == 255
+    assert found.sum() == 16 * 255
+
+
+def test_a_nearly_black_map_is_one_warning(edges, tmp_path, capsys):
+    Image.fromarray(np.uint8(pixels(edges) // 20)).save(edges)
+    assert run(edges, tmp_path / "out.png") == 0
+    assert capsys.readouterr().err.count("nearly black") == 1
+
+
+def test_an_image_that_is_not_finite_is_a_failure(edges, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert run(edges, out, "--scale", "1e30") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("sides", [("100000", "100000"), ("8008", "8000")])
+def test_an_image_that_no_memory_holds_is_refused(sides):
+    with refused("--width and --height", "x".join(sides), expected="64 megapixels"):
+        parsed("--map", "a.png", "--width", sides[0], "--height", sides[1])
 
 
 def test_no_map_is_refused(tmp_path, capsys, no_model):
