@@ -142,9 +142,9 @@ def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBED
     Raises:
         InvalidArgument: named "adapter" (or "condition"), for what is none of these.
     """
-    is_path = isinstance(source, (str, os.PathLike)) and str(source) != ""
-    received = "an empty text" if source == "" else f"a {type(source).__name__}"
-    expect(is_path, "adapter", _EXPECTED, received)
+    given: object = source
+    expect(isinstance(given, (str, os.PathLike)), "adapter", _EXPECTED, f"a {type(given).__name__}")
+    expect(given != "", "adapter", _EXPECTED, "an empty text")
     name, path = str(source), Path(source)
     is_name = isinstance(source, str) and path.name == source and not path.suffix
     if is_name and base in BUNDLED and BUNDLED[base].has_adapter(name):
