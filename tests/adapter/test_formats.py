@@ -380,6 +380,17 @@ def test_what_is_no_adapter_is_described_by_what_it_seems_to_be(tmp_path, name, 
     save_file({name: torch.zeros(2)}, tmp_path / "x.safetensors")
     with refused("source", f"x.safetensors', which seems to be {seems}", expected="an adapter"):
         import_adapter(tmp_path / "x.safetensors")
+    if seems not in ("a ControlNet", "a light T2I-Adapter"):  # which have methods of their own
+        with refused("adapter", f"x.safetensors', which seems to be {seems}"):
+            load_adapter(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_a_nexus_adapter_has_two_units_per_level(tmp_path, units):
+    t2i(channels=[16, 16], num_res_blocks=units).save_pretrained(tmp_path)
+    with refused("source", f"of {units}", expected="2 residual blocks per level"):
+        import_adapter(tmp_path)
+    assert load_adapter(tmp_path).config["num_res_blocks"] == units
 
 
 def as_original_light(adapter):
@@ -588,6 +599,12 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "empty").mkdir()
     with refused("source", "empty', which has none", expected="weights"):
         import_adapter(tmp_path / "empty")
+    torch.save({"body.weight": torch.zeros(99)}, tmp_path / "cut.pth")
+    content = (tmp_path / "cut.pth").read_bytes()
+    for length in (100, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
+        with refused("source", "cut.pth', which cannot be read"):
+            import_adapter(tmp_path / "cut.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with refused("source", "list.pth', a list", expected="tensors by name"):
         import_adapter(tmp_path / "list.pth")

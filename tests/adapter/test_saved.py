@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import T2IAdapter
+from jaxtyping import config
 from safetensors.torch import load_file, save_file
 from tests.refusals import refused
 from tests.weights import use_weights
@@ -141,6 +142,23 @@ def test_shards_and_variants_of_files(tiny: Build, tmp_path: Path) -> None:
     adapter.save_pretrained(tmp_path / "both")  # the plain one goes first
     assert find_saved(tmp_path / "both").files == (tmp_path / "both" / WEIGHTS,)
     assert find_saved(tmp_path / "both").file_variant is None
+
+
+def test_one_part_of_a_save_is_refused(tiny: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    tiny().save_pretrained(folder, max_shard_size="10KB")
+    for file in sorted(folder.glob("*.safetensors"))[:2]:
+        with refused("adapter", file.name, hint=str(folder)):
+            find_saved(file)
+
+
+@pytest.mark.parametrize(
+    ("source", "received"), [("", "empty"), (None, "NoneType"), ((), "tuple"), (3, "int")]
+)
+def test_what_is_no_path_is_refused(source: Any, received: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # else beartype would be first to complain
+    with refused("adapter", received, expected="Hub id"):
+        find_saved(source)
 
 
 def test_a_saved_pipeline(tiny: Build, tmp_path: Path) -> None:

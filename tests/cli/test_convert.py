@@ -243,6 +243,17 @@ def test_bad_input_is_one_line(source, tmp_path, capsys, arguments, name, shown)
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(["", "x"], "SOURCE"), (["prime", ""], "DEST"), (["prime", "x", "--seed", "-1"], "--seed")],
+)
+def test_empty_names_and_seeds_below_0_are_refused(tmp_path, monkeypatch, capsys, arguments, name):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", *arguments]) == 2
+    assert f"nexus convert: error: {name}: expected " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     def fail(self, folder, **_):
         folder.mkdir(exist_ok=True)

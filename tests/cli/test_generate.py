@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,16 +44,20 @@ from nexus_adapters.cli import build_parser, main
 from nexus_adapters.cli.control_requests import ControlRequest, ImageSource, MapSource
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
-from nexus_adapters.cli.generate_requests import BaseRequest, LoraRequest, parse
+from nexus_adapters.cli.generate_requests import SCHEDULERS, BaseRequest, LoraRequest, parse
 from nexus_adapters.cli.generation import (
     LoadedAdapter,
     build_control,
+    check_schedule,
     check_size,
     extractor_options,
+    read_mask,
     read_source,
+    set_scheduler,
     structure_map,
 )
 from nexus_adapters.conditions import EXTRACTORS, Extractor
+from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -316,6 +321,46 @@ def test_a_map_is_read_as_its_kind_is(edges, tmp_path):
     assert extractor_options(request_for(ids, *of_labels)) == {"palette": "voc"}
 
 
+def options_of(*more):
+    """The options of each control, in order."""
+    return [
+        given.reading.values(name) if isinstance(given, MapSource) else given.extractor.values(name)
+        for given, name in ((control.given, control.condition_name) for control in parsed(*more).controls)
+    ]
+
+
+def controls_of(option, *names):
+    return [part for name in names for part in (option, f"{name}.png", "--condition", name)]
+
+
+def test_an_option_goes_to_the_controls_whose_condition_takes_it():
+    maps = controls_of("--map", "depth", "canny", "segmentation")
+    assert options_of(*maps, "--option", "unit=mm") == [{"unit": "mm"}, {}, {}]
+    both = ("--option", "palette=voc", "--option", "depth.unit=m")
+    assert options_of(*maps, *both) == [{"unit": "m"}, {}, {"palette": "voc"}]
+    photos = controls_of("--image", "canny", "sketch")
+    assert options_of(*photos, "--option", "sigma=2", "--low", "5") == [{"low": 5.0}, {"sigma": 2}]
+    models = controls_of("--image", "depth", "sketch")
+    assert options_of(*models, "--option", "model=a.onnx") == [{"model": "a.onnx"}, {"model": "a.onnx"}]
+    assert options_of(*models, "--option", "sketch.model=a.b") == [{}, {"model": "a.b"}]
+    twice = (*controls_of("--map", "canny"), *controls_of("--image", "canny"))
+    assert options_of(*twice, "--option", "canny.auto=true") == [{}, {"auto": True}]
+
+
+@pytest.mark.parametrize(
+    ("controls", "option", "name", "expected"),
+    [
+        (controls_of("--map", "depth", "canny"), "palette=voc", "--option palette", "depth (unit)"),
+        (controls_of("--map", "depth", "canny"), "canny.unit=mm", "--option unit", "canny (it has none)"),
+        (controls_of("--map", "depth", "canny"), "sketch.sigma=2", "--option", "of depth, canny"),
+        (controls_of("--map", "depth", "canny"), "unit", "--option", "KEY=VALUE"),
+    ],
+)
+def test_an_option_that_no_control_takes_is_refused(controls, option, name, expected):
+    with refused(name, expected=expected):
+        parsed(*controls, "--option", option)
+
+
 def test_an_inverted_map_is_one_warning(edges, tmp_path, capsys, plain):
     with Image.open(edges) as light:
         Image.eval(light, lambda value: 255 - value).save(tmp_path / "dark.png")
@@ -404,6 +449,38 @@ def test_as_many_steps_as_the_schedule_has_are_refused_where_it_begins_too_late(
     given = ["--base", base, "--adapter", adapter, "--steps", 1000]
     assert run(edges, tmp_path / "a.png", *given) == 2
     refused_in_one_line(capsys, "--steps", "got 1000")
+
+
+def refusal(scheduler, steps):
+    try:
+        check_schedule(scheduler, steps)
+    except InvalidArgument as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_takes_the_steps_or_says_how_many_it_takes(name):
+    base = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    pipe = SimpleNamespace(scheduler=base)
+    for given in (1, 2, 3, 4, 5, 51, 1000):
+        steps = given
+        set_scheduler(pipe, name)
+        if problem := refusal(pipe.scheduler, steps):
+            bound, nearest = re.search(r"at (least|most) (\d+)$", problem.expected).groups()
+            assert problem.name == "--steps"
+            assert int(nearest) > steps if bound == "least" else int(nearest) < steps
+            steps = int(nearest)
+        if name == "lms" and steps == 1000:
+            continue  # takes seconds
+        pipe.scheduler.set_timesteps(steps)
+        latents = torch.ones(1, 1, 1, 1) * pipe.scheduler.init_noise_sigma
+        for timestep in pipe.scheduler.timesteps:
+            noise = 0.1 * pipe.scheduler.scale_model_input(latents, timestep)
+            latents = pipe.scheduler.step(noise, timestep, latents).prev_sample
+        assert torch.isfinite(latents).all()
 
 
 def test_an_adapter_for_another_vae_is_the_adapters_fault(edges, tmp_path, weights, capsys):
@@ -815,6 +892,37 @@ def test_a_mask_and_a_balance(edges, tmp_path, plain):
     settings = read_settings(tmp_path / "balance.png")
     assert settings["balance"] == "control"
     assert {name: settings[name] for name in ("policy", "level_scales")} == balance("control")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_in_a_mask_does_not_act(tmp_path, mode):
+    path = tmp_path / "mask.png"
+    mask = Image.new("LA", (16, 16), (255, 0))
+    mask.paste((255, 255), (4, 4, 8, 8))
+    mask.convert("RGBA").quantize(4).save(path) if mode == "P" else mask.convert(mode).save(path)
+    with pytest.warns(UserWarning, match="--mask: transparent"):
+        found = np.asarray(read_mask(request_for("edges.png", "--mask", str(path))))
+    assert found[4:8, 4:8].min() == 255
+    assert found.sum() == 16 * 255
+
+
+def test_a_nearly_black_map_is_one_warning(edges, tmp_path, capsys):
+    Image.fromarray(np.uint8(pixels(edges) // 20)).save(edges)
+    assert run(edges, tmp_path / "out.png") == 0
+    assert capsys.readouterr().err.count("nearly black") == 1
+
+
+def test_an_image_that_is_not_finite_is_a_failure(edges, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert run(edges, out, "--scale", "1e30") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("sides", [("100000", "100000"), ("8008", "8000")])
+def test_an_image_that_no_memory_holds_is_refused(sides):
+    with refused("--width and --height", "x".join(sides), expected="64 megapixels"):
+        parsed("--map", "a.png", "--width", sides[0], "--height", sides[1])
 
 
 def test_no_map_is_refused(tmp_path, capsys, no_model):

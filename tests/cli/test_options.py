@@ -90,6 +90,11 @@ def test_bad_output_is_named(tmp_path, path, expected):
         check_output(tmp_path / path, ".png", force=True, argument="--map")
 
 
+def test_a_file_that_is_written_as_a_folder_is_refused(tmp_path):
+    with refused("--out", "a.png/'", expected=".png"):
+        check_output(f"{tmp_path}/a.png/", ".png", force=True)
+
+
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode & os.W_OK))
     with refused("--out", f"'{tmp_path}'", expected="can be written to"):

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,10 +92,10 @@ def test_unknown_options_list_the_known():
 
 def test_other_objects_than_pil_images_are_named(monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)  # else beartype would be first to complain
-    with refused("image", received="ndarray", expected="a PIL image"):
-        extract("canny", np.zeros((8, 8, 3), np.uint8))
-    with refused("image", received="str", expected="a PIL image"):
-        extract("canny", "photo.png")
+    for name in ("canny", "sketch", "depth", "segmentation"):
+        for wrong in (np.zeros((8, 8, 3), np.uint8), "photo.png", None, Path("photo.png"), ["photo.png"]):
+            with refused("image", expected="a PIL image"):
+                extract(name, wrong)
 
 
 def exchanged(image, strength=1.0):

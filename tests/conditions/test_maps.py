@@ -1,5 +1,6 @@
 """Maps as users have them: millimeters, label ids, transparency, dark lines on white."""
 
+import io
 import warnings
 
 import numpy as np
@@ -8,12 +9,12 @@ from PIL import Image
 from tests.refusals import refused
 
 from nexus_adapters.choices import MAP_KINDS
-from nexus_adapters.conditions import load_as_stored, looks_inverted, read_map
+from nexus_adapters.conditions import extract, load_as_stored, looks_inverted, read_map
 from nexus_adapters.conditions.maps import split_map_options
 from nexus_adapters.conditions.resize import fit_map, judge_kind
 from nexus_adapters.conditions.segmentation import PALETTES
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.injection.condition import as_condition
+from nexus_adapters.injection.condition import as_condition, as_mask
 
 DISTANCES = np.array([[500, 1000, 2000], [4000, 8000, 0]], np.uint16)  # 0: not measured
 NEARNESS = np.round(255 * (1 / np.array([500, 1000, 2000, 4000, 8000]) - 1 / 8000) / (1 / 500 - 1 / 8000))
@@ -288,6 +289,43 @@ def test_what_cannot_be_read():
         assert ("unit=m " in caught.value.hint) == is_hinted
     with refused("condition", "nan"):
         read_map(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "depth", unit="m")
+
+
+@pytest.mark.parametrize("mark", [np.nan, np.inf, -np.inf, 0])
+@pytest.mark.parametrize("unit", ["mm", "inverse"])
+def test_what_was_not_measured_is_black(mark, unit):
+    depth = np.linspace(1, 9, 16, dtype=np.float32).reshape(4, 4)
+    depth[1, 1] = mark
+    found = np.asarray(read_map(Image.fromarray(depth), "depth", unit=unit))
+    assert found[1, 1].max() == 0
+    assert (found.min(), found.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize("highest", [1, 255, 300])
+def test_small_values_of_many_bits_are_not_taken_for_black(dtype, highest):
+    values = np.zeros((8, 8), dtype)
+    values[2:4] = highest
+    with refused("--map", f"0 to {highest}", expected="65535"):
+        read_map(Image.fromarray(values), "lines", name="--map")
+    with refused("image", f"0 to {highest}", expected="65535"):
+        extract("canny", Image.fromarray(values))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_damaged_file_that_is_read_late_is_one_error(form):
+    content = io.BytesIO()
+    Image.radial_gradient("L").save(content, form)
+    cut = content.getvalue()[: len(content.getvalue()) // 2]
+    readers = [
+        ("condition", read_map),
+        ("condition", lambda image: as_condition(image, 3)),
+        ("mask", as_mask),
+        ("image", lambda image: extract("sketch", image)),
+    ]
+    for name, read in readers:
+        with refused(name, "corrupt"):
+            read(Image.open(io.BytesIO(cut)))
 
 
 def test_a_map_that_is_nearly_black_is_reported():

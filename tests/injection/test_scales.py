@@ -68,6 +68,8 @@ def test_noise_factors_need_a_schedule_of_noise():
         ((2,), (2.0,)),
         (np.linspace(0, 1, 3), (0.0, 0.5, 1.0)),
         (torch.tensor([1.0, 0.0]), (1.0, 0.0)),
+        (torch.tensor(0.5), 0.5),
+        (np.array(2), 2.0),
     ],
 )
 def test_scales(given, kept):

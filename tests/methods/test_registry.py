@@ -1,5 +1,6 @@
 """`load_adapter`: every kind of adapter, wherever it lies, and what is none."""
 
+import json
 import shutil
 
 import pytest
@@ -161,6 +162,14 @@ def test_damaged_weights(saved, tmp_path, name, damage):
         load_adapter(folder)
     assert tensor in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bad_config_is_not_blamed_on_another_configuration(saved, tmp_path):
+    folder = shutil.copytree(saved / "prime", tmp_path / "prime")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"groups": 0}))
+    with refused("adapter", "groups: expected a positive integer", expected="NexusAdapter"):
+        load_adapter(folder)
 
 
 @pytest.mark.parametrize("name", ["prime", "t2i", "controlnet", "controlnet-xs"])

@@ -21,6 +21,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline, StableDiffus
 from diffusers.pipelines import pipeline_utils
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from diffusers.utils import dynamic_modules_utils
+from jaxtyping import config
 from PIL import Image
 from tests import tiny
 from tests.refusals import refused
@@ -53,6 +54,22 @@ def pipe(base, adapter):
 
 def generate(pipe, prompt="a red star", **options):
     return pipe(prompt, generator=tiny.generators(1)[0], **OPTIONS | options).images
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+@pytest.mark.parametrize("value", [0, -8, "128", 64.0, True])
+def test_sides_are_positive_integers(monkeypatch, side, value):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # else beartype would be first to complain
+    with refused(side, repr(value), expected="positive integer"):
+        output_height_width(
+            torch.zeros(1, 3, 64, 64), **{"height": None, "width": None, side: value}, native=512, multiple=8
+        )
+
+
+@pytest.mark.parametrize("sides", [(100_000, 100_000), (None, 100_000), (8008, 8000)])
+def test_an_image_that_no_memory_holds_is_refused(sides):
+    with refused("height, width", "x", expected="64 megapixels"):
+        output_height_width(torch.zeros(1, 3, 64, 64), *sides, native=512, multiple=8)
 
 
 def test_it_is_the_stock_pipeline_with_a_control_attached(base, adapter, pipe):

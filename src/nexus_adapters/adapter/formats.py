@@ -25,7 +25,7 @@ from nexus_adapters.adapter.arguments import (
 from nexus_adapters.adapter.model import NexusAdapter, build_checked
 from nexus_adapters.adapter.saved import CONFIG_KEY, Saved, find_saved
 from nexus_adapters.adapter.t2i_files import TEXT_WIDTHS, build_t2i, is_light, shape_of, trunk_geometry
-from nexus_adapters.adapter.tensors import load_adapter_tensors, load_tensors, trunk_tensors
+from nexus_adapters.adapter.tensors import UNITS, load_adapter_tensors, load_tensors, trunk_tensors
 from nexus_adapters.adapter.weights import add_hash, check_tensors
 from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import expect, renamed
@@ -187,6 +187,10 @@ def _heads(inner: int, channels: list[int]) -> tuple[int, int]:
 
 def _from_t2i(saved: Saved, tensors: Mapping[str, Tensor], options: Mapping[str, Any], seed: int) -> Imported:
     t2i = build_t2i(saved, tensors).float()
+    units = t2i.config["num_res_blocks"]
+    has_place = units == UNITS
+    expected = f"a T2I-Adapter of {UNITS} residual blocks per level, as a Nexus adapter has"
+    expect(has_place, "source", expected, f"'{saved.path}', of {units}")
     geometry = trunk_geometry(tensors, saved)
     is_grey = geometry["in_channels"] == 1
     heads, head_width = attention_heads(geometry["channels"])

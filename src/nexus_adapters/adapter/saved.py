@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ _DEEPEST, _LARGEST = 16, 2**63  # of what is read as JSON
 _MOST_LAYERS = 1000  # of files whose tensors are not known
 _LONGEST_NAME = 100  # of a class
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SHARD = re.compile(r"-\d+-of-\d+$", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
 
 
@@ -140,6 +142,9 @@ def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBED
     Raises:
         InvalidArgument: named "adapter" (or "condition"), for what is none of these.
     """
+    given: object = source
+    expect(isinstance(given, (str, os.PathLike)), "adapter", _EXPECTED, f"a {type(given).__name__}")
+    expect(given != "", "adapter", _EXPECTED, "an empty text")
     name, path = str(source), Path(source)
     is_name = isinstance(source, str) and path.name == source and not path.suffix
     if is_name and base in BUNDLED and BUNDLED[base].has_adapter(name):
@@ -188,6 +193,9 @@ def _fetched(source: str) -> Path:
 def _of_file(source: str, file: Path) -> Saved:
     if all(file.with_name(name).is_file() for name in (CHECKPOINT_MANIFEST, CHECKPOINT_STATE)):
         return _of_checkpoint(source, file.parent, file)
+    is_whole = _SHARD.search(file.stem) is None
+    hint = f"Give the folder, '{file.parent}'"
+    expect(is_whole, "adapter", "all of an adapter", f"'{source}', one part of it", hint)
     path, config = file, {}
     is_weights = file.name.startswith(WEIGHTS)
     if file.suffix == ".safetensors":

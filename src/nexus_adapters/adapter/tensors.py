@@ -33,7 +33,7 @@ _MOST_NAMES = 8  # of what a pickle holds, in an error
 _ORIGINAL = re.compile(r"body\.(\d{1,3})\.(in_conv|block1|block2)\.(weight|bias)", re.ASCII)
 _LIGHT = re.compile(r"body\.\d{1,3}\.out_conv\..+", re.ASCII)
 _ORIGINAL_LIGHT = re.compile(r"(body\.\d{1,3}\.)body\.(\d{1,3}\..+)", re.ASCII)
-_UNITS = 2  # residual units of a stage
+UNITS = 2  # residual units of a stage
 
 
 def adapter_names(names: Collection[str]) -> dict[str, str]:
@@ -70,7 +70,7 @@ def _stage_name(name: str) -> str:
     part = _ORIGINAL.fullmatch(name)
     if part is None:
         return f"adapter.{name}"
-    stage, unit = divmod(int(part[1]), _UNITS)
+    stage, unit = divmod(int(part[1]), UNITS)
     place = "" if part[2] == "in_conv" else f"resnets.{unit}."
     return f"adapter.body.{stage}.{place}{part[2]}.{part[3]}"
 
@@ -129,6 +129,7 @@ def trunk_tensors(
 
 
 _PICKLE = b"\x80"  # the first byte of pickles since protocol 2
+_ZIP = b"PK\x03\x04"
 
 
 def load_adapter_tensors(saved: Saved) -> dict[str, Tensor]:
@@ -247,4 +248,4 @@ def _may_be_adapter(names: Collection[str]) -> bool:
 def _may_be_pickled(file: Path) -> bool:
     """Whether it begins as what `torch.save` writes does, now or in its first years."""
     with open_regular(file) as stream:
-        return stream.read(1) == _PICKLE or zipfile.is_zipfile(file)
+        return stream.read(len(_ZIP)).startswith((_PICKLE, _ZIP)) or zipfile.is_zipfile(file)

@@ -1,6 +1,7 @@
 """The controls of `nexus generate`: their arguments, and one frozen request for each, checked."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,7 +156,8 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         maps,
         "--option",
         help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER; with --map, what its "
-        "values are: unit=mm, m or inverse of depth, palette=NAME of label ids (repeatable)",
+        "values are: unit=mm, m or inverse of depth, palette=NAME of label ids. It goes to the controls "
+        "whose condition takes it; CONDITION.KEY=VALUE goes to that condition alone (repeatable)",
     )
     add_options(maps, "--invert", "--max-megapixels")
 
@@ -178,12 +180,56 @@ def parse_controls(args: argparse.Namespace) -> tuple[ControlRequest, ...]:
         if not is_bundled and "adapter" not in own:
             hint = f"Give an adapter that was trained for the base '{args.base}'"
             raise InvalidArgument("--adapter", hint=hint)
-    extractor = ExtractorOptions(args.low, args.high, tuple(args.option))
+    kinds = [
+        (option, own.get("condition", CONDITION)) for (option, _), own in zip(sources, given, strict=True)
+    ]
+    options = _options_of_each(kinds, ExtractorOptions(args.low, args.high, tuple(args.option)))
     shared = {"invert": args.invert, "max_megapixels": args.max_megapixels}
     return tuple(
         _control(option, file, extractor, {**own, **shared})
-        for (option, file), own in zip(sources, given, strict=True)
+        for (option, file), extractor, own in zip(sources, options, given, strict=True)
     )
+
+
+def _options_of_each(kinds: Sequence[tuple[str, str]], given: ExtractorOptions) -> list[ExtractorOptions]:
+    """What of the options goes to each control, of (--image or --map, condition): what its condition takes.
+
+    CONDITION.KEY=VALUE goes to the controls of this condition alone. What no control takes goes to all of
+    them, whose own checks say what is wrong with it. `InvalidArgument` for a condition that no control has.
+    """
+    pairs: list[list[str]] = [[] for _ in kinds]
+    for pair in given.pairs:
+        condition_name, dot, rest = pair.partition(".")
+        is_for_one = bool(dot) and "=" not in condition_name
+        names = ", ".join(dict.fromkeys(name for _, name in kinds))
+        fits = not is_for_one or condition_name in [name for _, name in kinds]
+        expect(fits, "--option", f"KEY=VALUE or CONDITION.KEY=VALUE, of {names}", f"'{pair}'")
+        own = rest if is_for_one else pair
+        among = [place for place, (_, name) in enumerate(kinds) if not is_for_one or name == condition_name]
+        for place in _takers(kinds, among, own.partition("=")[0]):
+            pairs[place].append(own)
+    everywhere = range(len(kinds))
+    low = [] if given.low is None else _takers(kinds, everywhere, "low")
+    high = [] if given.high is None else _takers(kinds, everywhere, "high")
+    return [
+        ExtractorOptions(given.low if i in low else None, given.high if i in high else None, tuple(own))
+        for i, own in enumerate(pairs)
+    ]
+
+
+def _takers(kinds: Sequence[tuple[str, str]], among: Sequence[int], key: str) -> Sequence[int]:
+    """Which of the controls take an option; all of them where none does."""
+    return [place for place in among if _takes(*kinds[place], key)] or among
+
+
+def _takes(option: str, condition_name: str, key: str) -> bool:
+    from nexus_adapters.conditions import EXTRACTORS
+    from nexus_adapters.conditions.maps import MAP_OPTIONS
+
+    if condition_name not in EXTRACTORS:  # refused later
+        return False
+    extractor = EXTRACTORS[condition_name]
+    return key in MAP_OPTIONS[extractor.kind] if option == MapSource.option else extractor.takes(key)
 
 
 def _control(option: str, file: str, extractor: ExtractorOptions, values: dict[str, Any]) -> ControlRequest:
@@ -219,13 +265,17 @@ def _check_map_options(options: dict[str, Any], condition_name: str) -> None:
     from nexus_adapters.conditions import EXTRACTORS
     from nexus_adapters.conditions.maps import MAP_OPTIONS
 
-    known = MAP_OPTIONS[EXTRACTORS[condition_name].kind] if condition_name in EXTRACTORS else ()
+    if condition_name not in EXTRACTORS:  # refused later
+        return
+    extractor = EXTRACTORS[condition_name]
+    known = [name for name in MAP_OPTIONS[extractor.kind] if name != "invert"]
     for name, value in options.items():
         option = f"--{name}" if name in ("low", "high") else f"--option {name}"
         if name == "invert":
             raise InvalidArgument(option, "--invert or --no-invert", repr(value))
-        hint = "It is an option of the extractor, for --image"
-        expect(name in known, option, "no value with --map", repr(value), hint)
+        hint = "It is an option of the extractor, for --image" if extractor.takes(name) else ""
+        expected = f"an option of a map of {condition_name} ({', '.join(known) or 'it has none'})"
+        expect(name in known, option, expected, repr(value), hint)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

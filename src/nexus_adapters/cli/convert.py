@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.adapter.arguments import VARIANTS, variant_arguments, variant_of
+from nexus_adapters.choices import MAX_SEED
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import ADAPTER, ADAPTER_SOURCES, add_options
 from nexus_adapters.errors import expect, one_line
@@ -36,6 +37,7 @@ class Choices:
         """`InvalidArgument` for values that are out of range or contradict each other."""
         width = self.text_width
         expect(width is None or width > 0, "text_width", "a positive integer", width)
+        expect(0 <= self.seed <= MAX_SEED, "seed", f"an integer from 0 to {MAX_SEED}", self.seed)
         overrides = {} if self.residual is None else {"residual": self.residual}
         form = variant_arguments(self.variant or ADAPTER, overrides)
         needs = "a variant with the residual connection"
@@ -91,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read all of SOURCE, check it, and write DEST whole or not at all."""
+    expect(args.dest != "", "DEST", f"the name of a new {args.to.removeprefix('single-')}", "an empty text")
     dest = Path(args.dest)
     choices = Choices(args.variant, args.text_width, args.residual, args.zero_init, args.seed)
     _check_dest(dest, args.to)

@@ -29,7 +29,7 @@ from nexus_adapters.cli.generation import (
     read_source,
     set_scheduler,
 )
-from nexus_adapters.cli.options import choose_device, save_png, without_folders
+from nexus_adapters.cli.options import choose_device, expect_area, save_png, without_folders
 from nexus_adapters.files import file_sha256, without_folder
 from nexus_adapters.progress import bar_options
 
@@ -84,6 +84,7 @@ def generate_images(request: GenerateRequest) -> None:
             controls[0].given.option,
         )
         size = width, height
+        expect_area(*size)
         attached = [
             build_control(control, loaded, source, mask, size)
             for control, loaded, source, mask in zip(controls, model.adapters, sources, masks, strict=True)

@@ -17,6 +17,7 @@ from nexus_adapters.cli.control_requests import ControlRequest, add_controls, pa
 from nexus_adapters.cli.options import (
     add_options,
     check_output,
+    expect_area,
     expect_between,
     expect_finite,
     expect_side,
@@ -158,6 +159,8 @@ def parse(args: argparse.Namespace) -> GenerateRequest:
     expect_between("--seed", args.seed, 0, MAX_SEED + 1 - args.count)
     expect_side("--width", args.width)
     expect_side("--height", args.height)
+    if args.width is not None and args.height is not None:
+        expect_area(args.width, args.height)
     return GenerateRequest(
         loras=_loras(args.lora, args.lora_scale),
         prompt=args.prompt,

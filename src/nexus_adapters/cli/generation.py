@@ -1,6 +1,7 @@
 """From requests to images: adapters, pipeline, LoRA, structure maps, controls. Whatever is slow is lazy."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli.control_requests import ACTING, ControlRequest, MapSource
 from nexus_adapters.cli.extract import running_extractor
 from nexus_adapters.cli.generate_requests import SCHEDULERS, LoraRequest
-from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed
+from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed, warn_caller
 from nexus_adapters.files import file_sha256, files_sha256, without_folder
 
 if TYPE_CHECKING:
@@ -107,16 +108,28 @@ def set_scheduler(pipe: Any, name: str | None) -> None:
 
 
 def check_schedule(scheduler: Any, steps: int) -> None:
-    """`InvalidArgument` where so many steps would begin before the noisiest timestep of the training."""
-    scheduler.set_timesteps(steps)
-    trained = scheduler.config.num_train_timesteps
+    """`InvalidArgument` for a number of steps that the scheduler cannot take; it names the nearest it can."""
+    if _takes_steps(scheduler, steps):
+        return
+    by_distance = sorted(range(1, scheduler.config.num_train_timesteps + 1), key=lambda n: abs(n - steps))
+    nearest = next((n for n in by_distance if _takes_steps(scheduler, n)), None)
+    bound = "" if nearest is None else f", {'at least' if nearest > steps else 'at most'} {nearest}"
+    expected = f"a number of steps that the {type(scheduler).__name__} takes with the base's schedule{bound}"
+    raise InvalidArgument("--steps", expected, steps)
+
+
+def _takes_steps(scheduler: Any, steps: int) -> bool:
+    """Whether its steps begin within the training's timesteps, and have a length where it counts."""
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception:  # PNDM and LCM fail in whatever way their arithmetic does
+        return False
+    timesteps, trained = scheduler.timesteps, scheduler.config.num_train_timesteps
     is_tabled = hasattr(scheduler, "alphas_cumprod")  # flow matching begins at the number itself
-    expect(
-        not is_tabled or float(scheduler.timesteps[0]) <= trained - 1,
-        "--steps",
-        f"fewer than the {trained} steps of the base's schedule",
-        steps,
-    )
+    begins_within = not is_tabled or float(timesteps[0]) <= trained - 1
+    if not begins_within or "solver_order" not in scheduler.config:
+        return begins_within
+    return len(scheduler.sigmas.unique()) == len(scheduler.sigmas)  # they divide by the length of a step
 
 
 # LoRA.
@@ -130,6 +143,7 @@ def check_loras(loras: Sequence[LoraRequest]) -> None:
     hint = "Run pip install 'nexus-adapters[lora]'"
     expect(has_peft, "--lora", "an installation with peft", "none", hint)
     for lora in loras:
+        expect(lora.path != "", "--lora", "a file, a folder or a Hub id", "an empty text")
         is_there = Path(lora.path).exists() or "/" in lora.path
         missing = f"'{lora.path}', which does not exist"
         expect(is_there, "--lora", "a file, a folder or a Hub id", missing)
@@ -212,12 +226,20 @@ def read_source(control: ControlRequest) -> tuple["Image.Image", ControlRequest]
 
 
 def read_mask(control: ControlRequest) -> "Image.Image | None":
-    """The mask of `--mask`, as grey."""
-    from nexus_adapters.conditions import load_image
+    """The mask of `--mask`, as grey: what is transparent is black, where the control does not act."""
+    from PIL import Image
+
+    from nexus_adapters.conditions import load_as_stored
+    from nexus_adapters.conditions.images import GREY_16_BIT, is_transparent, to_rgb
 
     if control.mask is None:
         return None
-    return load_image(control.mask, control.max_megapixels, argument="--mask").convert("L")
+    mask = load_as_stored(control.mask, control.max_megapixels, argument="--mask")
+    if is_transparent(mask) and mask.mode not in GREY_16_BIT:
+        warn_caller("--mask: transparent parts are black, where the control does not act")
+        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask.convert("RGBA"))
+    with renamed({"image": "--mask"}):
+        return to_rgb(mask).convert("L")
 
 
 def check_size(
@@ -288,8 +310,9 @@ def build_control(
         check_size(control, mask, *size, "--mask")
     condition, kind = structure_map(control, source, size), EXTRACTORS[control.condition_name].kind
     if method_of(loaded.adapter).attaches:
-        with renamed({"condition": control.given.option, "mask": "--mask"}):
-            settings = control.settings() | {"kind": kind, "invert": False}  # it is read already
+        with renamed({"condition": control.given.option, "mask": "--mask"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "condition: ")  # it is read already, with its warnings
+            settings = control.settings() | {"kind": kind, "invert": False}
             return Control(loaded.adapter, condition, mask=mask, **settings)
     fitted = fit_map(condition, size, kind, control.resize_mode)
     return OwnPipelineControl(loaded.adapter, fitted, control.scale)
@@ -300,8 +323,10 @@ def generate_image(
 ) -> "Image.Image":
     """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
 
-    MemoryError where there is not enough of it, on whichever device.
+    FloatingPointError for values that are not finite, which would be shown as black. MemoryError where there
+    is not enough of it, on whichever device.
     """
+    import numpy as np
     import torch
 
     # On the CPU on every device, so that a seed means the same noise everywhere.
@@ -316,6 +341,7 @@ def generate_image(
                 width=settings["width"],
                 height=settings["height"],
                 generator=generator,
+                output_type="np",
             )
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not mentions(error, ("can't allocate memory",)):
@@ -324,7 +350,12 @@ def generate_image(
         raise MemoryError(
             f"not enough memory on {device} for {size}; try a smaller --width and --height"
         ) from error
-    image: Image.Image = output.images[0]
+    if not np.isfinite(output.images).all():
+        at = f"{settings['steps']} steps in {settings['dtype']}"
+        raise FloatingPointError(
+            f"the image is not finite after {at}; try a smaller --scale or --dtype float32"
+        )
+    image: Image.Image = model.pipe.image_processor.numpy_to_pil(output.images)[0]
     return image
 
 

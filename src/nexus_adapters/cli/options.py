@@ -171,6 +171,13 @@ def expect_side(argument: str, value: int | None) -> None:
     expect(value is None or (value > 0 and value % 8 == 0), argument, "a positive multiple of 8", value)
 
 
+def expect_area(width: int, height: int) -> None:
+    """Refuse images that no memory holds."""
+    size = f"{width}x{height}"
+    fits = width * height <= MAX_MEGAPIXELS * 1_000_000
+    expect(fits, "--width and --height", f"an image of at most {MAX_MEGAPIXELS} megapixels", size)
+
+
 def choose_device(device: str) -> str:
     """`device`, or for "auto" the first available of cuda, mps and cpu. `InvalidArgument` names --device."""
     import torch
@@ -191,6 +198,8 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
             in the file's place, or an existing file without `force`.
     """
     file = Path(path)
+    if os.fspath(path).endswith("/"):
+        raise InvalidArgument(argument, f"a file name that ends in {suffix}", f"'{os.fspath(path)}'")
     if file.suffix.lower() != suffix:
         raise InvalidArgument(argument, f"a file name that ends in {suffix}", f"'{file}'")
     if not file.parent.is_dir():

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from nexus_adapters.choices import MAP_KINDS, MapKind
+from nexus_adapters.conditions.images import check_image
 from nexus_adapters.errors import InvalidArgument
 
 _MOST_CLASSES = 512
@@ -152,6 +153,11 @@ class Extractor:
     def _parameters(self) -> list[inspect.Parameter]:
         return list(inspect.signature(self.extract).parameters.values())[1:]
 
+    def takes(self, option: str) -> bool:
+        """Whether `extract` has an option of this name, or takes any."""
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
+        return takes_any or option in self.options()
+
     def check_options(self, options: Mapping[str, object]) -> None:
         """Check names, types and choices of options.
 
@@ -160,9 +166,8 @@ class Extractor:
                 of another type than its default's, or that is none of its `choices`.
         """
         known, defaults = self.options(), self.defaults()
-        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
         for option, value in options.items():
-            if option not in known and not takes_any:
+            if not self.takes(option):
                 names = ", ".join(known) or "none"
                 raise InvalidArgument("options", f"the options of {self.name} ({names})", repr(option))
             kind = _kind(defaults.get(option))
@@ -175,9 +180,11 @@ class Extractor:
         """Extract the maps of several images, together where that is faster.
 
         Raises:
-            InvalidArgument: for an option that it does not have, or a map that is not PIL RGB of the image's
-                size.
+            InvalidArgument: for what is no PIL image, an option that it does not have, or a map that is not
+                PIL RGB of the image's size.
         """
+        for image in images:
+            check_image(image)
         self.check_options(options)
         if self.extract_many is not None and len(images) > 1:
             maps = self.extract_many(images, **options)

@@ -124,7 +124,7 @@ def extract(
             the extractor refuses.
     """
     extractor = find_extractor(name)
-    if isinstance(image, Sequence):
+    if isinstance(image, Sequence) and not isinstance(image, (str, bytes)):
         return extractor.extract_all(image, options)
     (condition,) = extractor.extract_all([image], options)
     return condition

@@ -27,14 +27,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     white. Color profiles are not applied.
 
     Raises:
-        InvalidArgument: for an object that is not a PIL image, an image without pixels, a mode that is rare
-            or of unknown range, such as "F", and for "I" with values outside 0 to 65535.
+        InvalidArgument: for an object that is not a PIL image, an image without pixels or whose file is
+            damaged, a mode that is rare or of unknown range, such as "F", "I" with values outside 0 to 65535,
+            and for 16-bit grey whose values are so small that they would all be black.
     """
-    if not isinstance(image, Image.Image):
-        kind = type(image).__name__
-        raise InvalidArgument("image", "a PIL image", kind, "load_image reads files")
-    if 0 in image.size:
-        raise InvalidArgument("image", "at least one pixel", f"{image.width}x{image.height}")
+    check_image(image)
     if image.mode in GREY_16_BIT:
         return _from_16_bit(image)
     if image.mode not in _EIGHT_BIT:
@@ -44,6 +41,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def check_image(image: object, name: str = "image") -> None:
+    """`InvalidArgument` for an object that is not a PIL image, and for one without readable pixels."""
+    if not isinstance(image, Image.Image):
+        raise InvalidArgument(name, "a PIL image", type(image).__name__, "load_image reads files")
+    if 0 in image.size:
+        raise InvalidArgument(name, "at least one pixel", f"{image.width}x{image.height}")
+    try:
+        image.load()  # of what `Image.open` gives, only the header has been read
+    except Exception as error:  # any kind, as in _open
+        raise _corrupt(f"'{getattr(image, 'filename', '') or 'an image'}'", name, error) from error
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -63,6 +72,12 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     grey = ((values + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, so this is the nearest 8-bit value
     if "transparency" in image.info:
         grey[values == image.info["transparency"]] = 255
+    if high > 0 and grey.max() <= 1:
+        raise InvalidArgument(
+            "image",
+            f"16-bit values, of which 65535 is white, in mode {image.mode!r} (0 to 255 need an 8-bit mode)",
+            f"{low} to {high}",
+        )
     return Image.fromarray(grey).convert("RGB")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from nexus_adapters.choices import MapKind
 from nexus_adapters.conditions.images import (
     GREY_16_BIT,
+    check_image,
     is_transparent,
     looks_inverted,
     to_rgb,
@@ -58,7 +59,8 @@ def read_map(
 
     - Lines that are dark on light are inverted.
     - 16-bit depth whose values span less than an eighth of what 16 bits hold, as millimeters do, is scaled by
-      its own range. `unit` says exactly what the values are. 0 is no measurement: black, as the farthest.
+      its own range. `unit` says exactly what the values are. 0, NaN and infinity are no measurement:
+      black, as the farthest.
     - Label ids (gray, or a palette without colors) get the colors of a palette. Gray RGB is taken for colors,
       with a warning, unless a palette is named.
     - A map that is nearly black is left as it is, with a warning.
@@ -99,8 +101,7 @@ def read_and_invert(
         raise InvalidArgument("palette", f"one of {', '.join(_PALETTE_CHOICES)}", repr(palette))
     if palette != AUTO_PALETTE and kind != "labels":
         raise InvalidArgument("palette", "auto, or a map of labels", _of_kind(palette, kind))
-    if not isinstance(image, Image.Image):
-        raise InvalidArgument(name, "a PIL image", type(image).__name__)
+    check_image(image, name)
     if unit is not None or (kind in (None, "depth") and image.mode in GREY_16_BIT):
         rgb = _from_depth(image, unit, name)
     elif kind == "labels" and (ids := _ids_of(image, palette, name)) is not None:
@@ -196,8 +197,10 @@ def _is_dark_on_light(rgb: Image.Image, kind: MapKind | None) -> bool:
 def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
     is_read = image.mode in (*GREY_16_BIT, "F")
     values = np.asarray(image if is_read else _rgb(image, name, "depth").convert("L")).astype(np.float64)
-    if not np.isfinite(values).all() or values.min() < 0:
+    is_finite = np.isfinite(values)
+    if not is_finite.any() or values[is_finite].min() < 0:
         raise InvalidArgument(name, "finite depth of at least 0", f"{values.min():g} to {values.max():g}")
+    values[~is_finite] = 0  # how libraries mark what they could not measure
     if "transparency" in image.info and image.mode in GREY_16_BIT:
         values[values == image.info["transparency"]] = 0
     measured = values > 0

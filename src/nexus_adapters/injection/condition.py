@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from nexus_adapters.choices import RESIZE_MODES, MapKind
-from nexus_adapters.conditions.images import INVERTED_ABOVE
+from nexus_adapters.conditions.images import INVERTED_ABOVE, check_image
 from nexus_adapters.conditions.maps import (
     NEARLY_BLACK,
     check_range,
@@ -202,6 +202,7 @@ def _from_images(images: Sequence[Image.Image], channels: int, name: str) -> Flo
 
 
 def _opaque(image: Image.Image) -> Image.Image:
+    check_image(image, "mask")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB")  # nothing shows through, so nothing is lost
     if image.mode not in _PLAIN_MODES or image.has_transparency_data:

@@ -284,9 +284,9 @@ def _masked(
     features: Sequence[Tensor], mask: Tensor, control: Control, plan: BranchPlan, unshuffle: int
 ) -> list[Tensor]:
     if len(mask) not in (1, len(control.condition)):
-        raise InvalidArgument(
-            "mask", f"1 mask, or {len(control.condition)}, as many as conditions", len(mask)
-        )
+        count = len(control.condition)
+        expected = "1 mask" if count == 1 else f"1 mask, or {count}, as many as conditions"
+        raise InvalidArgument("mask", expected, len(mask))
     mask = mask.to(features[0].device).expand(len(control.condition), -1, -1, -1)
     levels = mask_levels(_laid_out(mask, plan), features, unshuffle)
     return [f * level.to(f.dtype) for f, level in zip(features, levels, strict=True)]

@@ -114,6 +114,8 @@ def check_start_end(start: object, end: object) -> tuple[float, float]:
 
 def check_scale(value: Any, name: str = "scale") -> Scale:
     """A finite number, a function, or a tuple of finite numbers; `InvalidArgument` for anything else."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
+        value = value.item()
     if callable(value):
         return value  # type: ignore[no-any-return]  # what it gives is checked in `scale_at`
     if _is_list(value):

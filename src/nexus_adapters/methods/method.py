@@ -245,7 +245,9 @@ def load_with(method: Method, saved: Saved, dtype: torch.dtype = torch.float32) 
     except InvalidArgument as error:
         if error.name in _NAMES_OF_SOURCE:
             raise error.with_name("adapter") from error
-        raise within("adapter", f"a saved {method.label}", saved.source, error) from error
+        # The method is the first that recognizes it: Prime and Slim recognize each other's.
+        expected = f"a saved {saved.class_name or method.label}"
+        raise within("adapter", expected, saved.source, error) from error
     except Exception as error:  # of odd configs and damaged files diffusers raises nearly anything
         reason = one_line(error)
         raise InvalidArgument(

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from nexus_adapters.adapter.saved import Saved, find_saved
+from nexus_adapters.adapter.tensors import tensor_names
+from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument
@@ -56,7 +58,10 @@ def method_for(saved: Saved) -> Method:
     found = next((method for method in known_methods() if method.recognizes(saved)), None)
     if found is None:
         labels = ", ".join(dict.fromkeys(method.label for method in known_methods()))
-        what = f"a {saved.class_name}" if saved.class_name else "something else"
+        if saved.class_name or saved.run:
+            what = f"a {saved.class_name}" if saved.class_name else "something else"
+        else:
+            what = f"which seems to be {seems_to_be(tensor_names(saved))}"
         hint = IMPORT_HINT if saved.class_name or saved.run else ""
         raise InvalidArgument("adapter", f"a saved {labels}", f"'{saved.source}', {what}", hint)
     return found

@@ -4,6 +4,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.choices import ResizeMode
+from nexus_adapters.choices import MAX_MEGAPIXELS, ResizeMode
 from nexus_adapters.errors import InvalidArgument, renamed, warn_caller
 from nexus_adapters.files import write_text
 from nexus_adapters.injection.attach import attach
@@ -247,12 +248,19 @@ def output_height_width(
     """Of the image that is generated, from what is given and from the condition by `image_size`.
 
     `InvalidArgument` where both are given in another aspect and no `resize_mode` fits it, or the condition is
-    smaller than `multiple`.
+    smaller than `multiple`; for sides that are no positive integers, and for more than 64 megapixels.
     """
+    for name, side in (("height", height), ("width", width)):
+        is_side = isinstance(side, Integral) and not isinstance(side, bool) and side > 0
+        if side is not None and not is_side:
+            raise InvalidArgument(name, "a positive integer", repr(side))
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
         raise InvalidArgument("image", f"at least {multiple} pixels per side", f"{from_width}x{from_height}")
     height, width = image_size((from_height, from_width), height, width, native, multiple)
+    if height * width > MAX_MEGAPIXELS * 1_000_000:
+        expected = f"an image of at most {MAX_MEGAPIXELS} megapixels"
+        raise InvalidArgument("height, width", expected, f"{width}x{height}")
     if resize_mode is None:
         check_aspect(from_height, from_width, height, width, name="image")
     return height, width
