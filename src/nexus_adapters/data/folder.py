@@ -25,6 +25,7 @@ from nexus_adapters.data.samples import (
     Part,
     Sample,
     file_stamp,
+    hash_image,
     hash_sample,
     read_image,
     read_size,
@@ -184,6 +185,10 @@ class FolderSource:
         ]
         return hash_sample(parts, self._captions(index))
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's file. BadSample."""
+        return hash_image(self._image(index), self.key(index))
+
     def stamp(self, index: int) -> str | None:
         """Names, sizes and times of the files, and captions in metadata; None for a missing file."""
         item = self._listed[index]
@@ -203,7 +208,7 @@ class FolderSource:
         image = read_image(self._image(index), "image", self.key(index))
         path = self._condition(index)
         condition = None if path is None else read_stored_map(path, "condition", str(path))
-        return Sample(self.key(index), image, condition, captions)
+        return Sample(self.key(index), image, condition, captions, condition_key=str(path or ""))
 
     def _image(self, index: int) -> Path:
         return self.folder / self._listed[index].image

@@ -14,6 +14,7 @@ from nexus_adapters.data.samples import (
     Sample,
     as_captions,
     captions_at,
+    hash_image,
     hash_sample,
     json_keys,
     no_column,
@@ -115,6 +116,10 @@ class TableSource:
         parts = [Part(column, *self._content(row, column, index)) for column in columns]
         return hash_sample(parts, self._captions(row, index))
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's bytes. BadSample."""
+        return hash_image(*self._content(self._table[index], self.image_column, index))
+
     def stamp(self, index: int) -> None:
         """None: the library does not say in which file a row is."""
 
@@ -128,11 +133,11 @@ class TableSource:
         row = self._table[index]
         captions = self._captions(row, index)
         content, name = self._content(row, self.image_column, index)
-        image, condition = read_image(content, self.image_column, name), None
+        image, condition, name = read_image(content, self.image_column, name), None, ""
         if self.condition_column is not None:
             content, name = self._content(row, self.condition_column, index)
             condition = read_stored_map(content, self.condition_column, name)
-        return Sample(self.key(index), image, condition, captions)
+        return Sample(self.key(index), image, condition, captions, condition_key=name)
 
     def _content(self, row: dict[str, Any], column: str, index: int) -> tuple[bytes | Path, str]:
         """An image's bytes or file, and its name in errors."""
@@ -158,7 +163,9 @@ class TableSource:
             return False
         caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, hub_cache()
         folders = [Path(cache) for cache in caches] + ([] if self.folder is None else [self.folder])
-        return any(file.absolute().is_relative_to(folder.absolute()) for folder in folders)
+        # The library follows a link to the folder, and its rows name files below what the link leads to.
+        places = [place for folder in folders for place in (folder.absolute(), folder.resolve())]
+        return any(file.absolute().is_relative_to(place) for place in places)
 
     def _captions(self, row: dict[str, Any], index: int) -> tuple[str, ...]:
         if not self._with_captions:

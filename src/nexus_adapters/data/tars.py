@@ -18,6 +18,7 @@ from nexus_adapters.data.samples import (
     BadSample,
     Part,
     Sample,
+    hash_image,
     hash_sample,
     json_keys,
     read_image,
@@ -179,6 +180,10 @@ class TarSource:
             parts.append(Part("condition", self._read(index, CONDITION), self.key(index)))
         return hash_sample(parts, self._captions(index))
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's bytes. BadSample."""
+        return hash_image(self._read(index, IMAGE), self.key(index))
+
     def stamp(self, index: int) -> str:
         """The shard, its version, and the sample's place in it. Nothing is downloaded."""
         shard, row = self._find(index)
@@ -198,7 +203,8 @@ class TarSource:
         condition = None
         if self._layout.condition is not None:
             condition = self._read_map(self._read(index, CONDITION), "condition", key)
-        return Sample(key, image, condition, captions)
+        name = f"{key}.{self._layout.condition}" if self._layout.condition is not None else ""
+        return Sample(key, image, condition, captions, condition_key=name)
 
     def _captions(self, index: int) -> tuple[str, ...]:
         if self._layout.captions is None:
