@@ -368,3 +368,16 @@ def test_an_installation_without_the_extra_is_refused(photos, tmp_path, capsys, 
     err = capsys.readouterr().err
     assert "filelock is required" in err
     assert "pip install 'nexus-adapters[data]'" in err
+
+
+def test_a_dry_run_refuses_a_source_of_which_nothing_can_be_used(photos, tmp_path, capsys):
+    argv = (photos, "--conditions", "canny", "--out", tmp_path / "set", "--min-side", 5000)
+    for more in (
+        ["--dry-run"],
+        ["--preview", tmp_path / "page.html"],
+        ["--workers", 1],
+    ):
+        assert run(*argv, *more) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert line.startswith("nexus prepare: error: SOURCE: expected at least one usable sample, got 6")
+    assert not (tmp_path / "page.html").exists()
