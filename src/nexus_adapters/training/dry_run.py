@@ -16,7 +16,7 @@ from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.inspection import Inspection, inspect
 from nexus_adapters.data.sample_page import Row, page, read_rows
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, mentions
 from nexus_adapters.files import in_utf8
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
@@ -31,7 +31,10 @@ _OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon'
 
 
 def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None) -> str:
-    """A report of a few lines. `split`: of the data set; None if it was not opened."""
+    """A report of a few lines. `split`: of the data set; None if it was not opened.
+
+    `InvalidArgument` for batches whose size in bytes overflows.
+    """
     training = config.training
     method = find_method(options.method)
     device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
@@ -45,7 +48,15 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
     if training.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     batch = training.batch_size, config.data.resolution
-    saved = _activation_bytes(*batch, base, denoiser, method, adapter, precision.dtype)
+    try:
+        saved = _activation_bytes(*batch, base, denoiser, method, adapter, precision.dtype)
+    except RuntimeError as error:
+        if not mentions(error, ("overflow",)):  # torch cannot count the bytes of such a tensor
+            raise
+        side = config.data.resolution
+        raise InvalidArgument(
+            "training.batch_size", f"a batch of {side}x{side} pixels that fits into memory", batch[0]
+        ) from error
     lines = [
         f"adapter      {options.method}, {parameters:,} parameters",
         f"base         {config.base.path}, {base.denoiser_name} of {frozen:,} parameters, "
