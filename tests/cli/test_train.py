@@ -278,7 +278,9 @@ def test_a_dry_run_refuses_the_maps_that_training_refuses(recipe, paired, capsys
 
 
 def test_a_batch_whose_bytes_cannot_be_counted_is_refused(recipe, capsys):
-    settings = ["--set", "data.resolution=16384", "--set", f"training.batch_size={2**32 - 1}"]
-    assert main(["train", str(recipe), "--dry-run", *settings]) == 2
+    settings = ["data.resolution=16384", f"training.batch_size={2**32 - 1}"]
+    settings += ["data.kind=table", "data.path=some/one"]  # on the Hub, so that its size is not known
+    argv = [part for setting in settings for part in ("--set", setting)]
+    assert main(["train", str(recipe), "--dry-run", *argv]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "training.batch_size: expected a batch of 16384x16384 pixels" in line

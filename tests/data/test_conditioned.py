@@ -306,6 +306,17 @@ def test_a_folder_extractors_weights_are_in_the_key(tmp_path):
     assert maker("sketch", model=str(tmp_path / "edges.onnx")) != first
 
 
+def test_only_options_that_may_name_a_file_are_looked_up(tmp_path, monkeypatch):
+    """The working directory decides nothing about an option that is a word."""
+    given = {"segmentation": {"palette": "voc"}, "depth": {"predicts": "nearness", "device": "cpu"}}
+    before = {name: maker(name, **options) for name, options in given.items()}
+    monkeypatch.chdir(tmp_path)
+    for name in ("voc", "nearness", "cpu"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    assert {name: maker(name, **options) for name, options in given.items()} == before
+
+
 @pytest.mark.parametrize("where", ["the code", "a default", "a file that an option names"])
 def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, where):
     monkeypatch.syspath_prepend(tmp_path)
@@ -319,7 +330,9 @@ def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, whe
         importlib.invalidate_caches()
         with EXTRACTORS.temporary():
             outline = importlib.import_module("mine").outline
-            register_condition(replace(EXTRACTORS["canny"], name="outline", extract=outline))
+            register_condition(
+                replace(EXTRACTORS["canny"], name="outline", extract=outline, files=("table",))
+            )
             return maker("outline", table=str(tmp_path / "table.csv"))
 
     first = hashed()

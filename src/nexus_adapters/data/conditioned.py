@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, find_extra
 from nexus_adapters.conditions.maps import read_map, split_map_options
 from nexus_adapters.conditions.resize import judge_kind
 from nexus_adapters.data.crop import Geometry, aspect_ratio
+from nexus_adapters.data.listing import exists
 from nexus_adapters.data.samples import BadSample, Sample, Source
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import append_json_lines, folder_sha256, read_json_lines
@@ -186,11 +186,11 @@ def _identity_of(extractor: Extractor, options: Mapping[str, object]) -> list[ob
     """An extractor's code, and its options, of which names of files and folders stand for their content."""
     used = {**extractor.defaults(), **options}
     code = hashlib.sha256(source_of(extractor.extract).encode()).hexdigest()
-    return [code, sorted((name, _content_of(used[name])) for name in used)]
+    return [code, sorted((name, _content_of(used[name], name in extractor.files)) for name in used)]
 
 
-def _content_of(value: object) -> object:
-    if isinstance(value, str) and os.path.exists(value):
+def _content_of(value: object, may_be_file: bool) -> object:
+    if may_be_file and isinstance(value, str) and exists(value):
         return folder_sha256(Path(value))
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value  # type: ignore[arg-type]  # an int

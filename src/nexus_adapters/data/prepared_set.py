@@ -212,7 +212,7 @@ def open_prepared(
         condition_column=f"{condition_name}.png",
         caption_column="json:captions",
         index_folder=index_folder,
-        extracted=True,
+        extracted=[f"{name}.png" for name in index.conditions],
     )
     source.warn_of_lost_sizes()
     return source

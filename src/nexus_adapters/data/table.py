@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -222,11 +225,12 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     if Path(path).is_dir():
         check_regular(Path(path), "path")
     try:
-        if is_file:  # escaped, or its name might be a pattern to the library
-            return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
-        if not _is_saved(Path(path)):
-            return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
-        saved = datasets.load_from_disk(path)
+        with _no_bars_in_logs():
+            if is_file:  # escaped, or its name might be a pattern to the library
+                return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
+            if not _is_saved(Path(path)):
+                return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
+            saved = datasets.load_from_disk(path)
     except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InvalidArgument(
@@ -236,6 +240,26 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     if split not in splits:
         raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{path}' has", f"'{split}'")
     return splits[split]
+
+
+@contextmanager
+def _no_bars_in_logs() -> Iterator[None]:
+    """Without the bars of datasets and of the Hub's client where stderr is no terminal; then as before."""
+    import datasets
+    from huggingface_hub import utils as hub
+
+    shown = (
+        []
+        if sys.stderr.isatty()
+        else [each for each in (datasets, hub) if not each.are_progress_bars_disabled()]
+    )
+    try:
+        for library in shown:
+            library.disable_progress_bars()
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bars()
 
 
 def _is_saved(folder: Path) -> bool:
