@@ -425,9 +425,7 @@ def test_a_table_with_gaps_is_refused(tmp_path, rows):
 def test_a_table_of_other_columns_is_reported_once(tmp_path, mark, words):
     pictures(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("a")
-    (tmp_path / "metadata.csv").write_text(
-        mark.join(["image", "text"]) + "\n" + mark.join(["a.png", "x"]) + "\n"
-    )
+    (tmp_path / "metadata.csv").write_text("image,text\na.png,x\n".replace(",", mark))
     with pytest.warns(UserWarning, match="ignored"):
         source = FolderSource(tmp_path)
     hint = f", separated by {words} instead of commas" if words else ""

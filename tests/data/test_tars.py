@@ -130,7 +130,7 @@ def test_what_a_tar_has_twice_or_without_captions_is_reported(folder):
 @pytest.mark.parametrize(
     ("names", "options", "left_out"),
     [
-        (["a.jpg", "a.edit.jpg", "b.jpg", "b.crop.jpg"], {"with_captions": False}, "2 (a.edit.jpg, b.crop.jpg)"),
+        (["a.jpg", "a.1.jpg", "b.jpg", "b.cut.jpg"], {"with_captions": False}, "2 (a.1.jpg, b.cut.jpg)"),
         (["a.jpg", "a.txt", "a.seg.png"], {}, "1 (a.seg.png)"),
         (["a.jpg", "a.txt", "a.long.txt"], {}, "1 (a.long.txt)"),
         (["a.jpg", "a.canny.png", "a.seg.png"], {"with_captions": False, "condition_column": "canny.png"},

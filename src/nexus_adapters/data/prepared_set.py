@@ -259,12 +259,16 @@ class _ShardEntry:
     size: int
     sha256: str
 
-    def __post_init__(self) -> None:
-        is_name = isinstance(self.file, str) and self.file != "" and "\0" not in self.file
-        _need(is_name and is_unicode(self.file), "the name of a shard", self.file)
-        _need(_is_count(self.size), "a shard's size in bytes", self.size)
-        is_hash = isinstance(self.sha256, str) and _SHA256.fullmatch(self.sha256) is not None
-        _need(is_hash, "a shard's SHA-256", self.sha256)
+    @classmethod
+    def of(cls, found: Any) -> _ShardEntry:
+        """From JSON; errors as of `_Index.of`."""
+        file, size, sha256 = found["file"], found["bytes"], found["sha256"]
+        is_name = isinstance(file, str) and file != "" and "\0" not in file
+        _need(is_name and is_unicode(file), "the name of a shard", file)
+        _need(_is_count(size), "a shard's size in bytes", size)
+        is_hash = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
+        _need(is_hash, "a shard's SHA-256", sha256)
+        return cls(file, size, sha256)
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ class _Index:
         for name in names:
             _need(isinstance(options.get(name), dict), f"options of {name}", options.get(name))
         _need(isinstance(shards, list) and bool(shards), "a list of shards", shards)
-        entries = tuple(_ShardEntry(each["file"], each["bytes"], each["sha256"]) for each in shards)
+        entries = tuple(map(_ShardEntry.of, shards))
         _need(len({entry.file for entry in entries}) == len(entries), "each shard once", shards)
         conditions = {name: options[name] for name in names}
         return cls(conditions, image_format, _geometry(settings.get("geometry")), entries)
