@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.conditions import tiny_models
 from tests.data.image_files import encoded, picture
+from tests.data.tar_files import members, tar
 from tests.prepare.sets import digests, image, index, samples, skipped, write_folder
 
 from nexus_adapters.cli import main
@@ -368,3 +371,54 @@ def test_an_installation_without_the_extra_is_refused(photos, tmp_path, capsys, 
     err = capsys.readouterr().err
     assert "filelock is required" in err
     assert "pip install 'nexus-adapters[data]'" in err
+
+
+def test_a_dry_run_refuses_a_source_of_which_nothing_can_be_used(photos, tmp_path, capsys):
+    argv = (photos, "--conditions", "canny", "--out", tmp_path / "set", "--min-side", 5000)
+    for more in (
+        ["--dry-run"],
+        ["--preview", tmp_path / "page.html"],
+        ["--workers", 1],
+    ):
+        assert run(*argv, *more) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert line.startswith("nexus prepare: error: SOURCE: expected at least one usable sample, got 6")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "jsonl", "image folder", "tars", "scenes"])
+def test_a_log_has_lines_and_no_bars(photos, tmp_path, monkeypatch, capfd, kind):
+    """By no kind of source, nor by the libraries that read it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.enable_progress_bars()
+    names = sorted(photos.glob("*.png"))
+    rows = [{"file_name": name.name, "text": name.stem} for name in names]
+    source, options = photos, []
+    if kind == "parquet":
+        source = tmp_path / "a.parquet"
+        images = [{"bytes": name.read_bytes(), "path": None} for name in names]
+        table = {"image": images, "text": [name.stem for name in names]}
+        pq.write_table(pa.table(table), source)
+    elif kind in ("jsonl", "image folder"):
+        for text in photos.glob("*.txt"):
+            text.unlink()
+        rows = [json.dumps(row) for row in rows]
+        (photos / ("rows.jsonl" if kind == "jsonl" else "metadata.jsonl")).write_text("\n".join(rows))
+        source = photos / "rows.jsonl" if kind == "jsonl" else photos
+        options = ["--kind", "table"]
+    elif kind == "tars":
+        source = tmp_path / "a.tar"
+        source.write_bytes(tar(members(range(3))))
+    elif kind == "scenes":
+        source, options = "scenes", ["--count", 3]
+    try:
+        assert run(source, "--conditions", "canny", "--out", tmp_path / "set", "--dry-run", *options) == 0
+        assert not datasets.are_progress_bars_disabled()  # as before
+    finally:
+        if not were_shown:
+            datasets.disable_progress_bars()
+    out, err = capfd.readouterr()
+    assert "samples" in out
+    assert "\r" not in err
+    assert "examples/s" not in err

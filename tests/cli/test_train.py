@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 from tests import tiny
 from tests.training.runs import config, write_images
 
@@ -239,3 +240,47 @@ def test_a_cache_that_cannot_be_read(root, recipe, tmp_path, capsys):
     line = bad(recipe, capsys, f"cache.folder={cache}")
     assert line.startswith("cache.folder: ")
     assert "shard-0.safetensors" in line
+
+
+@pytest.fixture
+def paired(tmp_path):
+    """Eight images with maps of their names, of which as many as `damage` says cannot be used."""
+    folder = write_images(tmp_path / "data" / "images", count=8)
+    (tmp_path / "data" / "conditioning").mkdir()
+
+    def damage(bad):
+        for index, image in enumerate(sorted(folder.glob("*.png"))):
+            file = tmp_path / "data" / "conditioning" / image.name
+            kinds = [Image.new("F", (64, 64)), tiny.image(64, 20)]  # a mode that no lines have, an aspect
+            given = kinds[index % 2] if index < bad else tiny.image(64, 64)
+            given.save(file, format="TIFF" if given.mode == "F" else "PNG")
+        return tmp_path / "data"
+
+    for number, image in enumerate(sorted(folder.glob("*.png"))):
+        image.with_suffix(".txt").write_text(f"picture {number}")
+    (folder / "metadata.jsonl").unlink(missing_ok=True)
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"), [(1, ""), (3, "data.max_bad_fraction: "), (8, "data: expected readable samples")]
+)
+def test_a_dry_run_refuses_the_maps_that_training_refuses(recipe, paired, capsys, bad, error):
+    settings = [f"data.path={paired(bad)}", "data.image_column=images", "data.condition_column=conditioning"]
+    argv = [part for setting in settings for part in ("--set", setting)]
+    status = main(["train", str(recipe), "--dry-run", *argv])
+    out, err = capsys.readouterr()
+    assert status == (2 if error else 0)
+    text = next(line for line in err.splitlines() if "error" in line) if error else out
+    assert error in text
+    assert f"{bad} of 8" in text
+    assert "conditioning/00.png'" in text  # the map, not its image
+
+
+def test_a_batch_whose_bytes_cannot_be_counted_is_refused(recipe, capsys):
+    settings = ["data.resolution=16384", f"training.batch_size={2**32 - 1}"]
+    settings += ["data.kind=table", "data.path=some/one"]  # on the Hub, so that its size is not known
+    argv = [part for setting in settings for part in ("--set", setting)]
+    assert main(["train", str(recipe), "--dry-run", *argv]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "training.batch_size: expected a batch of 16384x16384 pixels" in line

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.data.image_files import encoded, picture
+from tests.data.tar_files import members, tar
 from tests.refusals import refused
 
 from nexus_adapters.conditions import EXTRACTORS, extract, register_condition
@@ -17,6 +18,7 @@ from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes, fit_
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.data.samples import BadSample, Sample, Source
+from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.scene_source import SceneSource
 
 COUNT = 5
@@ -130,6 +132,9 @@ class OneSample:
         return self.sample.key
 
     def content_hash(self, index):
+        return ""
+
+    def image_hash(self, index):
         return ""
 
     def stamp(self, index):
@@ -301,6 +306,17 @@ def test_a_folder_extractors_weights_are_in_the_key(tmp_path):
     assert maker("sketch", model=str(tmp_path / "edges.onnx")) != first
 
 
+def test_only_options_that_may_name_a_file_are_looked_up(tmp_path, monkeypatch):
+    """The working directory decides nothing about an option that is a word."""
+    given = {"segmentation": {"palette": "voc"}, "depth": {"predicts": "nearness", "device": "cpu"}}
+    before = {name: maker(name, **options) for name, options in given.items()}
+    monkeypatch.chdir(tmp_path)
+    for name in ("voc", "nearness", "cpu"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    assert {name: maker(name, **options) for name, options in given.items()} == before
+
+
 @pytest.mark.parametrize("where", ["the code", "a default", "a file that an option names"])
 def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, where):
     monkeypatch.syspath_prepend(tmp_path)
@@ -314,7 +330,9 @@ def test_a_users_extractor_that_changed_is_in_the_key(tmp_path, monkeypatch, whe
         importlib.invalidate_caches()
         with EXTRACTORS.temporary():
             outline = importlib.import_module("mine").outline
-            register_condition(replace(EXTRACTORS["canny"], name="outline", extract=outline))
+            register_condition(
+                replace(EXTRACTORS["canny"], name="outline", extract=outline, files=("table",))
+            )
             return maker("outline", table=str(tmp_path / "table.csv"))
 
     first = hashed()
@@ -339,3 +357,35 @@ def test_changed_resizing_is_in_the_key(monkeypatch, changed):
 
     monkeypatch.setattr(Geometry, "fit", fit_otherwise)
     assert maker() != first
+
+
+@pytest.mark.parametrize(
+    ("condition", "name", "reason"),
+    [
+        (Image.new("F", (24, 16)), "canny", "'F'"),
+        (Image.new("L", (24, 3)), "depth", "24x3"),
+        (Image.fromarray(np.full((16, 24), 300, np.uint16)), "segmentation", "from 0 to 255"),
+    ],
+    ids=["mode", "aspect", "labels"],
+)
+def test_a_map_is_refused_alike_whether_a_sample_is_fitted_or_only_looked_at(condition, name, reason):
+    source = OneSample(picture(), condition)
+    source.sample = replace(source.sample, condition_key="maps/a.png")
+    samples = ConditionedSource(source, Geometry(16, 16), name)
+    errors = []
+    for read in (samples.load, samples.fit):
+        with pytest.raises(BadSample, match=rf"^condition: .*{reason}.* in 'maps/a\.png'$") as caught:
+            read(0)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
+def test_maps_of_every_kind_of_source_have_names_of_their_own(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar(members([0])))
+    source = TarSource([str(tmp_path / "a.tar")], condition_column="canny.png", index_folder=tmp_path / "i")
+    assert source.load(0).condition_key.endswith("a.tar/00000.canny.png")
+    (tmp_path / "a.png").write_bytes(encoded(picture()))
+    row = {"file_name": "a.png", "text": "a", "map": "a.png"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    assert FolderSource(tmp_path, condition_column="map").load(0).condition_key == str(tmp_path / "a.png")
+    assert not FolderSource(tmp_path).load(0).condition_key

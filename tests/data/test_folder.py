@@ -421,6 +421,29 @@ def test_a_table_with_gaps_is_refused(tmp_path, rows):
         FolderSource(tmp_path)
 
 
+@pytest.mark.parametrize(("mark", "words"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "")])
+def test_a_table_of_other_columns_is_reported_once(tmp_path, mark, words):
+    pictures(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "metadata.csv").write_text("image,text\na.png,x\n".replace(",", mark))
+    with pytest.warns(UserWarning, match="ignored"):
+        source = FolderSource(tmp_path)
+    hint = f", separated by {words} instead of commas" if words else ""
+    assert source.ignored == f"metadata.csv without a column file_name{hint}: 1 (metadata.csv)"
+    assert loaded(source) == {"a.png": ("a",)}
+
+
+def test_images_are_read_without_their_maps_where_none_are_wanted(tmp_path):
+    pictures(tmp_path, "images/a.png", "images/b.png", "conditioning/a.png", "conditioning/c.png")
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.txt").write_text(name)
+    with pytest.warns(UserWarning, match="ignored maps"):
+        source = FolderSource(tmp_path, with_maps=False)
+    assert loaded(source) == {"images/a.png": ("a",), "images/b.png": ("b",)}  # also b, which has no map
+    assert all(source.load(index).condition is None for index in range(2))
+    assert source.ignored == "maps, which are made anew: 2 (conditioning/a.png, conditioning/c.png)"
+
+
 def test_metadata_of_subfolders(tmp_path):
     pictures(tmp_path, "x/a.png", "y/deep/b.png", "y/c.png", "d.png")
     row = {"file_name": "a.png", "text": "a"}

@@ -13,6 +13,7 @@ from nexus_adapters.data.samples import (
     Source,
     as_captions,
     captions_at,
+    hash_image,
     hash_sample,
     json_keys,
     no_column,
@@ -175,7 +176,6 @@ def test_hashes_tell_everything_apart(tmp_path):
         ([b"imagE"], ["text"]),
         ([b"image", b"map"], ["text"]),
         ([b"map", b"image"], ["text"]),
-        ([b"image", None], ["text"]),
         ([b"image"], ["te", "xt"]),
         ([b"image"], ["text", ""]),
     ]
@@ -185,6 +185,8 @@ def test_hashes_tell_everything_apart(tmp_path):
     ]
     assert len(set(hashes)) == len(hashes)
     assert hash_sample([Part("image", path, "a")], ["text"]) == hashes[0]
+    assert hash_sample([Part("image", path, "a"), Part("condition", None, "none")], ["text"]) == hashes[0]
+    assert hash_image(path, "a") == hash_image(b"image", "another name") != hash_image(b"imagE", "a")
     assert all(len(bytes.fromhex(digest)) == 32 for digest in hashes)
 
 

@@ -353,3 +353,25 @@ def test_pictures_made_by_the_library_itself(tmp_path):
     table = datasets.Dataset.from_dict({"image": [Image.new("L", (6, 4), 9)], "text": ["grey"]})
     table.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "set")
     assert TableSource(tmp_path / "set").load(0).image.getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_a_link_to_a_folder_is_read_as_the_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    rows = []
+    for number in range(2):
+        (tmp_path / "real" / f"{number}.png").write_bytes(encoded(picture(number)))
+        rows.append(json.dumps({"file_name": f"{number}.png", "text": f"picture {number}"}))
+    (tmp_path / "real" / "metadata.jsonl").write_text("\n".join(rows))
+    (tmp_path / "outside.png").write_bytes(encoded(picture(9)))
+    (tmp_path / "real" / "rows.jsonl").write_text(
+        "\n".join([*rows, json.dumps({"file_name": str(tmp_path / "outside.png"), "text": ""})])
+    )
+    (tmp_path / "link").symlink_to("real", target_is_directory=True)
+    (tmp_path / "again").symlink_to("link", target_is_directory=True)
+    for name in ("real", "link", "again"):
+        source = TableSource(tmp_path / name)
+        assert [source.load(index).captions for index in range(2)] == [("picture 0",), ("picture 1",)]
+        listed = TableSource(tmp_path / name / "rows.jsonl")
+        assert listed.image_hash(1) == source.image_hash(1)
+        with pytest.raises(BadSample, match="in the table's folder"):
+            listed.load(2)

@@ -120,11 +120,29 @@ def test_what_a_tar_has_twice_or_without_captions_is_reported(folder):
         source = opened(folder, "c.tar")
     assert len(caught) == 1
     assert (
-        "numbered images without captions, taken for parts of a sample: 4 (a.0, a.1, a.2, ...)"
+        "images and captions of a sample that has others: 4 (a.0.jpg, a.1.jpg, a.2.jpg, ...)"
         in source.ignored
     )
     assert "members whose name another one has, the last of which is read: 1 (a.JPG)" in source.ignored
     assert np.array_equal(source.load(0).image, picture(1))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "left_out"),
+    [
+        (["a.jpg", "a.1.jpg", "b.jpg", "b.cut.jpg"], {"with_captions": False}, "2 (a.1.jpg, b.cut.jpg)"),
+        (["a.jpg", "a.txt", "a.seg.png"], {}, "1 (a.seg.png)"),
+        (["a.jpg", "a.txt", "a.long.txt"], {}, "1 (a.long.txt)"),
+        (["a.jpg", "a.canny.png", "a.seg.png"], {"with_captions": False, "condition_column": "canny.png"},
+         "1 (a.seg.png)"),
+    ],
+)  # fmt: skip
+def test_what_a_sample_leaves_out_is_reported(folder, names, options, left_out):
+    (folder / "e.tar").write_bytes(tar([(name, b"words") for name in names]))
+    with pytest.warns(UserWarning, match="ignored"):
+        source = opened(folder, "e.tar", **options)
+    assert source.ignored == f"images and captions of a sample that has others: {left_out}"
+    assert len(source) == len({name[0] for name in names})
 
 
 def test_pipes_are_no_shards(folder):

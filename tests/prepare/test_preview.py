@@ -2,9 +2,9 @@ from dataclasses import replace
 
 from tests.prepare.sets import make
 
+from nexus_adapters.data.sample_page import ROWS
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.prepare.plan import Plan
-from nexus_adapters.prepare.preview import ROWS
 
 
 def test_the_page_shows_samples_from_all_over_the_set(tmp_path):

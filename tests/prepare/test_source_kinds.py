@@ -161,6 +161,22 @@ def test_no_source_needs_captions_where_none_are_kept(places, tmp_path, name):
     assert {plan.choose(source.load(n).captions, n) for n in range(2)} == {("",)}
 
 
+@pytest.mark.parametrize("name", ["folder", "tars", "parquet"])
+def test_a_column_of_captions_is_none_where_none_are_kept(places, tmp_path, name):
+    given = {"index_folder": tmp_path, "with_captions": False, "caption_column": "foo"}
+    with refused("caption_column", "'foo'", expected="captions are not read"):
+        open_source(SourceOptions(str(places / name), **given))
+
+
+def test_a_set_is_made_of_images_whatever_maps_they_have(tmp_path):
+    folder = write_folder(tmp_path / "data" / "images", 3)
+    (tmp_path / "data" / "conditioning").mkdir()
+    picture(0).save(tmp_path / "data" / "conditioning" / "000.png")
+    with pytest.warns(UserWarning, match="ignored maps"):
+        source, _ = open_source(SourceOptions(str(folder.parent)))
+    assert [source.load(index).condition for index in range(3)] == [None] * 3
+
+
 def test_a_set_of_images_without_captions(tmp_path):
     folder = write_folder(tmp_path / "folder", 2)
     for text in folder.glob("*.txt"):

@@ -120,6 +120,7 @@ class Extractor:
         agreement: takes the same and gives one number in [0, 1], higher for better, by which a training run
             is judged. None for none, except for maps of lines.
         choices: option -> the values that it may have, of options that have but a few.
+        files: the options that may name a file or a folder, whose content then counts and not its name.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Extractor:
     compare: Compare | None = None
     agreement: Agreement | None = None
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    files: tuple[str, ...] = ("model",)
 
     def __post_init__(self) -> None:
         """Check the kind; compare maps of lines as edges by default."""

@@ -13,6 +13,7 @@ from nexus_adapters.data.samples import (
     Part,
     Sample,
     file_stamp,
+    hash_image,
     hash_sample,
     read_image,
     read_size,
@@ -66,6 +67,10 @@ class CocoSource:
     def content_hash(self, index: int) -> str:
         """SHA-256 over image and captions. BadSample."""
         return hash_sample([Part("image", self._image(index), self.key(index))], self._captions_of(index))
+
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's file. BadSample."""
+        return hash_image(self._image(index), self.key(index))
 
     def stamp(self, index: int) -> str | None:
         """Name, size and time of the image, and the captions; None for a missing file."""

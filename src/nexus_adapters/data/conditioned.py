@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from nexus_adapters.conditions import EXTRACTORS, Extractor, extract, find_extra
 from nexus_adapters.conditions.maps import read_map, split_map_options
 from nexus_adapters.conditions.resize import judge_kind
 from nexus_adapters.data.crop import Geometry, aspect_ratio
+from nexus_adapters.data.listing import exists
 from nexus_adapters.data.samples import BadSample, Sample, Source
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import append_json_lines, folder_sha256, read_json_lines
@@ -27,6 +27,7 @@ from nexus_adapters.registry import source_of
 
 _MAX_ASPECT_RATIO = 1.01
 _KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
+_HASHING = 2  # a new number for hashes of another form: those that are kept are computed again
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,12 @@ def _fitted(
 ) -> FittedSample:
     size = sample.image.size
     target = geometry.target(size)
+    given = _given_map(sample, condition_name, options)
     image = geometry.fit(sample.image, target)
-    reading, extracting = options_for(condition_name, options)
-    if sample.condition is None:
-        condition = extract(condition_name, image, **extracting)
+    if given is None:
+        condition = extract(condition_name, image, **options_for(condition_name, options)[1])
     else:
-        _check_aspects(size, sample.condition.size, sample.key)
         kind = declared_kind(condition_name)
-        given = _read(sample.condition, kind, reading, sample.key)
         condition = geometry.fit(given, target, kind or judge_kind(np.asarray(given)), image_size=size)
     crop = geometry.crop_of(size, target, sample.original_size)
     return FittedSample(sample.key, image, condition, sample.captions, crop.original_size, crop.crop_top_left)
@@ -113,9 +112,15 @@ def options_for(
     return split_map_options(extractor.kind, options, extractor.options())
 
 
-def _read(condition: Image.Image, kind: MapKind | None, options: dict[str, Any], key: str) -> Image.Image:
+def _given_map(sample: Sample, condition_name: str, options: Mapping[str, object]) -> Image.Image | None:
+    """The map that a sample has, as RGB; None where it has none. BadSample for one that cannot be used."""
+    if sample.condition is None:
+        return None
+    key = sample.condition_key or sample.key
+    _check_aspects(sample.image.size, sample.condition.size, key)
+    reading, _ = options_for(condition_name, options)
     try:
-        return read_map(condition, kind, **options)
+        return read_map(sample.condition, declared_kind(condition_name), **reading)
     except InvalidArgument as error:
         if error.name != "condition":  # an option, wrong for all samples alike
             raise
@@ -157,8 +162,7 @@ class ConditionedSource:
     def load(self, index: int) -> Sample:
         """The sample as it is in the source, unless `fit` would refuse it: BadSample. No map is extracted."""
         sample = self.source.load(index)
-        if sample.condition is not None:
-            _check_aspects(sample.image.size, sample.condition.size, sample.key)
+        _given_map(sample, self.condition_name, self.options)
         return sample
 
     def target(self, index: int) -> tuple[int, int]:
@@ -182,11 +186,11 @@ def _identity_of(extractor: Extractor, options: Mapping[str, object]) -> list[ob
     """An extractor's code, and its options, of which names of files and folders stand for their content."""
     used = {**extractor.defaults(), **options}
     code = hashlib.sha256(source_of(extractor.extract).encode()).hexdigest()
-    return [code, sorted((name, _content_of(used[name])) for name in used)]
+    return [code, sorted((name, _content_of(used[name], name in extractor.files)) for name in used)]
 
 
-def _content_of(value: object) -> object:
-    if isinstance(value, str) and os.path.exists(value):
+def _content_of(value: object, may_be_file: bool) -> object:
+    if may_be_file and isinstance(value, str) and exists(value):
         return folder_sha256(Path(value))
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value  # type: ignore[arg-type]  # an int
@@ -211,7 +215,7 @@ def _fitting_sha256(condition_name: str) -> str:
 
 
 class KnownHashes:
-    """The content hashes of samples, by `Source.stamp`, kept in a file that several processes may add to.
+    """Hashes of samples and of their images, by `Source.stamp`, in a file that several processes may add to.
 
     A sample without a stamp is hashed every time. Where the file is damaged or missing, samples are hashed
     again.
@@ -227,12 +231,19 @@ class KnownHashes:
 
     def content_hash(self, source: Source, index: int) -> str:
         """The hash of a sample's content, computed unless it is known. BadSample where it cannot be read."""
+        return self._hash("content", source.content_hash, source, index)
+
+    def image_hash(self, source: Source, index: int) -> str:
+        """The same for its image alone."""
+        return self._hash("image", source.image_hash, source, index)
+
+    def _hash(self, of: str, compute: Callable[[int], str], source: Source, index: int) -> str:
         stamp = source.stamp(index)
         if stamp is None:
-            return source.content_hash(index)
-        name = hashlib.sha256(stamp.encode()).hexdigest()[:32]
+            return compute(index)
+        name = hashlib.sha256(f"{_HASHING} {of} {stamp}".encode()).hexdigest()[:32]
         if name not in self._known:
-            self._known[name] = self._new[name] = source.content_hash(index)
+            self._known[name] = self._new[name] = compute(index)
             if len(self._new) >= _KEPT_EVERY:
                 self.keep()
         return self._known[name]

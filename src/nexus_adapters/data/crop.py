@@ -12,6 +12,10 @@ from nexus_adapters.choices import MapKind
 from nexus_adapters.conditions.resize import resize_map
 from nexus_adapters.errors import InvalidArgument
 
+MAX_SIDE = (
+    2**14
+)  # pixels of a side: beyond any base's, and its tensors' sizes are still counted without overflow
+
 Size = tuple[int, int]  # (width, height), as Pillow has it
 
 
@@ -39,7 +43,7 @@ class Geometry:
         buckets: (width, height) of each; empty for one fixed size.
 
     Raises:
-        InvalidArgument: for sizes below one pixel.
+        InvalidArgument: for sides below one pixel, and above `MAX_SIDE`.
     """
 
     width: int
@@ -48,8 +52,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for argument in ("width", "height"):
-            if getattr(self, argument) < 1:
-                raise InvalidArgument(argument, "at least 1 pixel", getattr(self, argument))
+            side = getattr(self, argument)
+            if not 1 <= side <= MAX_SIDE:
+                raise InvalidArgument(argument, f"at least 1 and at most {MAX_SIDE} pixels", side)
 
     @classmethod
     def bucketed(cls, resolution: int, step: int = 64, max_aspect: float = 2.0) -> Geometry:
@@ -67,6 +72,8 @@ class Geometry:
         """
         if step < 1:
             raise InvalidArgument("step", "at least 1 pixel", step)
+        if resolution > MAX_SIDE:
+            raise InvalidArgument("resolution", f"at most {MAX_SIDE} pixels", resolution)
         if resolution < step:
             raise InvalidArgument("resolution", f"at least one step, {step}", resolution)
         if not 1 <= max_aspect < math.inf:

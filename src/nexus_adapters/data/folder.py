@@ -25,6 +25,7 @@ from nexus_adapters.data.samples import (
     Part,
     Sample,
     file_stamp,
+    hash_image,
     hash_sample,
     read_image,
     read_size,
@@ -58,6 +59,7 @@ class FolderSource:
         condition_column: of the structure map's path; None where there are no maps.
         caption_column: of the captions; COLUMN:KEY for a key of a JSON object in that column.
         with_captions: False reads none: every sample has the empty caption.
+        with_maps: False reads none of a folder `conditioning`, whose files are then no images either.
         allow_outside: whether metadata and captions may be links out of the folder, and paths lead out.
 
     Raises:
@@ -73,6 +75,7 @@ class FolderSource:
         caption_column: str = _CAPTION,
         *,
         with_captions: bool = True,
+        with_maps: bool = True,
         allow_outside: bool = False,
     ) -> None:
         self.folder = Path(folder)
@@ -81,11 +84,14 @@ class FolderSource:
                 "A single Parquet, CSV or JSON lines file is of kind table" if self.folder.is_file() else ""
             )
             raise InvalidArgument("folder", "an existing folder", f"'{folder}'", hint)
-        self._with_captions, self._allow_outside = with_captions, allow_outside
+        self._with_captions, self._with_maps, self._allow_outside = with_captions, with_maps, allow_outside
         ignored = Ignored()
         files = list_files(self.folder, ignored)
+        listings = [path for path in files if PurePosixPath(path).name in (METADATA, METADATA_CSV)]
         columns = Columns(image_column, condition_column, caption_column if with_captions else None)
-        self.metadata = [self.folder / path for path in self._find_metadata(files, columns, ignored)]
+        self.metadata = [self.folder / path for path in self._find_metadata(listings, columns, ignored)]
+        for path in listings:  # each is read by now, or ignored for a reason of its own
+            del files[path]
         if self.metadata:
             self._listed = self._from_metadata(files, columns, ignored)
         else:
@@ -94,17 +100,16 @@ class FolderSource:
         self.ignored = str(ignored)
         ignored.report(self.folder)
 
-    def _find_metadata(self, files: Iterable[str], columns: Columns, ignored: Ignored) -> list[str]:
-        """The metadata files, that of the folder itself first."""
-        found = [path for path in files if PurePosixPath(path).name in (METADATA, METADATA_CSV)]
+    def _find_metadata(self, found: Iterable[str], columns: Columns, ignored: Ignored) -> list[str]:
+        """Those of the metadata files that are read, that of the folder itself first."""
         by_folder: dict[str, str] = {}
         for path in sorted(found, key=lambda path: (path.count("/"), path.endswith(METADATA_CSV), path)):
             file, below = self.folder / path, str(PurePosixPath(path).parent)
             check_inside(file, self.folder, "folder", self._allow_outside)
             if below in by_folder:
                 ignored.add(f"{METADATA_CSV} next to a {METADATA}", path)
-            elif path.endswith(METADATA_CSV) and columns.image not in metadata_columns(file):
-                ignored.add(f"{METADATA_CSV} without a column {columns.image}", path)
+            elif path.endswith(METADATA_CSV) and columns.image not in (names := metadata_columns(file)):
+                ignored.add(f"{METADATA_CSV} without a column {columns.image}{_separated(names)}", path)
             else:
                 by_folder[below] = path
         return list(by_folder.values())
@@ -140,8 +145,8 @@ class FolderSource:
         images = _IMAGES if columns.image == _IMAGE else columns.image
         maps = columns.condition or _MAPS
         if {images, maps} <= folders and caption_column == _CAPTION:
-            listed = _paired(files, images, maps, ignored)
-            if columns.condition is None:
+            listed = _paired(files, images, maps, ignored, self._with_maps)
+            if columns.condition is None and self._with_maps:
                 what = f"the images in {images} have the maps of the same names in {maps}"
                 warnings.warn(f"'{self.folder}': {what}", stacklevel=3)
         elif (columns.image, columns.condition, caption_column) != (_IMAGE, None, _CAPTION):
@@ -184,6 +189,10 @@ class FolderSource:
         ]
         return hash_sample(parts, self._captions(index))
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's file. BadSample."""
+        return hash_image(self._image(index), self.key(index))
+
     def stamp(self, index: int) -> str | None:
         """Names, sizes and times of the files, and captions in metadata; None for a missing file."""
         item = self._listed[index]
@@ -203,7 +212,7 @@ class FolderSource:
         image = read_image(self._image(index), "image", self.key(index))
         path = self._condition(index)
         condition = None if path is None else read_stored_map(path, "condition", str(path))
-        return Sample(self.key(index), image, condition, captions)
+        return Sample(self.key(index), image, condition, captions, condition_key=str(path or ""))
 
     def _image(self, index: int) -> Path:
         return self.folder / self._listed[index].image
@@ -225,6 +234,13 @@ class FolderSource:
         return (read_words(file, str(file)),)
 
 
+def _separated(names: Sequence[str]) -> str:
+    """What to say of a table whose columns are all in one, since another character separates them."""
+    marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    found = [words for mark, words in marks.items() if len(names) == 1 and mark in names[0]]
+    return f", separated by {found[0]} instead of commas" if found else ""
+
+
 def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
     """The images among the files, sorted, each with the text next to it; other files are ignored."""
     endings, texts = image_endings(), _by_stem(files, _TEXTS, "captions of an image that has others", ignored)
@@ -243,7 +259,9 @@ def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
     return sorted(images, key=lambda item: item.image)
 
 
-def _paired(files: Iterable[str], images: str, maps: str, ignored: Ignored) -> list[ListedSample]:
+def _paired(
+    files: Iterable[str], images: str, maps: str, ignored: Ignored, with_maps: bool
+) -> list[ListedSample]:
     """The images below the folder `images`, with the maps of the same names below the folder `maps`."""
     inside, found = [], []
     for path in files:
@@ -254,6 +272,10 @@ def _paired(files: Iterable[str], images: str, maps: str, ignored: Ignored) -> l
             inside.append(path)
         else:
             ignored.add(f"files outside {images} and {maps}", path)
+    if not with_maps:
+        for path in found:
+            ignored.add("maps, which are made anew", path)
+        return list_images(inside, ignored)
     by_name = _by_stem(found, sorted(image_endings()), "maps of an image that has another", ignored)
     listed, unused = [], set(by_name)
     for item in list_images(inside, ignored):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
+from nexus_adapters.choices import IMAGE_FORMATS
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.listing import OUTSIDE_HINT, leaves_folder
 from nexus_adapters.data.samples import BadSample, Sample, file_stamp
 from nexus_adapters.data.tar_index import CAPTIONS
 from nexus_adapters.data.tars import TarSource
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, is_unicode, one_line
 from nexus_adapters.files import (
     append_json_lines,
     file_sha256,
@@ -34,6 +36,7 @@ from nexus_adapters.progress import progress
 INDEX, SKIPPED, PREVIEW = "index.json", "skipped.jsonl", "preview.html"
 _UNFINISHED = ".unfinished"
 _SETTINGS = "settings.json"
+_SHA256 = re.compile("[0-9a-f]{64}")
 _VERIFIED = "verified.jsonl"  # stamps of shards that have the SHA-256 of their index
 
 
@@ -192,29 +195,24 @@ def open_prepared(
     """
     path = Path(folder)
     index = _read_index(path)
-    conditions, shards = index["conditions"], index["shards"]
-    if condition_name not in conditions:
-        raise InvalidArgument(
-            "condition_name", f"one of {', '.join(conditions)}, as '{folder}' has", f"'{condition_name}'"
-        )
-    files = [path / shard["file"] for shard in shards]
-    for shard, file in zip(shards, files, strict=True):
-        size = shard["bytes"]
-        if leaves_folder(shard["file"]) and not allow_outside:
+    index.check_has(condition_name, path)
+    files = [path / shard.file for shard in index.shards]
+    for shard, file in zip(index.shards, files, strict=True):
+        if leaves_folder(shard.file) and not allow_outside:
             raise InvalidArgument(
-                "folder", "shards in the folder", f"'{shard['file']}' in {INDEX}", OUTSIDE_HINT
+                "folder", "shards in the folder", f"'{shard.file}' in {INDEX}", OUTSIDE_HINT
             )
-        if not file.is_file() or file.stat().st_size != size:
+        if not file.is_file() or file.stat().st_size != shard.size:
             found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
-            raise InvalidArgument("folder", f"'{file}' of {size} bytes", found)
-    _check_hashes(dict(zip(files, (shard["sha256"] for shard in shards), strict=True)), Path(index_folder))
+            raise InvalidArgument("folder", f"'{file}' of {shard.size} bytes", found)
+    _check_hashes(dict(zip(files, (shard.sha256 for shard in index.shards), strict=True)), Path(index_folder))
     source = PreparedSource(
         [str(file) for file in files],
-        image_column=index["image_format"],
+        image_column=index.image_format,
         condition_column=f"{condition_name}.png",
         caption_column="json:captions",
         index_folder=index_folder,
-        extracted=True,
+        extracted=[f"{name}.png" for name in index.conditions],
     )
     source.warn_of_lost_sizes()
     return source
@@ -240,27 +238,104 @@ def is_prepared(folder: str | os.PathLike[str]) -> bool:
 
 def options_of(folder: str | os.PathLike[str], condition_name: str) -> dict[str, Any]:
     """The options that a set's maps were extracted with. InvalidArgument as `open_prepared`."""
-    options: dict[str, Any] = _read_index(Path(folder))["settings"]["conditions"][condition_name]
-    return options
+    index = _read_index(Path(folder))
+    index.check_has(condition_name, Path(folder))
+    return dict(index.conditions[condition_name])
 
 
 def geometry_of(folder: str | os.PathLike[str]) -> Geometry | None:
     """What a set's images were fitted to; None where they kept their own sizes.
 
-    InvalidArgument as `open_prepared`, and for sizes that `nexus prepare` cannot have written.
+    InvalidArgument as `open_prepared`.
     """
-    found = _read_index(Path(folder))["settings"].get("geometry")
+    return _read_index(Path(folder)).geometry
+
+
+@dataclass(frozen=True)
+class _ShardEntry:
+    """A shard as the index names it: its path in the folder, its size in bytes, and its SHA-256 in hex."""
+
+    file: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, found: Any) -> _ShardEntry:
+        """From JSON; errors as of `_Index.of`."""
+        file, size, sha256 = found["file"], found["bytes"], found["sha256"]
+        is_name = isinstance(file, str) and file != "" and "\0" not in file
+        _need(is_name and is_unicode(file), "the name of a shard", file)
+        _need(_is_count(size), "a shard's size in bytes", size)
+        is_hash = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
+        _need(is_hash, "a shard's SHA-256", sha256)
+        return cls(file, size, sha256)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is read of a set's index.
+
+    Attributes:
+        conditions: name of each map -> the options that it was extracted with.
+        image_format: the extension of the images.
+        geometry: what the images were fitted to; None where they kept their own sizes.
+        shards: at least one, in order.
+    """
+
+    conditions: Mapping[str, Mapping[str, Any]]
+    image_format: str
+    geometry: Geometry | None
+    shards: tuple[_ShardEntry, ...]
+
+    @classmethod
+    def of(cls, content: Any) -> _Index:
+        """From JSON. ValueError, KeyError or TypeError for what `nexus prepare` does not write."""
+        names, settings, shards = content["conditions"], content["settings"], content["shards"]
+        image_format = content["image_format"]
+        _need(isinstance(names, list) and bool(names), "a list of conditions", names)
+        _need(all(isinstance(name, str) and name != "" for name in names), "names of conditions", names)
+        _need(
+            image_format in IMAGE_FORMATS, f"image_format as one of {', '.join(IMAGE_FORMATS)}", image_format
+        )
+        _need(isinstance(settings, dict), "settings", settings)
+        options = settings["conditions"]
+        _need(isinstance(options, dict), "options of conditions", options)
+        for name in names:
+            _need(isinstance(options.get(name), dict), f"options of {name}", options.get(name))
+        _need(isinstance(shards, list) and bool(shards), "a list of shards", shards)
+        entries = tuple(map(_ShardEntry.of, shards))
+        _need(len({entry.file for entry in entries}) == len(entries), "each shard once", shards)
+        conditions = {name: options[name] for name in names}
+        return cls(conditions, image_format, _geometry(settings.get("geometry")), entries)
+
+    def check_has(self, condition_name: str, folder: Path) -> None:
+        """InvalidArgument for a map that the set does not have."""
+        if condition_name not in self.conditions:
+            names = ", ".join(self.conditions)
+            raise InvalidArgument(
+                "condition_name", f"one of {names}, as '{folder}' has", f"'{condition_name}'"
+            )
+
+
+def _geometry(found: Any) -> Geometry | None:
     if found is None:
         return None
-    try:
-        return Geometry(found["width"], found["height"], tuple((w, h) for w, h in found["buckets"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidArgument(
-            "folder", f"an {INDEX} written by nexus prepare", f"'{Path(folder) / INDEX}' ({error})"
-        ) from error
+    buckets = tuple((width, height) for width, height in found["buckets"])
+    sides = [found["width"], found["height"], *(side for bucket in buckets for side in bucket)]
+    _need(all(_is_count(side) and side > 0 for side in sides), "sizes in pixels", found)
+    return Geometry(found["width"], found["height"], buckets)
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _need(fits: bool, what: str, received: object) -> None:
+    if not fits:
+        raise ValueError(f"it needs {what}, and has {json.dumps(received)[:100]}")
+
+
+def _read_index(path: Path) -> _Index:
     if not is_prepared(path):
         is_begun = (path / _UNFINISHED).exists()
         raise InvalidArgument(
@@ -270,18 +345,9 @@ def _read_index(path: Path) -> dict[str, Any]:
             "Run the same nexus prepare command again to finish it" if is_begun else "",
         )
     try:
-        index: dict[str, Any] = json.loads(read_regular(path / INDEX))
-        for key in ("conditions", "image_format", "shards", "settings"):
-            index[key]
-        for shard in index["shards"]:
-            if not (isinstance(shard["file"], str) and isinstance(shard["sha256"], str)):
-                raise TypeError(f"a shard is {json.dumps(shard)[:100]}")
-            shard["bytes"]
-        if not all(isinstance(name, str) for name in (*index["conditions"], index["image_format"])):
-            raise TypeError("names that are no strings")
+        return _Index.of(json.loads(read_regular(path / INDEX)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise InvalidArgument(
             "folder", f"an {INDEX} written by nexus prepare", f"'{path / INDEX}' ({reason})"
         ) from error
-    return index

@@ -84,6 +84,7 @@ class Sample:
         set has none, and an extractor makes it.
         captions: at least one; "" is allowed.
         original_size: (width, height) of the image before a prepared set fitted it; None for its own.
+        condition_key: names the map in messages; "" for `key`.
     """
 
     key: str
@@ -91,6 +92,7 @@ class Sample:
     condition: Image.Image | None
     captions: tuple[str, ...]
     original_size: tuple[int, int] | None = None
+    condition_key: str = ""
 
     def __post_init__(self) -> None:
         """BadSample for a caption that is no Unicode text, which tokenizers and UTF-8 files refuse."""
@@ -121,7 +123,17 @@ class Source(Protocol):
         ...
 
     def content_hash(self, index: int) -> str:
-        """SHA-256, in hex, over all that `load` reads: image, condition, captions. BadSample."""
+        """SHA-256, in hex, over all that `load` reads: image, condition, captions. BadSample.
+
+        For samples that are read from files it is `hash_sample`: the same in every kind of data set.
+        """
+        ...
+
+    def image_hash(self, index: int) -> str:
+        """SHA-256, in hex, over the image alone, as `hash_image`: the same under any map and captions.
+
+        BadSample for an image that cannot be read.
+        """
         ...
 
     def stamp(self, index: int) -> str | None:
@@ -203,12 +215,19 @@ class Part:
 
 
 def hash_sample(parts: Sequence[Part], captions: Sequence[str]) -> str:
-    """SHA-256 over the bytes of image and condition, and over the captions. BadSample names the part."""
-    digests = []
-    for part in parts:
-        with _as_bad_sample(part.argument, part.name):
-            digests.append(None if part.content is None else _digest(part.content))
+    """SHA-256 over the bytes of the parts that there are, and over the captions. BadSample names the part."""
+    digests = [_hash_part(part, part.content) for part in parts if part.content is not None]
     return hashlib.sha256(json.dumps([digests, list(captions)]).encode()).hexdigest()
+
+
+def hash_image(content: bytes | Path, name: str) -> str:
+    """SHA-256 over the bytes of an image, as a file has them. BadSample names it."""
+    return _hash_part(Part("image", content, name), content)
+
+
+def _hash_part(part: Part, content: bytes | Path) -> str:
+    with _as_bad_sample(part.argument, part.name):
+        return _digest(content)
 
 
 def file_stamp(file: Path) -> list[str | int]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from nexus_adapters.data.samples import (
     Sample,
     as_captions,
     captions_at,
+    hash_image,
     hash_sample,
     json_keys,
     no_column,
@@ -115,6 +119,10 @@ class TableSource:
         parts = [Part(column, *self._content(row, column, index)) for column in columns]
         return hash_sample(parts, self._captions(row, index))
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's bytes. BadSample."""
+        return hash_image(*self._content(self._table[index], self.image_column, index))
+
     def stamp(self, index: int) -> None:
         """None: the library does not say in which file a row is."""
 
@@ -128,11 +136,11 @@ class TableSource:
         row = self._table[index]
         captions = self._captions(row, index)
         content, name = self._content(row, self.image_column, index)
-        image, condition = read_image(content, self.image_column, name), None
+        image, condition, name = read_image(content, self.image_column, name), None, ""
         if self.condition_column is not None:
             content, name = self._content(row, self.condition_column, index)
             condition = read_stored_map(content, self.condition_column, name)
-        return Sample(self.key(index), image, condition, captions)
+        return Sample(self.key(index), image, condition, captions, condition_key=name)
 
     def _content(self, row: dict[str, Any], column: str, index: int) -> tuple[bytes | Path, str]:
         """An image's bytes or file, and its name in errors."""
@@ -158,7 +166,9 @@ class TableSource:
             return False
         caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, hub_cache()
         folders = [Path(cache) for cache in caches] + ([] if self.folder is None else [self.folder])
-        return any(file.absolute().is_relative_to(folder.absolute()) for folder in folders)
+        # The library follows a link to the folder, and its rows name files below what the link leads to.
+        places = [place for folder in folders for place in (folder.absolute(), folder.resolve())]
+        return any(file.absolute().is_relative_to(place) for place in places)
 
     def _captions(self, row: dict[str, Any], index: int) -> tuple[str, ...]:
         if not self._with_captions:
@@ -215,11 +225,12 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     if Path(path).is_dir():
         check_regular(Path(path), "path")
     try:
-        if is_file:  # escaped, or its name might be a pattern to the library
-            return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
-        if not _is_saved(Path(path)):
-            return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
-        saved = datasets.load_from_disk(path)
+        with _no_bars_in_logs():
+            if is_file:  # escaped, or its name might be a pattern to the library
+                return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
+            if not _is_saved(Path(path)):
+                return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
+            saved = datasets.load_from_disk(path)
     except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InvalidArgument(
@@ -229,6 +240,26 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     if split not in splits:
         raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{path}' has", f"'{split}'")
     return splits[split]
+
+
+@contextmanager
+def _no_bars_in_logs() -> Iterator[None]:
+    """Without the bars of datasets and of the Hub's client where stderr is no terminal; then as before."""
+    import datasets
+    from huggingface_hub import utils as hub
+
+    shown = (
+        []
+        if sys.stderr.isatty()
+        else [each for each in (datasets, hub) if not each.are_progress_bars_disabled()]
+    )
+    try:
+        for library in shown:
+            library.disable_progress_bars()
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bars()
 
 
 def _is_saved(folder: Path) -> bool:

@@ -242,7 +242,9 @@ class TarSamples:
 _Place = tuple[int, int]
 
 
-def group_members(index: TarIndex, layout: Layout, ignored: Ignored | None = None) -> TarSamples:
+def group_members(
+    index: TarIndex, layout: Layout, ignored: Ignored | None = None, maps: Collection[str] = ()
+) -> TarSamples:
     """Members with the same stem are a sample. Of several with one name the last counts, as in unpacking.
 
     The stem ends at the first dot of the file's name (`0.jpg`, `0.seg.png`), unless image and captions share
@@ -254,6 +256,7 @@ def group_members(index: TarIndex, layout: Layout, ignored: Ignored | None = Non
         index: of the tar.
         layout: which parts a sample has.
         ignored: counts the members that are left out for others.
+        maps: extensions of all maps that the samples have, wanted or not; they are no images of their own.
     """
     ignored = Ignored() if ignored is None else ignored
     groups: dict[str, dict[str, tuple[int, int, str]]] = {}
@@ -280,8 +283,11 @@ def group_members(index: TarIndex, layout: Layout, ignored: Ignored | None = Non
             if is_sample:
                 stems.append(f"{stem}.{spelled[key]}" if key else stem)
                 found.append(_places(group, key, wanted))
-            elif key.isdecimal() and any(f"{key}.{extension}" in group for extension in layout.image):
-                ignored.add("numbered images without captions, taken for parts of a sample", f"{stem}.{key}")
+            else:
+                ends = (*layout.image, *filter(None, [layout.captions]))
+                left_out = next((name for end in ends if (name := f"{key}.{end}") in group), None)
+                if left_out is not None and left_out not in maps:
+                    ignored.add("images and captions of a sample that has others", f"{stem}.{left_out}")
     places = np.array(found, np.int64).reshape(len(stems), 3, 2)
     needed = [part for part, _, _ in wanted]
     if stems and not index.is_whole and (places[-1, needed] == _ABSENT).any():

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import accumulate
@@ -18,6 +18,7 @@ from nexus_adapters.data.samples import (
     BadSample,
     Part,
     Sample,
+    hash_image,
     hash_sample,
     json_keys,
     read_image,
@@ -94,8 +95,8 @@ class TarSource:
             or a list of strings in a JSON object; None for "txt".
         index_folder: where indices are kept, and in its folder "shards" tars from URLs.
         keep_shards: how many tars from URLs are kept; the least recently used are deleted.
-        extracted: whether the maps are an extractor's own, RGB in whatever mode they are stored, so that
-            gray ones are no label ids.
+        extracted: extensions of all maps of the samples, where an extractor made them: RGB in whatever mode
+            they are stored, so that gray ones are no label ids.
         with_captions: False reads none: every sample has the empty caption.
 
     Raises:
@@ -113,7 +114,7 @@ class TarSource:
         *,
         index_folder: str | os.PathLike[str],
         keep_shards: int = 8,
-        extracted: bool = False,
+        extracted: Collection[str] = (),
         with_captions: bool = True,
     ) -> None:
         if keep_shards < 1:
@@ -131,7 +132,7 @@ class TarSource:
         for shard, version in progress(list(listed), what="reading shards", unit="shard", delay=2):
             index = find_index(shard, version, folder)
             self._versions.append(index.version)
-            self._samples.append(group_members(index, self._layout, ignored))
+            self._samples.append(group_members(index, self._layout, ignored, extracted))
         check_parts(self._samples, self._layout)
         self._ends = list(accumulate(len(samples.stems) for samples in self._samples))
         self._check_captions()
@@ -179,6 +180,10 @@ class TarSource:
             parts.append(Part("condition", self._read(index, CONDITION), self.key(index)))
         return hash_sample(parts, self._captions(index))
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the image's bytes. BadSample."""
+        return hash_image(self._read(index, IMAGE), self.key(index))
+
     def stamp(self, index: int) -> str:
         """The shard, its version, and the sample's place in it. Nothing is downloaded."""
         shard, row = self._find(index)
@@ -198,7 +203,8 @@ class TarSource:
         condition = None
         if self._layout.condition is not None:
             condition = self._read_map(self._read(index, CONDITION), "condition", key)
-        return Sample(key, image, condition, captions)
+        name = f"{key}.{self._layout.condition}" if self._layout.condition is not None else ""
+        return Sample(key, image, condition, captions, condition_key=name)
 
     def _captions(self, index: int) -> tuple[str, ...]:
         if self._layout.captions is None:

@@ -57,6 +57,10 @@ class SceneSource:
             made_of += f" {self.condition_name}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
+    def image_hash(self, index: int) -> str:
+        """SHA-256 over the rendered pixels."""
+        return hashlib.sha256(render(draw_scene(self._seed(index))).image.tobytes()).hexdigest()
+
     def stamp(self, index: int) -> None:
         """None: hashing a scene is as cheap as a stamp would be."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 
+from nexus_adapters.data.sample_page import thumbnail
 from nexus_adapters.evaluation.config import LEAST_FOR_INTERVALS
 from nexus_adapters.evaluation.estimates import (
     REFERENCE,
@@ -23,7 +24,6 @@ from nexus_adapters.evaluation.estimates import (
 from nexus_adapters.evaluation.store import Store
 from nexus_adapters.files import write_text
 from nexus_adapters.metrics import METRICS, find_metric
-from nexus_adapters.prepare.preview import thumbnail
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold

@@ -41,6 +41,7 @@ from nexus_adapters.methods.method import (
 from nexus_adapters.methods.registry import register_method
 
 _SIZE_RATIO = 0.125
+_LARGEST_RATIO = 4  # above it is a slip: the control is meant to be smaller than the base
 _STOCK = (4, 2)  # the latent channels and layers a block that diffusers' own classes have
 
 
@@ -264,8 +265,8 @@ class ControlNetXSOptions(AdapterOptions):
 
     def __post_init__(self) -> None:
         """What one option alone does not show."""
-        fits = self.size_ratio is None or self.size_ratio > 0
-        expect(fits, "size_ratio", "a number above 0", self.size_ratio)
+        fits = self.size_ratio is None or 0 < self.size_ratio <= _LARGEST_RATIO
+        expect(fits, "size_ratio", f"a number above 0 and at most {_LARGEST_RATIO}", self.size_ratio)
 
     def identity(self) -> dict[str, Any]:
         """What decides the network and its training, the same for two ways to write it."""

@@ -17,6 +17,7 @@ from nexus_adapters.adapter.arguments import (
     base_geometry,
     check_noise_exponent,
     describe_adapter,
+    shown,
     variant_arguments,
     variant_of,
 )
@@ -36,6 +37,8 @@ from nexus_adapters.methods.method import (
     trained_as,
 )
 from nexus_adapters.methods.registry import find_method, method_for, register_method
+
+_MOST = 4096  # groups, heads, and channels of a head: more are a slip
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class NexusOptions(AdapterOptions):
         form = variant_arguments(self.method, {} if self.residual is None else {"residual": self.residual})
         expect(form["residual"] or not self.zero_init, "zero_init", "false without residual", True)
         for name in ("groups", "heads", "head_width"):
-            expect(getattr(self, name) >= 0, name, "an integer of at least 0", getattr(self, name))
+            fits = 0 <= getattr(self, name) <= _MOST
+            expect(fits, name, f"an integer of at least 0 and at most {_MOST}", shown(getattr(self, name)))
         is_slim = form["groups"] > 1
         expect(is_slim or self.groups == 0, "groups", f"0 for method {self.method}", self.groups)
         expect(self.groups != 1, "groups", f"0, or 2 or more, for method {self.method}", self.groups)

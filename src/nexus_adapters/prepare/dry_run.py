@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from nexus_adapters.data.crop import Size
-from nexus_adapters.data.inspection import evenly_spaced, inspect
+from nexus_adapters.data.inspection import inspect
 from nexus_adapters.data.prepared_set import INDEX, SetFolder
+from nexus_adapters.data.sample_page import Row, page, read_rows
 from nexus_adapters.data.samples import BadSample, Sample
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.prepare.filters import LeftOut
 from nexus_adapters.prepare.plan import Plan
-from nexus_adapters.prepare.preview import ROWS, Row, page
 from nexus_adapters.prepare.run import check_out
 from nexus_adapters.prepare.worker import Worker
 
@@ -19,7 +19,8 @@ from nexus_adapters.prepare.worker import Worker
 def describe(plan: Plan, out: Path) -> str:
     """What was found in the source, and what would be left out, a line each.
 
-    InvalidArgument as `prepare` for the folder. Extractors are not tried, so no model is fetched.
+    InvalidArgument as `prepare` for the folder, and where no sample that was looked at can be used.
+    Extractors are not tried, so no model is fetched.
     """
     check_out(SetFolder(out), plan.settings())
     worker = Worker(plan, SetFolder(out))
@@ -34,6 +35,13 @@ def describe(plan: Plan, out: Path) -> str:
         return size if plan.geometry is None else plan.geometry.target(size)
 
     found = inspect(plan.source, range(len(plan)), load, target)
+    if len(found.left_out) == found.looked_at:
+        raise InvalidArgument(
+            "source",
+            "at least one usable sample",
+            f"{found.looked_at:,} looked at that are all left out, the first "
+            f"'{plan.key(found.left_out[0].index)}' ({plan.message(found.left_out[0].reason)})",
+        )
     first = (
         f"{len(plan):,} samples in {plan.shards:,} {'shard' if plan.shards == 1 else 'shards'}, "
         f"{_size(plan)}, with maps by {', '.join(plan.conditions)}"
@@ -52,18 +60,16 @@ def preview_of(plan: Plan, out: Path) -> str:
     As with `prepare`, extractors load their models.
     """
     plan.try_extractors()
-    worker, rows, reason = Worker(plan, SetFolder(out)), [], "no samples"
-    for index in evenly_spaced(range(len(plan)), ROWS):
+    worker = Worker(plan, SetFolder(out))
+
+    def read(index: int) -> Row:
         try:
             sample, maps = worker.example(index)
         except LeftOut as why:
-            reason = str(why)
-            continue
-        rows.append(Row({"image": sample.image, **maps}, sample.captions, plan.key(index)))
-    if not rows:
-        raise InvalidArgument(
-            "source", "usable samples", f"none among those to be shown ({plan.message(reason)})"
-        )
+            raise BadSample(plan.message(str(why))) from why
+        return Row({"image": sample.image, **maps}, sample.captions, plan.key(index))
+
+    rows = read_rows("source", range(len(plan)), read)
     return page("Samples as they would be prepared", f"{len(plan):,} samples, {_size(plan)}.", rows)
 
 

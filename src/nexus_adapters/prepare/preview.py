@@ -1,50 +1,15 @@
-"""A page that shows a few samples, evenly spaced over a prepared set or over what it will be made of."""
+"""The page of a prepared set: a few of its samples, read from its shards."""
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from nexus_adapters.files import in_utf8
-
-ROWS = 12
-_SIDE = 224  # pixels, of a thumbnail's longer side
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: {width}px; color: #1a1a1a; }}
-h1 {{ font-size: 1.3rem; margin: 0; }}
-p {{ margin: .2rem 0 0; color: #6b6b6b; }}
-figure {{ margin: 1.6rem 0 0; padding-top: 1.2rem; border-top: 1px solid #d9d9d9; }}
-div {{ display: flex; flex-wrap: wrap; gap: 12px; }}
-span {{ width: {side}px; font-size: 13px; color: #6b6b6b; }}
-img {{ display: block; max-width: {side}px; max-height: {side}px; }}
-figcaption {{ margin-top: .6rem; overflow-wrap: anywhere; }}
-</style>
-<h1>{title}</h1>
-<p>{summary}</p>
-{rows}
-</html>
-"""
-_ROW = "<figure><div>{cells}</div><figcaption>{caption}<p>{key}</p></figcaption></figure>"
-_CELL = '<span><img src="data:image/webp;base64,{data}" alt="">{name}</span>'
-
-
-@dataclass(frozen=True)
-class Row:
-    """A sample on the page: its images by name, its captions, and its name."""
-
-    images: Mapping[str, Image.Image]
-    captions: Sequence[str]
-    key: str
+from nexus_adapters.data.sample_page import ROWS, Row, page
 
 
 def preview_page(
@@ -69,27 +34,6 @@ def preview_page(
             found += [_row(files, key, conditions, image_format) for key, files in _samples(path, places)]
         first += samples
     return page("Prepared set", summary, found)
-
-
-def page(title: str, summary: str, rows: Sequence[Row]) -> str:
-    """A page of samples, as HTML that includes their images."""
-    columns = max((len(row.images) for row in rows), default=1)
-    return _PAGE.format(
-        title=html.escape(title),
-        summary=html.escape(in_utf8(summary)),
-        width=(_SIDE + 12) * columns,
-        side=_SIDE,
-        rows="\n".join(map(_figure, rows)),
-    )
-
-
-def _figure(row: Row) -> str:
-    cells = "".join(
-        _CELL.format(data=thumbnail(image, _SIDE), name=html.escape(name))
-        for name, image in row.images.items()
-    )
-    caption = "<br>".join(html.escape(in_utf8(caption)) for caption in row.captions)
-    return _ROW.format(cells=cells, caption=caption, key=html.escape(in_utf8(row.key)))
 
 
 def _samples(path: Path, places: Sequence[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -117,12 +61,3 @@ def _row(files: dict[str, bytes], key: str, conditions: Sequence[str], image_for
 def _opened(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
-
-
-def thumbnail(image: Image.Image, side: int) -> str:
-    """The image at most `side` pixels long, as WebP in base64, for the source of an HTML image."""
-    small = image.convert("RGB")
-    small.thumbnail((side, side))
-    stream = io.BytesIO()
-    small.save(stream, "WEBP", quality=85)
-    return base64.b64encode(stream.getvalue()).decode()

@@ -180,6 +180,10 @@ def _check_options(options: SourceOptions, kind: SourceKind) -> None:
             raise InvalidArgument(
                 name, f"no value for a source of kind {kind}", f"'{getattr(options, name)}'"
             )
+    if options.caption_column and not options.with_captions:
+        raise InvalidArgument(
+            "caption_column", "no value where captions are not read", f"'{options.caption_column}'"
+        )
     if kind == "scenes" and not options.count:
         raise InvalidArgument("count", hint="It is the number of scenes to generate")
 
@@ -194,7 +198,8 @@ def _access(options: SourceOptions) -> dict[str, Any]:
 
 
 def _open_folder(options: SourceOptions) -> tuple[Source, str]:
-    return FolderSource(options.path, **_columns(options), **_access(options)), f"{Path(options.path)}/"
+    source = FolderSource(options.path, **_columns(options), with_maps=False, **_access(options))
+    return source, f"{Path(options.path)}/"
 
 
 def _open_coco(options: SourceOptions) -> tuple[Source, str]:

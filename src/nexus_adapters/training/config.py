@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from nexus_adapters.bases.loading import BaseSource
 from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.choices import CONDITION, GUIDANCE_SCALE, STEPS, DataKind, PredictionType
+from nexus_adapters.data.crop import MAX_SIDE
 from nexus_adapters.data.prepared_set import geometry_of, is_prepared
 from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.errors import MISSING, InvalidArgument, expect
@@ -94,7 +95,7 @@ class DataOptions:
     """Options of the extractor, such as canny's low and high, or depth's model."""
     count: NotNegative = 0
     """Read only the first samples; 0 for all. Required for scenes, whose number is not limited."""
-    resolution: NotNegative = 0
+    resolution: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
     """Side of the square that images are fitted to, pixels; with `aspect_buckets`, of one of equal area. 0 is
     the size of a prepared set, 128 for scenes, and otherwise 512."""
     aspect_buckets: bool = False

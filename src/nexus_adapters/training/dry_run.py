@@ -14,15 +14,14 @@ from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.tokens import find_tokenizer
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.conditioned import ConditionedSource
-from nexus_adapters.data.inspection import evenly_spaced, inspect
-from nexus_adapters.data.samples import BadSample
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.data.inspection import Inspection, inspect
+from nexus_adapters.data.sample_page import Row, page, read_rows
+from nexus_adapters.errors import InvalidArgument, mentions
 from nexus_adapters.files import in_utf8
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.methods.cost import parameter_count
 from nexus_adapters.methods.method import FEATURES
-from nexus_adapters.prepare.preview import ROWS, Row, page
 from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.precision import choose_precision
@@ -33,7 +32,10 @@ _OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon'
 
 
 def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None) -> str:
-    """A report of a few lines. `split`: of the data set; None if it was not opened."""
+    """A report of a few lines. `split`: of the data set; None if it was not opened.
+
+    `InvalidArgument` for batches whose size in bytes overflows.
+    """
     training = config.training
     method = find_method(options.method)
     device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
@@ -47,7 +49,15 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
     if training.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     batch = training.batch_size, config.data.resolution
-    saved = _activation_bytes(*batch, base, denoiser, method, adapter, precision.dtype)
+    try:
+        saved = _activation_bytes(*batch, base, denoiser, method, adapter, precision.dtype)
+    except RuntimeError as error:
+        if not mentions(error, ("overflow",)):  # torch cannot count the bytes of such a tensor
+            raise
+        side = config.data.resolution
+        raise InvalidArgument(
+            "training.batch_size", f"a batch of {side}x{side} pixels that fits into memory", batch[0]
+        ) from error
     lines = [
         f"adapter      {options.method}, {parameters:,} parameters",
         f"base         {config.base.path}, {base.denoiser_name} of {frozen:,} parameters, "
@@ -62,11 +72,15 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
 
 
 def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split) -> list[str]:
-    """What was found in the data set, a line each."""
+    """What was found in the data set, a line each.
+
+    `InvalidArgument` where so many of the samples looked at cannot be used that training would stop.
+    """
     data = config.data
     indices = sorted([*split.trained, *split.held_out, *(bad.index for bad in split.unreadable)])
     tokenizer = find_tokenizer(config.base.source)
     found = inspect(samples.source, indices, samples.load, samples.geometry.target, tokenizer)
+    _check_usable(found, data.max_bad_fraction)
     where = data.path or ", ".join(data.shards)
     shape = "about" if data.aspect_buckets else "at"
     lines = [
@@ -81,19 +95,29 @@ def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split)
 
 def preview_of(config: TrainConfig, samples: ConditionedSource, indices: Sequence[int]) -> str:
     """A page of some of these samples, in HTML. `InvalidArgument` where none of them can be read."""
-    rows, reason = [], ""
-    for index in evenly_spaced(indices, ROWS):
-        try:
-            sample = samples.fit(index)
-        except BadSample as error:
-            reason = str(error)
-            continue
+
+    def read(index: int) -> Row:
+        sample = samples.fit(index)
         images = {"image": sample.image, config.data.condition: sample.condition}
-        rows.append(Row(images, sample.captions, sample.key))
-    if not rows:
-        raise InvalidArgument("data", "readable samples", f"none among those to be shown ({reason})")
+        return Row(images, sample.captions, sample.key)
+
     summary = "Each time that a step reads a sample, it reads one of its captions."
-    return page("Samples as training reads them", summary, rows)
+    return page("Samples as training reads them", summary, read_rows("data", indices, read))
+
+
+def _check_usable(found: Inspection, max_bad_fraction: float) -> None:
+    """`InvalidArgument` as training raises it, by the share of the samples looked at."""
+    if not found.left_out:
+        return
+    first = found.left_out[0]
+    received = (
+        f"{len(found.left_out):,} of {found.looked_at:,} looked at, such as {first.key} ({first.reason})"
+    )
+    if len(found.left_out) == found.looked_at:
+        raise InvalidArgument("data", "readable samples", f"unreadable ones, {received}")
+    if len(found.left_out) > max_bad_fraction * found.looked_at:
+        expected = f"at most {max_bad_fraction:g} of the samples to be unreadable"
+        raise InvalidArgument("data.max_bad_fraction", expected, received)
 
 
 def _activation_bytes(

@@ -22,11 +22,11 @@ from nexus_adapters.bases.base import Base, parts_sha256
 from nexus_adapters.bases.loading import load_denoiser, load_encoders
 from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes
 from nexus_adapters.data.feed import SampleOrder
+from nexus_adapters.data.sample_page import ROWS
 from nexus_adapters.data.tensor_cache import TensorCache
 from nexus_adapters.errors import expect, renamed
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
-from nexus_adapters.prepare.preview import ROWS
 from nexus_adapters.training.batches import Batches, prepare_batches
 from nexus_adapters.training.checkpoint import (
     AVERAGE,
