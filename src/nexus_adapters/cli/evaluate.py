@@ -257,6 +257,9 @@ def read_recipe(request: EvaluateRequest) -> "EvaluationRecipe":
 
 def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Override the keys of nested tables that options set. `InvalidArgument` names the option."""
+    from nexus_adapters.evaluation.config import data_kind
+    from nexus_adapters.prepare.source_kinds import tars_at
+
     rest = dict(given)
     pairs = {key: rest.pop(key) for key in ("data.extractor", "judge") if key in rest}
     path, adapters = rest.pop("data.path", None), rest.pop("adapters", [])
@@ -269,7 +272,8 @@ def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         data = _table(content, "data")
         for key in ("path", "shards"):
             data.pop(key, None)
-        data |= {"shards": [path]} if data.get("kind") == "tars" else {"path": path}
+        is_tars = (data.get("kind") or data_kind(path)) == "tars"
+        data |= {"shards": tars_at(path)} if is_tars else {"path": path}
     if adapters:
         _table(content, "adapters").update(read_adapters(adapters))
     condition_name = _table(content, "data").get("condition", CONDITION)
