@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -687,6 +688,18 @@ def test_too_little_memory_is_one_line(edges, tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("nexus generate: error: not enough memory on cpu for 128x128;")
     assert "--width" in line
+
+
+def test_an_image_that_is_not_finite_is_not_saved_as_a_black_one(edges, tmp_path, monkeypatch, capsys):
+    def broken(*_, output_type, **__):
+        assert output_type == "np"
+        return SimpleNamespace(images=np.full((1, 128, 128, 3), np.nan, np.float32))
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", broken)
+    assert run(edges, tmp_path / "out.png", "--seed", 3) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("nexus generate: error: image of seed 3: expected finite pixels")
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_missing_weights_are_a_failure_of_one_line(edges, tmp_path, monkeypatch, capsys):

@@ -292,9 +292,12 @@ def generate_image(
 ) -> "Image.Image":
     """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
 
-    MemoryError where there is not enough of it, on whichever device.
+    MemoryError where there is not enough of it, on whichever device. InvalidArgument for an image that is not
+    finite.
     """
     import torch
+
+    from nexus_adapters.bases.families import check_finite
 
     # On the CPU on every device, so that a seed means the same noise everywhere.
     generator = torch.Generator().manual_seed(settings["seed"])
@@ -308,6 +311,7 @@ def generate_image(
                 width=settings["width"],
                 height=settings["height"],
                 generator=generator,
+                output_type="np",  # 8-bit pixels do not show what is not finite
             )
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not mentions(error, ("can't allocate memory",)):
@@ -316,7 +320,9 @@ def generate_image(
         raise MemoryError(
             f"not enough memory on {device} for {size}; try a smaller --width and --height"
         ) from error
-    image: Image.Image = output.images[0]
+    with renamed({"images": f"image of seed {settings['seed']}"}):
+        check_finite(output.images)
+    image: Image.Image = model.pipe.numpy_to_pil(output.images)[0]
     return image
 
 

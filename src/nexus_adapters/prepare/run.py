@@ -52,8 +52,9 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
     and preview.html.
 
     Raises:
-        InvalidArgument: for a folder of other settings or with other files, a finished set that lacks a
-            shard or has one of another size, a folder that another run is using, a map that cannot be extracted at all, and where no sample is left.
+        InvalidArgument: for a folder of other settings or with other files, a finished set that lacks a shard
+            or has one of another size, a folder that another run is using, a map that cannot be extracted at
+            all, and where no sample is left.
         OSError: where a worker was killed; finished shards are kept.
     """
     folder = SetFolder(out)
