@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nexus_adapters.choices import CONDITION, DATA_KINDS, PROMPTS
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.extract import read_pairs
-from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options, check_toml
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def run(args: argparse.Namespace) -> int:
         Path(args.out),
     )
     # What needs none of the slow imports below.
-    is_there = request.file is None or request.file.is_file()
-    expect(is_there, "CONFIG", "a TOML file", f"'{args.config}', which does not exist")
+    if args.config is not None:
+        check_toml(args.config, "CONFIG")
     read_adapters(request.given.get("adapters", []))
     with library_logs_as_warnings():
         try:
