@@ -507,7 +507,7 @@ def test_another_sampler_in_the_base_is_another_base(weights, tmp_path):
     evaluate(chosen, {}, tmp_path / "out", show_progress=False)
     file = tmp_path / "base" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.02}))
-    with refused("out", f"'{tmp_path / 'out'}'", expected="base_sha256="):
+    with refused("out", f"'{tmp_path / 'out'}'", expected="weights or configs of the base"):
         evaluate(chosen, {}, tmp_path / "out", show_progress=False)
 
 
