@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tests.refusals import refused
 
 from nexus_adapters.cli import COMMANDS, main
 from nexus_adapters.cli.evaluate import apply_options
@@ -50,13 +51,35 @@ def test_scenes_are_judged_by_the_embedded_clip(tmp_path):
     assert content["settings"]["guidance_scale"] == 2
 
 
-def test_the_kind_auto_overrides_the_one_of_a_file():
+def test_the_kind_auto_overrides_the_one_of_a_file(tmp_path):
     content = {"data": {"kind": "tars"}}
-    apply_options(content, {"data.kind": "auto", "data.path": "images"})
-    assert with_defaults(content)["data"] == {"kind": "folder", "path": "images"}
+    apply_options(content, {"data.kind": "auto", "data.path": str(tmp_path)})
+    assert with_defaults(content)["data"] == {"kind": "folder", "path": str(tmp_path)}
 
 
-def test_defaults_follow_from_the_data_and_the_base():
+def test_the_kind_of_data_is_found_out_as_nexus_prepare_does(tmp_path):
+    (tmp_path / "tars").mkdir()
+    for name in ("tars/1.tar", "tars/0.tar", "table.csv", "index.json"):
+        (tmp_path / name).touch()
+    tars = [str(tmp_path / "tars" / name) for name in ("0.tar", "1.tar")]
+    for path, expected in (
+        (tmp_path / "tars" / "0.tar", {"kind": "tars", "shards": tars[:1]}),
+        (tmp_path / "tars", {"kind": "tars", "shards": tars}),
+        ("s3://b/{0..9}.tar", {"kind": "tars", "shards": ["s3://b/{0..9}.tar"]}),
+        (tmp_path / "table.csv", {"kind": "table", "path": str(tmp_path / "table.csv")}),
+        (tmp_path, {"kind": "prepared", "path": str(tmp_path)}),
+    ):
+        content = {}
+        apply_options(content, {"data.path": str(path)})
+        assert with_defaults(content)["data"] == expected
+    coco = tmp_path / "coco" / "annotations"
+    coco.mkdir(parents=True)
+    (coco / "captions_train2017.json").touch()
+    with refused("data.path", "COCO", hint="nexus prepare"):
+        apply_options({}, {"data.path": str(coco.parent)})
+
+
+def test_defaults_follow_from_the_data_and_the_base(tmp_path):
     scenes = {"guidance_scale": 2.0, "clip": "embedded", "features": "embedded"}
     data = {"kind": "scenes", "split": "test", "count": 500}
     assert with_defaults({}) == {**scenes, "data": data}
@@ -64,8 +87,9 @@ def test_defaults_follow_from_the_data_and_the_base():
     assert with_defaults(few) == {
         "guidance_scale": 2.0, "clip": "", "features": "", "data": {**data, "count": LEAST_FOR_DISTANCES - 1},
     }  # fmt: skip
-    own = {"base": {"path": "x/y"}, "data": {"path": "images"}}
-    assert with_defaults(own) == {**own, "guidance_scale": 7.5, "data": {"kind": "folder", "path": "images"}}
+    path = str(tmp_path)
+    own = {"base": {"path": "x/y"}, "data": {"path": path}}
+    assert with_defaults(own) == {**own, "guidance_scale": 7.5, "data": {"kind": "folder", "path": path}}
     assert with_defaults({"data": {"kind": "table"}})["data"] == {"kind": "table"}
 
 

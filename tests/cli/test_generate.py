@@ -806,6 +806,18 @@ def test_too_little_memory_is_one_line(edges, tmp_path, monkeypatch, capsys):
     assert "--width" in line
 
 
+def test_an_image_that_is_not_finite_is_not_saved_as_a_black_one(edges, tmp_path, monkeypatch, capsys):
+    def broken(*_, output_type, **__):
+        assert output_type == "np"
+        return SimpleNamespace(images=np.full((1, 128, 128, 3), np.nan, np.float32))
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", broken)
+    assert run(edges, tmp_path / "out.png", "--seed", 3) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("nexus generate: error: image of seed 3: expected finite pixels")
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_missing_weights_are_a_failure_of_one_line(edges, tmp_path, monkeypatch, capsys):
     use_weights(monkeypatch, tmp_path)
     assert run(edges, tmp_path / "out.png") == 1

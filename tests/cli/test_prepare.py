@@ -232,6 +232,7 @@ def coco_command():
         (["--conditions", "canny", "--batch-size", "0"], "--batch-size", "got 0"),
         (["--conditions", "canny", "--seed", "-1"], "--seed", "got -1"),
         (["--conditions", "canny", "--count", "-1"], "--count", "got -1"),
+        (["--conditions", "canny", "--count", "0"], "--count", "got 0"),
         (["--conditions", "canny", "--max-aspect", "0.5"], "--max-aspect", "got 0.5"),
         (["--conditions", "canny", "--min-caption-length", "-1"], "--min-caption-length", "got -1"),
         (["--conditions", "canny", "--max-caption-length", "-1"], "--max-caption-length", "got -1"),
@@ -273,6 +274,7 @@ def refused_in_one_line(capsys, name, shown):
         (["named", "--image-column", "picture"], "--image-column", "'picture'"),
         (["scenes"], "--count", "required"),
         (["scenes", "--count", "-1"], "--count", "got -1"),
+        (["scenes", "--count", "0"], "--count", "got 0"),
     ],
 )
 def test_what_is_wrong_with_a_source_names_what_was_typed(tmp_path, monkeypatch, capsys, argv, name, shown):

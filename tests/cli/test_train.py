@@ -233,15 +233,6 @@ def test_an_output_folder_in_use(recipe, tmp_path, capsys):
     assert f"'{tmp_path / 'out'}'" in line
 
 
-def test_a_cache_that_cannot_be_read(root, recipe, tmp_path, capsys):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    (cache / "shard-0.safetensors").write_bytes(b"\x08\x00\x00\x00")
-    line = bad(recipe, capsys, f"cache.folder={cache}")
-    assert line.startswith("cache.folder: ")
-    assert "shard-0.safetensors" in line
-
-
 @pytest.fixture
 def paired(tmp_path):
     """Eight images with maps of their names, of which as many as `damage` says cannot be used."""
@@ -284,3 +275,14 @@ def test_a_batch_whose_bytes_cannot_be_counted_is_refused(recipe, capsys):
     assert main(["train", str(recipe), "--dry-run", *argv]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "training.batch_size: expected a batch of 16384x16384 pixels" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "argument"), [("train", "RECIPE"), ("study", "PLAN"), ("evaluate", "CONFIG")]
+)
+def test_a_folder_or_nothing_in_place_of_a_toml_file(tmp_path, capsys, command, argument):
+    for path, why in ((tmp_path, "is no file"), (tmp_path / "no.toml", "does not exist")):
+        assert (
+            main([command, str(path), *(() if command == "train" else ("--out", str(tmp_path / "out")))]) == 2
+        )
+        assert f"{argument}: expected a TOML file, got '{path}', which {why}" in capsys.readouterr().err

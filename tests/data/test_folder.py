@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.data.image_files import GOOD, encoded, exif, picture
 from tests.refusals import refused
 
@@ -42,6 +43,17 @@ def test_lines_in_their_order(tmp_path):
         ListedSample("sub/a.png", "maps/a.png", ("one", "")),
     ]
     assert read_metadata(folder, "file_name", None, "text")[0].condition is None
+
+
+def test_a_null_is_one_image_without_a_caption(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    rows = [{"file_name": "a.png", "text": None}, {"file_name": "b.png", "text": "None"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = FolderSource(tmp_path)
+    with pytest.raises(BadSample, match="no caption in the metadata"):
+        source.load(0)
+    assert source.load(1).captions == ("None",)
 
 
 GOOD_LINE = {"file_name": "a.png", "text": "a", "edges": "m.png"}

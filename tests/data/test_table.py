@@ -144,6 +144,25 @@ def test_columns_of_paths_bytes_and_pairs(tmp_path, monkeypatch):
                 read(2)
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_words_that_pandas_takes_for_nothing_are_captions(tmp_path, ending):
+    words = ["NA", "null", "None", "nan", "a cat"]
+    separator = "," if ending == "csv" else "\t"
+    rows = [f"{number}.png{separator}{word}" for number, word in enumerate(words)]
+    (tmp_path / f"list.{ending}").write_text("\n".join([f"file_name{separator}text", *rows]))
+    for number in range(len(words)):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+    source = TableSource(tmp_path / f"list.{ending}")
+    assert [source.load(number).captions for number in range(len(words))] == [(word,) for word in words]
+
+
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+def test_another_separator_than_a_comma_is_hinted_at(tmp_path, separator):
+    (tmp_path / "t.csv").write_text(f"file_name{separator}text\na.png{separator}a\n")
+    with refused("image_column", hint="by commas"):
+        TableSource(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl", "list.parquet", "[set] 1/list.csv"])
 def test_single_files_with_paths_next_to_them(tmp_path, name):
     file = tmp_path / name

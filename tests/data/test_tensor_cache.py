@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 import signal
 from pathlib import Path
 
@@ -133,18 +134,25 @@ def test_it_can_be_handed_to_other_processes(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", b"\x10\x00\x00\x00\x00\x00\x00\x00{"])
-def test_a_shard_that_cannot_be_read_is_told_with_its_path(tmp_path, content):
+def test_a_shard_that_cannot_be_read_is_set_aside(tmp_path, content):
     (tmp_path / "shard-1.safetensors").write_bytes(content)
-    with refused("cache.folder", f"'{tmp_path / 'shard-1.safetensors'}'"):
+    with pytest.warns(
+        UserWarning, match=re.escape(f"'{tmp_path / 'shard-1.safetensors.damaged'}' is damaged")
+    ):
         TensorCache(tmp_path)
+    assert (tmp_path / "shard-1.safetensors.damaged").read_bytes() == content
 
 
-def test_a_shard_that_was_cut_short_is_told(tmp_path):
+def test_the_entries_of_a_shard_that_was_cut_short_are_computed_again(tmp_path):
     TensorCache(tmp_path).write({"x": entry(1, (100,))})
-    (shard,) = tmp_path.iterdir()
+    TensorCache(tmp_path).write({"y": entry(2)})
+    shard = next(file for file in tmp_path.iterdir() if file.stat().st_size > 300)
     shard.write_bytes(shard.read_bytes()[:-50])
-    with refused("cache.folder", f"'{shard}'", hint="Delete"):
-        TensorCache(tmp_path)
+    with pytest.warns(UserWarning, match="computed again"):
+        cache = TensorCache(tmp_path)
+    assert cache.missing(["x", "y"]) == ["x"]
+    cache.write({"x": entry(1, (100,))})
+    assert same(TensorCache(tmp_path).read("x"), entry(1, (100,)))  # and no further warning
 
 
 def test_a_folder_that_is_a_file(tmp_path):

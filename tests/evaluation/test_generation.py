@@ -13,7 +13,7 @@ from tests.refusals import refused
 from tests.weights import use_weights, write_tiny
 
 from nexus_adapters import Control, attach, load_adapter, load_base
-from nexus_adapters.bases.families import base_of
+from nexus_adapters.bases.families import base_of, check_finite
 from nexus_adapters.embedded.held_out import load_test_scenes
 from nexus_adapters.evaluation.generation import (
     Sampling,
@@ -49,6 +49,24 @@ def base():
 def plain(base, scenes):
     """The base alone."""
     return generate(base, None, scenes, SAMPLING)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_that_are_not_finite_are_no_black_pictures(value, count):
+    images = np.zeros((3, 4, 5, 3), np.float32)
+    check_finite(images)
+    images[:count, 1, 2, 0] = value
+    with refused("images", f"{count} of 3", expected="finite pixels", hint="float32"):
+        check_finite(images)
+
+
+def test_a_diverged_adapter_is_refused(base, scenes):
+    adapter = load_adapter("t2i")
+    with torch.no_grad():
+        next(adapter.parameters()).fill_(float("nan"))
+    with refused("images", "1 of 1"):
+        generate_batch(base, adapter, scenes[:1], 0, Sampling(steps=1), GenerationSettings())
 
 
 @pytest.mark.parametrize("method", ["t2i", "prime-paper", "slim"])

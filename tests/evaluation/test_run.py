@@ -4,10 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests import tiny
 from tests.conditions import tiny_models
@@ -335,6 +337,16 @@ def test_wrong_input_is_one_error_before_anything_is_generated(tmp_path, changes
     assert not (tmp_path / "out" / "base").exists()
 
 
+def test_a_method_whose_images_are_not_finite_is_named(tmp_path):
+    adapter = load_adapter("t2i")
+    with torch.no_grad():
+        next(adapter.parameters()).fill_(1e38)  # finite, as weights that are saved must be
+    adapter.save_pretrained(tmp_path / "diverged")
+    once = config(replace(SCENES, count=1), num_inference_steps=1)
+    with refused("method mine", "1 of 1", expected="finite pixels"):
+        evaluate(once, {"mine": str(tmp_path / "diverged")}, tmp_path / "out", show_progress=False)
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
     with refused("adapter", "'none'", hint="prime, slim, prime-paper, slim-paper, t2i"):
         evaluate(config(), {"x": "none"}, tmp_path / "out", show_progress=False)
@@ -429,7 +441,7 @@ class TestFolder:
             evaluate(self.of(photos, weights), {}, tmp_path / "out", show_progress=False)
 
     def test_too_few_samples_are_refused(self, photos, weights, tmp_path):
-        with refused("data.count", "all", expected="the 0 samples from 4 on"):
+        with refused("first", "4", expected="fewer than the 4 samples"):
             evaluate(self.of(photos, weights, first=4), {}, tmp_path / "out", show_progress=False)
 
 
@@ -495,7 +507,7 @@ def test_another_sampler_in_the_base_is_another_base(weights, tmp_path):
     evaluate(chosen, {}, tmp_path / "out", show_progress=False)
     file = tmp_path / "base" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.02}))
-    with refused("out", f"'{tmp_path / 'out'}'", expected="base_sha256="):
+    with refused("out", f"'{tmp_path / 'out'}'", expected="weights or configs of the base"):
         evaluate(chosen, {}, tmp_path / "out", show_progress=False)
 
 

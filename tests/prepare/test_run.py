@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 
 import psutil
 import pytest
@@ -20,13 +21,14 @@ from tests.refusals import refused
 from nexus_adapters import __version__
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.prepared_set import SetFolder
 from nexus_adapters.data.samples import Sample
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.prepare.engines import run_local
 from nexus_adapters.prepare.filters import Filters
 from nexus_adapters.prepare.plan import Plan
-from nexus_adapters.prepare.run import prepare
+from nexus_adapters.prepare.run import check_out, prepare
 
 FILES = ["00000.tar", "00001.tar", "00002.tar", "index.json", "preview.html", "skipped.jsonl"]
 
@@ -71,6 +73,23 @@ def test_a_finished_set_is_left_alone(expected, tmp_path):
     assert (result.samples, result.was_finished) == (25, True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert digests(tmp_path) == expected
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "grown"])
+def test_a_finished_set_without_its_shards_is_not_finished(tmp_path, damage):
+    set_of = partial(plan, count=3, filters=Filters(), shard_size=2, conditions={"canny": {}})
+    make(set_of(), tmp_path)
+    shard = tmp_path / "00001.tar"
+    size = shard.stat().st_size
+    if damage == "missing":
+        shard.unlink()
+    else:
+        os.truncate(shard, size + (-1 if damage == "cut" else 1))
+    found = {"missing": "no such file", "cut": f"{size - 1} bytes", "grown": f"{size + 1} bytes"}[damage]
+    with refused("out", found, expected=f"'{shard}' of {size} bytes", hint="Delete"):
+        make(set_of(), tmp_path)
+    with refused("out", found, expected=f"'{shard}' of {size} bytes", hint="Delete"):
+        check_out(SetFolder(tmp_path), set_of().settings())
 
 
 def test_processes_make_the_same_set(expected, tmp_path):
@@ -366,7 +385,7 @@ from functools import partial
 from tests.prepare.test_run import EndlessSource
 from nexus_adapters.prepare.engines import run_local
 from nexus_adapters.prepare.plan import Plan
-from nexus_adapters.prepare.run import prepare
+from nexus_adapters.prepare.run import check_out, prepare
 out, counts = Path(sys.argv[1]), [int(argument) for argument in sys.argv[2:]]
 for count in counts:
     prepare(Plan(EndlessSource(count), {"canny": {}}, shard_size=100), out / str(count), partial(run_local))

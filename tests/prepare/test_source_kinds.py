@@ -43,6 +43,7 @@ def places(tmp_path_factory):
         (coco / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
     (root / "urls.txt").write_text("https://example.com/a.jpg\n")
     (root / "urls.csv").write_text("URL,TEXT\nhttps://example.com/a.jpg,a\n")
+    (root / "urls.json").write_text('[{"url": "x", "caption": "a"}]')
     datasets.Dataset.from_dict({"url": ["x"], "caption": ["a"]}).to_parquet(root / "urls.parquet")
     listed = root / "listed"
     write_folder(listed, 3)
@@ -99,6 +100,24 @@ def test_scenes_urls_and_ids_are_known_by_their_form():
     assert (len(source), root) == (4, "")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"file_name": "a.png", "text": "x"}]',
+        '[\n {"image": "a"}\n]',
+        "[1]",
+        "[]",
+        "3",
+        "null",
+        '"url"',
+        "[[",
+    ],
+)
+def test_json_that_has_no_urls_is_a_table_whatever_is_in_it(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    assert find_kind(str(tmp_path / "t.json")) == "table"
+
+
 def test_cocos_other_split(places):
     source, _ = open_source(SourceOptions(str(places / "coco"), split="val2017"))
     assert len(source) == 2
@@ -134,7 +153,14 @@ def test_what_else_says_which_samples_a_source_has(places, tmp_path):
         ({"path": "{root}/urls.txt"}, "path", "urls.txt', a list of URLs", "images", "img2dataset"),
         ({"path": "{root}/urls.csv"}, "path", "urls.csv', a list of URLs", "images", "img2dataset"),
         ({"path": "{root}/urls.parquet"}, "path", "urls.parquet', a list of URLs", "images", "img2dataset"),
-        ({"path": "no such thing"}, "path", "'no such thing'", "a folder of images", ""),
+        (
+            {"path": "no such thing"},
+            "path",
+            "'no such thing', which does not exist",
+            "a folder of images",
+            "",
+        ),
+        ({"path": "{root}/urls.json"}, "path", "urls.json', a list of URLs", "images", "img2dataset"),
         ({"path": "{root}/folder", "split": "val"}, "split", "'val'", "kind folder", ""),
         ({"path": "{root}/coco", "image_column": "x"}, "image_column", "'x'", "kind coco", ""),
         ({"path": "{root}/coco", "split": "test"}, "split", "'test'", "train2017", ""),

@@ -173,8 +173,9 @@ def test_other_settings_are_measured_again_and_others_stay(finished, root):
 def test_another_recipe_in_the_same_folder_is_refused(finished, root):
     longer = "[train.training]\nmax_train_steps = 3\n[evaluate]"
     changed = study(root, name="longer", text=PLAN.replace("[evaluate]", longer))
-    with refused("cell canny-t2i-0: output_dir", f"'{root / 'study' / 'runs' / 'canny-t2i-0'}'"):
-        run_study(changed)
+    for refuses in (described, run_study):
+        with refused("cell canny-t2i-0: output_dir", f"'{root / 'study' / 'runs' / 'canny-t2i-0'}'"):
+            refuses(changed)
 
 
 CHANGES = {
@@ -224,8 +225,9 @@ def test_a_run_whose_data_have_changed_is_refused(finished, root):
         changed = Study(finished.path)
         assert not is_done(changed, cell)
         before = snapshot(finished.folder / "runs")
-        with refused("cell canny-t2i-0: data", hint="another folder"):
-            run_study(changed)
+        for refuses in (described, run_study):
+            with refused("cell canny-t2i-0: data", hint="another folder"):
+                refuses(changed)
         assert snapshot(finished.folder / "runs") == before
     finally:
         file.write_text(stored)
@@ -357,6 +359,7 @@ def test_losses_are_weighted_as_the_training_samples_timesteps():
     [
         ('clip = "no/where"', "clip", "'no/where'", "a folder or the Hub id of a vision model"),
         ('features = "embedded"', "features", "3", "at least 40 samples"),
+        ("first = 99", "first", "99", "fewer than the"),
     ],
 )
 def test_what_an_evaluation_lacks_is_refused_before_the_training(root, line, name, received, expected):

@@ -125,6 +125,30 @@ def test_a_dry_run_says_what_is_left(root, capsys):
     assert not (root / "none").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_refuses(root, capsys):
+    for name, before, after, key in (
+        ("few", "count = 3 }", "count = 99 }", "data.count"),
+        (
+            "optimizer",
+            "[evaluate]",
+            '[train.adapter]\nstart_from = "no/where"\n[evaluate]',
+            "adapter.start_from",
+        ),
+    ):
+        path = write_plan(root, name, PLAN.replace("/study", f"/{name}").replace(before, after, 1))
+        assert main(["study", str(path), "--out", str(root / "none"), "--dry-run"]) == 2
+        assert key in capsys.readouterr().err
+
+
+def test_scenes_have_the_split_and_count_that_nexus_evaluate_gives_them(root):
+    scenes = '[evaluate]\nbase.path = "embedded"\ndata = {{ kind = "scenes"COUNT }}\n[views'
+    for count, expected in (("", 500), (", count = 2", 2)):
+        parts = PLAN.partition("[evaluate]"), PLAN.partition("[views")
+        path = write_plan(root, "scenes", parts[0][0] + scenes.replace("COUNT", count) + parts[1][2])
+        data = Study(path).evaluation_config(Cell("canny", "base", 0), "own").data
+        assert (data.split, data.count) == ("test", expected)
+
+
 @pytest.mark.parametrize("plan", sorted((ROOT / "benchmarks" / "plans").glob("*.toml")), ids=lambda p: p.stem)
 def test_the_projects_plans_are_valid(plan):
     cells = Study(plan).cells()

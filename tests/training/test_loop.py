@@ -479,6 +479,13 @@ def test_an_observer_is_asked_after_each_step_and_logged(tmp_path):
     ]
 
 
+def test_a_run_that_an_observer_ends_says_so(tmp_path, capsys):
+    trained(tmp_path / "whole", observer=Watcher())
+    assert "ended after" not in capsys.readouterr().err
+    trained(tmp_path / "ended", observer=Watcher(7))
+    assert f"ended after 7 of {STEPS} steps" in capsys.readouterr().err
+
+
 def test_an_observer_ends_a_run_and_resumes(tmp_path):
     module = tiny()
     with pytest.raises(Stopped):

@@ -305,6 +305,16 @@ def test_what_has_no_effect_for_the_kind_of_data_is_refused(kind, key):
         parse_config(content)
 
 
+def test_what_says_where_data_are_names_the_key_that_the_kind_has():
+    for data, name, other in (
+        ({"kind": "tars", "path": "x"}, "path", "shards"),
+        ({"kind": "folder", "shards": ["a.tar"]}, "shards", "path"),
+        ({"kind": "table", "path": "y", "shards": ["a.tar"]}, "shards", "path"),
+    ):
+        with refused(f"data.{name}", expected=f"data.{other} in its place"):
+            parse_config({"output_dir": "o", "data": data})
+
+
 # All other options of the data, with another value.
 ALWAYS_EFFECTIVE = {
     "condition": "depth",

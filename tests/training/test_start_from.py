@@ -18,7 +18,7 @@ from nexus_adapters.adapter.blocks import register_block
 from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.nexus import NexusMethod
-from nexus_adapters.training.checks import check_base
+from nexus_adapters.training.checks import check_base, check_place
 from nexus_adapters.training.recipe import dump_config, load_run_recipe, parse_config
 from nexus_adapters.training.run import dry_run, train_adapter
 from nexus_adapters.training.run_folder import RunFolder
@@ -36,6 +36,16 @@ class Wide(Stage):
 
     def forward(self, x: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
         return self.gate * super().forward(x, prompt_embeds)
+
+
+@pytest.mark.parametrize("below", ["", "adapter", "checkpoints/step-00000002"])
+def test_a_run_does_not_start_from_itself(root, tmp_path, below):
+    out = tmp_path / "out"
+    (out / below).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out)
+    for start in (out / below, tmp_path / "link" / below):
+        with refused("adapter.start_from", f"'{start}' in '{out}'", hint="resume"):
+            check_place(config(root, out, adapter__start_from=str(start)))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+from jaxtyping import Float
 from torch import nn
 
 from nexus_adapters.bases.base import Base
@@ -32,6 +34,17 @@ def known_families() -> Iterator[type[Base]]:
 def family_of(config: Mapping[str, Any]) -> type[Base] | None:
     """The family that recognizes a denoiser's config; None where none does."""
     return next((family for family in known_families() if family.recognizes(config)), None)
+
+
+def check_finite(images: Float[np.ndarray, "b h w 3"]) -> None:
+    """InvalidArgument, named "images", for generated images that are not finite, which would become black."""
+    if not np.isfinite(images).all():
+        raise InvalidArgument(
+            "images",
+            "finite pixels",
+            f"NaN or infinity in {sum(not np.isfinite(image).all() for image in images)} of {len(images)}",
+            "The weights may have diverged in training, or a value exceeds float16: try float32",
+        )
 
 
 def layers(denoiser: nn.Module | Any) -> list[Any]:

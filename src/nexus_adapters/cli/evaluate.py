@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nexus_adapters.choices import CONDITION, DATA_KINDS, PROMPTS
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.extract import read_pairs
-from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options, check_toml
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 if TYPE_CHECKING:
@@ -210,8 +210,8 @@ def run(args: argparse.Namespace) -> int:
         Path(args.out),
     )
     # What needs none of the slow imports below.
-    is_there = request.file is None or request.file.is_file()
-    expect(is_there, "CONFIG", "a TOML file", f"'{args.config}', which does not exist")
+    if args.config is not None:
+        check_toml(args.config, "CONFIG")
     read_adapters(request.given.get("adapters", []))
     with library_logs_as_warnings():
         try:
@@ -257,6 +257,9 @@ def read_recipe(request: EvaluateRequest) -> "EvaluationRecipe":
 
 def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Override the keys of nested tables that options set. `InvalidArgument` names the option."""
+    from nexus_adapters.evaluation.config import data_kind
+    from nexus_adapters.prepare.source_kinds import tars_at
+
     rest = dict(given)
     pairs = {key: rest.pop(key) for key in ("data.extractor", "judge") if key in rest}
     path, adapters = rest.pop("data.path", None), rest.pop("adapters", [])
@@ -269,7 +272,8 @@ def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
         data = _table(content, "data")
         for key in ("path", "shards"):
             data.pop(key, None)
-        data |= {"shards": [path]} if data.get("kind") == "tars" else {"path": path}
+        is_tars = (data.get("kind") or data_kind(path)) == "tars"
+        data |= {"shards": tars_at(path)} if is_tars else {"path": path}
     if adapters:
         _table(content, "adapters").update(read_adapters(adapters))
     condition_name = _table(content, "data").get("condition", CONDITION)

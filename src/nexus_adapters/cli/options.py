@@ -213,6 +213,12 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
     return file
 
 
+def check_toml(path: str, argument: str) -> None:
+    """`InvalidArgument` unless it is a file; whether it is TOML is found out when it is read."""
+    why = "is no file" if os.path.lexists(path) else "does not exist"
+    expect(os.path.isfile(path), argument, "a TOML file", f"'{path}', which {why}")
+
+
 def check_preview(path: str) -> Path:
     """`check_output` of --preview, which overwrites nothing."""
     expect(not os.path.lexists(path), "--preview", "a new file", f"'{path}', which exists")

@@ -98,7 +98,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read what the source names outside its folder: absolute paths, .., captions that are links",
     )
-    group.add_argument("--count", type=int, default=0, metavar="N", help="prepare only the first N samples")
+    group.add_argument("--count", type=int, metavar="N", help="prepare only the first N samples")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -241,6 +241,7 @@ def parse(args: argparse.Namespace) -> PrepareRequest:
     """The arguments as values; `InvalidArgument` names a function's argument or the option."""
     conditions = read_conditions(args.conditions, args.option)
     expect(args.workers is None or args.workers >= 1, "--workers", "at least 1", args.workers)
+    expect(args.count is None or args.count >= 1, "--count", "at least 1", args.count)
     engine = EngineRequest(args.engine, args.workers, args.ray_address, args.gpus_each)
     for option, value in (("--ray-address", engine.ray_address), ("--gpus-each", engine.gpus_each)):
         received = f"{value} with --engine {engine.name}"
@@ -264,7 +265,7 @@ def parse(args: argparse.Namespace) -> PrepareRequest:
             revision=args.revision,
             image_column=args.image_column or "",
             caption_column=args.caption_column or "",
-            count=args.count,
+            count=args.count or 0,
             with_captions=args.captions != "none",
             allow_outside=args.allow_outside,
         ),

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import add_options
+from nexus_adapters.cli.options import add_options, check_toml
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left, then report. The status is 130 after Ctrl-C and 143 after SIGTERM in a training."""
-    expect(Path(args.plan).is_file(), "PLAN", "a TOML file", f"'{args.plan}', which does not exist")
+    check_toml(args.plan, "PLAN")
     out = Path(args.out)
     expect(not out.exists() or out.is_dir(), "--out", "a folder", f"'{out}', which is a file")
     expect(args.images >= 0, "--images", "a number of samples, 0 for none", args.images)

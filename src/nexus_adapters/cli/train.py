@@ -3,11 +3,10 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import add_options, check_preview
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.cli.options import add_options, check_preview, check_toml
+from nexus_adapters.errors import InvalidArgument
 
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the adapter is. The status is 130 after Ctrl-C and 143 after SIGTERM."""
-    expect(Path(args.recipe).is_file(), "RECIPE", "a TOML file", f"'{args.recipe}', which does not exist")
+    check_toml(args.recipe, "RECIPE")
     try:
         from nexus_adapters.training.recipe import load_recipe
     except ImportError as error:

@@ -229,7 +229,8 @@ class FolderSource:
             return item.captions
         if item.text is None:
             file = self._image(index).with_suffix(_TEXTS[0])
-            raise BadSample(f"captions: '{self.key(index)}' has no '{file}'")
+            missing = "caption in the metadata" if self.metadata else f"'{file}'"
+            raise BadSample(f"captions: '{self.key(index)}' has no {missing}")
         file = self.folder / item.text
         return (read_words(file, str(file)),)
 

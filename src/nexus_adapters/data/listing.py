@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from nexus_adapters.data.ignored import Ignored
 from nexus_adapters.errors import InvalidArgument
 
-OUTSIDE_HINT = "With allow_outside = true it is read all the same"
+OUTSIDE_HINT = "With allow_outside = true (--allow-outside of nexus prepare) it is read all the same"
 _READ_ALREADY = "links to folders that are read already"
 
 

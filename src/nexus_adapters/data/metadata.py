@@ -86,11 +86,14 @@ def metadata_columns(file: Path) -> list[str]:
     return [str(name) for name in next((row for _, row in _rows(file)), {})]
 
 
-def _captions(row: Mapping[str, Any], column: str | None, where: str) -> tuple[str, ...]:
+def _captions(row: Mapping[str, Any], column: str | None, where: str) -> tuple[str, ...] | None:
+    """None for a null: of one image that has no caption, as opposed to a column of something else."""
     if column is None:
         return ("",)
     name, key = split_column(column, row)
     value = _value(row, "caption_column", name, where)
+    if value is None:
+        return None
     captions, shown = captions_at(value, key), f"{json.dumps(value)[:60]} as '{name}' in {where}"
     if captions is None:
         texts = "a string or a list of at least one string"

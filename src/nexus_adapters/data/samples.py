@@ -28,6 +28,8 @@ def no_column(argument: str, wanted: str, present: Iterable[object], where: str)
     names = [str(name) for name in present]
     near = get_close_matches(wanted, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else ""
+    if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
+        hint = "Separate the columns by commas, or by tabs in a .tsv"
     there = ", ".join(names) or "none"
     return InvalidArgument(argument, f"a column of {where} ({there})", f"'{wanted}'", hint)
 

@@ -31,8 +31,9 @@ from nexus_adapters.errors import InvalidArgument, one_line
 _IMAGES, _PATHS = "image", "file_name"  # columns that are read where none is named
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {  # of single files: the library's name, and its options
     ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    # A caption may be "NA" or "None": only the library's own readers would take them for no caption.
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -32,6 +33,9 @@ class TensorCache:
 
     Raises:
         InvalidArgument: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
+
+    Warns:
+        Of a damaged shard, which gets another name: its entries are missing, and computed again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,13 +111,16 @@ class TensorCache:
         try:
             with safe_open(shard, framework="pt") as file:
                 keys = sorted(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise InvalidArgument(
-                "cache.folder",
-                "readable shards",
-                f"'{shard}' ({error})",
-                "Delete this file; its entries are computed again",
-            ) from error
+        except SafetensorError as error:  # a shard appears whole or not at all, so the disk has damaged it
+            aside = shard.with_name(f"{shard.name}.damaged")
+            with suppress(FileNotFoundError):  # where another process has done the same
+                shard.rename(aside)
+            warnings.warn(
+                f"cache: '{aside}' is damaged ({error}); its entries are computed again", stacklevel=2
+            )
+            return
+        except OSError as error:
+            raise InvalidArgument("cache.folder", "readable shards", f"'{shard}' ({error})") from error
         parts: dict[str, list[str]] = {}
         for key in keys:
             name, _, part = key.rpartition(_SEPARATOR)

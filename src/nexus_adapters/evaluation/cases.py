@@ -106,10 +106,12 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
         return Cases(data.count, lambda place: _of_scene(config, place))
     samples = open_samples(data, cache_folder, multiple)
     there = len(samples.source) - config.first
-    if there < 1 or there < data.count:
+    if there < 1:
         raise InvalidArgument(
-            "data.count", f"at most the {max(there, 0)} samples from {config.first} on", data.count or "all"
+            "first", f"fewer than the {len(samples.source)} samples there are", config.first
         )
+    if there < data.count:
+        raise InvalidArgument("data.count", f"at most the {there} samples from {config.first} on", data.count)
     captions = _Captions(samples)
     return Cases(
         data.count or there,

@@ -11,10 +11,12 @@ from pydantic.dataclasses import dataclass
 
 from nexus_adapters.bundled import EMBEDDED, guidance_for
 from nexus_adapters.choices import DEFAULT_POLICY, GUIDANCE_SCALE, STEPS, Dtype, Policy, Prompts
+from nexus_adapters.data.prepared_set import is_prepared
 from nexus_adapters.embedded.maps import MAPS
 from nexus_adapters.embedded.scene import SIZE
-from nexus_adapters.errors import expect
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.evaluation.generation import Sampling
+from nexus_adapters.prepare.source_kinds import find_kind
 from nexus_adapters.training.config import (
     AtLeast0,
     BaseOptions,
@@ -136,18 +138,42 @@ class EvaluationRecipe(EvaluationConfig):
 def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     """Nested tables of an evaluation, with the defaults that follow from its data and its base.
 
-    Without a path the data are 500 scenes, which the embedded CLIP scores; with one, an image folder or a
-    prepared set. The guidance scale is the base's. What is given stays, whatever it is.
+    Without a path the data are 500 scenes, which the embedded CLIP scores; with one, of the kind that is
+    there. The guidance scale is the base's. What is given stays, whatever it is.
+
+    InvalidArgument, named "data.path", for a path of no kind that is read.
     """
     data, base = content.get("data", {}), content.get("base", {})
     if not isinstance(data, Mapping) or not isinstance(base, Mapping):
         return dict(content)  # which is refused when it is validated
-    has_data = bool(data.get("path") or data.get("shards"))
-    filled = {"kind": "folder" if has_data else "scenes", **data}
+    filled = data_with_defaults(data)
     own: dict[str, Any] = {"guidance_scale": guidance_for(str(base.get("path", EMBEDDED)))}
     if filled["kind"] == "scenes":
-        filled = {**_SCENES, **filled}
         own["clip"] = EMBEDDED
         count = filled["count"]
         own["features"] = EMBEDDED if isinstance(count, int) and count >= LEAST_FOR_DISTANCES else ""
     return {**own, **content, "data": filled}
+
+
+def data_with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`[data]` with its kind, and for scenes the split and count of an evaluation. As in `with_defaults`."""
+    kind = data.get("kind", "scenes")
+    if "kind" not in data and data.get("shards"):
+        kind = "tars"
+    elif "kind" not in data and data.get("path"):
+        kind = data_kind(str(data["path"]))
+    return {**(_SCENES if kind == "scenes" else {}), "kind": kind, **data}
+
+
+def data_kind(path: str) -> str:
+    """The kind of data at a path, by the rules of `nexus prepare`, and a prepared set, which it makes."""
+    if is_prepared(path):
+        return "prepared"
+    with renamed({"path": "data.path"}):
+        kind = find_kind(path)
+    if kind == "coco":
+        hint = "Run nexus prepare, whose sets are read"
+        raise InvalidArgument(
+            "data.path", "data of a kind that is evaluated", f"'{path}', a COCO folder", hint
+        )
+    return kind

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from nexus_adapters.bases.families import base_of
+from nexus_adapters.bases.families import base_of, check_finite
 from nexus_adapters.bases.tokens import truncation_unlogged
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import STEPS
@@ -85,6 +85,7 @@ def generate_batch(
     """The images of cases whose conditions are of one size, generated together.
 
     `first`: the place of the first one among all cases, which decides their noise. Others as in `generate`.
+    InvalidArgument, named "images", for images that are not finite.
     """
     conditions = [case.condition for case in cases]
     known, denoiser = base_of(base)
@@ -107,6 +108,7 @@ def generate_batch(
         control = method_of(adapter).generating(base, adapter, conditions, settings)
     with control as called, truncation_unlogged(called):
         output: Float[np.ndarray, "b h w 3"] = np.asarray(called(**arguments).images)
+    check_finite(output)
     return list(np.rint(output * 255).astype(np.uint8))
 
 

@@ -22,7 +22,7 @@ from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_base, open_base
 from nexus_adapters.bases.tokens import find_tokenizer
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.evaluation.cases import Case, Cases, content_sha256, open_cases
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE, Evaluation, Measured, batches, collect
@@ -75,7 +75,8 @@ def evaluate(
     Raises:
         InvalidArgument: for data without captions or that cannot be read, too few of them for a distance, an
             adapter that does not fit, a model that does not exist, samples that `held_out_of` was trained
-            on, or a folder of other settings: all before the first image.
+            on, or a folder of other settings: all before the first image; and for a method whose images are
+            not finite.
 
     Warns:
         Of samples that an adapter was trained on, as far as its run's record says so, and where the data's
@@ -247,7 +248,8 @@ def _work(
                     if name == REFERENCE:
                         images = [case.original for case in chosen]
                     else:
-                        images = _images(config, store, places, chosen, base, adapters[name])
+                        with renamed({"images": f"method {name}"}):
+                            images = _images(config, store, places, chosen, base, adapters[name])
                     started = time.perf_counter()
                     scores = scorer(images, chosen)
                     scores["score_s"] = np.array(time.perf_counter() - started)

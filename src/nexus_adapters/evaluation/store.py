@@ -181,9 +181,21 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return content
 
 
+_IN_WORDS = {
+    "data_sha256": "samples (images, maps or captions)",
+    "base_sha256": "weights or configs of the base",
+}
+
+
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
+            if key in _IN_WORDS:
+                raise InvalidArgument(
+                    "out",
+                    f"a new folder for other {_IN_WORDS[key]}",
+                    f"'{folder}', since which they have changed",
+                )
             raise InvalidArgument(
                 "out",
                 f"a new folder for {key}={now.get(key)!r}",

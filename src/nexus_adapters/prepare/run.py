@@ -52,8 +52,9 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
     and preview.html.
 
     Raises:
-        InvalidArgument: for a folder of other settings or with other files, one that another run is using, a
-            map that cannot be extracted at all, and where no sample is left.
+        InvalidArgument: for a folder of other settings or with other files, a finished set that lacks a shard
+            or has one of another size, a folder that another run is using, a map that cannot be extracted at
+            all, and where no sample is left.
         OSError: where a worker was killed; finished shards are kept.
     """
     folder = SetFolder(out)
@@ -118,16 +119,22 @@ def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
 
 
 def _read_finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
-    """What a finished set contains. InvalidArgument where it is of other settings."""
+    """What a finished set contains. InvalidArgument where it is of other settings or lacks a shard."""
     try:
         index = json.loads((folder.path / INDEX).read_text(encoding="utf-8"))
         begun, samples, counts = index["settings"], index["samples"], Counter(index["skipped"])
         version = begun["version"]
+        sizes = {folder.path / shard["file"]: shard["bytes"] for shard in index["shards"]}
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgument(
             "out", "a new or empty folder", f"'{folder.path}', which has an {INDEX} of something else"
         ) from error
     _check_same(begun, settings | {"version": version}, folder.path)
+    for file, size in sizes.items():
+        found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
+        if found != f"{size} bytes":
+            hint = f"Delete '{folder.path}' and run the command again to make the set anew"
+            raise InvalidArgument("out", f"'{file}' of {size} bytes, as {INDEX} says", found, hint)
     return Result(samples, counts, was_finished=True)
 
 

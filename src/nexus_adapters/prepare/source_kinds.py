@@ -140,8 +140,17 @@ def find_kind(path: str) -> SourceKind:
     raise InvalidArgument(
         "path",
         "a folder of images, a COCO folder, tars, the file, folder or Hub id of a data set, or scenes",
-        f"'{path}'",
+        f"'{path}'" + ("" if os.path.lexists(path) else ", which does not exist"),
     )
+
+
+def tars_at(path: str) -> list[str]:
+    """The shards that a path of kind tars names: those in a folder, or itself, which may be a pattern."""
+    place = Path(path)
+    if not place.is_dir():
+        return [path]
+    # Each by its own name, since the folder's may look like a pattern.
+    return [str(file) for file in sorted(place.glob("*.tar"))] or [str(place / "*.tar")]
 
 
 def _lists_urls(table: Path) -> bool:
@@ -153,7 +162,7 @@ def _lists_urls(table: Path) -> bool:
 
 def _columns_of(table: Path) -> list[str]:
     """The columns by a table's beginning; [] where that is not known."""
-    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError, csv.Error, ImportError):
+    with suppress(OSError, ValueError, RecursionError, csv.Error, ImportError):
         if table.suffix.lower() == ".parquet":
             from pyarrow.parquet import read_schema
 
@@ -162,7 +171,10 @@ def _columns_of(table: Path) -> list[str]:
             line = text.readline(_LONGEST_LINE)
         if table.suffix.lower() in (".csv", ".tsv"):
             return next(csv.reader([line], delimiter="," if table.suffix.lower() == ".csv" else "\t"), [])
-        return list(json.loads(line))
+        row = json.loads(line)
+        if isinstance(row, list):  # all rows in one line
+            row = row[0] if row else {}
+        return list(row) if isinstance(row, dict) else []
     return []
 
 
@@ -232,12 +244,8 @@ def _open_tars(options: SourceOptions) -> tuple[Source, str]:
     from nexus_adapters.data.tars import TarSource
 
     place = Path(options.path)
-    inside = [
-        str(file) for file in sorted(place.glob("*.tar"))
-    ]  # by name: a folder's may look like a pattern
-    shards = inside or [str(place / "*.tar") if place.is_dir() else options.path]
     source = TarSource(
-        shards,
+        tars_at(options.path),
         index_folder=options.index_folder,
         with_captions=options.with_captions,
         **_columns(options),

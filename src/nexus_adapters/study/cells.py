@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nexus_adapters.bases.loading import open_base
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE, Measured
 from nexus_adapters.evaluation.provenance import choose_dtype, machine, versions
@@ -34,6 +34,7 @@ from nexus_adapters.study.results import (
     planned_settings,
     save_result,
 )
+from nexus_adapters.training.checks import check_place, check_recipe
 from nexus_adapters.training.config import LossOptions, TrainConfig
 from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.precision import choose_precision
@@ -74,13 +75,11 @@ def _run_cells(study: Study) -> list[Cell]:
                 continue
             if not is_done(study, cell):
                 print(f"[{number}/{len(cells)}] {cell.name}", file=sys.stderr, flush=True)
-                try:
+                with _naming(cell):
                     with deterministic():
                         result = _run(study, cell)
                     with lock(study.folder / "locks" / "results.lock"):
                         save_result(study.results, cell, result)
-                except InvalidArgument as error:
-                    raise error.with_name(f"cell {cell.name}: {error.name}") from error
     return left
 
 
@@ -111,26 +110,30 @@ def _is_trained(config: TrainConfig) -> bool:
 
 
 def described(study: Study) -> str:
-    """A line for each cell: its name, and whether it is done, trained, or to be trained."""
+    """A line for each cell: its name, and whether it is done, trained, or to be trained.
+
+    InvalidArgument as `run_study`, for whatever can be checked without models.
+    """
     lines = []
     for cell in study.cells():
         config = study.train_config(cell)
         is_trained = cell.method == BASE_ALONE or (config is not None and _is_trained(config))
         state = "done" if is_done(study, cell) else "trained" if is_trained else "to train"
+        if state != "done":
+            with _naming(cell):
+                _check(study, cell)
         lines.append(f"{cell.name:40} {state}")
     return "\n".join(lines)
 
 
 def _run(study: Study, cell: Cell) -> CellResult:
     config = study.train_config(cell)
-    for view in study.views():  # fail before the training, not after it
-        evaluation = study.evaluation_config(cell, view)
-        open_evaluation(evaluation)
-        Scorer(evaluation)
+    _check(study, cell)  # fail before the training, not after it
+    for view in study.views():
+        Scorer(study.evaluation_config(cell, view))
     adapters: dict[str, str] = {}
     facts: dict[str, float] = {}
     if config is not None:
-        _check_run(study, cell, Path(config.output_dir))
         adapters[cell.method] = str(train_adapter(config))
         facts |= _facts_of_run(study, cell, Path(config.output_dir))
     views: dict[str, Measured] = {}
@@ -147,6 +150,25 @@ def _run(study: Study, cell: Cell) -> CellResult:
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
     made_with = {"versions": versions(), "machine": machine(), "precision": precision_of(study, cell)}
     return CellResult(_settings(study, cell), facts, views, made_with)
+
+
+@contextmanager
+def _naming(cell: Cell) -> Iterator[None]:
+    """Let an `InvalidArgument` that passes through name the cell."""
+    with renamed(lambda name: f"cell {cell.name}: {name}"):
+        yield
+
+
+def _check(study: Study, cell: Cell) -> None:
+    """`InvalidArgument` for a training or an evaluation of the cell that would be refused. Loads no model."""
+    for view in study.views():
+        open_evaluation(study.evaluation_config(cell, view))
+    config = study.train_config(cell)
+    if config is not None:
+        check_place(config)
+        if not _is_trained(config):
+            check_recipe(config)
+        _check_run(study, cell, Path(config.output_dir))
 
 
 def _check_run(study: Study, cell: Cell, folder: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.evaluation.config import EvaluationConfig, data_with_defaults
 from nexus_adapters.evaluation.run import BASE_ALONE, check_names
 from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import DataOptions, NotNegative, TrainConfig
@@ -191,6 +191,8 @@ class Study:
         if cell.method != BASE_ALONE:
             parts.append(self.plan.methods[cell.method].evaluate)
         merged = _merged(*parts, {"data": {"condition": cell.condition}})
+        if merged["data"].get("kind") == "scenes":
+            merged["data"] = data_with_defaults(merged["data"])
         return validated(EvaluationConfig, _with_homes(merged))
 
     def data_sha256(self, cell: Cell) -> dict[str, str]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -128,6 +129,8 @@ def save_result(path: Path, cell: Cell, result: CellResult) -> None:
 @lru_cache(maxsize=4)  # a study asks for its cells one by one
 def _load_file(path: Path, stamp: tuple[int, ...]) -> Mapping[str, CellResult]:
     try:
+        if not is_zipfile(path):  # NumPy would take it for a pickle, and advise to load it as one
+            raise ValueError("it is no NumPy archive")
         with np.load(path) as arrays:
             cells = json.loads(bytes(arrays[_CELLS]))
             return {name: _cell_result(about, arrays, f"{name}/") for name, about in cells.items()}

@@ -356,6 +356,7 @@ _EFFECTIVE_FOR: dict[str, tuple[str, ...]] = {
     "allow_outside": ("folder", "prepared", "table"),
     "aspect_buckets": ("folder", "prepared", "table", "tars"),
 }
+_PLACES = {"path": "shards", "shards": "path"}  # each -> the other that says where data are
 
 
 def data_agreements(
@@ -372,6 +373,8 @@ def data_agreements(
         value = getattr(data, name)
         kinds_text = ", ".join(for_kinds)
         what = f"no value for data.kind {data.kind!r}, where it has no effect (it is read for {kinds_text})"
+        if name in _PLACES and data.kind in effective[_PLACES[name]]:
+            what = f"data.{_PLACES[name]} in its place, for data.kind {data.kind!r}"
         checks.append((data.kind in for_kinds or value == defaults[name], f"data.{name}", what, repr(value)))
     needs_path = data.kind in effective["path"]
     checks += [

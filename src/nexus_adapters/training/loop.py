@@ -7,6 +7,7 @@ exactly the steps of an uninterrupted one.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -151,6 +152,9 @@ def train(
                 is_due = False
             if signal_number and not is_last:
                 raise Stopped(signal_number, step, run.saved_step)
+    if is_over and step < training.max_train_steps and accelerator.is_main_process:
+        what = "validation has not improved for validation.early_stop_patience times"
+        print(f"training: ended after {step} of {training.max_train_steps} steps: {what}", file=sys.stderr)
     if state.bad_steps == 0:
         run.remove_old()
     return step

@@ -73,6 +73,14 @@ def check_run_folder(config: TrainConfig) -> None:
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InvalidArgument("output_dir", "a folder", f"'{folder}', which is a file")
+    start = config.adapter.start_from
+    if start and Path(os.path.realpath(start)).is_relative_to(os.path.realpath(folder)):
+        raise InvalidArgument(
+            "adapter.start_from",
+            "an adapter outside output_dir, which gets a run of its own",
+            f"'{start}' in '{folder}'",
+            "Leave it out to resume that run, or choose a new output_dir to start from its adapter",
+        )
     if (folder / CONFIG).is_file():
         _check_same(config, folder)
         with warnings.catch_warnings():
