@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -108,6 +109,12 @@ class DataOptions:
     def is_remote(self) -> bool:
         """Whether shards have to be downloaded."""
         return any("://" in shard for shard in self.shards)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the samples can be opened and read without a download."""
+        is_on_hub = self.kind == "table" and not Path(self.path).exists()
+        return not (is_on_hub or self.is_remote)
 
     def __post_init__(self) -> None:
         """A folder with the index of a prepared set is one, also as kind "folder". Data have a resolution."""
