@@ -108,7 +108,7 @@ def test_the_record_may_be_lost(root, started, tmp_path):
     shutil.copytree(started, tmp_path / "a")
     (tmp_path / "a" / "run" / "samples.json").unlink()
     added(tmp_path / "a" / "images")
-    with refused("output_dir", "another data"):
+    with refused("output_dir", "different data"):
         resumed(root, started, tmp_path / "a", tmp_path / "a" / "images")
 
 

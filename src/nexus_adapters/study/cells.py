@@ -39,7 +39,8 @@ from nexus_adapters.training.data_identity import check_same_data
 from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.run import train_adapter
-from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps, flat
+from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps
+from nexus_adapters.training.run_identity import flat
 
 _DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
 

@@ -28,7 +28,8 @@ from nexus_adapters.training.config import HubOptions, TrainConfig
 from nexus_adapters.training.data_identity import TrainedOn
 from nexus_adapters.training.recipe import dump_config
 from nexus_adapters.training.redaction import without_folders
-from nexus_adapters.training.run_folder import ADAPTER, FINISHED, LOG, identity
+from nexus_adapters.training.run_folder import ADAPTER, FINISHED, LOG
+from nexus_adapters.training.run_identity import identity
 
 IMAGES = "images"  # in the run's folder: sheets of validation images
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")

@@ -77,10 +77,10 @@ from nexus_adapters.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
     finished_steps,
-    identity,
     with_absolute_paths,
     write_config,
 )
+from nexus_adapters.training.run_identity import HELD_OUT, identity
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -265,7 +265,7 @@ def _train(
             config.log,
             output,
             options.method,
-            _identity(config, data, batches.encoders_hash, denoiser_hash, accelerator),
+            _identity(config, data, split, batches.encoders_hash, denoiser_hash, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
             validation,
@@ -375,10 +375,17 @@ def _denoiser_hash(base: Base, denoiser: nn.Module) -> str:
 
 
 def _identity(
-    config: TrainConfig, data: DataIdentity, encoders_hash: str, denoiser_hash: str, accelerator: Accelerator
+    config: TrainConfig,
+    data: DataIdentity,
+    split: Split,
+    encoders_hash: str,
+    denoiser_hash: str,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """What a checkpoint belongs to: the recipe, the data, the base, the number of samples in a step."""
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
-    contents = {"data": data.digest, "encoders": encoders_hash, "denoiser": denoiser_hash}
+    contents: dict[str, Any] = {"data": data.digest, "encoders": encoders_hash, "denoiser": denoiser_hash}
+    if not split.is_as_before(config.validation.samples if config.validation.every_steps else 0):
+        contents[HELD_OUT] = len(split.held_out)
     return identity(with_absolute_paths(config)) | contents | {"global_batch_size": batch}
