@@ -299,7 +299,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the values that depend on each other."""
         if isinstance(self.adapter, Mapping):
-            found = adapter_options(self.adapter, self.data.condition, self.base.path)
+            found = adapter_options(self.adapter, self.data.condition, self.base.path, self.output_dir)
             object.__setattr__(self, "adapter", found)
         is_table = isinstance(self.adapter, AdapterOptions)
         expect(is_table, "adapter", "a table", repr(self.adapter))

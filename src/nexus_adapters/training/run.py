@@ -248,7 +248,7 @@ def _train(
     objective = Objective(base, called, places, method, module, precision, config.loss, adapter_prompt)
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
-    if options.start_from_optimizer:
+    if options.start_from_optimizer and not checkpoint_folders(output / CHECKPOINTS):
         first = starting_checkpoint(options.start_from)
         state.restore_optimizer(first, first.state["train"])
 
