@@ -16,6 +16,7 @@ from torch import nn
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.adapter.blocks import register_block
+from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.nexus import NexusMethod
@@ -234,6 +235,19 @@ def test_an_unfinished_run_gives_its_newest_checkpoint(root, trained, tmp_path):
     changes = {"adapter__start_from": str(tmp_path / "unfinished"), **AT_NO_RATE}
     found = NexusAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
     assert same(found.state_dict(), load_file(trained / "checkpoints/step-00000004/average.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["average.safetensors", "state.json", "manifest.json"])
+def test_of_an_unfinished_run_a_damaged_checkpoint_is_skipped(trained, tmp_path, name):
+    unfinished = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(unfinished / "adapter")
+    older, newest = (unfinished / "checkpoints" / f"step-0000000{step}" for step in (2, 4))
+    (newest / name).write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="step-00000004' is skipped"):
+        assert find_saved(unfinished).path == older
+    (older / name).write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="step-00000004' is skipped"), refused("adapter", "step-00000002"):
+        find_saved(unfinished)
 
 
 @pytest.mark.parametrize("method", ["prime", "slim"])

@@ -31,7 +31,7 @@ from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import expect, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 
-_START = "prime"  # what a T2I-Adapter is the start of, unless told otherwise
+_START = "prime"  # the default for what a T2I-Adapter is the start of
 _MEASURED_ON = 32  # pixels of the first feature, per side
 _ROUNDING = 1e-4  # of the features' norm: what the order of float32 sums makes of it, with a margin
 

@@ -176,7 +176,7 @@ class Method(ABC):
         """`InvalidArgument` named "adapter", with both numbers, unless the adapter fits the base."""
 
     def check_saved(self, saved: Saved, base: Base) -> None:  # noqa: B027  # a config may not say enough
-        """As `check_fit`, of an adapter that is not loaded yet, as far as its config tells."""
+        """As `check_fit`, from the config of an adapter that is not loaded yet."""
 
     def configuration(self, saved: Saved) -> str:
         """The name of the method that trains adapters like a saved one that this method recognizes."""

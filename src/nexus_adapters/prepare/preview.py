@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nexus_adapters.files import in_utf8
+from nexus_adapters.errors import in_utf8
 
 ROWS = 12
 _SIDE = 224  # pixels, of a thumbnail's longer side
