@@ -108,6 +108,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def in_utf8(text: str) -> str:
+    """Text with what UTF-8 cannot encode replaced: file names have any bytes, and JSON lone surrogates."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def mentions(error: BaseException, words: Iterable[str]) -> bool:
     """Whether a library's message has one of these words: torch and OpenCV have no class for what they mean.
 

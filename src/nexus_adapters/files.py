@@ -79,11 +79,6 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
         yield stream
 
 
-def in_utf8(text: str) -> str:
-    """Text with what UTF-8 cannot encode replaced: file names have any bytes, and JSON lone surrogates."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8 with the line ends that `text` has, whole or not at all."""
     with replacing(path) as stream:

@@ -21,7 +21,6 @@ from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bases.base import parts_sha256
 from nexus_adapters.bases.families import base_of
 from nexus_adapters.conditions import extract
-from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.cases import Case
@@ -35,7 +34,7 @@ from nexus_adapters.evaluation.store import Store, claim
 from nexus_adapters.methods import GenerationSettings, find_method
 from nexus_adapters.metrics import METRICS, Metric, register_metric
 from nexus_adapters.training.config import BaseOptions, DataOptions
-from nexus_adapters.training.trained_on import record_of
+from nexus_adapters.training.data_identity import UNKNOWN, TrainedOn
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = {"prime": "prime", "t2i": "t2i"}
@@ -393,10 +392,9 @@ class TestFolder:
     def trained(self, photos, weights, tmp_path):
         """An adapter whose run was trained on two of the photos."""
         adapter = shutil.copytree(weights / "canny" / "prime", tmp_path / "run" / "adapter")
-        order = SampleOrder(dict.fromkeys((1, 3), ""), 2, 0)
-        data = DataOptions(kind="folder", path=str(photos))
-        record = record_of(data, FolderSource(photos), order, [1, 3], 100, tmp_path)
-        (adapter / "training.json").write_text(json.dumps(record))
+        source = FolderSource(photos)
+        record = TrainedOn(frozenset(source.content_hash(index)[:16] for index in (1, 3)))
+        (adapter / "training.json").write_text(json.dumps(record.as_json()))
         return adapter
 
     def test_samples_that_an_adapter_was_trained_on_are_counted(self, photos, weights, trained, tmp_path):
@@ -410,12 +408,21 @@ class TestFolder:
         for run in (trained.parent, trained):
             with refused("held_out_of", "2 of 4", hint="--first"):
                 evaluate(chosen, {}, out, show_progress=False, held_out_of=str(run))
-        with refused("held_out_of", "no/where", expected="training.json"):
+        with refused("held_out_of", "no/where", expected="records"):
             evaluate(chosen, {}, out, show_progress=False, held_out_of="no/where")
         assert not out.exists()
         third = self.of(photos, weights, first=2)
         third = dataclasses.replace(third, data=dataclasses.replace(third.data, count=1))
         assert evaluate(third, {}, out, show_progress=False, held_out_of=str(trained.parent))
+
+    def test_a_record_that_does_not_have_all_is_no_proof(self, photos, weights, trained, tmp_path):
+        chosen, out = self.of(photos, weights, first=2), tmp_path / "out"
+        chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, count=1))
+        (trained / "training.json").write_text(json.dumps(UNKNOWN.as_json()))
+        with refused("held_out_of", "does not record", expected="all samples"):
+            evaluate(chosen, {}, out, show_progress=False, held_out_of=str(trained.parent))
+        with pytest.warns(UserWarning, match="mine may have been trained on"):
+            evaluate(chosen, {"mine": str(trained)}, out, show_progress=False)
 
     def test_maps_that_do_not_fit_the_images_are_reported(self, photos, weights, tmp_path):
         lines = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ from nexus_adapters.study.plan import Study, StudyPlan
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.parsing import validated
 from nexus_adapters.training.recipe import dump_config, load_recipe, parse_config, read_toml
-from nexus_adapters.training.run_folder import identity
+from nexus_adapters.training.run_identity import identity
 
 RECIPE = {
     "output_dir": "runs/x",

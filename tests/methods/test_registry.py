@@ -17,7 +17,7 @@ from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.methods import METHODS, find_method, known_methods, method_of
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline
 from nexus_adapters.training.recipe import parse_config
-from nexus_adapters.training.run_folder import differing, identity
+from nexus_adapters.training.run_identity import differing, identity
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KINDS = {

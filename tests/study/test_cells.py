@@ -24,6 +24,7 @@ from nexus_adapters.study.results import (
     save_result,
 )
 from nexus_adapters.training.config import LossOptions
+from nexus_adapters.training.data_identity import record_data
 
 SILENT = "[train]\nlog.every_steps = 100\n"
 ONE_CELL = '[[cells]]\nconditions = ["canny"]\nmethods = ["prime"]\n'
@@ -232,6 +233,21 @@ def test_a_run_whose_data_have_changed_is_refused(finished, root):
     finally:
         file.write_text(stored)
     assert is_done(Study(finished.path), cell)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_without_a_cache_knows_its_data_too(change, root, tmp_path):
+    shutil.copytree(root / "images", tmp_path / "images")
+    text = PLAN.replace("{root}/study", f"{tmp_path}/study")
+    text = text[: text.index("[[cells]]")] + ONE_CELL
+    text += f'[train]\ncache.enabled = false\ndata.path = "{tmp_path}/images"\n'
+    planned, cell = study(root, name="cacheless", text=text), Cell("canny", "prime", 0)
+    folder = planned.run_folder(cell)
+    folder.mkdir(parents=True)
+    record_data(folder, planned.train_data(cell))
+    CHANGES[change](tmp_path / "images")
+    with refused("cell canny-prime-0: data", expected="14 samples", hint="another folder"):
+        run_study(Study(planned.path))
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(finished):

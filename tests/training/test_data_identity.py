@@ -1,4 +1,4 @@
-"""A run resumes on the same data wherever they lie, and on no others."""
+"""A run resumes on the same data wherever they lie, and on no others. It records the trained samples."""
 
 import json
 import os
@@ -9,15 +9,26 @@ from tests import tiny
 from tests.refusals import refused
 from tests.training.runs import config, run, write_images
 
+from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.embedded.scene_source import SceneSource
-from nexus_adapters.training.data_identity import DataIdentity, data_identity
+from nexus_adapters.training.config import DataOptions
+from nexus_adapters.training.data_identity import (
+    RECORD,
+    TRAINED,
+    DataIdentity,
+    TrainedOn,
+    data_identity,
+    identity_of_data,
+    read_trained,
+    trained_on,
+)
 from nexus_adapters.training.run import dry_run
 
 
 def identity_of(folder):
     source = FolderSource(str(folder))
-    return data_identity(source, len(source), True)
+    return data_identity(source, len(source))
 
 
 def rewritten(folder, change):
@@ -97,7 +108,7 @@ def test_the_record_may_be_lost(root, started, tmp_path):
     shutil.copytree(started, tmp_path / "a")
     (tmp_path / "a" / "run" / "samples.json").unlink()
     added(tmp_path / "a" / "images")
-    with refused("output_dir", "another data"):
+    with refused("output_dir", "different data"):
         resumed(root, started, tmp_path / "a", tmp_path / "a" / "images")
 
 
@@ -152,15 +163,180 @@ class Many(SceneSource):
 
 def test_of_many_samples_a_part_is_compared():
     source = Many(250_000)
-    found = data_identity(source, len(source), True)
+    found = data_identity(source, len(source))
     assert len(source.hashed) == len(found.hashes) == 10_000
     assert max(source.hashed) > 240_000
+    assert not found.is_whole
     other = DataIdentity(found.count, ("", *found.hashes[1:]))
     assert found.change(other) == "1 of 10,000 samples that were compared changed"
 
 
 def test_what_would_have_to_be_downloaded_goes_by_its_name():
     source = Many(20)
-    found = data_identity(source, 20, False)
+    found = data_identity(source, 20, is_fetched=True)
     assert source.hashed == []
     assert len(set(found.hashes)) == 20
+
+
+@pytest.mark.parametrize("count", [10_001, 15_000, 19_999])
+def test_those_compared_are_spread_over_all(count):
+    source = Many(count)
+    data_identity(source, count)
+    gaps = {b - a for a, b in zip(source.hashed, [*source.hashed[1:], count], strict=True)}
+    assert len(source.hashed) == 10_000
+    assert gaps <= {1, 2}
+
+
+def folder_data(folder, **changes):
+    return DataOptions(kind="folder", path=str(folder), resolution=64, **changes)
+
+
+def recorded(root, images, out, trained, steps=100, **changes):
+    """What a run on a folder records, and the source."""
+    source = FolderSource(images)
+    order = SampleOrder(dict.fromkeys(trained, ""), 2, 0)
+    chosen = config(root, out, data__path=str(images), training__max_train_steps=steps, **changes)
+    return trained_on(chosen, source, data_identity(source, len(source)), order, trained), source, order
+
+
+def indices_in(record, source):
+    return {index for index in range(len(source)) if record.has(source.content_hash(index))}
+
+
+def test_a_record_names_the_trained_samples_by_content(root, tmp_path):
+    images = write_images(tmp_path / "images", 6)
+    record, source, _ = recorded(root, images, tmp_path / "run", [0, 2, 5])
+    assert indices_in(record, source) == {0, 2, 5}
+    assert record.is_complete
+    images.rename(tmp_path / "moved")
+    assert indices_in(record, FolderSource(tmp_path / "moved")) == {0, 2, 5}
+
+
+def test_of_a_run_that_did_not_see_all_samples_those_it_saw_are_recorded(root, tmp_path):
+    images = write_images(tmp_path / "images", 12)
+    record, source, order = recorded(root, images, tmp_path / "run", range(12), steps=2)
+    assert indices_in(record, source) == {int(i) for step in range(2) for i in order.at(step)}
+
+
+def test_an_unreadable_sample_is_left_out_of_the_record_and_changes_the_data(root, tmp_path):
+    images = write_images(tmp_path / "images", 4)
+    before = identity_of_data(folder_data(images), tmp_path)
+    (images / "01.png").unlink()
+    record, _, _ = recorded(root, images, tmp_path / "run", range(3))
+    assert len(record.samples) == 2
+    assert before.change(identity_of_data(folder_data(images), tmp_path)) == "1 of 4 samples changed"
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_large_data_are_recorded_where_their_hashes_are_known(root, tmp_path, is_cached):
+    source = FolderSource(write_images(tmp_path / "images", 6))
+    order = SampleOrder(dict.fromkeys(range(6), ""), 2, 0)
+    chosen = config(root, tmp_path / "run", training__max_train_steps=9, cache__enabled=is_cached)
+    part = DataIdentity(6, data_identity(source, 6).hashes[::2])
+    record = trained_on(chosen, source, part, order, range(6))
+    assert indices_in(record, source) == (set(range(6)) if is_cached else set())
+    assert record.is_complete == is_cached
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_complete"),
+    [
+        ({"data__kind": "scenes", "data__count": 4, "data__path": "", "data__resolution": 128}, True),
+        ({"data__kind": "tars", "data__shards": ["https://a.org/0.tar"], "data__path": ""}, False),
+    ],
+)
+def test_what_no_evaluation_has_and_what_is_unknown(root, tmp_path, changes, is_complete):
+    source = SceneSource(4)
+    order = SampleOrder(dict.fromkeys(range(4), ""), 2, 0)
+    chosen = config(root, tmp_path / "run", **changes)
+    record = trained_on(chosen, source, data_identity(source, 4), order, range(4))
+    assert record == TrainedOn(is_complete=is_complete)
+
+
+@pytest.mark.parametrize(("first", "count"), [(1, 0), (0, 3)])
+def test_the_identity_is_of_the_samples_that_are_used(first, count, tmp_path):
+    images = write_images(tmp_path / "images", 4)
+    whole = identity_of_data(folder_data(images), tmp_path)
+    part = identity_of_data(folder_data(images, count=count), tmp_path, first)
+    assert (part.count, part.hashes) == (3, whole.hashes[first : first + 3])
+    (images / ("00.png" if first else "03.png")).write_bytes((images / "02.png").read_bytes())
+    assert identity_of_data(folder_data(images, count=count), tmp_path, first) == part
+    assert identity_of_data(folder_data(images), tmp_path) != whole
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        DataOptions(kind="scenes", count=3),
+        DataOptions(kind="table", path="owner/name"),
+        DataOptions(kind="tars", shards=("https://example.org/0.tar",), caption_column="txt"),
+        DataOptions(kind="folder", path="no/where"),
+    ],
+)
+def test_what_is_not_here_has_no_identity(options, tmp_path):
+    assert identity_of_data(options, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"trained_on": 3}',
+        '{"trained_on": {"samples": 3, "is_complete": true}}',
+        '{"trained_on": {"samples": "é", "is_complete": true}}',
+    ],
+)
+def test_other_records_say_nothing(content, tmp_path):
+    assert read_trained(tmp_path) is None
+    (tmp_path / "training.json").write_text(content)
+    assert read_trained(tmp_path) is None
+
+
+def test_hashes_are_computed_once(tmp_path, monkeypatch):
+    images = write_images(tmp_path / "images", 3)
+    first = identity_of_data(folder_data(images), tmp_path)
+    monkeypatch.setattr(FolderSource, "content_hash", lambda *given: pytest.fail("hashed again"))
+    assert identity_of_data(folder_data(images), tmp_path) == first
+
+
+def test_a_run_records_what_it_and_its_start_were_trained_on(root, tmp_path):
+    """With and without a cache; from a run, a checkpoint, a published adapter, and one of unknown data."""
+    others = write_images(tmp_path / "others", 16)
+    for place in range(16):
+        tiny.image(seed=500 + place).save(others / f"{place:02d}.png")
+    tiny.image(seed=9).save(others / "more.png")
+    first, theirs, ours = tmp_path / "first", FolderSource(root / "images"), FolderSource(others)
+    run(root, first)
+    assert len(indices_in(read_trained(first), theirs)) == 4  # two steps of two
+    published = shutil.copytree(first / "adapter", tmp_path / "published")
+    assert read_trained(published) == read_trained(first)
+    unknown = shutil.copytree(published, tmp_path / "unknown")
+    (unknown / "training.json").unlink()
+    starts = {first: True, first / "checkpoints" / "step-00000002": True, published: True, unknown: False}
+    for number, (start, is_known) in enumerate(starts.items()):
+        out, is_last = tmp_path / str(number), number == len(starts) - 1
+        chosen = {"adapter__start_from": str(start), "data__path": str(others)}
+        trained = config(root, out, **chosen, cache__enabled=is_last)
+        source = FolderSource(others)
+        order = SampleOrder(dict.fromkeys(range(16), ""), 2, 0)
+        record = trained_on(trained, source, data_identity(source, 16), order, range(16))
+        assert len(indices_in(record, ours)) == 4
+        assert len(indices_in(record, theirs)) == (4 if is_known else 0)
+        assert record.is_complete == is_known
+    out = tmp_path / "second"
+    changes = {"adapter__start_from": str(first), "data__path": str(others), "cache__enabled": False}
+    with pytest.warns(UserWarning, match="more.png") as caught:
+        run(root, out, **changes, training__schedule="constant")
+    assert len([each for each in caught if "more.png" in str(each.message)]) == 1
+    record = read_trained(out)
+    assert (len(indices_in(record, ours)), len(indices_in(record, theirs))) == (4, 4)
+    assert (
+        json.loads((out / "adapter" / "training.json").read_text())["trained_on"]
+        == (record.as_json()["trained_on"])
+    )
+    assert (out / RECORD).is_file()
+    assert (out / TRAINED).is_file()

@@ -33,7 +33,7 @@ from nexus_adapters.training.loop import DivergedError
 from nexus_adapters.training.precision import Precision
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.recipe_samples import open_samples, open_training_source
-from nexus_adapters.training.run_folder import flat
+from nexus_adapters.training.run_identity import flat
 from nexus_adapters.training.validation_images import (
     ValidationInput,
     generate_validation_images,

@@ -10,7 +10,7 @@ from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.embedded.scene_source import SceneSource
 from nexus_adapters.training.config import DataOptions
-from nexus_adapters.training.recipe_samples import split_samples
+from nexus_adapters.training.recipe_samples import Split, split_samples
 from nexus_adapters.training.run import dry_run
 
 
@@ -45,6 +45,23 @@ def test_how_many_are_held_out(count, wanted, batch_size, expected):
 
 
 VALIDATED = {"validation__every_steps": 2, "validation__images": 1}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "trained", "wanted", "is_same"),
+    [
+        (3, 27, 32, True),
+        (4, 27, 32, False),
+        (2, 10, 2, False),
+        (2, 38, 2, True),
+        (0, 12, 4, False),
+        (0, 9, 4, True),
+        (0, 12, 0, True),
+    ],
+)
+def test_which_splits_are_those_of_earlier_versions(held_out, trained, wanted, is_same):
+    split = Split(dict.fromkeys(range(trained), ""), dict.fromkeys(range(90, 90 + held_out), ""), [])
+    assert split.is_as_before(wanted) == is_same
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -4,6 +4,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from itertools import product
 
 import pytest
@@ -16,6 +17,7 @@ from nexus_adapters.training.checkpoint import TrainState, latest_checkpoint
 from nexus_adapters.training.config import CheckpointOptions, LogOptions, TrainingOptions
 from nexus_adapters.training.loop import DivergedError, Stopped, step_generator, train
 from nexus_adapters.training.optimizer import build_optimizer, learning_rate_at
+from nexus_adapters.training.run_identity import HELD_OUT
 
 STEPS = 12
 
@@ -410,11 +412,90 @@ def test_a_run_that_lost_its_checkpoints_does_not_start_again(tmp_path, kind):
     assert files(tmp_path) == before
 
 
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def killed_at(step, module):
+    def losses(now):
+        if now == step:
+            raise KilledError
+        return losses_of(module)(now)
+
+    return losses
+
+
+def damaged(output_dir, *steps):
+    for step in steps:
+        os.truncate(output_dir / "checkpoints" / f"step-{step:08d}" / "module.safetensors", 40)
+
+
+@pytest.mark.parametrize(
+    ("keep", "saved", "damage", "first_left", "left"),
+    [  # what a step after resuming leaves, and the next checkpoint
+        (1, [5, 10], [10], [5, 10], [5, 6]),
+        (2, [5, 10], [10], [5, 10], [5, 6]),
+        (2, [4, 8, 10], [8, 10], [4, 8, 10], [4, 5]),
+        (1, [4, 8, 10], [4], [10], [10, 11]),
+        (2, [3, 6, 9], [6], [3, 6, 9], [3, 6, 9, 10]),
+        (1, [3, 6, 9], [9], [6, 9], [6, 7]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:checkpoint:UserWarning")
+def test_damaged_checkpoints_are_not_kept_for_healthy_ones(
+    tmp_path, reference, keep, saved, damage, first_left, left
+):
+    def attempt(end, every, **kept):
+        module = tiny()
+        with pytest.raises(KilledError):
+            trained(tmp_path, module, killed_at(end, module), every=every, kept=kept)
+
+    for step in saved:
+        attempt(step, step, keep=9)
+    damaged(tmp_path, *damage)
+    start = max({*saved} - {*damage})
+    attempt(start + 1, 99, keep=keep)
+    assert steps_saved(tmp_path) == first_left
+    attempt(start + 1, start + 1, keep=keep)
+    assert steps_saved(tmp_path) == left
+    damaged(tmp_path, start + 1)  # of which it was not known whether a step can follow it
+    assert same(trained(tmp_path, kept={"keep": keep}), reference)
+
+
+@pytest.mark.parametrize(("damage", "healthy"), [([10], 5), ([8], 5), ([5, 10], None), ([5], 8)])
+@pytest.mark.filterwarnings("ignore:checkpoint:UserWarning")
+def test_no_damaged_checkpoint_is_called_healthy(tmp_path, damage, healthy):
+    for step in (5, 8, 10):
+        module = tiny()
+        with pytest.raises(KilledError):
+            trained(tmp_path, module, killed_at(step, module), every=step, kept={"keep": 9})
+    damaged(tmp_path, *damage)
+    module = tiny()
+    with pytest.raises(DivergedError) as caught:
+        trained(tmp_path, module, poisoned(module, {*range(99)}), kept={"keep": 9}, max_bad_steps=2)
+    named = [step for step in (5, 8, 10) if f"step-{step:08d}" in str(caught.value)]
+    assert named == [step for step in (healthy,) if step]
+
+
+@pytest.mark.parametrize("left", [3, 6])
+def test_going_back_to_an_older_checkpoint_is_reported(tmp_path, reference, left):
+    trained(tmp_path, every=3, kept={"keep": 9})
+    for step in steps_saved(tmp_path):
+        if step > left:
+            shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}")
+    with pytest.warns(UserWarning, match=f"saved at step 12, .* resumes from step {left}$") as caught:
+        assert same(trained(tmp_path, every=3), reference)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(tmp_path, every=3)
+
+
 def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
     now = {"seed": 1, "data": "of 12 samples", "encoders": "a", "denoiser": "b"}
     trained(tmp_path / "now", identity=now)
     trained(tmp_path / "now", identity=now, losses=lambda step: 1 / 0)
-    for key, what in (("data", "another data"), ("encoders", "text encoder"), ("denoiser", "UNet")):
+    for key, what in (("data", "different data"), ("encoders", "text encoder"), ("denoiser", "UNet")):
         with refused("output_dir", what, hint="adapter.start_from"):
             trained(tmp_path / "now", identity=now | {key: "else"})
     with refused("output_dir", "2", expected="seed 1"):
@@ -422,6 +503,12 @@ def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
     trained(tmp_path / "before", identity={"seed": 1, "samples": "by their names"})
     with pytest.warns(UserWarning, match="not compared"):
         trained(tmp_path / "before", identity=now, losses=lambda step: 1 / 0)
+    for identity in (now, {"seed": 1, "samples": "by their names"}):
+        out = tmp_path / f"held out {len(identity)}"
+        trained(out, identity=identity)
+        with warnings.catch_warnings(), refused("output_dir", "held-out samples"):
+            warnings.simplefilter("ignore")  # that data are not compared
+            trained(out, identity=now | {HELD_OUT: 4})
     with pytest.warns(UserWarning, match="not compared"), refused("output_dir", "2", expected="seed 1"):
         trained(tmp_path / "before", identity=now | {"seed": 2})
 

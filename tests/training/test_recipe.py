@@ -17,7 +17,8 @@ from nexus_adapters.methods.nexus import NexusOptions
 from nexus_adapters.methods.t2i import T2IOptions
 from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.recipe import dump_config, load_recipe, load_run_recipe, parse_config
-from nexus_adapters.training.run_folder import check_run_folder, identity
+from nexus_adapters.training.run_folder import check_run_folder
+from nexus_adapters.training.run_identity import identity
 
 LEAST = 'output_dir = "out"\n[data]\npath = "images"\n'
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.methods.built import build
 from tests.refusals import refused
-from tests.training.runs import SMALL_UNET, config, run, weightless
+from tests.training.runs import SMALL_UNET, config, recipe, run, weightless
 from torch import nn
 
 from nexus_adapters import NexusAdapter
 from nexus_adapters.adapter.blocks import register_block
+from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.adapter.stage import Stage
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.nexus import NexusMethod
@@ -208,12 +210,54 @@ def test_an_optimizers_state_that_does_not_fit(root, trained, tmp_path, source, 
             work(root, tmp_path / "out", **changes, **start)
 
 
+@pytest.mark.parametrize(("method", "takes_optimizer"), [("prime", True), ("", False)])
+def test_a_run_resumes_without_what_it_started_from(root, trained, tmp_path, method, takes_optimizer):
+    """Once it has a checkpoint; until then its start is needed, and another start is another run."""
+    shutil.copytree(trained, tmp_path / "first")
+    changes: dict[str, Any] = CONTINUED | {
+        "adapter__start_from": str(tmp_path / "first"),
+        "adapter__start_from_optimizer": takes_optimizer,
+        "training__schedule": "constant",
+        "log__every_steps": 1000,
+    }
+
+    def attempt(out, **given):
+        chosen = recipe(root, tmp_path / out, **changes | given)
+        chosen["adapter"] = {key: value for key, value in chosen["adapter"].items() if key != "method"}
+        if method:
+            chosen["adapter"]["method"] = method
+        return train_adapter(parse_config(chosen))
+
+    attempt("out")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    found = NexusAdapter.from_pretrained(attempt("out", training__max_train_steps=4))
+    assert (found.config.heads, found.config.head_width) == (2, 3)
+    assert json.loads((tmp_path / "out" / "trained_on.json").read_bytes())["trained_on"]["is_complete"]
+    with refused("adapter.start_from_optimizer" if takes_optimizer else "adapter.start_from", "first"):
+        attempt("new")
+    with refused("output_dir" if method else "adapter.start_from"):
+        attempt("out", adapter__start_from=str(tmp_path / "other"), training__max_train_steps=5)
+
+
 def test_an_unfinished_run_gives_its_newest_checkpoint(root, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "unfinished")
     shutil.rmtree(tmp_path / "unfinished" / "adapter")
     changes = {"adapter__start_from": str(tmp_path / "unfinished"), **AT_NO_RATE}
     found = NexusAdapter.from_pretrained(run(root, tmp_path / "out", **changes))
     assert same(found.state_dict(), load_file(trained / "checkpoints/step-00000004/average.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["average.safetensors", "state.json", "manifest.json"])
+def test_of_an_unfinished_run_a_damaged_checkpoint_is_skipped(trained, tmp_path, name):
+    unfinished = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(unfinished / "adapter")
+    older, newest = (unfinished / "checkpoints" / f"step-0000000{step}" for step in (2, 4))
+    (newest / name).write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="step-00000004' is skipped"):
+        assert find_saved(unfinished).path == older
+    (older / name).write_bytes(b"{}")
+    with pytest.warns(UserWarning, match="step-00000004' is skipped"), refused("adapter", "step-00000002"):
+        find_saved(unfinished)
 
 
 @pytest.mark.parametrize("method", ["prime", "slim"])

@@ -19,7 +19,8 @@ from nexus_adapters import NexusAdapter, load_adapter
 from nexus_adapters.cli import main
 from nexus_adapters.files import file_sha256
 from nexus_adapters.training.recipe import dump_config, first_version_adapter, load_recipe, load_run_recipe
-from nexus_adapters.training.run_folder import check_run_folder, differing, identity
+from nexus_adapters.training.run_folder import check_run_folder
+from nexus_adapters.training.run_identity import differing, identity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEP = "checkpoints/step-00000002"

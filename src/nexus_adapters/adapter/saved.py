@@ -10,26 +10,16 @@ import math
 import os
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.adapter.arguments import (
-    FORMAT,
-    check_format_version,
-    check_saved_config,
-    shown,
-)
+from nexus_adapters.adapter.arguments import FORMAT, check_format_version, check_saved_config, shown
 from nexus_adapters.adapter.layout import check_layout
-from nexus_adapters.adapter.weights import (
-    HASH,
-    TensorEntry,
-    hash_tensors,
-    read_header,
-    variant_in_name,
-)
+from nexus_adapters.adapter.weights import HASH, TensorEntry, hash_tensors, read_header, variant_in_name
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import CONDITION
 from nexus_adapters.errors import InvalidArgument, expect, one_line
@@ -216,13 +206,17 @@ def _of_folder(source: str, folder: Path) -> Saved:
 
 
 def _of_run(source: str, folder: Path) -> Saved:
-    """The finished adapter, else the newest checkpoint."""
+    """The finished adapter, else the newest undamaged checkpoint, with a warning for each damaged one."""
     if (folder / RUN_ADAPTER / CONFIG).is_file():
         return _of_folder(source, folder / RUN_ADAPTER)
-    checkpoints = sorted((folder / RUN_CHECKPOINTS).glob("step-*"))
-    whole = [path for path in checkpoints if (path / CHECKPOINT_MANIFEST).is_file()]
-    expect(bool(whole), "adapter", _EXPECTED, f"'{source}', a training run without a checkpoint")
-    return _of_checkpoint(source, whole[-1])
+    checkpoints = sorted((folder / RUN_CHECKPOINTS).glob("step-*"), reverse=True)
+    expect(bool(checkpoints), "adapter", _EXPECTED, f"'{source}', a training run without a checkpoint")
+    for path in checkpoints[:-1]:
+        try:
+            return _of_checkpoint(source, path)
+        except InvalidArgument as error:
+            warnings.warn(f"adapter: the checkpoint '{path}' is skipped ({one_line(error)})", stacklevel=2)
+    return _of_checkpoint(source, checkpoints[-1])
 
 
 def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Saved:

@@ -1,7 +1,6 @@
 """`nexus train`: train an adapter from a recipe, or resume an interrupted run."""
 
 import argparse
-import os
 import sys
 
 from nexus_adapters.cli import library_logs_as_warnings
@@ -36,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     page = None if args.preview is None else check_preview(args.preview)
 
     with library_logs_as_warnings():
+        from nexus_adapters.training.distributed import is_main_process
         from nexus_adapters.training.loop import Stopped
         from nexus_adapters.training.run import dry_run, train_adapter
 
@@ -47,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
         except Stopped as stop:
             print(f"{args.prog}: {stop}; run the same command to resume", file=sys.stderr)
             return stop.exit_status
-    if os.environ.get("RANK", "0") == "0":  # several processes say it once
+    if is_main_process():
         print(folder)
     return 0

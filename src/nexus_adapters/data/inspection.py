@@ -11,7 +11,7 @@ from nexus_adapters.bases.tokens import token_counts, token_limit
 from nexus_adapters.data.crop import Size
 from nexus_adapters.data.feed import Skipped
 from nexus_adapters.data.samples import BadSample, Sample, Source
-from nexus_adapters.files import in_utf8
+from nexus_adapters.errors import in_utf8
 from nexus_adapters.progress import progress
 
 LOOKED_AT = 1000  # samples, evenly spaced over larger data sets

@@ -12,8 +12,7 @@ from PIL import Image
 
 from nexus_adapters.data.inspection import evenly_spaced
 from nexus_adapters.data.samples import BadSample
-from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.files import in_utf8
+from nexus_adapters.errors import InvalidArgument, in_utf8
 
 ROWS = 12
 _SIDE = 224  # pixels, of a thumbnail's longer side

@@ -22,8 +22,8 @@ from nexus_adapters.embedded.scene import SHAPES, Scene, Split
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.progress import progress
+from nexus_adapters.training.data_identity import TrainedOn
 from nexus_adapters.training.recipe_samples import open_samples
-from nexus_adapters.training.trained_on import TrainedOn
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,13 @@ class Cases:
             raise IndexError(f"place: expected 0 to {self._count - 1}, got {place}")
         return self._load(place)
 
+    @property
+    def may_be_trained(self) -> bool:
+        """Whether a run can have been trained on the samples: on scenes none was."""
+        return self._content_hash is not None
+
     def count_trained(self, record: TrainedOn) -> int:
-        """How many of the samples a run was trained on. `InvalidArgument` for one that cannot be read."""
+        """How many of the samples a record has. `InvalidArgument` for one that cannot be read."""
         if self._content_hash is None:
             return 0
         try:

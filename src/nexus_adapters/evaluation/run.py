@@ -36,12 +36,13 @@ from nexus_adapters.methods import GenerationSettings, load_saved, method_for, m
 from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.metrics import find_metric
 from nexus_adapters.progress import progress
+from nexus_adapters.training.data_identity import read_trained
 from nexus_adapters.training.distributed import leave_together
-from nexus_adapters.training.trained_on import read_record
 
 BASE_ALONE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
 LEAST_OF_REFERENCE = 0.9  # of metrics whose best value is 1: less is a fault of the maps or the judge
+_NOT_ALL = "does not record all samples that it, or the adapter it started from, was trained on"
 SCORING_FIELDS = ("features", "clip", "judge")  # they change no image
 
 
@@ -166,9 +167,9 @@ def check_names(names: Iterable[str], argument: str) -> None:
 def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved]) -> None:
     """`InvalidArgument` for samples that `held_out_of` was trained on; warn of those of the adapters."""
     if held_out_of:
-        record = read_record(Path(held_out_of))
+        record = read_trained(Path(held_out_of))
         if record is None:
-            expected = "the folder of a finished run whose training.json says what it was trained on"
+            expected = "the folder of a run that records which samples it was trained on"
             raise InvalidArgument("held_out_of", expected, f"'{held_out_of}'")
         if count := cases.count_trained(record):
             raise InvalidArgument(
@@ -177,14 +178,24 @@ def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved
                 f"'{held_out_of}', which was trained on {count} of {len(cases)}",
                 "Evaluate other data, or other samples by --first and --count",
             )
+        if not record.is_complete and cases.may_be_trained:
+            raise InvalidArgument(
+                "held_out_of",
+                "a run that records all samples it was trained on",
+                f"'{held_out_of}', which {_NOT_ALL}",
+            )
     for name, each in adapters.items():
-        record = read_record(each.path)
-        if record is not None and (count := cases.count_trained(record)):
+        record = read_trained(each.path)
+        if record is None:
+            continue
+        if count := cases.count_trained(record):
             warnings.warn(
                 f"{name} was trained on {count} of the {len(cases)} samples, so its scores do not show what "
                 "it does with new ones",
                 stacklevel=3,
             )
+        elif not record.is_complete and cases.may_be_trained:
+            warnings.warn(f"{name} may have been trained on some of the samples: it {_NOT_ALL}", stacklevel=3)
 
 
 def _check_reference(reference: Measured) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import is_leftover, replacing, write_json
-from nexus_adapters.training.run_folder import flat
+from nexus_adapters.training.run_identity import flat
 
 SETTINGS = "settings.json"
 UNREADABLE_ARCHIVE = (

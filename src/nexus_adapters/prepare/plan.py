@@ -19,8 +19,8 @@ from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, Captions, ImageForma
 from nexus_adapters.conditions import find_extractor
 from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.samples import Source
-from nexus_adapters.errors import InvalidArgument, renamed
-from nexus_adapters.files import file_sha256, in_utf8
+from nexus_adapters.errors import InvalidArgument, in_utf8, renamed
+from nexus_adapters.files import file_sha256
 from nexus_adapters.prepare.filters import Filters
 
 FORMAT = 1  # of prepared sets; one of another number cannot be resumed

@@ -36,11 +36,12 @@ from nexus_adapters.study.results import (
 )
 from nexus_adapters.training.checks import check_place, check_recipe
 from nexus_adapters.training.config import LossOptions, TrainConfig
+from nexus_adapters.training.data_identity import check_same_data
 from nexus_adapters.training.loss import timesteps_at
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.run import train_adapter
-from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps, flat
-from nexus_adapters.training.trained_on import read_record
+from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps
+from nexus_adapters.training.run_identity import flat
 
 _DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
 
@@ -173,14 +174,9 @@ def _check(study: Study, cell: Cell) -> None:
 
 def _check_run(study: Study, cell: Cell, folder: Path) -> None:
     """`InvalidArgument` for a run that was trained on the data as they were before they changed."""
-    record, now = read_record(folder), study.data_sha256(cell)["train"]
-    if record is not None and now and record.data_sha256 != now:
-        raise InvalidArgument(
-            "data",
-            f"the samples that the run in '{folder}' was trained on",
-            "others: the data have changed since",
-            "Give the plan another folder, or delete the run",
-        )
+    now = study.train_data(cell)
+    if now is not None:
+        check_same_data(folder, now, "Give the plan another folder, or delete the run")
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from nexus_adapters.evaluation.config import EvaluationConfig, data_with_default
 from nexus_adapters.evaluation.run import BASE_ALONE, check_names
 from nexus_adapters.files import cache_folder
 from nexus_adapters.training.config import DataOptions, NotNegative, TrainConfig
+from nexus_adapters.training.data_identity import DataIdentity, identity_of_data
 from nexus_adapters.training.parsing import SECTION, validated
 from nexus_adapters.training.recipe import parse_config, read_toml
-from nexus_adapters.training.trained_on import data_sha256
 
 OWN = "own"  # the view that every study has: the evaluation without changes
 # What methods may change of the evaluation: the samples and the noise stay the same.
@@ -139,7 +139,7 @@ class Study:
         results = self.plan.results
         file = path.parent / Path(results).expanduser() if results else self.folder / "results.npz"
         self.results = file if file.suffix == ".npz" else file.with_name(f"{file.name}.npz")
-        self._hashes: dict[str, str] = {}
+        self._identities: dict[str, DataIdentity | None] = {}
         names: dict[str, Cell] = {}
         for cell in self.cells():
             if (other := names.setdefault(cell.name.casefold(), cell)) != cell:
@@ -198,23 +198,26 @@ class Study:
     def data_sha256(self, cell: Cell) -> dict[str, str]:
         """The contents of the data that a cell is trained on ("train") and measured on (by view).
 
-        "" for data that cannot be read here, such as scenes and those on the Hub: see `data_sha256`.
+        "" for data that cannot be read here, such as scenes and those on the Hub: see `identity_of_data`.
         """
-        found, config = {}, self.train_config(cell)
-        if config is not None:
-            found["train"] = self._hash_of(config.data, config.cache.folder, 0)
+        found = {"train": self.train_data(cell)} if self.train_config(cell) is not None else {}
         for view in self.views():
             evaluation = self.evaluation_config(cell, view)
-            found[f"views.{view}"] = self._hash_of(evaluation.data, "", evaluation.first)
-        return found
+            found[f"views.{view}"] = self._identity_of(evaluation.data, "", evaluation.first)
+        return {name: "" if each is None else each.digest for name, each in found.items()}
 
-    def _hash_of(self, data: DataOptions, folder: str, first: int) -> str:
+    def train_data(self, cell: Cell) -> DataIdentity | None:
+        """The data that a cell is trained on; None for the base, and for data that cannot be read here."""
+        config = self.train_config(cell)
+        return None if config is None else self._identity_of(config.data, config.cache.folder, 0)
+
+    def _identity_of(self, data: DataOptions, folder: str, first: int) -> DataIdentity | None:
         """Computed once for all cells, as the data are when the study is opened or resumed."""
         key = json.dumps([dataclasses.asdict(data), first], default=str)
-        if key not in self._hashes:
+        if key not in self._identities:
             cache = Path(folder) if folder else cache_folder() / "training"
-            self._hashes[key] = data_sha256(data, cache, first)
-        return self._hashes[key]
+            self._identities[key] = identity_of_data(data, cache, first)
+        return self._identities[key]
 
     def _all_cells(self) -> Iterator[Cell]:
         for group in self.plan.cells:

@@ -27,7 +27,7 @@ from nexus_adapters.evaluation.estimates import Measured
 from nexus_adapters.evaluation.store import UNREADABLE_ARCHIVE
 from nexus_adapters.files import replacing
 from nexus_adapters.study.plan import Cell, Study
-from nexus_adapters.training.run_folder import flat, identity, identity_with_defaults
+from nexus_adapters.training.run_identity import flat, identity, identity_with_defaults
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from nexus_adapters.adapter.saved import find_saved
+from nexus_adapters.adapter.saved import RUN_CONFIG, find_saved
 from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.methods import AdapterOptions, find_method, known_methods, method_for
 from nexus_adapters.training.parsing import SECTION, validated
 
 
-def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> AdapterOptions:
+def adapter_options(
+    section: Mapping[str, Any], condition: str, base: str, output_dir: str = ""
+) -> AdapterOptions:
     """A recipe's `[adapter]`, as options of its method; by default, of the method of `start_from`.
 
-    `condition` and `base`: where names of adapters are looked up. `InvalidArgument` for an unknown method or
+    `condition` and `base`: where names of adapters are looked up. `output_dir`: of a run that started from an
+    adapter that may be gone, and knows its method. `InvalidArgument` for an unknown method or
     key, for a key that has no effect with this method, and for a `start_from` that has to be read but cannot.
     """
     start = section.get("start_from")
     if "method" not in section and isinstance(start, str) and start:
-        section = {**section, "method": _method_of_saved(start, condition, base)}
+        try:
+            found_method = _method_of_saved(start, condition, base)
+        except InvalidArgument:
+            found_method = _method_of_run(Path(output_dir), start)
+            if not found_method:
+                raise
+        section = {**section, "method": found_method}
     name = section.get("method", AdapterOptions.method)
     expect(isinstance(name, str), "adapter.method", "a string", repr(name))
     method = find_method(name, "adapter.method")
@@ -49,6 +61,16 @@ def adapter_options(section: Mapping[str, Any], condition: str, base: str) -> Ad
 def _validating(options: Any) -> Any:
     """A method's options as a class that validates its fields."""
     return dataclass(options, frozen=True, config=SECTION)
+
+
+def _method_of_run(folder: Path, start: str) -> str:
+    """The method of the run in a folder, if it started from `start`; "" otherwise."""
+    try:
+        adapter = tomllib.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))["adapter"]
+        is_same = os.path.realpath(adapter["start_from"]) == os.path.realpath(start)
+        return str(adapter["method"]) if is_same else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _method_of_saved(source: str, condition: str, base: str) -> str:

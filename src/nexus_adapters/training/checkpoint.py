@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,28 @@ def save_checkpoint(
 
 
 def remove_old_checkpoints(
-    folder: Path, keep: int, keep_every: int = 0, best_step: int | None = None
+    folder: Path,
+    keep: int,
+    keep_every: int = 0,
+    best_step: int | None = None,
+    is_whole: Callable[[Path], bool] | None = None,
 ) -> None:
-    """Remove all but the `keep` newest checkpoints, the one of `best_step`, and the milestones.
+    """Remove what is older than the `keep` newest undamaged checkpoints, but `best_step`'s and milestones.
 
-    `keep_every`: milestones are the checkpoints whose step is a multiple of it; 0 for none.
+    Args:
+        folder: of all checkpoints.
+        keep: how many stay; damaged ones do not count.
+        keep_every: milestones are the checkpoints whose step is a multiple of it; 0 for none.
+        best_step: of a checkpoint that stays.
+        is_whole: whether a checkpoint is undamaged; by default its files are read.
     """
-    for old in checkpoint_folders(folder)[keep:]:
+    found = checkpoint_folders(folder)
+    whole = filter(is_whole or (lambda path: damage(path) is None), found)
+    newest = list(islice(whole, keep))
+    for old in found:
+        is_old = len(newest) == keep and step_of(old) < step_of(newest[-1])
         is_milestone = keep_every > 0 and step_of(old) % keep_every == 0
-        if not is_milestone and step_of(old) != best_step:
+        if is_old and not is_milestone and step_of(old) != best_step:
             remove_folder(old)
 
 

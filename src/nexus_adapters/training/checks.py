@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -91,7 +92,8 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
     """The base, the adapter's options, and the tensors that the adapter starts with.
 
     The tensors, and the architecture in the options, are those of the adapter in `adapter.start_from`. There
-    are no tensors without one. The base's weights are not read.
+    are no tensors without one. A run that resumes has its own architecture and weights, so what it started
+    from may be gone. The base's weights are not read.
 
     `InvalidArgument` unless the adapter can be trained on the base, with the recipe's loss and optimizer.
     """
@@ -99,7 +101,8 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
     with renamed(KEYS):
         base = open_base(config.base.source)
         method = find_method(config.adapter.method)
-        start = _start(config.adapter, config.data.condition, config.base.path)
+        own = _own_checkpoint(config)
+        start = own or _start(config.adapter, config.data.condition, config.base.path)
         if start is not None and type(saved_as := method_for(start)) is type(method):
             with renamed({"adapter": "start_from"}):
                 saved_as.check_saved(start, base)
@@ -109,8 +112,9 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
             adapter = method.build(base, denoiser, options)
         _check_noise(config.loss, options, base)
         _check_sampling(config.validation, base)
-        tensors = {} if start is None else dict(method.starting_tensors(adapter, start))
-        if config.adapter.start_from_optimizer:
+        takes_start = start is not None and own is None
+        tensors = dict(method.starting_tensors(adapter, start)) if takes_start else {}
+        if config.adapter.start_from_optimizer and own is None:
             _check_optimizer_state(config, adapter)
     return base, options, tensors
 
@@ -131,6 +135,19 @@ def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None
         base.loss_weights(first, gamma)
     if exponent := getattr(options, "noise_exponent", None):
         base.noise_factors(first, exponent)
+
+
+def _own_checkpoint(config: TrainConfig) -> Saved | None:
+    """The checkpoint that a run with `adapter.start_from` resumes from; None before the first one."""
+    folder = Path(config.output_dir)
+    if not config.adapter.start_from or not (folder / CONFIG).is_file():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come when the run resumes
+        found = latest_checkpoint(folder / CHECKPOINTS)
+    if found is None or not found.state.get("adapter"):  # of an earlier version
+        return None
+    return find_saved(found.folder / f"{MODULE}.safetensors")
 
 
 def _start(options: AdapterOptions, condition_name: str, base: str) -> Saved | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -109,6 +110,12 @@ class DataOptions:
     def is_remote(self) -> bool:
         """Whether shards have to be downloaded."""
         return any("://" in shard for shard in self.shards)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the samples can be opened and read without a download."""
+        is_on_hub = self.kind == "table" and not Path(self.path).exists()
+        return not (is_on_hub or self.is_remote)
 
     def __post_init__(self) -> None:
         """A folder with the index of a prepared set is one, also as kind "folder". Data have a resolution."""
@@ -293,7 +300,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the values that depend on each other."""
         if isinstance(self.adapter, Mapping):
-            found = adapter_options(self.adapter, self.data.condition, self.base.path)
+            found = adapter_options(self.adapter, self.data.condition, self.base.path, self.output_dir)
             object.__setattr__(self, "adapter", found)
         is_table = isinstance(self.adapter, AdapterOptions)
         expect(is_table, "adapter", "a table", repr(self.adapter))

@@ -1,29 +1,44 @@
-"""Which data a run was started on, by content: to resume on the same, wherever it lies.
+"""Which samples a data set has, and which of them a run was trained on, by content.
 
-The record in the run's folder has a hash for each sample, so that what has changed can be put in words.
+A sample is its image, its structure map where the data have one, and its captions, whatever its file is
+called and wherever it lies. So a run resumes on the same data wherever they are, studies notice that data
+have changed, and evaluations know trained samples.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
 
+from nexus_adapters.adapter.saved import RUN_ADAPTER, RUN_CHECKPOINTS, RUN_RECORD, find_saved
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.data.conditioned import KnownHashes
+from nexus_adapters.data.feed import SampleOrder
+from nexus_adapters.data.inspection import evenly_spaced
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.tars import TarSource
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import write_json
 from nexus_adapters.progress import progress
+from nexus_adapters.training.checkpoint import checkpoint_folders
+from nexus_adapters.training.config import DataOptions, TrainConfig
+from nexus_adapters.training.recipe_samples import known_hashes_file, open_training_source, samples_cache
 
-RECORD = "samples.json"
+RECORD = "samples.json"  # the data that a run was started on
+TRAINED = "trained_on.json"  # the samples that it trains on
 _HASHED_WHOLE = 10_000  # samples; of larger data sets only as many are hashed, evenly spaced
-_DIGITS = 16  # of a hash, which are enough to tell samples apart
+_DIGITS = 16  # of a SHA-256: among a million samples two have the same by chance once in 10^7
+_UNREADABLE = ""
+_RESUME_HINT = "Train in another folder; adapter.start_from continues from what this run has learned"
 
 
 @dataclass(frozen=True)
@@ -32,11 +47,16 @@ class DataIdentity:
 
     Attributes:
         count: its samples.
-        hashes: of the samples, in order, or of a part of them; empty for one that cannot be read.
+        hashes: of the samples, in order, or of evenly spaced ones; "" for one that cannot be read.
     """
 
     count: int
     hashes: tuple[str, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every sample has a hash."""
+        return len(self.hashes) == self.count
 
     @property
     def digest(self) -> str:
@@ -52,35 +72,35 @@ class DataIdentity:
         if Counter(self.hashes) == Counter(now.hashes):
             return f"the same {_samples(self.count)} in another order"
         changed = sum(a != b for a, b in zip(self.hashes, now.hashes, strict=False))
-        part = " that were compared" if len(self.hashes) < self.count else ""
+        part = "" if self.is_whole else " that were compared"
         return f"{changed:,} of {_samples(len(self.hashes))}{part} changed"
 
 
 def data_identity(
     source: Source,
     count: int,
-    is_local: bool,
+    is_fetched: bool = False,
     known: KnownHashes | None = None,
+    first: int = 0,
     rank: int = 0,
     processes: int = 1,
 ) -> DataIdentity:
-    """The identity of the first `count` samples. Each process hashes its share; all get the whole.
+    """The identity of `count` samples from `first` on. Each process hashes its share; all get the whole.
 
     Args:
         source: the data set.
-        count: how many of its samples a run uses.
-        is_local: whether samples can be read without a download; else their names and shards' versions count.
+        count: how many of its samples are used.
+        is_fetched: whether reading a sample downloads it; then names and shards' versions count instead.
         known: hashes that earlier runs have kept.
+        first: the first sample.
         rank: of this process, from 0 on.
         processes: how many train together.
     """
-    step = max(1, count // _HASHED_WHOLE)
-    indices = range(0, count, step)[:_HASHED_WHOLE]
-    mine = indices[rank::processes]
-    shown = progress(mine, what="comparing samples", unit="sample", delay=2, shown=rank == 0)
+    mine = evenly_spaced(range(first, first + count), _HASHED_WHOLE)[rank::processes]
+    shown = progress(mine, what="comparing samples", unit="sample", delay=2, leave=False, shown=rank == 0)
     with nullcontext() if known is None else known.kept():
         found = [
-            (index, _content_hash(source, index, known) if is_local else _name_hash(source, index))
+            (index, _name_hash(source, index) if is_fetched else _content_hash(source, index, known))
             for index in shown
         ]
     if processes > 1:
@@ -88,11 +108,165 @@ def data_identity(
     return DataIdentity(count, tuple(digest for _, digest in found))
 
 
+def identity_of_data(data: DataOptions, cache_folder: Path, first: int = 0) -> DataIdentity | None:
+    """The identity of the samples of `[data]` from `first` on, where all of them are on this machine.
+
+    None for scenes, which no evaluation shares with a training, and for data that are not here.
+    """
+    if data.kind == "scenes" or not data.is_local:
+        return None
+    try:
+        source = open_training_source(data, cache_folder)
+    except InvalidArgument:
+        return None
+    there = max(0, len(source) - first)
+    count = min(data.count, there) if data.count else there
+    return data_identity(source, count, known=KnownHashes(known_hashes_file(data, cache_folder)), first=first)
+
+
+def check_data(
+    config: TrainConfig, source: Source, count: int, rank: int = 0, processes: int = 1
+) -> DataIdentity:
+    """What the data are; `InvalidArgument` where the run that would be resumed was started on others.
+
+    Args:
+        config: the recipe.
+        source: its samples.
+        count: how many of them are used.
+        rank: of this process, from 0 on.
+        processes: how many train together.
+    """
+    output = Path(config.output_dir)
+    is_fetched = config.data.is_remote
+    found = data_identity(source, count, is_fetched, _known(config), rank=rank, processes=processes)
+    if checkpoint_folders(output / RUN_CHECKPOINTS):
+        check_same_data(output, found)
+    return found
+
+
+def check_same_data(folder: Path, now: DataIdentity, hint: str = _RESUME_HINT) -> None:
+    """`InvalidArgument` named "data" unless a run's folder records the same data, or nothing."""
+    before = _recorded(folder)
+    if before is not None and (change := before.change(now)):
+        raise InvalidArgument(
+            "data", f"the {_samples(before.count)} that the run in '{folder}' was started on", change, hint
+        )
+
+
+def record_data(folder: Path, found: DataIdentity) -> None:
+    """Keep the identity in the run's folder."""
+    write_json(folder / RECORD, {"count": found.count, "hashes": found.hashes})
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The samples that an adapter was trained on, by the run that made it and those that it started from.
+
+    Attributes:
+        samples: the beginning of each one's content hash.
+        is_complete: False where there may be others, which nothing records.
+    """
+
+    samples: frozenset[str] = frozenset()
+    is_complete: bool = True
+
+    def has(self, content_hash: str) -> bool:
+        """Whether a sample with this content is among them."""
+        return content_hash[:_DIGITS] in self.samples
+
+    def and_before(self, other: TrainedOn) -> TrainedOn:
+        """Both together."""
+        return TrainedOn(self.samples | other.samples, self.is_complete and other.is_complete)
+
+    def as_json(self) -> dict[str, Any]:
+        """For a run's record."""
+        packed = base64.b64encode(bytes.fromhex("".join(sorted(self.samples)))).decode()
+        return {"trained_on": {"samples": packed, "is_complete": self.is_complete}}
+
+
+UNKNOWN = TrainedOn(is_complete=False)
+
+
+def trained_on(
+    config: TrainConfig, source: Source, identity: DataIdentity, order: SampleOrder, trained: Iterable[int]
+) -> TrainedOn:
+    """The samples that a run trains on, with those of the adapter that it starts from.
+
+    Args:
+        config: the recipe.
+        source: its samples.
+        identity: of all of them.
+        order: in which they are trained on.
+        trained: the indices that may be trained on.
+    """
+    output, start = Path(config.output_dir), config.adapter.start_from
+    before: TrainedOn | None = TrainedOn()
+    if checkpoint_folders(output / RUN_CHECKPOINTS):
+        before = read_trained(output)  # which has those of the start, too
+    elif start and not (config.base.path in BUNDLED and BUNDLED[config.base.path].has_adapter(start)):
+        before = read_trained(find_saved(start, config.data.condition, config.base.path).path)
+    own = TrainedOn()  # of scenes: evaluations have other ones, as for the adapters of the package
+    if config.data.is_remote:
+        own = UNKNOWN
+    elif config.data.kind != "scenes":
+        steps = config.training.max_train_steps
+        own = _own_samples(source, identity, order, list(trained), steps, _known(config))
+    return own.and_before(UNKNOWN if before is None else before)
+
+
+def _own_samples(
+    source: Source,
+    identity: DataIdentity,
+    order: SampleOrder,
+    indices: Sequence[int],
+    steps: int,
+    known: KnownHashes | None,
+) -> TrainedOn:
+    if steps * order.global_batch_size < len(indices):
+        indices = sorted({int(index) for step in range(steps) for index in order.at(step)})
+    if identity.is_whole:
+        found: Sequence[str] = [identity.hashes[index] for index in indices]
+    elif known is None:  # too many to be read once more
+        return UNKNOWN
+    else:
+        with known.kept():
+            shown = progress(indices, what="hashing samples", unit="sample", delay=2, leave=False)
+            found = [_content_hash(source, index, known) for index in shown]
+    return TrainedOn(frozenset(found) - {_UNREADABLE})
+
+
+def read_trained(path: Path) -> TrainedOn | None:
+    """What an adapter was trained on: one in a folder, a run's or a checkpoint's; None without a record."""
+    run = path.parent.parent if path.parent.name == RUN_CHECKPOINTS else path
+    for file in (run / TRAINED, run / RUN_RECORD, run / RUN_ADAPTER / RUN_RECORD):
+        try:
+            content = json.loads(file.read_bytes())["trained_on"]
+            packed = base64.b64decode(content["samples"], validate=True).hex()
+            is_complete = bool(content["is_complete"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of an earlier version
+            continue
+        parts = range(0, len(packed), _DIGITS)
+        return TrainedOn(frozenset(packed[part : part + _DIGITS] for part in parts), is_complete)
+    return None
+
+
+def record_trained(folder: Path, found: TrainedOn) -> None:
+    """Keep it in the run's folder."""
+    write_json(folder / TRAINED, found.as_json())
+
+
+def _known(config: TrainConfig) -> KnownHashes | None:
+    """The hashes that the cache keeps; None without a cache."""
+    if not config.cache.enabled:
+        return None
+    return KnownHashes(known_hashes_file(config.data, samples_cache(config.cache)))
+
+
 def _content_hash(source: Source, index: int, known: KnownHashes | None) -> str:
     try:
         found = source.content_hash(index) if known is None else known.content_hash(source, index)
     except BadSample:
-        return ""
+        return _UNREADABLE
     return found[:_DIGITS]
 
 
@@ -100,23 +274,6 @@ def _name_hash(source: Source, index: int) -> str:
     version = source.version(index) if isinstance(source, TarSource) else ""
     named = f"{source.key(index)} {version}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(named).hexdigest()[:_DIGITS]
-
-
-def check_same_data(folder: Path, now: DataIdentity) -> None:
-    """`InvalidArgument` named "data" unless a run's folder records the same data, or nothing."""
-    before = _recorded(folder)
-    if before is not None and (change := before.change(now)):
-        raise InvalidArgument(
-            "data",
-            f"the {_samples(before.count)} that the run in '{folder}' was started on",
-            change,
-            "Train in another folder; adapter.start_from continues from what this run has learned",
-        )
-
-
-def record_data(folder: Path, found: DataIdentity) -> None:
-    """Keep the identity in the run's folder."""
-    write_json(folder / RECORD, {"count": found.count, "hashes": found.hashes})
 
 
 def _recorded(folder: Path) -> DataIdentity | None:

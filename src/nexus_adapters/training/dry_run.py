@@ -16,8 +16,7 @@ from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.inspection import Inspection, inspect
 from nexus_adapters.data.sample_page import Row, page, read_rows
-from nexus_adapters.errors import InvalidArgument, mentions
-from nexus_adapters.files import in_utf8
+from nexus_adapters.errors import InvalidArgument, in_utf8, mentions
 from nexus_adapters.injection.places import FeaturePlaces
 from nexus_adapters.methods import AdapterOptions, Method, find_method
 from nexus_adapters.methods.cost import parameter_count

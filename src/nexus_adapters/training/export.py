@@ -25,9 +25,11 @@ from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import read_json_lines, remove_unfinished, replacing_folder
 from nexus_adapters.methods import Method
 from nexus_adapters.training.config import HubOptions, TrainConfig
+from nexus_adapters.training.data_identity import TrainedOn
 from nexus_adapters.training.recipe import dump_config
 from nexus_adapters.training.redaction import without_folders
-from nexus_adapters.training.run_folder import ADAPTER, FINISHED, LOG, identity
+from nexus_adapters.training.run_folder import ADAPTER, FINISHED, LOG
+from nexus_adapters.training.run_identity import identity
 
 IMAGES = "images"  # in the run's folder: sheets of validation images
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
@@ -40,12 +42,12 @@ def export(
     steps: int,
     weights_step: int,
     samples: int,
-    trained_on: Mapping[str, Any] | None = None,
+    trained_on: TrainedOn,
 ) -> Path:
     """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images.
 
     `weights_step`: the step that the weights are of; before `steps`, the run's last one, where it was better.
-    `trained_on`: by `trained_on.record_of`, for the record.
+    `trained_on`: for the record.
     """
     output = Path(config.output_dir)
     rows = read_json_lines(output / LOG, dict)
@@ -55,7 +57,7 @@ def export(
         "stopped_early": steps < config.training.max_train_steps,
         "samples": samples,
         "config": identity(without_folders(config)),
-        **(trained_on or {}),
+        **trained_on.as_json(),
     }
     if any(row["step"] == weights_step and _is_diverged(row) for row in rows):
         warnings.warn(

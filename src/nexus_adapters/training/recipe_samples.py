@@ -211,6 +211,11 @@ class Split:
         """All samples, readable or not."""
         return len(self.trained) + len(self.held_out) + len(self.unreadable)
 
+    def is_as_before(self, wanted: int) -> bool:
+        """Whether earlier versions split alike: they held out a tenth, and at most `wanted` samples."""
+        held_out = len(self.held_out)
+        return held_out == min(wanted, (len(self.trained) + held_out) // 10)
+
 
 def held_out_in_words(split: Split) -> str:
     """How many samples are held out."""

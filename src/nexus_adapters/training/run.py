@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nexus_adapters import files
 from nexus_adapters.bases.base import Base, parts_sha256
 from nexus_adapters.bases.loading import load_denoiser, load_encoders
-from nexus_adapters.data.conditioned import ConditionedSource, KnownHashes
+from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.sample_page import ROWS
 from nexus_adapters.data.tensor_cache import TensorCache
@@ -42,9 +42,11 @@ from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.cuda_graphs import GraphedDenoiser, supports_cuda_graphs
 from nexus_adapters.training.data_identity import (
     DataIdentity,
-    check_same_data,
-    data_identity,
+    TrainedOn,
+    check_data,
     record_data,
+    record_trained,
+    trained_on,
 )
 from nexus_adapters.training.distributed import (
     check_shared,
@@ -63,7 +65,6 @@ from nexus_adapters.training.recipe_samples import (
     Split,
     check_samples,
     held_out_in_words,
-    known_hashes_file,
     open_samples,
     option_keys,
     samples_cache,
@@ -76,11 +77,10 @@ from nexus_adapters.training.run_folder import (
     ADAPTER,
     CHECKPOINTS,
     finished_steps,
-    identity,
     with_absolute_paths,
     write_config,
 )
-from nexus_adapters.training.trained_on import record_of
+from nexus_adapters.training.run_identity import HELD_OUT, identity
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -113,7 +113,7 @@ def train_adapter(config: TrainConfig) -> Path:
         accelerator = open_accelerator(output, config.training.device == "cpu", config.log.trackers)
         processes = accelerator.num_processes
         split, order = _split_and_order(config, samples, processes)
-        data = _check_data(config, samples, split, accelerator.process_index, processes)
+        data = check_data(config, samples.source, split.total, accelerator.process_index, processes)
         cache = TensorCache(samples_cache(config.cache)) if config.cache.enabled else None
         with files.locked(output, "output_dir") if accelerator.is_main_process else nullcontext():
             _train(config, base, options, start, samples, split, order, data, cache, accelerator)
@@ -134,33 +134,19 @@ def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
     """
     check_place(config)
     base, options, _ = check_recipe(config)
-    is_far = config.data.kind == "table" and not Path(config.data.path).exists()
-    is_far |= config.data.is_remote
-    if is_far and preview is None:
+    is_local = config.data.is_local
+    if not is_local and preview is None:
         check_samples(config.data, base.size_multiple)
         return describe(config, base, options, None)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     if checkpoint_folders(Path(config.output_dir) / CHECKPOINTS):
-        _check_data(config, samples, split)
+        check_data(config, samples.source, split.total)
     report = describe(config, base, options, split)
     if preview is not None:
         indices = sorted([*split.trained, *split.held_out])
-        files.write_text(preview, preview_of(config, samples, indices[:ROWS] if is_far else indices))
-    return report if is_far else "\n".join([report, *describe_data(config, samples, split)])
-
-
-def _check_data(
-    config: TrainConfig, samples: ConditionedSource, split: Split, rank: int = 0, processes: int = 1
-) -> DataIdentity:
-    """What the data are; `InvalidArgument` where the run that would be resumed was started on others."""
-    output, known = Path(config.output_dir), None
-    if config.cache.enabled:
-        known = KnownHashes(known_hashes_file(config.data, samples_cache(config.cache)))
-    found = data_identity(samples.source, split.total, not config.data.is_remote, known, rank, processes)
-    if checkpoint_folders(output / CHECKPOINTS):
-        check_same_data(output, found)
-    return found
+        files.write_text(preview, preview_of(config, samples, indices if is_local else indices[:ROWS]))
+    return "\n".join([report, *describe_data(config, samples, split)]) if is_local else report
 
 
 def _split_and_order(
@@ -231,11 +217,10 @@ def _train(
             skipped_file=output / "skipped.jsonl",
             accelerator=accelerator,
         )
-    trained_on: dict[str, Any] = {}
-    # Without a cache the samples' contents have not been hashed, and may be too many to read once more.
-    if cache is not None and accelerator.is_main_process:
-        order, steps = batches.feed.order, training.max_train_steps
-        trained_on = record_of(config.data, samples.source, order, split.trained, steps, cache.folder)
+    known = TrainedOn()
+    if accelerator.is_main_process:
+        known = trained_on(config, samples.source, data, batches.feed.order, split.trained)
+        record_trained(output, known)
     with renamed(KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
     denoiser_hash = _denoiser_hash(base, denoiser)
@@ -263,7 +248,7 @@ def _train(
     objective = Objective(base, called, places, method, module, precision, config.loss, adapter_prompt)
     optimizer = build_optimizer(training, adapter)
     state = TrainState.of(adapter, optimizer, training.ema_decay, precision.scales_loss)
-    if options.start_from_optimizer:
+    if options.start_from_optimizer and not checkpoint_folders(output / CHECKPOINTS):
         first = starting_checkpoint(options.start_from)
         state.restore_optimizer(first, first.state["train"])
 
@@ -280,7 +265,7 @@ def _train(
             config.log,
             output,
             options.method,
-            _identity(config, data, batches.encoders_hash, denoiser_hash, accelerator),
+            _identity(config, data, split, batches.encoders_hash, denoiser_hash, accelerator),
             accelerator,
             wrapped if accelerator.num_processes > 1 else None,
             validation,
@@ -288,7 +273,7 @@ def _train(
     if accelerator.is_main_process:
         best_step = None if validation is None else validation.best_step
         weights_step = _take_best(state, best_step, steps, output)
-        export(state.result, method, config, steps, weights_step, batches.report.total, trained_on)
+        export(state.result, method, config, steps, weights_step, batches.report.total, known)
     leave_together(accelerator)
 
 
@@ -390,10 +375,17 @@ def _denoiser_hash(base: Base, denoiser: nn.Module) -> str:
 
 
 def _identity(
-    config: TrainConfig, data: DataIdentity, encoders_hash: str, denoiser_hash: str, accelerator: Accelerator
+    config: TrainConfig,
+    data: DataIdentity,
+    split: Split,
+    encoders_hash: str,
+    denoiser_hash: str,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """What a checkpoint belongs to: the recipe, the data, the base, the number of samples in a step."""
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
-    contents = {"data": data.digest, "encoders": encoders_hash, "denoiser": denoiser_hash}
+    contents: dict[str, Any] = {"data": data.digest, "encoders": encoders_hash, "denoiser": denoiser_hash}
+    if not split.is_as_before(config.validation.samples if config.validation.every_steps else 0):
+        contents[HELD_OUT] = len(split.held_out)
     return identity(with_absolute_paths(config)) | contents | {"global_batch_size": batch}

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,53 +20,32 @@ from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD, weights_
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import append_json_lines, is_leftover, read_json_lines, write_json, write_text
-from nexus_adapters.methods import known_methods
 from nexus_adapters.training.checkpoint import (
     Checkpoint,
     TrainState,
     checkpoint_folders,
+    damage,
     latest_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
+    step_of,
 )
-from nexus_adapters.training.config import CheckpointOptions, DataOptions, TrainConfig
+from nexus_adapters.training.config import CheckpointOptions, TrainConfig
 from nexus_adapters.training.recipe import dump_config, load_run_recipe
 from nexus_adapters.training.redaction import without_secrets
+from nexus_adapters.training.run_identity import HELD_OUT, differing, identity, identity_with_defaults
 
 CONFIG, CHECKPOINTS, LOG, ADAPTER = "config.toml", "checkpoints", "log.jsonl", "adapter"
 FINISHED = RUN_RECORD  # in ADAPTER
 PROGRESS = "progress.json"  # how far the checkpoints went, to notice that they are gone
 
-# Fields that may change when a run is resumed: they decide how it is monitored, stored and executed.
-_FREE_SECTIONS = ("cache", "checkpoint", "log", "hub")
-_FREE_FIELDS = {
-    "output_dir",
-    "imports",
-    "data.workers",
-    "data.max_bad_fraction",
-    "training.cuda_graphs",
-    "training.device",
-    "training.max_bad_steps",
-    "validation.every_steps",
-    "validation.images",
-    "validation.prompts",
-    "validation.num_inference_steps",
-    "validation.guidance_scale",
-    "validation.early_stop_patience",
-    "validation.select",
-}
-# Where things are. The data are compared by content (`data_identity`), and all else by the whole path.
-_DATA_PLACES = ("data.path", "data.shards")
-_CONTENTS = {  # hashes of what a run reads -> how users call it
+_HASHES = {  # of what a run reads -> how users call it
     "data": "data",
     "encoders": "autoencoder and text encoder",
     "denoiser": "denoiser (UNet or transformer) or noise schedule",
 }
+_CONTENTS = {**_HASHES, HELD_OUT: "held-out samples"}
 _OLD_DATA = "samples"  # in checkpoints of earlier versions: of both, by the samples' names
-_PATHS = ("base.path", "base.config", "adapter.start_from")
-_MOVABLE = ("base.path", "base.config")  # since a base's content is compared, too
-# Only their product with the number of processes counts, and checkpoints store it.
-_SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
 def check_run_folder(config: TrainConfig) -> None:
@@ -143,12 +123,20 @@ def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """A run's newest undamaged checkpoint, with a warning for each damaged one. None before the first one.
+    """A run's newest undamaged checkpoint, with a warning for newer ones that are damaged or missing.
 
-    `InvalidArgument` named "output_dir" where the run had one: it is not started again over what it has.
+    None before the first one. `InvalidArgument` named "output_dir" where the run had one: it is not started
+    again over what it has.
     """
-    checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    damaged = len(checkpoint_folders(folder / CHECKPOINTS))
+    found = checkpoint_folders(folder / CHECKPOINTS)
+    checkpoint, damaged = latest_checkpoint(folder / CHECKPOINTS), len(found)
+    last_saved = _step_in(folder / PROGRESS, "saved_step") or 0
+    if checkpoint is not None and last_saved > step_of(found[0]):
+        warnings.warn(
+            f"output_dir: '{folder}' was saved at step {last_saved}, and that checkpoint is missing; the run "
+            f"resumes from step {checkpoint.step}",
+            stacklevel=2,
+        )
     if checkpoint is None and (damaged or (folder / PROGRESS).is_file() or (folder / ADAPTER).is_dir()):
         saved = _saved_step(folder)
         what = "only damaged checkpoints" if damaged else "no checkpoints"
@@ -163,9 +151,12 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def _saved_step(folder: Path) -> int | None:
     """The step of the last checkpoint that was written or, of a finished run of an old version, its last."""
-    for file, key in ((folder / PROGRESS, "saved_step"), (folder / ADAPTER / FINISHED, "steps")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads(file.read_bytes())[key])
+    return _step_in(folder / PROGRESS, "saved_step") or _step_in(folder / ADAPTER / FINISHED, "steps")
+
+
+def _step_in(file: Path, key: str) -> int | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(file.read_bytes())[key])
     return None
 
 
@@ -188,61 +179,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(path) if path and os.path.exists(path) else path
-
-
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """The fields that decide the weights, by key; without validation, `validation.samples` is 0."""
-    free = set(_FREE_FIELDS)
-    if config.training.schedule == "constant":
-        free.add("training.max_train_steps")
-    found: dict[str, Any] = {}
-    fields = dataclasses.asdict(without_secrets(config)) | {"adapter": config.adapter.identity()}
-    for key, value in flat(fields).items():
-        if key.split(".")[0] not in _FREE_SECTIONS and key not in free | _SHARED_BATCH:
-            found[key] = list(value) if isinstance(value, tuple) else value
-    if config.validation.every_steps == 0:
-        found["validation.samples"] = 0
-    return found
-
-
-def identity_with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity with the defaults of options that did not exist when it was stored."""
-    defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
-    for method in known_methods():
-        options: Any = method.Options(method=method.name)
-        defaults |= {f"adapter.{key}": value for key, value in flat(options.identity()).items()}
-    return {**defaults, "adapter.method": "prime", "adapter.residual": False, **found}
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key by which two identities differ; None if they are of the same run.
-
-    Where the data are does not count, nor how a path is written, nor that a base's folder was moved.
-    """
-    whole, wanted = identity_with_defaults(before), identity_with_defaults(now)
-    keys = sorted({*whole, *wanted} - {*_DATA_PLACES})
-    return next((key for key in keys if not _agree(key, whole.get(key), wanted.get(key))), None)
-
-
-def _agree(key: str, before: Any, now: Any) -> bool:
-    if key in _PATHS and before and now:
-        was_moved = os.path.isabs(before) and not os.path.exists(before) and os.path.exists(now)
-        if key in _MOVABLE and was_moved:
-            return True
-        before, now = os.path.realpath(before), os.path.realpath(now)
-    is_same: bool = before == now
-    return is_same
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, whose keys are joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 @runtime_checkable
@@ -286,6 +222,7 @@ class RunFolder:
         self.checkpoints = checkpoints
         self.observer = observer
         self.saved_step = 0
+        self._is_whole: dict[str, bool] = {}  # checkpoint -> whether it is undamaged, as found or written
         self._is_proven = False  # whether a step with a finite gradient has followed the newest checkpoint
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -323,8 +260,9 @@ class RunFolder:
                 "identity": self.identity,
                 "adapter": _adapter_config(self.state.module),
             }
-            save_checkpoint(self.folder / CHECKPOINTS, step, self.state.tensors(), state)
+            saved = save_checkpoint(self.folder / CHECKPOINTS, step, self.state.tensors(), state)
             write_json(self.folder / PROGRESS, {"saved_step": step})
+            self._is_whole[saved.name] = True
         self.saved_step, self._is_proven = step, False
         self.accelerator.wait_for_everyone()
 
@@ -337,12 +275,18 @@ class RunFolder:
             best = None if self.observer is None else self.observer.best_step
             options = self.checkpoints
             folder = self.folder / CHECKPOINTS
-            remove_old_checkpoints(folder, options.keep, options.keep_every, best)
+            remove_old_checkpoints(folder, options.keep, options.keep_every, best, self._whole)
 
     def last_healthy(self) -> Path | None:
-        """The newest checkpoint that a step with a finite gradient has followed, if there is one."""
-        found = checkpoint_folders(self.folder / CHECKPOINTS)
-        return next(iter(found if self._is_proven else found[1:]), None)
+        """The newest undamaged checkpoint that a step with a finite gradient has followed, if any."""
+        found = filter(self._whole, checkpoint_folders(self.folder / CHECKPOINTS))
+        return next(found if self._is_proven else islice(found, 1, None), None)
+
+    def _whole(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is undamaged; its files are read once, and not those that this run wrote."""
+        if checkpoint.name not in self._is_whole:
+            self._is_whole[checkpoint.name] = damage(checkpoint) is None
+        return self._is_whole[checkpoint.name]
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the log; values that are not finite become null."""
@@ -360,7 +304,7 @@ class RunFolder:
                 "they are not compared",
                 stacklevel=4,
             )
-            for name in (_OLD_DATA, *_CONTENTS):
+            for name in (_OLD_DATA, *_HASHES):
                 before.pop(name, None), now.pop(name, None)
         key = differing(before, now)
         if key is not None and key in _CONTENTS:
@@ -368,7 +312,7 @@ class RunFolder:
             raise InvalidArgument(
                 "output_dir",
                 f"the {what} that the run in '{self.folder}' was started with",
-                f"another {what}",
+                f"different {what}",
                 _continue_hint(self.folder),
             )
         if key is not None:
