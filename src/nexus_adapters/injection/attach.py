@@ -342,7 +342,7 @@ def _repeats(control: Control, other: Control) -> bool:
     )
 
 
-def _is_same_adapter(adapter: nn.Module | Any, other: nn.Module | Any) -> bool:
+def _is_same_adapter(adapter: nn.Module, other: nn.Module) -> bool:
     """Whether it is the same object, or has the same config and weights, as after loading it again."""
     if adapter is other:
         return True
@@ -352,7 +352,7 @@ def _is_same_adapter(adapter: nn.Module | Any, other: nn.Module | Any) -> bool:
     return ours.keys() == theirs.keys() and all(_are_equal(ours[name], theirs[name]) for name in ours)
 
 
-def _config_of(adapter: nn.Module | Any) -> str:
+def _config_of(adapter: Any) -> str:
     """What decides the network. diffusers' own entries, such as the folder it came from, begin with "_"."""
     public = {name: value for name, value in adapter.config.items() if name[:1] != "_"}
     return json.dumps(public, sort_keys=True, default=repr)  # a saved config has lists in place of tuples
