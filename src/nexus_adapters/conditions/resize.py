@@ -140,10 +140,10 @@ def shrink_lines(
     """Shrink light lines on black without making them thinner than a pixel, or fainter.
 
     Each pixel of the result gets the highest value of its part of the map, by which a stroke gets no wider
-    than it was, in pixels; only lines of 1 or 2 pixels are thinned to one. What is not lines is averaged:
-    areas, wider than two pixels of the result; hatching so dense that no gaps are left between its lines;
-    and what is fainter than a sixteenth of the brightest line. A map of two values keeps these, but for
-    hatching, which becomes gray.
+    than it was, in pixels; only lines of 1 or 2 pixels are thinned to one. Hatching so dense that no gaps
+    are left between its lines becomes an area of their value. Areas, wider than two pixels of the result, are
+    averaged, and so is what is fainter than a sixteenth of the brightest line. A map of two values keeps
+    these.
 
     Args:
         planes: in [0, 1]; each is shrunk by itself, equal ones once.
@@ -179,7 +179,6 @@ def _shrunk(plane: Plane, size: tuple[int, int], box: Box) -> Plane:
     found = np.where(area | ~is_lit, mean, np.where(lines, peak, 0))
     if np.isin(plane, (0, highest)).all():
         found = np.where(found > highest / 2, highest, 0)
-    found = np.where(hatching, mean, found)
     if (height, width) != size:
         found = cv2.resize(found, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return np.asarray(found, np.float32)

@@ -311,7 +311,7 @@ def _fitted(
     if control.kind is not None or (control.crop is None and maps.shape[2:] == size):
         return _fitted_as(control.kind or "image", control, maps, size, multiple, image_size, name)
     fitted = [
-        _fitted_as(judged(each[0]), control, each, size, multiple, image_size, name) for each in maps.split(1)
+        _fitted_as(judged(each), control, each[None], size, multiple, image_size, name) for each in maps
     ]
     return torch.cat(fitted)
 

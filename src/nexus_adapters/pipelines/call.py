@@ -237,6 +237,10 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
         )
 
 
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
 def output_height_width(
     condition: Float[Tensor, "k c h w"],
     height: int | Any,
@@ -251,8 +255,7 @@ def output_height_width(
     smaller than `multiple`; for sides that are no positive integers, and for more than 64 megapixels.
     """
     for name, side in (("height", height), ("width", width)):
-        is_side = isinstance(side, Integral) and not isinstance(side, bool) and side > 0
-        if side is not None and not is_side:
+        if side is not None and not _is_positive_integer(side):
             raise InvalidArgument(name, "a positive integer", repr(side))
     from_height, from_width = condition.shape[2:]
     if min(from_height, from_width) < multiple:
