@@ -207,7 +207,7 @@ def scored(root, out, scores, **changes):
         return score
 
     with EXTRACTORS.temporary():
-        kind = {"lines": False, "agreement": agreement}
+        kind = {"kind": "image", "agreement": agreement}
         register_condition(Extractor("scored-in-test-run", lambda image: image, "The image.", **kind))
         changes = {"training__schedule": "constant", "checkpoint__every_steps": 5, **changes}
         changes |= {"validation__every_steps": 1, "validation__images": 1, "checkpoint__keep": 1}
