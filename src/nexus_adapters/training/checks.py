@@ -112,9 +112,9 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
             adapter = method.build(base, denoiser, options)
         _check_noise(config.loss, options, base)
         _check_sampling(config.validation, base)
-        takes_start = start is not None and own is None
-        tensors = dict(method.starting_tensors(adapter, start)) if takes_start else {}
-        if config.adapter.start_from_optimizer and own is None:
+        needs_start = own is None
+        tensors = dict(method.starting_tensors(adapter, start)) if start is not None and needs_start else {}
+        if config.adapter.start_from_optimizer and needs_start:
             _check_optimizer_state(config, adapter)
     return base, options, tensors
 
