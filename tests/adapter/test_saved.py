@@ -153,7 +153,7 @@ def test_one_part_of_a_save_is_refused(tiny: Build, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "received"), [("", "empty"), (None, "NoneType"), ((), "tuple"), (3, "int")]
+    ("source", "received"), [("", "'' of type str"), (None, "NoneType"), ((), "tuple"), (3, "int")]
 )
 def test_what_is_no_path_is_refused(source: Any, received: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "jaxtyping_disable", True)  # else beartype would be first to complain

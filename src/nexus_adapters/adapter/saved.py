@@ -132,9 +132,8 @@ def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBED
     Raises:
         InvalidArgument: named "adapter" (or "condition"), for what is none of these.
     """
-    given: object = source
-    expect(isinstance(given, (str, os.PathLike)), "adapter", _EXPECTED, f"a {type(given).__name__}")
-    expect(given != "", "adapter", _EXPECTED, "an empty text")
+    is_path = isinstance(source, (str, os.PathLike))
+    expect(is_path and source != "", "adapter", _EXPECTED, f"{source!r} of type {type(source).__name__}")
     name, path = str(source), Path(source)
     is_name = isinstance(source, str) and path.name == source and not path.suffix
     if is_name and base in BUNDLED and BUNDLED[base].has_adapter(name):
@@ -183,9 +182,10 @@ def _fetched(source: str) -> Path:
 def _of_file(source: str, file: Path) -> Saved:
     if all(file.with_name(name).is_file() for name in (CHECKPOINT_MANIFEST, CHECKPOINT_STATE)):
         return _of_checkpoint(source, file.parent, file)
-    is_whole = _SHARD.search(file.stem) is None
-    hint = f"Give the folder, '{file.parent}'"
-    expect(is_whole, "adapter", "all of an adapter", f"'{source}', one part of it", hint)
+    if _SHARD.search(file.stem):
+        raise InvalidArgument(
+            "adapter", "all of an adapter", f"'{source}', one part", f"Give '{file.parent}'"
+        )
     path, config = file, {}
     is_weights = file.name.startswith(WEIGHTS)
     if file.suffix == ".safetensors":
@@ -352,12 +352,8 @@ def check_layers(saved: Saved) -> None:
             count = waiting.pop()
             waiting += count if isinstance(count, list) else ()
             fits = not isinstance(count, int) or count <= most
-            expect(
-                fits,
-                "adapter",
-                f"at most {most} {name}, as there are tensors",
-                f"{count} in '{saved.source}'",
-            )
+            expected = f"at most {most} {name}, as there are tensors"
+            expect(fits, "adapter", expected, f"{count} in '{saved.source}'")
 
 
 def _check_format(config: Mapping[str, Any], source: str) -> None:
