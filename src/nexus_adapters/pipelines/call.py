@@ -237,7 +237,7 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
         )
 
 
-def _is_positive_integer(value: object) -> bool:
+def _is_positive_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
