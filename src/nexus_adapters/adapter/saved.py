@@ -132,8 +132,8 @@ def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBED
     Raises:
         InvalidArgument: named "adapter" (or "condition"), for what is none of these.
     """
-    is_path = isinstance(source, (str, os.PathLike))
-    expect(is_path and source != "", "adapter", _EXPECTED, f"{source!r} of type {type(source).__name__}")
+    is_path = isinstance(source, (str, os.PathLike)) and source != ""
+    expect(is_path, "adapter", _EXPECTED, f"{source!r} of type {type(source).__name__}")
     name, path = str(source), Path(source)
     is_name = isinstance(source, str) and path.name == source and not path.suffix
     if is_name and base in BUNDLED and BUNDLED[base].has_adapter(name):
@@ -187,12 +187,10 @@ def _of_file(source: str, file: Path) -> Saved:
             "adapter", "all of an adapter", f"'{source}', one part", f"Give '{file.parent}'"
         )
     path, config = file, {}
-    is_weights = file.name.startswith(WEIGHTS)
-    if file.suffix == ".safetensors":
-        metadata = read_header(file, "adapter").metadata
-        is_weights = is_weights or HASH in metadata
-        if CONFIG_KEY in metadata:
-            config = {"_class_name": "NexusAdapter", **_parsed(metadata[CONFIG_KEY], file)}
+    metadata = read_header(file, "adapter").metadata if file.suffix == ".safetensors" else {}
+    is_weights = file.name.startswith(WEIGHTS) or HASH in metadata
+    if CONFIG_KEY in metadata:
+        config = {"_class_name": "NexusAdapter", **_parsed(metadata[CONFIG_KEY], file)}
     if not config and is_weights and file.with_name(CONFIG).is_file():  # one of a folder's files
         path, config = file.parent, read_json(file.with_name(CONFIG))
     _check_format(config, source)
