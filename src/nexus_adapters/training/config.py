@@ -386,7 +386,12 @@ def data_agreements(
     needs_path = data.kind in effective["path"]
     checks += [
         (not needs_path or data.path != "", "data.path", f"a path, for data.kind {data.kind!r}", "''"),
-        (data.kind != "tars" or bool(data.shards), "data.shards", "at least one, for kind 'tars'", MISSING),
+        (
+            data.kind != "tars" or bool(data.shards),
+            "data.shards",
+            "at least one, for data.kind 'tars'",
+            MISSING,
+        ),
         (
             data.kind != "scenes" or 0 < data.count <= _MOST_SCENES,
             "data.count",
