@@ -132,8 +132,9 @@ def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBED
     Raises:
         InvalidArgument: named "adapter" (or "condition"), for what is none of these.
     """
-    is_path = isinstance(source, (str, os.PathLike)) and source != ""
-    expect(is_path, "adapter", _EXPECTED, f"{source!r} of type {type(source).__name__}")
+    given: Any = source
+    is_path = isinstance(given, (str, os.PathLike)) and given != ""
+    expect(is_path, "adapter", _EXPECTED, f"{given!r} of type {type(given).__name__}")
     name, path = str(source), Path(source)
     is_name = isinstance(source, str) and path.name == source and not path.suffix
     if is_name and base in BUNDLED and BUNDLED[base].has_adapter(name):

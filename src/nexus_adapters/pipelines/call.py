@@ -238,7 +238,9 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
 
 
 def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and type(value) is not bool and int(value) > 0
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) > 0
 
 
 def output_height_width(
