@@ -393,7 +393,7 @@ class TestFolder:
         """An adapter whose run was trained on two of the photos."""
         adapter = shutil.copytree(weights / "canny" / "prime", tmp_path / "run" / "adapter")
         source = FolderSource(photos)
-        record = TrainedOn(frozenset(source.content_hash(index)[:16] for index in (1, 3)))
+        record = TrainedOn(frozenset(source.image_hash(index)[:16] for index in (1, 3)))
         (adapter / "training.json").write_text(json.dumps(record.as_json()))
         return adapter
 

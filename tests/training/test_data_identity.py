@@ -1,8 +1,10 @@
 """A run resumes on the same data wherever they lie, and on no others. It records the trained samples."""
 
+import io
 import json
 import os
 import shutil
+import tarfile
 
 import pytest
 from tests import tiny
@@ -11,7 +13,9 @@ from tests.training.runs import config, run, write_images
 
 from nexus_adapters.data.feed import SampleOrder
 from nexus_adapters.data.folder import FolderSource
+from nexus_adapters.data.tars import TarSource
 from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.training import data_identity as module
 from nexus_adapters.training.config import DataOptions
 from nexus_adapters.training.data_identity import (
     RECORD,
@@ -196,11 +200,11 @@ def recorded(root, images, out, trained, steps=100, **changes):
     source = FolderSource(images)
     order = SampleOrder(dict.fromkeys(trained, ""), 2, 0)
     chosen = config(root, out, data__path=str(images), training__max_train_steps=steps, **changes)
-    return trained_on(chosen, source, data_identity(source, len(source)), order, trained), source, order
+    return trained_on(chosen, source, order, trained), source, order
 
 
 def indices_in(record, source):
-    return {index for index in range(len(source)) if record.has(source.content_hash(index))}
+    return {index for index in range(len(source)) if record.has(source.image_hash(index))}
 
 
 def test_a_record_names_the_trained_samples_by_content(root, tmp_path):
@@ -223,19 +227,39 @@ def test_an_unreadable_sample_is_left_out_of_the_record_and_changes_the_data(roo
     before = identity_of_data(folder_data(images), tmp_path)
     (images / "01.png").unlink()
     record, _, _ = recorded(root, images, tmp_path / "run", range(3))
-    assert len(record.samples) == 2
+    assert len(record.images) == 2
     assert before.change(identity_of_data(folder_data(images), tmp_path)) == "1 of 4 samples changed"
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_large_data_are_recorded_where_their_hashes_are_known(root, tmp_path, is_cached):
-    source = FolderSource(write_images(tmp_path / "images", 6))
-    order = SampleOrder(dict.fromkeys(range(6), ""), 2, 0)
-    chosen = config(root, tmp_path / "run", training__max_train_steps=9, cache__enabled=is_cached)
-    part = DataIdentity(6, data_identity(source, 6).hashes[::2])
-    record = trained_on(chosen, source, part, order, range(6))
+def test_large_data_are_recorded_where_their_hashes_are_kept(root, tmp_path, is_cached, monkeypatch):
+    monkeypatch.setattr(module, "_HASHED_WHOLE", 5)
+    changes = {"cache__enabled": is_cached}
+    record, source, _ = recorded(
+        root, write_images(tmp_path / "images", 6), tmp_path / "run", range(6), **changes
+    )
     assert indices_in(record, source) == (set(range(6)) if is_cached else set())
     assert record.is_complete == is_cached
+
+
+def test_an_image_is_known_by_another_caption_and_map_in_another_kind_of_data(root, tmp_path):
+    images = write_images(tmp_path / "images", 4)
+    record, _, _ = recorded(root, images, tmp_path / "run", [0, 2])
+    lines = [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"text": "other words", "map": "03.png"}
+    (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert indices_in(record, FolderSource(images)) == {0, 2}
+    assert indices_in(record, FolderSource(images, condition_column="map")) == {0, 2}
+    (images / "metadata.jsonl").unlink()
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for file in sorted(images.glob("*.png")):
+            tar.add(file, file.name)
+            caption = tarfile.TarInfo(f"{file.stem}.txt")
+            caption.size = 5
+            tar.addfile(caption, io.BytesIO(b"words"))
+    source = TarSource([str(tmp_path / "0.tar")], index_folder=tmp_path / "kept")
+    assert indices_in(record, source) == {0, 2}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +273,7 @@ def test_what_no_evaluation_has_and_what_is_unknown(root, tmp_path, changes, is_
     source = SceneSource(4)
     order = SampleOrder(dict.fromkeys(range(4), ""), 2, 0)
     chosen = config(root, tmp_path / "run", **changes)
-    record = trained_on(chosen, source, data_identity(source, 4), order, range(4))
+    record = trained_on(chosen, source, order, range(4))
     assert record == TrainedOn(is_complete=is_complete)
 
 
@@ -286,8 +310,8 @@ def test_what_is_not_here_has_no_identity(options, tmp_path):
         "null",
         "{}",
         '{"trained_on": 3}',
-        '{"trained_on": {"samples": 3, "is_complete": true}}',
-        '{"trained_on": {"samples": "é", "is_complete": true}}',
+        '{"trained_on": {"images": 3, "is_complete": true}}',
+        '{"trained_on": {"images": "é", "is_complete": true}}',
     ],
 )
 def test_other_records_say_nothing(content, tmp_path):
@@ -323,7 +347,7 @@ def test_a_run_records_what_it_and_its_start_were_trained_on(root, tmp_path):
         trained = config(root, out, **chosen, cache__enabled=is_last)
         source = FolderSource(others)
         order = SampleOrder(dict.fromkeys(range(16), ""), 2, 0)
-        record = trained_on(trained, source, data_identity(source, 16), order, range(16))
+        record = trained_on(trained, source, order, range(16))
         assert len(indices_in(record, ours)) == 4
         assert len(indices_in(record, theirs)) == (4 if is_known else 0)
         assert record.is_complete == is_known

@@ -53,13 +53,13 @@ class Cases:
     Args:
         count: how many.
         load: reads one.
-        content_hash: of one's sample, as its source gives it; None for scenes, which no run was trained on.
+        image_hash: of one's image, as its source gives it; None for scenes, which no run was trained on.
     """
 
     def __init__(
-        self, count: int, load: Callable[[int], Case], content_hash: Callable[[int], str] | None = None
+        self, count: int, load: Callable[[int], Case], image_hash: Callable[[int], str] | None = None
     ) -> None:
-        self._count, self._load, self._content_hash = count, load, content_hash
+        self._count, self._load, self._image_hash = count, load, image_hash
 
     def __len__(self) -> int:
         return self._count
@@ -81,17 +81,17 @@ class Cases:
     @property
     def may_be_trained(self) -> bool:
         """Whether a run can have been trained on the samples: on scenes none was."""
-        return self._content_hash is not None
+        return self._image_hash is not None
 
     def count_trained(self, record: TrainedOn) -> int:
         """How many of the samples a record has. `InvalidArgument` for one that cannot be read."""
-        if self._content_hash is None:
+        if self._image_hash is None:
             return 0
         try:
             places = progress(
                 range(self._count), what="comparing with trained samples", unit="sample", delay=2, leave=False
             )
-            return sum(record.has(self._content_hash(place)) for place in places)
+            return sum(record.has(self._image_hash(place)) for place in places)
         except BadSample as error:
             raise _unreadable(error) from error
 
@@ -121,7 +121,7 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
     return Cases(
         data.count or there,
         lambda place: _of_sample(config, samples, captions, place),
-        lambda place: samples.source.content_hash(config.first + place),
+        lambda place: samples.source.image_hash(config.first + place),
     )
 
 

@@ -1,8 +1,8 @@
 """Which samples a data set has, and which of them a run was trained on, by content.
 
 A sample is its image, its structure map where the data have one, and its captions, whatever its file is
-called and wherever it lies. So a run resumes on the same data wherever they are, studies notice that data
-have changed, and evaluations know trained samples.
+called and wherever it lies. So a run resumes on the same data wherever they are, and studies notice that data
+have changed. Evaluations compare the images alone: a trained one is known by another caption or map, too.
 """
 
 from __future__ import annotations
@@ -163,39 +163,36 @@ class TrainedOn:
     """The samples that an adapter was trained on, by the run that made it and those that it started from.
 
     Attributes:
-        samples: the beginning of each one's content hash.
+        images: the beginning of the hash of each one's image.
         is_complete: False where there may be others, which nothing records.
     """
 
-    samples: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
     is_complete: bool = True
 
-    def has(self, content_hash: str) -> bool:
-        """Whether a sample with this content is among them."""
-        return content_hash[:_DIGITS] in self.samples
+    def has(self, image_hash: str) -> bool:
+        """Whether a sample with this image is among them."""
+        return image_hash[:_DIGITS] in self.images
 
     def and_before(self, other: TrainedOn) -> TrainedOn:
         """Both together."""
-        return TrainedOn(self.samples | other.samples, self.is_complete and other.is_complete)
+        return TrainedOn(self.images | other.images, self.is_complete and other.is_complete)
 
     def as_json(self) -> dict[str, Any]:
         """For a run's record."""
-        packed = base64.b64encode(bytes.fromhex("".join(sorted(self.samples)))).decode()
-        return {"trained_on": {"samples": packed, "is_complete": self.is_complete}}
+        packed = base64.b64encode(bytes.fromhex("".join(sorted(self.images)))).decode()
+        return {"trained_on": {"images": packed, "is_complete": self.is_complete}}
 
 
 UNKNOWN = TrainedOn(is_complete=False)
 
 
-def trained_on(
-    config: TrainConfig, source: Source, identity: DataIdentity, order: SampleOrder, trained: Iterable[int]
-) -> TrainedOn:
+def trained_on(config: TrainConfig, source: Source, order: SampleOrder, trained: Iterable[int]) -> TrainedOn:
     """The samples that a run trains on, with those of the adapter that it starts from.
 
     Args:
         config: the recipe.
         source: its samples.
-        identity: of all of them.
         order: in which they are trained on.
         trained: the indices that may be trained on.
     """
@@ -210,28 +207,20 @@ def trained_on(
         own = UNKNOWN
     elif config.data.kind != "scenes":
         steps = config.training.max_train_steps
-        own = _own_samples(source, identity, order, list(trained), steps, _known(config))
+        own = _own_images(source, order, list(trained), steps, _known(config))
     return own.and_before(UNKNOWN if before is None else before)
 
 
-def _own_samples(
-    source: Source,
-    identity: DataIdentity,
-    order: SampleOrder,
-    indices: Sequence[int],
-    steps: int,
-    known: KnownHashes | None,
+def _own_images(
+    source: Source, order: SampleOrder, indices: Sequence[int], steps: int, known: KnownHashes | None
 ) -> TrainedOn:
     if steps * order.global_batch_size < len(indices):
         indices = sorted({int(index) for step in range(steps) for index in order.at(step)})
-    if identity.is_whole:
-        found: Sequence[str] = [identity.hashes[index] for index in indices]
-    elif known is None:  # too many to be read once more
+    if known is None and len(indices) > _HASHED_WHOLE:  # too many to be read once more in each start
         return UNKNOWN
-    else:
-        with known.kept():
-            shown = progress(indices, what="hashing samples", unit="sample", delay=2, leave=False)
-            found = [_content_hash(source, index, known) for index in shown]
+    with nullcontext() if known is None else known.kept():
+        shown = progress(indices, what="hashing images", unit="image", delay=2, leave=False)
+        found = [_image_hash(source, index, known) for index in shown]
     return TrainedOn(frozenset(found) - {_UNREADABLE})
 
 
@@ -241,7 +230,7 @@ def read_trained(path: Path) -> TrainedOn | None:
     for file in (run / TRAINED, run / RUN_RECORD, run / RUN_ADAPTER / RUN_RECORD):
         try:
             content = json.loads(file.read_bytes())["trained_on"]
-            packed = base64.b64decode(content["samples"], validate=True).hex()
+            packed = base64.b64decode(content["images"], validate=True).hex()
             is_complete = bool(content["is_complete"])
         except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of an earlier version
             continue
@@ -265,6 +254,14 @@ def _known(config: TrainConfig) -> KnownHashes | None:
 def _content_hash(source: Source, index: int, known: KnownHashes | None) -> str:
     try:
         found = source.content_hash(index) if known is None else known.content_hash(source, index)
+    except BadSample:
+        return _UNREADABLE
+    return found[:_DIGITS]
+
+
+def _image_hash(source: Source, index: int, known: KnownHashes | None) -> str:
+    try:
+        found = source.image_hash(index) if known is None else known.image_hash(source, index)
     except BadSample:
         return _UNREADABLE
     return found[:_DIGITS]

@@ -219,7 +219,7 @@ def _train(
         )
     known = TrainedOn()
     if accelerator.is_main_process:
-        known = trained_on(config, samples.source, data, batches.feed.order, split.trained)
+        known = trained_on(config, samples.source, batches.feed.order, split.trained)
         record_trained(output, known)
     with renamed(KEYS):
         denoiser = load_denoiser(base, config.base.source, device, precision.dtype)
