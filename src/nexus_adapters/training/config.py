@@ -383,15 +383,10 @@ def data_agreements(
         if name in _PLACES and data.kind in effective[_PLACES[name]]:
             what = f"data.{_PLACES[name]} in its place, for data.kind {data.kind!r}"
         checks.append((data.kind in for_kinds or value == defaults[name], f"data.{name}", what, repr(value)))
-    needs_path = data.kind in effective["path"]
+    needs_path, needs_shards = data.kind in effective["path"], "at least one, for data.kind 'tars'"
     checks += [
         (not needs_path or data.path != "", "data.path", f"a path, for data.kind {data.kind!r}", "''"),
-        (
-            data.kind != "tars" or bool(data.shards),
-            "data.shards",
-            "at least one, for data.kind 'tars'",
-            MISSING,
-        ),
+        (data.kind != "tars" or data.shards != (), "data.shards", needs_shards, MISSING),
         (
             data.kind != "scenes" or 0 < data.count <= _MOST_SCENES,
             "data.count",
