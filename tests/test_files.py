@@ -277,7 +277,7 @@ def export_t2i(folder):
 # What the package writes by libraries that let only the owner read their files.
 WRITERS = {
     "a cache's shard": lambda folder: TensorCache(folder).write({"x": {"y": torch.zeros(1)}}),
-    "a checkpoint": lambda folder: save_checkpoint(folder, 1, {"module": {"x": torch.zeros(1)}}, {}, 1),
+    "a checkpoint": lambda folder: save_checkpoint(folder, 1, {"module": {"x": torch.zeros(1)}}, {}),
     "an adapter's folder": lambda folder: tiny.adapter(tiny.unet()).save_pretrained(folder / "adapter"),
     "an adapter's file": lambda folder: export_file(tiny.adapter(tiny.unet()), folder / "a.safetensors"),
     "another's adapter": export_t2i,

@@ -924,13 +924,6 @@ def test_a_nearly_black_map_is_one_warning(edges, tmp_path, capsys):
     assert capsys.readouterr().err.count("nearly black") == 1
 
 
-def test_an_image_that_is_not_finite_is_a_failure(edges, tmp_path, capsys):
-    out = tmp_path / "out.png"
-    assert run(edges, out, "--scale", "1e30") == 1
-    assert "not finite" in capsys.readouterr().err
-    assert not out.exists()
-
-
 @pytest.mark.parametrize("sides", [("100000", "100000"), ("8008", "8000")])
 def test_an_image_that_no_memory_holds_is_refused(sides):
     with refused("--width and --height", "x".join(sides), expected="64 megapixels"):

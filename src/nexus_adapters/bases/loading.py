@@ -144,10 +144,12 @@ def open_base(source: str | Path | BaseSource) -> Base:
     location = where.location
     _check_exists(where)
     index = _read_config(where, "", INDEX)
+    folder = Path(location) if Path(location).is_dir() else None
+    if folder is not None:
+        check_folder(folder, index, where.path, with_weights=not where.is_file)
     check_libraries(index, where.path, _family_of_index(where, index))
-    if Path(location).is_dir():
-        check_folder(Path(location), index, where.path, with_weights=not where.is_file)
-        check_vocabulary(Path(location), where.path)
+    if folder is not None:
+        check_vocabulary(folder, where.path)
     for family in known_families():
         name = family.denoiser_name
         if name in index and family.recognizes(config := _read_config(where, name)):

@@ -166,10 +166,10 @@ def _check(study: Study, cell: Cell) -> None:
         open_evaluation(study.evaluation_config(cell, view))
     config = study.train_config(cell)
     if config is not None:
+        _check_run(study, cell, Path(config.output_dir))
         check_place(config)
         if not _is_trained(config):
             check_recipe(config)
-        _check_run(study, cell, Path(config.output_dir))
 
 
 def _check_run(study: Study, cell: Cell, folder: Path) -> None:
