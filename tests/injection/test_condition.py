@@ -200,37 +200,6 @@ def test_anything_else_is_an_error_that_says_what_it_is(value, channels, receive
         as_condition(value, channels, name="image")
 
 
-def test_a_condition_of_the_right_size_is_not_touched():
-    assert torch.equal(fit_condition(MAP, 16, 24, 8), MAP)
-
-
-def test_padding_repeats_the_last_row_and_column_only():
-    fitted = fit_condition(MAP, 16, 24, 32)
-    assert fitted.shape == (1, 3, 32, 32)
-    assert torch.equal(fitted[:, :, :16, :24], MAP)
-    assert torch.equal(fitted[:, :, 16:, :24], MAP[:, :, -1:].expand(-1, -1, 16, -1))
-    assert torch.equal(fitted[:, :, :, 24:], fitted[:, :, :, 23:24].expand(-1, -1, -1, 8))
-
-
-def test_shrinking_averages_areas():
-    fitted = fit_condition(MAP, 8, 12, 4)
-    assert torch.allclose(fitted, torch.nn.functional.avg_pool2d(MAP, 2))
-
-
-def test_growing_is_bilinear_and_stays_in_range():
-    hard = (MAP > 0.5).float()
-    fitted = fit_condition(hard, 32, 48, 8)
-    expected = torch.nn.functional.interpolate(hard, (32, 48), mode="bilinear")
-    assert torch.allclose(fitted, expected, atol=1e-6)
-    assert fitted.min() >= 0
-    assert fitted.max() <= 1
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_resizing_keeps_the_dtype(dtype):
-    assert fit_condition(MAP.to(dtype), 8, 12, 8).dtype == dtype
-
-
 @pytest.mark.parametrize(
     ("source", "given", "native", "expected"),  # each (height, width)
     [
@@ -276,11 +245,6 @@ def test_a_smaller_size_is_a_warning():
         warnings.simplefilter("error")
         image_size((300, 512), 512, None, 128, 8)
         image_size((192, 100), None, None, 128, 8)
-
-
-def test_another_aspect_is_an_error_with_both_sizes():
-    with refused("condition", "24x16 pixels for an image of 16x24", expected="aspect"):
-        fit_condition(MAP, 24, 16, 8)
 
 
 @pytest.mark.parametrize(
