@@ -54,15 +54,20 @@ def edited(file: Path, **changes: object) -> None:
 
 
 def custom(folder: Path, model_type: str = "") -> str:
-    """A model all of whose files name classes in its own `mine.py`; `model_type`: of the library, or none."""
+    """A model all of whose files name classes in its own `module_of_a_model.py`; `model_type`: of the library, or none."""
     folder.mkdir()
-    (folder / "mine.py").write_text(CODE)
+    (folder / "module_of_a_model.py").write_text(CODE)
     auto = [*(n for n in dir(t) if n.startswith("AutoModel")), "AutoConfig", "AutoTokenizer"]
-    named = {name: "mine.Config" if name == "AutoConfig" else "mine.Model" for name in auto}
-    named |= {"AutoImageProcessor": "mine.Model", "AutoProcessor": "mine.Model"}
-    named["AutoTokenizer"] = ["mine.Model", "mine.Model"]
+    named = {
+        name: "module_of_a_model.Config" if name == "AutoConfig" else "module_of_a_model.Model"
+        for name in auto
+    }
+    named |= {"AutoImageProcessor": "module_of_a_model.Model", "AutoProcessor": "module_of_a_model.Model"}
+    named["AutoTokenizer"] = ["module_of_a_model.Model", "module_of_a_model.Model"]
     for name in ("config", "preprocessor_config", "processor_config", "tokenizer_config"):
-        content = {"auto_map": named} | ({"model_type": model_type or "mine"} if name == "config" else {})
+        content = {"auto_map": named} | (
+            {"model_type": model_type or "module_of_a_model"} if name == "config" else {}
+        )
         (folder / f"{name}.json").write_text(json.dumps(content))
     return str(folder)
 
@@ -87,24 +92,27 @@ def test_a_model_that_needs_its_own_code_is_refused(loader, model_type, tmp_path
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
 def test_code_of_a_processor_does_not_run(file, tmp_path):
     folder = Path(tiny_models.dpt(tmp_path / "dpt"))
-    (folder / "mine.py").write_text(CODE)
+    (folder / "module_of_a_model.py").write_text(CODE)
     (folder / "preprocessor_config.json").unlink()
-    (folder / file).write_text(json.dumps({"auto_map": {"AutoImageProcessor": "mine.Model"}}))
+    (folder / file).write_text(json.dumps({"auto_map": {"AutoImageProcessor": "module_of_a_model.Model"}}))
     with suppress(InvalidArgument):  # the library may choose a processor of its own
         load_model("depth estimation", str(folder))
 
 
 def test_a_known_model_is_loaded_by_the_library_whatever_code_its_folder_has(tmp_path):
     folder = Path(tiny_models.dpt(tmp_path / "dpt"))
-    (folder / "mine.py").write_text(CODE)
-    edited(folder / "config.json", auto_map={"AutoConfig": "mine.Config", "AutoModel": "mine.Model"})
+    (folder / "module_of_a_model.py").write_text(CODE)
+    edited(
+        folder / "config.json",
+        auto_map={"AutoConfig": "module_of_a_model.Config", "AutoModel": "module_of_a_model.Model"},
+    )
     assert load_model("depth estimation", str(folder)).kind == "dpt"
 
 
 def test_code_of_a_tokenizer_does_not_run(tmp_path):
     folder = Path(tiny_models.clip(tmp_path / "clip"))
-    (folder / "mine.py").write_text(CODE)
-    named = {"AutoTokenizer": ["mine.Model", "mine.Model"]}
+    (folder / "module_of_a_model.py").write_text(CODE)
+    named = {"AutoTokenizer": ["module_of_a_model.Model", "module_of_a_model.Model"]}
     edited(folder / "tokenizer_config.json", auto_map=named, tokenizer_class="Unknown")
     edited(folder / "config.json", model_type="clip")
     model = TransformersFeatures(str(folder))
@@ -115,7 +123,7 @@ def test_code_of_a_tokenizer_does_not_run(tmp_path):
 def copied(base: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(base, tmp_path / "base")
     for part in ("text_encoder", "vae", "tokenizer", "unet"):
-        (folder / part / "mine.py").write_text(CODE)
+        (folder / part / "module_of_a_model.py").write_text(CODE)
         (folder / part / "this.py").write_text(CODE)
     return folder
 
@@ -128,7 +136,7 @@ def base(tmp_path_factory):
 
 
 PARTS = {
-    "the folder's own module": ("text_encoder", ["mine", "Model"]),
+    "the folder's own module": ("text_encoder", ["module_of_a_model", "Model"]),
     "a module that is not imported": ("vae", ["this", "Model"]),
     "a class chosen by its config": ("text_encoder", ["transformers", "AutoModel"]),
     "a tokenizer chosen by its config": ("tokenizer", ["transformers", "AutoTokenizer"]),
@@ -152,8 +160,8 @@ def test_a_base_with_parts_of_its_own_code_is_refused(what, base, tmp_path):
 
 def test_a_pipeline_class_of_its_own_is_not_run(base, tmp_path):
     folder = copied(base, tmp_path)
-    (folder / "mine.py").write_text(CODE)
-    edited(folder / "model_index.json", _class_name=["mine", "Model"])
+    (folder / "module_of_a_model.py").write_text(CODE)
+    edited(folder / "model_index.json", _class_name=["module_of_a_model", "Model"])
     with refused("base", hint="never runs code"):
         load_base(str(folder))
 
@@ -161,15 +169,21 @@ def test_a_pipeline_class_of_its_own_is_not_run(base, tmp_path):
 def test_parts_that_name_code_in_their_configs_are_loaded_without_it(base, tmp_path):
     folder = copied(base, tmp_path)
     for file in ("text_encoder/config.json", "tokenizer/tokenizer_config.json", "unet/config.json"):
-        edited(folder / file, auto_map={"AutoModel": "mine.Model", "AutoTokenizer": ["mine.Model", None]})
+        edited(
+            folder / file,
+            auto_map={
+                "AutoModel": "module_of_a_model.Model",
+                "AutoTokenizer": ["module_of_a_model.Model", None],
+            },
+        )
     assert load_base(str(folder)).text_encoder is not None
 
 
 def test_an_adapter_that_names_code_is_loaded_without_it(tmp_path):
     tiny.adapter(tiny.unet()).save_pretrained(tmp_path / "adapter")
-    (tmp_path / "adapter" / "mine.py").write_text(CODE)
-    edited(tmp_path / "adapter" / "config.json", auto_map={"AutoModel": "mine.Model"})
+    (tmp_path / "adapter" / "module_of_a_model.py").write_text(CODE)
+    edited(tmp_path / "adapter" / "config.json", auto_map={"AutoModel": "module_of_a_model.Model"})
     assert load_adapter(tmp_path / "adapter") is not None
-    edited(tmp_path / "adapter" / "config.json", _class_name=["mine", "Model"])
+    edited(tmp_path / "adapter" / "config.json", _class_name=["module_of_a_model", "Model"])
     with suppress(InvalidArgument):
         load_adapter(tmp_path / "adapter")

@@ -383,7 +383,7 @@ BAD_TEXT = b"caf\xe9".decode("utf-8", "surrogateescape")
         ({"data": {"kind": "tars", "shards": ["a.tar", BAD_TEXT]}}, "data.shards.1"),
         ({"data": {"path": "x", "extractor": {"model": BAD_TEXT}}}, "data.extractor.model"),
         ({"adapter": {"method": "prime", "start_from": BAD_TEXT}}, "adapter.start_from"),
-        ({BAD_TEXT: 1}, ""),
+        ({BAD_TEXT: 1}, "key"),
         ({"output_dir": "a\0b"}, "output_dir"),
     ],
 )

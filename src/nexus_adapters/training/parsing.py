@@ -44,7 +44,7 @@ def validated(kind: type[Config], content: Mapping[str, Any], prefix: str = "") 
 def _check_text(content: Any, key: str) -> None:
     """`InvalidArgument` for text that is no Unicode, as of a file name in another encoding, or has a null."""
     if isinstance(content, str) and ("\0" in content or not is_unicode(content)):
-        raise InvalidArgument(key or '""', "text in UTF-8 without null characters", ascii(content))
+        raise InvalidArgument(key or "key", "text in UTF-8 without null characters", ascii(content))
     if isinstance(content, list | tuple):
         content = dict(enumerate(content))
     for name, part in content.items() if isinstance(content, Mapping) else ():
