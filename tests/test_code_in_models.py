@@ -54,7 +54,7 @@ def edited(file: Path, **changes: object) -> None:
 
 
 def custom(folder: Path, model_type: str = "") -> str:
-    """A model all of whose files name classes in its own `module_of_a_model.py`; `model_type`: of the library, or none."""
+    """A model whose files name classes in a module of its own; `model_type`: of the library, or none."""
     folder.mkdir()
     (folder / "module_of_a_model.py").write_text(CODE)
     auto = [*(n for n in dir(t) if n.startswith("AutoModel")), "AutoConfig", "AutoTokenizer"]
