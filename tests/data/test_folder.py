@@ -433,6 +433,18 @@ def test_a_table_with_gaps_is_refused(tmp_path, rows):
         FolderSource(tmp_path)
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+@pytest.mark.parametrize("caption", ["x", "x, y"])
+@pytest.mark.parametrize("columns", [{}, {"caption_column": "prompt"}])
+def test_another_separator_than_a_comma_is_named(tmp_path, mark, caption, columns):
+    """Also where the captions have commas, and the rows therefore more fields than the first line."""
+    pictures(tmp_path, "a.png")
+    rows = ["file_name;prompt", f"a.png;{caption}"]
+    (tmp_path / "metadata.csv").write_text("\n".join(rows).replace(";", mark))
+    with refused("folder", "metadata.csv" if "," in caption else None, hint="commas"):
+        FolderSource(tmp_path, **columns)
+
+
 @pytest.mark.parametrize(("mark", "words"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "")])
 def test_a_table_of_other_columns_is_reported_once(tmp_path, mark, words):
     pictures(tmp_path, "a.png")

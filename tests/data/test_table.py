@@ -163,6 +163,74 @@ def test_another_separator_than_a_comma_is_hinted_at(tmp_path, separator):
         TableSource(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("mark", [",", "\t"])
+@pytest.mark.parametrize(
+    ("rows", "received"),
+    [
+        (["0.png,one, two"], "3 in line 2 of "),  # which pandas would read as the image "one"
+        (["0.png,one", "", '1.png,"one, two",'], "3 in line 4 of "),
+        (["0.png,one", "1.png"], "1 in line 3 of "),
+    ],
+)
+def test_rows_with_other_fields_than_the_first_line(tmp_path, mark, rows, received):
+    file = tmp_path / ("list.csv" if mark == "," else "list.tsv")
+    file.write_text("\n".join(["file_name,text", *rows]).replace(",", mark))
+    with refused(
+        "path", f"{received}'{file}'", expected="(2)", hint="" if "1 in" in received else "quotation"
+    ):
+        TableSource(file)
+
+
+def test_in_a_folder_rows_with_more_fields_than_the_first_line(tmp_path):
+    (tmp_path / "data.csv").write_text("file_name,text\n0.png,one, two\n")
+    with refused("path", f"'{tmp_path}'", expected="as many fields", hint="quotation"):
+        TableSource(tmp_path)
+
+
+LATIN = "file_name,text\n0.png,plain\n1.png,caf\u00e9\n"
+LATIN_JSON = '{"file_name": "0.png", "text": "caf\u00e9"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "received", "hint"),
+    [
+        ("a.csv", LATIN.encode("latin-1"), "line 3 of ", "UTF-8"),
+        ("a.tsv", LATIN.replace(",", "\t").encode("latin-1"), "line 3 of ", "UTF-8"),
+        ("a.csv", LATIN.encode("utf-16"), "line 1 of ", "UTF-8"),
+        ("a.jsonl", LATIN_JSON.encode("latin-1"), "line 1 of ", "UTF-8"),
+        ("a.json", f"[{LATIN_JSON}]".encode("latin-1"), "line 1 of ", "UTF-8"),
+        ("sub/a.csv", LATIN.encode("latin-1"), "UnicodeDecodeError", "UTF-8"),
+        ("sub/a.jsonl", LATIN_JSON.encode("latin-1"), "UnicodeDecodeError", "UTF-8"),
+        ("a.csv", b"", "empty", ""),
+        ("a.tsv", b"file_name\ttext\n", "empty", ""),
+        ("a.jsonl", b"\n \n", "empty", ""),
+        ("a.parquet", b"", "0 bytes", ""),
+        ("a.parquet", b"PAR1 and more", "corrupted", ""),
+        ("a.csv", b'file_name,text\n0.png,"never ends', "inside string", ""),
+        ("a.jsonl", b'{"file_name": "0.png", "text": "a"}\n{"file_name":', "JSON parse error", ""),
+        ("a.json", b'[{"file_name": "0.png"', "position 22", ""),
+    ],
+)
+def test_tables_that_cannot_be_read_say_why(tmp_path, name, content, received, hint):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    path = file if "/" not in name else file.parent
+    with refused("path", received, hint=hint) as caught:
+        TableSource(path)
+    assert f"'{path}" in str(caught.value)
+    assert "generating" not in str(caught.value)
+
+
+def test_a_row_in_another_encoding_is_a_bad_sample(tmp_path):
+    rows = '{"file_name": "0.png", "text": "plain"}\n' + LATIN_JSON.replace("0.png", "1.png")
+    (tmp_path / "rows.jsonl").write_bytes(rows.encode("latin-1"))
+    source = TableSource(tmp_path)
+    for read in (source.load, source.size, source.content_hash, source.image_hash):
+        with pytest.raises(BadSample, match=r"/train/1'.*UTF-8"):
+            read(1)
+
+
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.jsonl", "list.parquet", "[set] 1/list.csv"])
 def test_single_files_with_paths_next_to_them(tmp_path, name):
     file = tmp_path / name
@@ -240,6 +308,34 @@ def test_captions_in_json(tmp_path):
     with pytest.raises(BadSample, match="has no caption at 'capt'"):
         TableSource(tmp_path / "set", caption_column="json:capt").load(0)
     assert TableSource(tmp_path / "set", caption_column="gone", with_captions=False).load(0).captions == ("",)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_strings_and_lists_of_strings_in_one_column(tmp_path, ending):
+    values = ["aa", ["b", "c"], None, []]
+
+    def written(*values, name="text"):
+        rows = [json.dumps({"file_name": "0.png", name: value}) for value in values]
+        text = "\n".join(rows) if ending == "jsonl" else f"[{', '.join(rows)}]"
+        (tmp_path / f"list.{ending}").write_text(text)
+        return tmp_path / f"list.{ending}"
+
+    (tmp_path / "0.png").write_bytes(encoded(picture()))
+    for order in (1, -1):
+        source = TableSource(written(*values[::order]))
+        found = [source.load(index).captions for index in range(4)[::order][:2]]
+        assert found == [("aa",), ("b", "c")]
+        for index in range(4)[::order][2:]:
+            with pytest.raises(BadSample, match="has no caption"):
+                source.load(index)
+    objects = [{"en": value} for value in values]
+    source = TableSource(written(*objects), caption_column="text:en")
+    assert [source.load(index).captions for index in range(2)] == [("aa",), ("b", "c")]
+    for wrong in (3, ["b", 3]):
+        with refused("caption_column", f"{json.dumps(wrong)} as 'text' in row 2"):
+            TableSource(written("aa", wrong, ["b"]))
+    with refused("caption_column", "in row 2", hint="text:en"):
+        TableSource(written("aa", {"en": "b"}))
 
 
 def test_other_columns_are_left_alone(tmp_path):

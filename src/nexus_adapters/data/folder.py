@@ -154,6 +154,7 @@ class FolderSource:
                 "folder",
                 f"a {METADATA} or {METADATA_CSV} with the named columns, or folders of these names",
                 f"'{self.folder}', which has no {METADATA}",
+                f"Ignored: {ignored}" if ignored else "",
             )
         else:
             listed = list_images(files, ignored)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nexus_adapters.data.listing import OUTSIDE_HINT, find_path, leaves_folder
-from nexus_adapters.data.samples import captions_at, json_keys, no_column, split_column
+from nexus_adapters.data.samples import captions_at, json_keys, no_column, separator_hint, split_column
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import read_regular
 
 METADATA, METADATA_CSV = "metadata.jsonl", "metadata.csv"
-_LONGEST_FIELD = 2**20  # characters of a CSV field, far above the module's own limit
+_LONGEST_FIELD = 2**24  # characters of a CSV field, far above the module's own limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument("folder", f"a {metadata.name} in UTF-8", f"'{metadata}' ({error})") from error
     if metadata.suffix == ".csv":
-        yield from _csv_rows(text, metadata)
+        yield from csv_rows(io.StringIO(text, newline=""), metadata, "folder")
         return
     for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
@@ -122,20 +122,44 @@ def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, _row(line, where)
 
 
-def _csv_rows(text: str, metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def csv_rows(
+    lines: Iterable[str], file: Path, argument: str, separator: str = ","
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row's columns, by the names in the first one, and how errors name it; empty lines are skipped.
+
+    Args:
+        lines: of the table, with their ends.
+        file: of the table, for errors.
+        argument: that names the file, for errors.
+        separator: of the columns.
+
+    Raises:
+        InvalidArgument: for a row that has more or fewer fields than the first one; it names the line.
+    """
+    names: list[str] | None = None
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = [(reader.line_num, row) for row in reader]
+        reader = csv.reader(lines, delimiter=separator)
+        for fields in reader:
+            if len(fields) < 2 and not "".join(fields).strip():
+                continue
+            if names is None:
+                names = fields
+                continue
+            where = f"line {reader.line_num} of '{file}'"
+            if len(fields) != len(names):
+                quotes = "Put quotation marks around a text that contains the separator"
+                raise InvalidArgument(
+                    argument,
+                    f"as many fields as the first line has ({len(names)})",
+                    f"{len(fields)} in {where}",
+                    separator_hint(names) or (quotes if len(fields) > len(names) else ""),
+                )
+            yield where, dict(zip(names, fields, strict=True))
     except csv.Error as error:
-        raise InvalidArgument("folder", "a table in CSV", f"'{metadata}' ({one_line(error)})") from error
+        raise InvalidArgument(argument, "a table in CSV", f"'{file}' ({one_line(error)})") from error
     finally:
         csv.field_size_limit(before)
-    for number, row in rows:
-        where = f"line {number} of '{metadata}'"
-        if None in row or None in row.values():
-            raise InvalidArgument("folder", "as many fields as the first line has", where)
-        yield where, dict(row)
 
 
 def _row(line: str, where: str) -> dict[str, Any]:

@@ -28,10 +28,15 @@ def no_column(argument: str, wanted: str, present: Iterable[object], where: str)
     names = [str(name) for name in present]
     near = get_close_matches(wanted, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else ""
-    if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
-        hint = "Separate the columns by commas, or by tabs in a .tsv"
+    hint = separator_hint(names) or hint
     there = ", ".join(names) or "none"
     return InvalidArgument(argument, f"a column of {where} ({there})", f"'{wanted}'", hint)
+
+
+def separator_hint(names: Sequence[str]) -> str:
+    """What to do about a table whose columns are all in one, since another character separates them."""
+    is_one = len(names) == 1 and any(separator in names[0] for separator in ";\t|")
+    return "Separate the columns by commas, or by tabs in a .tsv" if is_one else ""
 
 
 def split_column(column: str, present: Collection[str]) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexus_adapters.data.listing import OUTSIDE_HINT, check_regular, find_path
+from nexus_adapters.data.metadata import csv_rows
 from nexus_adapters.data.samples import (
     BadSample,
     Part,
@@ -37,6 +39,8 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {  # of single files: the libr
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
 }
+_INDEX = "__index_level_0__"  # what pandas calls a column that has no name
+_UTF8_HINT = "Save it as UTF-8"
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
 
@@ -93,8 +97,11 @@ class TableSource:
         for argument, column in wanted.items():
             if column is not None and column not in table.column_names:
                 raise no_column(argument, column, table.column_names, f"'{self.path}'")
-        if with_captions:
-            _check_captions(table, self.caption_column, self._caption_key)
+        try:
+            if with_captions:
+                _check_captions(table, self.caption_column, self._caption_key)
+        except UnicodeDecodeError as error:
+            raise _unreadable(self.path, error) from error
         table = table.select_columns(list(dict.fromkeys(c for c in wanted.values() if c is not None)))
         for argument, column in images.items():
             if column is not None:
@@ -115,26 +122,26 @@ class TableSource:
 
     def content_hash(self, index: int) -> str:
         """SHA-256 over image, structure map and captions. BadSample."""
-        row = self._table[index]
+        row = self._row(index)
         columns = [column for column in (self.image_column, self.condition_column) if column is not None]
         parts = [Part(column, *self._content(row, column, index)) for column in columns]
         return hash_sample(parts, self._captions(row, index))
 
     def image_hash(self, index: int) -> str:
         """SHA-256 over the image's bytes. BadSample."""
-        return hash_image(*self._content(self._table[index], self.image_column, index))
+        return hash_image(*self._content(self._row(index), self.image_column, index))
 
     def stamp(self, index: int) -> None:
         """None: the library does not say in which file a row is."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of the image, upright, from its header. BadSample."""
-        content, name = self._content(self._table[index], self.image_column, index)
+        content, name = self._content(self._row(index), self.image_column, index)
         return read_size(content, self.image_column, name)
 
     def load(self, index: int) -> Sample:
         """Decode a sample. BadSample."""
-        row = self._table[index]
+        row = self._row(index)
         captions = self._captions(row, index)
         content, name = self._content(row, self.image_column, index)
         image, condition, name = read_image(content, self.image_column, name), None, ""
@@ -142,6 +149,14 @@ class TableSource:
             content, name = self._content(row, self.condition_column, index)
             condition = read_stored_map(content, self.condition_column, name)
         return Sample(self.key(index), image, condition, captions, condition_key=name)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        try:
+            return dict(self._table[index])
+        except UnicodeDecodeError as error:  # of JSON lines in a folder
+            raise BadSample(
+                f"table: expected text in UTF-8, got '{self.key(index)}' ({error}). {_UTF8_HINT}"
+            ) from error
 
     def _content(self, row: dict[str, Any], column: str, index: int) -> tuple[bytes | Path, str]:
         """An image's bytes or file, and its name in errors."""
@@ -201,6 +216,7 @@ def _folder_of(path: Path) -> Path | None:
 def _open_table(path: str, split: str, revision: str | None, config_name: str | None) -> Any:
     try:
         import datasets
+        from pyarrow import ArrowException
     except ImportError as error:
         raise InvalidArgument(
             "path",
@@ -225,22 +241,82 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         )
     if Path(path).is_dir():
         check_regular(Path(path), "path")
+    if is_file and reader != "parquet":
+        _check_text(Path(path), options.get("sep", ",") if reader == "csv" else None)
     try:
         with _no_bars_in_logs():
             if is_file:  # escaped, or its name might be a pattern to the library
-                return datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
-            if not _is_saved(Path(path)):
-                return datasets.load_dataset(path, name=config_name, split=split, revision=revision)
-            saved = datasets.load_from_disk(path)
+                found = datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
+            elif _is_saved(Path(path)):
+                found = datasets.load_from_disk(path)
+            else:
+                found = datasets.load_dataset(path, name=config_name, split=split, revision=revision)
     except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, datasets.exceptions.DatasetGenerationError | ArrowException):
+            raise _unreadable(path, error) from error
         raise InvalidArgument(
-            "path", f"the folder or Hub id of a data set with split '{split}'", f"'{path}' ({reason})"
+            "path",
+            f"the folder or Hub id of a data set with split '{split}'",
+            f"'{path}' ({type(error).__name__}: {one_line(error)})",
         ) from error
-    splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
+    if not _is_saved(Path(path)):
+        _check_fields(path, found)
+        return found
+    splits = found if isinstance(found, dict) else {str(found.split or split): found}
     if split not in splits:
         raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{path}' has", f"'{split}'")
     return splits[split]
+
+
+def _unreadable(path: str, error: BaseException) -> InvalidArgument:
+    """The error for files that the library finds and cannot read, with the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return InvalidArgument(
+        "path",
+        "a table that can be read",
+        f"'{path}' ({type(error).__name__}: {one_line(error)})",
+        _UTF8_HINT if isinstance(error, UnicodeDecodeError) else "",
+    )
+
+
+def _check_text(file: Path, separator: str | None) -> None:
+    """InvalidArgument for a CSV or JSON table that is not UTF-8, has no rows, or one of too many fields.
+
+    The library would say only at which byte of its buffer, or read the fields into the wrong columns.
+
+    Args:
+        file: the table.
+        separator: of the columns; None for JSON.
+    """
+    has_rows = False
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                has_rows |= bool(line.decode("utf-8-sig").strip())
+            except UnicodeDecodeError as error:
+                what = f"line {number} of '{file}' ({error})"
+                raise InvalidArgument("path", "a table in UTF-8", what, _UTF8_HINT) from error
+    if separator is not None:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            has_rows = sum(1 for _ in csv_rows(lines, file, "path", separator)) > 0
+    if not has_rows:
+        raise InvalidArgument("path", "a data set with rows", f"'{file}', which is empty")
+
+
+def _check_fields(path: str, table: Any) -> None:
+    """InvalidArgument for CSV files in a folder whose rows have more fields than columns.
+
+    pandas reads the first field of each into an index then, and the others into the wrong columns.
+    """
+    is_csv = table.info.builder_name in ("csv", "imagefolder")
+    if is_csv and _INDEX in table.column_names:
+        raise InvalidArgument(
+            "path",
+            "as many fields in each row of a CSV file as its first line has",
+            f"more in '{path}'",
+            "Put quotation marks around a text that contains the separator",
+        )
 
 
 @contextmanager
@@ -275,7 +351,8 @@ def _check_captions(table: Any, column: str, key: str | None) -> None:
         raise no_column("caption_column", key, feature, f"the objects in '{column}'")
     found = feature[key] if key is not None and isinstance(feature, dict) else feature
     element = found[0] if isinstance(found, list) else getattr(found, "feature", found)
-    if getattr(element, "dtype", None) not in _TEXTS:
+    is_mixed = type(element).__name__ == "Json"  # of several types; earlier versions of datasets lack it
+    if not is_mixed and getattr(element, "dtype", None) not in _TEXTS:
         is_object = isinstance(feature, dict)
         raise InvalidArgument(
             "caption_column",
@@ -283,13 +360,27 @@ def _check_captions(table: Any, column: str, key: str | None) -> None:
             f"'{column}' of type {feature}",
             f"Name a key, as in {column}:{next(iter(feature))}" if is_object and key is None else "",
         )
-    if key is None and (keys := json_keys(as_captions(table.select_columns([column])[0][column]) or ())):
-        raise InvalidArgument(
-            "caption_column",
-            "words",
-            f"JSON objects in '{column}' ({', '.join(keys)[:100]})",
-            f"Name the key of the caption, as in {column}:{keys[0]}",
-        )
+    if key is not None:
+        return
+    rows = table.select_columns([column])
+    for number in range(len(rows) if is_mixed else 1):
+        value = rows[number][column]
+        captions = as_captions(value)
+        if is_mixed and captions is None and value not in (None, []):  # those may be missing
+            names = list(value) if isinstance(value, dict) else []
+            raise InvalidArgument(
+                "caption_column",
+                "strings or lists of strings",
+                f"{json.dumps(value)[:60]} as '{column}' in row {number + 1}",
+                f"Name a key, as in {column}:{names[0]}" if names else "",
+            )
+        if keys := json_keys(captions or ()):
+            raise InvalidArgument(
+                "caption_column",
+                "words",
+                f"JSON objects in '{column}' ({', '.join(keys)[:100]})",
+                f"Name the key of the caption, as in {column}:{keys[0]}",
+            )
 
 
 def _left_encoded(table: Any, argument: str, column: str) -> Any:
