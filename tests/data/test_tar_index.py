@@ -243,6 +243,28 @@ def test_names_without_stem_or_extension_are_no_samples():
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "stem"),
+    [
+        (["\u00e9.png", "e\u0301.txt"], "\u00e9"),
+        (["e\u0301.png", "\u00e9.txt"], "e\u0301"),
+        (["\u00e9/0.png", "e\u0301/0.txt"], "\u00e9/0"),
+        (["./4.png", "4.txt"], "./4"),
+        (["4.png", "./4.txt"], "4"),
+        (["a/4.png", "./a//4.txt"], "a/4"),
+        (["a.\u00e9.png", "a.e\u0301.txt"], "a.\u00e9"),
+    ],
+)
+def test_names_in_several_spellings_are_one(names, stem):
+    """The first one counts, as the user sees it."""
+    assert grouped(*names) == {stem: [(0, 0), None, (1000, 1)]}
+
+
+def test_extensions_in_several_spellings_are_one():
+    layout = Layout.of(None, "e\u0301.png", None)
+    assert grouped("0.\u00e9.png", "0.jpg", "0.txt", layout=layout) == {"0": [(1000, 1), (0, 0), (2000, 2)]}
+
+
 def test_unsafe_names_are_names():
     assert list(grouped("/etc/0.jpg", "../../0.jpg", "C:\\0.jpg")) == ["/etc/0", "../../0", "C:\\0"]
 

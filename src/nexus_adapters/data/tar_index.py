@@ -6,10 +6,11 @@ import hashlib
 import io
 import json
 import tarfile
+import unicodedata
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Int
@@ -247,6 +248,8 @@ def group_members(
 ) -> TarSamples:
     """Members with the same stem are a sample. Of several with one name the last counts, as in unpacking.
 
+    Names are the same in either Unicode form (NFC, NFD), and with or without a "./" before them.
+
     The stem ends at the first dot of the file's name (`0.jpg`, `0.seg.png`), unless image and captions share
     a longer one: `a.1.jpg` with `a.1.txt` and `a.2.jpg` with `a.2.txt` are two samples.
 
@@ -260,11 +263,15 @@ def group_members(
     """
     ignored = Ignored() if ignored is None else ignored
     groups: dict[str, dict[str, tuple[int, int, str]]] = {}
+    first_names: dict[str, str] = {}  # group -> its stem, as its first member spells it
     for name, offset, size in index.members:
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
         if stem and dot:
-            group = groups.setdefault(folder + slash + stem, {})
+            key = _one_form(str(PurePosixPath(folder + slash + stem)))
+            extension = _one_form(extension)
+            first_names.setdefault(key, folder + slash + stem)
+            group = groups.setdefault(key, {})
             if extension.lower() in group:
                 ignored.add("members whose name another one has, the last of which is read", name)
             group[extension.lower()] = offset, size, extension
@@ -272,7 +279,8 @@ def group_members(
     found: list[list[_Place]] = []
     extensions: set[str] = set()
     wanted = list(layout.wanted())
-    for stem, group in groups.items():
+    for name, group in groups.items():
+        stem = first_names[name]
         keys = _keys(group, layout) if any("." in extension for extension in group) else {"": True}
         spelled = {"": ""}  # key -> the same before it was turned to lower case
         for extension, (_, _, original) in group.items():
@@ -347,4 +355,9 @@ def check_parts(shards: list[TarSamples], layout: Layout) -> None:
 
 
 def _extension(column: str) -> str:
-    return column.lower().removeprefix(".")
+    return _one_form(column).lower().removeprefix(".")
+
+
+def _one_form(name: str) -> str:
+    """A name in one Unicode form: tars have names in either."""
+    return unicodedata.normalize("NFC", name)
