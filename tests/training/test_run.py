@@ -266,7 +266,8 @@ def test_a_diverged_run_is_exported_with_a_warning(root, tmp_path):
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(out).values())
     assert "| 3 | not finite |" in (out / "adapter" / "README.md").read_text()
     before = files(out)
-    run(root, out, **VALIDATED, **changes, training__max_train_steps=3)
+    with pytest.warns(UserWarning, match="the run has diverged"):
+        run(root, out, **VALIDATED, **changes, training__max_train_steps=3)
     assert files(out) == before
 
 

@@ -59,13 +59,7 @@ def export(
         "config": identity(without_folders(config)),
         **trained_on.as_json(),
     }
-    if any(row["step"] == weights_step and _is_diverged(row) for row in rows):
-        warnings.warn(
-            f"training: step {weights_step}, whose weights are exported, has no finite gradient or "
-            "validation loss: the run has diverged. Train in a new output_dir with a lower "
-            "training.learning_rate or a longer warm-up",
-            stacklevel=2,
-        )
+    _warn_if_diverged(rows, weights_step)
     remove_unfinished(output)
     with replacing_folder(output / ADAPTER) as folder:
         # diffusers' own `to` warns of parts to keep in float32: here all are.
@@ -85,6 +79,22 @@ def export(
             model_card(adapter, method, config, record, rows, folder), encoding="utf-8"
         )
     return output / ADAPTER
+
+
+def warn_of_finished(output: Path) -> None:
+    """Warn as `export` did, if the adapter of the finished run in `output` is one that diverged."""
+    record = json.loads((output / ADAPTER / FINISHED).read_bytes())
+    _warn_if_diverged(read_json_lines(output / LOG, dict), record.get("weights_of_step", record["steps"]))
+
+
+def _warn_if_diverged(rows: Sequence[Mapping[str, Any]], weights_step: int) -> None:
+    if any(row.get("step") == weights_step and _is_diverged(row) for row in rows):
+        warnings.warn(
+            f"training: step {weights_step}, whose weights are exported, has no finite gradient or "
+            "validation loss: the run has diverged. Train in a new output_dir with a lower "
+            "training.learning_rate or a longer warm-up",
+            stacklevel=3,
+        )
 
 
 def model_card(

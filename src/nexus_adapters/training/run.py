@@ -56,7 +56,7 @@ from nexus_adapters.training.distributed import (
     open_trackers,
 )
 from nexus_adapters.training.dry_run import describe, describe_data, preview_of
-from nexus_adapters.training.export import IMAGES, export, push
+from nexus_adapters.training.export import IMAGES, export, push, warn_of_finished
 from nexus_adapters.training.loop import train
 from nexus_adapters.training.loss import Objective
 from nexus_adapters.training.optimizer import build_optimizer
@@ -107,6 +107,7 @@ def train_adapter(config: TrainConfig) -> Path:
     if (steps := finished_steps(output, config.training.max_train_steps)) is not None:
         if is_main:
             print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
+            warn_of_finished(output)
     else:
         base, options, start = check_recipe(config)
         samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
