@@ -408,8 +408,12 @@ class TestFolder:
         for run in (trained.parent, trained):
             with refused("held_out_of", "2 of 4", hint="--first"):
                 evaluate(chosen, {}, out, show_progress=False, held_out_of=str(run))
-        with refused("held_out_of", "no/where", expected="records"):
-            evaluate(chosen, {}, out, show_progress=False, held_out_of="no/where")
+        (tmp_path / "other").mkdir()
+        old = shutil.copytree(trained, tmp_path / "old")
+        (old / "training.json").write_text('{"steps": 2, "stopped_early": false}')
+        for place, why in (("no/where", "not exist"), ("other", "no run"), ("old", "earlier version")):
+            with refused("held_out_of", why, expected="records"):
+                evaluate(chosen, {}, out, show_progress=False, held_out_of=str(tmp_path / place))
         assert not out.exists()
         third = self.of(photos, weights, first=2)
         third = dataclasses.replace(third, data=dataclasses.replace(third.data, count=1))
@@ -418,10 +422,12 @@ class TestFolder:
     def test_a_record_that_does_not_have_all_is_no_proof(self, photos, weights, trained, tmp_path):
         chosen, out = self.of(photos, weights, first=2), tmp_path / "out"
         chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, count=1))
-        (trained / "training.json").write_text(json.dumps(UNKNOWN.as_json()))
-        with refused("held_out_of", "does not record", expected="all samples"):
-            evaluate(chosen, {}, out, show_progress=False, held_out_of=str(trained.parent))
-        with pytest.warns(UserWarning, match="mine may have been trained on"):
+        for reason in ("", "its data are behind URLs"):
+            record = dataclasses.replace(UNKNOWN, reason=reason)
+            (trained / "training.json").write_text(json.dumps(record.as_json()))
+            with refused("held_out_of", f"({reason})" if reason else "record", expected="all samples"):
+                evaluate(chosen, {}, out, show_progress=False, held_out_of=str(trained.parent))
+        with pytest.warns(UserWarning, match="mine may have been trained on .* behind URLs"):
             evaluate(chosen, {"mine": str(trained)}, out, show_progress=False)
 
     def test_maps_that_do_not_fit_the_images_are_reported(self, photos, weights, tmp_path):

@@ -240,6 +240,7 @@ def test_large_data_are_recorded_where_their_hashes_are_kept(root, tmp_path, is_
     )
     assert indices_in(record, source) == (set(range(6)) if is_cached else set())
     assert record.is_complete == is_cached
+    assert ("cache.enabled" in record.reason) != is_cached
 
 
 def test_an_image_is_known_by_another_caption_and_map_in_another_kind_of_data(root, tmp_path):
@@ -275,6 +276,7 @@ def test_what_no_evaluation_has_and_what_is_unknown(root, tmp_path, changes, is_
     chosen = config(root, tmp_path / "run", **changes)
     record = trained_on(chosen, source, order, range(4))
     assert record == TrainedOn(is_complete=is_complete)
+    assert bool(record.reason) != is_complete
 
 
 @pytest.mark.parametrize(("first", "count"), [(1, 0), (0, 3)])
@@ -351,6 +353,7 @@ def test_a_run_records_what_it_and_its_start_were_trained_on(root, tmp_path):
         assert len(indices_in(record, ours)) == 4
         assert len(indices_in(record, theirs)) == (4 if is_known else 0)
         assert record.is_complete == is_known
+        assert ("started from" in record.reason) != is_known
     out = tmp_path / "second"
     changes = {"adapter__start_from": str(first), "data__path": str(others), "cache__enabled": False}
     with pytest.warns(UserWarning, match="more.png") as caught:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from nexus_adapters.adapter.saved import Saved, find_saved
+from nexus_adapters.adapter.saved import RUN_ADAPTER, RUN_CONFIG, RUN_RECORD, Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import load_base, open_base
 from nexus_adapters.bases.tokens import find_tokenizer
@@ -36,7 +36,7 @@ from nexus_adapters.methods import GenerationSettings, load_saved, method_for, m
 from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.metrics import find_metric
 from nexus_adapters.progress import progress
-from nexus_adapters.training.data_identity import read_trained
+from nexus_adapters.training.data_identity import TrainedOn, read_trained
 from nexus_adapters.training.distributed import leave_together
 
 BASE_ALONE = "base"  # the method without an adapter
@@ -170,7 +170,7 @@ def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved
         record = read_trained(Path(held_out_of))
         if record is None:
             expected = "the folder of a run that records which samples it was trained on"
-            raise InvalidArgument("held_out_of", expected, f"'{held_out_of}'")
+            raise InvalidArgument("held_out_of", expected, f"'{held_out_of}', {_why_none(held_out_of)}")
         if count := cases.count_trained(record):
             raise InvalidArgument(
                 "held_out_of",
@@ -182,7 +182,7 @@ def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved
             raise InvalidArgument(
                 "held_out_of",
                 "a run that records all samples it was trained on",
-                f"'{held_out_of}', which {_NOT_ALL}",
+                f"'{held_out_of}', which {_NOT_ALL}{_because(record)}",
             )
     for name, each in adapters.items():
         record = read_trained(each.path)
@@ -195,7 +195,23 @@ def _check_held_out(cases: Cases, held_out_of: str, adapters: Mapping[str, Saved
                 stacklevel=3,
             )
         elif not record.is_complete and cases.may_be_trained:
-            warnings.warn(f"{name} may have been trained on some of the samples: it {_NOT_ALL}", stacklevel=3)
+            warnings.warn(
+                f"{name} may have been trained on some of the samples: it {_NOT_ALL}{_because(record)}",
+                stacklevel=3,
+            )
+
+
+def _because(record: TrainedOn) -> str:
+    return f" ({record.reason})" if record.reason else ""
+
+
+def _why_none(run: str) -> str:
+    """Why a folder has no record of the samples, as what follows its name."""
+    if not Path(run).exists():
+        return "which does not exist"
+    if any((Path(run) / name).is_file() for name in (RUN_CONFIG, RUN_RECORD, f"{RUN_ADAPTER}/{RUN_RECORD}")):
+        return "whose record is damaged, or which is of an earlier version that kept none"
+    return "which is no run"
 
 
 def _check_reference(reference: Measured) -> None:

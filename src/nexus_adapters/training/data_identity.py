@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,12 @@ class TrainedOn:
     Attributes:
         images: the beginning of the hash of each one's image.
         is_complete: False where there may be others, which nothing records.
+        reason: why it is not complete, in words; "" where that is unknown.
     """
 
     images: frozenset[str] = frozenset()
     is_complete: bool = True
+    reason: str = field(default="", compare=False)
 
     def has(self, image_hash: str) -> bool:
         """Whether a sample with this image is among them."""
@@ -176,12 +178,14 @@ class TrainedOn:
 
     def and_before(self, other: TrainedOn) -> TrainedOn:
         """Both together."""
-        return TrainedOn(self.images | other.images, self.is_complete and other.is_complete)
+        is_complete, reason = self.is_complete and other.is_complete, self.reason or other.reason
+        return TrainedOn(self.images | other.images, is_complete, reason)
 
     def as_json(self) -> dict[str, Any]:
         """For a run's record."""
         packed = base64.b64encode(bytes.fromhex("".join(sorted(self.images)))).decode()
-        return {"trained_on": {"images": packed, "is_complete": self.is_complete}}
+        record = {"images": packed, "is_complete": self.is_complete}
+        return {"trained_on": record | ({"reason": self.reason} if self.reason else {})}
 
 
 UNKNOWN = TrainedOn(is_complete=False)
@@ -198,17 +202,20 @@ def trained_on(config: TrainConfig, source: Source, order: SampleOrder, trained:
     """
     output, start = Path(config.output_dir), config.adapter.start_from
     before: TrainedOn | None = TrainedOn()
+    what = "the adapter that it started from"
     if checkpoint_folders(output / RUN_CHECKPOINTS):
-        before = read_trained(output)  # which has those of the start, too
+        before, what = read_trained(output), "its beginning"  # which has those of the start, too
     elif start and not (config.base.path in BUNDLED and BUNDLED[config.base.path].has_adapter(start)):
         before = read_trained(find_saved(start, config.data.condition, config.base.path).path)
     own = TrainedOn()  # of scenes: evaluations have other ones, as for the adapters of the package
     if config.data.is_remote:
-        own = UNKNOWN
+        own = replace(UNKNOWN, reason="its data are on the Hub or behind URLs")
     elif config.data.kind != "scenes":
         steps = config.training.max_train_steps
         own = _own_images(source, order, list(trained), steps, _known(config))
-    return own.and_before(UNKNOWN if before is None else before)
+    if before is None:
+        before = replace(UNKNOWN, reason=f"{what} has no record of the samples")
+    return own.and_before(before)
 
 
 def _own_images(
@@ -217,7 +224,8 @@ def _own_images(
     if steps * order.global_batch_size < len(indices):
         indices = sorted({int(index) for step in range(steps) for index in order.at(step)})
     if known is None and len(indices) > _HASHED_WHOLE:  # too many to be read once more in each start
-        return UNKNOWN
+        reason = f"cache.enabled = false, and it has more than {_HASHED_WHOLE:,} samples"
+        return replace(UNKNOWN, reason=reason)
     with nullcontext() if known is None else known.kept():
         shown = progress(indices, what="hashing images", unit="image", delay=2, leave=False)
         found = [_image_hash(source, index, known) for index in shown]
@@ -231,11 +239,11 @@ def read_trained(path: Path) -> TrainedOn | None:
         try:
             content = json.loads(file.read_bytes())["trained_on"]
             packed = base64.b64decode(content["images"], validate=True).hex()
-            is_complete = bool(content["is_complete"])
+            is_complete, reason = bool(content["is_complete"]), str(content.get("reason", ""))
         except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of an earlier version
             continue
         parts = range(0, len(packed), _DIGITS)
-        return TrainedOn(frozenset(packed[part : part + _DIGITS] for part in parts), is_complete)
+        return TrainedOn(frozenset(packed[part : part + _DIGITS] for part in parts), is_complete, reason)
     return None
 
 
