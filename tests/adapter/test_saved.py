@@ -21,6 +21,7 @@ from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import check_nexus, find_saved
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.files import file_sha256
+from nexus_adapters.methods import load_adapter
 from nexus_adapters.training.checkpoint import save_checkpoint
 
 Build = Callable[..., NexusAdapter]
@@ -209,6 +210,22 @@ def test_a_run_is_its_adapter_or_its_newest_checkpoint(tiny: Build, tmp_path: Pa
     adapter.save_pretrained(folder / "adapter")
     assert find_saved(folder).path == folder / "adapter"
     assert not find_saved(folder).is_checkpoint
+
+
+def test_a_damaged_adapter_of_a_finished_run_is_not_replaced_by_a_checkpoint(
+    tiny: Build, tmp_path: Path
+) -> None:
+    adapter = tiny(groups=2)
+    folder = write_run(tmp_path / "run", adapter, steps=(2,))  # whose weights may not be the best ones
+    adapter.save_pretrained(folder / "adapter")
+    (folder / "adapter" / "config.json").unlink()
+    saved = find_saved(folder)
+    assert (saved.path, saved.config) == (folder / "adapter", {})
+    with refused("adapter", "weights without one", hint="config.json"):
+        load_adapter(folder)
+    (folder / "adapter" / "diffusion_pytorch_model.safetensors").unlink()
+    with refused("adapter", "adapter', which has none"):
+        find_saved(folder)
 
 
 def test_a_checkpoint_is_the_average_where_there_is_one(tiny: Build, tmp_path: Path) -> None:

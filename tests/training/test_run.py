@@ -1,6 +1,7 @@
 """Whole runs on a tiny base: what each method gives, and that a resumed run is as an uninterrupted one."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -33,7 +34,8 @@ from nexus_adapters.training.loop import Stopped
 from nexus_adapters.training.recipe import load_recipe, load_run_recipe
 from nexus_adapters.training.run import dry_run
 
-WEIGHTS = "adapter/diffusion_pytorch_model.safetensors"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"adapter/{WEIGHTS_NAME}"
 REFERENCE = {"training__max_train_steps": 4, "log__every_steps": 1}
 VALIDATED = {"validation__every_steps": 2, "validation__images": 1}
 
@@ -133,10 +135,21 @@ def test_a_finished_adapter_without_checkpoints_is_not_trained_over(root, finish
     assert files(out) == before
 
 
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 SPOILED = {
     "half a record": lambda folder: (folder / "training.json").write_text('{"steps": 1'),
     "another record": lambda folder: (folder / "training.json").write_text("[]"),
-    "no weights": lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(),
+    "no weights": lambda folder: (folder / WEIGHTS_NAME).unlink(),
+    "empty weights": lambda folder: (folder / WEIGHTS_NAME).write_bytes(b""),
+    "half the weights": lambda folder: os.truncate(folder / WEIGHTS_NAME, 4000),
+    "other weights": lambda folder: flip_a_bit(folder / WEIGHTS_NAME),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "half a config": lambda folder: (folder / "config.json").write_text('{"groups": 1'),
 }
 
 

@@ -206,7 +206,7 @@ def _of_folder(source: str, folder: Path) -> Saved:
 
 def _of_run(source: str, folder: Path) -> Saved:
     """The finished adapter, else the newest undamaged checkpoint, with a warning for each damaged one."""
-    if (folder / RUN_ADAPTER / CONFIG).is_file():
+    if (folder / RUN_ADAPTER).is_dir():  # written whole or not at all, so one without a config is damaged
         return _of_folder(source, folder / RUN_ADAPTER)
     checkpoints = sorted((folder / RUN_CHECKPOINTS).glob("step-*"), reverse=True)
     expect(bool(checkpoints), "adapter", _EXPECTED, f"'{source}', a training run without a checkpoint")

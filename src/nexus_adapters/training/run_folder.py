@@ -16,7 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 from accelerate import Accelerator
 from torch import nn
 
-from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD, weights_in
+from nexus_adapters.adapter.saved import CHECKPOINT_FORMAT, RUN_RECORD, read_json, weights_in
+from nexus_adapters.adapter.saved import CONFIG as ADAPTER_CONFIG
+from nexus_adapters.adapter.weights import check_hash
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import append_json_lines, is_leftover, read_json_lines, write_json, write_text
@@ -106,16 +108,18 @@ def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
 
     A damaged adapter is none: with a warning, since the run's last checkpoint gives it again.
     """
-    record = output_dir / ADAPTER / FINISHED
+    adapter = output_dir / ADAPTER
+    record = adapter / FINISHED
     if not record.is_file():
         return None
     try:
         found = json.loads(record.read_bytes())
         steps, is_whole = int(found["steps"]), bool(found["stopped_early"])
-        weights_in(output_dir / ADAPTER)
+        read_json(adapter / ADAPTER_CONFIG)
+        check_hash(weights_in(adapter), "adapter")
     except (InvalidArgument, OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(
-            f"output_dir: '{output_dir / ADAPTER}' is damaged, and is written again ({one_line(error)})",
+            f"output_dir: '{adapter}' is damaged, and is written again ({one_line(error)})",
             stacklevel=2,
         )
         return None
