@@ -78,11 +78,11 @@ def __dir__() -> list[str]:
 
 
 def _register_in_diffusers() -> None:
-    """Where diffusers is there already, let it find the pipelines: it looks for them in its own namespace.
+    """If diffusers is imported already, let it find the pipelines, which it looks up in its own namespace.
 
-    It imports its classes when they are first used, from its submodules; this package stands in for one, so
-    that here, too, nothing is imported yet. Its AutoPipelines, where they are imported already, list classes
-    themselves. Where diffusers is imported later, `nexus_adapters.pipelines` registers them.
+    diffusers imports its classes lazily from its submodules. This package is registered as one of them, so
+    nothing is imported yet. The AutoPipelines have a table of classes instead: if they are imported already,
+    or diffusers is imported later, `nexus_adapters.pipelines` registers the classes.
     """
     diffusers = sys.modules.get("diffusers")
     homes = getattr(diffusers, "_class_to_module", None)

@@ -67,11 +67,11 @@ def test_the_start_of_a_slim(tmp_path, capsys):
     torch.save(as_original(t2i()), tmp_path / "t2i.pth")
     options = ["--variant", "slim", "--text-width", "1024", "--seed", "4"]
     assert main(["convert", str(tmp_path / "t2i.pth"), str(tmp_path / "slim"), *options]) == 0
-    told = capsys.readouterr()
-    assert "slim, from a T2I-Adapter" in told.out
-    assert "cosine similarity is 0.9" in told.err
-    assert "note: its norms and attention are newly initialized" in told.err
-    assert "least-squares fit" in told.err
+    printed = capsys.readouterr()
+    assert "slim, from a T2I-Adapter" in printed.out
+    assert "cosine similarity is 0.9" in printed.err
+    assert "note: its norms and attention are newly initialized" in printed.err
+    assert "least-squares fit" in printed.err
     expected = import_adapter(tmp_path / "t2i.pth", "slim", text_width=1024, seed=4).adapter
     assert same(NexusAdapter.from_pretrained(tmp_path / "slim"), expected)
 

@@ -504,7 +504,7 @@ def test_folders_of_images_and_maps_are_paired_by_name(tmp_path, columns):
         f"ignored maps of an image that has another: 1 ({maps}/a.png); "
         f"maps without an image: 1 ({maps}/alone.png)"
     )
-    assert len(reports) == (1 if columns else 2)  # what is found without being named is told
+    assert len(reports) == (1 if columns else 2)  # a folder that no argument names is reported
     assert maps in reports[0]
     keys = [Path(source.key(index)).name for index in range(len(source))]
     assert keys == ["a.png", "a.webp", "gone.png", "b.png"]

@@ -111,8 +111,8 @@ def test_captions_that_are_no_text_or_empty_or_cut_are_counted_in_a_line_each(
         with pytest.warns(UserWarning, match="data: ") as caught:
             run(root, tmp_path / f"{steps}", **changes, training__max_train_steps=steps)
         shown = [str(warning.message) for warning in caught]
-        assert sum("data: 3 of 1" in line and "empty" in line for line in shown) == 1, shown
-        assert sum("data: 4 of 1" in line and "12 tokens" in line for line in shown) == 1, shown
+        assert sum("empty caption: 3 of 1" in line for line in shown) == 1, shown
+        assert sum("12 tokens" in line and "read: 4 of 1" in line for line in shown) == 1, shown
         assert reported(tmp_path / f"{steps}") == ["00.png"]
         (row,) = (tmp_path / f"{steps}" / "skipped.jsonl").read_text().splitlines()
         assert json.loads(row)["reason"].startswith("captions: ")
@@ -123,5 +123,5 @@ def test_captions_that_are_all_empty_are_reported(root, tmp_path, captioned):
     folder = shutil.copytree(captioned, tmp_path / "images")
     rows = [{"file_name": f"{index:02d}.png", "text": " " * (index % 2)} for index in range(12)]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.warns(UserWarning, match="12 of 12 samples have an empty caption"):
+    with pytest.warns(UserWarning, match="samples with an empty caption: 12 of 12"):
         run(root, tmp_path / "out", data__path=str(folder))

@@ -40,7 +40,7 @@ def adapter_names(names: Collection[str]) -> dict[str, str]:
     """Each name in an adapter's file -> the name that diffusers gives that tensor; empty for what is none.
 
     Read are Nexus adapters and T2I-Adapters in diffusers' names, and T2I-Adapters, the light ones among them,
-    as first published, where the residual units stand in one row, two a stage: `body.{2 * i + j}` is unit j
+    as first published, whose residual units are numbered through, two per stage: `body.{2 * i + j}` is unit j
     of stage i. Either may have the prefixes that DDP, torch.compile and training scripts add.
 
     Raises `InvalidArgument` named "source" where two names become one.

@@ -33,13 +33,13 @@ def describe_captions(lengths: Iterable[Sequence[int]], tokenizer: Any) -> list[
     empty = sum(not any(counts) for counts in samples)
     lines = []
     if empty:
-        of_all = f"{empty:,} of {len(samples):,} samples have an empty caption"
-        lines.append(f"{of_all}: nothing can be learned from prompts" if empty == len(samples) else of_all)
+        of_all = f"samples with an empty caption: {empty:,} of {len(samples):,}"
+        lines.append(f"{of_all}; nothing can be learned from prompts" if empty == len(samples) else of_all)
     limit = 0 if tokenizer is None else token_limit(tokenizer)
     if limit and (cut := sum(any(count > limit for count in counts) for counts in samples)):
         lines.append(
-            f"{cut:,} of {len(samples):,} samples have a caption of more than {limit} tokens, of which only "
-            f"the first {limit} are read"
+            f"samples with a caption of more than {limit} tokens, of which only the first {limit} are read: "
+            f"{cut:,} of {len(samples):,}"
         )
     return lines
 

@@ -119,9 +119,9 @@ def hook_calls(denoiser: nn.Module, hooks: CallHooks) -> Callable[[], None]:
     one removes: PyTorch looks hooks up one by one during a call, and those that another thread removes
     meanwhile would be called with the wrong arguments.
 
-    The hook goes on the object that is called: around a `torch.compile`d denoiser, not on the one inside,
-    where it would be compiled with it. `denoiser.compile()` compiles hooks too: there its compiled call is
-    wrapped.
+    The hook is registered on the object that is called: on a `torch.compile`d denoiser itself, not on the
+    module inside, where it would be compiled too. `denoiser.compile()` compiles hooks as well; its compiled
+    call is wrapped instead.
     """
     with CHANGING_HOOKS:
         shared = _shared_hook(denoiser)

@@ -100,7 +100,7 @@ def data_identity(
     shown = progress(mine, what="comparing samples", unit="sample", delay=2, leave=False, shown=rank == 0)
     with nullcontext() if known is None else known.kept():
         found = [
-            (index, _name_hash(source, index) if is_fetched else _content_hash(source, index, known))
+            (index, _name_hash(source, index) if is_fetched else _hash(source, known, index))
             for index in shown
         ]
     if processes > 1:
@@ -228,7 +228,7 @@ def _own_images(
         return replace(UNKNOWN, reason=reason)
     with nullcontext() if known is None else known.kept():
         shown = progress(indices, what="hashing images", unit="image", delay=2, leave=False)
-        found = [_image_hash(source, index, known) for index in shown]
+        found = [_hash(source, known, index, of_image=True) for index in shown]
     return TrainedOn(frozenset(found) - {_UNREADABLE})
 
 
@@ -259,17 +259,13 @@ def _known(config: TrainConfig) -> KnownHashes | None:
     return KnownHashes(known_hashes_file(config.data, samples_cache(config.cache)))
 
 
-def _content_hash(source: Source, index: int, known: KnownHashes | None) -> str:
+def _hash(source: Source, known: KnownHashes | None, index: int, of_image: bool = False) -> str:
+    """Of the whole sample or of its image; "" for one that cannot be read."""
     try:
-        found = source.content_hash(index) if known is None else known.content_hash(source, index)
-    except BadSample:
-        return _UNREADABLE
-    return found[:_DIGITS]
-
-
-def _image_hash(source: Source, index: int, known: KnownHashes | None) -> str:
-    try:
-        found = source.image_hash(index) if known is None else known.image_hash(source, index)
+        if known is None:
+            found = source.image_hash(index) if of_image else source.content_hash(index)
+        else:
+            found = known.image_hash(source, index) if of_image else known.content_hash(source, index)
     except BadSample:
         return _UNREADABLE
     return found[:_DIGITS]
