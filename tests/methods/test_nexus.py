@@ -255,6 +255,20 @@ def test_a_t2i_adapter_says_nothing_of_the_attention(saved):
     assert adopted(saved, "t2i", "prime", **given) == NexusOptions("prime", **given)
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "starts_at_zero"),
+    [
+        ("prime", {}, True),
+        ("slim", {}, True),
+        ("prime", {"zero_init": False}, False),
+        ("prime-paper", {}, False),
+    ],
+)
+def test_the_attention_starts_at_zero_on_a_t2i_adapter(saved, method, given, starts_at_zero):
+    """So that Prime starts as that adapter. Without a residual connection its features would all be zero."""
+    assert bool(adopted(saved, "t2i", method, **given).zero_init) is starts_at_zero
+
+
 def test_features_may_be_taught_to_fade(saved):
     """No tensor depends on it, and converted T2I-Adapters do not know it; what is not said is taken over."""
     assert adopted(saved, "prime", "prime", noise_exponent=1.0).noise_exponent == 1.0
@@ -275,7 +289,7 @@ def test_which_of_both_is_part_of_what_decides_a_run():
 def test_an_attention_that_began_at_zero_goes_on_as_it_is(saved):
     """`zero_init` is how a new one begins."""
     options = adopted(saved, "blind start", "prime")
-    assert options.zero_init is False
+    assert not options.zero_init
     made = fresh("prime")
     start = find_method("prime").starting_tensors(made, find_saved(saved / "blind start"))
     assert start.keys() == made.state_dict().keys()

@@ -40,6 +40,21 @@ class Wide(Stage):
         return self.gate * super().forward(x, prompt_embeds)
 
 
+@register_block("no-attention-in-test-start-from")
+class Plain(nn.Module):
+    """A block that reads no prompt."""
+
+    def __init__(self, *, in_channels: int, channels: int, pools: int, **stage: object) -> None:
+        super().__init__()
+        self.pools = pools
+        self.conv = nn.Conv2d(in_channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.pools):
+            x = nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+        return self.conv(x)
+
+
 @pytest.mark.parametrize("below", ["", "adapter", "checkpoints/step-00000002"])
 def test_a_run_does_not_start_from_itself(root, tmp_path, below):
     out = tmp_path / "out"
@@ -383,7 +398,7 @@ def test_another_bases_adapter(root, tmp_path):
 
 
 def test_prime_from_a_t2i_adapter(root, tmp_path):
-    """Its trunk; norms and attention begin as in a run without it."""
+    """Its trunk; norms and attention begin as in a run without it, apart from the output projection."""
     base = {"base__path": str(root / "sd15")}
     t2i = tmp_path / "t2i"
     build("t2i").save_pretrained(t2i)
@@ -393,8 +408,46 @@ def test_prime_from_a_t2i_adapter(root, tmp_path):
     ours, trunk, fresh = (load_file(folder / weights) for folder in (found, t2i, alone))
     assert len(trunk) > 0
     for name, tensor in ours.items():
-        assert torch.allclose(tensor, trunk.get(name, fresh[name]), atol=1e-6), name
+        other = torch.zeros_like(tensor) if ".to_out." in name else fresh[name]
+        assert torch.allclose(tensor, trunk.get(name, other), atol=1e-6), name
     assert not same({name: fresh[name] for name in trunk}, trunk)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_attention_only(root, tmp_path, optimizer):
+    """The T2I-Adapter's weights stay bit for bit, whatever the weight decay; all others are trained."""
+    t2i = tmp_path / "t2i"
+    build("t2i").save_pretrained(t2i)
+    changes = {
+        "base__path": str(root / "sd15"),
+        "adapter__start_from": str(t2i),
+        "training__max_train_steps": 3,
+    }
+    changes |= {
+        "adapter__train": "attention",
+        "training__optimizer": optimizer,
+        "training__weight_decay": 0.1,
+    }
+    found = run(root, tmp_path / "out", **changes)
+    start = run(root, tmp_path / "start", **changes | AT_NO_RATE)
+    weights = "diffusion_pytorch_model.safetensors"
+    ours, before, trunk = (load_file(folder / weights) for folder in (found, start, t2i))
+    assert 0 < len(trunk) < len(ours)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, trunk[name] if name in trunk else before[name]) is (name in trunk), name
+
+
+def test_attention_only_needs_a_start(root, tmp_path):
+    with refused("adapter.train", "'attention'", expected="start_from"):
+        config(root, tmp_path / "out", adapter__train="attention")
+
+
+def test_attention_only_needs_an_attention(root, tmp_path):
+    block = "no-attention-in-test-start-from"
+    own = {"adapter__block": block, "adapter__train": "attention", "adapter__residual": True}
+    start = saved(tmp_path / "start", block=block)
+    with refused("adapter.train", block, expected="cross_attention"):
+        run(root, tmp_path / "out", adapter__start_from=str(start), **own)
 
 
 def test_the_seed_decides_all_that_is_not_taken(root, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,9 @@ class NexusOptions(AdapterOptions):
     residual: bool | None = None
     """A residual connection around the attention of each stage. By default as the name says: true for "prime"
     and "slim", false for the paper's configurations."""
-    zero_init: bool = False
-    """Start the attention's output at zero; needs `residual`."""
+    zero_init: bool | None = None
+    """Start the attention's output at zero; needs `residual`. By default true if `start_from` is a
+    T2I-Adapter, so that Prime starts as that adapter, and false otherwise."""
     groups: int = 0
     """Of Slim's 3x3 convolutions; 0 for the paper's."""
     heads: int = 0
@@ -65,11 +66,16 @@ class NexusOptions(AdapterOptions):
     """The name of a registered block, which computes each stage; empty for the paper's."""
     block_options: dict[str, Any] = field(default_factory=dict)
     """Options of that block."""
+    train: Literal["all", "attention"] = "all"
+    """Which weights are trained. "attention" trains the attention and its LayerNorm, and keeps the
+    convolutions of the adapter in `start_from`, which it needs."""
 
     def __post_init__(self) -> None:
         """What one option alone does not show."""
         form = variant_arguments(self.method, {} if self.residual is None else {"residual": self.residual})
         expect(form["residual"] or not self.zero_init, "zero_init", "false without residual", True)
+        starts = "'all' without start_from, since untrained convolutions would stay as they are"
+        expect(self.train == "all" or bool(self.start_from), "train", starts, repr(self.train))
         for name in ("groups", "heads", "head_width"):
             fits = 0 <= getattr(self, name) <= _MOST
             expect(fits, name, f"an integer of at least 0 and at most {_MOST}", shown(getattr(self, name)))
@@ -103,6 +109,7 @@ class NexusOptions(AdapterOptions):
         found = dataclasses.asdict(self)
         found["method"] = self.method.removesuffix("-paper")
         found["residual"] = self.arguments["residual"]
+        found["zero_init"] = bool(self.zero_init)
         if self.noise_exponent is None and not self.start_from:  # else what that was trained with
             found["noise_exponent"] = 0.0
         found["block"] = self.block or "paper"
@@ -121,9 +128,15 @@ class NexusMethod(FeatureMethod):
         return f"Nexus {variant.capitalize()}" + (" (paper configuration)" if form else "")
 
     def build(self, base: Base, denoiser: nn.Module, options: NexusOptions) -> nn.Module:
-        """A `NexusAdapter` of the base's shapes."""
+        """A `NexusAdapter` of the base's shapes. Weights that `options.train` excludes need no gradient."""
         built: Any = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)
         module: nn.Module = built
+        if options.train == "attention":
+            trained = {name for name, _ in module.named_parameters() if _reads_text(name)}
+            expected = "'all' for a block without norm1 and cross_attention"
+            expect(bool(trained), "train", expected, f"{options.train!r} with block {options.block!r}")
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name in trained)
         return module
 
     def recognizes(self, saved: Saved) -> bool:
@@ -178,6 +191,8 @@ class NexusMethod(FeatureMethod):
         """Heads, groups, form and block of a saved Nexus adapter; a T2I-Adapter has none of these."""
         method = method_for(saved)
         if not isinstance(method, NexusMethod):
+            if options.zero_init is None and options.arguments["residual"] and method.attaches:
+                return dataclasses.replace(options, zero_init=True)
             return options
         config = _saved_config(saved)
         form = variant_arguments(
@@ -193,7 +208,7 @@ class NexusMethod(FeatureMethod):
             f"{name!r} (residual={str(theirs['residual']).lower()}), as '{saved.source}' is",
             repr(options.method) if by_name else str(options.residual).lower(),
         )
-        found: dict[str, Any] = {"zero_init": options.zero_init}
+        found: dict[str, Any] = {}
         for key, default in (("groups", 1), ("heads", 0), ("head_width", 0), ("block", "paper")):
             given, saved_value = getattr(options, key), config.get(key, default)
             contradicts = bool(given) and given != saved_value
@@ -218,12 +233,13 @@ class NexusMethod(FeatureMethod):
         expect(method.attaches, "start_from", "a Nexus adapter or a T2I-Adapter", received)
         theirs = stem_fitted(load_with(method, saved), module, saved.source)
         only_trunk = not isinstance(method, NexusMethod)
-        needed = {
-            name
-            for name in module.state_dict()
-            if not (only_trunk and (".norm1." in name or ".cross_attention." in name))
-        }
+        needed = {name for name in module.state_dict() if not (only_trunk and _reads_text(name))}
         return matching_tensors(module, theirs, saved.source, needed)
+
+
+def _reads_text(name: str) -> bool:
+    """Whether a weight belongs to the attention or its LayerNorm, which a T2I-Adapter does not have."""
+    return ".norm1." in name or ".cross_attention." in name
 
 
 def _classes() -> dict[str, Any]:

@@ -45,7 +45,16 @@ KEYS = {
     "min_snr_gamma": "loss.min_snr_gamma",
     **{
         name: f"adapter.{name}"
-        for name in ("residual", "zero_init", "groups", "heads", "head_width", "block", "block_options")
+        for name in (
+            "residual",
+            "zero_init",
+            "train",
+            "groups",
+            "heads",
+            "head_width",
+            "block",
+            "block_options",
+        )
     },
 }
 
