@@ -1,4 +1,4 @@
-"""How soon does an adapter that starts from a T2I-Adapter read the prompt? Compared with training from scratch.
+"""How soon does an adapter that starts from a T2I-Adapter read the prompt, and does it need fewer steps?
 
     python benchmarks/from_t2i.py rates        (first: the learning rates, chosen on other scenes)
     python benchmarks/from_t2i.py train        (hours; may run twice at the same time, on a core each)
@@ -13,8 +13,8 @@ Prime (residual, eight heads) on the embedded base, canny and segmentation, two 
 
 Checkpoints after 125, 250, 500 and 1,000 steps, and the T2I-Adapter itself (step 0), generate 100 test scenes
 from the same noise in 20 steps. On canny, the T2I-Adapter is the embedded one; on segmentation, it is trained
-here by the same recipe. Learning rates are chosen for each way after 125 steps (canny, seed 0, a cosine of its
-own) by colors plus edge F1 on 64 scenes that are used nowhere else here. An interrupted run resumes. Writes
+here by the same recipe. The learning rate of each way is chosen after a run of 125 steps (canny, seed 0) by
+colors plus edge F1 on 64 scenes that are used nowhere else here. An interrupted run resumes. Writes
 results/from_t2i.npz (scores of each image), .json (settings, means, intervals) and .webp (the curve).
 """
 
@@ -38,7 +38,7 @@ from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bundled import weights_folder
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Sampling, generate
-from nexus_adapters.files import cache_folder, file_sha256, lock, replacing
+from nexus_adapters.files import cache_folder, lock, replacing
 from nexus_adapters.metrics.intervals import MeanInterval, bootstrap_mean
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -58,9 +58,9 @@ LABELS = {
     "attention": "T2I-Adapter, attention trained",
 }
 HYPOTHESIS = (  # written before the first training
-    "Attention alone gains colors over the T2I-Adapter within 250 steps and never loses a point of edge F1; "
-    "training all weights reaches the colors that scratch has after 1,000 steps within 500; after 1,000 steps "
-    "the two differ by less than 2 points; attention alone stays below all weights."
+    "Attention alone gains colors over the T2I-Adapter within 250 steps and never loses a point of edge F1. "
+    "Training all weights reaches, within 500 steps, the colors of new weights after 1,000. After 1,000 "
+    "steps the two differ by less than 2 points, and attention alone has fewer colors than all weights."
 )
 
 Scores = dict[str, np.ndarray]
