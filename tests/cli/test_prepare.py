@@ -181,7 +181,7 @@ def encoded_scene(number):
 
 
 def test_the_coco_recipe(tmp_path):
-    """The command of docs/reference/data.md, over a miniature of COCO, with tiny models for the default ones."""
+    """The command of docs/reference/data.md on a miniature of COCO, with tiny models for the default ones."""
     coco = write_coco(tmp_path / "coco")
     models = [
         "--option", f"depth.model={tiny_models.dpt(tmp_path / 'dpt')}",
