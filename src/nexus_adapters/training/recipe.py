@@ -70,7 +70,7 @@ def read_toml(file: Path, argument: str) -> dict[str, Any]:
 
 
 def parse_config(content: Mapping[str, Any]) -> TrainConfig:
-    """Return the config in nested mappings, such as parsed TOML. Raises `InvalidArgument` as `load_recipe`."""
+    """Return nested mappings, such as parsed TOML, as a config. Raises `InvalidArgument` as `load_recipe`."""
     if isinstance(content.get("imports"), list | tuple):
         import_modules(map(str, content["imports"]), "imports")
     return validated(TrainConfig, content)
