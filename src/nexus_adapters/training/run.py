@@ -106,7 +106,7 @@ def train_adapter(config: TrainConfig) -> Path:
     output, is_main = Path(config.output_dir), is_main_process()
     if (steps := finished_steps(output, config.training.max_train_steps)) is not None:
         if is_main:
-            print(f"'{output}': this run is already finished ({steps} steps)", file=sys.stderr)
+            print(f"'{output}': already finished after {steps} steps; nothing to do", file=sys.stderr)
             warn_of_finished(output)
     else:
         base, options, start = check_recipe(config)
