@@ -509,7 +509,10 @@ def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
         with warnings.catch_warnings(), refused("output_dir", "held-out samples"):
             warnings.simplefilter("ignore")  # that data are not compared
             trained(out, identity=now | {HELD_OUT: 4})
-    with pytest.warns(UserWarning, match="cannot be compared"), refused("output_dir", "2", expected="seed = 1"):
+    with (
+        pytest.warns(UserWarning, match="cannot be compared"),
+        refused("output_dir", "2", expected="seed = 1"),
+    ):
         trained(tmp_path / "before", identity=now | {"seed": 2})
 
 

@@ -175,7 +175,12 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("adapter={method='prime-paper', zero_init=true}", "adapter.zero_init", "residual", "True"),
         ("adapter={residual=false, zero_init=true}", "adapter.zero_init", "residual", "True"),
         ("adapter={method='prime-paper', residual=true}", "adapter.residual", "'prime-paper'", "True"),
-        ("adapter.reads_prompt=false", "validation.images", "0 for an adapter that does not read the prompt", "4"),
+        (
+            "adapter.reads_prompt=false",
+            "validation.images",
+            "0 for an adapter that does not read the prompt",
+            "4",
+        ),
         (
             "data.extractor.low=[1]",
             "data.extractor.low",
