@@ -250,7 +250,7 @@ def adapter_block_options(root, out, monkeypatch):
 
 
 def data_of_the_hub(root, out, monkeypatch):
-    """Which are passed on to the library of the data set."""
+    """Which are passed on to the library of the dataset."""
     import datasets
 
     seen = []

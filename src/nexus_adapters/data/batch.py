@@ -56,7 +56,7 @@ class Batch:
     """Samples of one shape, on one device.
 
     Attributes:
-        indices: of the samples in the data set.
+        indices: of the samples in the dataset.
         latents: scaled to unit variance.
         noise: standard normal.
         u: uniform in [0, 1), what timesteps are made of.

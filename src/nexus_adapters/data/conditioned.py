@@ -67,7 +67,7 @@ def fit_sample(
     the same: the same part of both is kept. It is read by `read_map`.
 
     Args:
-        source: the data set.
+        source: the dataset.
         index: of the sample.
         geometry: the target sizes.
         condition_name: of the extractor of missing maps; says what kind of map a present one is.

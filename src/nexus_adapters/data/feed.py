@@ -28,14 +28,14 @@ class SampleOrder:
     dropped.
 
     Args:
-        buckets: index of each sample in the data set -> what identifies its bucket.
+        buckets: index of each sample in the dataset -> what identifies its bucket.
         global_batch_size: samples an optimizer step, over all processes and accumulated parts.
         seed: of the run.
         groups: index -> what identifies the group of samples that are to be read close together, such as
             those of a shard: groups are shuffled, and the samples within each. None for no groups.
 
     Raises:
-        InvalidArgument: where a batch is larger than the data set.
+        InvalidArgument: where a batch is larger than the dataset.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SampleOrder:
         if global_batch_size > len(buckets):
             raise InvalidArgument(
                 "training.batch_size",
-                f"at most {len(buckets)} samples per optimizer step, the size of the data set",
+                f"at most {len(buckets)} samples per optimizer step, the size of the dataset",
                 global_batch_size,
             )
         members: dict[Hashable, list[int]] = defaultdict(list)
@@ -117,7 +117,7 @@ def permutation(count: int, key: tuple[int, ...]) -> Int[np.ndarray, " n"]:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sample is read: its index in the data set, the step, and its place in that step's samples."""
+    """Where a sample is read: its index in the dataset, the step, and its place in that step's samples."""
 
     index: int
     step: int

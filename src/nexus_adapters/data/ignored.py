@@ -1,4 +1,4 @@
-"""What a data set has and is not read: counted by reason, and reported in one line."""
+"""What a dataset has and is not read: counted by reason, and reported in one line."""
 
 from __future__ import annotations
 

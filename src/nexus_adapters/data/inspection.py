@@ -1,4 +1,4 @@
-"""What a data set has, looked at before it is used: readable samples, captions, sizes, ignored files."""
+"""What a dataset has, looked at before it is used: readable samples, captions, sizes, ignored files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexus_adapters.data.samples import BadSample, Sample, Source
 from nexus_adapters.errors import in_utf8
 from nexus_adapters.progress import progress
 
-LOOKED_AT = 1000  # samples, evenly spaced over larger data sets
+LOOKED_AT = 1000  # samples, evenly spaced over larger datasets
 UNKNOWN = -1  # the length of a caption where there is no tokenizer
 
 
@@ -46,7 +46,7 @@ def describe_captions(lengths: Iterable[Sequence[int]], tokenizer: Any) -> list[
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a look at a data set found.
+    """What a look at a dataset found.
 
     Attributes:
         samples: how many there are.
@@ -100,10 +100,10 @@ def inspect(
     target: Callable[[Size], Size],
     tokenizer: Any = None,
 ) -> Inspection:
-    """Read samples of a data set, of a large one `LOOKED_AT`, and count what a user may not expect.
+    """Read samples of a dataset, of a large one `LOOKED_AT`, and count what a user may not expect.
 
     Args:
-        source: the data set.
+        source: the dataset.
         indices: those of its samples that would be used.
         load: reads one; BadSample for one that cannot be used.
         target: (width, height) that an image of this one is fitted to.

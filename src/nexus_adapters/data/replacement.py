@@ -37,7 +37,7 @@ def read_or_replace(
 ) -> Replacement[Content]:
     """Read a sample, or else the next readable one of the candidates, the first one after the last.
 
-    The answer depends on the data set alone, not on what was read before or by which process.
+    The answer depends on the dataset alone, not on what was read before or by which process.
 
     Args:
         index: of the sample.
@@ -76,7 +76,7 @@ class SkipReport:
 
     Args:
         file: the report, in a folder that the processes share.
-        total: samples in the data set.
+        total: samples in the dataset.
         max_fraction: of them may be unreadable.
     """
 

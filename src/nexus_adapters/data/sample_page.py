@@ -1,4 +1,4 @@
-"""A page of a few samples, evenly spaced over a data set, as HTML that includes their images."""
+"""A page of a few samples, evenly spaced over a dataset, as HTML that includes their images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_rows(argument: str, indices: Sequence[int], read: Callable[[int], Row])
     """At most `ROWS` of the samples, evenly spaced; those that cannot be used are left out.
 
     Args:
-        argument: the name of the data set, for the error.
+        argument: the name of the dataset, for the error.
         indices: of the samples.
         read: gives a row; BadSample where the sample cannot be used.
 

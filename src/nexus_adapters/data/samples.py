@@ -1,4 +1,4 @@
-"""What every kind of data set is to training: a `Source` of samples by index, decoded when they are read.
+"""What every kind of dataset is to training: a `Source` of samples by index, decoded when they are read.
 
 Whatever is wrong with a sample is a `BadSample` that names it and says what.
 """
@@ -115,9 +115,9 @@ class Sample:
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set, always in the same order. It can be pickled, and opens files when it needs them.
+    """A dataset, always in the same order. It can be pickled, and opens files when it needs them.
 
-    It knows nothing of geometry, extractors or training. What is wrong with the whole data set is an
+    It knows nothing of geometry, extractors or training. What is wrong with the whole dataset is an
     InvalidArgument when it is opened; what is wrong with one sample is a BadSample when that one is read.
     """
 
@@ -132,7 +132,7 @@ class Source(Protocol):
     def content_hash(self, index: int) -> str:
         """SHA-256, in hex, over all that `load` reads: image, condition, captions. BadSample.
 
-        For samples that are read from files it is `hash_sample`: the same in every kind of data set.
+        For samples that are read from files it is `hash_sample`: the same in every kind of dataset.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A Hugging Face data set, from the Hub or a local folder, as samples."""
+"""A Hugging Face dataset, from the Hub or a local folder, as samples."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ _BYTES = ("binary", "large_binary", "binary_view")
 
 
 class TableSource:
-    """The rows of a data set that the `datasets` library reads. Images are decoded when they are read.
+    """The rows of a dataset that the `datasets` library reads. Images are decoded when they are read.
 
     Args:
         path: a folder that `Dataset.save_to_disk` made, any folder that `load_dataset` reads (Parquet files,
             an image folder, ...), a Parquet, CSV, TSV or JSON lines file, or else a name on the Hub. Whether
             the Hub may be reached is the library's to decide, by HF_HUB_OFFLINE.
-        split: of the data set; slices such as "train[:100]" work where `load_dataset` reads it.
+        split: of the dataset; slices such as "train[:100]" work where `load_dataset` reads it.
         image_column: of images: the library's `Image`, bytes, or paths relative to the table's folder; None
             for "image", or else "file_name".
         condition_column: of structure maps; None where there are none.
         caption_column: of strings, of lists of strings, or, as COLUMN:KEY, of JSON objects with one of these.
         revision: branch, tag or commit on the Hub.
-        config_name: which of the data set's configurations, where it has several.
+        config_name: which of the dataset's configurations, where it has several.
         with_captions: False reads none: every sample has the empty caption.
         allow_outside: whether paths may lead out of the table's folder.
 
     Raises:
-        InvalidArgument: where the library is missing, finds no such data set or split, or where the data set
+        InvalidArgument: where the library is missing, finds no such dataset or split, or where the dataset
             is empty, misses a column, or has a column of another type.
     """
 
@@ -85,7 +85,7 @@ class TableSource:
         table = _open_table(self.path, split, revision, config_name)
         self.folder = _folder_of(Path(path))
         if len(table) == 0:
-            raise InvalidArgument("path", "a data set with rows", f"'{self.path}', which is empty")
+            raise InvalidArgument("path", "a dataset with rows", f"'{self.path}', which is empty")
         if image_column is None:
             image_column = (
                 _PATHS if _PATHS in table.column_names and _IMAGES not in table.column_names else _IMAGES
@@ -110,14 +110,14 @@ class TableSource:
 
     @property
     def fingerprint(self) -> str:
-        """The library's hash of this data set's state."""
+        """The library's hash of this dataset's state."""
         return str(self._table._fingerprint)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def key(self, index: int) -> str:
-        """The data set, split and row."""
+        """The dataset, split and row."""
         return f"{self.path}/{self.split}/{index}"
 
     def content_hash(self, index: int) -> str:
@@ -220,7 +220,7 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     except ImportError as error:
         raise InvalidArgument(
             "path",
-            "the datasets package, which reads Hugging Face data sets",
+            "the datasets package, which reads Hugging Face datasets",
             "an installation that lacks it",
             "Run pip install 'nexus-adapters[data]'",
         ) from error
@@ -256,7 +256,7 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
             raise _unreadable(path, error) from error
         raise InvalidArgument(
             "path",
-            f"the folder or Hub id of a data set with split '{split}'",
+            f"the folder or Hub id of a dataset with split '{split}'",
             f"'{path}' ({type(error).__name__}: {one_line(error)})",
         ) from error
     if not _is_saved(Path(path)):
@@ -301,7 +301,7 @@ def _check_text(file: Path, separator: str | None) -> None:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             has_rows = sum(1 for _ in csv_rows(lines, file, "path", separator)) > 0
     if not has_rows:
-        raise InvalidArgument("path", "a data set with rows", f"'{file}', which is empty")
+        raise InvalidArgument("path", "a dataset with rows", f"'{file}', which is empty")
 
 
 def _check_fields(path: str, table: Any) -> None:

@@ -1,6 +1,6 @@
 """A cache of tensors that are computed once and read in every step: safetensors shards in a folder.
 
-An entry's name is a hash of all that it was computed from. So runs share entries, data sets may grow, and
+An entry's name is a hash of all that it was computed from. So runs share entries, datasets may grow, and
 what a killed run has finished is there for the next.
 """
 

@@ -1,4 +1,4 @@
-"""Scenes of the training split as samples of a data set."""
+"""Scenes of the training split as samples of a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of data sets that users name as a source: which one a path is, and opening it."""
+"""The kinds of datasets that users name as a source: which one a path is, and opening it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _LISTS = (".txt",)  # lists of URLs, which tables may be too
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """A data set as the user names it.
+    """A dataset as the user names it.
 
     Attributes:
-        path: a folder, tars, a data set on the Hub, or "scenes".
-        kind: of data set; "auto" to detect it.
+        path: a folder, tars, a dataset on the Hub, or "scenes".
+        kind: of dataset; "auto" to detect it.
         split: of a table or of COCO; "" for "train", and "train2017".
         config_name: of a table that has several.
         revision: of a table on the Hub.
@@ -45,7 +45,7 @@ class SourceOptions:
         count: of scenes.
         index_folder: where indices of tars are kept.
         with_captions: False for images without captions, which all get the empty one.
-        allow_outside: whether the data set may name files outside its folder.
+        allow_outside: whether the dataset may name files outside its folder.
     """
 
     path: str
@@ -111,7 +111,7 @@ def _listing(kind: SourceKind, options: SourceOptions, source: Source) -> bytes:
 
 
 def find_kind(path: str) -> SourceKind:
-    """The kind of data set at a path. InvalidArgument for none, with what to do about lists of URLs."""
+    """The kind of dataset at a path. InvalidArgument for none, with what to do about lists of URLs."""
     place = Path(path)
     if path == _SCENES:
         return "scenes"
@@ -139,7 +139,7 @@ def find_kind(path: str) -> SourceKind:
         return "table"
     raise InvalidArgument(
         "path",
-        "a folder of images, a COCO folder, tars, the file, folder or Hub id of a data set, or scenes",
+        "a folder of images, a COCO folder, tars, the file, folder or Hub id of a dataset, or scenes",
         f"'{path}'" + ("" if os.path.lexists(path) else ", which does not exist"),
     )
 

@@ -68,18 +68,18 @@ class DataOptions:
     """`[data]`: where samples come from, and how they are fitted to the base."""
 
     kind: DataKind = "folder"
-    """"folder" is an image folder, "prepared" a set made by `nexus prepare`, "table" a Hugging Face data set,
+    """"folder" is an image folder, "prepared" a set made by `nexus prepare`, "table" a Hugging Face dataset,
     "tars" WebDataset shards, and "scenes" the embedded model's synthetic scenes."""
     path: str = ""
-    """The folder, or the data set's Hub id or folder."""
+    """The folder, or the dataset's Hub id or folder."""
     shards: tuple[str, ...] = ()
     """For "tars": paths, globs or URLs; a range is written as in "train-{000..127}.tar"."""
     config_name: str = ""
     """Configuration of a Hugging Face dataset that has several, such as "2m_first_1k"; else empty."""
     split: str = "train"
-    """Split of a Hugging Face data set."""
+    """Split of a Hugging Face dataset."""
     revision: str = ""
-    """Branch, tag or commit of a Hugging Face data set on the Hub; empty for the latest."""
+    """Branch, tag or commit of a Hugging Face dataset on the Hub; empty for the latest."""
     image_column: str = ""
     """Name of the image column or tar member; empty for the default of the kind."""
     condition_column: str = ""
@@ -88,7 +88,7 @@ class DataOptions:
     """Name of the caption column or tar member; empty for the default of the kind. "json:caption" is the key
     `caption` of the JSON objects in the member `json`."""
     allow_outside: bool = False
-    """Read files outside the data set's folder: absolute paths, paths with "..", and captions and metadata
+    """Read files outside the dataset's folder: absolute paths, paths with "..", and captions and metadata
     that are links. Only for data that you trust."""
     condition: str = CONDITION
     """The kind of structure map: the name of an extractor, which extracts the maps if the data have none."""

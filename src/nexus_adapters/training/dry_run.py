@@ -37,7 +37,7 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
         config: the recipe.
         base: the base model; its weights are not needed.
         options: the adapter's options.
-        split: how the data set is split; None if it was not opened.
+        split: how the dataset is split; None if it was not opened.
 
     Raises:
         InvalidArgument: if the size of a batch in bytes overflows.
@@ -78,7 +78,7 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
 
 
 def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split) -> list[str]:
-    """Return what was found in the data set, one fact per line.
+    """Return what was found in the dataset, one fact per line.
 
     Raises:
         InvalidArgument: if so many of the inspected samples are unreadable that training would stop.

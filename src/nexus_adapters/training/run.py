@@ -170,7 +170,7 @@ def _split_and_order(
         what = f"only {len(split.trained)} samples for batches of {batch_size}, so none can be held out"
         key = "early_stop_patience" if validation.early_stop_patience else "select"
         can_go_without = not (validation.early_stop_patience or validation.select == "best")
-        expect(can_go_without, f"validation.{key}", "a data set large enough to validate", what)
+        expect(can_go_without, f"validation.{key}", "a dataset large enough to validate", what)
         if is_main_process():
             warnings.warn(
                 f"validation: turned off, because the dataset has {what}. Set validation.every_steps = 0 to "
