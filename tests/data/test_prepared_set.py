@@ -201,7 +201,7 @@ def test_shards_are_compared_with_the_hashes_of_their_index_once(copied, tmp_pat
     content[1000] ^= 1
     (copied / "00001.tar").write_bytes(content)
     for _ in range(2):
-        with refused("folder", expected=f"'{copied / '00001.tar'}' of SHA-256"):
+        with refused("folder", expected=f"'{copied / '00001.tar'}' with SHA-256"):
             open_prepared(copied, "canny", tmp_path)
 
 
