@@ -100,21 +100,27 @@ def test_nothing_is_left_out_unless_asked_for():
     ("filters", "kept", "left_out", "kind", "reason"),
     [
         (Filters(min_side=20), sample(), sample(40, 19), "small", "sides of at least 20, got 40x19"),
-        (Filters(max_aspect=2), sample(), sample(41, 20), "aspect", "an aspect of at most 2, got 41x20"),
+        (
+            Filters(max_aspect=2),
+            sample(),
+            sample(41, 20),
+            "aspect",
+            "an aspect ratio of at most 2, got 41x20",
+        ),
         (Filters(max_aspect=2), sample(20, 40), sample(20, 41), "aspect", "at most 2, got 20x41"),
         (
             Filters(min_caption_length=10),
             sample(),
             sample(captions=("a star", "")),
             "caption",
-            "a caption of at least 10 characters, got 6, 0",
+            "a caption with at least 10 characters, got 6, 0",
         ),
         (
             Filters(min_caption_length=2, max_caption_length=10),
             sample(),
             sample(captions=("a", "eleven char")),
             "caption",
-            "a caption of 2 to 10 characters, got 1, 11",
+            "a caption with 2 to 10 characters, got 1, 11",
         ),
     ],
 )

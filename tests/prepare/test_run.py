@@ -320,7 +320,9 @@ def test_a_version_of_the_package_reads_what_another_finished_but_does_not_resum
 def test_nothing_usable_is_an_error_that_says_why(tmp_path):
     strict = plan(filters=Filters(min_side=1000))
     for _ in range(2):  # again, too
-        with refused("source", "25 that are all left out (25 small)", hint=f"{tmp_path / 'skipped.jsonl'}"):
+        with refused(
+            "source", "25 samples, all of them left out (25 small)", hint=f"{tmp_path / 'skipped.jsonl'}"
+        ):
             make(strict, tmp_path)
         assert len(skipped(tmp_path)) == 25
     assert not (tmp_path / "index.json").exists()
@@ -331,7 +333,7 @@ def test_a_source_that_was_mended_is_read_anew(tmp_path):
     folder = write_folder(tmp_path / "images", 1)
     whole = (folder / "000.png").read_bytes()
     (folder / "000.png").write_bytes(b"broken")
-    with refused("source", "1 that are all left out (1 unreadable)"):
+    with refused("source", "1 samples, all of them left out (1 unreadable)"):
         make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set")
     (folder / "000.png").write_bytes(whole)
     assert make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set").samples == 1

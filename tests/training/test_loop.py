@@ -571,9 +571,9 @@ def test_an_observer_is_asked_after_each_step_and_logged(tmp_path):
 
 def test_a_run_that_an_observer_ends_says_so(tmp_path, capsys):
     trained(tmp_path / "whole", observer=Watcher())
-    assert "ended after" not in capsys.readouterr().err
+    assert "stopped after" not in capsys.readouterr().err
     trained(tmp_path / "ended", observer=Watcher(7))
-    assert f"ended after 7 of {STEPS} steps" in capsys.readouterr().err
+    assert f"stopped after 7 of {STEPS} steps" in capsys.readouterr().err
 
 
 def test_an_observer_ends_a_run_and_resumes(tmp_path):
@@ -674,9 +674,9 @@ def test_a_steps_draws_never_change():
 @pytest.mark.parametrize(
     ("identity", "expected", "received"),
     [
-        ({"task": "b", "seed": 3}, "a run with task 'a'", "'b'"),
-        ({"task": "a", "seed": 4}, "a run with seed 3", "4"),
-        ({"task": "a"}, "a run with seed 3", "0"),  # what was left out has its default
+        ({"task": "b", "seed": 3}, "task = 'a'", "'b'"),
+        ({"task": "a", "seed": 4}, "seed = 3", "4"),
+        ({"task": "a"}, "seed = 3", "0"),  # what was left out has its default
     ],
 )
 def test_another_run_does_not_resume_from_this_ones_checkpoint(tmp_path, identity, expected, received):
