@@ -38,7 +38,7 @@ def describe_captions(lengths: Iterable[Sequence[int]], tokenizer: Any) -> list[
     limit = 0 if tokenizer is None else token_limit(tokenizer)
     if limit and (cut := sum(any(count > limit for count in counts) for counts in samples)):
         lines.append(
-            f"samples with a caption of more than {limit} tokens, which is truncated to {limit}: "
+            f"samples with a caption longer than {limit} tokens, which will be truncated: "
             f"{cut:,} of {len(samples):,}"
         )
     return lines
