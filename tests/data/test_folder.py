@@ -337,9 +337,9 @@ def test_hashes_and_stamps_follow_image_and_captions(coco, tmp_path):
         (None, ", which is not a file"),
         ("{", " (Expecting"),
         ("[]", " (list"),
-        ('{"images": []}', ", which lacks 'annotations'"),
+        ('{"images": []}', ", in which 'annotations' is missing"),
         ('{"images": [], "annotations": []}', ", which lists no images"),
-        ('{"images": [{"id": 1}], "annotations": []}', ", which lacks 'file_name'"),
+        ('{"images": [{"id": 1}], "annotations": []}', ", in which 'file_name' is missing"),
         (
             '{"images": [{"id": 1, "file_name": "x"}], '
             '"annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
@@ -347,7 +347,7 @@ def test_hashes_and_stamps_follow_image_and_captions(coco, tmp_path):
         ),
         (
             '{"images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}',
-            ", which names '../x.png', outside the folder",
+            ", which lists '../x.png' outside the folder",
         ),
     ],
 )

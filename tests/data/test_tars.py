@@ -277,12 +277,12 @@ def test_bad_samples(folder):
 def test_a_tar_that_ends_early_gives_its_whole_samples(folder):
     whole = (folder / "a-001.tar").read_bytes()
     (folder / "a-001.tar").write_bytes(whole[: whole.index(b"00006.txt")])
-    with pytest.warns(UserWarning, match=r"a-001\.tar' ends early") as caught:
+    with pytest.warns(UserWarning, match=r"a-001\.tar' is truncated") as caught:
         source = opened(folder, condition_column="canny.png")
     assert len(caught) == 1
     assert len(source) == 6
     assert source.load(5).captions == ("picture 5",)
-    with pytest.warns(UserWarning, match="ends early"):
+    with pytest.warns(UserWarning, match="is truncated"):
         assert (
             len(opened(folder, caption_column="canny.png")) == 7
         )  # of which 00006 is whole, without its text

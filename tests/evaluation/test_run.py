@@ -454,7 +454,7 @@ class TestFolder:
             evaluate(self.of(photos, weights), {}, tmp_path / "out", show_progress=False)
 
     def test_too_few_samples_are_refused(self, photos, weights, tmp_path):
-        with refused("first", "4", expected="fewer than the 4 samples"):
+        with refused("first", "4", expected="number of samples, 4"):
             evaluate(self.of(photos, weights, first=4), {}, tmp_path / "out", show_progress=False)
 
 

@@ -140,7 +140,7 @@ def test_of_several_captions_those_that_pass_are_kept():
     ("limits", "name", "received", "expected"),
     [
         ({"min_side": -1}, "min_side", -1, "at least 0"),
-        ({"max_aspect": 0.5}, "max_aspect", 0.5, "0, or a finite number of at least 1"),
+        ({"max_aspect": 0.5}, "max_aspect", 0.5, "0 or a finite number of at least 1"),
         ({"max_aspect": float("nan")}, "max_aspect", "nan", "finite"),
         ({"min_caption_length": -2}, "min_caption_length", -2, "at least 0"),
         ({"min_caption_length": 9, "max_caption_length": 8}, "max_caption_length", 8, "9"),

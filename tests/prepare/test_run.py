@@ -86,9 +86,9 @@ def test_a_finished_set_without_its_shards_is_not_finished(tmp_path, damage):
     else:
         os.truncate(shard, size + (-1 if damage == "cut" else 1))
     found = {"missing": "no such file", "cut": f"{size - 1} bytes", "grown": f"{size + 1} bytes"}[damage]
-    with refused("out", found, expected=f"'{shard}' of {size} bytes", hint="Delete"):
+    with refused("out", found, expected=f"'{shard}' with {size} bytes", hint="delete"):
         make(set_of(), tmp_path)
-    with refused("out", found, expected=f"'{shard}' of {size} bytes", hint="Delete"):
+    with refused("out", found, expected=f"'{shard}' with {size} bytes", hint="delete"):
         check_out(SetFolder(tmp_path), set_of().settings())
 
 
@@ -263,7 +263,7 @@ def begun(tmp_path_factory):
         ({"filters": Filters(near_duplicates=3)}, "filters.near_duplicates", "no value", "3"),
         ({"geometry": Geometry(32, 32)}, "geometry.width", "no value", "32"),
         ({"conditions": {"canny": {"low": 3}}}, "conditions.canny.low", "", "3"),
-        ({"conditions": {"canny": {}, "sketch": {}}}, "conditions", "canny,", "canny, sketch"),
+        ({"conditions": {"canny": {}, "sketch": {}}}, "conditions", "canny as in", "canny, sketch"),
         ({"source": SceneSource(26)}, "source", "25 samples", "26 samples"),
         ({"source": SceneSource(25, first_seed=1)}, "source", "", "other samples"),
         (
