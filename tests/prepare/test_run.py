@@ -313,7 +313,7 @@ def test_a_version_of_the_package_reads_what_another_finished_but_does_not_resum
     made_by_another_version(tmp_path / "set" / "index.json")
     made_by_another_version(tmp_path / "begun" / ".unfinished" / "settings.json")
     assert make(plan(), tmp_path / "set").was_finished
-    with refused("out", "by 99", expected=f"version {__version__}"):
+    with refused("out", "with 99", expected=f"version {__version__}"):
         make(plan(), tmp_path / "begun")
 
 
