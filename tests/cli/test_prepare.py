@@ -43,7 +43,7 @@ def test_makes_a_set_and_leaves_it_alone_when_run_again(photos, tmp_path, capsys
     assert skipped(tmp_path / "set")[0]["source"] == "002.png"
     before = digests(tmp_path / "set")
     assert run(*argv, "--resolution", 24) == 0
-    assert "was finished already" in capsys.readouterr().err
+    assert "was already finished" in capsys.readouterr().err
     assert digests(tmp_path / "set") == before
 
 
@@ -63,7 +63,7 @@ def test_a_dry_run_shows_what_would_be_made_and_writes_nothing(photos, tmp_path,
     assert run(*argv) == 0
     before = digests(tmp_path / "set")
     assert run(*argv, "--dry-run") == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert run(*argv, "--dry-run", "--seed", 5) == 2  # as without --dry-run
     assert "--seed" in capsys.readouterr().err
     assert digests(tmp_path / "set") == before

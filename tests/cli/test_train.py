@@ -274,7 +274,7 @@ def test_a_batch_whose_bytes_cannot_be_counted_is_refused(recipe, capsys):
     argv = [part for setting in settings for part in ("--set", setting)]
     assert main(["train", str(recipe), "--dry-run", *argv]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert "training.batch_size: expected a batch of 16384x16384 pixels" in line
+    assert "training.batch_size: expected a batch of 16384x16384 pixel images" in line
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_without_the_package_they_are_refused_with_what_to_install(folder):
         load_image(folder / "a.HEIC", argument="--image")
     with pytest.raises(BadSample, match=r"'a', a HEIC image\. Run pip install 'nexus-adapters\[heic\]'"):
         read_image(HEIC, "image", "a")
-    with pytest.warns(UserWarning, match=r"HEIC images, which need pip install .*: 1 \(a\.HEIC\)"):
+    with pytest.warns(UserWarning, match=r"HEIC images, which require pip install .*: 1 \(a\.HEIC\)"):
         assert len(FolderSource(folder)) == 1
 
 

@@ -59,7 +59,7 @@ def test_a_null_is_one_image_without_a_caption(tmp_path):
 GOOD_LINE = {"file_name": "a.png", "text": "a", "edges": "m.png"}
 
 
-BELOW = "a path below the folder"
+BELOW = "a path inside the folder"
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,9 @@ def test_hashes_and_stamps_follow_image_and_captions(coco, tmp_path):
         (None, ", which is not a file"),
         ("{", " (Expecting"),
         ("[]", " (list"),
-        ('{"images": []}', ", which lacks 'annotations'"),
+        ('{"images": []}', ", in which 'annotations' is missing"),
         ('{"images": [], "annotations": []}', ", which lists no images"),
-        ('{"images": [{"id": 1}], "annotations": []}', ", which lacks 'file_name'"),
+        ('{"images": [{"id": 1}], "annotations": []}', ", in which 'file_name' is missing"),
         (
             '{"images": [{"id": 1, "file_name": "x"}], '
             '"annotations": [{"id": 1, "image_id": 1, "caption": null}]}',
@@ -347,7 +347,7 @@ def test_hashes_and_stamps_follow_image_and_captions(coco, tmp_path):
         ),
         (
             '{"images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}',
-            ", which names '../x.png', outside the folder",
+            ", which lists '../x.png' outside the folder",
         ),
     ],
 )
@@ -391,7 +391,7 @@ def test_captions_in_files_of_other_cases_endings_and_unicode_forms(tmp_path):
     (tmp_path / f"{decomposed}.txt").write_text("accents")
     (tmp_path / "d.txt").write_text("first")
     (tmp_path / "d.caption").write_text("second")
-    with pytest.warns(UserWarning, match=r"captions of an image that has others: 1 \(d\.caption\)$"):
+    with pytest.warns(UserWarning, match=r"second captions of an image: 1 \(d\.caption\)$"):
         source = FolderSource(tmp_path)
     assert loaded(source) == {
         "a.png": ("upper",),
@@ -465,7 +465,10 @@ def test_images_are_read_without_their_maps_where_none_are_wanted(tmp_path):
         source = FolderSource(tmp_path, with_maps=False)
     assert loaded(source) == {"images/a.png": ("a",), "images/b.png": ("b",)}  # also b, which has no map
     assert all(source.load(index).condition is None for index in range(2))
-    assert source.ignored == "maps, which are made anew: 2 (conditioning/a.png, conditioning/c.png)"
+    assert (
+        source.ignored
+        == "maps, which will be extracted from the images: 2 (conditioning/a.png, conditioning/c.png)"
+    )
 
 
 def test_metadata_of_subfolders(tmp_path):
@@ -474,12 +477,12 @@ def test_metadata_of_subfolders(tmp_path):
     (tmp_path / "x/metadata.jsonl").write_text(json.dumps(row))
     (tmp_path / "y/metadata.csv").write_text("file_name,text\ndeep/b.png,b\n")
     with pytest.warns(
-        UserWarning, match=r"ignored images that the metadata do not list: 2 \(d\.png, y/c\.png\)$"
+        UserWarning, match=r"ignored images not listed in the metadata: 2 \(d\.png, y/c\.png\)$"
     ):
         source = FolderSource(tmp_path)
     assert loaded(source) == {"x/a.png": ("a",), "y/deep/b.png": ("b",)}
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "x/a.png", "text": "root"}))
-    with pytest.warns(UserWarning, match="rows for images that other metadata list: 1"):
+    with pytest.warns(UserWarning, match="rows for images listed in other metadata: 1"):
         assert loaded(FolderSource(tmp_path))["x/a.png"] == ("root",)
     (tmp_path / "x/metadata.jsonl").write_text(json.dumps(row | {"file_name": "../d.png"}))
     with refused("image_column", '"../d.png"', expected=BELOW, hint="allow_outside"):
@@ -501,8 +504,7 @@ def test_folders_of_images_and_maps_are_paired_by_name(tmp_path, columns):
         source = FolderSource(tmp_path, **columns)
     reports = [str(warning.message) for warning in caught]
     assert reports[-1].endswith(
-        f"ignored maps of an image that has another: 1 ({maps}/a.png); "
-        f"maps without an image: 1 ({maps}/alone.png)"
+        f"ignored second maps of an image: 1 ({maps}/a.png); maps without an image: 1 ({maps}/alone.png)"
     )
     assert len(reports) == (1 if columns else 2)  # a folder that no argument names is reported
     assert maps in reports[0]
@@ -548,7 +550,7 @@ def test_json_objects_are_no_captions(tmp_path):
     pictures(tmp_path, "a.png")
     raw = json.dumps({"caption": "a cat", "score": 3})
     texts(tmp_path, a_txt=raw)
-    with pytest.raises(BadSample, match="expected words, got a JSON object with caption, score"):
+    with pytest.raises(BadSample, match="expected text, got a JSON object with caption, score"):
         FolderSource(tmp_path).load(0)
     for value in (raw, json.loads(raw), [raw]):
         written(tmp_path, {"file_name": "a.png", "text": value})

@@ -1,4 +1,4 @@
-"""A sample has one hash in every kind of data set, and its image has one under any map and caption."""
+"""A sample has one hash in every kind of dataset, and its image has one under any map and caption."""
 
 import json
 from itertools import combinations
@@ -37,7 +37,7 @@ def files(folder, contents, ending):
 
 
 def opened(place, kind, with_maps, captions=CAPTIONS):
-    """The same samples as a data set of this kind."""
+    """The same samples as a dataset of this kind."""
     texts = [caption.encode() for caption in captions]
     rows = [
         {"file_name": f"images/{number}.png", "text": captions[number], "map": f"maps/{number}.png"}

@@ -32,8 +32,8 @@ def test_links_to_folders_and_files_are_followed_once(tmp_path):
         "link.png": True,
         "sub/b.png": False,
     }
-    assert "links to folders that are read already: 3 (again, back, far/deep/up)" in str(ignored)
-    assert "links to nothing: 1 (gone.png)" in str(ignored)
+    assert "links to folders that have already been read: 3 (again, back, far/deep/up)" in str(ignored)
+    assert "broken links: 1 (gone.png)" in str(ignored)
 
 
 def test_pipes_and_devices_are_not_files(tmp_path):
@@ -98,10 +98,10 @@ def test_what_is_ignored_is_one_line_with_counts_and_names():
     assert str(ignored) == ""
     for number in range(5):
         ignored.add("odd files", f"{number}\n.odd")
-    ignored.add("links to nothing", "b")
-    assert str(ignored) == "odd files: 5 (0?.odd, 1?.odd, 2?.odd, ...); links to nothing: 1 (b)"
+    ignored.add("broken links", "b")
+    assert str(ignored) == "odd files: 5 (0?.odd, 1?.odd, 2?.odd, ...); broken links: 1 (b)"
     with pytest.warns(
-        UserWarning, match=r"^'here': ignored odd files: 5 .*; links to nothing: 1 \(b\)$"
+        UserWarning, match=r"^'here': ignored odd files: 5 .*; broken links: 1 \(b\)$"
     ) as caught:
         ignored.report("here")
     assert len(caught) == 1

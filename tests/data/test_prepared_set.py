@@ -90,13 +90,13 @@ def test_other_folders_maps_and_damaged_shards_are_refused(prepared, tmp_path):
     for file in prepared.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     (copy / "00001.tar").write_bytes(b"short")
-    with refused("folder", "5 bytes", expected=f"'{copy / '00001.tar'}' of "):
+    with refused("folder", "5 bytes", expected=f"'{copy / '00001.tar'}' with "):
         open_prepared(copy, "canny", tmp_path)
     (copy / "00001.tar").unlink()
-    with refused("folder", "no such file", expected=f"'{copy / '00001.tar'}' of "):
+    with refused("folder", "no such file", expected=f"'{copy / '00001.tar'}' with "):
         open_prepared(copy, "canny", tmp_path)
     (copy / "index.json").write_text("{}")
-    with refused("folder", f"'{copy / 'index.json'}' (it lacks 'conditions')"):
+    with refused("folder", f"'{copy / 'index.json'}' ('conditions' is missing)"):
         open_prepared(copy, "canny", tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_shards_are_compared_with_the_hashes_of_their_index_once(copied, tmp_pat
     content[1000] ^= 1
     (copied / "00001.tar").write_bytes(content)
     for _ in range(2):
-        with refused("folder", expected=f"'{copied / '00001.tar'}' of SHA-256"):
+        with refused("folder", expected=f"'{copied / '00001.tar'}' with SHA-256"):
             open_prepared(copied, "canny", tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_the_answer_does_not_depend_on_the_order_of_asking():
 
 def test_all_bad_ends_with_an_error():
     read = Reading({1, 4, 7})
-    with refused("data", "3 unreadable ones, the first 'key 4' (4 is bad)"):
+    with refused("data", "3 unreadable ones, the first of them 'key 4' (4 is bad)"):
         read_or_replace(4, [1, 4, 7], read, key)
     assert read.asked == [4, 7, 1]
 

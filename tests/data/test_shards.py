@@ -91,7 +91,7 @@ def test_a_local_shard_has_a_version(folder):
         (["https://host/{0..999}/{0..999}.tar"], "{0..999} in", "ranges of at most 100,000 files"),
         (["a-{0..100000}.tar"], "{0..100000} in", "ranges of at most 100,000 files"),
         (["a-{0..%s}.tar" % ("9" * 5000)], "{0..999", "ranges of at most 100,000 files"),
-        (["a-{3..1}.tar"], "{3..1} in 'a-{3..1}.tar'", "rising range"),
+        (["a-{3..1}.tar"], "{3..1} in 'a-{3..1}.tar'", "ascending range"),
     ],
 )
 def test_bad_lists(folder, patterns, received, expected):
@@ -307,7 +307,7 @@ def test_a_shard_above_the_limit_is_refused_before_it_fills_the_disk(server, tmp
 
 def test_a_server_that_drips_is_given_up(server, tmp_path):
     server.drips = True
-    with pytest.raises(OSError, match="are too slow"):
+    with pytest.raises(OSError, match="too slow"):
         shard_of(server, tmp_path, limits=Limits(least_rate=10_000.0, grace_s=0.05)).open("")
     assert not list(tmp_path.glob("*.tar"))
 

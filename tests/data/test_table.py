@@ -159,7 +159,7 @@ def test_words_that_pandas_takes_for_nothing_are_captions(tmp_path, ending):
 @pytest.mark.parametrize("separator", [";", "|", "\t"])
 def test_another_separator_than_a_comma_is_hinted_at(tmp_path, separator):
     (tmp_path / "t.csv").write_text(f"file_name{separator}text\na.png{separator}a\n")
-    with refused("image_column", hint="by commas"):
+    with refused("image_column", hint="with commas"):
         TableSource(tmp_path / "t.csv")
 
 

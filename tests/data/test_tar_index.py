@@ -159,7 +159,7 @@ def test_one_warning_names_the_shard_that_ends_early(tmp_path):
     shard = LocalShard(str(tmp_path / "a.tar"))
     for _ in range(2):  # whether the index is new or kept
         with pytest.warns(
-            UserWarning, match=r"^shards: '.*a\.tar' ends early or is damaged; \d+ files"
+            UserWarning, match=r"^shards: '.*a\.tar' is truncated or damaged; its first \d+ files"
         ) as caught:
             find_index(shard, shard.version(), tmp_path)
         assert len(caught) == 1

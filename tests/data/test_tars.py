@@ -88,7 +88,7 @@ def test_a_json_member_of_captions(folder):
         with refused("caption_column", "'json'", expected="json:KEY", hint="texts, width"):
             opened(folder, "j.tar", caption_column=column)
     (folder / "t.tar").write_bytes(tar([("0.jpg", encoded(picture())), ("0.txt", content)]))
-    with pytest.raises(BadSample, match="expected words, got a JSON object with texts, width"):
+    with pytest.raises(BadSample, match="expected text, got a JSON object with texts, width"):
         opened(folder, "t.tar").load(0)
 
 
@@ -119,11 +119,8 @@ def test_what_a_tar_has_twice_or_without_captions_is_reported(folder):
     with pytest.warns(UserWarning, match="ignored") as caught:
         source = opened(folder, "c.tar")
     assert len(caught) == 1
-    assert (
-        "images and captions of a sample that has others: 4 (a.0.jpg, a.1.jpg, a.2.jpg, ...)"
-        in source.ignored
-    )
-    assert "members whose name another one has, the last of which is read: 1 (a.JPG)" in source.ignored
+    assert "second images or captions of a sample: 4 (a.0.jpg, a.1.jpg, a.2.jpg, ...)" in source.ignored
+    assert "members replaced by a later one with the same name: 1 (a.JPG)" in source.ignored
     assert np.array_equal(source.load(0).image, picture(1))
 
 
@@ -141,7 +138,7 @@ def test_what_a_sample_leaves_out_is_reported(folder, names, options, left_out):
     (folder / "e.tar").write_bytes(tar([(name, b"words") for name in names]))
     with pytest.warns(UserWarning, match="ignored"):
         source = opened(folder, "e.tar", **options)
-    assert source.ignored == f"images and captions of a sample that has others: {left_out}"
+    assert source.ignored == f"second images or captions of a sample: {left_out}"
     assert len(source) == len({name[0] for name in names})
 
 
@@ -280,12 +277,12 @@ def test_bad_samples(folder):
 def test_a_tar_that_ends_early_gives_its_whole_samples(folder):
     whole = (folder / "a-001.tar").read_bytes()
     (folder / "a-001.tar").write_bytes(whole[: whole.index(b"00006.txt")])
-    with pytest.warns(UserWarning, match=r"a-001\.tar' ends early") as caught:
+    with pytest.warns(UserWarning, match=r"a-001\.tar' is truncated") as caught:
         source = opened(folder, condition_column="canny.png")
     assert len(caught) == 1
     assert len(source) == 6
     assert source.load(5).captions == ("picture 5",)
-    with pytest.warns(UserWarning, match="ends early"):
+    with pytest.warns(UserWarning, match="is truncated"):
         assert (
             len(opened(folder, caption_column="canny.png")) == 7
         )  # of which 00006 is whole, without its text
@@ -295,7 +292,7 @@ def test_a_tar_that_shrinks_meanwhile(folder):
     source = opened(folder)
     (folder / "a-001.tar").write_bytes((folder / "a-001.tar").read_bytes()[:600])
     assert source.load(0)
-    with pytest.raises(BadSample, match=r"shards: expected \d+ bytes, got 0 of '.*a-001\.tar/00006'"):
+    with pytest.raises(BadSample, match=r"shards: expected \d+ bytes for '.*a-001\.tar/00006', got 0"):
         source.load(6)
 
 

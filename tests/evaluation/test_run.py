@@ -422,12 +422,12 @@ class TestFolder:
     def test_a_record_that_does_not_have_all_is_no_proof(self, photos, weights, trained, tmp_path):
         chosen, out = self.of(photos, weights, first=2), tmp_path / "out"
         chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, count=1))
-        for reason in ("", "its data are behind URLs"):
+        for reason in ("", "its data are at URLs"):
             record = dataclasses.replace(UNKNOWN, reason=reason)
             (trained / "training.json").write_text(json.dumps(record.as_json()))
             with refused("held_out_of", f"({reason})" if reason else "record", expected="all samples"):
                 evaluate(chosen, {}, out, show_progress=False, held_out_of=str(trained.parent))
-        with pytest.warns(UserWarning, match="mine may have been trained on .* behind URLs"):
+        with pytest.warns(UserWarning, match="mine may have been trained on .* at URLs"):
             evaluate(chosen, {"mine": str(trained)}, out, show_progress=False)
 
     def test_maps_that_do_not_fit_the_images_are_reported(self, photos, weights, tmp_path):
@@ -454,7 +454,7 @@ class TestFolder:
             evaluate(self.of(photos, weights), {}, tmp_path / "out", show_progress=False)
 
     def test_too_few_samples_are_refused(self, photos, weights, tmp_path):
-        with refused("first", "4", expected="fewer than the 4 samples"):
+        with refused("first", "4", expected="number of samples, 4"):
             evaluate(self.of(photos, weights, first=4), {}, tmp_path / "out", show_progress=False)
 
 

@@ -239,5 +239,5 @@ def test_what_cannot_be_loaded_is_one_clear_error(folders, tmp_path):
         load_features(str(tmp_path / "bad.pt"))
     dino = load_features(str(folders / "dino"))
     assert isinstance(dino, TransformersFeatures)
-    with refused("model", received="dino'", expected="embeds texts"):
+    with refused("model", received="dino'", expected="embeds text"):
         dino.texts(["a"])

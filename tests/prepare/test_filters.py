@@ -100,21 +100,27 @@ def test_nothing_is_left_out_unless_asked_for():
     ("filters", "kept", "left_out", "kind", "reason"),
     [
         (Filters(min_side=20), sample(), sample(40, 19), "small", "sides of at least 20, got 40x19"),
-        (Filters(max_aspect=2), sample(), sample(41, 20), "aspect", "an aspect of at most 2, got 41x20"),
+        (
+            Filters(max_aspect=2),
+            sample(),
+            sample(41, 20),
+            "aspect",
+            "an aspect ratio of at most 2, got 41x20",
+        ),
         (Filters(max_aspect=2), sample(20, 40), sample(20, 41), "aspect", "at most 2, got 20x41"),
         (
             Filters(min_caption_length=10),
             sample(),
             sample(captions=("a star", "")),
             "caption",
-            "a caption of at least 10 characters, got 6, 0",
+            "a caption with at least 10 characters, got 6, 0",
         ),
         (
             Filters(min_caption_length=2, max_caption_length=10),
             sample(),
             sample(captions=("a", "eleven char")),
             "caption",
-            "a caption of 2 to 10 characters, got 1, 11",
+            "a caption with 2 to 10 characters, got 1, 11",
         ),
     ],
 )
@@ -134,7 +140,7 @@ def test_of_several_captions_those_that_pass_are_kept():
     ("limits", "name", "received", "expected"),
     [
         ({"min_side": -1}, "min_side", -1, "at least 0"),
-        ({"max_aspect": 0.5}, "max_aspect", 0.5, "0, or a finite number of at least 1"),
+        ({"max_aspect": 0.5}, "max_aspect", 0.5, "0 or a finite number of at least 1"),
         ({"max_aspect": float("nan")}, "max_aspect", "nan", "finite"),
         ({"min_caption_length": -2}, "min_caption_length", -2, "at least 0"),
         ({"min_caption_length": 9, "max_caption_length": 8}, "max_caption_length", 8, "9"),

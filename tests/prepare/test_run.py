@@ -86,9 +86,9 @@ def test_a_finished_set_without_its_shards_is_not_finished(tmp_path, damage):
     else:
         os.truncate(shard, size + (-1 if damage == "cut" else 1))
     found = {"missing": "no such file", "cut": f"{size - 1} bytes", "grown": f"{size + 1} bytes"}[damage]
-    with refused("out", found, expected=f"'{shard}' of {size} bytes", hint="Delete"):
+    with refused("out", found, expected=f"'{shard}' with {size} bytes", hint="delete"):
         make(set_of(), tmp_path)
-    with refused("out", found, expected=f"'{shard}' of {size} bytes", hint="Delete"):
+    with refused("out", found, expected=f"'{shard}' with {size} bytes", hint="delete"):
         check_out(SetFolder(tmp_path), set_of().settings())
 
 
@@ -263,7 +263,7 @@ def begun(tmp_path_factory):
         ({"filters": Filters(near_duplicates=3)}, "filters.near_duplicates", "no value", "3"),
         ({"geometry": Geometry(32, 32)}, "geometry.width", "no value", "32"),
         ({"conditions": {"canny": {"low": 3}}}, "conditions.canny.low", "", "3"),
-        ({"conditions": {"canny": {}, "sketch": {}}}, "conditions", "canny,", "canny, sketch"),
+        ({"conditions": {"canny": {}, "sketch": {}}}, "conditions", "canny as in", "canny, sketch"),
         ({"source": SceneSource(26)}, "source", "25 samples", "26 samples"),
         ({"source": SceneSource(25, first_seed=1)}, "source", "", "other samples"),
         (
@@ -313,14 +313,16 @@ def test_a_version_of_the_package_reads_what_another_finished_but_does_not_resum
     made_by_another_version(tmp_path / "set" / "index.json")
     made_by_another_version(tmp_path / "begun" / ".unfinished" / "settings.json")
     assert make(plan(), tmp_path / "set").was_finished
-    with refused("out", "by 99", expected=f"version {__version__}"):
+    with refused("out", "with 99", expected=f"version {__version__}"):
         make(plan(), tmp_path / "begun")
 
 
 def test_nothing_usable_is_an_error_that_says_why(tmp_path):
     strict = plan(filters=Filters(min_side=1000))
     for _ in range(2):  # again, too
-        with refused("source", "25 that are all left out (25 small)", hint=f"{tmp_path / 'skipped.jsonl'}"):
+        with refused(
+            "source", "25 samples, all of them left out (25 small)", hint=f"{tmp_path / 'skipped.jsonl'}"
+        ):
             make(strict, tmp_path)
         assert len(skipped(tmp_path)) == 25
     assert not (tmp_path / "index.json").exists()
@@ -331,7 +333,7 @@ def test_a_source_that_was_mended_is_read_anew(tmp_path):
     folder = write_folder(tmp_path / "images", 1)
     whole = (folder / "000.png").read_bytes()
     (folder / "000.png").write_bytes(b"broken")
-    with refused("source", "1 that are all left out (1 unreadable)"):
+    with refused("source", "1 samples, all of them left out (1 unreadable)"):
         make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set")
     (folder / "000.png").write_bytes(whole)
     assert make(Plan(FolderSource(folder), {"canny": {}}), tmp_path / "set").samples == 1

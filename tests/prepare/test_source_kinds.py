@@ -166,7 +166,7 @@ def test_what_else_says_which_samples_a_source_has(places, tmp_path):
         ({"path": "{root}/coco", "split": "test"}, "split", "'test'", "train2017", ""),
         ({"path": "{root}/nowhere", "kind": "folder"}, "folder", "nowhere'", "folder", ""),
         ({"path": "{root}/nowhere", "kind": "tars"}, "shards", "nowhere'", "tar files", ""),
-        ({"path": "{root}/nowhere", "kind": "table"}, "path", "nowhere'", "data set", ""),
+        ({"path": "{root}/nowhere", "kind": "table"}, "path", "nowhere'", "dataset", ""),
         ({"path": "{root}/nowhere", "kind": "coco"}, "images", "nowhere/train2017'", "folder", ""),
         ({"path": "scenes"}, "count", MISSING, "", ""),
     ],

@@ -375,7 +375,7 @@ def test_losses_are_weighted_as_the_training_samples_timesteps():
     [
         ('clip = "no/where"', "clip", "'no/where'", "a folder or the Hub id of a vision model"),
         ('features = "embedded"', "features", "3", "at least 40 samples"),
-        ("first = 99", "first", "99", "fewer than the"),
+        ("first = 99", "first", "99", "less than the"),
     ],
 )
 def test_what_an_evaluation_lacks_is_refused_before_the_training(root, line, name, received, expected):

@@ -100,7 +100,7 @@ def flip(path):
 def test_a_damaged_one_is_skipped_with_a_word(tmp_path, kind):
     save(tmp_path, 1)
     DAMAGE[kind](save(tmp_path, 2))
-    with pytest.warns(UserWarning, match=r"^checkpoint: '.*step-00000002' is skipped, since"):
+    with pytest.warns(UserWarning, match=r"^checkpoint: '.*step-00000002' is skipped because"):
         assert latest_checkpoint(tmp_path).step == 1
 
 

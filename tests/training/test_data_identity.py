@@ -154,7 +154,7 @@ def test_another_base_is_another_run(root, started):
 
 
 class Many(SceneSource):
-    """A large data set that counts what is hashed of it."""
+    """A large dataset that counts what is hashed of it."""
 
     def __init__(self, count):
         super().__init__(count)

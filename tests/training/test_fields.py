@@ -250,7 +250,7 @@ def adapter_block_options(root, out, monkeypatch):
 
 
 def data_of_the_hub(root, out, monkeypatch):
-    """Which are passed on to the library of the data set."""
+    """Which are passed on to the library of the dataset."""
     import datasets
 
     seen = []
@@ -275,7 +275,7 @@ def data_condition(root, out, monkeypatch):
     assert differ(out / "canny", out / "depth")
     with refused("data.condition", "'hedges'", expected="for data.kind 'scenes'"):
         run(root, out / "hedges", data=scenes | {"condition": "hedges"})
-    with refused("data.extractor", "sigma", expected="no options, since scenes have exact maps for sketch"):
+    with refused("data.extractor", "sigma", expected="no options, since the sketch maps of scenes are exact"):
         run(root, out / "options", data=scenes | {"condition": "sketch", "extractor": {"sigma": 2.0}})
 
 

@@ -67,7 +67,7 @@ def test_which_splits_are_those_of_earlier_versions(held_out, trained, wanted, i
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_run_that_cannot_validate_says_so(root, tmp_path, count, capsys):
     changes = VALIDATED | {"data__count": count, "training__max_train_steps": 1}
-    with pytest.warns(UserWarning, match=f"^validation: the run has none: .* {count} samples"):
+    with pytest.warns(UserWarning, match=f"^validation: turned off, .* {count} samples"):
         dry_run(config(root, tmp_path / "out", **changes, training__batch_size=count))
     for key, value in (("early_stop_patience", 2), ("select", "best")):
         others = changes | {f"validation__{key}": value, "training__batch_size": count}

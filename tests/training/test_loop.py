@@ -368,7 +368,7 @@ def test_a_stop_in_a_bad_step_says_what_is_saved(tmp_path, stop):
             os.kill(os.getpid(), signal.SIGTERM)
         return poisoned(module, {1, 6})(step)
 
-    with pytest.raises(Stopped, match="step 5 is saved" if stop == 6 else "none is saved"):
+    with pytest.raises(Stopped, match="last saved step is 5" if stop == 6 else "no step has been saved"):
         trained(tmp_path, module, losses)
     assert steps_saved(tmp_path) == ([5] if stop == 6 else [])
     never = trained(tmp_path / "never", other, poisoned(other, {1, 6}))
@@ -483,7 +483,7 @@ def test_going_back_to_an_older_checkpoint_is_reported(tmp_path, reference, left
     for step in steps_saved(tmp_path):
         if step > left:
             shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}")
-    with pytest.warns(UserWarning, match=f"saved at step 12, .* resumes from step {left}$") as caught:
+    with pytest.warns(UserWarning, match=f"checkpoint of step 12 .* resumes from step {left}$") as caught:
         assert same(trained(tmp_path, every=3), reference)
     assert len(caught) == 1
     with warnings.catch_warnings():
@@ -498,10 +498,10 @@ def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
     for key, what in (("data", "different data"), ("encoders", "text encoder"), ("denoiser", "UNet")):
         with refused("output_dir", what, hint="adapter.start_from"):
             trained(tmp_path / "now", identity=now | {key: "else"})
-    with refused("output_dir", "2", expected="seed 1"):
+    with refused("output_dir", "2", expected="seed = 1"):
         trained(tmp_path / "now", identity=now | {"seed": 2})
     trained(tmp_path / "before", identity={"seed": 1, "samples": "by their names"})
-    with pytest.warns(UserWarning, match="not compared"):
+    with pytest.warns(UserWarning, match="cannot be compared"):
         trained(tmp_path / "before", identity=now, losses=lambda step: 1 / 0)
     for identity in (now, {"seed": 1, "samples": "by their names"}):
         out = tmp_path / f"held out {len(identity)}"
@@ -509,7 +509,10 @@ def test_what_a_run_reads_is_in_its_checkpoints(tmp_path):
         with warnings.catch_warnings(), refused("output_dir", "held-out samples"):
             warnings.simplefilter("ignore")  # that data are not compared
             trained(out, identity=now | {HELD_OUT: 4})
-    with pytest.warns(UserWarning, match="not compared"), refused("output_dir", "2", expected="seed 1"):
+    with (
+        pytest.warns(UserWarning, match="cannot be compared"),
+        refused("output_dir", "2", expected="seed = 1"),
+    ):
         trained(tmp_path / "before", identity=now | {"seed": 2})
 
 
@@ -568,9 +571,9 @@ def test_an_observer_is_asked_after_each_step_and_logged(tmp_path):
 
 def test_a_run_that_an_observer_ends_says_so(tmp_path, capsys):
     trained(tmp_path / "whole", observer=Watcher())
-    assert "ended after" not in capsys.readouterr().err
+    assert "stopped after" not in capsys.readouterr().err
     trained(tmp_path / "ended", observer=Watcher(7))
-    assert f"ended after 7 of {STEPS} steps" in capsys.readouterr().err
+    assert f"stopped after 7 of {STEPS} steps" in capsys.readouterr().err
 
 
 def test_an_observer_ends_a_run_and_resumes(tmp_path):
@@ -671,9 +674,9 @@ def test_a_steps_draws_never_change():
 @pytest.mark.parametrize(
     ("identity", "expected", "received"),
     [
-        ({"task": "b", "seed": 3}, "a run with task 'a'", "'b'"),
-        ({"task": "a", "seed": 4}, "a run with seed 3", "4"),
-        ({"task": "a"}, "a run with seed 3", "0"),  # what was left out has its default
+        ({"task": "b", "seed": 3}, "task = 'a'", "'b'"),
+        ({"task": "a", "seed": 4}, "seed = 3", "4"),
+        ({"task": "a"}, "seed = 3", "0"),  # what was left out has its default
     ],
 )
 def test_another_run_does_not_resume_from_this_ones_checkpoint(tmp_path, identity, expected, received):

@@ -138,11 +138,11 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         (
             "training={cuda_graphs=true, compile=true}",
             "training.cuda_graphs",
-            "false together with compile or gradient_checkpointing",
+            "false with training.compile or training.gradient_checkpointing",
             "True",
         ),
         ("loss.band=[0.5]", "loss.band", "more values", "[0.5]"),
-        ("loss.band=[0.5, 0.2]", "loss.band", "a lower and then a higher fraction", "(0.5, 0.2)"),
+        ("loss.band=[0.5, 0.2]", "loss.band", "two fractions in ascending order", "(0.5, 0.2)"),
         ("loss.prompt_dropout=1.5", "loss.prompt_dropout", "a number less than or equal to 1", "1.5"),
         ("base.prediction_type=sample", "base.prediction_type", "'epsilon' or 'v_prediction'", "'sample'"),
         (
@@ -175,7 +175,12 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("adapter={method='prime-paper', zero_init=true}", "adapter.zero_init", "residual", "True"),
         ("adapter={residual=false, zero_init=true}", "adapter.zero_init", "residual", "True"),
         ("adapter={method='prime-paper', residual=true}", "adapter.residual", "'prime-paper'", "True"),
-        ("adapter.reads_prompt=false", "validation.images", "0 for an adapter that reads no prompt", "4"),
+        (
+            "adapter.reads_prompt=false",
+            "validation.images",
+            "0 for an adapter that does not read the prompt",
+            "4",
+        ),
         (
             "data.extractor.low=[1]",
             "data.extractor.low",
@@ -188,11 +193,11 @@ def test_a_recipe_of_a_newer_version(recipe, version):
         ("output_dir=", "output_dir", "a folder", "''"),
         ("data.path=", "data.path", "a path, for data.kind 'folder'", "''"),
         ("data={kind='tars'}", "data.shards", "at least one, for data.kind 'tars'", MISSING),
-        ("data={kind='scenes'}", "data.count", "at least 1 and", "0"),
-        ("data={kind='scenes', count=4000000000}", "data.count", "at most 1,000,000, for", "4000000000"),
+        ("data={kind='scenes'}", "data.count", "1 to 1,000,000, for", "0"),
+        ("data={kind='scenes', count=4000000000}", "data.count", "1 to 1,000,000, for", "4000000000"),
         ("data.workers=4000000000", "data.workers", "less than or equal to 1024", "4000000000"),
-        ("batch_size", "--set", "KEY=VALUE, as in seed=4", "'batch_size'"),
-        ("=3", "--set", "KEY=VALUE, as in seed=4", "'=3'"),
+        ("batch_size", "--set", "KEY=VALUE, such as seed=4", "'batch_size'"),
+        ("=3", "--set", "KEY=VALUE, such as seed=4", "'=3'"),
         ("output_dir.x=3", "--set", "the name of a section before '.x'", "'output_dir'"),
     ],
 )
@@ -249,7 +254,7 @@ def test_an_option_without_effect_is_refused(method, key, value, others):
     """Whatever its value, the default included; the methods that have it are named."""
     content = {"output_dir": "o", "data": {"path": "x"}, "adapter": {"method": method, key: value}}
     with refused(
-        f"adapter.{key}", repr(value), expected=f"with method {method!r}, where it has no effect"
+        f"adapter.{key}", repr(value), expected=f"it has no effect with method {method!r}"
     ) as caught:
         parse_config(content)
     assert caught.value.hint == f"It is an option of {', '.join(others)}"
@@ -312,7 +317,7 @@ def test_what_says_where_data_are_names_the_key_that_the_kind_has():
         ({"kind": "folder", "shards": ["a.tar"]}, "shards", "path"),
         ({"kind": "table", "path": "y", "shards": ["a.tar"]}, "shards", "path"),
     ):
-        with refused(f"data.{name}", expected=f"data.{other} in its place"):
+        with refused(f"data.{name}", expected=f"data.{other} instead"):
             parse_config({"output_dir": "o", "data": data})
 
 

@@ -57,9 +57,21 @@ _BLOCKS = {
 }
 
 EXPECTED = {
-    "embedded-canny": ("1,197,120 parameters", "7,585,804", "1,000 of 32 samples x 1 parts"),
-    "sd15-canny": ("85,817,600 parameters", "859,520,964", "200,000 of 2 samples x 4 parts"),
-    "sdxl-canny": ("94,030,080 parameters", "2,567,463,684", "30,000 of 4 samples x 4 parts"),
+    "embedded-canny": (
+        "1,197,120 parameters",
+        "7,585,804",
+        "1,000 with batch size 32 x 1 accumulation steps",
+    ),
+    "sd15-canny": (
+        "85,817,600 parameters",
+        "859,520,964",
+        "200,000 with batch size 2 x 4 accumulation steps",
+    ),
+    "sdxl-canny": (
+        "94,030,080 parameters",
+        "2,567,463,684",
+        "30,000 with batch size 4 x 4 accumulation steps",
+    ),
 }
 
 

@@ -157,7 +157,7 @@ SPOILED = {
 def test_a_damaged_adapter_is_given_again_by_the_last_checkpoint(root, finished, tmp_path, kind):
     out = shutil.copytree(finished, tmp_path / "out")
     SPOILED[kind](out / "adapter")
-    with pytest.warns(UserWarning, match="adapter' is damaged, and is written again"):
+    with pytest.warns(UserWarning, match="adapter' is damaged and will be written again"):
         run(root, out, training__schedule="constant", training__max_train_steps=1)
     assert same_weights(out, finished)
     assert json.loads((out / "adapter" / "training.json").read_text())["steps"] == 1
@@ -250,7 +250,7 @@ def test_the_last_weights_where_the_best_are_damaged(root, tmp_path):
     assert json.loads((out / "adapter/training.json").read_text())["weights_of_step"] == 1
     shutil.rmtree(out / "adapter")
     (out / "checkpoints/step-00000001/module.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match="not the best, .*step-00000001"):
+    with pytest.warns(UserWarning, match="instead of the best, .*step-00000001"):
         scored(root, out, [], **changes)
     assert json.loads((out / "adapter/training.json").read_text())["weights_of_step"] == 2
     last = load_file(out / "checkpoints/step-00000002/module.safetensors")
@@ -274,12 +274,12 @@ def test_which_weights_a_run_results_in(options, selects_best):
 def test_a_diverged_run_is_exported_with_a_warning(root, tmp_path):
     """And all that it says of itself can be read."""
     out, changes = tmp_path / "out", {"training__learning_rate": 1e20, "log__every_steps": 1}
-    with pytest.warns(UserWarning, match="the run has diverged"), np.errstate(invalid="ignore"):
+    with pytest.warns(UserWarning, match="the run diverged"), np.errstate(invalid="ignore"):
         run(root, out, **VALIDATED, **changes, training__max_train_steps=3)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(out).values())
     assert "| 3 | not finite |" in (out / "adapter" / "README.md").read_text()
     before = files(out)
-    with pytest.warns(UserWarning, match="the run has diverged"):
+    with pytest.warns(UserWarning, match="the run diverged"):
         run(root, out, **VALIDATED, **changes, training__max_train_steps=3)
     assert files(out) == before
 
@@ -431,4 +431,4 @@ def test_a_base_of_the_package_has_no_revision(root, tmp_path):
 def test_a_dry_run_describes_every_method(root, tmp_path, method):
     said = check(root, tmp_path / "out", **at(root, for_method(method)))
     assert said.startswith(f"adapter      {method}, ")
-    assert "activations of 2 samples 0.0" in said
+    assert "activations for 2 samples 0.0" in said

@@ -40,7 +40,7 @@ def test_the_run_completes_and_reports_each_by_its_path(root, tmp_path, buckets,
     run(root, tmp_path / "out", training__batch_size=20, data__aspect_buckets=buckets)
     assert (tmp_path / "out" / "adapter" / "config.json").is_file()
     assert reported(tmp_path / "out") == sorted(BAD_NAMES)
-    assert f"{len(BAD_NAMES)} of {COUNT} samples cannot be read" in capsys.readouterr().err
+    assert f"{len(BAD_NAMES)} of {COUNT} samples are unreadable" in capsys.readouterr().err
 
 
 def test_without_a_cache_each_is_reported_when_it_comes_up(root, tmp_path):
@@ -112,7 +112,7 @@ def test_captions_that_are_no_text_or_empty_or_cut_are_counted_in_a_line_each(
             run(root, tmp_path / f"{steps}", **changes, training__max_train_steps=steps)
         shown = [str(warning.message) for warning in caught]
         assert sum("empty caption: 3 of 1" in line for line in shown) == 1, shown
-        assert sum("12 tokens" in line and "read: 4 of 1" in line for line in shown) == 1, shown
+        assert sum("12 tokens" in line and "truncated: 4 of 1" in line for line in shown) == 1, shown
         assert reported(tmp_path / f"{steps}") == ["00.png"]
         (row,) = (tmp_path / f"{steps}" / "skipped.jsonl").read_text().splitlines()
         assert json.loads(row)["reason"].startswith("captions: ")

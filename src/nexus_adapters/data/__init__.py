@@ -1,1 +1,1 @@
-"""From data sets to samples and batches: sources, sizes, order, caches."""
+"""From datasets to samples and batches: sources, sizes, order, caches."""

@@ -1,4 +1,4 @@
-"""What a training step reads on one device: latents, structure maps, prompts, and random numbers."""
+"""The input of a training step on one device: latents, structure maps, prompts and random numbers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from nexus_adapters.errors import InvalidArgument
 
 @dataclass(frozen=True)
 class SampleDraws:
-    """The random numbers of one sample in one step. The uniform ones lie in [0, 1).
+    """The random numbers of one sample in one step. Uniform ones are in [0, 1).
 
     Attributes:
-        noise: standard normal, of the latents' shape: what is added to them.
-        latent_noise: standard normal: samples the latents from their mean and standard deviation.
-        timestep: uniform; where in the schedule, through `loss.timesteps`.
-        caption: uniform; which of the sample's captions.
-        prompt_dropout: uniform; below the dropout's fraction, the prompt is empty.
-        condition_dropout: uniform; below the dropout's fraction, there are no features.
+        noise: standard normal, with the shape of the latents: the noise added to them.
+        latent_noise: standard normal; samples the latents from their mean and standard deviation.
+        timestep: uniform; selects the timestep, through `loss.timesteps`.
+        caption: uniform; selects one of the sample's captions.
+        prompt_dropout: uniform; the prompt is empty if this is below the dropout fraction.
+        condition_dropout: uniform; the features are dropped if this is below the dropout fraction.
     """
 
     noise: Float[Tensor, "c h w"]
@@ -40,9 +40,10 @@ class SampleDraws:
 
 
 def draw_for_sample(seed: int, step: int, place: int, latent_shape: Sequence[int]) -> SampleDraws:
-    """Draw the numbers of the sample at `place` of the global batch, however many processes share it.
+    """Draw the random numbers of the sample at `place` in the global batch.
 
-    They are drawn on the CPU, so that every device trains on the same ones.
+    They do not depend on the number of processes. They are drawn on the CPU, so they are the same on every
+    device.
     """
     mixed = np.random.SeedSequence((seed, step, place, 1)).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(mixed) >> 1)
@@ -53,17 +54,18 @@ def draw_for_sample(seed: int, step: int, place: int, latent_shape: Sequence[int
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one shape, on one device.
+    """Samples with the same shape, on one device.
 
     Attributes:
-        indices: of the samples in the data set.
-        latents: scaled to unit variance.
-        noise: standard normal.
-        u: uniform in [0, 1), what timesteps are made of.
+        indices: indices of the samples in the dataset.
+        latents: latents, scaled to unit variance.
+        noise: standard normal noise.
+        u: uniform random numbers in [0, 1), from which timesteps are computed.
         condition: structure maps in [0, 1].
-        has_condition: False where the features are dropped.
-        prompt_embeds: of a caption each, or of the empty prompt where it is dropped.
-        added: what else the base's denoiser reads: SDXL's `text_embeds` and `time_ids`; empty for SD 1.x.
+        has_condition: False for samples whose features are dropped.
+        prompt_embeds: embeddings of one caption per sample, or of the empty prompt if it is dropped.
+        added: additional inputs of the base's denoiser, such as SDXL's `text_embeds` and `time_ids`; empty
+            for SD 1.x.
     """
 
     indices: Int[Tensor, " b"]
@@ -76,24 +78,24 @@ class Batch:
     added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device."""
+        """Return the batch on another device."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "added"}
         return Batch(**moved, added={name: tensor.to(device) for name, tensor in self.added.items()})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample, encoded.
+    """One encoded sample.
 
     Attributes:
-        mean: of its latents, scaled to unit variance.
-        std: of its latents.
+        mean: mean of its latents, scaled to unit variance.
+        std: standard deviation of its latents.
         condition: its structure map.
-        prompts: what `Base.encode_prompts` gives for its k captions, k rows each: `prompt_embeds` (k, n, d),
-            and for SDXL `text_embeds` (k, p); from a cache in float16, since only one of k is read.
+        prompts: what `Base.encode_prompts` returns for its k captions, with k rows each: `prompt_embeds`
+            (k, n, d), and for SDXL `text_embeds` (k, p); float16 if read from a cache.
         time_ids: SDXL's size conditioning: original height and width, top and left of the crop, height and
             width.
-        caption_lengths: of the k captions, in tokens, from `inspection.caption_lengths`.
+        caption_lengths: lengths of the k captions in tokens, from `inspection.caption_lengths`.
     """
 
     mean: Float[Tensor, "c h w"]
@@ -104,7 +106,7 @@ class Entry:
     caption_lengths: Int[Tensor, " k"]
 
     def as_tensors(self) -> dict[str, Tensor]:
-        """For a cache: encodings in float16, and the map as the bytes of a PNG, which loses nothing."""
+        """Return the tensors for a cache: float16 encodings, and the map as the bytes of a PNG file."""
         stream = io.BytesIO()
         Image.fromarray(self.condition.permute(1, 2, 0).numpy()).save(stream, format="PNG")
         halved = {"mean": self.mean.half(), "std": self.std.half()}
@@ -114,7 +116,7 @@ class Entry:
                 raise InvalidArgument(
                     "cache.enabled",
                     "encodings that float16 can hold",
-                    f"larger values, or values that are not finite, in {name}",
+                    f"values in {name} that are too large or not finite",
                     "Set it to false",
                 )
         png = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
@@ -123,7 +125,7 @@ class Entry:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Entry:
-        """The inverse of `as_tensors`, but for what float16 has rounded."""
+        """Return the entry that `as_tensors` was called on, except for rounding to float16."""
         with Image.open(io.BytesIO(tensors["condition"].numpy().tobytes()), formats=("PNG",)) as png:
             condition = torch.from_numpy(np.array(png)).permute(2, 0, 1).contiguous()
         prompts = {name: tensor for name, tensor in tensors.items() if name not in _OTHER_TENSORS}
@@ -142,7 +144,7 @@ _OTHER_TENSORS = ("mean", "std", "condition", "time_ids", CAPTION_LENGTHS)  # al
 
 
 def encode(samples: Sequence[FittedSample], base: Base) -> list[Entry]:
-    """The entries of samples, whose images may differ in size; those of one size are encoded at once."""
+    """Encode samples. Their images may differ in size; those with the same size are encoded together."""
     latents = _encode_images([sample.image for sample in samples], base)
     captions = [caption for sample in samples for caption in sample.captions]
     prompts = base.encode_prompts(captions)
@@ -176,7 +178,10 @@ def as_batch(
     prompt_dropout: float,
     condition_dropout: float,
 ) -> Batch:
-    """The entries with their random numbers applied. `empty`: as `Base.encode_empty_prompt` gives it."""
+    """Return a batch of the entries with their random numbers applied.
+
+    `empty` is what `Base.encode_empty_prompt` returns.
+    """
     rows = [_prompt(entry, drawn, empty, prompt_dropout) for entry, drawn in zip(entries, draws, strict=True)]
     text = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     prompt_embeds = text.pop("prompt_embeds")

@@ -25,17 +25,17 @@ from nexus_adapters.files import read_regular
 class CocoSource:
     """The images of an annotation file such as COCO's captions_train2017.json, in the order of their ids.
 
-    Captions are in the order of the annotations' ids. An image without captions or without its file is a
-    BadSample when it is read.
+    Captions are in the order of the annotations' ids. Reading an image without captions, or one whose file is
+    missing, raises BadSample.
 
     Args:
-        annotations: JSON with "images" (id, file_name) and "annotations" (id, image_id, caption).
-        images: the folder of the images.
-        with_captions: False reads none: every sample has the empty caption.
-        allow_outside: whether the annotations may be a link out of their folder, and paths lead out.
+        annotations: a JSON file with "images" (id, file_name) and "annotations" (id, image_id, caption).
+        images: the folder with the images.
+        with_captions: False ignores captions: every sample has the empty caption.
+        allow_outside: allow the annotation file to be a link to another folder, and paths to lead outside.
 
     Raises:
-        InvalidArgument: for a missing file or folder, other JSON, and a file that lists no images.
+        InvalidArgument: for a missing file or folder, JSON of another form, or a file that lists no images.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class CocoSource:
         if not self.images.is_dir():
             raise InvalidArgument("images", "an existing folder", f"'{images}'")
         if self.annotations.is_file():
-            # Both are most often in one folder, within which the annotations may be a link.
+            # Both are usually in one folder, inside which the annotation file may be a link.
             both = Path(os.path.commonpath([self.annotations.parent.absolute(), self.images.absolute()]))
             check_inside(self.annotations, both, "annotations", allow_outside)
         listed, captions = _read_annotations(self.annotations, allow_outside)
@@ -61,30 +61,30 @@ class CocoSource:
         return len(self._names)
 
     def key(self, index: int) -> str:
-        """The image's path."""
+        """Return the image's path."""
         return str(self.images / self._names[index])
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over image and captions. BadSample."""
+        """Return the SHA-256 of image and captions. Raises BadSample."""
         return hash_sample([Part("image", self._image(index), self.key(index))], self._captions_of(index))
 
     def image_hash(self, index: int) -> str:
-        """SHA-256 over the image's file. BadSample."""
+        """Return the SHA-256 of the image's file. Raises BadSample."""
         return hash_image(self._image(index), self.key(index))
 
     def stamp(self, index: int) -> str | None:
-        """Name, size and time of the image, and the captions; None for a missing file."""
+        """Return name, size and time of the image, and the captions; None for a missing file."""
         try:
             return json.dumps([*file_stamp(self._image(index)), self._captions[index]])
         except (OSError, ValueError):
             return None
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image, upright, from its header. BadSample."""
+        """Return (width, height) of the upright image, from its header. Raises BadSample."""
         return read_size(self._image(index), "image", self.key(index))
 
     def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
+        """Decode a sample. Raises BadSample."""
         captions = self._captions_of(index)
         return Sample(
             self.key(index), read_image(self._image(index), "image", self.key(index)), None, captions
@@ -100,7 +100,7 @@ class CocoSource:
 
 
 def _read_annotations(file: Path, allow_outside: bool) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
-    """(id, name) of the images by id, and the captions of each."""
+    """(id, name) of the images, sorted by id, and the captions of each."""
     expected = "COCO captions in JSON"
     if not file.is_file():
         raise InvalidArgument("annotations", expected, f"'{file}', which is not a file")
@@ -111,7 +111,7 @@ def _read_annotations(file: Path, allow_outside: bool) -> tuple[list[tuple[int, 
         for row in sorted(content["annotations"], key=lambda row: int(row["id"])):
             captions.setdefault(int(row["image_id"]), []).append(_text(row["caption"]).strip())
     except KeyError as error:
-        raise InvalidArgument("annotations", expected, f"'{file}', which lacks {error}") from error
+        raise InvalidArgument("annotations", expected, f"'{file}', in which {error} is missing") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = one_line(error)
         raise InvalidArgument("annotations", expected, f"'{file}' ({reason})") from error
@@ -120,7 +120,7 @@ def _read_annotations(file: Path, allow_outside: bool) -> tuple[list[tuple[int, 
     for _, name in listed:
         if leaves_folder(name) and not allow_outside:
             raise InvalidArgument(
-                "annotations", expected, f"'{file}', which names '{name}', outside the folder", OUTSIDE_HINT
+                "annotations", expected, f"'{file}', which lists '{name}' outside the folder", OUTSIDE_HINT
             )
     return listed, captions
 

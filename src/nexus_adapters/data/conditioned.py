@@ -1,4 +1,4 @@
-"""Samples as training reads them: image and structure map, resized and cropped alike, by number."""
+"""Samples as training reads them, by index: image and structure map, resized and cropped in the same way."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from nexus_adapters.files import append_json_lines, folder_sha256, read_json_lin
 from nexus_adapters.registry import source_of
 
 _MAX_ASPECT_RATIO = 1.01
-_KEPT_EVERY = 1000  # hashes, so that little is lost to a kill
-_HASHING = 2  # a new number for hashes of another form: those that are kept are computed again
+_KEPT_EVERY = 1000  # hashes, so that little is lost if the process is killed
+_HASHING = 2  # version of the hash; a new number makes stored hashes be computed again
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class FittedSample:
     """A sample at its target size.
 
     Attributes:
-        key: names it in messages and reports.
-        image: RGB, at the target size.
-        condition: RGB, of the image's size.
-        captions: at least one.
-        original_size: (height, width) of the image before it was resized, by a prepared set too.
-        crop_top_left: (top, left) of what was kept, in the resized image.
+        key: its name in messages and reports.
+        image: RGB image at the target size.
+        condition: RGB structure map with the size of the image.
+        captions: at least one caption.
+        original_size: (height, width) of the image before it was resized, including by `nexus prepare`.
+        crop_top_left: (top, left) of the crop in the resized image.
     """
 
     key: str
@@ -52,7 +52,7 @@ class FittedSample:
 
     @property
     def time_ids(self) -> tuple[float, ...]:
-        """SDXL's size conditioning: original height and width, top and left of the crop, height and width."""
+        """Return SDXL's size conditioning: original height, width; top, left of the crop; height, width."""
         numbers = (*self.original_size, *self.crop_top_left, self.image.height, self.image.width)
         return tuple(float(number) for number in numbers)
 
@@ -60,23 +60,23 @@ class FittedSample:
 def fit_sample(
     source: Source, index: int, geometry: Geometry, condition_name: str, options: Mapping[str, object]
 ) -> FittedSample:
-    """Load a sample, resize and crop it, and extract its structure map where it has none.
+    """Load a sample, resize and crop it, and extract its structure map if it has none.
 
-    The map is extracted from the resized image, at the scale that the base is trained at, as in generation:
-    lines stay one pixel wide. A map that the source has may differ in size from the image, but has to show
-    the same: the same part of both is kept. It is read by `read_map`.
+    As in generation, the map is extracted from the resized image, so lines are one pixel wide at the
+    resolution of the base. A map from the source may differ in size from the image but must show the same
+    content; both are cropped to the same part. It is read by `read_map`.
 
     Args:
-        source: the data set.
-        index: of the sample.
+        source: the dataset.
+        index: index of the sample.
         geometry: the target sizes.
-        condition_name: of the extractor of missing maps; says what kind of map a present one is.
-        options: of the extractor, or of `read_map` for maps of its kind.
+        condition_name: the extractor for missing maps, which also determines the kind of existing maps.
+        options: options of the extractor, or of `read_map` for maps of its kind.
 
     Raises:
-        BadSample: where it cannot be read, or where the aspects of image and map differ by more than 1 % and
-            by more than rounding to whole pixels makes.
-        InvalidArgument: for an unknown extractor or option, where one is needed.
+        BadSample: if the sample cannot be read, or if the aspect ratios of image and map differ by more than
+            1 % and by more than rounding to whole pixels explains.
+        InvalidArgument: for an unknown extractor or option if one is needed.
     """
     return _fitted(source.load(index), geometry, condition_name, options)
 
@@ -98,14 +98,14 @@ def _fitted(
 
 
 def declared_kind(condition_name: str) -> MapKind | None:
-    """The kind of map that the extractor of this name makes; None where there is none."""
+    """Return the kind of map that the extractor with this name makes; None if there is no such extractor."""
     return EXTRACTORS[condition_name].kind if condition_name in EXTRACTORS else None
 
 
 def options_for(
     condition_name: str, options: Mapping[str, object]
 ) -> tuple[dict[str, Any], dict[str, object]]:
-    """What of a condition's options `read_map` takes, and what its extractor takes."""
+    """Split a condition's options into those for `read_map` and those for the extractor."""
     if condition_name not in EXTRACTORS:
         return {}, dict(options)
     extractor = EXTRACTORS[condition_name]
@@ -113,7 +113,7 @@ def options_for(
 
 
 def _given_map(sample: Sample, condition_name: str, options: Mapping[str, object]) -> Image.Image | None:
-    """The map that a sample has, as RGB; None where it has none. BadSample for one that cannot be used."""
+    """A sample's own map as RGB; None if it has none. Raises BadSample for one that cannot be used."""
     if sample.condition is None:
         return None
     key = sample.condition_key or sample.key
@@ -122,7 +122,7 @@ def _given_map(sample: Sample, condition_name: str, options: Mapping[str, object
     try:
         return read_map(sample.condition, declared_kind(condition_name), **reading)
     except InvalidArgument as error:
-        if error.name != "condition":  # an option, wrong for all samples alike
+        if error.name != "condition":  # an option, which is wrong for all samples
             raise
         raise BadSample(f"{error} in '{key}'") from error
 
@@ -132,22 +132,22 @@ def _check_aspects(image: tuple[int, int], condition: tuple[int, int], key: str)
         return
     scale = max(condition[0] / image[0], condition[1] / image[1])
     if all(abs(side * scale - other) < 1 for side, other in zip(image, condition, strict=True)):
-        return  # a small map: rounding to whole pixels makes more than that
+        return  # for a small map, rounding to whole pixels makes a larger difference
     raise BadSample(
-        f"condition: expected the aspect of the image, {image[0]}x{image[1]}, got "
+        f"condition: expected the aspect ratio of the image, {image[0]}x{image[1]}, got "
         f"{condition[0]}x{condition[1]} in '{key}'"
     )
 
 
 @dataclass(frozen=True)
 class ConditionedSource:
-    """A source whose samples have their target size and a structure map.
+    """A source whose samples are fitted to their target size and have a structure map.
 
     Attributes:
         source: the samples.
         geometry: their target sizes.
-        condition_name: of the extractor of maps that the source lacks.
-        options: of the extractor.
+        condition_name: the extractor for maps that the source does not have.
+        options: options of the extractor.
     """
 
     source: Source
@@ -156,34 +156,34 @@ class ConditionedSource:
     options: Mapping[str, object] = field(default_factory=dict)
 
     def fit(self, index: int) -> FittedSample:
-        """The sample; BadSample where it cannot be read."""
+        """Return the fitted sample. Raises BadSample if it cannot be read."""
         return fit_sample(self.source, index, self.geometry, self.condition_name, self.options)
 
     def load(self, index: int) -> Sample:
-        """The sample as it is in the source, unless `fit` would refuse it: BadSample. No map is extracted."""
+        """Return the unfitted sample without extracting a map. Raises BadSample as `fit` would."""
         sample = self.source.load(index)
         _given_map(sample, self.condition_name, self.options)
         return sample
 
     def target(self, index: int) -> tuple[int, int]:
-        """The sample's target (width, height); BadSample where its own size cannot be read."""
+        """Return the sample's target (width, height). Raises BadSample if its own size cannot be read."""
         return self.geometry.target(self.source.size(index))
 
     def content_hash(self, index: int, known: KnownHashes) -> str:
-        """SHA-256 over all that decides what `fit` returns; BadSample where the sample cannot be read."""
+        """Return the SHA-256 of all that determines the result of `fit`. Raises BadSample."""
         made_of = [known.content_hash(self.source, index), self._maker]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     @cached_property
     def _maker(self) -> list[object]:
-        """Whatever else decides what `fit` returns: sizes, the resizing code, and the extractor."""
+        """All else that determines the result of `fit`: sizes, the resizing code, and the extractor."""
         name = self.condition_name
         extractor = _identity_of(find_extractor(name), self.options) if name in EXTRACTORS else None
         return [repr(self.geometry), name, _fitting_sha256(name), extractor]
 
 
 def _identity_of(extractor: Extractor, options: Mapping[str, object]) -> list[object]:
-    """An extractor's code, and its options, of which names of files and folders stand for their content."""
+    """An extractor's code and options; files and folders in options are represented by their content."""
     used = {**extractor.defaults(), **options}
     code = hashlib.sha256(source_of(extractor.extract).encode()).hexdigest()
     return [code, sorted((name, _content_of(used[name], name in extractor.files)) for name in used)]
@@ -197,9 +197,9 @@ def _content_of(value: object, may_be_file: bool) -> object:
 
 
 def _fitting_sha256(condition_name: str) -> str:
-    """SHA-256 over what an image and a map of twice its size become that shrink, and that grow.
+    """SHA-256 of an image and a map of twice its size, each made smaller and larger.
 
-    So changed resizing is noticed, by this package or by Pillow.
+    It reveals changes in resizing, whether in this package or in Pillow.
     """
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -215,13 +215,13 @@ def _fitting_sha256(condition_name: str) -> str:
 
 
 class KnownHashes:
-    """Hashes of samples and of their images, by `Source.stamp`, in a file that several processes may add to.
+    """Hashes of samples and images by `Source.stamp`, in a file that several processes can append to.
 
-    A sample without a stamp is hashed every time. Where the file is damaged or missing, samples are hashed
+    A sample without a stamp is hashed every time. If the file is damaged or missing, samples are hashed
     again.
 
     Args:
-        file: JSON lines; its folder is created where it is missing.
+        file: JSON lines file; its folder is created if it is missing.
     """
 
     def __init__(self, file: Path) -> None:
@@ -230,11 +230,11 @@ class KnownHashes:
         self._new: dict[str, str] = {}
 
     def content_hash(self, source: Source, index: int) -> str:
-        """The hash of a sample's content, computed unless it is known. BadSample where it cannot be read."""
+        """Return the hash of a sample's content, computed if it is unknown. Raises BadSample."""
         return self._hash("content", source.content_hash, source, index)
 
     def image_hash(self, source: Source, index: int) -> str:
-        """The same for its image alone."""
+        """Return the hash of a sample's image, computed if it is unknown. Raises BadSample."""
         return self._hash("image", source.image_hash, source, index)
 
     def _hash(self, of: str, compute: Callable[[int], str], source: Source, index: int) -> str:
@@ -250,14 +250,14 @@ class KnownHashes:
 
     @contextmanager
     def kept(self) -> Iterator[KnownHashes]:
-        """Keep what is computed inside, also where an error ends it."""
+        """Store the hashes that are computed inside, also if an error occurs."""
         try:
             yield self
         finally:
             self.keep()
 
     def keep(self) -> None:
-        """Append what is new to the file. OSError where the disk is full."""
+        """Append new hashes to the file. Raises OSError if the disk is full."""
         if not self._new:
             return
         append_json_lines(self.file, self._new.items())

@@ -1,4 +1,4 @@
-"""The sizes that samples are trained at: images are resized to cover one, then cropped to its center."""
+"""The training sizes of samples: images are resized to cover the target size, then center-cropped."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from nexus_adapters.choices import MapKind
 from nexus_adapters.conditions.resize import resize_map
 from nexus_adapters.errors import InvalidArgument
 
-MAX_SIDE = (
-    2**14
-)  # pixels of a side: beyond any base's, and its tensors' sizes are still counted without overflow
+MAX_SIDE = 2**14  # pixels; more than any base supports, but tensor sizes do not overflow yet
 
 Size = tuple[int, int]  # (width, height), as Pillow has it
 
 
 class Crop(NamedTuple):
-    """SDXL's size conditioning, each (height, width) or (top, left), in pixels.
+    """SDXL's size conditioning, in pixels.
 
     Attributes:
-        original_size: of the image before it was resized.
-        crop_top_left: in the resized image, of what is kept.
-        target_size: of what is kept.
+        original_size: (height, width) of the image before it was resized.
+        crop_top_left: (top, left) of the crop in the resized image.
+        target_size: (height, width) of the crop.
     """
 
     original_size: tuple[int, int]
@@ -35,15 +33,15 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes that samples are fitted to: one, or where there are `buckets`, the one of nearest aspect.
+    """The target sizes of samples: a fixed one or, with `buckets`, the bucket with the nearest aspect ratio.
 
     Attributes:
-        width: in pixels.
-        height: in pixels.
-        buckets: (width, height) of each; empty for one fixed size.
+        width: width in pixels.
+        height: height in pixels.
+        buckets: (width, height) of each bucket; empty for a fixed size.
 
     Raises:
-        InvalidArgument: for sides below one pixel, and above `MAX_SIDE`.
+        InvalidArgument: for sides of less than one pixel or more than `MAX_SIDE`.
     """
 
     width: int
@@ -54,21 +52,22 @@ class Geometry:
         for argument in ("width", "height"):
             side = getattr(self, argument)
             if not 1 <= side <= MAX_SIDE:
-                raise InvalidArgument(argument, f"at least 1 and at most {MAX_SIDE} pixels", side)
+                raise InvalidArgument(argument, f"1 to {MAX_SIDE} pixels", side)
 
     @classmethod
     def bucketed(cls, resolution: int, step: int = 64, max_aspect: float = 2.0) -> Geometry:
-        """Sizes of many aspects, with about the pixels of a square.
+        """Return a geometry with buckets of many aspect ratios and about the same number of pixels.
 
-        A bucket is as large as fits into resolution^2 pixels: no side can grow by a step. The square is one.
+        Each bucket, one of which is the square, is as large as possible: if a side were one step longer, it
+        would have more than resolution^2 pixels.
 
         Args:
             resolution: side of the square, in pixels.
-            step: what every side is a multiple of.
-            max_aspect: of the longer to the shorter side.
+            step: all sides are multiples of this, in pixels.
+            max_aspect: largest ratio of the longer to the shorter side.
 
         Raises:
-            InvalidArgument: for a step below 1, a resolution below a step, or a max_aspect below 1.
+            InvalidArgument: for a step below 1, a resolution below one step, or a max_aspect below 1.
         """
         if step < 1:
             raise InvalidArgument("step", "at least 1 pixel", step)
@@ -85,12 +84,12 @@ class Geometry:
             is_widest = height > 0 and resolution**2 // height // step * step == width
             if is_widest and max(width, height) <= max_aspect * min(width, height):
                 sizes.add((width, height))
-        # Geometry.target takes the first of several that are equally near: let it be the largest.
+        # Of several buckets that are equally near, Geometry.target takes the first: make it the largest.
         ordered = sorted(sizes, key=lambda size: (-size[0] * size[1], size))
         return cls(largest, largest, tuple(ordered))
 
     def target(self, size: Size) -> Size:
-        """The (width, height) that an image of this (width, height) is fitted to."""
+        """Return the (width, height) to which an image with this (width, height) is fitted."""
         return min(
             self.buckets or ((self.width, self.height),), key=lambda bucket: aspect_ratio(bucket, size)
         )
@@ -102,24 +101,24 @@ class Geometry:
         kind: MapKind | None = None,
         image_size: Size | None = None,
     ) -> Image.Image:
-        """Resize and crop to `target`, (width, height), in one step.
+        """Resize and crop an image or a map to `target`, (width, height), in one step.
 
-        Images are resized by Lanczos where they shrink and bicubically where they grow. Maps are resized by
-        `resize_map`, as their kind needs it.
+        Images are shrunk with a Lanczos filter and enlarged with a bicubic one. Maps are resized by
+        `resize_map`, as their kind requires.
 
         Args:
-            image: RGB.
-            target: of the result.
-            kind: of a structure map; None for an image.
-            image_size: for a map, (width, height) of the image that it belongs to, at any scale: the same
-                part of both is kept. None for `image`'s own size.
+            image: RGB image or map.
+            target: (width, height) of the result.
+            kind: the kind of structure map; None for an image.
+            image_size: for a map, (width, height) of the image that it belongs to, at any scale, so that both
+                are cropped to the same part. None for the size of `image`.
 
         Returns:
-            RGB.
+            The RGB image or map.
         """
         width, height = image_size or image.size
         (resized_width, resized_height), (left, top) = _resized(width, height, target)
-        box = (  # the same as cutting from the resized image; each is one division, which rounds to no more
+        box = (  # equivalent to cropping the resized image, with a single division each
             left * image.width / resized_width,
             top * image.height / resized_height,
             (left + target[0]) * image.width / resized_width,
@@ -132,10 +131,10 @@ class Geometry:
         return image.resize(target, how, box=box)
 
     def crop_of(self, size: Size, target: Size, original: Size | None = None) -> Crop:
-        """What `fit` does to an image of this (width, height), as SDXL's size conditioning states it.
+        """Return SDXL's size conditioning for what `fit` does to an image with this (width, height).
 
-        `original`: what the image was before it was fitted to `size` in the same way; None for `size`. Both
-        crops then count, in the pixels of the last one.
+        `original` is the (width, height) before the image was fitted to `size` in the same way; None if it
+        was not. The result combines both crops, in the pixels of the last one.
         """
         original = original or size
         (width, height), (left, top) = _resized(*size, target)
@@ -146,16 +145,17 @@ class Geometry:
 
 
 def aspect_ratio(a: Size, b: Size) -> float:
-    """How many times longer, at the same height, the longer of two sizes is; 1 for equal aspects.
+    """Return the larger of two aspect ratios divided by the smaller; 1 if they are equal.
 
-    The logarithms of aspects lie as far apart as that of this, and one division is the same on every machine.
+    It orders sizes like the difference of the aspect ratios' logarithms, but a single division is the same on
+    every machine.
     """
     products = a[0] * b[1], a[1] * b[0]
     return max(products) / min(products)
 
 
 def _resized(width: int, height: int, target: Size) -> tuple[Size, tuple[int, int]]:
-    """The size that just covers the target, and (left, top) of the target in its middle."""
+    """The smallest size that covers the target, and (left, top) of the target in its center."""
     if target[0] * height >= target[1] * width:
         resized = target[0], max(target[1], (2 * height * target[0] + width) // (2 * width))
     else:

@@ -1,4 +1,4 @@
-"""Samples in the order of the steps, a pure function of (seed, step), read ahead by other processes."""
+"""The samples of each step, a pure function of (seed, step), read in advance by other processes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from torch.utils.data import DataLoader, Dataset
 
 from nexus_adapters.errors import InvalidArgument
 
-_BATCHES = 0  # the first word of the key that batches are shuffled by; buckets' own are 1, 2, ...
+_BATCHES = 0  # the first word of the key for shuffling batches; those for shuffling buckets are 1, 2, ...
 
 
 class SampleOrder:
-    """Every optimizer step's samples, all of one bucket, so that they share a shape.
+    """The samples of every optimizer step. All are from the same bucket and so have the same shape.
 
-    A bucket's samples are shuffled anew in every epoch and read as one endless row; each `global_batch_size`
-    of them, counted over all epochs, are a batch, which belongs to the epoch in which it becomes complete.
-    An epoch's batches are shuffled across buckets. So every sample is read equally often, and none is
-    dropped.
+    A bucket's samples are shuffled in every epoch and form an endless sequence over all epochs, which is cut
+    into batches of `global_batch_size`. A batch belongs to the epoch in which it becomes complete. An epoch's
+    batches are shuffled across buckets. So every sample is read equally often, and none is dropped.
 
     Args:
-        buckets: index of each sample in the data set -> what identifies its bucket.
-        global_batch_size: samples an optimizer step, over all processes and accumulated parts.
-        seed: of the run.
-        groups: index -> what identifies the group of samples that are to be read close together, such as
-            those of a shard: groups are shuffled, and the samples within each. None for no groups.
+        buckets: index of each sample in the dataset -> its bucket, any hashable value.
+        global_batch_size: samples per optimizer step, over all processes and accumulation steps.
+        seed: the run's seed.
+        groups: index -> group of samples to be read close together, such as the samples of a shard: groups
+            are shuffled, and so are the samples within each. None for no groups.
 
     Raises:
-        InvalidArgument: where a batch is larger than the data set.
+        InvalidArgument: if a batch is larger than the dataset.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class SampleOrder:
         if global_batch_size > len(buckets):
             raise InvalidArgument(
                 "training.batch_size",
-                f"at most {len(buckets)} samples per optimizer step, the size of the data set",
+                f"at most {len(buckets)} samples per optimizer step, the size of the dataset",
                 global_batch_size,
             )
         members: dict[Hashable, list[int]] = defaultdict(list)
@@ -62,7 +61,7 @@ class SampleOrder:
         self._epoch_batches = lru_cache(maxsize=2)(self._shuffle_epoch)
 
     def at(self, step: int) -> Int[np.ndarray, " global_batch"]:
-        """The indices of the samples of the optimizer step that follows `step` finished ones."""
+        """Return the sample indices of the optimizer step that follows `step` finished ones."""
         epoch = self.epoch_of(step)
         bucket, batch = self._epoch_batches(epoch)[step - self._batches_before(epoch)]
         positions = np.arange(batch * self.global_batch_size, (batch + 1) * self.global_batch_size)
@@ -72,11 +71,11 @@ class SampleOrder:
         return np.array([rows[int(e)][place] for e, place in zip(epochs, places, strict=True)])
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 0 on, that this step belongs to."""
+        """Return the epoch of this step, from 0."""
         low, high = 0, 1
         while self._batches_before(high) <= step:
             high *= 2
-        while high - low > 1:  # the batches before `low` are at most `step`, those before `high` more
+        while high - low > 1:  # at most `step` batches are before `low`, and more than that before `high`
             middle = (low + high) // 2
             low, high = (middle, high) if self._batches_before(middle) <= step else (low, middle)
         return low
@@ -85,7 +84,7 @@ class SampleOrder:
         return sum(epoch * len(indices) // self.global_batch_size for indices in self._members)
 
     def _shuffle_epoch(self, epoch: int) -> list[tuple[int, int]]:
-        """The epoch's (bucket, batch of that bucket), shuffled."""
+        """The (bucket, batch of that bucket) pairs of an epoch, shuffled."""
         batches = [
             (bucket, batch)
             for bucket, indices in enumerate(self._members)
@@ -102,7 +101,7 @@ class SampleOrder:
         if self.groups is None:
             return shuffled
         groups = self.groups
-        places: dict[Hashable, int] = {}  # groups in the order in which their first samples come up
+        places: dict[Hashable, int] = {}  # groups in the order of their first samples
         for index in shuffled:
             places.setdefault(groups[int(index)], len(places))
         keys = [places[groups[int(index)]] for index in shuffled]
@@ -110,14 +109,14 @@ class SampleOrder:
 
 
 def permutation(count: int, key: tuple[int, ...]) -> Int[np.ndarray, " n"]:
-    """The numbers below `count`, shuffled by `key`: from raw bits, which NumPy never changes."""
+    """Return the numbers below `count`, shuffled by `key`, using raw bits, which NumPy never changes."""
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.argsort(np.asarray(bits), kind="stable")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a sample is read: its index in the data set, the step, and its place in that step's samples."""
+    """Where a sample is read: its index in the dataset, the step, and its place in that step's samples."""
 
     index: int
     step: int
@@ -135,7 +134,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Read:
-    """What was read for a position: its sample, or another one where that is unreadable."""
+    """What was read for a position: its sample, or a replacement if that is unreadable."""
 
     position: Position
     index: int
@@ -145,25 +144,25 @@ class Read:
 
 @runtime_checkable
 class Reader(Protocol):
-    """Gives a sample's content. Can be handed to other processes."""
+    """Reads a sample's content. It can be pickled for other processes."""
 
     def read(self, position: Position) -> Read:
-        """The sample at a position, or what replaces it."""
+        """Return the sample at a position, or its replacement."""
 
 
 class Feed:
-    """This process's share of every step's samples, part by part.
+    """This process's share of every step's samples, in the parts of gradient accumulation.
 
-    All of a step's samples are the same, however many processes and parts share it.
+    A step has the same samples however many processes and parts it is divided into.
 
     Args:
-        order: which samples each step reads.
-        reader: how.
-        batch_size: samples a part on one process.
-        parts: of a step (gradient accumulation).
-        rank: of this process, from 0 on.
-        processes: how many train together.
-        workers: processes that read ahead for this one.
+        order: the samples of each step.
+        reader: reads a sample.
+        batch_size: samples per part and process.
+        parts: gradient accumulation steps.
+        rank: index of this process, from 0.
+        processes: number of processes that train together.
+        workers: processes that read in advance for this one.
     """
 
     def __init__(
@@ -188,14 +187,14 @@ class Feed:
         self._batches: Iterator[list[Read] | bytes] = iter(())
 
     def step(self, step: int) -> Iterator[list[Read]]:
-        """The parts of a step. Steps in a row are read ahead; any other step starts anew."""
+        """Yield the parts of a step. Consecutive steps are read in advance; any other step starts over."""
         if step != self._next_step:
             self._batches = iter(
                 DataLoader(
                     _Positions(self.reader),
                     batch_sampler=_Steps(self, step),  # type: ignore[arg-type]  # typed for indices
                     num_workers=self.workers,
-                    # As bytes: each tensor by itself would take up a file descriptor on its way.
+                    # As bytes: sending tensors would use a file descriptor for each.
                     collate_fn=pickle.dumps if self.workers else list,
                     worker_init_fn=leave_ctrl_c_to_the_trainer,
                 )
@@ -208,7 +207,7 @@ class Feed:
             yield reads
 
     def positions(self, step: int) -> list[list[Position]]:
-        """This process's positions in a step, part by part."""
+        """Return this process's positions in a step, for each part."""
         indices = self.order.at(step)
         parts = []
         for part in range(self.parts):
@@ -219,9 +218,9 @@ class Feed:
 
 
 def raise_errors(items: Iterable[Any]) -> None:
-    """Raise the first exception among what other processes returned.
+    """Raise the first exception among the items that other processes returned.
 
-    Raised there, its message would contain that process's traceback.
+    If it were raised there, its message would contain that process's traceback.
     """
     for item in items:
         if isinstance(item, Exception):
@@ -229,12 +228,12 @@ def raise_errors(items: Iterable[Any]) -> None:
 
 
 def leave_ctrl_c_to_the_trainer(_: int) -> None:
-    """For processes that read ahead: the trainer finishes its step, and needs them for it."""
+    """Ignore Ctrl-C in processes that read in advance: the trainer needs them to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Steps:
-    """All parts of all steps from one on, without an end."""
+    """All parts of all steps starting at `step`, endlessly."""
 
     def __init__(self, feed: Feed, step: int) -> None:
         self.feed, self.first = feed, step

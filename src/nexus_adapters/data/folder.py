@@ -1,4 +1,4 @@
-"""Folders of images as samples, with captions from metadata files or from text files next to the images."""
+"""Image folders as samples, with captions from metadata files or from text files next to the images."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ from nexus_adapters.data.samples import (
 )
 from nexus_adapters.errors import InvalidArgument
 
-_IMAGE, _CAPTION = "file_name", "text"  # the columns as the convention names them
-_IMAGES, _MAPS = "images", "conditioning"  # folders whose files belong together by name
-_TEXTS = (".txt", ".caption")  # of captions, the first that exists
+_IMAGE, _CAPTION = "file_name", "text"  # conventional names of the columns
+_IMAGES, _MAPS = "images", "conditioning"  # folders whose files are paired by name
+_TEXTS = (".txt", ".caption")  # extensions of captions; the first that exists is read
 
 
 class FolderSource:
-    """The images in a folder and below; what is there and not read is reported in one warning.
+    """The images in a folder and its subfolders. Ignored files are reported in a single warning.
 
-    metadata.jsonl has a JSON object on each line: the image's path relative to the folder, its captions (a
-    string or a list of strings), and, with `condition_column`, the path of its structure map. metadata.csv
-    has the same as a table. Subfolders may have metadata of their own.
+    metadata.jsonl has one JSON object per line with the image's path relative to the folder, its captions (a
+    string or a list of strings) and, with `condition_column`, the path of its structure map. metadata.csv has
+    the same as a table. Subfolders can have their own metadata.
 
-    Without metadata, every image is a sample, with the UTF-8 text of NAME.txt or NAME.caption next to it as
-    its caption. Where there are folders `images` and `conditioning`, or those that `image_column` and
-    `condition_column` name, the images of the first have the maps of the second, by their names.
+    Without metadata, every image is a sample whose caption is the UTF-8 text in NAME.txt or NAME.caption next
+    to it. If there are folders `images` and `conditioning`, or those named by `image_column` and
+    `condition_column`, images in the first are paired with the maps of the same name in the second.
 
-    Links to folders and images are followed. A listed file that does not exist is a BadSample when it is
-    read.
+    Links to folders and images are followed. Reading a sample whose listed file does not exist raises
+    BadSample.
 
     Args:
-        folder: with the images.
-        image_column: of the image's path.
-        condition_column: of the structure map's path; None where there are no maps.
-        caption_column: of the captions; COLUMN:KEY for a key of a JSON object in that column.
-        with_captions: False reads none: every sample has the empty caption.
-        with_maps: False reads none of a folder `conditioning`, whose files are then no images either.
-        allow_outside: whether metadata and captions may be links out of the folder, and paths lead out.
+        folder: the folder with the images.
+        image_column: column with the image's path.
+        condition_column: column with the structure map's path; None if there are no maps.
+        caption_column: column with the captions, or COLUMN:KEY for a key of a JSON object in that column.
+        with_captions: False ignores captions: every sample has the empty caption.
+        with_maps: False ignores the maps in a folder `conditioning`, which are not read as images either.
+        allow_outside: allow metadata and captions to be links to other folders, and paths to lead outside.
 
     Raises:
-        InvalidArgument: for no folder, no samples, a line of the metadata that is wrong, and for metadata and
-            captions outside the folder.
+        InvalidArgument: for a missing folder, a folder without samples, an invalid line in the metadata, and
+            metadata or captions outside the folder.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class FolderSource:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             hint = (
-                "A single Parquet, CSV or JSON lines file is of kind table" if self.folder.is_file() else ""
+                "Use kind table for a single Parquet, CSV or JSON lines file" if self.folder.is_file() else ""
             )
             raise InvalidArgument("folder", "an existing folder", f"'{folder}'", hint)
         self._with_captions, self._with_maps, self._allow_outside = with_captions, with_maps, allow_outside
@@ -90,7 +90,7 @@ class FolderSource:
         listings = [path for path in files if PurePosixPath(path).name in (METADATA, METADATA_CSV)]
         columns = Columns(image_column, condition_column, caption_column if with_captions else None)
         self.metadata = [self.folder / path for path in self._find_metadata(listings, columns, ignored)]
-        for path in listings:  # each is read by now, or ignored for a reason of its own
+        for path in listings:  # each has been read or ignored for another reason
             del files[path]
         if self.metadata:
             self._listed = self._from_metadata(files, columns, ignored)
@@ -101,7 +101,7 @@ class FolderSource:
         ignored.report(self.folder)
 
     def _find_metadata(self, found: Iterable[str], columns: Columns, ignored: Ignored) -> list[str]:
-        """Those of the metadata files that are read, that of the folder itself first."""
+        """The metadata files to read, that of the folder itself first."""
         by_folder: dict[str, str] = {}
         for path in sorted(found, key=lambda path: (path.count("/"), path.endswith(METADATA_CSV), path)):
             file, below = self.folder / path, str(PurePosixPath(path).parent)
@@ -125,17 +125,17 @@ class FolderSource:
             named |= files_named
             for sample in samples:
                 if sample.image in earlier:
-                    ignored.add("rows for images that other metadata list", sample.image)
+                    ignored.add("rows for images listed in other metadata", sample.image)
                 else:
                     listed.append(sample)
             earlier.update(sample.image for sample in samples)
         if not listed:
             names = " and ".join(file.name for file in self.metadata)
-            raise InvalidArgument("folder", f"samples in {names}", f"'{self.folder}', where it lists none")
+            raise InvalidArgument("folder", f"samples in {names}", f"none in '{self.folder}'")
         endings = image_endings()
         for path in files:
             if PurePosixPath(path).suffix.lower() in endings and path not in named:
-                ignored.add("images that the metadata do not list", path)
+                ignored.add("images not listed in the metadata", path)
         return listed
 
     def _from_names(
@@ -147,18 +147,18 @@ class FolderSource:
         if {images, maps} <= folders and caption_column == _CAPTION:
             listed = _paired(files, images, maps, ignored, self._with_maps)
             if columns.condition is None and self._with_maps:
-                what = f"the images in {images} have the maps of the same names in {maps}"
+                what = f"images in {images} are paired with maps of the same name in {maps}"
                 warnings.warn(f"'{self.folder}': {what}", stacklevel=3)
         elif (columns.image, columns.condition, caption_column) != (_IMAGE, None, _CAPTION):
             raise InvalidArgument(
                 "folder",
-                f"a {METADATA} or {METADATA_CSV} with the named columns, or folders of these names",
+                f"a {METADATA} or {METADATA_CSV} with the named columns, or folders with these names",
                 f"'{self.folder}', which has no {METADATA}",
                 f"Ignored: {ignored}" if ignored else "",
             )
         else:
             listed = list_images(files, ignored)
-        hint = "nexus prepare --captions none takes images without captions"
+        hint = "To use images without captions, run nexus prepare --captions none"
         if not listed or (self._with_captions and not any(item.text for item in listed)):
             raise InvalidArgument(
                 "folder",
@@ -169,7 +169,7 @@ class FolderSource:
         return listed
 
     def _check_links(self, files: Mapping[str, bool]) -> None:
-        """Captions that are links must lead to files in the folder."""
+        """Raise `InvalidArgument` for captions that are links to files outside the folder."""
         for item in self._listed:
             if item.text is not None and files.get(item.text):
                 check_inside(self.folder / item.text, self.folder, "folder", self._allow_outside)
@@ -178,11 +178,11 @@ class FolderSource:
         return len(self._listed)
 
     def key(self, index: int) -> str:
-        """The image's path."""
+        """Return the image's path."""
         return str(self._image(index))
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over image, structure map and captions. BadSample."""
+        """Return the SHA-256 of image, structure map and captions. Raises BadSample."""
         condition = self._condition(index)
         parts = [
             Part("image", self._image(index), self.key(index)),
@@ -191,11 +191,11 @@ class FolderSource:
         return hash_sample(parts, self._captions(index))
 
     def image_hash(self, index: int) -> str:
-        """SHA-256 over the image's file. BadSample."""
+        """Return the SHA-256 of the image's file. Raises BadSample."""
         return hash_image(self._image(index), self.key(index))
 
     def stamp(self, index: int) -> str | None:
-        """Names, sizes and times of the files, and captions in metadata; None for a missing file."""
+        """Return names, sizes and times of the files, and captions in metadata; None for a missing file."""
         item = self._listed[index]
         files = [self._image(index), self._condition(index), item.text and self.folder / item.text]
         try:
@@ -204,11 +204,11 @@ class FolderSource:
             return None
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image, upright, from its header. BadSample."""
+        """Return (width, height) of the upright image, from its header. Raises BadSample."""
         return read_size(self._image(index), "image", self.key(index))
 
     def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
+        """Decode a sample. Raises BadSample."""
         captions = self._captions(index)
         image = read_image(self._image(index), "image", self.key(index))
         path = self._condition(index)
@@ -237,15 +237,15 @@ class FolderSource:
 
 
 def _separated(names: Sequence[str]) -> str:
-    """What to say of a table whose columns are all in one, since another character separates them."""
+    """A note on a table that looks like a single column because it has another separator."""
     marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
     found = [words for mark, words in marks.items() if len(names) == 1 and mark in names[0]]
     return f", separated by {found[0]} instead of commas" if found else ""
 
 
 def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
-    """The images among the files, sorted, each with the text next to it; other files are ignored."""
-    endings, texts = image_endings(), _by_stem(files, _TEXTS, "captions of an image that has others", ignored)
+    """Return the images among the files, sorted, each with the text next to it. Other files are ignored."""
+    endings, texts = image_endings(), _by_stem(files, _TEXTS, "second captions of an image", ignored)
     images, unused = [], set(texts)
     for path in files:
         ending = PurePosixPath(path).suffix.lower()
@@ -253,7 +253,7 @@ def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
             images.append(ListedSample(path, None, None, texts.get(_stem(path))))
             unused.discard(_stem(path))
         elif ending in HEIF_ENDINGS:
-            ignored.add("HEIC images, which need pip install 'nexus-adapters[heic]'", path)
+            ignored.add("HEIC images, which require pip install 'nexus-adapters[heic]'", path)
         elif ending not in _TEXTS:
             ignored.add("files that are neither images nor captions", path)
     for stem in sorted(unused):
@@ -264,7 +264,7 @@ def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
 def _paired(
     files: Iterable[str], images: str, maps: str, ignored: Ignored, with_maps: bool
 ) -> list[ListedSample]:
-    """The images below the folder `images`, with the maps of the same names below the folder `maps`."""
+    """The images in the folder `images`, with the maps of the same name in the folder `maps`."""
     inside, found = [], []
     for path in files:
         top, _, below = path.partition("/")
@@ -276,9 +276,9 @@ def _paired(
             ignored.add(f"files outside {images} and {maps}", path)
     if not with_maps:
         for path in found:
-            ignored.add("maps, which are made anew", path)
+            ignored.add("maps, which will be extracted from the images", path)
         return list_images(inside, ignored)
-    by_name = _by_stem(found, sorted(image_endings()), "maps of an image that has another", ignored)
+    by_name = _by_stem(found, sorted(image_endings()), "second maps of an image", ignored)
     listed, unused = [], set(by_name)
     for item in list_images(inside, ignored):
         stem = f"{maps}/{_stem(item.image).removeprefix(f'{images}/')}"
@@ -290,7 +290,7 @@ def _paired(
 
 
 def _by_stem(files: Iterable[str], endings: Sequence[str], reason: str, ignored: Ignored) -> dict[str, str]:
-    """Files by `_stem`. Of several with one stem, that whose ending comes first counts."""
+    """Files by `_stem`. Of several with the same stem, the one whose ending comes first is used."""
     found: dict[str, str] = {}
     ranks = {ending: rank for rank, ending in enumerate(endings)}
     named = [path for path in files if PurePosixPath(path).suffix.lower() in ranks]
@@ -301,5 +301,5 @@ def _by_stem(files: Iterable[str], endings: Sequence[str], reason: str, ignored:
 
 
 def _stem(path: str) -> str:
-    """A path without its last ending, in one Unicode form: names are written in either."""
+    """A path without its last ending, in a single Unicode form, since names can use either."""
     return unicodedata.normalize("NFC", str(PurePosixPath(path).with_suffix("")))

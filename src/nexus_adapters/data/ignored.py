@@ -1,4 +1,4 @@
-"""What a data set has and is not read: counted by reason, and reported in one line."""
+"""Ignored files and rows of a dataset, counted by reason and reported in a single line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Ignored:
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, reason: str, name: str) -> None:
-        """Count one more."""
+        """Count one more file or row under a reason."""
         self._counts[reason] += 1
         if len(self._names[reason]) < _NAMED:
             self._names[reason].append("".join(c if c.isprintable() else "?" for c in name))
@@ -25,7 +25,7 @@ class Ignored:
         return bool(self._counts)
 
     def __str__(self) -> str:
-        """Such as "captions without an image: 2 (a.txt, b.txt); ...", the most first; "" for nothing."""
+        """Such as "captions without an image: 2 (a.txt, b.txt); ...", largest first; "" for nothing."""
         parts = []
         for reason, count in sorted(self._counts.items(), key=lambda pair: -pair[1]):
             more = ", ..." if count > _NAMED else ""
@@ -33,6 +33,6 @@ class Ignored:
         return "; ".join(parts)
 
     def report(self, place: object, stacklevel: int = 2) -> None:
-        """Warn once of all that has been counted."""
+        """Warn once about all that has been counted."""
         if self:
             warnings.warn(f"'{place}': ignored {self}", stacklevel=stacklevel + 1)

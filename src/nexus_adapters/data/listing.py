@@ -1,4 +1,4 @@
-"""The files of a local folder: listed through links, found under names of other systems, kept inside."""
+"""The files of a local folder: list them through links, find paths from other systems, stay inside."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from nexus_adapters.data.ignored import Ignored
 from nexus_adapters.errors import InvalidArgument
 
-OUTSIDE_HINT = "With allow_outside = true (--allow-outside of nexus prepare) it is read all the same"
-_READ_ALREADY = "links to folders that are read already"
+OUTSIDE_HINT = "To read it anyway, set allow_outside = true (--allow-outside for nexus prepare)"
+_READ_ALREADY = "links to folders that have already been read"
 
 
 def list_files(folder: Path, ignored: Ignored) -> dict[str, bool]:
-    """All regular files in a folder and below, sorted: path relative to it -> whether it is a link.
+    """Return all regular files in a folder and its subfolders, sorted: relative path -> whether it is a link.
 
-    Links to folders and to files are followed; each folder is read once, by its own name before those of
-    links to it, so that links that lead back end. Hidden files and folders are left out.
+    Links to folders and files are followed. Each folder is read once, if possible under its own name instead
+    of a link's, so circular links end. Hidden files and folders are omitted.
     """
     files: dict[str, bool] = {}
     seen: set[tuple[int, int]] = set()
@@ -46,7 +46,7 @@ def list_files(folder: Path, ignored: Ignored) -> dict[str, bool]:
             elif entry.is_file():
                 files[path] = is_link
             else:
-                ignored.add("links to nothing" if is_link and not exists(entry.path) else _IRREGULAR, path)
+                ignored.add("broken links" if is_link and not exists(entry.path) else _IRREGULAR, path)
     return dict(sorted(files.items()))
 
 
@@ -54,14 +54,14 @@ _IRREGULAR = "devices, pipes or sockets"
 
 
 def check_regular(folder: Path, argument: str) -> None:
-    """InvalidArgument for a folder with devices, pipes or sockets, which libraries would read."""
+    """Raise `InvalidArgument` for a folder with devices, pipes or sockets, which libraries would read."""
     for path in folder.rglob("*"):
         if not path.is_file() and not path.is_dir() and path.exists():
             raise InvalidArgument(argument, "regular files", f"'{path}', which is a device, pipe or socket")
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is such a file; False, too, for names that no file can have."""
+    """Return whether a file exists; False also for names that no file can have."""
     try:
         return os.path.exists(path)
     except ValueError:  # a null byte
@@ -69,17 +69,17 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def find_path(folder: Path, path: str, known: Collection[str] = ()) -> str:
-    """The path that is there: `path` as it is, with slashes for backslashes, or in another Unicode form.
+    """Find the file that a path means: `path` itself, or one with slashes or in another Unicode form.
 
-    A table may come from Windows, and from systems that compose accents otherwise (NFC, NFD).
+    A table may have been written on Windows, or on a system that composes accents differently (NFC, NFD).
 
     Args:
-        folder: that the path is relative to.
-        path: as a table names it.
-        known: files that exist, whose names need no look at the disk.
+        folder: the folder that the path is relative to.
+        path: the path in a table.
+        known: existing files, which are not looked up on disk.
 
     Returns:
-        `path` itself where nothing is there.
+        The path of the existing file, or `path` itself if there is none.
     """
     for name in _spellings(path):
         if name in known or exists(folder / name):
@@ -95,22 +95,22 @@ def _spellings(path: str) -> Iterator[str]:
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a path leads out, read as Windows and as POSIX read it: a table may be of either."""
+    """Return whether a path leads out of its folder on Windows or on POSIX; a table may be from either."""
     windows, posix = PureWindowsPath(path), PurePosixPath(path)
     return bool(windows.anchor) or posix.is_absolute() or ".." in windows.parts
 
 
 def is_inside(file: Path, folder: Path) -> bool:
-    """Whether a file, with all links followed, lies below `folder` or next to where it seems to lie.
+    """Return whether a file, with all links followed, is inside `folder` or in the folder that it appears in.
 
-    The second is for folders that are links themselves: they are the user's own.
+    The latter allows folders that are links themselves, which the user created.
     """
     target = Path(os.path.realpath(file))
     return any(target.is_relative_to(os.path.realpath(parent)) for parent in (folder, file.parent))
 
 
 def check_inside(file: Path, folder: Path, argument: str, allow_outside: bool) -> None:
-    """InvalidArgument for a text that is a link out of its folder, and might be anything of the user's."""
+    """Raise `InvalidArgument` for a text file that links out of its folder and could be any private file."""
     if not allow_outside and not is_inside(file, folder):
         raise InvalidArgument(
             argument,

@@ -1,4 +1,4 @@
-"""Metadata files of image folders: metadata.jsonl and metadata.csv, a row for each image."""
+"""Metadata files of image folders: metadata.jsonl and metadata.csv, with one row per image."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import read_regular
 
 METADATA, METADATA_CSV = "metadata.jsonl", "metadata.csv"
-_LONGEST_FIELD = 2**24  # characters of a CSV field, far above the module's own limit
+_LONGEST_FIELD = 2**24  # characters of a CSV field; the csv module's default is far lower
 
 
 @dataclass(frozen=True, slots=True)
 class ListedSample:
     """A sample's files, relative to the folder.
 
-    `captions`: None where the file `text` has the caption; where that is None too, there is none.
+    `captions` is None if the caption is in the file `text`; if that is None, too, there is no caption.
     """
 
     image: str
@@ -34,9 +34,9 @@ class ListedSample:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; `condition` is None where there are no maps, `caption` where captions are not read.
+    """Names of columns. `condition` is None without maps; `caption` is None if captions are not read.
 
-    `caption` may be COLUMN:KEY, for the key of a JSON object in the column.
+    `caption` can be COLUMN:KEY, for a key of the JSON objects in the column.
     """
 
     image: str
@@ -47,21 +47,22 @@ class Columns:
 def read_metadata(
     file: Path, columns: Columns, root: Path, known: Collection[str] = (), allow_outside: bool = False
 ) -> tuple[list[ListedSample], set[str]]:
-    """The samples of a metadata file, in its order, with paths relative to `root`; and the files it names.
-
-    Whether the samples' files exist is not checked. The files that it names, in any column, are those among
-    `known`.
+    """Read a metadata file.
 
     Args:
-        file: whose paths are relative to its own folder.
-        columns: that are read.
-        root: the folder of all samples, of which the file's folder is a part.
-        known: files that exist, relative to `root`.
-        allow_outside: whether paths may lead out of the folder.
+        file: the metadata file; its paths are relative to its own folder.
+        columns: the columns to read.
+        root: the folder of all samples, which contains the file.
+        known: existing files, relative to `root`.
+        allow_outside: allow paths to lead out of the folder.
+
+    Returns:
+        The samples in the order of the file, with paths relative to `root`, and the files in `known` that it
+        mentions in any column. Whether the samples' files exist is not checked.
 
     Raises:
-        InvalidArgument: for a line that is no JSON object, misses a column, or has captions of a wrong type
-            or paths that leave the folder; it names the line, from 1 on.
+        InvalidArgument: for a line that is not a JSON object, a missing column, captions of a wrong type, or
+            paths that lead out of the folder; it names the line, counted from 1.
     """
     below = file.parent.relative_to(root).as_posix()
     prefix = "" if below == "." else f"{below}/"
@@ -82,12 +83,12 @@ def read_metadata(
 
 
 def metadata_columns(file: Path) -> list[str]:
-    """The columns of a metadata file's first row. InvalidArgument as `read_metadata`."""
+    """Return the columns of a metadata file's first row. Raises `InvalidArgument` as `read_metadata`."""
     return [str(name) for name in next((row for _, row in _rows(file)), {})]
 
 
 def _captions(row: Mapping[str, Any], column: str | None, where: str) -> tuple[str, ...] | None:
-    """None for a null: of one image that has no caption, as opposed to a column of something else."""
+    """The captions in a row; None for a null, which means that this image has no caption."""
     if column is None:
         return ("",)
     name, key = split_column(column, row)
@@ -99,16 +100,16 @@ def _captions(row: Mapping[str, Any], column: str | None, where: str) -> tuple[s
         texts = "a string or a list of at least one string"
         expected = texts if key is None else f"a JSON object with {texts} as '{key}'"
         is_object = isinstance(value, dict) and value and key is None
-        hint = f"Name a key, as in {name}:{next(iter(value))}" if is_object else ""
+        hint = f"Add a key, such as {name}:{next(iter(value))}" if is_object else ""
         raise InvalidArgument("caption_column", expected, shown, hint)
     if keys := json_keys(captions):
-        hint = f"Name the key of the caption, as in {name}:{keys[0]}"
-        raise InvalidArgument("caption_column", "words", f"a JSON object, {shown}", hint)
+        hint = f"Add the key of the caption, such as {name}:{keys[0]}"
+        raise InvalidArgument("caption_column", "text", f"a JSON object, {shown}", hint)
     return captions
 
 
 def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's columns, and how errors name the line; empty lines are skipped."""
+    """Each line's description for errors and its columns; empty lines are skipped."""
     try:
         text = read_regular(metadata).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -125,16 +126,18 @@ def _rows(metadata: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def csv_rows(
     lines: Iterable[str], file: Path, argument: str, separator: str = ","
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row's columns, by the names in the first one, and how errors name it; empty lines are skipped.
+    """Yield each row's description for errors and its fields, by the names in the first row.
+
+    Empty lines are skipped.
 
     Args:
-        lines: of the table, with their ends.
-        file: of the table, for errors.
-        argument: that names the file, for errors.
-        separator: of the columns.
+        lines: the table's lines with their line ends.
+        file: the table's file, for errors.
+        argument: the name of the argument with the file, for errors.
+        separator: the separator of the columns.
 
     Raises:
-        InvalidArgument: for a row that has more or fewer fields than the first one; it names the line.
+        InvalidArgument: for a row with more or fewer fields than the first one; it names the line.
     """
     names: list[str] | None = None
     before = csv.field_size_limit(_LONGEST_FIELD)
@@ -148,10 +151,10 @@ def csv_rows(
                 continue
             where = f"line {reader.line_num} of '{file}'"
             if len(fields) != len(names):
-                quotes = "Put quotation marks around a text that contains the separator"
+                quotes = "Put quotation marks around text that contains the separator"
                 raise InvalidArgument(
                     argument,
-                    f"as many fields as the first line has ({len(names)})",
+                    f"as many fields as in the first line ({len(names)})",
                     f"{len(fields)} in {where}",
                     separator_hint(names) or (quotes if len(fields) > len(names) else ""),
                 )
@@ -186,7 +189,7 @@ def _path(row: Mapping[str, Any], argument: str, column: str, where: str, allow_
     if not is_path or (leaves_folder(path) and not allow_outside):
         raise InvalidArgument(
             argument,
-            "a path below the folder, relative to it",
+            "a path inside the folder, relative to it",
             f"{json.dumps(path)[:200]} as '{column}' in {where}",
             OUTSIDE_HINT if is_path else "",
         )

@@ -1,4 +1,4 @@
-"""The folder of a prepared set, as `nexus prepare` writes it and as training reads it."""
+"""The folder of a prepared set, which `nexus prepare` writes and training reads."""
 
 from __future__ import annotations
 
@@ -37,40 +37,40 @@ INDEX, SKIPPED, PREVIEW = "index.json", "skipped.jsonl", "preview.html"
 _UNFINISHED = ".unfinished"
 _SETTINGS = "settings.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
-_VERIFIED = "verified.jsonl"  # stamps of shards that have the SHA-256 of their index
+_VERIFIED = "verified.jsonl"  # stamps of shards whose SHA-256 was found to match their index
 
 
 @dataclass(frozen=True)
 class SetFolder:
-    """A set's folder while the set is made. Whatever is not part of the set is in `.unfinished`."""
+    """A set's folder while the set is being made. Files that are not part of the set are in `.unfinished`."""
 
     path: Path
 
     @property
     def unfinished(self) -> Path:
-        """The folder of what is deleted when the set is finished."""
+        """The folder that is deleted when the set is finished."""
         return self.path / _UNFINISHED
 
     @property
     def settings(self) -> Path:
-        """The settings that the set is made with."""
+        """The file with the settings of the set."""
         return self.unfinished / _SETTINGS
 
     @property
     def duplicates(self) -> Path:
-        """For each sample of the source, the earlier one that it nearly duplicates, or -1."""
+        """The file with, for each sample of the source, the earlier one that it nearly duplicates, or -1."""
         return self.unfinished / "near_duplicates.npy"
 
     def shard(self, number: int) -> Path:
-        """The path of a shard."""
+        """Return the path of a shard."""
         return self.path / f"{number:05d}.tar"
 
     def is_written(self, number: int) -> bool:
-        """Whether the shard is finished."""
+        """Return whether the shard is finished."""
         return self._record(number).exists()
 
     def is_surveyed(self, number: int) -> bool:
-        """Whether the shard's images have been hashed."""
+        """Return whether the shard's images have been hashed."""
         return self._hashes(number).exists()
 
     def write_record(self, number: int, record: Mapping[str, Any]) -> None:
@@ -78,12 +78,12 @@ class SetFolder:
         write_json(self._record(number), record)
 
     def records(self, shards: int) -> Iterator[dict[str, Any]]:
-        """The records of all shards, in order."""
+        """Yield the records of all shards, in order."""
         for number in range(shards):
             yield json.loads(self._record(number).read_text(encoding="utf-8"))
 
     def write_hashes(self, number: int, hashes: Mapping[int, int], indices: range) -> None:
-        """Write the hashes of a shard's images, by index; images that other filters leave out have none."""
+        """Write the hashes of a shard's images by index; images that other filters drop have none."""
         rows = np.zeros(len(indices), [("hash", np.uint64), ("has_hash", np.bool_)])
         for index, value in hashes.items():
             rows[index - indices.start] = value, True
@@ -92,7 +92,7 @@ class SetFolder:
     def read_hashes(
         self, shards: int, samples: int
     ) -> tuple[UInt64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """The hashes of all samples, and which samples have one."""
+        """Return the hashes of all samples, and which samples have one."""
         hashes, has_hash, first = np.zeros(samples, np.uint64), np.zeros(samples, bool), 0
         for number in range(shards):
             rows = np.load(self._hashes(number))
@@ -106,11 +106,11 @@ class SetFolder:
         _write_array(self.duplicates, nearest)
 
     def read_duplicates(self) -> Int[np.ndarray, " n"]:
-        """Read them from the file when they are used, without memory for all."""
+        """Return what `write_duplicates` wrote, memory-mapped."""
         return np.asarray(np.load(self.duplicates, mmap_mode="r"))
 
     def publish(self, name: str, text: str) -> None:
-        """Write a text file of the set, whole or not at all."""
+        """Write a text file of the set atomically."""
         with replacing(self.path / name, self.unfinished) as stream:
             stream.write(text.encode())
 
@@ -133,41 +133,41 @@ def _write_array(file: Path, rows: np.ndarray) -> None:
 class PreparedSource(TarSource):
     """The samples of a prepared set, with the sizes that their images had before they were fitted to it.
 
-    What was cut away follows from that size by `Geometry`, which also fitted the images of the set.
+    The crop follows from that size by `Geometry`, which also fitted the images of the set.
     """
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over image, structure map, captions and original size. BadSample."""
+        """Return the SHA-256 of image, structure map, captions and original size. Raises BadSample."""
         made_of = [super().content_hash(index), self._original_size(index)]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     def stamp(self, index: int) -> str:
-        """As of any tar, but for other hashes."""
+        """Return the stamp of the sample in its tar, marked because it stands for a different hash."""
         return json.dumps(["prepared", super().stamp(index)])
 
     def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
+        """Decode a sample. Raises BadSample."""
         return replace(super().load(index), original_size=self._original_size(index))
 
     def _original_size(self, index: int) -> tuple[int, int] | None:
-        """None where it is not stated, as by sets whose JSON another program has written."""
+        """(width, height); None if it is missing, as in sets whose JSON was written by another program."""
         try:
             width, height = json.loads(self._read(index, CAPTIONS))["original_size"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return None  # damaged JSON, too, which `load` refuses
+            return None  # also for damaged JSON, which `load` rejects
         is_size = all(isinstance(side, int) and side > 0 for side in (width, height))
         return (width, height) if is_size else None
 
     def warn_of_lost_sizes(self) -> None:
-        """Warn where the first sample does not state its size: nor will the others."""
+        """Warn if the first sample has no original size; the others then have none, either."""
         try:
             size = self._original_size(0)
-        except BadSample:  # which is reported when it is read
+        except BadSample:  # reported when it is read
             return
         if size is None:
             warnings.warn(
-                f"data.path: '{self.key(0)}' does not state its original_size; SDXL is trained as if images "
-                "had not been resized or cropped. Prepare the set again to keep the sizes",
+                f"data.path: '{self.key(0)}' has no original_size; SDXL is trained as if images had not been "
+                "resized or cropped. Prepare the set again to record the sizes",
                 stacklevel=3,
             )
 
@@ -179,19 +179,19 @@ def open_prepared(
     *,
     allow_outside: bool = False,
 ) -> PreparedSource:
-    """The samples of a prepared set with one of its maps.
+    """Open the samples of a prepared set with one of its maps.
 
     Args:
-        folder: of the set.
-        condition_name: of the extractor that made the map.
-        index_folder: where `TarSource` keeps its indices; and a list of the shards whose hash is known to be
-            that of the index.
-        allow_outside: whether the index may name shards outside the folder.
+        folder: the set's folder.
+        condition_name: the extractor that made the map.
+        index_folder: where `TarSource` keeps its indices, next to a list of shards whose SHA-256 was
+            verified.
+        allow_outside: allow the index to name shards outside the folder.
 
     Raises:
         InvalidArgument: for a folder without an index (an unfinished set, or something else), a map that the
-            set does not have, and shards that are missing or outside, or whose size or SHA-256 differs from
-            the index.
+            set does not have, shards that are missing or outside the folder, and shards whose size or SHA-256
+            differs from the index.
     """
     path = Path(folder)
     index = _read_index(path)
@@ -204,7 +204,7 @@ def open_prepared(
             )
         if not file.is_file() or file.stat().st_size != shard.size:
             found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
-            raise InvalidArgument("folder", f"'{file}' of {shard.size} bytes", found)
+            raise InvalidArgument("folder", f"'{file}' with {shard.size} bytes", found)
     _check_hashes(dict(zip(files, (shard.sha256 for shard in index.shards), strict=True)), Path(index_folder))
     source = PreparedSource(
         [str(file) for file in files],
@@ -219,41 +219,41 @@ def open_prepared(
 
 
 def _check_hashes(expected: Mapping[Path, str], kept: Path) -> None:
-    """InvalidArgument for a shard whose SHA-256 is another; each is read once, until it changes."""
+    """Raise `InvalidArgument` for a shard with another SHA-256. Each is read once, until it changes."""
     verified = set(read_json_lines(kept / _VERIFIED, str))
     stamps = {file: json.dumps([*file_stamp(file), sha256]) for file, sha256 in expected.items()}
     unknown = [file for file, stamp in stamps.items() if stamp not in verified]
     for file in progress(unknown, what="checking shards", unit="shard", delay=2):
         if (found := file_sha256(file)) != expected[file]:
             raise InvalidArgument(
-                "folder", f"'{file}' of SHA-256 {expected[file]}", found, "It has changed or is damaged"
+                "folder", f"'{file}' with SHA-256 {expected[file]}", found, "It has changed or is damaged"
             )
         append_json_lines(kept / _VERIFIED, [stamps[file]])
 
 
 def is_prepared(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder has the index file that `open_prepared` reads; its content is not checked."""
+    """Return whether a folder has the index file that `open_prepared` reads. Its content is not checked."""
     return (Path(folder) / INDEX).is_file()
 
 
 def options_of(folder: str | os.PathLike[str], condition_name: str) -> dict[str, Any]:
-    """The options that a set's maps were extracted with. InvalidArgument as `open_prepared`."""
+    """Return the options used to extract a set's maps. Raises `InvalidArgument` as `open_prepared`."""
     index = _read_index(Path(folder))
     index.check_has(condition_name, Path(folder))
     return dict(index.conditions[condition_name])
 
 
 def geometry_of(folder: str | os.PathLike[str]) -> Geometry | None:
-    """What a set's images were fitted to; None where they kept their own sizes.
+    """Return what a set's images were fitted to; None if they kept their own sizes.
 
-    InvalidArgument as `open_prepared`.
+    Raises `InvalidArgument` as `open_prepared`.
     """
     return _read_index(Path(folder)).geometry
 
 
 @dataclass(frozen=True)
 class _ShardEntry:
-    """A shard as the index names it: its path in the folder, its size in bytes, and its SHA-256 in hex."""
+    """A shard in the index: its path in the folder, its size in bytes, and its SHA-256 in hex."""
 
     file: str
     size: int
@@ -261,7 +261,7 @@ class _ShardEntry:
 
     @classmethod
     def of(cls, found: Any) -> _ShardEntry:
-        """From JSON; errors as of `_Index.of`."""
+        """Parse JSON; raises the same errors as `_Index.of`."""
         file, size, sha256 = found["file"], found["bytes"], found["sha256"]
         is_name = isinstance(file, str) and file != "" and "\0" not in file
         _need(is_name and is_unicode(file), "the name of a shard", file)
@@ -273,13 +273,13 @@ class _ShardEntry:
 
 @dataclass(frozen=True)
 class _Index:
-    """What is read of a set's index.
+    """The content of a set's index.
 
     Attributes:
         conditions: name of each map -> the options that it was extracted with.
         image_format: the extension of the images.
-        geometry: what the images were fitted to; None where they kept their own sizes.
-        shards: at least one, in order.
+        geometry: what the images were fitted to; None if they kept their own sizes.
+        shards: the shards in order, at least one.
     """
 
     conditions: Mapping[str, Mapping[str, Any]]
@@ -289,7 +289,7 @@ class _Index:
 
     @classmethod
     def of(cls, content: Any) -> _Index:
-        """From JSON. ValueError, KeyError or TypeError for what `nexus prepare` does not write."""
+        """Parse JSON. Raises ValueError, KeyError or TypeError for what `nexus prepare` does not write."""
         names, settings, shards = content["conditions"], content["settings"], content["shards"]
         image_format = content["image_format"]
         _need(isinstance(names, list) and bool(names), "a list of conditions", names)
@@ -309,11 +309,11 @@ class _Index:
         return cls(conditions, image_format, _geometry(settings.get("geometry")), entries)
 
     def check_has(self, condition_name: str, folder: Path) -> None:
-        """InvalidArgument for a map that the set does not have."""
+        """Raise `InvalidArgument` for a map that the set does not have."""
         if condition_name not in self.conditions:
             names = ", ".join(self.conditions)
             raise InvalidArgument(
-                "condition_name", f"one of {names}, as '{folder}' has", f"'{condition_name}'"
+                "condition_name", f"one of the maps in '{folder}' ({names})", f"'{condition_name}'"
             )
 
 
@@ -332,7 +332,7 @@ def _is_count(value: object) -> bool:
 
 def _need(fits: bool, what: str, received: object) -> None:
     if not fits:
-        raise ValueError(f"it needs {what}, and has {json.dumps(received)[:100]}")
+        raise ValueError(f"it needs {what} but has {json.dumps(received)[:100]}")
 
 
 def _read_index(path: Path) -> _Index:
@@ -340,14 +340,14 @@ def _read_index(path: Path) -> _Index:
         is_begun = (path / _UNFINISHED).exists()
         raise InvalidArgument(
             "folder",
-            "a finished set of nexus prepare",
+            "a finished set made by nexus prepare",
             f"'{path}', which is not finished" if is_begun else f"'{path}', which has no {INDEX}",
             "Run the same nexus prepare command again to finish it" if is_begun else "",
         )
     try:
         return _Index.of(json.loads(read_regular(path / INDEX)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise InvalidArgument(
             "folder", f"an {INDEX} written by nexus prepare", f"'{path / INDEX}' ({reason})"
         ) from error

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: replaced by the next readable one, and reported once each, up to a limit."""
+"""Replace unreadable samples by the next readable one, and report each of them once, up to a limit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class Replacement(Generic[Content]):
-    """What was read in the end.
+    """The sample that was read for a requested one.
 
     Attributes:
-        index: of the sample that was read; the requested one where that is readable.
-        content: what reading gave.
-        skipped: the samples that could not be read on the way, the requested one first.
+        index: index of the sample that was read: the requested one if it is readable.
+        content: its content.
+        skipped: the unreadable samples before it, starting with the requested one.
     """
 
     index: int
@@ -35,18 +35,18 @@ class Replacement(Generic[Content]):
 def read_or_replace(
     index: int, candidates: Sequence[int], read: Callable[[int], Content], key: Callable[[int], str]
 ) -> Replacement[Content]:
-    """Read a sample, or else the next readable one of the candidates, the first one after the last.
+    """Read a sample or, if it is unreadable, the next readable candidate, wrapping around at the end.
 
-    The answer depends on the data set alone, not on what was read before or by which process.
+    The result depends only on the dataset, not on what was read before or by which process.
 
     Args:
-        index: of the sample.
-        candidates: what may replace it, in ascending order, such as all samples of its bucket.
-        read: gives a sample, or raises BadSample.
-        key: names a sample.
+        index: index of the sample.
+        candidates: possible replacements in ascending order, such as all samples of its bucket.
+        read: reads a sample, or raises BadSample.
+        key: returns a sample's name.
 
     Raises:
-        InvalidArgument: where none can be read.
+        InvalidArgument: if none can be read.
     """
     skipped: list[Skipped] = []
     for tried in _cycle(index, candidates):
@@ -57,12 +57,12 @@ def read_or_replace(
     raise InvalidArgument(
         "data",
         "at least one readable sample",
-        f"{len(skipped)} unreadable ones, the first '{skipped[0].key}' ({skipped[0].reason})",
+        f"{len(skipped)} unreadable ones, the first of them '{skipped[0].key}' ({skipped[0].reason})",
     )
 
 
 def _cycle(index: int, candidates: Sequence[int]) -> Iterator[int]:
-    """The index, then the candidates after it, then those before it. Most often the first is the answer."""
+    """The index, then the candidates after it, then those before it."""
     yield index
     place = bisect_right(candidates, index)
     for number in range(len(candidates)):
@@ -72,12 +72,12 @@ def _cycle(index: int, candidates: Sequence[int]) -> Iterator[int]:
 
 
 class SkipReport:
-    """Keeps `skipped.jsonl`, a line for each sample, for all processes of a run and after it is resumed.
+    """Writes `skipped.jsonl`, one line per unreadable sample, for all processes and resumptions of a run.
 
     Args:
         file: the report, in a folder that the processes share.
-        total: samples in the data set.
-        max_fraction: of them may be unreadable.
+        total: number of samples in the dataset.
+        max_fraction: the largest fraction of them that may be unreadable.
     """
 
     def __init__(self, file: Path, total: int, max_fraction: float) -> None:
@@ -87,18 +87,18 @@ class SkipReport:
         self.known = self._reported()
 
     def add(self, skipped: Iterable[Skipped]) -> None:
-        """Report those that are new. InvalidArgument when they are too many."""
+        """Report new unreadable samples. Raises `InvalidArgument` if there are too many."""
         new = {each.index: each for each in skipped if each.index not in self.known}
         if not new:
             return
         with lock(self.file.with_name(f".{self.file.stem}.lock")):
-            self.known = self._reported()  # by other processes, too
+            self.known = self._reported()  # also by other processes
             unreported = [each for index, each in new.items() if index not in self.known]
             append_json_lines(self.file, map(asdict, unreported))
         self.known |= set(new)
         if unreported:
             print(
-                f"data: {len(self.known)} of {self.total} samples cannot be read and are replaced by others: "
+                f"data: {len(self.known)} of {self.total} samples are unreadable and replaced by others: "
                 f"'{self.file}'",
                 file=sys.stderr,
             )

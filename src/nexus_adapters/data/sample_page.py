@@ -1,4 +1,4 @@
-"""A page of a few samples, evenly spaced over a data set, as HTML that includes their images."""
+"""An HTML page that shows a few samples, evenly spaced over a dataset, with embedded images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nexus_adapters.data.samples import BadSample
 from nexus_adapters.errors import InvalidArgument, in_utf8
 
 ROWS = 12
-_SIDE = 224  # pixels, of a thumbnail's longer side
+_SIDE = 224  # pixels; the longer side of a thumbnail
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -40,7 +40,7 @@ _CELL = '<span><img src="data:image/webp;base64,{data}" alt="">{name}</span>'
 
 @dataclass(frozen=True)
 class Row:
-    """A sample on the page: its images by name, its captions, and its name."""
+    """A sample on the page: its images by name, its captions, and its key."""
 
     images: Mapping[str, Image.Image]
     captions: Sequence[str]
@@ -48,15 +48,15 @@ class Row:
 
 
 def read_rows(argument: str, indices: Sequence[int], read: Callable[[int], Row]) -> list[Row]:
-    """At most `ROWS` of the samples, evenly spaced; those that cannot be used are left out.
+    """Read at most `ROWS` of the samples, evenly spaced, without those that cannot be used.
 
     Args:
-        argument: the name of the data set, for the error.
-        indices: of the samples.
-        read: gives a row; BadSample where the sample cannot be used.
+        argument: name of the argument with the dataset, for errors.
+        indices: indices of the samples.
+        read: reads a row; raises BadSample if the sample cannot be used.
 
     Raises:
-        InvalidArgument: where none of them can be used; it says why the last one cannot.
+        InvalidArgument: if none of them can be used; it says why the last one cannot.
     """
     rows, reason = [], "no samples"
     for index in evenly_spaced(indices, ROWS):
@@ -65,12 +65,12 @@ def read_rows(argument: str, indices: Sequence[int], read: Callable[[int], Row])
         except BadSample as error:
             reason = str(error)
     if not rows:
-        raise InvalidArgument(argument, "usable samples", f"none among those to be shown ({reason})")
+        raise InvalidArgument(argument, "usable samples", f"none among the samples to show ({reason})")
     return rows
 
 
 def page(title: str, summary: str, rows: Sequence[Row]) -> str:
-    """A page of samples, as HTML that includes their images."""
+    """Return an HTML page of samples with embedded images."""
     columns = max((len(row.images) for row in rows), default=1)
     return _PAGE.format(
         title=html.escape(title),
@@ -91,7 +91,7 @@ def _figure(row: Row) -> str:
 
 
 def thumbnail(image: Image.Image, side: int) -> str:
-    """The image at most `side` pixels long, as WebP in base64, for the source of an HTML image."""
+    """Return the image, shrunk to at most `side` pixels, as base64-encoded WebP for an HTML image."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     stream = io.BytesIO()

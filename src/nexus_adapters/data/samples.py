@@ -1,6 +1,6 @@
-"""What every kind of data set is to training: a `Source` of samples by index, decoded when they are read.
+"""The interface of all kinds of datasets: a `Source` of samples by index, decoded when they are read.
 
-Whatever is wrong with a sample is a `BadSample` that names it and says what.
+Anything wrong with a sample raises a `BadSample` that names the sample and the problem.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nexus_adapters.conditions.images import Content, decode_as_stored, decode_i
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import file_sha256, read_regular
 
-_MAX_TEXT = 2**24  # bytes of a file of captions
+_MAX_TEXT = 2**24  # bytes in a file with captions
 
 
 def no_column(argument: str, wanted: str, present: Iterable[object], where: str) -> InvalidArgument:
-    """The error that `wanted` is none of the columns that are present; it lists them and hints at one."""
+    """Return the error for a missing column; it lists those present and suggests the most similar one."""
     names = [str(name) for name in present]
     near = get_close_matches(wanted, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else ""
@@ -34,19 +34,22 @@ def no_column(argument: str, wanted: str, present: Iterable[object], where: str)
 
 
 def separator_hint(names: Sequence[str]) -> str:
-    """What to do about a table whose columns are all in one, since another character separates them."""
+    """Return a hint for a table that looks like a single column because it has another separator."""
     is_one = len(names) == 1 and any(separator in names[0] for separator in ";\t|")
-    return "Separate the columns by commas, or by tabs in a .tsv" if is_one else ""
+    return "Separate columns with commas, or with tabs in a .tsv file" if is_one else ""
 
 
 def split_column(column: str, present: Collection[str]) -> tuple[str, str | None]:
-    """Column and key of COLUMN:KEY, such as "json:caption"; a column that has the whole name has no key."""
+    """Split COLUMN:KEY, such as "json:caption", into column and key.
+
+    The key is None if there is no colon, or if a column has the whole name.
+    """
     name, colon, key = column.partition(":")
     return (name, key) if colon and key and column not in present else (column, None)
 
 
 def captions_at(value: object, key: str | None) -> tuple[str, ...] | None:
-    """The captions that a value is; with a key, those that a JSON object or its text has there."""
+    """Return the captions in a value; with a key, those under the key of a JSON object or its text."""
     if key is None:
         return as_captions(value)
     try:
@@ -57,7 +60,7 @@ def captions_at(value: object, key: str | None) -> tuple[str, ...] | None:
 
 
 def json_keys(captions: Sequence[str]) -> list[str]:
-    """The keys of the first caption that is a JSON object and therefore no caption; [] where none is."""
+    """Return the keys of the first caption that is really a JSON object; [] if there is none."""
     for caption in captions:
         text = caption.strip()
         if text.startswith("{") and text.endswith("}"):
@@ -68,7 +71,7 @@ def json_keys(captions: Sequence[str]) -> list[str]:
 
 
 def as_captions(value: object) -> tuple[str, ...] | None:
-    """The captions of a string or of a list of strings, at least one; None for anything else."""
+    """Return the captions in a string or a non-empty list of strings; None for anything else."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and value and all(isinstance(caption, str) for caption in value):
@@ -76,22 +79,23 @@ def as_captions(value: object) -> tuple[str, ...] | None:
     return None
 
 
-class BadSample(ValueError):  # noqa: N818  # about the data, and most often no fault of a program
-    """One sample that cannot be read; the message names it and says why."""
+class BadSample(ValueError):  # noqa: N818  # a problem with the data, rarely a programming error
+    """A sample that cannot be read. The message names it and says why."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, decoded.
+    """A decoded sample.
 
     Attributes:
-        key: names it in messages and reports: a path, or such as "shard.tar/00012".
-        image: RGB, upright.
-        condition: its structure map, in the mode that it is stored in, for `read_map`; None where the data
-        set has none, and an extractor makes it.
-        captions: at least one; "" is allowed.
-        original_size: (width, height) of the image before a prepared set fitted it; None for its own.
-        condition_key: names the map in messages; "" for `key`.
+        key: its name in messages and reports: a path, or a name such as "shard.tar/00012".
+        image: upright RGB image.
+        condition: its structure map in the mode in which it is stored, for `read_map`; None if the dataset
+            has no maps, so that an extractor makes them.
+        captions: at least one caption; "" is allowed.
+        original_size: (width, height) of the image before `nexus prepare` fitted it; None for its current
+            size.
+        condition_key: the map's name in messages; "" for `key`.
     """
 
     key: str
@@ -102,7 +106,7 @@ class Sample:
     condition_key: str = ""
 
     def __post_init__(self) -> None:
-        """BadSample for a caption that is no Unicode text, which tokenizers and UTF-8 files refuse."""
+        """Raise BadSample for a caption that is not valid Unicode: tokenizers and UTF-8 files reject it."""
         for caption in self.captions:
             try:
                 caption.encode()
@@ -115,85 +119,93 @@ class Sample:
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set, always in the same order. It can be pickled, and opens files when it needs them.
+    """A dataset in a fixed order. It can be pickled and opens files only when it needs them.
 
-    It knows nothing of geometry, extractors or training. What is wrong with the whole data set is an
-    InvalidArgument when it is opened; what is wrong with one sample is a BadSample when that one is read.
+    It is independent of geometry, extractors and training. A problem with the whole dataset raises
+    `InvalidArgument` when the dataset is opened; a problem with one sample raises `BadSample` when that
+    sample is read.
     """
 
     def __len__(self) -> int:
-        """How many samples there are, readable or not."""
+        """Return the number of samples, including unreadable ones."""
         ...
 
     def key(self, index: int) -> str:
-        """The sample's name in messages and reports."""
+        """Return the sample's name in messages and reports."""
         ...
 
     def content_hash(self, index: int) -> str:
-        """SHA-256, in hex, over all that `load` reads: image, condition, captions. BadSample.
+        """Return the SHA-256, in hex, of all that `load` reads: image, condition and captions.
 
-        For samples that are read from files it is `hash_sample`: the same in every kind of data set.
+        For samples that are read from files it is `hash_sample`, which is the same in every kind of dataset.
+
+        Raises:
+            BadSample: if the sample cannot be read.
         """
         ...
 
     def image_hash(self, index: int) -> str:
-        """SHA-256, in hex, over the image alone, as `hash_image`: the same under any map and captions.
+        """Return the SHA-256, in hex, of the image alone (`hash_image`), independent of map and captions.
 
-        BadSample for an image that cannot be read.
+        Raises:
+            BadSample: if the image cannot be read.
         """
         ...
 
     def stamp(self, index: int) -> str | None:
-        """A text that changes when any of that may have changed, found without reading it; None for none."""
+        """Return text that changes if the sample may have changed, without reading it; None if unknown."""
         ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image as `load` gives it, upright, from the header alone. BadSample."""
+        """Return (width, height) of the upright image, from its header alone. Raises BadSample."""
         ...
 
     def load(self, index: int) -> Sample:
-        """Read and decode a sample. BadSample for what cannot be."""
+        """Read and decode a sample. Raises BadSample if that fails."""
         ...
 
 
-_TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+_TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
 _PNG_SIGNATURE_BYTES = 8
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# The names of texts in which Pillow looks for an orientation.
+# The names of text chunks in which Pillow looks for an orientation.
 _PNG_TEXT_NAMES = (b"Raw profile type exif", b"XML:com.adobe.xmp", b"exif", b"xmp")
 
 
 def read_image(content: Content, argument: str, name: str) -> Image.Image:
-    """The image, upright RGB, by `decode_image` with its limits; transparent parts are laid on white.
+    """Decode an image, within the limits of `decode_image`, as upright RGB with transparency on white.
 
     Args:
-        content: a file, or what is in it.
+        content: a file or its bytes.
         argument: the part of the sample, such as "condition", for errors.
-        name: of the content in errors.
+        name: the name of the content for errors.
+
+    Raises:
+        BadSample: if the image cannot be decoded.
     """
     with _as_bad_sample(argument, name):
         return decode_image(content, argument=argument, name=name)
 
 
 def read_stored_map(content: Content, argument: str, name: str) -> Image.Image:
-    """A structure map, upright, in its own mode; arguments as `read_image`."""
+    """Decode a structure map, upright and in its own mode. Arguments and errors are those of `read_image`."""
     with _as_bad_sample(argument, name):
         return decode_as_stored(content, argument=argument, name=name)
 
 
 def read_size(content: Content, argument: str, name: str) -> tuple[int, int]:
-    """(width, height) of what `read_image` gives, from the header alone."""
+    """Return (width, height) of the image that `read_image` returns, from the header alone."""
     with _as_bad_sample(argument, name), open_image(content, argument=argument, name=name) as image:
         try:
             return _upright_size(image)
-        except Exception as error:  # damaged EXIF data raise almost anything
+        except Exception as error:  # damaged EXIF data can raise almost anything
             raise BadSample(
                 f"{argument}: expected a readable image, got '{name}', which is corrupt ({one_line(error)})"
             ) from error
 
 
 def read_text(content: bytes | Path, argument: str, name: str) -> str:
-    """UTF-8 text, without white space around it; of a file, at most 16 MiB."""
+    """Read UTF-8 text, at most 16 MiB of a file, and strip whitespace around it. Raises BadSample."""
     with _as_bad_sample(argument, name):
         try:
             text = content if isinstance(content, bytes) else read_regular(content, _MAX_TEXT)
@@ -203,18 +215,18 @@ def read_text(content: bytes | Path, argument: str, name: str) -> str:
 
 
 def read_words(content: bytes | Path, name: str) -> str:
-    """A caption, as `read_text`. BadSample for a JSON object, which has captions but is none."""
+    """Read a caption, as `read_text`. Raises BadSample for a JSON object, which may contain captions."""
     text = read_text(content, "captions", name)
     if keys := json_keys([text]):
         raise BadSample(
-            f"captions: expected words, got a JSON object with {', '.join(keys)[:100]} in '{name}'"
+            f"captions: expected text, got a JSON object with {', '.join(keys)[:100]} in '{name}'"
         )
     return text
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An image of a sample: which one, what it is read from, and its name in errors."""
+    """An image of a sample: which part it is, its content, and its name in errors."""
 
     argument: str
     content: bytes | Path | None
@@ -222,13 +234,13 @@ class Part:
 
 
 def hash_sample(parts: Sequence[Part], captions: Sequence[str]) -> str:
-    """SHA-256 over the bytes of the parts that there are, and over the captions. BadSample names the part."""
+    """Return the SHA-256 of the bytes of the parts and of the captions. Raises BadSample naming the part."""
     digests = [_hash_part(part, part.content) for part in parts if part.content is not None]
     return hashlib.sha256(json.dumps([digests, list(captions)]).encode()).hexdigest()
 
 
 def hash_image(content: bytes | Path, name: str) -> str:
-    """SHA-256 over the bytes of an image, as a file has them. BadSample names it."""
+    """Return the SHA-256 of the bytes of an image file. Raises BadSample naming it."""
     return _hash_part(Part("image", content, name), content)
 
 
@@ -238,7 +250,7 @@ def _hash_part(part: Part, content: bytes | Path) -> str:
 
 
 def file_stamp(file: Path) -> list[str | int]:
-    """Name, size and times of a file. OSError where there is none."""
+    """Return name, size and times of a file. Raises OSError if it is missing."""
     status = file.stat()
     return [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
@@ -255,7 +267,7 @@ def _as_bad_sample(argument: str, name: str) -> Iterator[None]:
         yield
     except BadSample:
         raise
-    except ValueError as error:  # of decode_image: it names the argument and what came
+    except ValueError as error:  # from decode_image; it names the argument and the content
         raise BadSample(str(error)) from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
@@ -265,16 +277,16 @@ def _as_bad_sample(argument: str, name: str) -> Iterator[None]:
 def _upright_size(image: Any) -> tuple[int, int]:
     orientation = ExifTags.Base.Orientation
     if image.format == "PNG" and _has_exif_at_the_end(image.fp):
-        image.load()  # rare, and the only way to it
+        image.load()  # rarely needed, and the only way to get the orientation
     width, height = image.size
     if image.format == "TIFF" and orientation in image.tag_v2:
-        return width, height  # Pillow has turned it already
-    exif = Image.Image.getexif(image)  # not PngImageFile's own, which decodes the pixels first
+        return width, height  # Pillow has already rotated it
+    exif = Image.Image.getexif(image)  # not that of PngImageFile, which decodes the pixels first
     return (height, width) if exif.get(orientation) in _TURNED else (width, height)
 
 
 def _has_exif_at_the_end(file: Any) -> bool:
-    """Whether a PNG may give its orientation after its pixels, found by going from chunk to chunk."""
+    """Whether a PNG may have its orientation after its pixels; only chunk headers are read."""
     file.seek(_PNG_SIGNATURE_BYTES)
     is_after_pixels = False
     while len(header := file.read(8)) == 8:
@@ -285,5 +297,5 @@ def _has_exif_at_the_end(file: Any) -> bool:
             kind = b"eXIf" if name in _PNG_TEXT_NAMES else kind
         if is_after_pixels and kind == b"eXIf":
             return True
-        file.seek(start + length + 4)  # past the data and their checksum
+        file.seek(start + length + 4)  # past the data and the checksum
     return False

@@ -1,4 +1,4 @@
-"""The tar files that a list of shards means: local ones, and copies of those behind URLs."""
+"""The tar files in a list of shards: local ones, and copies of those at URLs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from nexus_adapters.errors import InvalidArgument, one_line, redacted
 from nexus_adapters.files import STALE_AFTER_S, lock, open_regular, remove_unfinished, replacing_file
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MOST_SHARDS = 100_000  # of a pattern's ranges: more is a slip, and would fill the memory
+_MOST_SHARDS = 100_000  # of a pattern's ranges; a larger number is a typo and would fill the memory
 _TIMEOUT_S = 60.0
 _WAITS_S = (1.0, 4.0)  # before the second and the third attempt
-_BLOCK = 2**20  # bytes that are copied at once
+_BLOCK = 2**20  # bytes copied at a time
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "last_modified", "mtime", "created")  # fsspec's names
 
 
@@ -33,47 +33,50 @@ class Shard(Protocol):
 
     @property
     def name(self) -> str:
-        """How errors and keys name it."""
+        """Its name in errors and keys."""
         ...
 
     @property
     def place(self) -> str:
-        """Its whole path or URL, by which its index is found. It may hold a secret: it is never shown."""
+        """Its full path or URL, which identifies its index. It may contain a secret, so it is never shown."""
         ...
 
     def version(self) -> str | None:
-        """A text that changes when the file does; None where that cannot be found out now."""
+        """Return text that changes when the file does; None if it cannot be determined now."""
         ...
 
     def open(self, version: str) -> io.FileIO:
-        """The file of that version, unbuffered, since a sample is one read. InvalidArgument or OSError."""
+        """Open that version of the file, unbuffered, since a sample is a single read.
+
+        Raises `InvalidArgument` or OSError if that fails.
+        """
         ...
 
 
 class LocalShard:
-    """A file on this machine."""
+    """A local file."""
 
     def __init__(self, path: str) -> None:
         self.name, self.place = path, str(Path(path).absolute())
 
     def version(self) -> str:
-        """Size and time of the last change."""
+        """Return size and time of the last change."""
         status = Path(self.place).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def open(self, version: str) -> io.FileIO:
-        """The file as it is."""
+        """Open the file in its current version."""
         return open_regular(Path(self.place))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a download, so that a server cannot fill the disk, or keep a run waiting for ever.
+    """Limits of a download, so that a server cannot fill the disk or keep a run waiting forever.
 
     Attributes:
-        most_bytes: of a file.
-        least_rate: bytes a second, on average.
-        grace_s: seconds for which it may be slower.
+        most_bytes: largest size of a file.
+        least_rate: lowest average rate, in bytes per second.
+        grace_s: seconds during which it may be slower.
     """
 
     most_bytes: int = 2**36
@@ -82,18 +85,18 @@ class Limits:
 
 
 class RemoteShard:
-    """A file behind a URL, downloaded whole by `fsspec` into a folder that all processes share.
+    """A file at a URL, downloaded completely by `fsspec` into a folder that all processes share.
 
     fsspec's own caches ("filecache", "simplecache") are not used. They download to the final name without a
-    lock, so that of several processes one reads what another has half written; they delete by age, not by
-    number; they never notice that a file behind http(s) has changed; and they store URLs with their secrets.
+    lock, so one process may read what another has half written. They delete files by age instead of number,
+    never notice changes of a file at http(s), and store URLs including their secrets.
 
     Args:
-        url: of the file: http(s), or any protocol that fsspec reads (s3, hf, gs, ...).
-        folder: where downloaded files are kept; created when it is needed.
-        keep: how many; the least recently used are deleted.
-        waits_s: seconds before each further attempt, where a download fails.
-        limits: of a download.
+        url: the file's URL: http(s), or any protocol that fsspec supports (s3, hf, gs, ...).
+        folder: where downloaded files are kept; created when needed.
+        keep: how many files are kept; the least recently used are deleted.
+        waits_s: seconds to wait before each retry of a failed download.
+        limits: limits of a download.
     """
 
     def __init__(
@@ -109,21 +112,21 @@ class RemoteShard:
         self.name = redacted(url)
 
     def version(self) -> str | None:
-        """Size and ETag, or what else the server has; None where it does not answer."""
+        """Return size and ETag, or whatever else the server provides; None if it does not respond."""
         try:
             return _version(self.place)
         except InvalidArgument:
             raise
-        except Exception:  # each file system below fsspec raises errors of its own
+        except Exception:  # each of fsspec's file systems raises its own errors
             return None
 
     def open(self, version: str) -> io.FileIO:
-        """The file, downloaded unless it is kept.
+        """Open the file, downloading it unless it is already there.
 
         Raises:
-            InvalidArgument: where the server refuses it, it is larger than the limit, or a package for such
-                URLs is missing.
-            OSError: where it cannot be reached, or arrives cut or too slowly, after all attempts.
+            InvalidArgument: if the server denies access, the file is too large, or a package for this kind of
+                URL is missing.
+            OSError: if it cannot be reached, or arrives incomplete or too slowly, after all attempts.
         """
         name = hashlib.sha256(f"{self.place}\n{version}".encode()).hexdigest()
         file = self.folder / f"{name[:32]}.tar"
@@ -155,7 +158,7 @@ class RemoteShard:
                 time.sleep(wait)
 
     def _copy(self, file: Path) -> None:
-        """Download to a file. A cut answer is an OSError, also where the server gives no length."""
+        """Download to a file. Raises OSError for an incomplete response, also without a length."""
         with file.open("wb") as out:
             if _is_http(self.place):
                 with _request(self.place, "GET") as response:
@@ -183,7 +186,7 @@ class RemoteShard:
             out.write(block)
             late_s = time.monotonic() - start - self.limits.grace_s
             if late_s > 0 and received < late_s * self.limits.least_rate:
-                raise OSError(f"{received} bytes in {time.monotonic() - start:.0f} s are too slow")
+                raise OSError(f"too slow: {received} bytes in {time.monotonic() - start:.0f} s")
         return received
 
     def _check_size(self, size: int) -> None:
@@ -192,24 +195,24 @@ class RemoteShard:
                 "shards",
                 f"shards of at most {self.limits.most_bytes:,} bytes",
                 f"'{self.name}' of {size:,} bytes or more",
-                "Download it yourself and name the file",
+                "Download it yourself and use the path of the file",
             )
 
     def _delete_all_but(self, current: Path) -> None:
-        """All but the `keep` most recently used, of which `current` is one."""
+        """Delete all but the `keep` most recently used files, which include `current`."""
         used = {}
         for file in self.folder.glob("*.tar"):
             with suppress(FileNotFoundError):  # another process was faster
                 used[file] = file.stat().st_mtime
         others = sorted((file for file in used if file != current), key=used.__getitem__)
         for file in others[: max(0, len(others) + 1 - self.keep)]:
-            with suppress(OSError):  # deleted already, or open on a system that keeps such files
+            with suppress(OSError):  # already deleted, or open on a system that does not delete open files
                 file.unlink()
         remove_unfinished(self.folder, STALE_AFTER_S)
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether a further attempt would fail alike."""
+    """Whether another attempt would fail in the same way."""
     if isinstance(error, urllib.error.HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 429)  # timeout, too many requests
     return isinstance(error, FileNotFoundError | PermissionError | ValueError)
@@ -226,13 +229,13 @@ def _version(url: str) -> str:
 
 
 def _read_some(stream: Any) -> bytes:
-    """What has arrived, at most 1 MiB: a slow server must not keep a read waiting until that is full."""
+    """The bytes that have arrived, at most 1 MiB, so that a slow server does not block until it is full."""
     block: bytes = stream.read1(_BLOCK) if hasattr(stream, "read1") else stream.read(_BLOCK)
     return block
 
 
 def _ends_as_tar(file: Path) -> bool:
-    """Whether a file ends in the two blocks of zeros, or more, that end a tar."""
+    """Whether a file ends in at least two blocks of zeros, as tars do."""
     with file.open("rb") as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(max(0, size - 1024))
@@ -240,7 +243,7 @@ def _ends_as_tar(file: Path) -> bool:
 
 
 def _is_http(url: str) -> bool:
-    """By the standard library: fsspec's HTTP needs aiohttp, and takes all files for unchanging."""
+    """Whether to use the standard library: for HTTP, fsspec needs aiohttp and assumes files never change."""
     return url.startswith(("http://", "https://"))
 
 
@@ -256,27 +259,27 @@ def _file_system(url: str) -> tuple[Any, str]:
         files, path = url_to_fs(url)
     except (ImportError, ValueError) as error:  # a package is missing, or the protocol is unknown
         scheme = url.partition("://")[0]
-        raise InvalidArgument("shards", "URLs that fsspec reads", f"{scheme}:// ({error})") from error
+        raise InvalidArgument("shards", "URLs that fsspec supports", f"{scheme}:// ({error})") from error
     return files, path
 
 
 def find_shards(patterns: Sequence[str], folder: Path, keep: int) -> list[Shard]:
-    """The shards in the order of the patterns, those of a glob sorted.
+    """Return the shards in the order of the patterns; those of a glob are sorted.
 
     Args:
-        patterns: paths, globs of paths, URLs; in each a range stands for all its numbers, with leading zeros
-            where its first one has them, such as "train-{000..127}.tar".
-        folder: where copies of those behind URLs are kept.
-        keep: how many of them.
+        patterns: paths, globs of paths, and URLs. A range such as in "train-{000..127}.tar" stands for all of
+            its numbers, with leading zeros if the first one has them.
+        folder: where copies of files at URLs are kept.
+        keep: how many copies are kept.
 
     Raises:
-        InvalidArgument: for no patterns, a pattern that matches no file, or a range that falls.
+        InvalidArgument: for an empty list, a pattern that matches no file, or a descending range.
     """
     if isinstance(patterns, str) or not patterns:
         raise InvalidArgument("shards", "a list of at least one path or URL", repr(patterns))
     found: list[Shard] = []
     for pattern in patterns:
-        # A file whose name looks like a range or a pattern is that file.
+        # An existing file whose name looks like a range or a pattern is used as it is.
         places = [pattern] if "://" not in pattern and os.path.isfile(pattern) else _expand_ranges(pattern)
         for place in places:
             if "://" in place:
@@ -300,7 +303,7 @@ def _expand_ranges(pattern: str) -> list[str]:
             "shards", f"ranges of at most {_MOST_SHARDS:,} files", f"{found.group()} in '{pattern}'"
         )
     if int(last) < int(first):
-        raise InvalidArgument("shards", "a rising range", f"{found.group()} in '{pattern}'")
+        raise InvalidArgument("shards", "an ascending range", f"{found.group()} in '{pattern}'")
     before = pattern[: found.start()]
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     return [before + number + end for number in numbers for end in after]
@@ -309,7 +312,7 @@ def _expand_ranges(pattern: str) -> list[str]:
 def _expand_glob(path: str) -> list[str]:
     if Path(path).is_file():
         return [path]
-    # Brackets are part of many names of folders, and seldom meant as a pattern.
+    # Brackets are common in folder names and rarely meant as a pattern.
     for pattern in (path, path.replace("[", "[[]")):
         matches = sorted(match for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
         if matches:

@@ -1,4 +1,4 @@
-"""A Hugging Face data set, from the Hub or a local folder, as samples."""
+"""A Hugging Face dataset, from the Hub or a local folder, as samples."""
 
 from __future__ import annotations
 
@@ -30,41 +30,42 @@ from nexus_adapters.data.samples import (
 )
 from nexus_adapters.errors import InvalidArgument, one_line
 
-_IMAGES, _PATHS = "image", "file_name"  # columns that are read where none is named
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {  # of single files: the library's name, and its options
+_IMAGES, _PATHS = "image", "file_name"  # columns that are read by default
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {  # for single files: the library's reader and its options
     ".parquet": ("parquet", {}),
-    # A caption may be "NA" or "None": only the library's own readers would take them for no caption.
+    # A caption may be "NA" or "None", which the library's readers would treat as missing by default.
     ".csv": ("csv", {"keep_default_na": False}),
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
 }
-_INDEX = "__index_level_0__"  # what pandas calls a column that has no name
+_INDEX = "__index_level_0__"  # pandas' name for a column without a name
 _UTF8_HINT = "Save it as UTF-8"
 _TEXTS = ("string", "large_string", "string_view")
 _BYTES = ("binary", "large_binary", "binary_view")
 
 
 class TableSource:
-    """The rows of a data set that the `datasets` library reads. Images are decoded when they are read.
+    """The rows of a dataset that the `datasets` library reads. Images are decoded on demand.
 
     Args:
-        path: a folder that `Dataset.save_to_disk` made, any folder that `load_dataset` reads (Parquet files,
-            an image folder, ...), a Parquet, CSV, TSV or JSON lines file, or else a name on the Hub. Whether
-            the Hub may be reached is the library's to decide, by HF_HUB_OFFLINE.
-        split: of the data set; slices such as "train[:100]" work where `load_dataset` reads it.
-        image_column: of images: the library's `Image`, bytes, or paths relative to the table's folder; None
-            for "image", or else "file_name".
-        condition_column: of structure maps; None where there are none.
-        caption_column: of strings, of lists of strings, or, as COLUMN:KEY, of JSON objects with one of these.
+        path: a folder written by `Dataset.save_to_disk`, any folder that `load_dataset` reads (Parquet files,
+            an image folder, ...), a Parquet, CSV, TSV or JSON lines file, or a name on the Hub. Set
+            HF_HUB_OFFLINE to keep the library from accessing the Hub.
+        split: the dataset's split; slices such as "train[:100]" work if `load_dataset` reads it.
+        image_column: column of images: the library's `Image`, bytes, or paths relative to the table's folder;
+            None for "image" or, if there is none, "file_name".
+        condition_column: column of structure maps; None if there are no maps.
+        caption_column: column of strings or lists of strings, or COLUMN:KEY for a key of JSON objects with
+            one of these.
         revision: branch, tag or commit on the Hub.
-        config_name: which of the data set's configurations, where it has several.
-        with_captions: False reads none: every sample has the empty caption.
-        allow_outside: whether paths may lead out of the table's folder.
+        config_name: the configuration of a dataset that has several.
+        with_captions: False ignores captions: every sample has the empty caption.
+        allow_outside: allow paths to lead out of the table's folder.
 
     Raises:
-        InvalidArgument: where the library is missing, finds no such data set or split, or where the data set
-            is empty, misses a column, or has a column of another type.
+        InvalidArgument: if the library is not installed or cannot find the dataset or split, or if the
+            dataset is empty or a column is missing or has another type.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class TableSource:
         table = _open_table(self.path, split, revision, config_name)
         self.folder = _folder_of(Path(path))
         if len(table) == 0:
-            raise InvalidArgument("path", "a data set with rows", f"'{self.path}', which is empty")
+            raise InvalidArgument("path", "a dataset with rows", f"'{self.path}', which is empty")
         if image_column is None:
             image_column = (
                 _PATHS if _PATHS in table.column_names and _IMAGES not in table.column_names else _IMAGES
@@ -110,37 +111,37 @@ class TableSource:
 
     @property
     def fingerprint(self) -> str:
-        """The library's hash of this data set's state."""
+        """The library's fingerprint of the dataset."""
         return str(self._table._fingerprint)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def key(self, index: int) -> str:
-        """The data set, split and row."""
+        """Return the dataset, split and row."""
         return f"{self.path}/{self.split}/{index}"
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over image, structure map and captions. BadSample."""
+        """Return the SHA-256 of image, structure map and captions. Raises BadSample."""
         row = self._row(index)
         columns = [column for column in (self.image_column, self.condition_column) if column is not None]
         parts = [Part(column, *self._content(row, column, index)) for column in columns]
         return hash_sample(parts, self._captions(row, index))
 
     def image_hash(self, index: int) -> str:
-        """SHA-256 over the image's bytes. BadSample."""
+        """Return the SHA-256 of the image's bytes. Raises BadSample."""
         return hash_image(*self._content(self._row(index), self.image_column, index))
 
     def stamp(self, index: int) -> None:
-        """None: the library does not say in which file a row is."""
+        """Return None, since the library does not report which file a row is in."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image, upright, from its header. BadSample."""
+        """Return (width, height) of the upright image, from its header. Raises BadSample."""
         content, name = self._content(self._row(index), self.image_column, index)
         return read_size(content, self.image_column, name)
 
     def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
+        """Decode a sample. Raises BadSample."""
         row = self._row(index)
         captions = self._captions(row, index)
         content, name = self._content(row, self.image_column, index)
@@ -159,7 +160,7 @@ class TableSource:
             ) from error
 
     def _content(self, row: dict[str, Any], column: str, index: int) -> tuple[bytes | Path, str]:
-        """An image's bytes or file, and its name in errors."""
+        """The bytes or the file of an image, and its name in errors."""
         encoded, key = row[column] or {}, self.key(index)
         content: bytes | None = encoded.get("bytes")
         if content is not None:
@@ -175,14 +176,14 @@ class TableSource:
         return file, f"{key} ({path})"
 
     def _is_inside(self, file: Path) -> bool:
-        """Whether a file is below the table's folder, or where the library keeps what it has downloaded."""
+        """Whether a file is inside the table's folder or the library's download cache."""
         import datasets
 
         if ".." in file.parts:
             return False
         caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, hub_cache()
         folders = [Path(cache) for cache in caches] + ([] if self.folder is None else [self.folder])
-        # The library follows a link to the folder, and its rows name files below what the link leads to.
+        # The library follows a link to the folder, and its rows name files inside the link's target.
         places = [place for folder in folders for place in (folder.absolute(), folder.resolve())]
         return any(file.absolute().is_relative_to(place) for place in places)
 
@@ -194,15 +195,15 @@ class TableSource:
             at = f" at '{self._caption_key}'" if self._caption_key else ""
             raise BadSample(f"{self.caption_column}: '{self.key(index)}' has no caption{at}")
         if keys := json_keys(captions):
-            hint = f"name its key, as in {self.caption_column}:{keys[0]}"
+            hint = f"add its key, such as {self.caption_column}:{keys[0]}"
             raise BadSample(
-                f"{self.caption_column}: '{self.key(index)}' has a JSON object for a caption; {hint}"
+                f"{self.caption_column}: the caption of '{self.key(index)}' is a JSON object; {hint}"
             )
         return captions
 
 
 def hub_cache() -> str:
-    """Where the Hub's client keeps what it has downloaded."""
+    """Return the cache folder of the Hub's client."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return HF_HUB_CACHE
@@ -220,8 +221,8 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
     except ImportError as error:
         raise InvalidArgument(
             "path",
-            "the datasets package, which reads Hugging Face data sets",
-            "an installation that lacks it",
+            "the datasets package, which reads Hugging Face datasets",
+            "an installation without it",
             "Run pip install 'nexus-adapters[data]'",
         ) from error
     if revision is not None and Path(path).exists():
@@ -237,7 +238,7 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
             "path",
             "a folder whose path has no [, * or ?",
             f"'{os.path.realpath(path)}'",
-            "The datasets library takes them for a pattern. Rename the folder, or name a single file in it",
+            "The datasets library would treat it as a pattern. Rename the folder, or use a single file in it",
         )
     if Path(path).is_dir():
         check_regular(Path(path), "path")
@@ -245,18 +246,18 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         _check_text(Path(path), options.get("sep", ",") if reader == "csv" else None)
     try:
         with _no_bars_in_logs():
-            if is_file:  # escaped, or its name might be a pattern to the library
+            if is_file:  # escaped, or the library might treat its name as a pattern
                 found = datasets.load_dataset(reader, data_files=glob.escape(path), split=split, **options)
             elif _is_saved(Path(path)):
                 found = datasets.load_from_disk(path)
             else:
                 found = datasets.load_dataset(path, name=config_name, split=split, revision=revision)
-    except Exception as error:  # the library's own kinds, and those of the file systems and readers below it
+    except Exception as error:  # exceptions of the library and of its file systems and readers
         if isinstance(error, datasets.exceptions.DatasetGenerationError | ArrowException):
             raise _unreadable(path, error) from error
         raise InvalidArgument(
             "path",
-            f"the folder or Hub id of a data set with split '{split}'",
+            f"the folder or Hub id of a dataset with split '{split}'",
             f"'{path}' ({type(error).__name__}: {one_line(error)})",
         ) from error
     if not _is_saved(Path(path)):
@@ -264,30 +265,30 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         return found
     splits = found if isinstance(found, dict) else {str(found.split or split): found}
     if split not in splits:
-        raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{path}' has", f"'{split}'")
+        raise InvalidArgument("split", f"a split of '{path}' ({', '.join(splits)})", f"'{split}'")
     return splits[split]
 
 
 def _unreadable(path: str, error: BaseException) -> InvalidArgument:
-    """The error for files that the library finds and cannot read, with the innermost cause."""
+    """The error for files that the library finds but cannot read, with the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return InvalidArgument(
         "path",
-        "a table that can be read",
+        "a readable table",
         f"'{path}' ({type(error).__name__}: {one_line(error)})",
         _UTF8_HINT if isinstance(error, UnicodeDecodeError) else "",
     )
 
 
 def _check_text(file: Path, separator: str | None) -> None:
-    """InvalidArgument for a CSV or JSON table that is not UTF-8, has no rows, or one of too many fields.
+    """Raise `InvalidArgument` for a CSV or JSON table that is not UTF-8, is empty, or has ragged rows.
 
-    The library would say only at which byte of its buffer, or read the fields into the wrong columns.
+    The library would report only the byte in its buffer, or read the fields into the wrong columns.
 
     Args:
         file: the table.
-        separator: of the columns; None for JSON.
+        separator: the separator of the columns; None for JSON.
     """
     has_rows = False
     with file.open("rb") as stream:
@@ -301,27 +302,27 @@ def _check_text(file: Path, separator: str | None) -> None:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             has_rows = sum(1 for _ in csv_rows(lines, file, "path", separator)) > 0
     if not has_rows:
-        raise InvalidArgument("path", "a data set with rows", f"'{file}', which is empty")
+        raise InvalidArgument("path", "a dataset with rows", f"'{file}', which is empty")
 
 
 def _check_fields(path: str, table: Any) -> None:
-    """InvalidArgument for CSV files in a folder whose rows have more fields than columns.
+    """Raise `InvalidArgument` for CSV files in a folder that have rows with more fields than columns.
 
-    pandas reads the first field of each into an index then, and the others into the wrong columns.
+    pandas would read the first field of such a row as an index and the others into the wrong columns.
     """
     is_csv = table.info.builder_name in ("csv", "imagefolder")
     if is_csv and _INDEX in table.column_names:
         raise InvalidArgument(
             "path",
-            "as many fields in each row of a CSV file as its first line has",
+            "as many fields in each row of a CSV file as in its first line",
             f"more in '{path}'",
-            "Put quotation marks around a text that contains the separator",
+            "Put quotation marks around text that contains the separator",
         )
 
 
 @contextmanager
 def _no_bars_in_logs() -> Iterator[None]:
-    """Without the bars of datasets and of the Hub's client where stderr is no terminal; then as before."""
+    """Hide the progress bars of datasets and of the Hub's client while open, unless stderr is a terminal."""
     import datasets
     from huggingface_hub import utils as hub
 
@@ -340,7 +341,7 @@ def _no_bars_in_logs() -> Iterator[None]:
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` made it, of one table or of several splits."""
+    """Whether a folder was written by `save_to_disk`, with one table or several splits."""
     is_table = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
     return is_table or (folder / "dataset_dict.json").exists()
 
@@ -351,14 +352,14 @@ def _check_captions(table: Any, column: str, key: str | None) -> None:
         raise no_column("caption_column", key, feature, f"the objects in '{column}'")
     found = feature[key] if key is not None and isinstance(feature, dict) else feature
     element = found[0] if isinstance(found, list) else getattr(found, "feature", found)
-    is_mixed = type(element).__name__ == "Json"  # of several types; earlier versions of datasets lack it
+    is_mixed = type(element).__name__ == "Json"  # several types; earlier versions of datasets do not have it
     if not is_mixed and getattr(element, "dtype", None) not in _TEXTS:
         is_object = isinstance(feature, dict)
         raise InvalidArgument(
             "caption_column",
             "strings or lists of strings",
             f"'{column}' of type {feature}",
-            f"Name a key, as in {column}:{next(iter(feature))}" if is_object and key is None else "",
+            f"Add a key, such as {column}:{next(iter(feature))}" if is_object and key is None else "",
         )
     if key is not None:
         return
@@ -366,25 +367,25 @@ def _check_captions(table: Any, column: str, key: str | None) -> None:
     for number in range(len(rows) if is_mixed else 1):
         value = rows[number][column]
         captions = as_captions(value)
-        if is_mixed and captions is None and value not in (None, []):  # those may be missing
+        if is_mixed and captions is None and value not in (None, []):  # captions may be missing
             names = list(value) if isinstance(value, dict) else []
             raise InvalidArgument(
                 "caption_column",
                 "strings or lists of strings",
                 f"{json.dumps(value)[:60]} as '{column}' in row {number + 1}",
-                f"Name a key, as in {column}:{names[0]}" if names else "",
+                f"Add a key, such as {column}:{names[0]}" if names else "",
             )
         if keys := json_keys(captions or ()):
             raise InvalidArgument(
                 "caption_column",
                 "words",
                 f"JSON objects in '{column}' ({', '.join(keys)[:100]})",
-                f"Name the key of the caption, as in {column}:{keys[0]}",
+                f"Add the key of the caption, such as {column}:{keys[0]}",
             )
 
 
 def _left_encoded(table: Any, argument: str, column: str) -> Any:
-    """The table with this column's images as {"bytes", "path"}, for `read_image` to decode."""
+    """The table with undecoded images in this column, as {"bytes", "path"} for `read_image`."""
     import datasets
 
     feature = table.features[column]

@@ -1,4 +1,4 @@
-"""An index of each tar, made once and kept, and which members form a sample by WebDataset's convention."""
+"""The index of each tar, which is made once and stored, and how members form samples as in WebDataset."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from nexus_adapters.data.shards import Shard
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import write_json
 
-_FORMAT = 1  # of the files; a new number makes them all anew
+_FORMAT = 1  # format of the files; a new number makes all of them be written again
 _GZIP = b"\x1f\x8b"
-_MAX_HEADER = 2**20  # bytes; long names and their like have a few hundred
+_MAX_HEADER = 2**20  # bytes; headers with long names have a few hundred
 _IMAGES = ("jpg", "jpeg", "png", "webp")
-_ABSENT = -1  # offset and size of a part that a sample lacks
+_ABSENT = -1  # offset and size of a part that is missing from a sample
 
 IMAGE, CONDITION, CAPTIONS = range(3)  # the parts of a sample
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The whole members of a tar.
+    """The complete members of a tar.
 
     Attributes:
-        version: of the file, by `Shard.version`.
-        size: of the file, in bytes.
-        is_whole: False where the file ends early, or is damaged after the members.
+        version: the file's version, from `Shard.version`.
+        size: size of the file in bytes.
+        is_whole: False if the file is truncated or damaged after the members.
         members: name, offset and size of each regular file, in order.
     """
 
@@ -48,12 +48,12 @@ class TarIndex:
 
 
 def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
-    """The index of a shard: the one in `folder`, or a new one where the file has changed since.
+    """Return the index of a shard: the one in `folder`, or a new one if the file has changed.
 
     Args:
         shard: the tar.
-        version: of the shard now; None where that is unknown, and an index that exists is used as it is.
-        folder: of all indices, each of which is named by a hash of its shard's place.
+        version: the shard's current version; None if unknown, so that an existing index is used.
+        folder: the folder of all indices, each of which is named by a hash of its shard's location.
 
     Raises:
         InvalidArgument: for a file that is not an uncompressed tar, or a folder that cannot be written to.
@@ -66,17 +66,17 @@ def find_index(shard: Shard, version: str | None, folder: Path) -> TarIndex:
         _write(file, index)
     if not index.is_whole:
         warnings.warn(
-            f"shards: '{shard.name}' ends early or is damaged; {len(index.members)} files before it are used",
+            f"shards: '{shard.name}' is truncated or damaged; its first {len(index.members)} files are used",
             stacklevel=2,
         )
     return index
 
 
 def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
-    """Read the headers of a tar, and nothing else of it. InvalidArgument for another file.
+    """Index a tar by reading only its headers. Raises `InvalidArgument` for any other file.
 
-    Reading ends at the first header that is damaged, such as one with a negative size, and at the first
-    member that reaches beyond the end of the file.
+    Reading ends at the first damaged header, such as one with a negative size, and at the first member that
+    extends beyond the end of the file.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
@@ -94,7 +94,7 @@ def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
         raise InvalidArgument("shards", "an uncompressed tar", f"'{name}', {reason}") from error
     end = 0
     while (info := _next(archive)) is not None:
-        # Headers with negative sizes lead backwards, and tarfile would read the same ones for ever.
+        # Headers with negative sizes lead backward, and tarfile would read the same ones forever.
         if info.size < 0 or not end < archive.offset:
             break
         end = archive.offset
@@ -103,7 +103,7 @@ def index_tar(stream: io.FileIO, name: str, version: str) -> TarIndex:
         if end >= size:
             break
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep all headers
-    # A tar ends with blocks of zeros; tarfile also takes a damaged or missing header for the end.
+    # A tar ends with blocks of zeros; tarfile also treats a damaged or missing header as the end.
     is_whole = end == archive.offset < size and _is_zero(stream, end)
     return TarIndex(version, size, is_whole, members)
 
@@ -120,16 +120,16 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         return None
     except OSError:
         raise
-    except Exception:  # tarfile's own errors, and what damaged numbers and names raise
+    except Exception:  # tarfile's own errors, and those raised by damaged numbers and names
         return None
 
 
 class _DamagedError(Exception):
-    """A header asks for what no header of a whole tar asks for."""
+    """A header has values that do not occur in an undamaged tar."""
 
 
 class _Headers:
-    """A tar for `tarfile`, which reads as much of it as a header says, be it all of a large file."""
+    """A stream for `tarfile` that limits reads, since a damaged header could make it read a whole file."""
 
     def __init__(self, stream: io.FileIO) -> None:
         self._stream, self.tell = stream, stream.tell
@@ -146,7 +146,7 @@ class _Headers:
 
 
 def _read(file: Path) -> TarIndex | None:
-    """None where there is none that can be read: it is then made again."""
+    """The index in a file; None if it is missing or unreadable, so that it is made again."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("format") != _FORMAT:
@@ -168,13 +168,13 @@ def _write(file: Path, index: TarIndex) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """The extensions of a sample's parts, each from the first dot of the file's name on.
+    """The extensions of a sample's parts, each starting after the first dot of the file's name.
 
     Attributes:
-        image: several, the first of which that exists is read.
-        condition: None where there are no structure maps.
-        captions: of a text, which is one caption, or of a JSON object; None where none are read.
-        caption_key: of the captions in the JSON object, a string or a list of strings; None for a text.
+        image: extensions of images; the first that exists is read.
+        condition: extension of structure maps; None if there are none.
+        captions: extension of text files with one caption each, or of JSON objects; None to ignore captions.
+        caption_key: key of the captions, a string or a list of strings, in the JSON object; None for text.
     """
 
     image: tuple[str, ...]
@@ -190,7 +190,7 @@ class Layout:
         caption_column: str | None,
         with_captions: bool = True,
     ) -> Layout:
-        """The layout by the columns that users name; None for the defaults: any image, no map, "txt"."""
+        """Return the layout for the columns that users name; None for a default: any image, no map, "txt"."""
         condition = None if condition_column is None else _extension(condition_column)
         usual = tuple(extension for extension in _IMAGES if extension != condition)
         images = usual if image_column is None else (_extension(image_column),)
@@ -200,7 +200,7 @@ class Layout:
         return cls(images, condition, _extension(captions), key or None)
 
     def wanted(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-        """Part, argument and extensions of all parts that a sample must have."""
+        """Yield part, argument and extensions of all parts that a sample must have."""
         yield IMAGE, "image_column", self.image
         if self.condition is not None:
             yield CONDITION, "condition_column", (self.condition,)
@@ -208,7 +208,7 @@ class Layout:
             yield CAPTIONS, "caption_column", (self.captions,)
 
     def read_captions(self, content: bytes, name: str) -> tuple[str, ...]:
-        """The captions in a member's bytes. BadSample."""
+        """Return the captions in a member's bytes. Raises BadSample."""
         if self.caption_key is None:
             return (read_words(content, name),)
         captions = captions_at(read_text(content, "captions", name), self.caption_key)
@@ -222,12 +222,12 @@ class Layout:
 
 @dataclass
 class TarSamples:
-    """The samples of one tar, in order, in little memory, since there can be millions.
+    """The samples of one tar, in order. They use little memory, since there can be millions.
 
     Attributes:
-        stems: the samples' names, as `group_members` finds them.
-        places: offset and size of each part; -1 where it is missing.
-        extensions: of all members, wanted or not.
+        stems: the samples' names, as determined by `group_members`.
+        places: offset and size of each part; -1 if it is missing.
+        extensions: extensions of all members, wanted or not.
     """
 
     stems: list[str]
@@ -235,7 +235,7 @@ class TarSamples:
     extensions: set[str] = field(default_factory=set)
 
     def place(self, row: int, part: int) -> tuple[int, int] | None:
-        """Offset and size of a sample's part; None where it is missing."""
+        """Return offset and size of a sample's part; None if it is missing."""
         offset, size = self.places[row, part]
         return None if offset == _ABSENT else (int(offset), int(size))
 
@@ -246,24 +246,25 @@ _Place = tuple[int, int]
 def group_members(
     index: TarIndex, layout: Layout, ignored: Ignored | None = None, maps: Collection[str] = ()
 ) -> TarSamples:
-    """Members with the same stem are a sample. Of several with one name the last counts, as in unpacking.
+    """Group members with the same stem into samples.
 
-    Names are the same in either Unicode form (NFC, NFD), and with or without a "./" before them.
+    Of several members with the same name the last is used, as in unpacking. Names are compared independently
+    of their Unicode form (NFC, NFD) and of a leading "./".
 
     The stem ends at the first dot of the file's name (`0.jpg`, `0.seg.png`), unless image and captions share
     a longer one: `a.1.jpg` with `a.1.txt` and `a.2.jpg` with `a.2.txt` are two samples.
 
-    Of a tar that ends early, the last sample is left out where a part of it is missing.
+    In a truncated tar, the last sample is dropped if a part of it is missing.
 
     Args:
-        index: of the tar.
-        layout: which parts a sample has.
-        ignored: counts the members that are left out for others.
-        maps: extensions of all maps that the samples have, wanted or not; they are no images of their own.
+        index: the tar's index.
+        layout: the parts of a sample.
+        ignored: counts the members that are not used because of others.
+        maps: extensions of all maps in the samples, wanted or not, which are not images themselves.
     """
     ignored = Ignored() if ignored is None else ignored
     groups: dict[str, dict[str, tuple[int, int, str]]] = {}
-    first_names: dict[str, str] = {}  # group -> its stem, as its first member spells it
+    first_names: dict[str, str] = {}  # group -> its stem in the spelling of its first member
     for name, offset, size in index.members:
         folder, slash, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
@@ -273,7 +274,7 @@ def group_members(
             first_names.setdefault(key, folder + slash + stem)
             group = groups.setdefault(key, {})
             if extension.lower() in group:
-                ignored.add("members whose name another one has, the last of which is read", name)
+                ignored.add("members replaced by a later one with the same name", name)
             group[extension.lower()] = offset, size, extension
     stems: list[str] = []
     found: list[list[_Place]] = []
@@ -282,7 +283,7 @@ def group_members(
     for name, group in groups.items():
         stem = first_names[name]
         keys = _keys(group, layout) if any("." in extension for extension in group) else {"": True}
-        spelled = {"": ""}  # key -> the same before it was turned to lower case
+        spelled = {"": ""}  # key -> the same before it was converted to lower case
         for extension, (_, _, original) in group.items():
             key = next((key for key in _beginnings(extension) if keys.get(key)), "")
             spelled.setdefault(key, original[: len(key)])
@@ -295,7 +296,7 @@ def group_members(
                 ends = (*layout.image, *filter(None, [layout.captions]))
                 left_out = next((name for end in ends if (name := f"{key}.{end}") in group), None)
                 if left_out is not None and left_out not in maps:
-                    ignored.add("images and captions of a sample that has others", f"{stem}.{left_out}")
+                    ignored.add("second images or captions of a sample", f"{stem}.{left_out}")
     places = np.array(found, np.int64).reshape(len(stems), 3, 2)
     needed = [part for part, _, _ in wanted]
     if stems and not index.is_whole and (places[-1, needed] == _ABSENT).any():
@@ -304,9 +305,9 @@ def group_members(
 
 
 def _keys(extensions: Collection[str], layout: Layout) -> dict[str, bool]:
-    """What follows a common stem in samples' names, "" for nothing -> whether it is a sample of its own.
+    """Return key (the rest of a name after a common stem, or "") -> whether it is a separate sample.
 
-    A key without image or captions of its own is a part of the sample with a shorter key, if there is one.
+    A key without its own image or captions belongs to the sample with a shorter key, if there is one.
     """
     has: dict[str, set[int]] = {}
     for extension in extensions:
@@ -326,7 +327,7 @@ def _keys(extensions: Collection[str], layout: Layout) -> dict[str, bool]:
 
 
 def _beginnings(name: str) -> Iterator[str]:
-    """What is before each dot of a name, the longest first, then nothing: of "a.b.c", "a.b", "a", ""."""
+    """The parts of a name before each dot, longest first, then "": for "a.b.c", "a.b", "a" and ""."""
     while name:
         name = name.rpartition(".")[0]
         yield name
@@ -345,7 +346,7 @@ def _places(
 
 
 def check_parts(shards: list[TarSamples], layout: Layout) -> None:
-    """InvalidArgument where there are no samples, or where a part is missing from all of them."""
+    """Raise `InvalidArgument` if there are no samples, or if a part is missing from all of them."""
     if not any(samples.stems for samples in shards):
         raise InvalidArgument("shards", "samples, such as 00012.jpg with 00012.txt", "tars without any")
     present = sorted(set().union(*(samples.extensions for samples in shards)))
@@ -359,5 +360,5 @@ def _extension(column: str) -> str:
 
 
 def _one_form(name: str) -> str:
-    """A name in one Unicode form: tars have names in either."""
+    """A name in a single Unicode form, since tars can use either."""
     return unicodedata.normalize("NFC", name)

@@ -40,11 +40,11 @@ from nexus_adapters.data.tar_index import (
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.progress import progress
 
-_CONNECTIONS = 8  # at once, when the shards' versions are requested
+_CONNECTIONS = 8  # concurrent requests for the shards' versions
 
 
 class FilePart(io.RawIOBase):
-    """`size` bytes of `file` from `offset` on, as a file of its own. Closing it leaves `file` open."""
+    """`size` bytes of `file` starting at `offset`, as a separate file. Closing it leaves `file` open."""
 
     def __init__(self, file: io.FileIO, offset: int, size: int) -> None:
         super().__init__()
@@ -52,21 +52,21 @@ class FilePart(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to an offset within the part."""
+        """Move to an offset within the part."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the part reaches."""
+        """Fill the buffer up to the end of the part. Returns the number of bytes."""
         view = memoryview(buffer).cast("B")
         self._file.seek(self._offset + self._position)
         count = self._file.readinto(view[: max(0, self._size - self._position)])
@@ -75,33 +75,33 @@ class FilePart(io.RawIOBase):
 
 
 class TarSource:
-    """The samples of tars in WebDataset's layout: files of one name, up to the first dot, are one sample.
+    """The samples of tars in WebDataset's layout: files with the same name before the first dot are a sample.
 
-    Names with more dots are kept apart where each has an image and captions (`group_members`).
+    Names with more dots are separate samples if each has an image and captions (`group_members`).
 
-    The headers of each tar are read once, into an index that is kept; after that each sample is read by its
-    offset. Nothing is unpacked: the members' names are never used as paths.
+    The headers of each tar are read once into an index, which is stored; then each sample is read by its
+    offset. Nothing is unpacked, and the members' names are never used as paths.
 
-    Of a tar that ends early the whole samples are used, with a warning. A sample without image, map or
-    captions is a BadSample when it is read.
+    The complete samples of a truncated tar are used, with a warning. Reading a sample without image, map or
+    captions raises BadSample.
 
     Args:
-        shards: paths, globs of paths, and URLs (http(s), or any protocol that fsspec reads); ranges as in
-            "train-{000..127}.tar". Tars behind URLs are downloaded whole when they are needed, all of them
-            once for their index.
-        image_column: extension of the images; None for the first that exists of jpg, jpeg, png, webp.
-        condition_column: extension of the structure maps, such as "canny.png"; None where there are none.
-        caption_column: extension of the captions, whose whole text is one caption, or "json:KEY" for a string
-            or a list of strings in a JSON object; None for "txt".
-        index_folder: where indices are kept, and in its folder "shards" tars from URLs.
+        shards: paths, globs of paths, and URLs (http(s), or any protocol that fsspec supports); a range is
+            written as in "train-{000..127}.tar". Tars at URLs are downloaded completely when they are needed,
+            and all of them once for their index.
+        image_column: extension of the images; None for the first that exists of jpg, jpeg, png and webp.
+        condition_column: extension of the structure maps, such as "canny.png"; None if there are none.
+        caption_column: extension of text files with one caption each, or "json:KEY" for a string or a list of
+            strings in a JSON object; None for "txt".
+        index_folder: where indices are stored, and tars from URLs in its subfolder "shards".
         keep_shards: how many tars from URLs are kept; the least recently used are deleted.
-        extracted: extensions of all maps of the samples, where an extractor made them: RGB in whatever mode
-            they are stored, so that gray ones are no label ids.
-        with_captions: False reads none: every sample has the empty caption.
+        extracted: extensions of all maps of the samples if an extractor made them. They are RGB whatever mode
+            they are stored in, so gray ones are not label ids.
+        with_captions: False ignores captions: every sample has the empty caption.
 
     Raises:
-        InvalidArgument: for no shards, a file that is not an uncompressed tar, no samples, or an extension
-            that no sample has.
+        InvalidArgument: for an empty list of shards, a file that is not an uncompressed tar, tars without
+            samples, or an extension that no sample has.
         OSError: for a URL that cannot be reached.
     """
 
@@ -140,7 +140,7 @@ class TarSource:
         ignored.report(f"{self._shards[0].name}{', ...' if len(self._shards) > 1 else ''}")
 
     def _check_captions(self) -> None:
-        """InvalidArgument for whole JSON objects as captions."""
+        """Raise `InvalidArgument` if the captions are whole JSON objects."""
         captions = self._layout.captions or ""
         if self._layout.caption_key is None and captions.rpartition(".")[2] == "json":
             keys: list[str] = []
@@ -148,56 +148,56 @@ class TarSource:
                 keys = json_keys([read_text(self._read(0, CAPTIONS), "captions", self.key(0))])
             raise InvalidArgument(
                 "caption_column",
-                f"{captions}:KEY, with a key of the JSON objects",
+                f"{captions}:KEY with a key of the JSON objects",
                 f"'{captions}'",
-                f"The keys of the first one are {', '.join(keys)[:200]}" if keys else "",
+                f"The first object has the keys {', '.join(keys)[:200]}" if keys else "",
             )
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def shard_of(self, index: int) -> int:
-        """The number of the sample's shard, from 0 on, by which an order can keep shards together."""
+        """Return the index of the sample's shard, from 0, with which an order can keep shards together."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         return bisect_right(self._ends, index)
 
     def version(self, index: int) -> str:
-        """A text that changes when the sample's shard does. Nothing is downloaded."""
+        """Return text that changes when the sample's shard does. Nothing is downloaded."""
         return self._versions[self.shard_of(index)]
 
     def key(self, index: int) -> str:
-        """The shard, and the sample's name in it."""
+        """Return the shard and the sample's name in it."""
         shard, row = self._find(index)
         stem = self._samples[shard].stems[row]
         printable = "".join(character if character.isprintable() else "?" for character in stem)
         return f"{self._shards[shard].name}/{printable}"
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over image, structure map and captions. BadSample."""
+        """Return the SHA-256 of image, structure map and captions. Raises BadSample."""
         parts = [Part("image", self._read(index, IMAGE), self.key(index))]
         if self._layout.condition is not None:
             parts.append(Part("condition", self._read(index, CONDITION), self.key(index)))
         return hash_sample(parts, self._captions(index))
 
     def image_hash(self, index: int) -> str:
-        """SHA-256 over the image's bytes. BadSample."""
+        """Return the SHA-256 of the image's bytes. Raises BadSample."""
         return hash_image(self._read(index, IMAGE), self.key(index))
 
     def stamp(self, index: int) -> str:
-        """The shard, its version, and the sample's place in it. Nothing is downloaded."""
+        """Return the shard, its version, and the sample's position in it. Nothing is downloaded."""
         shard, row = self._find(index)
         return json.dumps([self._shards[shard].place, self._versions[shard], repr(self._layout), row])
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the image, upright, from its header. BadSample."""
+        """Return (width, height) of the upright image, from its header. Raises BadSample."""
         offset, size = self._place(index, IMAGE)
         with self._open(index) as file:
             member: io.BufferedReader = io.BufferedReader(FilePart(file, offset, size))
             return read_size(member, "image", self.key(index))
 
     def load(self, index: int) -> Sample:
-        """Decode a sample. BadSample."""
+        """Decode a sample. Raises BadSample."""
         key, captions = self.key(index), self._captions(index)
         image = read_image(self._read(index, IMAGE), "image", key)
         condition = None
@@ -212,7 +212,7 @@ class TarSource:
         return self._layout.read_captions(self._read(index, CAPTIONS), self.key(index))
 
     def _find(self, index: int) -> tuple[int, int]:
-        """The shard, and the row in it."""
+        """The shard of a sample and its row in the shard."""
         shard = self.shard_of(index)
         return shard, index - (self._ends[shard] - len(self._samples[shard].stems))
 
@@ -236,7 +236,7 @@ class TarSource:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
-            raise BadSample(f"shards: expected {size} bytes, got {len(content)} of '{self.key(index)}'")
+            raise BadSample(f"shards: expected {size} bytes for '{self.key(index)}', got {len(content)}")
         return content
 
 
@@ -254,6 +254,4 @@ def _version(shard: Shard) -> str | None:
     try:
         return shard.version()
     except OSError as error:
-        raise InvalidArgument(
-            "shards", "a file that can be read", f"'{shard.name}' ({error.strerror})"
-        ) from error
+        raise InvalidArgument("shards", "a readable file", f"'{shard.name}' ({error.strerror})") from error

@@ -1,7 +1,7 @@
-"""A cache of tensors that are computed once and read in every step: safetensors shards in a folder.
+"""A cache of tensors that are computed once and read in every step, as safetensors shards in a folder.
 
-An entry's name is a hash of all that it was computed from. So runs share entries, data sets may grow, and
-what a killed run has finished is there for the next.
+An entry's name is a hash of everything it was computed from. So runs share entries, datasets can grow, and
+the next run can use what a killed run has finished.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.files import STALE_AFTER_S, lock, remove_unfinished, save_tensors
 
 _SHARD = "shard-*.safetensors"
-_LOCK = ".writing-"  # and the name of the shard: held while it is written
+_LOCK = ".writing-"  # prefix of a lock file's name, followed by the shard's name; held during writing
 _SEPARATOR = "/"
 
 
 class TensorCache:
-    """Entries of a few named tensors each, in `folder`, which is created where it is missing.
+    """Entries of a few named tensors each, in `folder`, which is created if it is missing.
 
-    Opening it reads headers alone; tensors are read when they are needed. It can be pickled for the processes
-    of a DataLoader. Several processes may write to one folder.
+    Opening it reads only headers; tensors are read on demand. It can be pickled for the processes of a
+    DataLoader. Several processes can write to the same folder.
 
     Raises:
-        InvalidArgument: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
+        InvalidArgument: if `folder` is a file, cannot be written to, or has a shard that cannot be read.
 
     Warns:
-        Of a damaged shard, which gets another name: its entries are missing, and computed again.
+        UserWarning: about a damaged shard, which is renamed; its entries are missing and computed again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class TensorCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Find shards that any process has written since."""
+        """Find shards that any process has written in the meantime."""
         known = set(self._shard_of.values())
         for shard in sorted(self.folder.glob(_SHARD)):
             if shard not in known:
@@ -65,11 +65,11 @@ class TensorCache:
         return name in self._shard_of
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those that have no entry, each once, in order."""
+        """Return the names without an entry, in order and without repetitions."""
         return [name for name in dict.fromkeys(names) if name not in self]
 
     def write(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Add entries, as one shard that appears whole or not at all."""
+        """Add entries as one shard, which is written atomically."""
         flat = {
             f"{name}{_SEPARATOR}{part}": tensor
             for name, tensors in entries.items()
@@ -87,7 +87,7 @@ class TensorCache:
         self._index(self.folder / name)
 
     def _remove_abandoned(self) -> None:
-        """Delete what killed processes were writing: at once where their lock is free, else in time."""
+        """Delete unfinished files of killed processes: immediately if their lock is free, else later."""
         for file in self.folder.glob(f"{_LOCK}*"):
             with suppress(OSError, NotImplementedError), lock(file, wait=False) as is_free:
                 if is_free:
@@ -96,11 +96,11 @@ class TensorCache:
         remove_unfinished(self.folder, STALE_AFTER_S)
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """The tensors of an entry; KeyError where there is none."""
+        """Return the tensors of an entry. Raises KeyError if there is no such entry."""
         return {part: self.read_part(name, part) for part in self._tensors_of[name]}
 
     def read_part(self, name: str, part: str) -> Tensor:
-        """One tensor of an entry. KeyError where there is no such entry."""
+        """Return one tensor of an entry. Raises KeyError if there is no such entry."""
         shard = self._shard_of[name]
         if shard not in self._opened:
             self._opened[shard] = safe_open(shard, framework="pt")
@@ -111,12 +111,12 @@ class TensorCache:
         try:
             with safe_open(shard, framework="pt") as file:
                 keys = sorted(file.keys())
-        except SafetensorError as error:  # a shard appears whole or not at all, so the disk has damaged it
+        except SafetensorError as error:  # shards are written atomically, so the disk has damaged it
             aside = shard.with_name(f"{shard.name}.damaged")
-            with suppress(FileNotFoundError):  # where another process has done the same
+            with suppress(FileNotFoundError):  # if another process has done the same
                 shard.rename(aside)
             warnings.warn(
-                f"cache: '{aside}' is damaged ({error}); its entries are computed again", stacklevel=2
+                f"cache: '{aside}' is damaged ({error}); its entries will be computed again", stacklevel=2
             )
             return
         except OSError as error:

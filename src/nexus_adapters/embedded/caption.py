@@ -1,4 +1,4 @@
-"""From a scene to words: a small grammar with several phrasings, and the spatial relations of the objects."""
+"""Captions of scenes: a small grammar with several phrasings, and the spatial relations of the objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BACKGROUNDS = (
     "on {a} {color} background, {opening}{objects}",
 )
 _REACH = 1.15  # in radii; no outline extends farther from its center
-_OVERLAP_PX = 8.0  # common area; with less it is not visible which object is nearer
+_OVERLAP_PX = 8.0  # overlapping area; if it is smaller, it is not visible which object is nearer
 
 
 def caption(scene: Scene, phrasing: int = 0) -> str:
@@ -42,7 +42,7 @@ def caption(scene: Scene, phrasing: int = 0) -> str:
 
 
 def noun_phrase(item: SceneObject, rng: Random) -> str:
-    """The object in words, such as "a striped red star". The material "plain" is mostly left out."""
+    """Return a phrase for an object, such as "a striped red star". The material "plain" is mostly omitted."""
     words = [item.material, item.color]
     if item.material == "plain" and rng.random() < 0.7:
         words = [item.color]
@@ -52,9 +52,9 @@ def noun_phrase(item: SceneObject, rng: Random) -> str:
 
 
 def relation(scene: Scene, first: int, second: int) -> str:
-    """How object `first` is placed relative to `second`: by depth where they overlap, else by side.
+    """Return the relation of object `first` to `second`: by depth if they overlap, else by side.
 
-    `first` and `second` are indices into the objects, farthest first.
+    `first` and `second` are indices of the objects, which are ordered from far to near.
     """
     a, b = scene.objects[first], scene.objects[second]
     dx, dy = a.x - b.x, a.y - b.y
@@ -66,14 +66,14 @@ def relation(scene: Scene, first: int, second: int) -> str:
 
 
 def overlap_px(a: SceneObject, b: SceneObject) -> float:
-    """The area, in pixels, that both objects cover."""
+    """Return the area in pixels that both objects cover."""
     if math.hypot(a.x - b.x, a.y - b.y) > _REACH * (a.radius + b.radius):
         return 0.0
     return float(np.minimum(covered_pixels(a), covered_pixels(b)).sum())
 
 
 def _relations(scene: Scene, order: list[int], rng: Random) -> str:
-    """Pairs joined by their relation, such as "A above B, and C behind D". An odd one at the end is alone."""
+    """Pairs joined by their relation, such as "A above B, and C behind D". A last odd object stands alone."""
     phrases = [noun_phrase(scene.objects[index], rng) for index in order]
     parts = [
         f"{phrases[i]} {relation(scene, order[i], order[i + 1])} {phrases[i + 1]}"

@@ -1,4 +1,4 @@
-"""Held-out scenes, which no training sees, and scores of how well an image shows its scene."""
+"""Held-out scenes, which are never trained on, and scores of how well an image shows its scene."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from nexus_adapters.metrics.structure import edge_f1
 # What `score_images` measures.
 SCENE_METRICS = ("binding_color", "binding_material", "background", "edge_f1")
 
-_FULLY_VISIBLE = 0.99  # share of a pixel; a pixel that two things share is evidence for neither
+_FULLY_VISIBLE = 0.99  # fraction of a pixel; a pixel shared by two things is evidence for neither
 _TONES = np.stack([color_tone(color) for color in COLORS]).astype(np.float64)
 _CANDIDATES = tuple((color, material) for color in COLORS for material in MATERIALS)
 
 
 @dataclass(frozen=True)
 class TestScene:
-    """A scene with what a generation needs and what its scores are measured against.
+    """A scene with the inputs for generation and the reference for scores.
 
     Attributes:
         scene: the scene.
-        rendering: its true image, and which pixels each object shows.
+        rendering: its true image, and which pixels show each object.
         condition: one of its structure maps: RGB, 128x128.
         prompt: its caption.
-        condition_name: which map that is, one of `embedded.maps.MAPS`.
+        condition_name: the kind of map, one of `embedded.maps.MAPS`.
     """
 
-    __test__ = False  # the name is not that of a test case of pytest's
+    __test__ = False  # despite its name, not a test case for pytest
 
     scene: Scene
     rendering: Rendering
@@ -50,13 +50,13 @@ class TestScene:
 def load_test_scenes(
     count: int, split: Split = "test", first_seed: int = 0, condition_name: str = CONDITION
 ) -> list[TestScene]:
-    """Load the held-out scenes of consecutive seeds. Training never sees the splits "test" and "novel".
+    """Return the held-out scenes of consecutive seeds. Training never sees the splits "test" and "novel".
 
     Args:
-        count: the number of scenes.
+        count: number of scenes.
         split: "novel" has combinations of shape, color and material that training never sees.
-        first_seed: the seed of the first scene.
-        condition_name: which structure map, one of `embedded.maps.MAPS`.
+        first_seed: seed of the first scene.
+        condition_name: the kind of structure map, one of `embedded.maps.MAPS`.
 
     Raises:
         InvalidArgument: for an unknown split or `condition_name`, or a negative seed.
@@ -75,7 +75,7 @@ def score_images(
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Score each image against its scene.
 
-    Edges are compared with the canny map; where the scene has another map, with the edges of its true image.
+    Edges are compared to the canny map or, if the scene has another map, to the edges of its true image.
 
     Returns:
         For each metric of `SCENE_METRICS` a value per image, in [0, 1]; higher is better.
@@ -93,9 +93,9 @@ class SceneScore:
     """How much of a scene an image shows.
 
     Attributes:
-        binding_color: the share of objects that have the color of the scene's object, in [0, 1].
-        binding_material: the same for the material.
-        background: 1 if the background has the right color, else 0.
+        binding_color: fraction of objects that have the correct color (attribute binding), in [0, 1].
+        binding_material: fraction of objects that have the correct material, in [0, 1].
+        background: 1 if the background has the correct color, else 0.
     """
 
     binding_color: float
@@ -104,23 +104,23 @@ class SceneScore:
 
 
 def score(
-    # `| np.ndarray`: the shape check that is active under pytest must not preempt the error below.
+    # `| np.ndarray` lets input with a wrong shape reach the error below, also under pytest.
     image: UInt8[np.ndarray, "h w 3"] | np.ndarray,
     scene: Scene,
     rendering: Rendering | None = None,
 ) -> SceneScore:
     """Score attribute binding and background of an image that should show `scene`.
 
-    Each object's visible region is compared with what the object would look like there in every color and
-    material; the best fit (least squared error) is what the image shows.
+    Each object's visible region is compared to what the object would look like in every color and material;
+    the best fit (smallest squared error) is taken as what the image shows.
 
     Args:
-        image: 8-bit sRGB, 128x128.
+        image: 8-bit sRGB image, 128x128.
         scene: what the image should show.
-        rendering: of this scene, if you have it already.
+        rendering: the rendering of this scene, if you already have it.
 
     Raises:
-        InvalidArgument: for an image of another type or shape.
+        InvalidArgument: for an image with another dtype or shape.
     """
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
         expected = f"uint8 of shape {(SIZE, SIZE, 3)}"
@@ -142,25 +142,25 @@ def score(
 def best_fit(
     pixels: Float[np.ndarray, "h w 3"], item: SceneObject, visible: Float[np.ndarray, "h w"]
 ) -> tuple[str, str]:
-    """The (color, material) whose rendering of `item` is nearest to `pixels` ([0, 1]) where it is visible."""
+    """Return the (color, material) in which `item` is nearest to `pixels`, in [0, 1], where it is visible."""
     rows, columns = np.nonzero(visible > _FULLY_VISIBLE)
     seen = pixels[rows, columns]
     centers = (rows + np.float32(0.5), columns + np.float32(0.5))
     errors = np.empty((len(COLORS), len(MATERIALS)))
     for index, material in enumerate(MATERIALS):
         shade = material_shade(item, material, *centers).astype(np.float64)
-        # The sum over pixels of |tone * shade - seen|^2, less |seen|^2, which is the same for all.
+        # The sum over pixels of |tone * shade - seen|^2 without |seen|^2, which is the same for all.
         errors[:, index] = np.square(_TONES).sum(axis=1) * (shade @ shade) - 2 * _TONES @ (shade @ seen)
     return _CANDIDATES[int(np.argmin(errors))]
 
 
 def background_color(pixels: Float[np.ndarray, "h w 3"], rendering: Rendering) -> str:
-    """The color word nearest to the mean of the background; each word is compared at its best brightness."""
+    """Return the color word nearest to the mean of the background, each compared at its best brightness."""
     mean = pixels[rendering.background_visible > _FULLY_VISIBLE].mean(axis=0)
 
     def error(color: str) -> float:
         tone = color_tone(color)
-        brightness = np.clip(mean @ tone / (tone @ tone), 0.7, 1.14)  # the range that lights give
+        brightness = np.clip(mean @ tone / (tone @ tone), 0.7, 1.14)  # the range of the lights' brightness
         return float(np.square(mean - brightness * tone).sum())
 
     return min(COLORS, key=error)

@@ -17,8 +17,8 @@ from nexus_adapters.errors import InvalidArgument
 
 MAPS = ("canny", "depth", "segmentation", "sketch")
 
-# The color of each shape's class in a segmentation map: corners and edges of the RGB cube, at least 127 apart
-# in one channel. It is independent of an object's own color.
+# The color of each shape's class in a segmentation map: corners and edges of the RGB cube that differ by at
+# least 127 in one channel. It is independent of the object's own color.
 SHAPE_COLORS: dict[str, tuple[int, int, int]] = dict(
     zip(
         SHAPES,
@@ -31,17 +31,18 @@ SHAPE_COLORS: dict[str, tuple[int, int, int]] = dict(
 )  # fmt: skip
 BACKGROUND_COLOR = (0, 0, 0)
 
-_FIXED_POINT_BITS = 4  # of OpenCV's line coordinates
+_FIXED_POINT_BITS = 4  # fractional bits of OpenCV's line coordinates
 _STROKE_STEP = 2.0  # pixels between the points of a stroke
-_JITTER = 0.9  # pixels, the standard deviation of a stroke's slow drift from the contour
+_JITTER = 0.9  # pixels; standard deviation of a stroke's slow drift from the contour
 _DRIFT_LENGTH = 14.0  # pixels along the stroke over which the drift changes
-_GAP_EVERY, _GAP_LENGTH = 45.0, (3.0, 8.0)  # pixels: of stroke per gap on average; of a gap, least and most
+_GAP_EVERY, _GAP_LENGTH = 45.0, (3.0, 8.0)  # pixels: average distance of gaps; range of their lengths
 
 
 def depth_map(rendering: Rendering) -> UInt8[np.ndarray, "h w 3"]:
-    """Nearness, 0 to 255: 0 for the background, 255 for the nearest object, equal steps in between.
+    """Return a map of nearness: 0 for the background, 255 for the nearest object, equal steps in between.
 
-    Objects are flat and face the viewer, so each has one value. A pixel has that of what covers most of it.
+    Objects are flat and face the viewer, so each has one value. A pixel has the value of what covers most of
+    it.
     """
     count = len(rendering.visible)
     nearness = np.rint(np.linspace(0, 255, count + 1)).astype(np.uint8)
@@ -50,15 +51,15 @@ def depth_map(rendering: Rendering) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def segmentation_map(scene: Scene, rendering: Rendering) -> UInt8[np.ndarray, "h w 3"]:
-    """The color of each pixel's shape class (`SHAPE_COLORS`); black for the background."""
+    """Return the color of each pixel's shape class (`SHAPE_COLORS`); black for the background."""
     colors = [BACKGROUND_COLOR, *(SHAPE_COLORS[item.shape] for item in scene.objects)]
     return np.asarray(np.asarray(colors, np.uint8)[_labels(rendering)])
 
 
 def sketch_map(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
-    """The visible contours as hand-drawn strokes, white on black: off by about a pixel, with gaps.
+    """Return the visible contours as hand-drawn strokes, white on black: off by about a pixel, with gaps.
 
-    The same scene gives the same strokes.
+    The same scene always gives the same strokes.
     """
     rng = np.random.default_rng(Random(f"nexus sketch {scene!r}").getrandbits(64))
     canvas = np.zeros((SIZE, SIZE), np.uint8)
@@ -72,15 +73,15 @@ def sketch_map(scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def draw_map(condition_name: str, scene: Scene, rendering: Rendering | None = None) -> Image.Image:
-    """Draw one of a scene's maps.
+    """Return one of a scene's maps.
 
     Args:
         condition_name: one of `MAPS`. "canny" is extracted from the image; the others are exact.
         scene: the scene.
-        rendering: of this scene, if you have it already.
+        rendering: the rendering of this scene, if you already have it.
 
     Returns:
-        RGB, 128x128.
+        The map: RGB, 128x128.
 
     Raises:
         InvalidArgument: for an unknown `condition_name`.
@@ -98,7 +99,7 @@ def draw_map(condition_name: str, scene: Scene, rendering: Rendering | None = No
 
 
 def _labels(rendering: Rendering) -> np.ndarray:
-    """What covers most of each pixel: 0 the background, 1 the farthest object. Ties go to the nearer."""
+    """What covers most of each pixel: 0 for the background, 1 for the farthest object; nearer for ties."""
     shares = np.concatenate([rendering.background_visible[None], rendering.visible])
     return np.asarray(len(shares) - 1 - shares[::-1].argmax(axis=0))
 
@@ -113,7 +114,7 @@ def _contours(item: SceneObject) -> list[Float[np.ndarray, "points 2"]]:
 def _hand_drawn(
     contour: Float[np.ndarray, "points 2"], rng: np.random.Generator
 ) -> Float[np.ndarray, "steps 2"]:
-    """The closed contour in steps of equal length, moved by a slowly changing drift."""
+    """The closed contour in steps of equal length, displaced by a slowly changing drift."""
     closed = np.concatenate([contour, contour[:1]])
     lengths = np.hypot(*np.diff(closed, axis=0).T)
     ends = np.concatenate([[0.0], np.cumsum(lengths)])

@@ -23,24 +23,24 @@ def load_embedded(
     world: str = "scenes",
     torch_dtype: torch.dtype = torch.float32,
 ) -> StableDiffusionNexusPipeline:
-    """An embedded Stable Diffusion with a trained Nexus adapter. Never uses the network.
+    """Load the embedded Stable Diffusion with a trained Nexus adapter. Never uses the network.
 
     Args:
-        condition: the structure map that the adapter reads. "canny": edges as `extract` returns them.
+        condition: the structure map that the adapter reads. "canny": edges as returned by `extract`.
             "depth": nearness in gray, from black for the background to white for the nearest object.
-            "segmentation": each shape in its color of `embedded.maps.SHAPE_COLORS`, on black. "sketch": white
-            strokes one pixel wide, on black.
+            "segmentation": each shape in its color from `embedded.maps.SHAPE_COLORS`, on black. "sketch":
+            white strokes, one pixel wide, on black.
         variant: the name of an adapter for this condition: "prime" or "slim", and for canny also
             "prime-paper" or "slim-paper".
-        world: what the base was trained on: "scenes", colored shapes at 128x128 pixels.
-        torch_dtype: of the whole pipeline; the weights are stored as float16.
+        world: what the base was trained on: "scenes", which are colored shapes at 128x128 pixels.
+        torch_dtype: dtype of the whole pipeline; the weights are stored as float16.
 
     Returns:
-        A pipeline on the CPU. `bundled.guidance_for` has the guidance scale that suits it.
+        A pipeline on the CPU. `bundled.guidance_for` returns a suitable guidance scale.
 
     Raises:
-        InvalidArgument: for an unknown world, condition or variant, with the known ones; and where
-            nexus-adapters-embedded is not installed, with how to install it.
+        InvalidArgument: for an unknown world, condition or variant (it lists the known ones), or if
+            nexus-adapters-embedded is not installed (it says how to install it).
     """
     if world not in _WORLDS:
         raise InvalidArgument("world", f"one of {', '.join(_WORLDS)}", repr(world))
@@ -54,11 +54,11 @@ def load_embedded(
 
 
 def embedded_clip() -> Path:
-    """The folder of the CLIP that scores images of the embedded world, in transformers format.
+    """Return the folder of the CLIP that scores images of the embedded world, in transformers format.
 
-    Its retrieval.json has its accuracy at finding the captions of unseen scenes.
+    Its retrieval.json contains its accuracy in retrieving the captions of unseen scenes.
 
     Raises:
-        InvalidArgument: where nexus-adapters-embedded is not installed.
+        InvalidArgument: if nexus-adapters-embedded is not installed.
     """
     return embedded_folder("clip")

@@ -1,4 +1,4 @@
-"""From a scene to pixels: the image, which pixels each object shows, and the outlines of the shapes."""
+"""Render scenes: the image, which pixels show each object, and the outlines of the shapes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from nexus_adapters.embedded.scene import COLORS, SIZE, Scene, SceneObject
 Contour = Float[np.ndarray, "points 2"]
 
 PATTERN_PERIOD = 13.0  # pixels; wide enough to survive an autoencoder with a factor of 8
-_SECOND_TONE = 0.45  # the pattern's dark tone, as a share of the color
-_SUPERSAMPLING = 4  # sub-pixels a side
-_FIXED_POINT_BITS = 4  # of OpenCV's polygon coordinates
+_SECOND_TONE = 0.45  # the pattern's dark tone, as a fraction of the color
+_SUPERSAMPLING = 4  # sub-pixels per side of a pixel
+_FIXED_POINT_BITS = 4  # fractional bits of OpenCV's polygon coordinates
 
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5  # pixel centers
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A scene's image, and what is visible where.
+    """A scene's image, and which object is visible where.
 
     Attributes:
-        image: 8-bit sRGB.
-        visible: for each object, farthest first, the share of each pixel that shows it, in [0, 1].
+        image: 8-bit sRGB image.
+        visible: for each object, farthest first, the fraction of each pixel that shows it, in [0, 1].
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -37,7 +37,7 @@ class Rendering:
 
     @property
     def background_visible(self) -> Float[np.ndarray, "h w"]:
-        """The share of each pixel that no object covers, in [0, 1]."""
+        """The fraction of each pixel that no object covers, in [0, 1]."""
         return np.asarray(1 - self.visible.sum(axis=0), np.float32)
 
 
@@ -55,7 +55,7 @@ def render(scene: Scene) -> Rendering:
 
 
 def background_pixels(scene: Scene) -> Float[np.ndarray, "h w 3"]:
-    """The background alone, in [0, 1]: its color, brighter toward the light."""
+    """Return the pixels of the background alone, in [0, 1]; it is brighter toward the light."""
     toward = math.cos(scene.light_angle) * _COLUMNS + math.sin(scene.light_angle) * _ROWS
     ramp = (toward - toward.mean()) / (SIZE / 2)
     brightness = 0.92 + scene.light_strength * ramp
@@ -64,7 +64,7 @@ def background_pixels(scene: Scene) -> Float[np.ndarray, "h w 3"]:
 
 
 def color_tone(color: str) -> Float[np.ndarray, "3"]:
-    """The sRGB value of a color word, in [0, 1]."""
+    """Return the sRGB value of a color word, in [0, 1]."""
     return np.asarray(COLORS[color], np.float32) / 255
 
 
@@ -75,21 +75,21 @@ def material_pixels(
     rows: Float[np.ndarray, "..."],
     columns: Float[np.ndarray, "..."],
 ) -> Float[np.ndarray, "... 3"]:
-    """The pixels of `item` at these pixel centers if it had this color and material, in [0, 1]."""
+    """Return `item`'s pixels, in [0, 1], at these pixel centers if it had this color and material."""
     return np.asarray(color_tone(color) * material_shade(item, material, rows, columns)[..., None])
 
 
 def material_shade(
     item: SceneObject, material: str, rows: Float[np.ndarray, "..."], columns: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "..."]:
-    """The share of the color's tone that the material lets through at these pixel centers, in [0.45, 1]."""
+    """Return the material's factor on the color's tone at these pixel centers, in [0.45, 1]."""
     return 1 - (1 - _SECOND_TONE) * material_pattern(item, material, rows, columns)
 
 
 def material_pattern(
     item: SceneObject, material: str, rows: Float[np.ndarray, "..."], columns: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "..."]:
-    """The share of the dark tone at these pixel centers, in [0, 1]; the pattern turns with the object."""
+    """Return the fraction of the dark tone at these pixel centers, in [0, 1]. It turns with the object."""
     if material == "plain":
         return np.zeros_like(rows)
     dx, dy = columns - np.float32(item.x), rows - np.float32(item.y)
@@ -105,13 +105,13 @@ def material_pattern(
 
 
 def _wave(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """A triangle wave of slope 1: the signed distance, in pixels, into the half period that holds x = 0."""
+    """A triangle wave of slope 1: the signed distance, in pixels, into the half period around x = 0."""
     period = np.float32(PATTERN_PERIOD)
     return period / 4 - np.abs(x - period * np.rint(x / period))
 
 
 def covered_pixels(item: SceneObject) -> Float[np.ndarray, "h w"]:
-    """The share of each pixel that the object covers, in [0, 1], regardless of what is in front of it."""
+    """Return the fraction of each pixel that the object covers, in [0, 1], including where it is hidden."""
     covered = np.zeros((SIZE, SIZE), np.float32)
     box, covered_in_box = _coverage(item)
     covered[box] = covered_in_box
@@ -125,7 +125,7 @@ def _coverage(item: SceneObject) -> tuple[tuple[slice, slice], Float[np.ndarray,
     cos, sin = math.cos(item.rotation), math.sin(item.rotation)
     turn = np.array([[cos, sin], [-sin, cos]]) * item.radius
     scale = _SUPERSAMPLING << _FIXED_POINT_BITS
-    # OpenCV puts whole coordinates at pixel centers, we put them at pixel corners: half a sub-pixel apart.
+    # Integer coordinates are pixel centers in OpenCV but pixel corners here, half a sub-pixel apart.
     shift = (1 << _FIXED_POINT_BITS) / 2
     contours = [
         np.rint((contour @ turn + [item.x - left, item.y - top]) * scale - shift).astype(np.int32)
@@ -140,7 +140,7 @@ def _coverage(item: SceneObject) -> tuple[tuple[slice, slice], Float[np.ndarray,
 
 @cache
 def outline(shape: str) -> tuple[Contour, ...]:
-    """The contours of `shape` in units of its radius, centered on the origin; a second contour is a hole."""
+    """Return the contours of `shape` in units of its radius, centered on the origin; a second is a hole."""
     return tuple(_BUILDERS[shape]())
 
 
@@ -174,7 +174,7 @@ def _heart() -> Contour:
 
 
 def _crescent() -> Contour:
-    # The outer circle from horn to horn, then back along a second circle moved to the right.
+    # The outer circle from tip to tip, then back along a second circle, shifted to the right.
     shift, inner_radius = 0.48, 0.80
     horn_x = (1 + shift**2 - inner_radius**2) / (2 * shift)
     outer_deg = np.degrees(np.arccos(horn_x))

@@ -1,4 +1,4 @@
-"""A scene: 2 to 4 objects on a lit background, drawn from a seed; and all shapes, colors and materials."""
+"""Scenes of 2 to 4 objects on a lit background, sampled from a seed; all shapes, colors and materials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexus_adapters.errors import InvalidArgument
 SHAPES = ("circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent")
 MATERIALS = ("plain", "striped", "dotted", "checked")
 
-# 8-bit sRGB. Chosen so that any two of them, and of the dark tones of their patterns, are clearly different.
+# 8-bit sRGB. Any two of them are clearly different, and so are the dark tones of their patterns.
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 36, 44),
     "orange": (246, 136, 26),
@@ -31,29 +31,29 @@ COMBINATIONS: tuple[Combination, ...] = tuple(product(SHAPES, COLORS, MATERIALS)
 
 
 def _rank(combination: Combination) -> str:
-    # A hash, not a random generator: the same choice with every library version and on every machine.
+    # A hash instead of a random generator gives the same choice in all library versions and on all machines.
     return hashlib.sha256(" ".join(combination).encode()).hexdigest()
 
 
-# Held out of training: one in ten, 26 of 256.
+# Held out of training: 26 of 256, about a tenth.
 NOVEL_COMBINATIONS: frozenset[Combination] = frozenset(
     sorted(COMBINATIONS, key=_rank)[: round(len(COMBINATIONS) / 10)]
 )
 
-SIZE = 128  # pixels a side
+SIZE = 128  # side in pixels
 
 Split = Literal["train", "test", "novel"]
 SPLITS: tuple[Split, ...] = ("train", "test", "novel")
 
-# The more objects, the smaller they are, so that all stay visible: count -> circumscribed radius, pixels.
+# Objects are smaller if there are more, so that all are visible: count -> circumscribed radius in pixels.
 _RADIUS_RANGE = {2: (23.0, 36.0), 3: (20.0, 30.0), 4: (18.0, 26.0)}
 _MARGIN = 2.0  # pixels between an object and the border
-_MIN_DISTANCE = 0.62  # of the sum of two radii; closer objects would hide too much of the one behind
+_MIN_DISTANCE = 0.62  # times the sum of two radii; a closer object would hide too much of the one behind
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. Position and radius in pixels (x right, y down), rotation in radians, clockwise."""
+    """An object. Position and radius are in pixels (x right, y down), rotation in radians, clockwise."""
 
     shape: str
     color: str
@@ -66,12 +66,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on a background of one color, under a linear light.
+    """Objects on a background of one color with a linear brightness gradient.
 
     Attributes:
-        objects: from the farthest to the nearest.
-        background: its color, one of `COLORS`.
-        light_angle: where the light comes from, in radians.
+        objects: the objects, from the farthest to the nearest.
+        background: the background's color, one of `COLORS`.
+        light_angle: direction of the light, in radians.
         light_strength: half the range of the background's brightness factor.
     """
 
@@ -82,12 +82,12 @@ class Scene:
 
 
 def draw_scene(seed: int, split: Split = "train") -> Scene:
-    """Draw the scene of a seed: always the same one, in every process and on every machine.
+    """Return the scene of a seed, which is the same in every process and on every machine.
 
     Args:
-        seed: at least 0.
-        split: "train" and "test" have the same distribution and no random numbers in common. In "novel" every
-            object is one of `NOVEL_COMBINATIONS`, which the other two never contain.
+        seed: the seed, at least 0.
+        split: "train" and "test" have the same distribution but different random numbers. In "novel" every
+            object is one of `NOVEL_COMBINATIONS`, which never occur in the other two.
 
     Raises:
         InvalidArgument: for an unknown split or a negative seed.
@@ -96,7 +96,7 @@ def draw_scene(seed: int, split: Split = "train") -> Scene:
         raise InvalidArgument("split", f"one of {', '.join(SPLITS)}", repr(split))
     if seed < 0:
         raise InvalidArgument("seed", "an integer of at least 0", seed)
-    # Seeding by a string hashes it (SHA-512), which is stable where `hash()` is not.
+    # A string seed is hashed with SHA-512, which is stable, unlike `hash()`.
     rng = Random(f"nexus scene {split} {seed}")
     background = rng.choice(tuple(COLORS))
     attributes = _draw_attributes(rng, rng.choice((2, 3, 4)), background, novel=split == "novel")
@@ -109,7 +109,7 @@ def draw_scene(seed: int, split: Split = "train") -> Scene:
 
 
 def _draw_attributes(rng: Random, count: int, background: str, novel: bool) -> list[Combination]:
-    """Combinations with distinct shapes, so that a map shows which object of the caption is which."""
+    """Combinations with distinct shapes, so that a map shows which object in the caption is which."""
     drawn: list[Combination] = []
     while len(drawn) < count:
         combination = rng.choice(COMBINATIONS)
@@ -121,7 +121,7 @@ def _draw_attributes(rng: Random, count: int, background: str, novel: bool) -> l
 
 
 def _draw_places(rng: Random, count: int) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of each object: inside the frame, with little enough overlap that each stays visible."""
+    """(x, y, radius) of each object, inside the frame and with so little overlap that each is visible."""
     while True:
         places: list[tuple[float, float, float]] = []
         for _ in range(40):

@@ -1,4 +1,4 @@
-"""Scenes of the training split as samples of a data set."""
+"""Scenes of the training split as samples of a dataset."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import SIZE, draw_scene
 from nexus_adapters.errors import InvalidArgument
 
-_WITNESSES = range(8)  # seeds of the scenes by which changed rendering code is noticed
+_WITNESSES = range(8)  # seeds of the scenes used to detect changed rendering code
 
 
 class SceneSource:
     """Scenes of the training split, rendered when they are loaded.
 
     Args:
-        count: the number of scenes.
-        first_seed: the seed of the first scene; the others have the seeds after it.
-        phrasings: the number of captions per scene.
-        condition_name: the exact structure map of each sample, one of `embedded.maps.MAPS`. With None samples
-            have no map, and an extractor makes it from the image.
+        count: number of scenes.
+        first_seed: seed of the first scene; the others have the following seeds.
+        phrasings: number of captions per scene.
+        condition_name: the exact structure map of each sample, one of `embedded.maps.MAPS`. With None,
+            samples have no map, so an extractor makes it from the image.
 
     Raises:
         InvalidArgument: for a count or phrasings below 1, a seed below 0, or an unknown `condition_name`.
@@ -47,25 +47,25 @@ class SceneSource:
         return self.count
 
     def key(self, index: int) -> str:
-        """The scene's seed, as text."""
+        """Return the scene's seed as text."""
         return f"scene {self._seed(index)}"
 
     def content_hash(self, index: int) -> str:
-        """SHA-256 over seed, phrasings, and sample renderings: it changes when rendering does."""
+        """Return the SHA-256 of seed, phrasings and sample renderings. It changes if rendering does."""
         made_of = f"{self._drawing} {self._seed(index)} {self.phrasings}"
         if self.condition_name is not None:
             made_of += f" {self.condition_name}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
     def image_hash(self, index: int) -> str:
-        """SHA-256 over the rendered pixels."""
+        """Return the SHA-256 of the rendered pixels."""
         return hashlib.sha256(render(draw_scene(self._seed(index))).image.tobytes()).hexdigest()
 
     def stamp(self, index: int) -> None:
-        """None: hashing a scene is as cheap as a stamp would be."""
+        """Return None, since hashing a scene is as cheap as a stamp would be."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height), always the same."""
+        """Return (width, height), which is the same for all scenes."""
         return SIZE, SIZE
 
     def load(self, index: int) -> Sample:

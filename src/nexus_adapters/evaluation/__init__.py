@@ -1,1 +1,1 @@
-"""Evaluation: every method generates images for the same samples from the same noise, which are scored."""
+"""Evaluation: every method generates images for the same samples from the same noise; they are scored."""

@@ -1,4 +1,4 @@
-"""The cases of an evaluation: what images are generated from and compared with, by number."""
+"""The cases of an evaluation, by index: what images are generated from and compared to."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from nexus_adapters.training.recipe_samples import open_samples
 
 @dataclass(frozen=True)
 class Case:
-    """One sample for which every method generates an image.
+    """A sample for which every method generates an image.
 
     Attributes:
         key: its name.
-        prompt: for the base, and for every adapter that reads the prompt.
-        words: its own caption, which CLIP scores compare with, whatever the prompt is.
-        condition: structure map, RGB, of the original's size.
-        original: the sample's own image, RGB.
-        scene: the sample in the embedded world; None elsewhere.
+        prompt: the prompt for the base and for every adapter that reads the prompt.
+        words: its own caption, which CLIP scores use regardless of the prompt.
+        condition: RGB structure map with the size of the original.
+        original: the sample's own RGB image.
+        scene: the scene of a sample in the embedded world; else None.
     """
 
     key: str
@@ -48,12 +48,13 @@ class Case:
 
 
 class Cases:
-    """The cases of an evaluation; each is read when it is used.
+    """The cases of an evaluation, which are read on demand.
 
     Args:
-        count: how many.
-        load: reads one.
-        image_hash: of one's image, as its source gives it; None for scenes, which no run was trained on.
+        count: number of cases.
+        load: reads the case at an index.
+        image_hash: returns the hash of a case's image, from its source; None for scenes, which no run was
+            trained on.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class Cases:
 
     @property
     def may_be_trained(self) -> bool:
-        """Whether a run can have been trained on the samples: on scenes none was."""
+        """Whether a run can have been trained on the samples; never for scenes."""
         return self._image_hash is not None
 
     def count_trained(self, record: TrainedOn) -> int:
-        """How many of the samples a record has. `InvalidArgument` for one that cannot be read."""
+        """Return how many of the samples are in a record. Raises `InvalidArgument` for unreadable ones."""
         if self._image_hash is None:
             return 0
         try:
@@ -97,14 +98,15 @@ class Cases:
 
 
 def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> Cases:
-    """The cases of a config; none is read yet.
+    """Open the cases of a config without reading any.
 
     Args:
-        config: of the evaluation.
+        config: the evaluation's config.
         cache_folder: where indices of tars are kept.
-        multiple: in pixels, that the base needs sides to be a multiple of.
+        multiple: the base requires sides that are multiples of this, in pixels.
 
-    Raises `InvalidArgument` where the data are missing, or have too few samples.
+    Raises:
+        InvalidArgument: if the data are missing or have too few samples.
     """
     data = config.data
     if data.kind == "scenes":
@@ -113,10 +115,12 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
     there = len(samples.source) - config.first
     if there < 1:
         raise InvalidArgument(
-            "first", f"fewer than the {len(samples.source)} samples there are", config.first
+            "first", f"less than the number of samples, {len(samples.source)}", config.first
         )
     if there < data.count:
-        raise InvalidArgument("data.count", f"at most the {there} samples from {config.first} on", data.count)
+        raise InvalidArgument(
+            "data.count", f"at most {there}, the samples from index {config.first}", data.count
+        )
     captions = _Captions(samples)
     return Cases(
         data.count or there,
@@ -126,7 +130,7 @@ def open_cases(config: EvaluationConfig, cache_folder: Path, multiple: int) -> C
 
 
 def contradicting(scene: Scene) -> str:
-    """The scene's caption with every shape replaced by another that the scene does not have."""
+    """Return the scene's caption with every shape replaced by one that the scene does not contain."""
     others = [shape for shape in SHAPES if all(shape != item.shape for item in scene.objects)]
     Random(f"nexus contradiction {scene!r}").shuffle(others)
     changed = [replace(item, shape=shape) for item, shape in zip(scene.objects, others, strict=False)]
@@ -134,11 +138,12 @@ def contradicting(scene: Scene) -> str:
 
 
 def content_sha256(cases: Cases, show_progress: bool = True, tokenizer: Any = None) -> str:
-    """SHA-256 over prompts, conditions and originals; reads everything once.
+    """Return the SHA-256 of prompts, conditions and originals, by reading everything once.
 
-    Warns of prompts that are longer than the `tokenizer`'s limit, if there is one.
+    Warns about prompts that are longer than the limit of `tokenizer`, if there is one.
 
-    Raises `InvalidArgument` for a sample that cannot be read or has no caption: an evaluation replaces none.
+    Raises:
+        InvalidArgument: for a sample that is unreadable or has no caption; an evaluation does not replace it.
     """
     digest, lengths = hashlib.sha256(), []
     for case in progress(
@@ -168,7 +173,7 @@ def _of_scene(config: EvaluationConfig, place: int) -> Case:
 
 
 class _Captions:
-    """The captions of samples, of which each is read once."""
+    """The captions of samples, each of which is read once."""
 
     def __init__(self, samples: ConditionedSource) -> None:
         self._source = samples.source
@@ -181,9 +186,9 @@ class _Captions:
         return self._known[index]
 
     def contradicting(self, index: int) -> str:
-        """That of the next sample whose caption differs in more than case and white space.
+        """Return the next sample's caption that differs in more than case and whitespace.
 
-        `InvalidArgument` where all have the same.
+        Raises `InvalidArgument` if all captions are the same.
         """
         own = _normalized(self.of(index))
         for step in range(1, len(self._source)):
@@ -191,7 +196,7 @@ class _Captions:
             if _normalized(words) != own:
                 return words
         raise InvalidArgument(
-            "prompts", "own or empty, for samples that all have one caption", "contradicting"
+            "prompts", "own or empty, since all samples have the same caption", "contradicting"
         )
 
 
@@ -215,10 +220,10 @@ def _of_sample(config: EvaluationConfig, samples: ConditionedSource, captions: _
 
 
 def _unreadable(error: BadSample) -> InvalidArgument:
-    return InvalidArgument("data", "samples that can be read", error)
+    return InvalidArgument("data", "readable samples", error)
 
 
 def _words(captions: Sequence[str], key: str) -> str:
     if not captions[0].strip():
-        raise InvalidArgument("data", "a caption with each sample", f"'{key}', which has none")
+        raise InvalidArgument("data", "a caption for each sample", f"none for '{key}'")
     return captions[0]

@@ -1,4 +1,4 @@
-"""What an evaluation is of: base, data, how images are generated and by what they are scored."""
+"""The config of an evaluation: base, data, how images are generated, and which models score them."""
 
 from __future__ import annotations
 
@@ -28,58 +28,59 @@ from nexus_adapters.training.config import (
 from nexus_adapters.training.parsing import SECTION
 
 LEAST_FOR_DISTANCES = 40
-"""Samples that a distance between sets needs."""
+"""Minimum number of samples for a distance between sets."""
 LEAST_FOR_INTERVALS = 20
-"""Samples that an interval needs; the bootstrap's is too narrow for fewer, and of one sample has no width."""
+"""Minimum number of samples for an interval; with fewer, bootstrap intervals are too narrow."""
 _SCENES = {"split": "test", "count": 500}
 
 
 @dataclass(frozen=True, config=SECTION)
 class EvaluationConfig:
-    """A whole evaluation, except for the adapters, which are all evaluated alike."""
+    """A whole evaluation except for the adapters, all of which are evaluated in the same way."""
 
     base: BaseOptions = field(default_factory=BaseOptions)
-    """The Stable Diffusion that generates."""
+    """The base model that generates the images."""
     data: DataOptions = field(default_factory=DataOptions)
-    """The samples, as in a recipe; of scenes, `split` is "test" or "novel"."""
+    """The samples, as in a recipe; for scenes, `split` is "test" or "novel"."""
     first: NotNegative = 0
-    """How many samples to leave out at the beginning; of scenes, the first seed."""
+    """Index of the first sample to use; for scenes, the first seed."""
     prompts: Prompts = "own"
-    """"empty" is no words at all; "contradicting" takes words that do not fit the map: a scene's own
-    caption with every shape exchanged for one that it does not have; else the caption of the next sample that
-    has another one."""
+    """"own" uses the samples' captions and "empty" the empty prompt. "contradicting" uses captions that do
+    not fit the map: a scene's own caption with all shapes replaced by others, or the next different
+    caption."""
     num_inference_steps: Positive = STEPS
-    """Of the base's own sampler."""
+    """Sampling steps, with the base's own scheduler."""
     guidance_scale: AtLeast0 = GUIDANCE_SCALE
-    """1 is no guidance; 2 suits the embedded base."""
+    """Guidance scale; 1 is no guidance, and about 2 suits the embedded base."""
     seed: NotNegative = 0
-    """Of the noise. Sample and seed decide it, so all methods start from the same."""
+    """Seed of the noise, which depends only on the seed and the sample, so it is the same for all methods."""
     batch_size: Positive = 8
-    """Images at once on each device."""
+    """Images per batch and device."""
     policy: Policy = DEFAULT_POLICY
     """Which guidance branches get a Nexus adapter's features."""
     adapter_reads_prompt: bool = True
-    """False hands Nexus adapters the empty prompt, on which `adapter.reads_prompt = false` trained them."""
+    """false passes the empty prompt to Nexus adapters, for those trained with `adapter.reads_prompt =
+    false`."""
     scale: AtLeast0 = 1.0
     """Strength of the control."""
     noise_exponent: AtLeast0 | None = None
-    """Of Nexus and T2I-Adapters, as in `Control`; None is what an adapter's config says."""
+    """For Nexus and T2I-Adapters, as in `Control`; None uses the value in each adapter's config."""
     dtype: Dtype = "auto"
-    """What models compute in: "auto" is float16 on CUDA, float32 elsewhere."""
+    """dtype of the models; "auto" is float16 on CUDA, else float32."""
     features: str = ""
-    """A vision model, folder or Hub id (or TorchScript file), over whose features sets are compared;
+    """A vision model (folder, Hub id or TorchScript file) whose features are used for distances between sets;
     "embedded" is the CLIP of the embedded world."""
     clip: str = ""
-    """A CLIP, folder or Hub id, for CLIP scores; "embedded" as in `features`."""
+    """A CLIP model (folder or Hub id) for CLIP scores; "embedded" as in `features`."""
     judge: dict[str, bool | float | str] = field(default_factory=dict)
-    """Options of the extractor for the generated images, where they are not `data.extractor`'s."""
+    """Options of the extractor for generated images that differ from those in `data.extractor`."""
 
     def __post_init__(self) -> None:
-        """Check the values that depend on each other."""
+        """Check values that depend on each other."""
         data = self.data
         is_scenes = data.kind == "scenes"
         checks: list[tuple[bool, str, str, Any]] = [
-            (not data.aspect_buckets, "data.aspect_buckets", "false: all images are of one size", True),
+            (not data.aspect_buckets, "data.aspect_buckets", "false, since all images have one size", True),
             (
                 not is_scenes or data.split in ("test", "novel"),
                 "data.split",
@@ -95,7 +96,7 @@ class EvaluationConfig:
             (
                 not is_scenes or data.condition == "canny" or not data.extractor,
                 "data.extractor",
-                f"no options, since scenes have exact maps for {data.condition}",
+                f"no options, since the {data.condition} maps of scenes are exact",
                 repr(dict(data.extractor)),
             ),
             (
@@ -104,7 +105,7 @@ class EvaluationConfig:
                 f"{SIZE}, the size of scenes",
                 data.resolution,
             ),
-            # The default names no data at all; that is refused where the data are opened.
+            # The default has no data, which is an error when the data are opened.
             *(data_agreements(data, {"split": ("table", "scenes")}) if data != DataOptions() else ()),
         ]
         for fits, key, expected, received in checks:
@@ -112,40 +113,41 @@ class EvaluationConfig:
 
     @property
     def sampling(self) -> Sampling:
-        """As `generate_batch` takes it."""
+        """The settings as `generate_batch` accepts them."""
         return Sampling(self.num_inference_steps, self.guidance_scale, self.seed, self.batch_size)
 
 
 @dataclass(frozen=True, config=SECTION)
 class EvaluationRecipe(EvaluationConfig):
-    """An evaluation as a TOML file has it: the config, and what is evaluated."""
+    """An evaluation in a TOML file: the config and the adapters to evaluate."""
 
     adapters: dict[str, str] = field(default_factory=dict)
-    """Name in tables -> whatever `load_adapter` takes."""
+    """Name in tables -> anything that `load_adapter` accepts."""
     held_out_of: str = ""
-    """The folder of a run. An error where it was trained on any of the samples."""
+    """The folder of a run; an error is raised if it was trained on any of the samples."""
     imports: tuple[str, ...] = ()
-    """Your modules, or .py files, that register blocks, methods, bases, conditions or metrics."""
+    """Your modules or .py files to import, which register blocks, methods, bases, conditions or metrics."""
 
     @property
     def config(self) -> EvaluationConfig:
-        """The config alone."""
+        """The config without the adapters."""
         return EvaluationConfig(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(EvaluationConfig)}
         )
 
 
 def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables of an evaluation, with the defaults that follow from its data and its base.
+    """Return the nested tables of an evaluation with defaults that depend on its data and base.
 
-    Without a path the data are 500 scenes, which the embedded CLIP scores; with one, of the kind that is
-    there. The guidance scale is the base's. What is given stays, whatever it is.
+    Without a path, the data are 500 scenes, scored by the embedded CLIP; with one, their kind is detected.
+    The guidance scale is that of the base. Existing values are never changed.
 
-    InvalidArgument, named "data.path", for a path of no kind that is read.
+    Raises:
+        InvalidArgument: named "data.path", for a path of no known kind.
     """
     data, base = content.get("data", {}), content.get("base", {})
     if not isinstance(data, Mapping) or not isinstance(base, Mapping):
-        return dict(content)  # which is refused when it is validated
+        return dict(content)  # validation rejects it
     filled = data_with_defaults(data)
     own: dict[str, Any] = {"guidance_scale": guidance_for(str(base.get("path", EMBEDDED)))}
     if filled["kind"] == "scenes":
@@ -156,7 +158,7 @@ def with_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`[data]` with its kind, and for scenes the split and count of an evaluation. As in `with_defaults`."""
+    """Return `[data]` with its kind and, for scenes, split and count, as `with_defaults` does."""
     kind = data.get("kind", "scenes")
     if "kind" not in data and data.get("shards"):
         kind = "tars"
@@ -166,14 +168,12 @@ def data_with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_kind(path: str) -> str:
-    """The kind of data at a path, by the rules of `nexus prepare`, and a prepared set, which it makes."""
+    """Return the kind of data at a path: "prepared", or a kind that `nexus prepare` detects."""
     if is_prepared(path):
         return "prepared"
     with renamed({"path": "data.path"}):
         kind = find_kind(path)
     if kind == "coco":
-        hint = "Run nexus prepare, whose sets are read"
-        raise InvalidArgument(
-            "data.path", "data of a kind that is evaluated", f"'{path}', a COCO folder", hint
-        )
+        hint = "Run nexus prepare on it and evaluate the prepared set"
+        raise InvalidArgument("data.path", "data that can be evaluated", f"'{path}', a COCO folder", hint)
     return kind

@@ -1,4 +1,4 @@
-"""From the scores of images to estimates of each method: means and distances with their intervals."""
+"""Compute the estimates of each method, means and distances with intervals, from the scores of images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from nexus_adapters.metrics import METRICS, find_metric
 from nexus_adapters.metrics.intervals import bootstrap_mean, jackknife_interval, jackknife_replicates
 from nexus_adapters.training.redaction import data_without_secrets
 
-REFERENCE = "reference"  # the originals, scored like a method's images
-GROUPS = LEAST_FOR_DISTANCES // 2  # of the jackknife, with at least two samples each
+REFERENCE = "reference"  # the original images, scored like those of a method
+GROUPS = LEAST_FOR_DISTANCES // 2  # groups of the jackknife, with at least two samples each
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; None where the images, of which there are `n`, are too few for one."""
+    """A number with its 95 % interval; its ends are None if there are too few images, `n`, for one."""
 
     value: float
     low: float | None
@@ -37,21 +37,21 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Its lower and upper end; None without an interval."""
+        """Lower and upper end; None without an interval."""
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval of a difference excludes zero. Without an interval that is unknown: False."""
+        """Whether the interval of a difference excludes zero; False without an interval."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one method.
+    """The measurements of one method.
 
     Attributes:
-        scores: metric -> a number for each image, in the order of the cases.
+        scores: metric -> one number per image, in the order of the cases.
         distances: metric -> value of the whole set, and its jackknife replicates.
     """
 
@@ -60,11 +60,11 @@ class Measured:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names of all that was measured."""
+        """The names of all metrics that were measured."""
         return (*self.scores, *self.distances)
 
     def estimate(self, metric: str) -> Estimate:
-        """The estimate of a metric: a mean by bootstrap, a distance by jackknife.
+        """Return the estimate of a metric: for a mean by bootstrap, for a distance by jackknife.
 
         A mean of fewer than `LEAST_FOR_INTERVALS` images has no interval.
         """
@@ -77,15 +77,15 @@ class Measured:
         return Estimate(*jackknife_interval(*self.distances[metric]), count)
 
     def value(self, metric: str) -> float:
-        """The value of a metric without its interval."""
+        """Return the value of a metric without its interval."""
         return float(self.scores[metric].mean()) if metric in self.scores else self.distances[metric][0]
 
     def estimates(self) -> dict[str, Estimate]:
-        """The estimates of all metrics."""
+        """Return the estimates of all metrics."""
         return {metric: self.estimate(metric) for metric in self.metrics}
 
     def minus(self, other: Measured) -> Measured:
-        """The paired differences to a method that was measured on the same cases, of common metrics."""
+        """Return the paired differences to a method measured on the same cases, for their common metrics."""
         scores = {n: values - other.scores[n] for n, values in self.scores.items() if n in other.scores}
         distances = {
             name: (value - other.distances[name][0], replicates - other.distances[name][1])
@@ -96,7 +96,7 @@ class Measured:
 
 
 def mean_of(measured: list[Measured]) -> Measured:
-    """Several trainings of one method, measured on the same cases, as one: the mean of each image's scores.
+    """Combine several trainings of one method, measured on the same cases, by averaging each image's scores.
 
     The intervals cover the choice of images, not that of trainings.
     """
@@ -115,7 +115,7 @@ def mean_of(measured: list[Measured]) -> Measured:
 def distances(
     features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "n d"]
 ) -> dict[str, tuple[float, Float[np.ndarray, " groups"]]]:
-    """Each distance of `METRICS` from generated to original images; replicates leave out both of a pair."""
+    """Return each distance in `METRICS` of generated to original images; replicates omit whole pairs."""
     generated, original = torch.from_numpy(features).double(), torch.from_numpy(reference).double()
     found = {}
     measures = {name: metric.distance for name, metric in METRICS.items() if metric.distance is not None}
@@ -134,10 +134,10 @@ def best_beyond_doubt(
     metric: str,
     apart: Callable[[str, str], Measured | None] | None = None,
 ) -> str | None:
-    """The best method, where the intervals of its paired differences to all others exclude zero.
+    """Return the best method, or None unless its paired differences to all others have intervals without 0.
 
-    `apart`: two names -> the first's differences to the second; None where they cannot be paired. By default
-    the differences of what was measured.
+    `apart` maps two names to the differences of the first to the second; None if they cannot be paired. By
+    default it is computed from the measurements.
     """
     better = find_metric(metric).better
     if better == "unknown":
@@ -159,7 +159,7 @@ def best_beyond_doubt(
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What was measured of one method, and what it cost. Times are of all processes together."""
+    """The measurements and the cost of one method. Times are summed over all processes."""
 
     name: str
     source: str
@@ -172,14 +172,14 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
-        config: of the evaluation.
-        settings: all that decided the images, as `claim` writes it.
-        methods: name -> result, `REFERENCE` first.
-        cases: that images were generated for.
-        folder: of images and scores.
+        config: the evaluation's config.
+        settings: all that determines the images, as written by `claim`.
+        methods: name -> result, with `REFERENCE` first.
+        cases: the cases for which images were generated.
+        folder: the folder of images and scores.
     """
 
     config: EvaluationConfig
@@ -190,12 +190,12 @@ class Evaluation:
 
 
 def batches(count: int, size: int) -> list[range]:
-    """The places of each batch among `count` cases."""
+    """Return the indices of each batch among `count` cases."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def result_json(found: Evaluation) -> dict[str, Any]:
-    """All that a reader needs in addition to the images: settings, versions, machine, and every estimate."""
+    """Return all that readers need besides the images: settings, versions, machine, and all estimates."""
     return {
         "settings": found.settings,
         "asked_for": _asked_for(found.config),
@@ -233,12 +233,12 @@ def collect(
     """Concatenate the scores of all batches, and compute the distances between sets.
 
     Args:
-        cases: that images were generated for.
-        batch_size: of the batches.
-        stores: name -> the method's batches, all generated and scored.
-        sources: name -> the adapter as the user named it.
+        cases: the cases for which images were generated.
+        batch_size: size of the batches.
+        stores: name -> the method's batches, all of them generated and scored.
+        sources: name -> the adapter as specified by the user.
         hashes: name -> the adapter's SHA-256.
-        adapters: name -> adapter, None for the base.
+        adapters: name -> adapter; None for the base.
     """
     whole_set = batches(len(cases), batch_size)
     found: dict[str, MethodResult] = {}

@@ -1,4 +1,4 @@
-"""Generating images with any method, each in the pipeline that its users would use."""
+"""Generate images with any method, each in the pipeline that its users would use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Images = list[UInt8[np.ndarray, "h w 3"]]
 
 @runtime_checkable
 class Prompted(Protocol):
-    """What an image is generated from."""
+    """A prompt and a structure map from which an image is generated."""
 
     @property
     def prompt(self) -> str: ...
@@ -37,7 +37,7 @@ class Prompted(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are generated. A `guidance_scale` of 1 is no guidance."""
+    """Settings of the sampling. A `guidance_scale` of 1 is no guidance."""
 
     steps: int = STEPS
     guidance_scale: float = BUNDLED[EMBEDDED].guidance_scale
@@ -53,15 +53,15 @@ def generate(
     settings: GenerationSettings | None = None,
     show_progress: bool = True,
 ) -> Images:
-    """One image for each scene, from its prompt and condition; all methods start from the same noise.
+    """Generate one image per scene from its prompt and condition. All methods start from the same noise.
 
     Args:
         base: a stock pipeline.
-        adapter: of any registered method; None for the base alone.
-        scenes: what to generate.
-        sampling: how.
-        settings: of the control. Its `adapter_prompts` are one for each scene.
-        show_progress: by batch.
+        adapter: an adapter of any registered method; None for the base alone.
+        scenes: prompts and conditions.
+        sampling: settings of the sampling.
+        settings: settings of the control; its `adapter_prompts` have one entry per scene.
+        show_progress: show a progress bar over the batches.
     """
     images: Images = []
     settings = settings or GenerationSettings()
@@ -82,10 +82,13 @@ def generate_batch(
     sampling: Sampling,
     settings: GenerationSettings,
 ) -> Images:
-    """The images of cases whose conditions are of one size, generated together.
+    """Generate the images of cases whose conditions have the same size in a single batch.
 
-    `first`: the place of the first one among all cases, which decides their noise. Others as in `generate`.
-    InvalidArgument, named "images", for images that are not finite.
+    `first` is the index of the first one among all cases, which determines the noise. The other arguments are
+    those of `generate`.
+
+    Raises:
+        InvalidArgument: named "images", for images that are not finite.
     """
     conditions = [case.condition for case in cases]
     known, denoiser = base_of(base)
@@ -96,7 +99,7 @@ def generate_batch(
         "latents": initial_latents(len(cases), shape, sampling.seed, first).to(base.device, dtype),
         "height": conditions[0].height,
         "width": conditions[0].width,
-        # The noise that samplers add in every step, such as ancestral ones, follows from the same seeds.
+        # The noise that some samplers (such as ancestral ones) add in every step has the same seeds.
         "generator": [row_generator(sampling.seed, first + row) for row in range(len(cases))],
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
@@ -117,21 +120,21 @@ def _latent_shape(channels: int, factor: int, condition: Image.Image) -> tuple[i
 
 
 def initial_latents(count: int, shape: Sequence[int], seed: int, first: int = 0) -> Float[Tensor, "b c h w"]:
-    """Standard normal noise of the rows from `first` on.
+    """Return standard normal noise for `count` rows starting at `first`.
 
-    Each row depends on (seed, row) alone, so every method starts from the same noise.
+    Each row depends only on (seed, row), so every method starts from the same noise.
     """
     rows = range(first, first + count)
     return torch.stack([torch.randn(tuple(shape), generator=row_generator(seed, row)) for row in rows])
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
-    """The generator of everything that is random about one image."""
+    """Return the generator for all randomness of one image."""
     return torch.Generator().manual_seed(seed * 1_000_003 + row)
 
 
 def reconstruct(vae: Any, scenes: Sequence[TestScene], batch_size: int = 50) -> Images:
-    """An `AutoencoderKL`'s reconstructions, whose structure no method can exceed."""
+    """Return an `AutoencoderKL`'s reconstructions, whose structure no method can surpass."""
     images: Images = []
     for first in range(0, len(scenes), batch_size):
         images += decode(vae, encode(vae, scenes[first : first + batch_size]))
@@ -140,7 +143,7 @@ def reconstruct(vae: Any, scenes: Sequence[TestScene], batch_size: int = 50) -> 
 
 @torch.no_grad()
 def encode(vae: Any, scenes: Sequence[TestScene]) -> Float[Tensor, "b c y x"]:
-    """The scenes' most likely latents, not scaled."""
+    """Return the scenes' most likely latents, unscaled."""
     originals = np.stack([scene.rendering.image for scene in scenes])
     pixels = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents: Tensor = vae.encode(pixels).latent_dist.mode()
@@ -149,6 +152,6 @@ def encode(vae: Any, scenes: Sequence[TestScene]) -> Float[Tensor, "b c y x"]:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Float[Tensor, "b c y x"]) -> Images:
-    """The images of latents that are not scaled."""
+    """Return the images of unscaled latents."""
     output = vae.decode(latents).sample
     return list(((output.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, the machine, and models with their hashes and precision."""
+"""The provenance of a result: versions, the machine, and models with their hashes and precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nexus_adapters.files import folder_sha256
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type by its name; for "auto" float16 on CUDA, and float32 elsewhere."""
+    """Return the dtype with this name; "auto" is float16 on CUDA, else float32."""
     if name == "auto":
         name = "float16" if device.type == "cuda" else "float32"
     chosen: torch.dtype = getattr(torch, name)
@@ -27,11 +27,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 over all that decides what models compute: weights, vocabularies, and configs.
+    """Return the SHA-256 of all that determines what models compute: weights, vocabularies and configs.
 
     Args:
-        parts: modules, tokenizers, schedulers.
-        config: of what holds them, such as a pipeline.
+        parts: modules, tokenizers and schedulers.
+        config: the config of what contains them, such as a pipeline.
     """
     configs = {"": without_origin(config or {})}
     for name, part in parts.items():
@@ -41,19 +41,19 @@ def model_sha256(parts: Mapping[str, Any], config: Mapping[str, Any] | None = No
 
 
 def source_sha256(name: str) -> str:
-    """Of a model that users name: SHA-256 over a folder's or file's content; over the name for a Hub id."""
+    """Return the SHA-256 of a model's folder or file; for a Hub id, that of the name."""
     path = Path(name)
     return folder_sha256(path) if path.exists() else hashlib.sha256(name.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides an image's pixels."""
+    """Return the versions of everything that determines an image's pixels."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     return {"nexus-adapters": __version__, **libraries}
 
 
 def machine() -> dict[str, object]:
-    """The processor and its cores, the accelerator where there is one, the system, and Python."""
+    """Return the processor and its cores, the accelerator if any, the system, and Python's version."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -64,17 +64,17 @@ def machine() -> dict[str, object]:
 
 
 def peak_memory_gib() -> float | None:
-    """The peak memory of this process so far; None where the system does not report it."""
+    """Return the peak memory of this process in GiB; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**30 if platform.system() == "Darwin" else 2**20), 2)  # bytes there, KiB elsewhere
+    return round(peak / (2**30 if platform.system() == "Darwin" else 2**20), 2)  # bytes on macOS, else KiB
 
 
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")  # Linux, where `platform` does not know the model
+    info = Path("/proc/cpuinfo")  # on Linux `platform` does not know the model
     lines = info.read_text().splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown"

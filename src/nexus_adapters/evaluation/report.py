@@ -1,4 +1,4 @@
-"""The report of an evaluation: a table in Markdown, and a page with the images side by side."""
+"""The report of an evaluation: a Markdown table, and an HTML page with the images side by side."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from nexus_adapters.metrics import METRICS, find_metric
 
 RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scores.csv"
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold
-ROWS = 16  # of images
-_SIDE = 160  # pixels, of a thumbnail
+ROWS = 16  # rows of images
+_SIDE = 160  # pixels; side of a thumbnail
 _ARROWS = {"higher": " ↑", "lower": " ↓", "unknown": ""}
 
 _HTML = """<!doctype html>
@@ -62,7 +62,7 @@ img {{ display: block; width: {side}px; height: auto; }}
 
 
 def write_report(found: Evaluation) -> str:
-    """Write `RESULTS`, `TABLE`, `PAGE` and `SCORES` into the evaluation's folder; the table."""
+    """Write `RESULTS`, `TABLE`, `PAGE` and `SCORES` into the evaluation's folder. Returns the table."""
     rows = rows_of({name: method.measured for name, method in found.methods.items()})
     texts = {
         RESULTS: json.dumps(result_json(found), indent=2) + "\n",
@@ -76,7 +76,7 @@ def write_report(found: Evaluation) -> str:
 
 
 def markdown(found: Evaluation, table: Rows) -> str:
-    """The settings in a sentence, the table, and how to read it."""
+    """Return the settings in a sentence, the table, and how to read it, as Markdown."""
     heads = ["Method", "Parameters", *(head(metric) for metric in _metrics(found))]
     lines = [f"# Evaluation\n\n{_summary(found)}\n", "| " + " | ".join(heads) + " |"]
     lines.append("|---" * len(heads) + "|")
@@ -88,7 +88,7 @@ def markdown(found: Evaluation, table: Rows) -> str:
 
 
 def rows_of(measured: Mapping[str, Measured]) -> Rows:
-    """Every estimate, and whether it is the best beyond doubt; `REFERENCE` does not compete."""
+    """Return all estimates and whether each is the best beyond doubt; `REFERENCE` is not compared."""
     competing = {name: each for name, each in measured.items() if name != REFERENCE}
     metrics = {metric for each in measured.values() for metric in each.metrics}
     best = {metric: best_beyond_doubt(competing, metric) for metric in metrics}
@@ -99,7 +99,7 @@ def rows_of(measured: Mapping[str, Measured]) -> Rows:
 
 
 def scores_csv(found: Evaluation) -> str:
-    """Every image's scores, a line for each method and image."""
+    """Return the scores of all images as CSV, with one line per method and image."""
     metrics = [m for m in _metrics(found) if any(m in e.measured.scores for e in found.methods.values())]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -113,7 +113,7 @@ def scores_csv(found: Evaluation) -> str:
 
 
 def page(found: Evaluation, table: Rows) -> str:
-    """The table, and maps, originals and every method's images side by side, in one file."""
+    """Return an HTML page with the table, and maps, originals and all methods' images side by side."""
     names = [name for name in found.methods if name != REFERENCE]
     size = int(found.settings["batch_size"])
     count = min(ROWS, len(found.cases))
@@ -125,7 +125,7 @@ def page(found: Evaluation, table: Rows) -> str:
         for places in whole:
             wanted = [place for place in chosen if place in places]
             images = store.images(places) if wanted else None
-            if images is not None:  # else damaged: the same command makes them again
+            if images is not None:  # else damaged; the same command generates them again
                 shown |= {(name, place): images[place - places.start] for place in wanted}
     return _HTML.format(
         title=f"Evaluation on {html.escape(str(found.settings['data']['condition']))}",
@@ -140,13 +140,13 @@ def page(found: Evaluation, table: Rows) -> str:
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
-    """Each once: those of `METRICS` in its order, then the others as they come."""
+    """Return the metrics without repetitions: those in `METRICS` in that order, then the others."""
     names = dict.fromkeys(metrics)
     return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
 
 
 def head(metric: str) -> str:
-    """A metric's label, with an arrow that points to where it is better, as far as that is known."""
+    """Return a metric's label with an arrow for whether higher or lower is better, if that is known."""
     found = find_metric(metric)
     return f"{found.label}{_ARROWS[found.better]}"
 
@@ -199,12 +199,12 @@ def _cell(estimate: Estimate, is_best: bool) -> str:
 
 
 def between(estimate: Estimate) -> str:
-    """The ends of an estimate's interval; "" without one."""
+    """Return the ends of an estimate's interval as text; "" without one."""
     return "{:.3f} to {:.3f}".format(*estimate.interval) if estimate.interval else ""
 
 
 def _metrics(found: Evaluation) -> list[str]:
-    """All that any method has."""
+    """All metrics that any method has."""
     return in_order(name for method in found.methods.values() for name in method.measured.metrics)
 
 
@@ -223,26 +223,26 @@ def _judges(found: Evaluation) -> str:
     """The models that the scores depend on."""
     config = found.config
     judges = {"CLIP": config.clip, "features": config.features}
-    judges["map extracted again by"] = ", ".join(f"{key}={value}" for key, value in config.judge.items())
+    judges["maps extracted with"] = ", ".join(f"{key}={value}" for key, value in config.judge.items())
     named = "; ".join(f"{name} {model}" for name, model in judges.items() if model)
     return f" Judges: {named}." if named else ""
 
 
 def _legend(found: Evaluation) -> str:
     if len(found.cases) < LEAST_FOR_INTERVALS:
-        intervals = f"Without intervals or a best method: these need at least {LEAST_FOR_INTERVALS} samples."
+        intervals = f"Intervals and a best method require at least {LEAST_FOR_INTERVALS} samples."
     else:
         intervals = (
-            "In brackets 95 % intervals over the samples. Bold: better than every other method, and the "
-            "interval of each paired difference excludes zero."
+            "Values in parentheses are 95 % intervals over the samples. Bold marks a method that is better "
+            "than every other one, with intervals of all paired differences that exclude zero."
         )
     parts = [
-        f"{intervals} The row reference is the data's own images, scored alike: what it lacks of a perfect "
-        "score is due to the judges."
+        f"{intervals} The row reference scores the original images of the data in the same way; its distance "
+        "from a perfect score is due to the judges."
     ]
     if any(method.measured.distances for method in found.methods.values()):
         parts.append(
-            "Distances shrink with the number of samples: only those of equal numbers and of the same "
-            "features compare."
+            "Distances get smaller with more samples; compare only those with the same number of samples and "
+            "the same features."
         )
     return " ".join(parts)

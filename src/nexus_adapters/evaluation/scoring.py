@@ -1,4 +1,4 @@
-"""The scores of generated images: a number for each image and every metric that the data allow."""
+"""The scores of generated images: one number per image and metric that the data allow."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from nexus_adapters.metrics.learned_features import (
 )
 from nexus_adapters.registry import source_of
 
-FEATURES = "features"  # next to the scores: a row for each image, for distances between sets
-_EXACT = ("depth", "segmentation")  # of scenes, whose exact maps no extractor gives unless a judge is named
+FEATURES = "features"  # stored with the scores: one row per image, for distances between sets
+_EXACT = ("depth", "segmentation")  # maps of scenes that only an extractor with a judge model can compare
 
 
 class Scorer:
-    """Every metric of a config. Creating it loads its models.
+    """Computes all metrics of a config. Creating it loads its models.
 
-    Raises InvalidArgument for a model that cannot be loaded, and for options that the extractor lacks.
+    Raises:
+        InvalidArgument: for a model that cannot be loaded, and for options that the extractor does not have.
     """
 
     def __init__(self, config: EvaluationConfig, device: str = "cpu") -> None:
@@ -57,9 +58,10 @@ class Scorer:
                 self._features = self._clip if is_same else load_features(_model(config.features), device)
 
     def __call__(self, images: Sequence[Image.Image], cases: Sequence[Case]) -> dict[str, np.ndarray]:
-        """Metric -> a number for each image; and `FEATURES`, a row for each image.
+        """Return metric -> one number per image, and `FEATURES` -> one row per image.
 
-        Raises InvalidArgument for a metric whose function gives no finite number.
+        Raises:
+            InvalidArgument: for a metric whose function does not return a finite number.
         """
         shown = [
             Generated(image, case.original, case.condition, case.words)
@@ -74,7 +76,7 @@ class Scorer:
         scenes = [case.scene for case in cases if case.scene is not None]
         if scenes:
             of_scenes = score_images([np.asarray(image) for image in images], scenes)
-            # Under canny the edges are those of the extractor with its options, as compared above.
+            # For canny, the edges are those of the extractor with its options, compared above.
             scores = scores | of_scenes | (scores if self._condition_name == "canny" else {})
         if self._clip is not None:
             embeds = self._clip.images(images)
@@ -87,7 +89,7 @@ class Scorer:
 
 
 def scoring_sha256(config: EvaluationConfig) -> str:
-    """SHA-256 over all that decides an image's scores except the case: metrics, models, versions."""
+    """Return the SHA-256 of all that determines scores besides images: metrics, models and versions."""
     options = _extractor_options(config)
     models = (config.clip, config.features, str(options.get("model", "")))
     content = [source_sha256(_model(name)) if name else "" for name in models]
@@ -99,7 +101,7 @@ def scoring_sha256(config: EvaluationConfig) -> str:
 
 
 def _functions(condition_name: str) -> list[Metric]:
-    """The metrics that are computed of each image by itself."""
+    """The metrics that are computed for each image separately."""
     return [
         metric
         for metric in METRICS.values()
@@ -120,9 +122,9 @@ def _value(metric: Metric, generated: Generated) -> float:
 
 
 def _users_code(condition_name: str) -> dict[str, str]:
-    """SHA-256 of the code that is not the package's: of registered metrics, and of the condition's extractor.
+    """SHA-256 of code outside this package: of registered metrics and of the condition's extractor.
 
-    The package's own follows from its version.
+    This package's own code is identified by its version.
     """
     calls: dict[str, Callable[..., object] | None] = {
         f"metric {metric.name}": metric.function for metric in _functions(condition_name)
@@ -156,18 +158,18 @@ def _extractor_options(config: EvaluationConfig) -> dict[str, Any]:
 
 
 def _comparison(config: EvaluationConfig, options: Mapping[str, Any]) -> Compare | None:
-    """How a generated image's map is compared with the condition; None where it cannot be.
+    """How a generated image's map is compared to the condition; None if that is impossible.
 
-    No extractor gives the exact maps of scenes, and not every condition has a comparison.
+    No extractor reproduces the exact maps of scenes, and not every condition has a comparison.
     """
     name, is_scenes = config.data.condition, config.data.kind == "scenes"
     if is_scenes and name in _EXACT and not options.get("model"):
         if config.judge:
-            raise InvalidArgument("judge", f"a judge with a model, for the {name} of scenes", config.judge)
+            raise InvalidArgument("judge", f"a model option for the {name} of scenes", config.judge)
         return None
     extractor = find_extractor(name) if name in EXTRACTORS else None
     if config.judge and (extractor is None or extractor.compare is None):
-        expected = f"no judge for '{name}', whose maps cannot be extracted and compared"
+        expected = f"no judge for '{name}', since its maps cannot be extracted and compared"
         raise InvalidArgument("judge", expected, config.judge)
     if extractor is None:
         return None
@@ -180,7 +182,7 @@ def _comparison(config: EvaluationConfig, options: Mapping[str, Any]) -> Compare
 
 
 def _of_scene_labels(compare: Compare, palette: str) -> Compare:
-    """For judges of scenes: their classes have the scenes' order, background first, in a palette's colors."""
+    """For judges of scenes: classes are in the order of scenes, background first, in a palette's colors."""
     theirs = np.asarray([BACKGROUND_COLOR, *SHAPE_COLORS.values()], np.uint8)
 
     def of_scenes(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
@@ -191,13 +193,13 @@ def _of_scene_labels(compare: Compare, palette: str) -> Compare:
 
 
 def _recolored(pixels: np.ndarray, palette: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """With the first colors of a palette replaced by `colors`; InvalidArgument for any other color."""
+    """Replace the first colors of a palette by `colors`. Raises `InvalidArgument` for any other color."""
     recolored = np.zeros_like(pixels)
     known = np.zeros(pixels.shape[:2], bool)
     for old, new in zip(palette, colors, strict=False):
         here = (pixels == old).all(axis=2)
         recolored[here], known = new, known | here
     if not known.all():
-        expected = f"a model of {len(colors)} classes, the background and the scenes' shapes"
+        expected = f"a model with {len(colors)} classes, the background and the scenes' shapes"
         raise InvalidArgument("judge", expected, "a model with other classes")
     return recolored

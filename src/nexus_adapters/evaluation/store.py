@@ -1,9 +1,9 @@
-"""An evaluation's folder: images and scores, batch by batch, so that an interrupted one can be resumed.
+"""An evaluation's folder, with images and scores by batch, so that an interrupted evaluation can be resumed.
 
-settings.json           all that decides the images, and the adapters
-METHOD/images/*.png     the images, by number
+settings.json           all that determines the images, and the adapters
+METHOD/images/*.png     the images, by index
 METHOD/drawn/*.json     for each finished batch of images, how long it took
-METHOD/scores-*/*.npz   for each batch its scores; other scoring settings, another folder
+METHOD/scores-*/*.npz   the scores of each batch; other scoring settings use another folder
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ UNREADABLE_ARCHIVE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What `numpy.load` raises for files that are no archives, or damaged ones."""
+"""What `numpy.load` raises for damaged files and files that are not archives."""
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
 class Store:
-    """The batches of one method. `scoring`: a hash of what decides the scores.
+    """The batches of one method. `scoring` is a hash of what determines the scores.
 
-    A batch of which anything is missing or damaged counts as not made, so that it is made again.
+    A batch with missing or damaged files counts as unfinished and is made again.
     """
 
     folder: Path
     scoring: str
 
     def images(self, places: range) -> list[Image.Image] | None:
-        """The images of a batch; None unless all were generated and can be read."""
+        """Return the images of a batch; None unless all of them were generated and are readable."""
         if self.generation_s(places) is None:
             return None
         images = []
@@ -61,20 +61,20 @@ class Store:
             try:
                 with Image.open(file, formats=("PNG",)) as image:
                     images.append(image.convert("RGB"))
-            except Exception as error:  # Pillow raises almost anything on damaged bytes
+            except Exception as error:  # Pillow can raise almost anything for damaged bytes
                 self._mark(places).unlink(missing_ok=True)
                 _warn(file, error)
                 return None
         return images
 
     def has_images(self, places: range) -> bool:
-        """Whether a batch's images are there, as far as their ends show; they are not decoded."""
+        """Return whether a batch's images exist. Only their ends are checked; they are not decoded."""
         return self.generation_s(places) is not None and all(
             _is_whole_png(self._image(place)) for place in places
         )
 
     def generation_s(self, places: range) -> float | None:
-        """How long it took to generate the batch; None where it was not."""
+        """Return how long it took to generate the batch, in seconds; None if it was not generated."""
         file = self._mark(places)
         if not file.is_file():
             return None
@@ -85,14 +85,14 @@ class Store:
             return None
 
     def keep_images(self, places: range, images: Sequence[Image.Image], generation_s: float) -> None:
-        """Write a batch's images, and then the file that marks them as finished."""
+        """Write a batch's images and then the file that marks them as finished."""
         for place, image in zip(places, images, strict=True):
             with replacing(self._image(place)) as stream:
                 image.save(stream, format="PNG", compress_level=1)
         write_json(self._mark(places), {"draw_s": round(generation_s, 3), "pictures": len(places)})
 
     def scores(self, places: range) -> dict[str, np.ndarray] | None:
-        """The scores of a batch; None where it has none by these settings."""
+        """Return the scores of a batch; None if it has none with these settings."""
         file = self._scores(places)
         if not file.is_file():
             return None
@@ -101,7 +101,7 @@ class Store:
                 found = {name: arrays[name] for name in arrays.files}
             float(found["score_s"])
             if any(len(values) != len(places) for name, values in found.items() if name != "score_s"):
-                raise ValueError("numbers of other images")
+                raise ValueError("scores of other images")
         except (*UNREADABLE_ARCHIVE, TypeError) as error:
             _warn(file, error)
             return None
@@ -132,22 +132,22 @@ def _is_whole_png(file: Path) -> bool:
 
 
 def _warn(file: Path, error: Exception) -> None:
-    warnings.warn(f"'{file}' cannot be read ({one_line(error)}) and is made again", stacklevel=3)
+    warnings.warn(f"'{file}' is unreadable ({one_line(error)}) and will be made again", stacklevel=3)
 
 
 def claim(
     folder: Path, settings: Mapping[str, Any], adapters: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> None:
-    """Write the settings of an evaluation into its folder, or check that they are those it was started with.
+    """Write the settings of an evaluation into its folder, or check that it was started with the same ones.
 
     Args:
-        folder: new, empty, or of an evaluation.
-        settings: all that decides the images, except the adapters.
-        adapters: name -> SHA-256; those of an earlier call stay.
-        defaults: of settings that an earlier version may not have known.
+        folder: a new or empty folder, or the folder of an evaluation.
+        settings: all that determines the images, except the adapters.
+        adapters: name -> SHA-256; those of earlier calls are kept.
+        defaults: defaults of settings that an earlier version may not have had.
 
     Raises:
-        InvalidArgument: for a folder of something else, and for one with images of other settings.
+        InvalidArgument: for a folder with other files, or with images of other settings.
     """
     file = folder / SETTINGS
     if file.is_file():
@@ -161,8 +161,8 @@ def claim(
     elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not is_leftover(p.name))):
         raise InvalidArgument(
             "out",
-            "a new or empty folder, or that of an evaluation",
-            f"'{folder}', which has no {SETTINGS} but {others[0]}",
+            "a new or empty folder, or the folder of an evaluation",
+            f"'{folder}', which contains {others[0]} but no {SETTINGS}",
         )
     write_json(file, {"drawing": settings, "adapters": adapters}, indent=2)
 
@@ -175,8 +175,8 @@ def _read_settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidArgument(
             "out",
-            "a new or empty folder, or that of an evaluation",
-            f"'{file.parent}', whose {SETTINGS} is not one of an evaluation",
+            "a new or empty folder, or the folder of an evaluation",
+            f"'{file.parent}', whose {SETTINGS} is not from an evaluation",
         ) from error
     return content
 
@@ -194,10 +194,10 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
                 raise InvalidArgument(
                     "out",
                     f"a new folder for other {_IN_WORDS[key]}",
-                    f"'{folder}', since which they have changed",
+                    f"'{folder}', which was made with different ones",
                 )
             raise InvalidArgument(
                 "out",
                 f"a new folder for {key}={now.get(key)!r}",
-                f"'{folder}', which has images of {before.get(key)!r}",
+                f"'{folder}', whose images were made with {before.get(key)!r}",
             )

@@ -11,14 +11,14 @@ from jaxtyping import Float, Int
 
 from nexus_adapters.errors import InvalidArgument
 
-_AT_ONCE = 2**20  # indices that are held in memory together: 8 MiB
+_AT_ONCE = 2**20  # indices held in memory at a time: 8 MiB
 _NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 _NORMAL_95 = 1.959963984540054  # the standard normal's 97.5 % point
 
 
 class MeanInterval(NamedTuple):
-    """A mean, and the lower and upper end of its confidence interval."""
+    """A mean and the lower and upper ends of its confidence interval."""
 
     mean: float
     low: float
@@ -26,27 +26,28 @@ class MeanInterval(NamedTuple):
 
 
 def bootstrap_mean(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
+    # `| np.ndarray` lets input with a wrong shape reach the errors below, also under pytest.
     values: Float[np.ndarray, " n"] | np.ndarray,
     resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> MeanInterval:
-    """The mean of `values` and its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+    """Return the mean of `values` with its percentile bootstrap interval.
 
-    Samples are drawn from `values` with replacement, as many as there are, `resamples` times; the interval
-    holds the middle `confidence` of their means. For two methods measured on the same samples, pass the
-    differences: what both have in common then widens the interval no more. The same arguments always give
-    the same interval.
+    The values are resampled with replacement `resamples` times; the interval contains the middle `confidence`
+    of the means (Efron and Tibshirani 1993, chapter 13). To compare two methods measured on the same samples,
+    pass the differences, so that variation between samples does not widen the interval. The same arguments
+    always give the same interval.
 
     Args:
         values: one finite number per independent sample, (N,).
-        resamples: how many times to draw; at least 1.
-        seed: of the draws.
-        confidence: in (0, 1).
+        resamples: number of resamples; at least 1.
+        seed: seed of the resampling.
+        confidence: confidence level, in (0, 1).
 
     Raises:
-        InvalidArgument: for no values, another shape, values that are not finite, or arguments out of range.
+        InvalidArgument: for an empty array, another shape, values that are not finite, or arguments out of
+            range.
     """
     if values.ndim != 1 or len(values) == 0:
         raise InvalidArgument("values", "shape (N,) with N of at least 1", values.shape)
@@ -64,14 +65,14 @@ def bootstrap_mean(
 
 
 def _indices(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """The indices of all resamples, in parts of bounded size; how they are divided changes none of them."""
+    """The indices of all resamples, in parts of limited size; the division does not change them."""
     rng = np.random.default_rng(seed)
     rows = max(1, _AT_ONCE // count)
     for first in range(0, resamples, rows):
         yield rng.integers(count, size=(min(rows, resamples - first), count))
 
 
-@lru_cache(maxsize=2)  # a report asks for many intervals of as many values
+@lru_cache(maxsize=2)  # a report computes many intervals with the same number of values
 def _kept_indices(count: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
     return tuple(_indices(count, resamples, seed))
 
@@ -79,19 +80,19 @@ def _kept_indices(count: int, resamples: int, seed: int) -> tuple[np.ndarray, ..
 def jackknife_replicates(
     statistic: Callable[[Int[np.ndarray, " kept"]], float], count: int, groups: int = 20
 ) -> Float[np.ndarray, " groups"]:
-    """The statistic without each group of samples in turn (Efron and Tibshirani 1993, chapter 11).
+    """Return the statistic computed without each group of samples (Efron and Tibshirani 1993, chapter 11).
 
-    For distances between sets, which the bootstrap judges badly: a resampled set holds samples twice, which
-    moves the distance itself. Sample i is in group i modulo `groups`, so that two methods that are measured
-    on the same samples leave out the same ones, and their replicates may be subtracted.
+    Use it for distances between sets, for which the bootstrap is unsuitable: a resampled set contains some
+    samples twice, which changes the distance. Sample i is in group i modulo `groups`. So for two methods
+    measured on the same samples, the same samples are omitted and replicates can be subtracted.
 
     Args:
-        statistic: of the samples of these indices.
-        count: of samples; at least twice as many as groups.
-        groups: at least 2.
+        statistic: indices of samples -> the statistic of these samples.
+        count: number of samples, at least twice the number of groups.
+        groups: number of groups, at least 2.
 
     Raises:
-        InvalidArgument: for fewer groups or samples.
+        InvalidArgument: for too few groups or samples.
     """
     if groups < 2:
         raise InvalidArgument("groups", "at least 2", groups)
@@ -102,12 +103,13 @@ def jackknife_replicates(
 
 
 def jackknife_interval(value: float, replicates: Float[np.ndarray, " groups"] | np.ndarray) -> MeanInterval:
-    """`value` with its 95 % interval, from the replicates' spread and a normal distribution.
+    """Return `value` with its 95 % interval, from the replicates' spread and a normal distribution.
 
-    A bias that depends on the number of samples, as a Fréchet distance has, is left in `value`: the interval
-    says how much other samples of the same number could change it.
+    A bias that depends on the number of samples, such as that of a Fréchet distance, is not removed from
+    `value`: the interval shows how much `value` could change with as many other samples.
 
-    Raises InvalidArgument for fewer than two replicates, or numbers that are not finite.
+    Raises:
+        InvalidArgument: for fewer than two replicates, or numbers that are not finite.
     """
     if replicates.ndim != 1 or len(replicates) < 2:
         raise InvalidArgument("replicates", "at least 2", f"shape {replicates.shape}")

@@ -1,4 +1,4 @@
-"""What learned models say of images: features, the distances between sets of them, and CLIP scores."""
+"""Metrics with learned models: image features, distances between sets of features, and CLIP scores."""
 
 from __future__ import annotations
 
@@ -18,39 +18,44 @@ from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 def check_sets(
     features: Tensor, reference: Tensor, least: int
 ) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "m d"]]:
-    """Both in float64. InvalidArgument unless they are finite (N, D) and (M, D) of at least `least` rows."""
+    """Return both sets in float64.
+
+    Raises:
+        InvalidArgument: unless both are finite, (N, D) and (M, D), with at least `least` rows.
+    """
     for name, rows in (("features", features), ("reference", reference)):
         if rows.ndim != 2 or rows.shape[1] == 0 or not rows.is_floating_point():
             raise InvalidArgument(name, "floats of shape (N, D)", f"{rows.dtype} {tuple(rows.shape)}")
         if len(rows) < least:
-            raise InvalidArgument(name, f"at least {least} samples, for a distance", len(rows))
+            raise InvalidArgument(name, f"at least {least} samples to compute a distance", len(rows))
         if not rows.isfinite().all():
             raise InvalidArgument(name, "finite values", rows[~rows.isfinite()][0].item())
     if features.shape[1] != reference.shape[1]:
-        raise InvalidArgument("reference", f"{features.shape[1]} columns, as features", reference.shape[1])
+        raise InvalidArgument("reference", f"{features.shape[1]} columns as in features", reference.shape[1])
     return features.double(), reference.double()
 
 
 def frechet_distance(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    # `| Tensor` lets input with a wrong shape reach the errors below, also under pytest.
     features: Float[Tensor, "n d"] | Tensor,
     reference: Float[Tensor, "m d"] | Tensor,
 ) -> float:
-    """The squared Fréchet distance of the Gaussians that fit the two sets (Dowson and Landau 1982).
+    """Return the squared Fréchet distance of Gaussians fitted to the two sets (Dowson and Landau 1982).
 
-    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances, in float64. On the pool features
-    of Inception this is FID (Heusel et al. 2017), on those of CLIP or DINOv2 its modern kin.
+    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with unbiased covariances, in float64. With the pool
+    features of Inception this is FID (Heusel et al. 2017); features of CLIP or DINOv2 are modern
+    alternatives.
 
-    It is biased: with fewer samples it comes out larger, the more so the more features there are and at equal
-    quality (Chong and Forsyth 2020), so only distances of as many samples against the same reference compare.
-    Below d + 1 samples the covariance is not of full rank; the distance is still defined.
+    The estimate is biased: it is larger for fewer samples, especially with many features (Chong and Forsyth
+    2020). So compare only distances with the same number of samples and the same reference. With fewer than
+    D + 1 samples the covariance does not have full rank, but the distance is still defined.
 
     Args:
-        features: one row an image, (N, D), finite.
-        reference: likewise, (M, D).
+        features: one row per image, (N, D), finite.
+        reference: one row per reference image, (M, D), finite.
 
     Returns:
-        At least 0; 0 for equal sets.
+        The distance, at least 0; 0 for equal sets.
 
     Raises:
         InvalidArgument: for other shapes, fewer than two rows, or values that are not finite.
@@ -58,34 +63,34 @@ def frechet_distance(
     a, b = check_sets(features, reference, least=2)
     apart = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
     first, second = a.T.cov(), b.T.cov()
-    # tr (S1 S2)^(1/2) by the symmetric S1^(1/2) S2 S1^(1/2), which has the same eigenvalues.
+    # tr (S1 S2)^(1/2) is computed from the symmetric S1^(1/2) S2 S1^(1/2), which has the same eigenvalues.
     values, vectors = torch.linalg.eigh(first)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     mixed = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
     return max(0.0, float(apart + first.trace() + second.trace() - 2 * mixed))
 
 
-_BANDWIDTH, _SCALE = 10.0, 1000.0  # CMMD's
+_BANDWIDTH, _SCALE = 10.0, 1000.0  # as in CMMD
 
 
 def mmd(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    # `| Tensor` lets input with a wrong shape reach the errors below, also under pytest.
     features: Float[Tensor, "n d"] | Tensor,
     reference: Float[Tensor, "m d"] | Tensor,
     rows_at_once: int = 1024,
 ) -> float:
-    """CMMD: the squared maximum mean discrepancy of two sets (Gretton et al. 2012), in float64.
+    """Return CMMD, the squared maximum mean discrepancy of two sets (Gretton et al. 2012), in float64.
 
-    As Jayasumana et al. (2024, arXiv 2401.09603) define it, who use CLIP's embeddings: features scaled to
-    length 1, the kernel exp(-|x - y|^2 / (2 * 10^2)), times 1000.
+    It is defined as in Jayasumana et al. (2024, arXiv 2401.09603), who use CLIP embeddings: features scaled
+    to length 1, the kernel exp(-|x - y|^2 / (2 * 10^2)), and a factor of 1000.
 
-    It assumes no Gaussians, and needs far fewer samples than a Fréchet distance. The estimate is biased
-    upwards by about 1/N, and 0 for equal sets.
+    It does not assume Gaussians and needs far fewer samples than a Fréchet distance. The estimate is biased
+    upward by about 1/N; it is 0 for equal sets.
 
     Args:
-        features: one row an image, (N, D), finite.
-        reference: likewise, (M, D).
-        rows_at_once: rows of the kernel matrix that are in memory at once.
+        features: one row per image, (N, D), finite.
+        reference: one row per reference image, (M, D), finite.
+        rows_at_once: number of rows of the kernel matrix in memory at a time.
 
     Raises:
         InvalidArgument: for other shapes, fewer than two rows, values that are not finite, or rows of zeros.
@@ -114,21 +119,21 @@ def _mean_kernel(a: Tensor, b: Tensor, rows_at_once: int) -> Tensor:
 
 
 def clip_scores(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    # `| Tensor` lets input with a wrong shape reach the errors below, also under pytest.
     image_embeds: Float[Tensor, "n d"] | Tensor,
     text_embeds: Float[Tensor, "n d"] | Tensor,
 ) -> Float[Tensor, " n"]:
-    """The cosine of each image's embedding with that of its text, in float64, -1 to 1.
+    """Return the cosine similarity of each image's embedding and its text's, in float64, -1 to 1.
 
-    The mean over a test set is the CLIP score as T2I-Adapter reports it (arXiv 2302.08453, table 1), where
-    both embeddings are scaled to length 1 and nothing is clipped or multiplied.
+    The mean over a test set is the CLIP score reported for T2I-Adapter (arXiv 2302.08453, table 1), in which
+    both embeddings are scaled to length 1 and the result is neither clipped nor multiplied.
 
     Args:
-        image_embeds: (N, D), finite, no row of zeros.
-        text_embeds: of the texts, in the same order.
+        image_embeds: embeddings of the images, (N, D), finite, without rows of zeros.
+        text_embeds: embeddings of the texts in the same order, likewise.
 
     Raises:
-        InvalidArgument: for other shapes, no rows, rows of zeros, or values that are not finite.
+        InvalidArgument: for other shapes, empty input, rows of zeros, or values that are not finite.
     """
     for name, rows in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
         if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
@@ -138,7 +143,7 @@ def clip_scores(
         if (rows.norm(dim=1) == 0).any():
             raise InvalidArgument(name, "rows that are not all zeros", "a row of zeros")
     if image_embeds.shape != text_embeds.shape:
-        expected = f"shape {tuple(image_embeds.shape)}, as image_embeds"
+        expected = f"shape {tuple(image_embeds.shape)} as image_embeds"
         raise InvalidArgument("text_embeds", expected, tuple(text_embeds.shape))
     images, texts = image_embeds.double(), text_embeds.double()
     cosines: Tensor = (images * texts).sum(dim=1) / (images.norm(dim=1) * texts.norm(dim=1))
@@ -147,22 +152,22 @@ def clip_scores(
 
 @runtime_checkable
 class FeatureModel(Protocol):
-    """What turns images into rows of numbers."""
+    """A model that turns images into rows of features."""
 
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """One row an image, in float32 on the CPU."""
+        """Return one row per image, in float32 on the CPU."""
         ...
 
 
 class TransformersFeatures:
-    """A vision model of `transformers`: CLIP's projected embeddings, or what others pool, such as DINOv2's.
+    """A vision model from `transformers`: projected embeddings of CLIP, pooled output of others (DINOv2).
 
     Args:
-        source: a folder of `save_pretrained`, or an id on the Hub.
-        device: where it computes.
+        source: a folder written by `save_pretrained`, or an id on the Hub.
+        device: the device to compute on.
 
     Raises:
-        InvalidArgument: for a model that cannot be loaded, such as one on the Hub when offline.
+        InvalidArgument: for a model that cannot be loaded, such as one on the Hub without network access.
     """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
@@ -175,7 +180,7 @@ class TransformersFeatures:
             self._network: Any = transformers.AutoModel.from_pretrained(
                 source, dtype=torch.float32, trust_remote_code=False
             )
-        except Exception as error:  # the library raises almost anything
+        except Exception as error:  # the library can raise almost anything
             reason = one_line(error)
             expected = "a folder or the Hub id of a vision model"
             raise InvalidArgument("model", expected, f"'{source}' ({reason})", code_hint(error)) from error
@@ -184,20 +189,20 @@ class TransformersFeatures:
         self._tokenizer: Any = None
 
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """One row an image. InvalidArgument for a model that gives no single row."""
+        """Return one row per image. Raises `InvalidArgument` for a model without a single row per image."""
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._network.device)
         with torch.inference_mode():
             found = self._network.get_image_features(**inputs) if self._is_clip else self._network(**inputs)
         return _row(found, self.source)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """One row a text, comparable with those of images; texts are cut at the model's length.
+        """Return one row per text, comparable to those of images. Texts are truncated to the model's length.
 
         Raises:
-            InvalidArgument: for a model that embeds no texts.
+            InvalidArgument: for a model that does not embed text.
         """
         if not self._is_clip:
-            raise InvalidArgument("model", "one that embeds texts, such as CLIP", f"'{self.source}'")
+            raise InvalidArgument("model", "one that embeds text, such as CLIP", f"'{self.source}'")
         if self._tokenizer is None:
             import transformers
 
@@ -214,14 +219,14 @@ class TransformersFeatures:
 
 
 class TorchScriptFeatures:
-    """A TorchScript file that takes (N, 3, H, W) in 0 to 255 and gives (N, D), such as NVIDIA's Inception.
+    """A TorchScript model that maps (N, 3, H, W), values 0 to 255, to (N, D), such as NVIDIA's Inception.
 
     Args:
-        file: such as inception-2015-12-05.pt; called with `return_features=True` where it takes that.
-        device: where it computes.
+        file: such as inception-2015-12-05.pt; called with `return_features=True` if it accepts that.
+        device: the device to compute on.
 
     Raises:
-        InvalidArgument: for no such file, or one that is not TorchScript.
+        InvalidArgument: for a missing file, or one that is not TorchScript.
     """
 
     def __init__(self, file: str, device: str = "cpu") -> None:
@@ -238,7 +243,7 @@ class TorchScriptFeatures:
         self._extra = {"return_features": True} if "return_features" in names else {}
 
     def images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """One row an image; the images must be of one size."""
+        """Return one row per image. All images must have the same size."""
         pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device)
         with torch.inference_mode():
@@ -246,7 +251,7 @@ class TorchScriptFeatures:
 
 
 def load_features(model: str, device: str = "cpu") -> FeatureModel:
-    """The model of a name: a `.pt` file is TorchScript, anything else a model of `transformers`."""
+    """Load a feature model: a `.pt` file is TorchScript, anything else a model for `transformers`."""
     return (
         TorchScriptFeatures(model, device) if model.endswith(".pt") else TransformersFeatures(model, device)
     )
@@ -256,5 +261,5 @@ def _row(found: Any, source: str) -> Float[Tensor, "n d"]:
     if not isinstance(found, Tensor):
         found = getattr(found, "pooler_output", None)
     if not isinstance(found, Tensor):
-        raise InvalidArgument("model", "one that pools an image into one row", f"'{source}'")
+        raise InvalidArgument("model", "one that pools an image into a single row", f"'{source}'")
     return found.flatten(1).float().cpu()

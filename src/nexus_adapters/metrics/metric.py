@@ -1,4 +1,4 @@
-"""Metrics by name: what each is called, whether higher or lower is better, and how it is computed."""
+"""Metrics by name: the label of each, whether higher or lower is better, and how it is computed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from nexus_adapters.registry import Registry, defined_alike
 if TYPE_CHECKING:
     from torch import Tensor
 
-_RESERVED = ("features", "gmacs", "parameters")  # columns of results that are no metrics
+_RESERVED = ("features", "gmacs", "parameters")  # columns of results that are not metrics
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A generated image with the sample that it was generated for: what a metric's function reads.
+    """A generated image with its sample, which is the input of a metric's function.
 
     Attributes:
-        image: the generated one, RGB.
-        original: the sample's own image, RGB of the same size.
-        condition: the structure map that the image was to follow, RGB of the same size.
-        caption: of the sample.
+        image: the generated RGB image.
+        original: the sample's own image, RGB with the same size.
+        condition: the structure map that the image should follow, RGB with the same size.
+        caption: the sample's caption.
     """
 
     image: Image.Image
@@ -40,16 +40,17 @@ class Metric:
     """A number that an evaluation reports.
 
     Attributes:
-        name: in files of results; an identifier, such as "edge_f1".
-        label: in tables; by default the name with spaces.
+        name: its name in result files; an identifier such as "edge_f1".
+        label: its label in tables; by default, the name with spaces.
         better: which values are better.
-        function: gives the number of one generated image; a finite one. None where the number is computed
-            elsewhere: by a condition's `compare`, from the scenes, or from CLIP's embeddings.
-        distance: gives the number of a whole set: of the features of the generated images and of the
-            original images, (N, D) each, float64. It is reported with a jackknife interval.
+        function: returns the finite number for one generated image. None if the number is computed elsewhere:
+            by a condition's `compare`, from the scenes, or from CLIP embeddings.
+        distance: returns the number for a whole set, from the features of the generated and of the original
+            images, (N, D) each, float64. It is reported with a jackknife interval.
         applies_to: names of the conditions for which `function` is computed; empty for all.
-        short: in captions of images; by default the label.
-        is_merit: whether images of a study are ranked by it. Its best value must be 1, and higher better.
+        short: its label in captions of images; by default, the label.
+        is_merit: whether a study ranks images by it. If so, its best value must be 1 and higher must be
+            better.
     """
 
     name: str
@@ -80,23 +81,21 @@ def _mmd(features: Tensor, reference: Tensor) -> float:
 
 
 def _ms_ssim(generated: Generated) -> float:
-    """Of luminance, as the metric's authors define it."""
+    """MS-SSIM of the luminance, as its authors define it."""
     from nexus_adapters.metrics.structure import luminance, ms_ssim
 
     return ms_ssim(luminance(generated.image), luminance(generated.original))
 
 
 class _Metrics(Registry[Metric]):
-    """The registry, which checks what installed packages add; what modules add, `register_metric` checks."""
+    """The registry, which checks metrics of installed packages; `register_metric` checks all others."""
 
     def add(self, name: str, entry: Any) -> None:
         self._entries[name] = entry
 
     def _entry_of(self, point: EntryPoint, found: Any) -> Metric:
         if not (isinstance(found, Metric) and found.name == point.name):
-            raise InvalidArgument(
-                "metric", f"a Metric of the name {point.name!r} from its package", repr(found)
-            )
+            raise InvalidArgument("metric", f"a Metric named {point.name!r} from its package", repr(found))
         return found
 
 
@@ -117,55 +116,54 @@ _BUILT_IN = (  # in the order of tables
 )
 
 METRICS: Registry[Metric] = _Metrics("metric", "nexus_adapters.metrics")
-"""Name -> metric, in the order of tables: the package's own, then those of `register_metric` and of installed
-packages, which add them by entry points."""
+"""Name -> metric, in the order of tables: built-in ones, then those added by `register_metric` and by the
+entry points of installed packages."""
 for _metric in _BUILT_IN:
     METRICS.add(_metric.name, _metric)
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Add a metric: evaluations compute and report it from now on.
+    """Register a metric, which evaluations then compute and report.
 
-    A metric replaces one of the same name whose function is defined in the same place, so that a notebook's
-    cell can run again.
+    A metric replaces one with the same name whose function is defined in the same place, so that you can run
+    a notebook cell again.
 
     Returns:
         `metric`.
 
     Raises:
-        InvalidArgument: for a name that is no identifier, is taken by another metric, or names another column
-            of results; for `better` of another value; for both or several kinds of function.
+        InvalidArgument: for a name that is not an identifier, belongs to another metric or is another column
+            of results; for another value of `better`; for both a function and a distance; and for a merit of
+            which lower is better.
     """
     name = metric.name
     expect(name.isidentifier(), "metric", "a name of letters, digits and underscores", repr(name))
     expect(name not in _RESERVED, "metric", f"a name other than {', '.join(_RESERVED)}", repr(name))
-    expect(
-        metric.better in ("higher", "lower"), "metric", "better of 'higher' or 'lower'", repr(metric.better)
-    )
+    expect(metric.better in ("higher", "lower"), "metric", "better='higher' or 'lower'", repr(metric.better))
     expect(
         metric.function is None or metric.distance is None,
         "metric",
         "a function or a distance",
         f"both in '{name}'",
-        "Register two metrics",
+        "Register two metrics instead",
     )
     expect(
         not metric.is_merit or metric.better == "higher",
         "metric",
-        "better='higher' of a merit",
-        f"'lower' of '{name}'",
+        "better='higher' for a merit",
+        f"'lower' for '{name}'",
     )
     taken = METRICS.get(name)
     if taken is not None and taken != metric and (taken in _BUILT_IN or not _is_again(taken, metric)):
         raise InvalidArgument(
-            "metric", "a name that is not taken", repr(name), "Register it under another name"
+            "metric", "a name that is not in use", repr(name), "Register it under another name"
         )
     METRICS.add(name, metric)
     return metric
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of this name; of one that is not registered here, `better` is "unknown"."""
+    """Return the metric with this name. For one that is not registered, `better` is "unknown"."""
     return METRICS.get(name) or Metric(name, better="unknown")
 
 

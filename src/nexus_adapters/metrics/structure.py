@@ -1,4 +1,4 @@
-"""How well an image agrees with another, or its structure with the map that it was to follow."""
+"""Metrics of how well an image agrees with another, or its structure with a structure map."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from nexus_adapters.errors import InvalidArgument
 
 
 def edge_f1(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
+    # `| np.ndarray` lets input with a wrong shape reach the errors below, also under pytest.
     predicted: Bool[np.ndarray, "h w"] | np.ndarray,
     reference: Bool[np.ndarray, "h w"] | np.ndarray,
     tolerance_px: int = 1,
 ) -> float:
-    """F1 of the edge pixels of two maps, in [0, 1]; the same with the two exchanged.
+    """Return the F1 score of the edge pixels in two maps, in [0, 1]. It is symmetric.
 
-    Precision is the share of predicted edge pixels with a reference edge pixel within `tolerance_px`, counted
-    along rows, columns and diagonals alike (Chebyshev distance); recall is the reverse, and F1 their harmonic
-    mean. Several edge pixels may match the same one. Two empty maps agree: 1.0. One empty map: 0.0.
+    Precision is the fraction of predicted edge pixels with a reference edge pixel within `tolerance_px` in
+    Chebyshev distance; recall is the reverse, and F1 their harmonic mean. Several edge pixels can match the
+    same one. The score is 1.0 if both maps are empty and 0.0 if only one is.
 
     Args:
         predicted: True at edge pixels, (H, W).
-        reference: the same, of the same size.
-        tolerance_px: a whole number of at least 0; at 0 only equal places match.
+        reference: True at edge pixels, (H, W).
+        tolerance_px: distance in whole pixels, at least 0; with 0, only equal positions match.
 
     Raises:
-        InvalidArgument: for other dtypes or shapes, maps of different size, or a negative tolerance.
+        InvalidArgument: for other dtypes or shapes, maps of different sizes, or a negative tolerance.
     """
     for name, edges in (("predicted", predicted), ("reference", reference)):
         if edges.ndim != 2 or edges.dtype != np.bool_:
             raise InvalidArgument(name, "bool of shape (H, W)", f"{edges.dtype} {edges.shape}")
     if predicted.shape != reference.shape:
-        raise InvalidArgument("reference", f"shape {predicted.shape}, as predicted", reference.shape)
+        raise InvalidArgument("reference", f"shape {predicted.shape} as predicted", reference.shape)
     if tolerance_px < 0:
         raise InvalidArgument("tolerance_px", "at least 0", tolerance_px)
     if not predicted.any() or not reference.any():
@@ -49,42 +49,42 @@ def edge_f1(
 
 
 def _grown(edges: Bool[np.ndarray, "h w"], distance: int) -> Bool[np.ndarray, "h w"]:
-    """True within `distance` of an edge pixel."""
+    """A map that is True within `distance` of an edge pixel."""
     square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
     return np.asarray(cv2.dilate(edges.astype(np.uint8), square), np.bool_)
 
 
 def normal_angle_deg(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
+    # `| np.ndarray` lets input with a wrong shape reach the errors below, also under pytest.
     normals: UInt8[np.ndarray, "h w 3"] | np.ndarray,
     reference: UInt8[np.ndarray, "h w 3"] | np.ndarray,
 ) -> float:
-    """The mean angle between the normals of two maps, in degrees, 0 to 180, in float64.
+    """Return the mean angle between the normals of two maps, in degrees, 0 to 180, computed in float64.
 
-    A pixel's normal is its color scaled from 0..255 to -1..1 and brought to length 1, as maps store it.
-    Which axis a channel holds does not matter as long as both maps agree. The mean angular error is the usual
-    measure of normal estimation (Eigen and Fergus 2015).
+    A pixel's normal is its color scaled from 0..255 to -1..1 and normalized to length 1. The order of the
+    axes does not matter as long as both maps use the same. The mean angular error is the usual measure of
+    normal estimation (Eigen and Fergus 2015).
 
     Args:
-        normals: 8-bit, (H, W, 3).
-        reference: of the same size.
+        normals: 8-bit map, (H, W, 3).
+        reference: 8-bit map with the same size.
 
     Raises:
-        InvalidArgument: for other dtypes or shapes, or maps of different size.
+        InvalidArgument: for other dtypes or shapes, or maps of different sizes.
     """
     for name, colors in (("normals", normals), ("reference", reference)):
         if colors.dtype != np.uint8 or colors.ndim != 3 or colors.shape[2] != 3 or colors.size == 0:
             raise InvalidArgument(name, "uint8 of shape (H, W, 3)", f"{colors.dtype} {colors.shape}")
     if normals.shape != reference.shape:
-        raise InvalidArgument("reference", f"shape {normals.shape}, as normals", reference.shape)
+        raise InvalidArgument("reference", f"shape {normals.shape} as normals", reference.shape)
     first, second = (_directions(colors) for colors in (normals, reference))
-    # By atan2 and not by arccos, which is inexact where the angle is small.
+    # atan2 instead of arccos, which is inexact for small angles.
     crossed = np.linalg.norm(np.cross(first, second), axis=2)
     return float(np.degrees(np.arctan2(crossed, (first * second).sum(axis=2))).mean())
 
 
 def _directions(colors: np.ndarray) -> np.ndarray:
-    vectors = colors / 127.5 - 1  # never zero: no 8-bit value lies at 127.5
+    vectors = colors / 127.5 - 1  # never zero, since no 8-bit value is 127.5
     return np.asarray(vectors / np.linalg.norm(vectors, axis=2, keepdims=True))
 
 
@@ -94,36 +94,37 @@ _WINDOW = 11
 
 
 def luminance(image: Image.Image) -> Float[Tensor, "1 h w"]:
-    """An image's brightness in [0, 1], as the metrics here take it."""
+    """Return an image's luminance in [0, 1], as the metrics here expect it."""
     return torch.from_numpy(np.array(image.convert("L")))[None].float() / 255
 
 
 def depth_rmse(
-    # `| Tensor`: under pytest, too, misshapen input is to meet the errors below.
+    # `| Tensor` lets input with a wrong shape reach the errors below, also under pytest.
     depth: Float[Tensor, "h w"] | Tensor,
     reference: Float[Tensor, "h w"] | Tensor,
 ) -> float:
-    """The root of the mean squared difference of two depth maps in [0, 1], in float64.
+    """Return the root mean squared difference of two depth maps in [0, 1], computed in float64.
 
     Args:
-        depth: (H, W).
-        reference: of the same size.
+        depth: depth map, (H, W).
+        reference: depth map with the same size.
 
     Raises:
-        InvalidArgument: for other shapes, sizes that differ, or values outside [0, 1].
+        InvalidArgument: for other shapes, maps of different sizes, or values outside [0, 1].
     """
     a, b = _planes("depth", depth, reference)
     return float((a - b).square().mean().sqrt())
 
 
 def rank_correlation(depth: Float[Tensor, "h w"] | Tensor, reference: Float[Tensor, "h w"] | Tensor) -> float:
-    """Spearman's correlation of two depth maps' pixels, by scipy, -1 to 1: whether what is near is near.
+    """Return Spearman's rank correlation of two depth maps' pixels, -1 to 1, computed by scipy.
 
-    Equal pixels share their mean rank. A map without any depth orders nothing: 0.
+    It measures whether pixels have the same order of depth. Equal pixels share their mean rank. The result is
+    0 if all pixels of a map are equal.
 
     Args:
-        depth: (H, W), in [0, 1].
-        reference: of the same size.
+        depth: depth map, (H, W), in [0, 1].
+        reference: depth map with the same size.
 
     Raises:
         InvalidArgument: as `depth_rmse`.
@@ -139,15 +140,15 @@ def rank_correlation(depth: Float[Tensor, "h w"] | Tensor, reference: Float[Tens
 def mean_iou(
     labels: Int[Tensor, "h w"] | Tensor, reference: Int[Tensor, "h w"] | Tensor, classes: int
 ) -> float:
-    """The mean over classes of intersection over union, by torchmetrics; classes in neither map do not count.
+    """Return the mean intersection over union, computed by torchmetrics, over the classes in either map.
 
     Args:
-        labels: (H, W), 0 to classes - 1.
-        reference: of the same size.
-        classes: how many there are.
+        labels: labels from 0 to classes - 1, (H, W).
+        reference: labels with the same size.
+        classes: number of classes.
 
     Raises:
-        InvalidArgument: for other shapes or types, sizes that differ, or labels out of range.
+        InvalidArgument: for other shapes or dtypes, maps of different sizes, or labels out of range.
     """
     from torchmetrics.functional.classification import multiclass_jaccard_index
 
@@ -159,7 +160,7 @@ def mean_iou(
             raise InvalidArgument(name, f"labels from 0 to {classes - 1}", received)
     if labels.shape != reference.shape:
         raise InvalidArgument("reference", f"shape {tuple(labels.shape)}", tuple(reference.shape))
-    # At least two classes, or the library refuses; one that is in neither map does not count.
+    # The library requires at least two classes; one that is in neither map is ignored.
     found = multiclass_jaccard_index(
         labels[None].long(), reference[None].long(), max(2, classes), average="macro"
     )
@@ -167,18 +168,19 @@ def mean_iou(
 
 
 def ms_ssim(image: Float[Tensor, "c h w"] | Tensor, reference: Float[Tensor, "c h w"] | Tensor) -> float:
-    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) in [0, 1] or a little below 0.
+    """Return the multi-scale structural similarity (Wang, Simoncelli and Bovik 2003), about 0 to 1.
 
-    By torchmetrics, of images or sketches in [0, 1], with an 11x11 Gaussian window. Its five scales need
-    sides of 176 pixels; smaller images have as many of the finest as fit, weighed so that they sum to 1.
-    float32 is computed as such, in less time on a CPU, and within 1e-4 of float64 (tests/metrics).
+    It is computed by torchmetrics with an 11x11 Gaussian window and can be slightly below 0. Its five scales
+    require sides of 176 pixels; for smaller images, only the finest scales that fit are used, and their
+    weights are rescaled to sum to 1. float32 input is computed in float32, which is faster on a CPU and
+    within 1e-4 of float64.
 
     Args:
-        image: (C, H, W).
-        reference: of the same size.
+        image: image or sketch in [0, 1], (C, H, W).
+        reference: image or sketch with the same size.
 
     Raises:
-        InvalidArgument: for other shapes, sides below 11 pixels, sizes that differ, or values outside [0, 1].
+        InvalidArgument: for other shapes, sides below 11 pixels, different sizes, or values outside [0, 1].
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -188,7 +190,7 @@ def ms_ssim(image: Float[Tensor, "c h w"] | Tensor, reference: Float[Tensor, "c 
     side = min(a.shape[1:])
     if side < _WINDOW:
         raise InvalidArgument("image", f"sides of at least {_WINDOW} pixels", tuple(a.shape[1:]))
-    # The window must fit into the coarsest scale, and the library wants a little more for the last two.
+    # The window must fit into the coarsest scale; the library requires slightly more for the last two.
     fits = [side // max(2**scale, scale**2) >= _WINDOW for scale in range(len(_MS_SSIM_WEIGHTS))]
     scales = sum(fits)
     weights = _MS_SSIM_WEIGHTS[:scales]
@@ -205,24 +207,24 @@ def ms_ssim(image: Float[Tensor, "c h w"] | Tensor, reference: Float[Tensor, "c 
 
 
 def psnr_db(
-    # `| np.ndarray`: under pytest, too, misshapen input is to meet the errors below.
+    # `| np.ndarray` lets input with a wrong shape reach the errors below, also under pytest.
     image: UInt8[np.ndarray, "h w c"] | np.ndarray,
     reference: UInt8[np.ndarray, "h w c"] | np.ndarray,
 ) -> float:
-    """The peak signal-to-noise ratio in dB, at a peak of 255; infinite for equal images.
+    """Return the peak signal-to-noise ratio in dB with a peak of 255; infinite for equal images.
 
     Args:
-        image: 8-bit, (H, W, C).
-        reference: the same, of the same size.
+        image: 8-bit image, (H, W, C).
+        reference: 8-bit image with the same shape.
 
     Raises:
-        InvalidArgument: for other dtypes, or images of different shape.
+        InvalidArgument: for other dtypes, or images with different shapes.
     """
     for name, pixels in (("image", image), ("reference", reference)):
         if pixels.dtype != np.uint8:
             raise InvalidArgument(name, "uint8", pixels.dtype)
     if image.shape != reference.shape:
-        raise InvalidArgument("reference", f"shape {image.shape}, as image", reference.shape)
+        raise InvalidArgument("reference", f"shape {image.shape} as image", reference.shape)
     squared = float(np.square(image.astype(np.float64) - reference).mean())
     return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
 
@@ -231,7 +233,7 @@ def _planes(name: str, values: Tensor, reference: Tensor, dimensions: int = 2) -
     for argument, plane in ((name, values), ("reference", reference)):
         if plane.ndim != dimensions or not plane.is_floating_point() or plane.numel() == 0:
             received = f"{plane.dtype} {tuple(plane.shape)}"
-            raise InvalidArgument(argument, f"floats of {dimensions} dimensions", received)
+            raise InvalidArgument(argument, f"floats with {dimensions} dimensions", received)
         if not bool(((plane >= 0) & (plane <= 1)).all()):
             raise InvalidArgument(
                 argument, "values in [0, 1]", f"{float(plane.min()):g} to {float(plane.max()):g}"

@@ -1,5 +1,5 @@
-"""Preparing a training set: images filtered, resized, with structure maps, in WebDataset shards.
+"""Prepare a training set: filter and resize images, extract structure maps, write WebDataset shards.
 
-`source_kinds` opens what the user names, `plan.Plan` says what to make of it, and `run.prepare` makes it with
-one of the `engines`, whose processes each have a `worker.Worker`. `data.prepared_set` reads the result.
+`source_kinds` opens the source, `plan.Plan` describes the set to make, and `run.prepare` makes it with one of
+the `engines`, each of whose processes has a `worker.Worker`. `data.prepared_set` reads the result.
 """

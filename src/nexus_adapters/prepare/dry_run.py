@@ -1,4 +1,4 @@
-"""What `nexus prepare` would make, found out without writing any of the set."""
+"""Report what `nexus prepare` would make, without writing any of the set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from nexus_adapters.prepare.worker import Worker
 
 
 def describe(plan: Plan, out: Path) -> str:
-    """What was found in the source, and what would be left out, a line each.
+    """Return what was found in the source and what would be dropped, one fact per line.
 
-    InvalidArgument as `prepare` for the folder, and where no sample that was looked at can be used.
-    Extractors are not tried, so no model is fetched.
+    Extractors are not run, so no model is downloaded.
+
+    Raises:
+        InvalidArgument: as `prepare` for the folder, and if none of the inspected samples can be used.
     """
     check_out(SetFolder(out), plan.settings())
     worker = Worker(plan, SetFolder(out))
@@ -39,25 +41,26 @@ def describe(plan: Plan, out: Path) -> str:
         raise InvalidArgument(
             "source",
             "at least one usable sample",
-            f"{found.looked_at:,} looked at that are all left out, the first "
+            f"{found.looked_at:,} inspected, none of them usable; the first is "
             f"'{plan.key(found.left_out[0].index)}' ({plan.message(found.left_out[0].reason)})",
         )
     first = (
         f"{len(plan):,} samples in {plan.shards:,} {'shard' if plan.shards == 1 else 'shards'}, "
-        f"{_size(plan)}, with maps by {', '.join(plan.conditions)}"
+        f"{_size(plan)}, with maps extracted by {', '.join(plan.conditions)}"
     )
     lines = [first, *found.describe()]
     if (out / INDEX).exists():
-        lines.append(f"'{out}' is finished already")
+        lines.append(f"'{out}' is already finished")
     elif plan.filters.near_duplicates is not None:
-        lines.append("near-duplicates are not searched for in a dry run")
+        lines.append("a dry run does not search for near-duplicates")
     return "\n".join(lines)
 
 
 def preview_of(plan: Plan, out: Path) -> str:
-    """A page, in HTML, of samples as they would be written. `InvalidArgument` where there is none.
+    """Return an HTML page of samples as they would be written. As in `prepare`, extractors load their models.
 
-    As with `prepare`, extractors load their models.
+    Raises:
+        InvalidArgument: if there are no usable samples.
     """
     plan.try_extractors()
     worker = Worker(plan, SetFolder(out))

@@ -1,4 +1,4 @@
-"""The engines that make a prepared set: processes of this machine, or Ray's actors on many machines."""
+"""The engines that make a prepared set: local processes, or Ray actors on many machines."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.prepare.plan import Plan
 from nexus_adapters.prepare.worker import Worker
 
-_POLL_S = 0.2  # between reports of progress
-_AHEAD = 2  # shards that are handed out for each process
+_POLL_S = 0.2  # seconds between progress reports
+_AHEAD = 2  # shards that are handed out per process
 
 
 def run_local(
@@ -32,18 +32,18 @@ def run_local(
     progress: Callable[[int], None],
     workers: int = 1,
 ) -> None:
-    """Run a step of `Worker` ("survey" or "write") for these shards, in processes of this machine.
+    """Run a step of `Worker` ("survey" or "write") for these shards in local processes.
 
     Args:
-        plan: what to make.
-        folder: where.
+        plan: the set to make.
+        folder: the set's folder.
         step: the method of `Worker`.
-        shards: by number.
-        progress: called with the number of samples that have been processed since its last call.
-        workers: processes; 1 runs the step in this one.
+        shards: the numbers of the shards.
+        progress: called with the number of samples processed since its last call.
+        workers: number of processes; with 1, the step runs in this process.
 
     Raises:
-        OSError: where a process was killed, for memory, say.
+        OSError: if a process was killed, for example because memory ran out.
     """
     if workers == 1:
         with _one_opencv_thread():
@@ -61,8 +61,8 @@ def run_local(
             _report(counter, reported, progress)
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed, perhaps because memory ran out. Run it again to resume, with "
-                "fewer workers if it happens again"
+                "a worker process was killed, perhaps because memory ran out. Run the command again to "
+                "resume, with fewer workers if it happens again"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -72,7 +72,7 @@ def run_local(
 
 
 def _completed(pool: ProcessPoolExecutor, step: str, shards: Iterator[int], ahead: int) -> Iterator[None]:
-    """Hand out shards, a few ahead, and yield often enough to report progress."""
+    """Hand out shards, a few in advance, and yield often enough to report progress."""
     running: set[Future[None]] = set()
     while True:
         for shard in islice(shards, ahead - len(running)):
@@ -91,12 +91,12 @@ def _report(counter: Any, reported: int, progress: Callable[[int], None]) -> int
     return now
 
 
-_worker: Worker  # of a process that _start has made one
+_worker: Worker  # set by _start in each worker process
 
 
 def _start(plan: Plan, folder: SetFolder, counter: Any, workers: int) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     _end_with_parent()
 
     def count(samples: int) -> None:
@@ -112,7 +112,7 @@ def _do(step: str, shard: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End when the first process is killed; or this one would write into the folder of the next run."""
+    """Exit if the main process is killed, or this one would keep writing into the folder of the next run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -135,7 +135,7 @@ def _share_cores(plan: Plan, workers: int) -> None:
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """OpenCV's threads are no faster on images of this size, and take the cores of other processes."""
+    """Limit OpenCV to one thread: more are no faster for such images and take cores of other processes."""
     import cv2
 
     before = cv2.getNumThreads()
@@ -156,25 +156,25 @@ def run_ray(
     address: str | None = None,
     gpus_each: float = 0,
 ) -> None:
-    """As `run_local`, in Ray's actors.
+    """Run a step of `Worker` for these shards in Ray actors.
 
     Each actor opens the source and loads the models once. Source and folder must be on a disk that all
-    machines see. An actor that dies is restarted, and its shards are made again: a shard is written whole or
-    not at all, so nothing is duplicated.
+    machines can access. An actor that dies is restarted and makes its shards again. Shards are written
+    atomically, so nothing is duplicated.
 
     Args:
-        plan: what to make.
-        folder: where.
+        plan: the set to make.
+        folder: the set's folder.
         step: the method of `Worker`.
-        shards: by number.
-        progress: called with the number of samples that have been processed since its last call.
-        workers: actors.
-        address: of a running cluster, such as "auto"; None uses the one that this process is connected to,
-            or else starts one on this machine.
-        gpus_each: of each actor, 0 for none; a fraction shares one.
+        shards: the numbers of the shards.
+        progress: called with the number of samples processed since its last call.
+        workers: number of actors.
+        address: address of a running cluster, such as "auto"; None uses the cluster that this process is
+            connected to, or starts one on this machine.
+        gpus_each: GPUs per actor; 0 for none, a fraction to share one.
 
     Raises:
-        InvalidArgument: where Ray is missing.
+        InvalidArgument: if Ray is not installed.
     """
     try:
         import ray
@@ -183,13 +183,13 @@ def run_ray(
         raise InvalidArgument(
             "engine",
             "the ray package",
-            "an installation that lacks it",
+            "an installation without it",
             "Run pip install 'nexus-adapters[ray]'",
         ) from error
     numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
     if not numbers:
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a future default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns about a future default
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     is_ours = not ray.is_initialized()
@@ -215,17 +215,17 @@ def run_ray(
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which `ray.init` replaces by one that exits with status 15."""
+    """Restore the SIGTERM handler, which `ray.init` replaces by one that exits with status 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():  # in others Ray leaves it alone
+        if threading.current_thread() is threading.main_thread():  # in others Ray does not touch it
             signal.signal(signal.SIGTERM, before)
 
 
 class _Actor:
-    """A worker, for as long as its process lives."""
+    """A worker that lives as long as its process."""
 
     def __init__(self, plan: Plan, folder: SetFolder, step: str) -> None:
         import cv2

@@ -1,4 +1,4 @@
-"""Which samples are left out of a prepared set, and why; near-duplicates by their perceptual hashes."""
+"""Filters that decide which samples a prepared set drops, and near-duplicates by perceptual hashes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from nexus_adapters.data.samples import Sample
 from nexus_adapters.errors import expect
 
 _BITS = 64
-_INDEX_BITS = 40  # of a key, next to the part of the hash: for 10^12 images
-_CHUNK = 2**14  # keys at once, where a temporary array of all would double the memory
-_ROWS = 512  # of a bucket that are compared at once
+_INDEX_BITS = 40  # bits of a key for the index of an image, enough for 10^12 images
+_CHUNK = 2**14  # keys processed at a time, since a temporary array of all would double the memory
+_ROWS = 512  # rows of a bucket that are compared at a time
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """Give the 64 bits of pHash: which of the 8x8 lowest frequencies of 32x32 pixels exceed their median.
+    """Return the 64-bit pHash, computed by imagehash.
 
-    By the library imagehash. Resizing, compression and small changes of color flip few bits; images of
-    unlike content differ in about half.
+    Its bits say which of the 8x8 lowest frequencies of 32x32 pixels exceed their median. Resizing,
+    compression and small color changes flip few bits; images with different content differ in about half of
+    them.
     """
     import imagehash
 
@@ -40,24 +41,24 @@ def find_near_duplicates(
     chunk: int = _CHUNK,
     rows: int = _ROWS,
 ) -> Int[np.ndarray, " n"]:
-    """The images to leave out: those within `distance` bits of an earlier image that is kept.
+    """Find the images to drop: those within `distance` bits of an earlier image that is kept.
 
-    The same as going through the images in order and keeping each that is near none kept so far. Two hashes
-    that differ in at most d bits agree in at least one of d + 1 parts of their bits, so only images that
-    share a part are compared.
+    This is equivalent to going through the images in order and keeping each that is not near one kept before.
+    Two hashes that differ in at most d bits agree in at least one of d + 1 parts of their bits, so only
+    images that share a part are compared.
 
     Args:
-        hashes: of each image.
-        has_hash: False for images that take no part, and get -1.
-        distance: in bits, 0 to 15.
-        chunk: of keys, and
-        rows: of images that are compared at once; both bound the memory and change no result.
+        hashes: hash of each image.
+        has_hash: False for images to ignore, whose result is -1.
+        distance: distance in bits, 0 to 15.
+        chunk: number of keys processed at a time; limits memory without changing the result.
+        rows: number of images compared at a time; likewise.
 
     Returns:
-        For each image an earlier one that is kept and that near; -1 for images that are kept.
+        For each image, an earlier near one that is kept; -1 for images that are kept.
     """
     nearest: Int[np.ndarray, " n"] = np.full(len(hashes), -1, np.int64 if len(hashes) >= 2**31 else np.int32)
-    # An image is unknown while it has an earlier neighbor of which it is unknown whether it is kept.
+    # An image is unknown as long as it has an earlier neighbor that is unknown.
     is_unknown = has_hash.copy()
     while is_unknown.any():
         waits = np.zeros(len(hashes), bool)
@@ -66,7 +67,7 @@ def find_near_duplicates(
             if is_unknown[members].any():
                 _compare(hashes, members, distance, rows, is_unknown, is_settled, nearest, waits)
         is_dropped = is_unknown & (nearest >= 0)
-        # Images that wait for none are kept, those near one that is kept are dropped, the others still wait.
+        # Images near a kept one are dropped, those that need not wait for another are kept, the rest wait.
         is_unknown &= waits & ~is_dropped
     return nearest
 
@@ -74,13 +75,13 @@ def find_near_duplicates(
 def _buckets(
     hashes: UInt64[np.ndarray, " n"], has_hash: Bool[np.ndarray, " n"], distance: int, chunk: int
 ) -> Iterator[Int[np.ndarray, " m"]]:
-    """Groups of images, ascending, that agree in a part of their bits; part after part."""
+    """For each part of the bits, groups of images that agree in it, in ascending order."""
     parts = distance + 1
     edges = [_BITS * part // parts for part in range(parts + 1)]
     keys = np.empty_like(hashes)
     for low, high in pairwise(edges):
         width = min(high - low, _BITS - _INDEX_BITS)
-        # Part and index in one number, so that one sort in place orders by both.
+        # Part and index in a single number, so that one in-place sort orders by both.
         np.right_shift(hashes, np.uint64(low), out=keys)
         keys <<= np.uint64(_BITS - width)
         for first in range(0, len(keys), chunk):
@@ -92,7 +93,7 @@ def _buckets(
 
 
 def _runs(keys: UInt64[np.ndarray, " n"], width: int, chunk: int) -> Iterator[Int[np.ndarray, " m"]]:
-    """The indices in the lower bits of sorted keys, for each value of the upper bits that several have."""
+    """The indices in the lower bits of sorted keys, for each value of the upper bits that several share."""
     shift, mask = np.uint64(_BITS - width), np.uint64(2 ** (_BITS - width) - 1)
     first = 0
     for start in range(0, len(keys), chunk):
@@ -115,7 +116,7 @@ def _compare(
     nearest: Int[np.ndarray, " n"],
     waits: Bool[np.ndarray, " n"],
 ) -> None:
-    """Find for each unknown member a neighbor that is known to be kept, and whether it must still wait."""
+    """Find, for each unknown member, a neighbor that is known to be kept and whether it must still wait."""
     asking = np.flatnonzero(is_unknown[members])
     for first in range(0, len(asking), at_once):
         rows = asking[first : first + at_once]
@@ -142,11 +143,11 @@ def _set_nearest(
     nearest[places] = np.where(known < 0, found, np.minimum(known, found))
 
 
-class LeftOut(Exception):  # noqa: N818  # not an error: the user asked for it, or the sample cannot be read
-    """A sample that is left out of the set.
+class LeftOut(Exception):  # noqa: N818  # not an error: the user set a filter, or the sample is unreadable
+    """A sample is dropped from the set.
 
     Attributes:
-        kind: of reason: "unreadable", "small", "aspect", "caption", "near-duplicate", "map" or "image".
+        kind: kind of reason: "unreadable", "small", "aspect", "caption", "near-duplicate", "map" or "image".
         reason: what was expected and what was received.
     """
 
@@ -157,18 +158,19 @@ class LeftOut(Exception):  # noqa: N818  # not an error: the user asked for it, 
 
 @dataclass(frozen=True)
 class Filters:
-    """Limits.
+    """The limits that samples must meet.
 
     Attributes:
-        min_side: of the shorter side, in pixels; 0 for none.
-        max_aspect: of the longer to the shorter side; 0 for none.
-        min_caption_length: in characters; captions shorter are dropped, and samples without any left.
-        max_caption_length: likewise for longer ones; 0 for none.
-        near_duplicates: images whose 64-bit perceptual hashes differ in at most so many bits from an earlier
-            one's are left out; None keeps all.
+        min_side: minimum length of the shorter side in pixels; 0 for no limit.
+        max_aspect: maximum ratio of the longer to the shorter side; 0 for no limit.
+        min_caption_length: minimum length of captions in characters. Shorter captions are dropped, and
+            samples that have no captions left.
+        max_caption_length: maximum length of captions in characters, likewise; 0 for no limit.
+        near_duplicates: drop images whose 64-bit perceptual hash differs in at most this many bits from that
+            of an earlier image; None keeps all.
 
     Raises:
-        InvalidArgument: for limits that no sample could keep.
+        InvalidArgument: for limits that no sample can meet.
     """
 
     min_side: int = 0
@@ -184,14 +186,14 @@ class Filters:
             (
                 self.max_aspect == 0 or 1 <= self.max_aspect < math.inf,
                 "max_aspect",
-                "0, or a finite number of at least 1",
+                "0 or a finite number of at least 1",
                 self.max_aspect,
             ),
             (self.min_caption_length >= 0, "min_caption_length", "at least 0", self.min_caption_length),
             (
                 self.max_caption_length == 0 or self.max_caption_length >= self.min_caption_length,
                 "max_caption_length",
-                f"0, or at least the minimum length, {self.min_caption_length}",
+                f"0 or at least the minimum length, {self.min_caption_length}",
                 self.max_caption_length,
             ),
             (
@@ -204,18 +206,18 @@ class Filters:
             expect(fits, argument, expected, received)
 
     def apply(self, sample: Sample) -> Sample:
-        """The sample with the captions that pass; `LeftOut` where it does not. Duplicates are not checked."""
+        """Return the sample with the captions that pass, or raise `LeftOut`. Ignores near-duplicates."""
         width, height = sample.image.size
         if min(width, height) < self.min_side:
             raise LeftOut("small", f"expected sides of at least {self.min_side}, got {width}x{height}")
         if self.max_aspect and max(width, height) > self.max_aspect * min(width, height):
             raise LeftOut(
-                "aspect", f"expected an aspect of at most {self.max_aspect:g}, got {width}x{height}"
+                "aspect", f"expected an aspect ratio of at most {self.max_aspect:g}, got {width}x{height}"
             )
         captions = tuple(caption for caption in sample.captions if self._keeps(caption))
         if not captions:
             lengths = ", ".join(str(len(caption)) for caption in sample.captions)
-            raise LeftOut("caption", f"expected a caption of {self._lengths()} characters, got {lengths}")
+            raise LeftOut("caption", f"expected a caption with {self._lengths()} characters, got {lengths}")
         return replace(sample, captions=captions)
 
     def _keeps(self, caption: str) -> bool:

@@ -1,4 +1,4 @@
-"""A plan: every setting that decides the bytes of a prepared set."""
+"""A plan: all settings that determine the bytes of a prepared set."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from nexus_adapters.errors import InvalidArgument, in_utf8, renamed
 from nexus_adapters.files import file_sha256
 from nexus_adapters.prepare.filters import Filters
 
-FORMAT = 1  # of prepared sets; one of another number cannot be resumed
-_PROBE = (64, 64)  # of an image on which every extractor is tried before the work begins
+FORMAT = 1  # format of prepared sets; those with another number cannot be resumed
+_PROBE = (64, 64)  # size of the image on which every extractor is tested before the work begins
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A source, and what to make of it. It can be pickled for other processes and machines.
+    """A source and the set to make from it. It can be pickled for other processes and machines.
 
     Attributes:
-        source: the samples; maps that it may have are not read.
-        conditions: name of an extractor -> its options. Each gives one PNG next to the image.
-        geometry: what images are resized to before maps are extracted; None leaves them as they are.
-        captions: which of a sample's captions are kept; "random" is one of them, chosen by seed and sample;
-            "none" is the empty one, also of samples that have others.
-        filters: what is left out.
-        image_format: "jpg" (quality 95, full color resolution), or without loss "png" and "webp".
-        shard_size: samples of the source to a shard, of which those left out are missing.
-        batch_size: images that an extractor is given at once.
-        seed: of what is random.
-        count: only so many samples of the source, from the first on; 0 for all.
-        root: a prefix, such as a folder's path, that is removed from keys where they are written.
+        source: the samples; their own maps are not read.
+        conditions: name of an extractor -> its options. Each one makes a PNG next to the image.
+        geometry: the sizes that images are resized to before maps are extracted; None keeps their sizes.
+        captions: which captions of a sample to keep. "random" keeps one, chosen by seed and sample; "none"
+            replaces all by the empty caption.
+        filters: which samples to drop.
+        image_format: "jpg" (quality 95, full color resolution), or "png" or "webp", which are lossless.
+        shard_size: samples of the source per shard, including those that are dropped.
+        batch_size: number of images passed to an extractor at a time.
+        seed: seed of all randomness.
+        count: number of samples to use, starting with the first; 0 for all.
+        root: a prefix, such as a folder's path, that is removed from keys when they are written.
         source_settings: what else identifies the samples, as JSON values: columns, splits, listings.
 
     Raises:
-        InvalidArgument: for values out of range, unknown extractors or options, and no conditions.
+        InvalidArgument: for values out of range, unknown extractors or options, or no conditions.
     """
 
     source: Source
@@ -65,7 +65,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.conditions:
-            raise InvalidArgument("conditions", hint="Name at least one extractor, such as canny")
+            raise InvalidArgument("conditions", hint="Choose at least one extractor, such as canny")
         # Sorted, since this is the order of the files in a shard.
         object.__setattr__(self, "conditions", dict(sorted(self.conditions.items())))
         for name, options in self.conditions.items():
@@ -77,7 +77,7 @@ class Plan:
             raise InvalidArgument(
                 "near_duplicates",
                 "the imagehash package",
-                "an installation that lacks it",
+                "an installation without it",
                 "Run pip install 'nexus-adapters[data]'",
             )
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
@@ -85,34 +85,34 @@ class Plan:
                 raise InvalidArgument(argument, f"one of {', '.join(known)}", repr(getattr(self, argument)))
         for argument in ("min_caption_length", "max_caption_length"):
             if self.captions == "none" and (length := getattr(self.filters, argument)):
-                raise InvalidArgument(argument, "no value where no captions are read", length)
+                raise InvalidArgument(argument, "no value, since captions are not read", length)
         for argument, least in (("shard_size", 1), ("batch_size", 1), ("seed", 0), ("count", 0)):
             if getattr(self, argument) < least:
                 raise InvalidArgument(argument, f"at least {least}", getattr(self, argument))
 
     def __len__(self) -> int:
-        """How many samples of the source are read."""
+        """Return how many samples of the source are read."""
         return min(self.count, len(self.source)) if self.count else len(self.source)
 
     @property
     def shards(self) -> int:
-        """How many shards there are; those without any sample are not written."""
+        """Number of shards, including those without samples, which are not written."""
         return -(-len(self) // self.shard_size)
 
     def indices(self, shard: int) -> range:
-        """The source's samples in a shard."""
+        """Return the indices of the source's samples in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self)))
 
     def key(self, index: int) -> str:
-        """A sample's key as it is written: without the source's place on this machine, in UTF-8."""
+        """Return a sample's key as it is written: without the source's location, in UTF-8."""
         return in_utf8(self.source.key(index).removeprefix(self.root))
 
     def message(self, text: str) -> str:
-        """A message as it is written, with the quoted keys in it like `key`."""
+        """Return a message as it is written, in which quoted keys are like those of `key`."""
         return in_utf8(text.replace(f"'{self.root}", "'") if self.root else text)
 
     def choose(self, captions: tuple[str, ...], index: int) -> tuple[str, ...]:
-        """Those of a sample's captions that are kept."""
+        """Return the captions of a sample that are kept."""
         if self.captions == "none":
             return ("",)
         if self.captions == "all":
@@ -122,23 +122,23 @@ class Plan:
         return (random.Random(f"caption {self.seed} {index}").choice(captions),)
 
     def uses_models(self) -> bool:
-        """Whether an extractor loads weights."""
+        """Whether any extractor loads a model."""
         return any(
             find_extractor(name).model or options.get("model") for name, options in self.conditions.items()
         )
 
     def try_extractors(self) -> None:
-        """Extract each map once, so that a missing model is reported before the work begins.
+        """Run each extractor once, so that a missing model is reported before the work begins.
 
         Raises:
-            InvalidArgument: for `conditions`, or an option of one, such as `conditions.depth.model`.
+            InvalidArgument: named "conditions" or an option such as "conditions.depth.model".
         """
         for name, options in self.conditions.items():
             with renamed(partial(_condition_argument, name, options)):
                 find_extractor(name).extract_all([Image.new("RGB", _PROBE)], options)
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the set, as JSON values; equal settings of an equal source give equal bytes."""
+        """Return all that determines the set, as JSON values. Equal settings and sources give equal bytes."""
         conditions = {
             name: find_extractor(name).defaults() | dict(options) for name, options in self.conditions.items()
         }
@@ -169,7 +169,7 @@ class Plan:
 
 
 def _condition_argument(name: str, options: Mapping[str, Any], argument: str) -> str:
-    """The name in a plan of an extractor's argument: of `model`, `conditions.depth.model`."""
+    """The name of an extractor's argument in a plan, such as `conditions.depth.model` for `model`."""
     if argument in options or argument in find_extractor(name).options():
         return f"conditions.{name}.{argument}"
     return f"conditions.{name}" if argument == "options" else "conditions"
@@ -180,7 +180,7 @@ def _is_folder(model: object) -> bool:
 
 
 def _weights_hash(model: object) -> str:
-    """SHA-256 over a local model's files, whose path says nothing of their content."""
+    """SHA-256 of a local model's files, since the path does not identify their content."""
     place = Path(str(model))
     files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
     digests = []

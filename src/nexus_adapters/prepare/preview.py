@@ -1,4 +1,4 @@
-"""The page of a prepared set: a few of its samples, read from its shards."""
+"""The preview page of a prepared set, which shows a few samples from its shards."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nexus_adapters.data.sample_page import ROWS, Row, page
 def preview_page(
     shards: Sequence[tuple[Path, int]], conditions: Sequence[str], image_format: str, summary: str
 ) -> str:
-    """The page of a prepared set, as HTML that includes its images.
+    """Return the HTML preview page of a prepared set, with embedded images.
 
     Args:
-        shards: path and number of samples of each.
+        shards: path and number of samples of each shard.
         conditions: names of the maps.
         image_format: extension of the images.
-        summary: a line below the title.
+        summary: a line of text below the title.
     """
     total = sum(samples for _, samples in shards)
     rows = min(ROWS, total)
-    # Sample number r * total / rows, without going through all of them.
+    # Samples number r * total / rows, without reading those in between.
     wanted = [row * total // rows for row in range(rows)]
     first, found = 0, []
     for path, samples in shards:
@@ -37,7 +37,7 @@ def preview_page(
 
 
 def _samples(path: Path, places: Sequence[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and files, by extension, of the samples at these places of a shard."""
+    """Key and files, by extension, of the samples at these indices in a shard."""
     with tarfile.open(path) as tar:
         groups: dict[str, list[tarfile.TarInfo]] = {}
         for member in tar:

@@ -1,4 +1,4 @@
-"""Making a prepared set, or resuming an interrupted run of the same command."""
+"""Make a prepared set, or resume an interrupted run of the same command."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What a set contains.
+    """The content of a set.
 
     Attributes:
-        samples: how many.
-        skipped: how many were left out, by kind of reason.
-        was_finished: whether the set was finished before.
+        samples: number of samples.
+        skipped: number of dropped samples, by kind of reason.
+        was_finished: whether the set was already finished.
     """
 
     samples: int
@@ -45,17 +45,17 @@ class Result:
 
 
 def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
-    """Make the set in the folder `out`, or resume it; a finished one is left as it is.
+    """Make the set in the folder `out`, or resume an interrupted run. A finished set is not changed.
 
-    Equal settings give an equal set, byte for byte, with any engine and however often it is interrupted:
-    numbered tars, index.json (counts, sizes, SHA-256, settings), skipped.jsonl (what was left out and why)
-    and preview.html.
+    The set consists of numbered tars, index.json (counts, sizes, SHA-256, settings), skipped.jsonl (dropped
+    samples with reasons) and preview.html. With equal settings it is the same, byte for byte, with any engine
+    and however often it is interrupted.
 
     Raises:
-        InvalidArgument: for a folder of other settings or with other files, a finished set that lacks a shard
-            or has one of another size, a folder that another run is using, a map that cannot be extracted at
-            all, and where no sample is left.
-        OSError: where a worker was killed; finished shards are kept.
+        InvalidArgument: for a folder with other settings or other files, a finished set with a missing shard
+            or one of another size, a folder that another run is using, a map that can never be extracted, or
+            if no sample is left.
+        OSError: if a worker was killed; finished shards are kept.
     """
     folder = SetFolder(out)
     settings = plan.settings()
@@ -66,7 +66,7 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
     with lock(folder.unfinished / "lock", wait=False) as is_ours:
         if not is_ours:
             raise InvalidArgument("out", "a folder that no other run is using", f"'{out}'")
-        if (out / INDEX).exists():  # which another run has finished meanwhile
+        if (out / INDEX).exists():  # another run has finished it in the meantime
             return _finished(folder, settings)
         _begin(folder, settings)
         if plan.filters.near_duplicates is not None and not folder.duplicates.exists():
@@ -78,7 +78,7 @@ def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
 
 
 def check_out(folder: SetFolder, settings: dict[str, Any]) -> None:
-    """InvalidArgument for a folder in which `prepare` would not begin or resume this set. Writes nothing."""
+    """Raise `InvalidArgument` if `prepare` could not start or resume this set here. Writes nothing."""
     if (folder.path / INDEX).exists():
         _read_finished(folder, settings)
         return
@@ -88,14 +88,14 @@ def check_out(folder: SetFolder, settings: dict[str, Any]) -> None:
 
 
 def _check_place(folder: SetFolder) -> None:
-    """InvalidArgument for a file, and for a folder with files of something else."""
+    """Raise `InvalidArgument` for a file, and for a folder with other files."""
     if folder.settings.exists():
         return
     if folder.path.exists() and not folder.path.is_dir():
         raise InvalidArgument("out", "a folder", f"'{folder.path}', which is a file")
-    ours = (folder.unfinished, folder.path / SKIPPED)  # the latter of a run that found nothing usable
+    ours = (folder.unfinished, folder.path / SKIPPED)  # the latter from a run without any usable sample
     if folder.path.exists() and any(path not in ours for path in folder.path.iterdir()):
-        raise InvalidArgument("out", "a new or empty folder", f"'{folder.path}', which has other files")
+        raise InvalidArgument("out", "a new or empty folder", f"'{folder.path}', which contains other files")
 
 
 def _begin(folder: SetFolder, settings: dict[str, Any]) -> None:
@@ -114,12 +114,12 @@ def _read_settings(folder: SetFolder) -> dict[str, Any]:
 
 def _finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
     result = _read_finished(folder, settings)
-    folder.clear()  # an interruption after the index was written leaves it
+    folder.clear()  # it remains if a run was interrupted after the index was written
     return result
 
 
 def _read_finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
-    """What a finished set contains. InvalidArgument where it is of other settings or lacks a shard."""
+    """The content of a finished set. Raises `InvalidArgument` for other settings or a missing shard."""
     try:
         index = json.loads((folder.path / INDEX).read_text(encoding="utf-8"))
         begun, samples, counts = index["settings"], index["samples"], Counter(index["skipped"])
@@ -133,38 +133,36 @@ def _read_finished(folder: SetFolder, settings: dict[str, Any]) -> Result:
     for file, size in sizes.items():
         found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
         if found != f"{size} bytes":
-            hint = f"Delete '{folder.path}' and run the command again to make the set anew"
-            raise InvalidArgument("out", f"'{file}' of {size} bytes, as {INDEX} says", found, hint)
+            hint = f"To make the set again, delete '{folder.path}' and rerun the command"
+            raise InvalidArgument("out", f"'{file}' with {size} bytes, as in {INDEX}", found, hint)
     return Result(samples, counts, was_finished=True)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """InvalidArgument for a setting that differs, such as `captions` or `filters.min_side`."""
+    """Raise `InvalidArgument` for a setting that differs, such as `captions` or `filters.min_side`."""
     before, after = dict(_flat(begun)), dict(_flat(now))
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     if not differing:
         return
-    name = min(differing, key=_is_derived)  # rather what the user set than what follows from it
+    name = min(differing, key=_is_derived)  # prefer settings of the user to derived ones
     old, new = _value(before.get(name)), _value(after.get(name))
     hint = "Choose a new folder to make another set"
     if name in ("format", "version"):
         raise InvalidArgument(
-            "out", f"a set started by {name} {new} of nexus-adapters", f"'{path}', started by {old}", hint
+            "out", f"a set started with {name} {new} of nexus-adapters", f"'{path}', started with {old}", hint
         )
     if name == "source.samples":
-        raise InvalidArgument(
-            "source", f"{old} samples, as '{path}' was started with", f"{new} samples", hint
-        )
+        raise InvalidArgument("source", f"{old} samples as in '{path}'", f"{new} samples", hint)
     if name.startswith("source.") and _is_derived(name):
         raise InvalidArgument("source", f"the samples that '{path}' was started with", "other samples", hint)
     if name.startswith("models."):
         model = f"conditions.{name.removeprefix('models.')}.model"
         raise InvalidArgument(model, f"the weights that '{path}' was started with", "other weights", hint)
-    raise InvalidArgument(name, f"{old}, as '{path}' was started with", new, hint)
+    raise InvalidArgument(name, f"{old} as in '{path}'", new, hint)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Name -> value of each setting, those of a group as `group.name`."""
+    """Name and value of each setting; those in a group are named `group.name`."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             if name == "conditions":
@@ -175,7 +173,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _is_derived(name: str) -> bool:
-    """Whether a setting is computed from the source or a model rather than set."""
+    """Whether a setting is computed from the source or a model instead of set by the user."""
     return name.endswith("sha256") or name == "source.samples" or name.startswith("models.")
 
 
@@ -202,7 +200,7 @@ def _do(step: str, plan: Plan, folder: SetFolder, engine: Engine, is_done: Calla
 
 
 def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
-    """Write the files about the whole set; the index last, since it marks the set as finished."""
+    """Write the files about the whole set, the index last because it marks the set as finished."""
     shards, counts = [], Counter[str]()
     with replacing(folder.path / SKIPPED, folder.unfinished) as lines:
         for record in folder.records(plan.shards):
@@ -217,7 +215,7 @@ def _finish(plan: Plan, folder: SetFolder, settings: dict[str, Any]) -> Result:
         raise InvalidArgument(
             "source",
             "at least one usable sample",
-            f"{len(plan)} that are all left out ({_shown(counts)})",
+            f"{len(plan)} samples, all of them left out ({_shown(counts)})",
             f"'{folder.path / SKIPPED}' lists them with the reasons",
         )
     files = [(folder.path / shard["file"], shard["samples"]) for shard in shards]

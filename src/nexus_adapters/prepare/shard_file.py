@@ -1,4 +1,4 @@
-"""A shard of a prepared set: a tar written whole or not at all, with equal bytes for equal samples."""
+"""A shard of a prepared set: a tar that is written atomically, with equal bytes for equal samples."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from nexus_adapters.choices import ImageFormat
 from nexus_adapters.files import replacing
 
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": "4:4:4"}
-_PNG = {"format": "PNG", "compress_level": 4}  # half the time of 6, for files 3 % larger
+_PNG = {"format": "PNG", "compress_level": 4}  # takes half as long as 6; files are 3 % larger
 _WEBP = {"format": "WEBP", "lossless": True, "quality": 50, "exact": True}
 _SAVED: dict[str, dict[str, Any]] = {"jpg": _JPEG, "png": _PNG, "webp": _WEBP}
 
 
 def encode_image(image: Image.Image, image_format: ImageFormat) -> bytes:
-    """Encode an RGB image, without loss except as "jpg"."""
+    """Return an encoded RGB image; lossless except for "jpg"."""
     return _saved(image, _SAVED[image_format])
 
 
 def encode_map(condition: Image.Image) -> bytes:
-    """Encode an RGB map as PNG, in grey or black and white where nothing is lost: read as RGB it is equal."""
+    """Return an RGB map as a PNG file, stored as gray or black and white if that is lossless."""
     pixels = np.asarray(condition)
     red = np.ascontiguousarray(pixels[..., 0])
     if not ((red == pixels[..., 1]).all() and (red == pixels[..., 2]).all()):
@@ -45,13 +45,14 @@ def sample_members(
     conditions: Mapping[str, bytes],
     about: Mapping[str, Any],
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and content of a sample's files, in WebDataset's layout.
+    """Yield name and content of a sample's files in WebDataset's layout.
 
     Args:
-        key: unique in the set, without dots.
-        image: extension and content.
-        conditions: name -> PNG.
-        about: what the JSON contains; the first of its "captions" is also the .txt that other readers expect.
+        key: the sample's key: unique in the set and without dots.
+        image: extension and content of the image.
+        conditions: name of a map -> its PNG file.
+        about: content of the JSON file. The first of its "captions" is also written as .txt for other
+            readers.
     """
     extension, content = image
     yield f"{key}.{extension}", content
@@ -64,17 +65,17 @@ def sample_members(
 def _saved(image: Image.Image, options: Mapping[str, Any]) -> bytes:
     stream = io.BytesIO()
     image = image.copy()
-    image.info = {}  # drops the source's comments and color profile, which no longer fit the pixels
+    image.info = {}  # drop the source's comments and color profile, which no longer fit the pixels
     image.save(stream, **options)
     return stream.getvalue()
 
 
 class ShardFile:
-    """A tar that is written in another folder and moved to its path by `finish`.
+    """A tar that is written in another folder and then moved to its path by `finish`.
 
     Args:
-        path: of the finished tar.
-        folder: where it is written, on the same file system.
+        path: path of the finished tar.
+        folder: the folder where it is written, on the same file system.
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
@@ -84,7 +85,7 @@ class ShardFile:
         self._tar = tarfile.open(fileobj=self._hashed, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, name: str, content: bytes) -> None:
-        """Append a file without time and owner."""
+        """Append a file without timestamp and owner."""
         member = tarfile.TarInfo(name)
         member.size, member.mode = len(content), 0o644
         self._tar.addfile(member, io.BytesIO(content))
@@ -96,8 +97,8 @@ class ShardFile:
         return self._hashed.size, self._hashed.digest.hexdigest()
 
     def discard(self) -> None:
-        """Delete what has been written; does nothing after `finish`."""
-        with suppress(OSError):  # of a full disk, say, which is why it is discarded
+        """Delete what has been written. Does nothing after `finish`."""
+        with suppress(OSError):  # such as a full disk, which may be why it is discarded
             self._tar.close()  # or it would write its end when it is garbage-collected
         with suppress(_DiscardedError, OSError), self._replacing:
             raise _DiscardedError

@@ -1,4 +1,4 @@
-"""The kinds of data sets that users name as a source: which one a path is, and opening it."""
+"""The kinds of datasets that can be a source: detect the kind of a path, and open it."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _SCENES = "scenes"
 _LONGEST_LINE = 2**20  # characters of a table's first line
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_LISTS = (".txt",)  # lists of URLs, which tables may be too
+_LISTS = (".txt",)  # extensions of lists of URLs, besides tables
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """A data set as the user names it.
+    """A dataset as the user specifies it.
 
     Attributes:
-        path: a folder, tars, a data set on the Hub, or "scenes".
-        kind: of data set; "auto" to detect it.
-        split: of a table or of COCO; "" for "train", and "train2017".
-        config_name: of a table that has several.
-        revision: of a table on the Hub.
-        image_column: name of the images' column or tar member; "" for the kind's default.
-        caption_column: the same for captions.
-        count: of scenes.
+        path: a folder, tars, a dataset on the Hub, or "scenes".
+        kind: kind of dataset; "auto" to detect it.
+        split: split of a table or of COCO; "" for "train" or "train2017".
+        config_name: configuration of a table that has several.
+        revision: branch, tag or commit of a table on the Hub.
+        image_column: name of the image column or tar member; "" for the kind's default.
+        caption_column: name of the caption column or tar member, likewise.
+        count: number of scenes.
         index_folder: where indices of tars are kept.
-        with_captions: False for images without captions, which all get the empty one.
-        allow_outside: whether the data set may name files outside its folder.
+        with_captions: False ignores captions: every sample has the empty caption.
+        allow_outside: allow the dataset to refer to files outside its folder.
     """
 
     path: str
@@ -62,14 +62,15 @@ class SourceOptions:
 
 
 def open_source(options: SourceOptions) -> tuple[Source, str]:
-    """The source, and the prefix of its keys that says nothing of the samples: its folder, or "".
+    """Open a source. Returns it with the prefix of its keys that can be removed: its folder, or "".
 
     Raises:
-        InvalidArgument: for a path of no such kind, such as a list of URLs, and whatever the source refuses.
+        InvalidArgument: for a path of no known kind, such as a list of URLs, and for all that the source
+            rejects.
     """
     kind = find_kind(options.path) if options.kind == "auto" else options.kind
     _check_options(options, kind)
-    if kind != "scenes" and Path(options.path).exists():  # also for workers that were started elsewhere
+    if kind != "scenes" and Path(options.path).exists():  # for workers with another working directory
         options = replace(options, path=os.path.abspath(options.path))
     opened: dict[str, Callable[[SourceOptions], tuple[Source, str]]] = {
         "folder": _open_folder,
@@ -82,10 +83,10 @@ def open_source(options: SourceOptions) -> tuple[Source, str]:
 
 
 def source_settings(options: SourceOptions, source: Source) -> dict[str, Any]:
-    """What identifies a source's samples beyond their names: columns, splits, and a hash of its listing.
+    """Return what identifies a source's samples besides their names: columns, splits, a hash of its listing.
 
-    The listing is the metadata of a folder, COCO's annotations, a table's fingerprint, or the sizes of local
-    tars; images are not read.
+    The listing is a folder's metadata, COCO's annotations, a table's fingerprint, or the sizes of local tars.
+    Images are not read.
     """
     kind = find_kind(options.path) if options.kind == "auto" else options.kind
     named = {name: getattr(options, name) for name in _NAMED if getattr(options, name)}
@@ -111,7 +112,7 @@ def _listing(kind: SourceKind, options: SourceOptions, source: Source) -> bytes:
 
 
 def find_kind(path: str) -> SourceKind:
-    """The kind of data set at a path. InvalidArgument for none, with what to do about lists of URLs."""
+    """Return the kind of dataset at a path. Raises `InvalidArgument` if there is none."""
     place = Path(path)
     if path == _SCENES:
         return "scenes"
@@ -133,35 +134,35 @@ def find_kind(path: str) -> SourceKind:
             "path",
             "images",
             f"'{path}', a list of URLs",
-            "Download it with img2dataset, whose tars are a source",
+            "Download the images with img2dataset and use its tars",
         )
     if _HUB_ID.fullmatch(path):
         return "table"
     raise InvalidArgument(
         "path",
-        "a folder of images, a COCO folder, tars, the file, folder or Hub id of a data set, or scenes",
+        "a folder of images, a COCO folder, tars, the file, folder or Hub id of a dataset, or scenes",
         f"'{path}'" + ("" if os.path.lexists(path) else ", which does not exist"),
     )
 
 
 def tars_at(path: str) -> list[str]:
-    """The shards that a path of kind tars names: those in a folder, or itself, which may be a pattern."""
+    """Return the shards at a path of kind "tars": those in a folder, or the path itself, maybe a pattern."""
     place = Path(path)
     if not place.is_dir():
         return [path]
-    # Each by its own name, since the folder's may look like a pattern.
+    # Each by its own name, since the folder's name may look like a pattern.
     return [str(file) for file in sorted(place.glob("*.tar"))] or [str(place / "*.tar")]
 
 
 def _lists_urls(table: Path) -> bool:
-    """Whether a table has a column of URLs and none of images or paths."""
+    """Whether a table has a column of URLs but none of images or paths."""
     columns = {name.lower() for name in _columns_of(table)}
     has_images = any(name in columns for name in ("image", "file_name", "image_path", "path", "jpg", "png"))
     return not has_images and any("url" in name for name in columns)
 
 
 def _columns_of(table: Path) -> list[str]:
-    """The columns by a table's beginning; [] where that is not known."""
+    """The columns of a table, from its beginning; [] if unknown."""
     with suppress(OSError, ValueError, RecursionError, csv.Error, ImportError):
         if table.suffix.lower() == ".parquet":
             from pyarrow.parquet import read_schema
@@ -172,14 +173,14 @@ def _columns_of(table: Path) -> list[str]:
         if table.suffix.lower() in (".csv", ".tsv"):
             return next(csv.reader([line], delimiter="," if table.suffix.lower() == ".csv" else "\t"), [])
         row = json.loads(line)
-        if isinstance(row, list):  # all rows in one line
+        if isinstance(row, list):  # all rows are in one line
             row = row[0] if row else {}
         return list(row) if isinstance(row, dict) else []
     return []
 
 
 def _check_options(options: SourceOptions, kind: SourceKind) -> None:
-    """InvalidArgument for an option that the kind does not read."""
+    """Raise `InvalidArgument` for an option that has no effect for this kind."""
     reads = {
         "folder": {"image_column", "caption_column"},
         "coco": {"split"},
@@ -194,10 +195,10 @@ def _check_options(options: SourceOptions, kind: SourceKind) -> None:
             )
     if options.caption_column and not options.with_captions:
         raise InvalidArgument(
-            "caption_column", "no value where captions are not read", f"'{options.caption_column}'"
+            "caption_column", "no value, since captions are not read", f"'{options.caption_column}'"
         )
     if kind == "scenes" and not options.count:
-        raise InvalidArgument("count", hint="It is the number of scenes to generate")
+        raise InvalidArgument("count", hint="Set it to the number of scenes to generate")
 
 
 def _columns(options: SourceOptions) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def _open_coco(options: SourceOptions) -> tuple[Source, str]:
     files = sorted(folder.glob("annotations/captions_*.json"))
     splits = [file.stem.removeprefix("captions_") for file in files]
     if splits and split not in splits:
-        raise InvalidArgument("split", f"one of {', '.join(splits)}, as '{folder}' has", f"'{split}'")
+        raise InvalidArgument("split", f"a split of '{folder}' ({', '.join(splits)})", f"'{split}'")
     annotations = folder / "annotations" / f"captions_{split}.json"
     source = CocoSource(annotations, folder / split, **_access(options))
     return source, f"{folder}/"

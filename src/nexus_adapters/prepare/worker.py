@@ -1,4 +1,4 @@
-"""A worker: reads, filters and resizes the samples of a shard, extracts their maps, and writes them."""
+"""A worker, which reads, filters and resizes the samples of a shard, extracts their maps, and writes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORDS = ("out of memory", "insufficient memory", "cuda error", "cublas", "cudnn
 
 
 def is_machine_failure(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, is the machine's and not the sample's: memory, GPU, disk or network."""
+    """Return whether an error is due to the machine (memory, GPU, disk, network) instead of the sample."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
@@ -42,7 +42,7 @@ def is_machine_failure(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class _Read:
-    """A sample that passed the filters, resized, with its number and its size in the source."""
+    """A resized sample that passed the filters, with its index and its size in the source."""
 
     index: int
     sample: Sample
@@ -51,12 +51,12 @@ class _Read:
 
 @dataclass
 class Worker:
-    """Makes whole shards, by number, in any order; finished ones are skipped.
+    """Makes complete shards by number, in any order. Finished ones are skipped.
 
     Attributes:
-        plan: what to make.
-        folder: where.
-        progress: called with the number of samples that have been processed since its last call.
+        plan: the set to make.
+        folder: the set's folder.
+        progress: called with the number of samples processed since its last call.
     """
 
     plan: Plan
@@ -69,13 +69,13 @@ class Worker:
             return
         indices, hashes = self.plan.indices(shard), {}
         for index in indices:
-            with suppress(LeftOut):  # it is left out, and listed, when the shard is written
+            with suppress(LeftOut):  # it is dropped and listed when the shard is written
                 hashes[index] = perceptual_hash(self.load(index).image)
             self.progress(1)
         self.folder.write_hashes(shard, hashes, indices)
 
     def write(self, shard: int) -> None:
-        """Write a shard, and a record of what it contains and what was left out."""
+        """Write a shard and a record of its samples and of those that were dropped."""
         if self.folder.is_written(shard):
             return
         left_out: list[tuple[int, LeftOut]] = []
@@ -105,13 +105,13 @@ class Worker:
         return {"file": file.path.name, "samples": file.samples, "bytes": size, "sha256": sha256}
 
     def example(self, index: int) -> tuple[Sample, dict[str, Image.Image]]:
-        """A sample as it would be written, and its maps. LeftOut; near-duplicates are not searched for."""
+        """Return a sample as it would be written, with its maps, or raise `LeftOut`. Duplicates stay."""
         read = self._fitted(self.load(index), index)
         (maps,) = self._maps([read.sample.image])
         return read.sample, maps
 
     def _batches(self, shard: int, left_out: list[tuple[int, LeftOut]]) -> Iterator[list[_Read]]:
-        """The samples that pass the filters, in batches for the extractors."""
+        """Yield the samples that pass the filters, in batches for the extractors."""
         batch: list[_Read] = []
         for index in self.plan.indices(shard):
             try:
@@ -126,7 +126,7 @@ class Worker:
             yield batch
 
     def load(self, index: int) -> Sample:
-        """The sample with the captions that pass, or LeftOut."""
+        """Return the sample with the captions that pass, or raise `LeftOut`."""
         try:
             sample = self.plan.source.load(index)
         except BadSample as error:
@@ -157,10 +157,10 @@ class Worker:
     def _with_maps(
         self, batch: Sequence[_Read], left_out: list[tuple[int, LeftOut]]
     ) -> Iterator[list[tuple[str, bytes]]]:
-        """Each sample's files; samples whose maps cannot be extracted or written are left out."""
+        """Yield each sample's files. Samples whose maps cannot be extracted or written are dropped."""
         try:
             extracted = self._maps([read.sample.image for read in batch])
-        except Exception as error:  # because of one of them; extractors of other packages raise anything
+        except Exception as error:  # due to one of them; extractors of other packages can raise anything
             if is_machine_failure(error):
                 raise
             extracted = []

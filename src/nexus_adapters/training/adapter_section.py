@@ -1,4 +1,4 @@
-"""A recipe's `[adapter]`: options of the method that it names, or of the adapter that it starts from."""
+"""A recipe's `[adapter]` section: the options of the method it names or of the adapter it starts from."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ from nexus_adapters.training.parsing import SECTION, validated
 def adapter_options(
     section: Mapping[str, Any], condition: str, base: str, output_dir: str = ""
 ) -> AdapterOptions:
-    """A recipe's `[adapter]`, as options of its method; by default, of the method of `start_from`.
+    """Return a recipe's `[adapter]` section as the options of its method.
 
-    `condition` and `base`: where names of adapters are looked up. `output_dir`: of a run that started from an
-    adapter that may be gone, and knows its method. `InvalidArgument` for an unknown method or
-    key, for a key that has no effect with this method, and for a `start_from` that has to be read but cannot.
+    Without a `method`, the section gets the method of the adapter in `start_from`.
+
+    Args:
+        section: the keys and values of `[adapter]`.
+        condition: the condition whose adapters the names are looked up among.
+        base: the base whose adapters the names are looked up among.
+        output_dir: the run's folder. It records the method of an earlier start, in case the adapter in
+            `start_from` no longer exists.
+
+    Raises:
+        InvalidArgument: for an unknown method or key, a key that has no effect with this method, or a
+            `start_from` that cannot be read.
     """
     start = section.get("start_from")
     if "method" not in section and isinstance(start, str) and start:
@@ -43,12 +52,12 @@ def adapter_options(
     for key in section:
         if key in known:
             continue
-        methods = reversed(known_methods())  # as they were registered
+        methods = reversed(known_methods())  # in the order of registration
         others = [m.name for m in methods if key in {f.name for f in dataclasses.fields(m.Options)}]
         if others:
             raise InvalidArgument(
                 f"adapter.{key}",
-                f"no such key with method {method.name!r}, where it has no effect",
+                f"no such key because it has no effect with method {method.name!r}",
                 repr(section[key]),
                 f"It is an option of {', '.join(others)}",
             )
@@ -59,12 +68,12 @@ def adapter_options(
 
 @lru_cache(maxsize=64)  # pydantic takes 10 ms to build one, and a study has hundreds of recipes
 def _validating(options: Any) -> Any:
-    """A method's options as a class that validates its fields."""
+    """The class of a method's options with validation of the fields."""
     return dataclass(options, frozen=True, config=SECTION)
 
 
 def _method_of_run(folder: Path, start: str) -> str:
-    """The method of the run in a folder, if it started from `start`; "" otherwise."""
+    """The method of the run in `folder` if that run started from `start`, else ""."""
     try:
         adapter = tomllib.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))["adapter"]
         is_same = os.path.realpath(adapter["start_from"]) == os.path.realpath(start)
@@ -74,12 +83,12 @@ def _method_of_run(folder: Path, start: str) -> str:
 
 
 def _method_of_saved(source: str, condition: str, base: str) -> str:
-    """The name of the method that trains adapters like a saved one."""
+    """The name of the method that a saved adapter was trained with."""
     with renamed(lambda name: "data.condition" if name == "condition" else "adapter.start_from"):
         saved = find_saved(source, condition, base)
         try:
             return method_for(saved).configuration(saved)
         except InvalidArgument:
             raise
-        except (TypeError, ValueError) as error:  # odd values in its config
+        except (TypeError, ValueError) as error:  # unexpected values in its config
             raise InvalidArgument("adapter", "a saved adapter", f"'{source}' ({one_line(error)})") from error

@@ -1,6 +1,6 @@
-"""The batches of a run, of its steps and of its validation.
+"""The batches of a run's training steps and of its validation.
 
-With a cache, samples are encoded once, before the first step; without one, in every step.
+With a cache, samples are encoded once, before the first step; without one, they are encoded in every step.
 """
 
 from __future__ import annotations
@@ -50,27 +50,27 @@ from nexus_adapters.training.recipe_samples import (
     usable_shapes,
 )
 
-CACHE_FORMAT = 2  # part of every entry's name: with a new number, all samples are encoded anew
+CACHE_FORMAT = 2  # part of every entry's name: a new number makes all samples be encoded again
 _ENCODING_BATCH = 8  # the same for every run, since an entry's last bits may depend on it
-_SHARD_SAMPLES = 256  # in a file of the cache
-_LOOKED_AT = 64  # samples whose captions are looked at where none are encoded before the first step
-_HELD_OUT_STEP = 2**40  # a step that no training reaches; its random numbers are the validation's
+_SHARD_SAMPLES = 256  # samples per file of the cache
+_LOOKED_AT = 64  # samples whose captions are inspected if none are encoded before the first step
+_HELD_OUT_STEP = 2**40  # a step that no training reaches; validation uses its random numbers
 
 
 @dataclass
 class Batches:
-    """The batches of every step, and of the validation.
+    """The batches of every training step and of the validation.
 
     Attributes:
         feed: this process's samples by step.
         reader: reads a single sample.
-        empty_prompt: the embeddings of the empty prompt.
-        encoders: the base that encodes samples in every step; None where a cache has them.
-        held_out: the indices of the validation's samples.
-        report: of unreadable samples.
-        encoders_hash: of the encoders' weights.
+        empty_prompt: the embeddings of the empty prompt, by name.
+        encoders: the base that encodes samples in every step; None with a cache of encoded samples.
+        held_out: the indices of the validation samples.
+        report: collects unreadable samples.
+        encoders_hash: hash of the encoders' weights.
         loss: how often prompts and conditions are dropped.
-        seed: of the run.
+        seed: the run's seed.
         accelerator: the processes that train together.
     """
 
@@ -86,12 +86,12 @@ class Batches:
     accelerator: Accelerator
 
     def of_step(self, step: int) -> Iterator[Batch]:
-        """This process's batches of the optimizer step after `step` finished ones."""
+        """Yield this process's batches of the optimizer step that follows `step` finished ones."""
         for reads in self.feed.step(step):
             yield self._batch(reads, self.loss.prompt_dropout, self.loss.condition_dropout)
 
     def of_validation(self, batch_size: int) -> list[Batch]:
-        """This process's share of the held-out samples, by shape; no prompt and no condition is dropped."""
+        """Return this process's share of the held-out samples, grouped by shape and without dropout."""
         positions = [Position(index, _HELD_OUT_STEP, row) for row, index in enumerate(self.held_out)]
         mine = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         by_shape: dict[tuple[int, ...], list[Read]] = {}
@@ -129,24 +129,24 @@ def prepare_batches(
     skipped_file: Path,
     accelerator: Accelerator,
 ) -> Batches:
-    """The batches of a run. A cache is filled first, and the base's encoders then leave memory.
+    """Return the batches of a run. With a cache, fill it first and then release the base's encoders.
 
     Args:
         samples: all samples, fitted to the base.
         split: which of them are trained on and which are held out.
-        order: in which they are trained on.
-        base: with its encoders loaded.
-        cache: where encoded samples are kept; None to encode in every step.
-        data: of the recipe.
-        training: of the recipe.
-        loss: of the recipe.
-        seed: of the run.
+        order: the order in which they are trained on.
+        base: the base with its encoders loaded.
+        cache: where encoded samples are kept; None to encode them in every step.
+        data: the recipe's `[data]`.
+        training: the recipe's `[training]`.
+        loss: the recipe's `[loss]`.
+        seed: the run's seed.
         skipped_file: where unreadable samples are reported.
         accelerator: the processes that train together.
 
     Raises:
-        InvalidArgument: for too many unreadable samples.
-        OSError: where the disk has no room for the cache.
+        InvalidArgument: if too many samples are unreadable.
+        OSError: if the disk has no room for the cache.
     """
     report = SkipReport(skipped_file, split.total, data.max_bad_fraction)
     report.add(split.unreadable)
@@ -200,16 +200,16 @@ def _cached_caption_lengths(cache: TensorCache, names: Iterable[str]) -> Iterato
 
 
 def _first_caption_lengths(samples: ConditionedSource, order: SampleOrder, base: Base) -> Iterator[list[int]]:
-    """Of the samples that the first steps read: without a cache, nobody reads all of them before."""
+    """The caption lengths of the samples in the first steps; without a cache, not all samples are read."""
     tokenizer = getattr(base.pipe, "tokenizer", None)
     steps = range(-(-_LOOKED_AT // order.global_batch_size))
     for index in dict.fromkeys(int(index) for step in steps for index in order.at(step)):
-        with suppress(BadSample):  # which is reported when its step comes
+        with suppress(BadSample):  # reported when a step reads it
             yield caption_lengths(samples.source.load(index).captions, tokenizer)
 
 
 def _is_readable(samples: ConditionedSource, index: int, report: SkipReport) -> bool:
-    """Whether a held-out sample can be read; none replaces it, since those that could are trained on."""
+    """Whether a held-out sample can be read. It is not replaced, since all other samples are trained on."""
     try:
         samples.fit(index)
     except BadSample as error:
@@ -227,9 +227,9 @@ class CachedSamples:
     """A `Reader` of encoded samples.
 
     Attributes:
-        cache: has their entries.
-        names: index -> name of the sample's entry, where it has one.
-        substitutes: index of an unreadable sample -> index of the one that replaces it.
+        cache: contains their entries.
+        names: index -> name of the sample's entry; without the samples that have none.
+        substitutes: index of an unreadable sample -> index of its replacement.
     """
 
     cache: TensorCache
@@ -237,7 +237,7 @@ class CachedSamples:
     substitutes: Mapping[int, int]
 
     def read(self, position: Position) -> Read:
-        """The entry at a position."""
+        """Return the entry at a position."""
         index = self.substitutes.get(position.index, position.index)
         return Read(position, index, Entry.from_tensors(self.cache.read(self.names[index])))
 
@@ -252,7 +252,7 @@ def _encode_into(
     report: SkipReport,
     accelerator: Accelerator,
 ) -> tuple[dict[int, str], set[int]]:
-    """Index -> name in the cache; and the samples that cannot be read."""
+    """Fill the cache. Returns index -> name in the cache, and the indices of the unreadable samples."""
     indices = sorted([*split.trained, *split.held_out])
     known = KnownHashes(known_hashes_file(data, cache.folder))
     names, unreadable = entry_names(samples, indices, encoders_hash, known, accelerator)
@@ -269,9 +269,10 @@ def entry_names(
     known: KnownHashes,
     accelerator: Accelerator,
 ) -> tuple[dict[int, str], list[Skipped]]:
-    """Index -> name of the sample's entry in a cache, a hash of all it depends on; the unreadable samples.
+    """Return index -> name of the sample's entry in a cache, and the unreadable samples.
 
-    Each process hashes its share; all get the whole.
+    A name is a hash of all that the entry depends on. Each process hashes its share; all get the whole
+    result.
     """
     names, unreadable = [], []
     share = indices[accelerator.process_index :: accelerator.num_processes]
@@ -295,15 +296,19 @@ def fill_cache(
     accelerator: Accelerator,
     workers: int,
 ) -> list[Skipped]:
-    """Encode what the cache lacks, each process its share; the unreadable samples among all of them.
+    """Encode the samples that the cache does not contain; each process encodes its share.
 
-    What is already there stays, so an interrupted run resumes.
+    Existing entries are kept, so an interrupted run resumes.
 
-    Raises OSError where the disk has no room for the new entries.
+    Returns:
+        The unreadable samples of all processes.
+
+    Raises:
+        OSError: if the disk has no room for the new entries.
     """
     index_of = {name: index for index, name in names.items()}
     missing = [index_of[name] for name in cache.missing(names.values())]
-    accelerator.wait_for_everyone()  # all have looked before any writes
+    accelerator.wait_for_everyone()  # every process has checked the cache before any of them writes
     share = missing[accelerator.process_index :: accelerator.num_processes]
     if missing and accelerator.is_main_process:
         _announce(cache, missing, samples, base)
@@ -336,7 +341,7 @@ def fill_cache(
     accelerator.wait_for_everyone()
     cache.refresh()
     reasons = dict(gather_object(list(reasons.items())))
-    # Samples of the same content have one entry, or none.
+    # Samples with the same content share an entry, or the lack of one.
     return [
         Skipped(index, samples.source.key(index), reasons[name])
         for index, name in names.items()
@@ -362,7 +367,7 @@ class _FittedDataset(Dataset[tuple[int, Any]]):
 
 
 def _announce(cache: TensorCache, missing: Sequence[int], samples: ConditionedSource, base: Base) -> None:
-    """Print how much will be encoded, by the first readable sample; OSError where there is no room."""
+    """Print an estimate of what will be encoded. Raises OSError if the disk has no room for it."""
     for index in missing:
         try:
             (entry,) = encode([samples.fit(index)], base)
@@ -372,10 +377,10 @@ def _announce(cache: TensorCache, missing: Sequence[int], samples: ConditionedSo
         needed = len(missing) * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         free = shutil.disk_usage(cache.folder).free
         size = f"{len(missing)} samples, about {needed / 2**20:,.0f} MiB"
-        print(f"cache: encoding {size}, into '{cache.folder}'", file=sys.stderr, flush=True)
+        print(f"cache: encoding {size} into '{cache.folder}'", file=sys.stderr, flush=True)
         if needed > free:
             raise OSError(
-                f"cache.folder: expected room for {size}; received '{cache.folder}' with "
+                f"cache.folder: not enough disk space for {size}: '{cache.folder}' has only "
                 f"{free / 2**30:.2f} GiB free"
             )
         return

@@ -1,8 +1,8 @@
-"""Checkpoints of a training run, which survive a kill at any moment; `TrainState` is what they store.
+"""Checkpoints of a training run, which can be killed at any moment. `TrainState` is what they store.
 
-A checkpoint is a folder `step-00000200` with safetensors files, `state.json`, and `manifest.json`, which
-holds the SHA-256 of every other file. It is written under a temporary name, synced to disk and then renamed.
-No pickle. An unfinished or damaged folder is never loaded.
+A checkpoint is a folder such as `step-00000200` with safetensors files, `state.json`, and `manifest.json`,
+which holds the SHA-256 of every other file. It is written under a temporary name, synced to disk and then
+renamed. Pickle is not used. An unfinished or damaged folder is never loaded.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ MODULE, AVERAGE, OPTIMIZER = "module", "average", "optimizer"  # safetensors fil
 
 
 class NotFinite(FloatingPointError):  # noqa: N818  # says what was found
-    """A tensor that a checkpoint was to hold has values that are not finite."""
+    """A tensor that was to be saved in a checkpoint contains values that are not finite."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An undamaged checkpoint on disk. `state` is what was saved with the tensors, of JSON's types."""
+    """An undamaged checkpoint on disk. `state` is what was saved with the tensors, as JSON types."""
 
     folder: Path
     step: int
     state: Mapping[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under `name`, on the CPU; empty where there were none."""
+        """Return the tensors saved under `name`, on the CPU; empty if there are none."""
         file = self.folder / f"{name}.safetensors"
         return load_file(file) if file.is_file() else {}
 
@@ -59,17 +59,17 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, object],
 ) -> Path:
-    """Write `folder/step-N` durably. Older checkpoints stay until `remove_old_checkpoints`.
+    """Write `folder/step-N` durably. Older checkpoints are kept until `remove_old_checkpoints`.
 
     Args:
-        folder: of all checkpoints; created if it is missing.
-        step: finished optimizer steps.
+        folder: the folder of all checkpoints; created if it is missing.
+        step: number of finished optimizer steps.
         tensors: file stem -> name -> tensor.
-        state: of JSON's types.
+        state: anything else to save, as JSON types.
 
     Raises:
-        NotFinite: where a tensor is not finite; nothing is written.
-        OSError: where the disk is full or fails. Earlier checkpoints stay as they were.
+        NotFinite: if a tensor has values that are not finite; nothing is written.
+        OSError: if the disk is full or fails. Earlier checkpoints are unchanged.
     """
     check_finite(tensors)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def save_checkpoint(
         (aside / _STATE).write_text(json.dumps({"step": step, **state}, allow_nan=False))
         hashes = {file.name: file_sha256(file) for file in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=1))
-    # Newer checkpoints are damaged, or this step would not have been taken again.
+    # Newer checkpoints must be damaged, or this step would not have been run again.
     for newer in checkpoint_folders(folder):
         if step_of(newer) > step:
             remove_folder(newer)
@@ -96,14 +96,14 @@ def remove_old_checkpoints(
     best_step: int | None = None,
     is_whole: Callable[[Path], bool] | None = None,
 ) -> None:
-    """Remove what is older than the `keep` newest undamaged checkpoints, but `best_step`'s and milestones.
+    """Remove checkpoints older than the `keep` newest undamaged ones, except `best_step` and milestones.
 
     Args:
-        folder: of all checkpoints.
-        keep: how many stay; damaged ones do not count.
-        keep_every: milestones are the checkpoints whose step is a multiple of it; 0 for none.
-        best_step: of a checkpoint that stays.
-        is_whole: whether a checkpoint is undamaged; by default its files are read.
+        folder: the folder of all checkpoints.
+        keep: how many to keep; damaged ones do not count.
+        keep_every: the checkpoints whose step is a multiple of this are milestones; 0 for none.
+        best_step: step of a checkpoint to keep; None for none.
+        is_whole: returns whether a checkpoint is undamaged; by default, its files are read.
     """
     found = checkpoint_folders(folder)
     whole = filter(is_whole or (lambda path: damage(path) is None), found)
@@ -116,27 +116,32 @@ def remove_old_checkpoints(
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint, with a warning for each newer damaged one. None if there is none.
+    """Return the newest undamaged checkpoint, or None. Warns about each newer damaged one.
 
-    `InvalidArgument` named "output_dir" where a newer version of this package wrote it.
+    Raises:
+        InvalidArgument: named "output_dir", if a newer version of this package wrote it.
     """
     for path in checkpoint_folders(folder):
         reason = damage(path)
         if reason is None:
             return open_checkpoint(path)
-        warnings.warn(f"checkpoint: '{path}' is skipped, since {reason}", stacklevel=2)
+        warnings.warn(f"checkpoint: '{path}' is skipped because {reason}", stacklevel=2)
     return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """An undamaged checkpoint. `InvalidArgument` named "output_dir" where a newer version wrote it."""
+    """Open an undamaged checkpoint.
+
+    Raises:
+        InvalidArgument: named "output_dir", if a newer version of this package wrote it.
+    """
     state = json.loads((path / _STATE).read_bytes())
     check_checkpoint(state, path, "output_dir")
     return Checkpoint(path, int(state["step"]), state)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in words; None if all are as they were written."""
+    """Return what is wrong with a checkpoint's files, as text; None if they are undamaged."""
     try:
         hashes: Mapping[str, str] = json.loads((checkpoint / MANIFEST).read_bytes())["sha256"]
         for name, expected in hashes.items():
@@ -150,7 +155,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """`NotFinite`, which names the tensor, unless every floating-point value is finite."""
+    """Raise `NotFinite`, which names the tensor, unless every floating-point value is finite."""
     for name, content in tensors.items():
         for key, tensor in content.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -158,24 +163,24 @@ def check_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, damaged or not, newest first."""
+    """Return the checkpoints in a folder, newest first, including damaged ones."""
     named = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(named, key=step_of, reverse=True)
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, if there is one."""
+    """Return the path of a step's checkpoint, whether or not it exists."""
     return folder / f"{_PREFIX}{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 @dataclass
 class TrainState:
-    """The trained module, its optimizer, the loss scale of fp16 and, if wanted, the weights' average."""
+    """The trained module, its optimizer, the fp16 loss scaler and, optionally, the average of the weights."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -191,17 +196,17 @@ class TrainState:
         ema_decay: float = 0.0,
         use_fp16: bool = False,
     ) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         average = _average_of(module, ema_decay) if ema_decay else None
         return cls(module, optimizer, torch.amp.GradScaler(enabled=use_fp16), average)
 
     @property
     def result(self) -> nn.Module:
-        """The module that the run results in: the average, if there is one."""
+        """The module to export: the average if there is one, else the trained module."""
         return self.module if self.average is None else self.average.module
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """File name -> tensor name -> tensor."""
+        """Return the tensors to save: file stem -> tensor name -> tensor."""
         optimizer = {
             f"{index}.{name}": value
             for index, state in self._optimizer_state().items()
@@ -212,7 +217,7 @@ class TrainState:
         return {MODULE: self.module.state_dict(), AVERAGE: average, OPTIMIZER: optimizer}
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of the state, of JSON's types."""
+        """Return the rest of the state, as JSON types."""
         optimizer = {
             f"{index}.{name}": value
             for index, state in self._optimizer_state().items()
@@ -228,7 +233,7 @@ class TrainState:
         }
 
     def restore(self, checkpoint: Checkpoint, scalars: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint of `tensors` and `scalars`."""
+        """Load what `tensors` and `scalars` returned from a checkpoint."""
         self.module.load_state_dict(checkpoint.tensors(MODULE))
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.tensors(AVERAGE))
@@ -238,7 +243,7 @@ class TrainState:
         self.restore_optimizer(checkpoint, scalars)
 
     def restore_optimizer(self, checkpoint: Checkpoint, scalars: Mapping[str, Any]) -> None:
-        """Continue with a checkpoint's optimizer state alone."""
+        """Load only the optimizer's state from a checkpoint."""
         state: dict[int, dict[str, Any]] = {}
         for key, value in {**checkpoint.tensors(OPTIMIZER), **scalars["optimizer"]}.items():
             index, _, name = key.partition(".")
@@ -246,7 +251,7 @@ class TrainState:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
     def _optimizer_state(self) -> dict[int, dict[str, Any]]:
-        """Each parameter's state. bitsandbytes nests a part in a mapping, and also loads it flat."""
+        """Each parameter's state. bitsandbytes nests a part of it in a mapping but also loads it flat."""
         found: dict[int, dict[str, Any]] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
             inner = [value for value in state.values() if isinstance(value, Mapping)]

@@ -1,4 +1,4 @@
-"""What a recipe is refused for before any model is loaded: the same for a training and a dry run."""
+"""The checks of a recipe before any model is loaded, the same for training and a dry run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KEYS = {
     "base_config": "base.config",
     "base_revision": "base.revision",
     "prediction_type": "base.prediction_type",
-    "adapter": "adapter.start_from",  # the only saved adapter that a training reads
+    "adapter": "adapter.start_from",  # the only saved adapter that training reads
     "start_from": "adapter.start_from",
     "start_from_optimizer": "adapter.start_from_optimizer",
     "size_ratio": "adapter.size_ratio",
@@ -60,7 +60,11 @@ KEYS = {
 
 
 def check_place(config: TrainConfig) -> None:
-    """`InvalidArgument` unless the output folder may be used, and the Hub, if the adapter goes there."""
+    """Check that the output folder can be used and, if the adapter is to be uploaded, the Hub.
+
+    Raises:
+        InvalidArgument: if one of them cannot be used.
+    """
     _check_writable(Path(config.output_dir), "output_dir")
     check_run_folder(config)
     if config.hub.repo_id:
@@ -68,25 +72,26 @@ def check_place(config: TrainConfig) -> None:
 
 
 def check_recipe(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
-    """`check_base`, after all else that can be checked without the data and the base's weights.
+    """Check all that can be checked without the data and the base's weights. Returns what `check_base` does.
 
-    `InvalidArgument` for what this machine lacks, and for what does not fit the base.
+    Raises:
+        InvalidArgument: for what is not available on this machine, and for what does not fit the base.
     """
     check_trackers(config.log.trackers)
     device = "cuda" if torch.cuda.is_available() and config.training.device == "auto" else "cpu"
     choose_precision(config.training.mixed_precision, torch.device(device))
-    if config.cache.enabled or config.data.kind in ("tars", "prepared"):  # whose indices are kept there
+    if config.cache.enabled or config.data.kind in ("tars", "prepared"):  # their indices are kept there
         _check_writable(samples_cache(config.cache), "cache.folder")
     return check_base(config)
 
 
 def _check_writable(folder: Path, name: str) -> None:
-    """`InvalidArgument` unless the folder can be written to, or created."""
+    """Raise `InvalidArgument` unless the folder can be written to or created."""
     try:
         folder.lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except OSError as error:  # too long a name, above all
+    except OSError as error:  # usually a name that is too long
         raise InvalidArgument(
             name, "a folder that can be created", f"'{folder}' ({error.strerror})"
         ) from error
@@ -98,13 +103,14 @@ def _check_writable(folder: Path, name: str) -> None:
 
 
 def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Tensor]]:
-    """The base, the adapter's options, and the tensors that the adapter starts with.
+    """Return the base, the adapter's options, and the tensors that the adapter starts with.
 
-    The tensors, and the architecture in the options, are those of the adapter in `adapter.start_from`. There
-    are no tensors without one. A run that resumes has its own architecture and weights, so what it started
-    from may be gone. The base's weights are not read.
+    The tensors and the architecture in the options are those of the adapter in `adapter.start_from`; without
+    one, there are no tensors. A run that resumes has its own architecture and weights, so the adapter it
+    started from need not exist anymore. The base's weights are not read.
 
-    `InvalidArgument` unless the adapter can be trained on the base, with the recipe's loss and optimizer.
+    Raises:
+        InvalidArgument: if the adapter cannot be trained on the base with the recipe's loss and optimizer.
     """
     check_optimizer(config.training)
     with renamed(KEYS):
@@ -129,7 +135,7 @@ def check_base(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, Ten
 
 
 def _check_sampling(validation: ValidationOptions, base: Base) -> None:
-    """`InvalidArgument` for more steps of sampling than the base has timesteps."""
+    """Raise `InvalidArgument` for more sampling steps than the base has timesteps."""
     most = base.num_train_timesteps
     if validation.every_steps and validation.images and validation.num_inference_steps > most:
         raise InvalidArgument(
@@ -138,7 +144,7 @@ def _check_sampling(validation: ValidationOptions, base: Base) -> None:
 
 
 def _check_noise(loss: LossOptions, options: AdapterOptions, base: Base) -> None:
-    """`InvalidArgument` where the base's noise schedule cannot weight the loss or the features as wanted."""
+    """Raise `InvalidArgument` if the base's noise schedule does not support a weighting in the recipe."""
     first = torch.zeros(1, dtype=torch.long)
     if gamma := loss.min_snr_gamma:
         base.loss_weights(first, gamma)
@@ -152,15 +158,15 @@ def _own_checkpoint(config: TrainConfig) -> Saved | None:
     if not config.adapter.start_from or not (folder / CONFIG).is_file():
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come when the run resumes
+        warnings.simplefilter("ignore")  # they are shown when the run resumes
         found = latest_checkpoint(folder / CHECKPOINTS)
-    if found is None or not found.state.get("adapter"):  # of an earlier version
+    if found is None or not found.state.get("adapter"):  # the latter in earlier versions
         return None
     return find_saved(found.folder / f"{MODULE}.safetensors")
 
 
 def _start(options: AdapterOptions, condition_name: str, base: str) -> Saved | None:
-    """The adapter that training starts from; the others are where its name is looked up."""
+    """The adapter that training starts from. `condition_name` and `base` are used to look up its name."""
     if not options.start_from:
         return None
     with renamed({"adapter": "start_from", "condition": "data.condition"}):
@@ -171,7 +177,13 @@ def _start(options: AdapterOptions, condition_name: str, base: str) -> Saved | N
 
 
 def starting_checkpoint(source: str) -> Checkpoint:
-    """The checkpoint that `adapter.start_from_optimizer` means: a run's newest undamaged one, or itself."""
+    """Return the checkpoint for `adapter.start_from_optimizer`.
+
+    `source` is a checkpoint, or a run whose newest undamaged checkpoint is used.
+
+    Raises:
+        InvalidArgument: if there is no undamaged checkpoint.
+    """
     folder, found = Path(source), None
     with renamed({"output_dir": "start_from"}):
         if (folder / CONFIG).is_file():
@@ -181,14 +193,14 @@ def starting_checkpoint(source: str) -> Checkpoint:
     if found is None or not (found.folder / f"{OPTIMIZER}.safetensors").is_file():
         raise InvalidArgument(
             "start_from_optimizer",
-            "a training run or an undamaged checkpoint, which have the state, in adapter.start_from",
+            "a training run or an undamaged checkpoint in adapter.start_from, which contains that state",
             f"'{source}'",
         )
     return found
 
 
 def _check_optimizer_state(config: TrainConfig, adapter: nn.Module) -> None:
-    """`InvalidArgument` unless the state that training starts with is of the same optimizer and weights."""
+    """Raise `InvalidArgument` unless the optimizer state to start with fits the optimizer and the weights."""
     checkpoint, name = starting_checkpoint(config.adapter.start_from), "start_from_optimizer"
     theirs = checkpoint.state["identity"].get("training.optimizer")
     wanted = config.training.optimizer
@@ -200,4 +212,4 @@ def _check_optimizer_state(config: TrainConfig, adapter: nn.Module) -> None:
     )
     ours = {key: tuple(tensor.shape) for key, tensor in adapter.state_dict().items()}
     saved = {key: tuple(tensor.shape) for key, tensor in checkpoint.tensors(MODULE).items()}
-    expect(ours == saved, name, "a checkpoint of the same weights", f"others in '{checkpoint.folder}'")
+    expect(ours == saved, name, "a checkpoint with the same weights", f"others in '{checkpoint.folder}'")

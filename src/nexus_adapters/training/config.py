@@ -1,7 +1,7 @@
-"""The options of a recipe: frozen dataclasses, whose values are all checked before anything is loaded.
+"""The options of a recipe, as frozen dataclasses. All values are checked before anything is loaded.
 
 `TrainConfig` is the whole recipe; each section of the TOML file is a dataclass here. An option that a recipe
-leaves out has the default given here. The strings below the fields describe them.
+omits has the default given here. The string below a field documents it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from nexus_adapters.methods import AdapterOptions
 from nexus_adapters.training.adapter_section import adapter_options
 from nexus_adapters.training.parsing import SECTION
 
-_DEFAULT_RESOLUTION = 512  # of data without a size of their own
+_DEFAULT_RESOLUTION = 512  # for data without a fixed size
 _MAX_INTEGER = 2**32 - 1  # above it, lengths and random generators overflow
-_MOST_SCENES = 1_000_000  # all of which are listed in memory
-_MOST_WORKERS = 1024  # processes: more is a slip
+_MOST_SCENES = 1_000_000  # they are listed in memory
+_MOST_WORKERS = 1024  # processes; a larger number is a typo
 Positive = Annotated[int, Field(gt=0, le=_MAX_INTEGER)]
 NotNegative = Annotated[int, Field(ge=0, le=_MAX_INTEGER)]
 _LARGEST = 1e30  # above it, single precision overflows
@@ -42,24 +42,24 @@ MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 
 @dataclass(frozen=True, config=SECTION)
 class BaseOptions:
-    """`[base]`: the Stable Diffusion that stays frozen."""
+    """`[base]`: the base model, which stays frozen."""
 
     path: str = EMBEDDED
-    """A folder in diffusers' layout, a Hub id or a single .safetensors file; "embedded" is the small one of
-    nexus-adapters[embedded]."""
+    """A folder in diffusers' layout, a Hub id, or a single .safetensors file; "embedded" is the small model
+    in nexus-adapters[embedded]."""
     revision: str = ""
-    """Branch, tag or commit on the Hub; empty for the newest."""
+    """Branch, tag or commit on the Hub; empty for the latest."""
     variant: str = ""
-    """Which of several saves to read, such as "fp16"; empty for the plain one."""
+    """Variant of the weight files, such as "fp16"; empty for the files without a variant."""
     config: str = ""
-    """For a single file: a folder or Hub id in diffusers' layout, of which no weights are read; empty lets
-    diffusers fetch its own."""
+    """Only for a single file: a folder or Hub id in diffusers' layout from which the configuration is read,
+    but no weights. Empty lets diffusers download its own."""
     prediction_type: Literal["", PredictionType] = ""
-    """For a single file; required for Stable Diffusion 2.x."""
+    """Only for a single file, and required for Stable Diffusion 2.x: what the model predicts."""
 
     @property
     def source(self) -> BaseSource:
-        """As `load_base` takes it."""
+        """The base as `load_base` accepts it."""
         return BaseSource(self.path, self.revision, self.variant, self.config, self.prediction_type)
 
 
@@ -68,43 +68,43 @@ class DataOptions:
     """`[data]`: where samples come from, and how they are fitted to the base."""
 
     kind: DataKind = "folder"
-    """An image folder, a set that `nexus prepare` made, a Hugging Face data set ("table"), WebDataset shards,
-    or the embedded world's scenes."""
+    """"folder" is an image folder, "prepared" a set made by `nexus prepare`, "table" a Hugging Face dataset,
+    "tars" WebDataset shards, and "scenes" the embedded model's synthetic scenes."""
     path: str = ""
-    """The folder, or the data set's Hub id or folder."""
+    """The folder, or the dataset's Hub id or folder."""
     shards: tuple[str, ...] = ()
-    """Of `tars`: paths, globs, URLs; ranges as in "train-{000..127}.tar"."""
+    """For "tars": paths, globs or URLs; a range is written as in "train-{000..127}.tar"."""
     config_name: str = ""
-    """Of a Hugging Face data set that has several, such as "2m_first_1k"; empty for its only one."""
+    """Configuration of a Hugging Face dataset that has several, such as "2m_first_1k"; else empty."""
     split: str = "train"
-    """Of a Hugging Face data set."""
+    """Split of a Hugging Face dataset."""
     revision: str = ""
-    """Of a Hugging Face data set on the Hub; empty for the newest."""
+    """Branch, tag or commit of a Hugging Face dataset on the Hub; empty for the latest."""
     image_column: str = ""
-    """Name of the image column or tar member; empty for the kind's usual one."""
+    """Name of the image column or tar member; empty for the default of the kind."""
     condition_column: str = ""
-    """Name of the structure maps' column or tar member; empty to extract the maps by `condition`."""
+    """Name of the column or tar member with the structure maps; empty to extract them as `condition` says."""
     caption_column: str = ""
-    """Name of the captions' column or tar member; empty for the kind's usual one. "json:caption" is the key
-    `caption` of the JSON objects in `json`."""
+    """Name of the caption column or tar member; empty for the default of the kind. "json:caption" is the key
+    `caption` of the JSON objects in the member `json`."""
     allow_outside: bool = False
-    """Read what a data set names outside its folder: absolute paths and "..", and captions and metadata that
-    are links. Only for data that you trust."""
+    """Read files outside the dataset's folder: absolute paths, paths with "..", and captions and metadata
+    that are links. Only for data that you trust."""
     condition: str = CONDITION
-    """The kind of structure map: the name of an extractor, which also extracts maps that the data lack."""
+    """The kind of structure map: the name of an extractor, which extracts the maps if the data have none."""
     extractor: dict[str, bool | float | str] = field(default_factory=dict)
-    """Options of the extractor, such as canny's low and high, or depth's model."""
+    """Options of the extractor, such as `low` and `high` for canny or `model` for depth."""
     count: NotNegative = 0
-    """Read only the first samples; 0 for all. Required for scenes, whose number is not limited."""
+    """Use only the first `count` samples; 0 for all. Required for scenes, whose number is unlimited."""
     resolution: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
-    """Side of the square that images are fitted to, pixels; with `aspect_buckets`, of one of equal area. 0 is
-    the size of a prepared set, 128 for scenes, and otherwise 512."""
+    """Side, in pixels, of the square that images are fitted to; with `aspect_buckets`, the square with the
+    same area. 0 means the size of a prepared set, 128 for scenes, and 512 for everything else."""
     aspect_buckets: bool = False
-    """Approximately keep the images' aspect ratio: each batch has one of several shapes."""
+    """Approximately keep the images' aspect ratio: all samples of a batch have the same of several shapes."""
     max_bad_fraction: Fraction = 0.25
-    """Unreadable samples are replaced and reported; above this fraction of the data the run stops."""
+    """Unreadable samples are replaced and reported; the run stops if they exceed this fraction of all."""
     workers: Annotated[int, Field(ge=0, le=_MOST_WORKERS)] = 0
-    """Processes that read samples ahead, for each training process; 0 reads them between the steps."""
+    """Processes per training process that read samples in advance; 0 reads them between the steps."""
 
     @property
     def is_remote(self) -> bool:
@@ -118,33 +118,33 @@ class DataOptions:
         return not (is_on_hub or self.is_remote)
 
     def __post_init__(self) -> None:
-        """A folder with the index of a prepared set is one, also as kind "folder". Data have a resolution."""
+        """Recognize a prepared set also under kind "folder", and fill in the resolution."""
         if self.kind == "folder" and self.path and is_prepared(self.path):
             object.__setattr__(self, "kind", "prepared")
         if self.resolution == 0:
             object.__setattr__(self, "resolution", self.own_resolution() or _DEFAULT_RESOLUTION)
 
     def own_resolution(self) -> int | None:
-        """The side that a prepared set's images, or scenes, have; None for data without a common one."""
+        """Return the side, in pixels, of a prepared set's images or of scenes; None for other data."""
         if self.kind == "scenes":
             return SIZE
         if self.kind != "prepared":
             return None
         try:
             geometry = geometry_of(self.path)
-        except InvalidArgument:  # opening the set raises it again, where the path is named
+        except InvalidArgument:  # opening the set raises it again and names the path
             return None
         return None if geometry is None else min(geometry.width, geometry.height)
 
 
 @dataclass(frozen=True, config=SECTION)
 class CacheOptions:
-    """`[cache]`: latents, structure maps and prompt embeddings, computed once."""
+    """`[cache]`: latents, structure maps and prompt embeddings, which are computed once."""
 
     enabled: bool = True
-    """False encodes images and prompts in every step."""
+    """false encodes images and prompts in every step."""
     folder: str = ""
-    """Its folder; empty for nexus-adapters/training in the user's cache folder."""
+    """The cache's folder; empty for nexus-adapters/training in the user's cache folder."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -152,15 +152,16 @@ class LossOptions:
     """`[loss]`: what is minimized."""
 
     timesteps: Literal["uniform", "cubic"] = "cubic"
-    """How timesteps are sampled; "cubic" prefers the noisy ones (T2I-Adapter, section 3.4)."""
+    """How timesteps are sampled; "cubic" prefers noisy ones (T2I-Adapter, section 3.4)."""
     band: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Only timesteps between these fractions of the noise schedule; 1 is pure noise."""
+    """Sample timesteps only between these two fractions of the noise schedule; 1 is pure noise."""
     min_snr_gamma: AtLeast0 = 0.0
-    """Min-SNR weighting (arXiv 2303.09556), whose authors use 5; 0 weights all timesteps equally."""
+    """Gamma of Min-SNR weighting (arXiv 2303.09556), whose authors use 5; 0 weights all timesteps equally."""
     prompt_dropout: Fraction = 0.1
-    """Fraction of the samples in which base and adapter read the empty prompt."""
+    """Fraction of the samples for which base and adapter read the empty prompt."""
     condition_dropout: BelowOne = 0.0
-    """Fraction of the samples in which the base gets no features, below 1: those alone train nothing."""
+    """Fraction of the samples for which the adapter's features are dropped. Must be below 1, since those
+    samples do not train the adapter."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -168,21 +169,21 @@ class TrainingOptions:
     """`[training]`: steps, optimizer, precision and device."""
 
     max_train_steps: Positive = 10_000
-    """Optimizer steps of the whole run."""
+    """Number of optimizer steps in the whole run."""
     batch_size: Positive = 2
-    """Samples of a batch on each device."""
+    """Samples per batch and device."""
     gradient_accumulation_steps: Positive = 4
-    """Batches of an optimizer step."""
+    """Batches per optimizer step."""
     learning_rate: Above0 = 1e-5
-    """The learning rate after the warm-up, from which a schedule falls."""
+    """Learning rate after the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: the rate stays, or falls to zero at the last step."""
+    """The learning rate after the warm-up: constant, or falling to zero at the last step."""
     warmup_steps: NotNegative = 0
-    """Optimizer steps in which the rate rises from near zero."""
+    """Optimizer steps during which the learning rate rises from near zero."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """"adamw8bit" needs CUDA and bitsandbytes."""
+    """The optimizer; "adamw8bit" needs CUDA and bitsandbytes."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    """Decay of AdamW's averages of the gradient and its square."""
+    """AdamW's decay rates for the averages of the gradient and of its square."""
     epsilon: Above0 = 1e-8
     """Epsilon added to AdamW's denominator."""
     weight_decay: AtLeast0 = 1e-2
@@ -190,37 +191,38 @@ class TrainingOptions:
     max_grad_norm: Above0 = 1.0
     """Gradient-clipping norm."""
     ema_decay: BelowOne = 0.0
-    """Decay of the weights' exponential average, which is then the result; 0 for none. Try 0.9999."""
+    """Decay of the exponential moving average of the weights (EMA), such as 0.9999. The average is then the
+    run's result. 0 for no average."""
     mixed_precision: MixedPrecision = "auto"
-    """"auto" is bf16 where the device has hardware for it, else fp16 on CUDA, else no."""
+    """"auto" is bf16 if the device supports it in hardware, else fp16 on CUDA, else no."""
     gradient_checkpointing: bool = False
-    """Recompute the base's activations in the backward pass: less memory, more time."""
+    """Recompute the base's activations in the backward pass: uses less memory but takes longer."""
     compile: bool = False
-    """Run base and adapter through torch.compile."""
+    """Compile base and adapter with torch.compile."""
     cuda_graphs: bool = False
-    """On CUDA, record the frozen denoiser as CUDA graphs: faster where small models or batches leave the GPU
-    waiting for the CPU. No effect on a CPU and with ControlNet-XS, whose network is trained as a whole."""
+    """On CUDA, record the frozen denoiser as CUDA graphs: faster if the GPU waits for the CPU, as with small
+    models or batches. No effect on a CPU and with ControlNet-XS, whose whole network is trained."""
     channels_last: bool = True
-    """Use the memory layout in which convolutions are faster on most devices."""
+    """Use the channels-last memory layout, in which convolutions are faster on most devices."""
     device: Literal["auto", "cpu"] = "auto"
-    """"auto" is CUDA if available; "cpu" never uses it."""
+    """"auto" uses CUDA if available, else the CPU; "cpu" never uses CUDA."""
     max_bad_steps: Positive = 20
-    """Steps whose gradient is not finite are skipped; after this many in a row the run stops."""
+    """Steps without a finite gradient are skipped; the run stops after this many in a row."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class CheckpointOptions:
-    """`[checkpoint]`: what an interrupted run resumes from."""
+    """`[checkpoint]`: the checkpoints from which an interrupted run resumes."""
 
     every_steps: Positive = 500
     """Optimizer steps between checkpoints."""
     keep: Positive = 2
-    """How many of the newest are kept."""
+    """How many of the latest checkpoints are kept."""
     keep_every: NotNegative = 0
-    """Also keep the checkpoint of every step that is a multiple of this, for good; 0 for none."""
+    """Also keep, permanently, the checkpoint of every step that is a multiple of this; 0 for none."""
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint is due after so many steps."""
+        """Return whether a checkpoint is due after this number of steps."""
         return step % self.every_steps == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
 
@@ -229,23 +231,23 @@ class ValidationOptions:
     """`[validation]`: losses and images during the run, on samples that are not trained on."""
 
     every_steps: NotNegative = 1000
-    """Optimizer steps between validations; 0 for none, and nothing is held out."""
+    """Optimizer steps between validations; 0 turns validation off and holds out no samples."""
     samples: Positive = 32
-    """Samples held out for the loss by timestep; more samples, less noise."""
+    """Samples that are held out to measure the loss by timestep; with more, the loss is less noisy."""
     images: NotNegative = 4
-    """Images generated from the first of them, and scored by their structure; 0 for none."""
+    """Number of held-out samples for which an image is generated and its structure scored; 0 for none."""
     prompts: tuple[str, ...] = ()
-    """For these images, in place of the samples' own captions."""
+    """Prompts for these images; empty to use the samples' own captions."""
     num_inference_steps: Positive = STEPS
-    """Of the images' sampling."""
+    """Sampling steps for these images."""
     guidance_scale: AtLeast0 = GUIDANCE_SCALE
-    """Of the images; 2 suits the embedded base."""
+    """Guidance scale for these images; use about 2 with the embedded base."""
     early_stop_patience: NotNegative = 0
-    """Stop after this many validations without a better score; 0 for never. The score is the structure score
-    or, of maps that have none, the loss."""
+    """Stop the run after this many validations without a better score; 0 to never stop early. The score is
+    the structure score, or the loss for maps without a structure score."""
     select: Literal["auto", "best", "last"] = "auto"
-    """Which weights the run results in: those that validated best, by the same score, or the last. "auto" is
-    the best with early stopping, else the last."""
+    """Which weights are exported: those with the best validation score, or the last. "auto" is "best" with
+    early stopping, else "last"."""
 
     @property
     def selects_best(self) -> bool:
@@ -255,24 +257,24 @@ class ValidationOptions:
 
 @dataclass(frozen=True, config=SECTION)
 class LogOptions:
-    """`[log]`: log.jsonl is always written."""
+    """`[log]`: experiment trackers, in addition to log.jsonl, which is always written."""
 
     every_steps: Positive = 20
-    """Optimizer steps between rows."""
+    """Optimizer steps between rows of the log."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "trackio"], ...] = ()
-    """Log also to these, which must be installed."""
+    """Also log to these trackers, which must be installed."""
     project: str = "nexus-adapters"
-    """The trackers' project."""
+    """Project name in the trackers."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class HubOptions:
-    """`[hub]`: where the finished adapter goes. The token comes from the environment alone."""
+    """`[hub]`: uploads the finished adapter to the Hub. The token is read from the environment only."""
 
     repo_id: str = ""
-    """"name/repository"; empty keeps the adapter here."""
+    """"name/repository" to upload to; empty to keep the adapter local."""
     private: bool = False
-    """Whether a repository that is created is private."""
+    """Make the repository private if it is created."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -280,14 +282,14 @@ class TrainConfig:
     """A whole recipe."""
 
     output_dir: str = ""
-    """The run's folder: checkpoints, log, validation images, and in the end adapter/."""
+    """The run's folder, with checkpoints, log, validation images, and the finished adapter in adapter/."""
     seed: NotNegative = 0
-    """Everything random follows from it."""
+    """Seed of all randomness in the run."""
     imports: tuple[str, ...] = ()
-    """Your modules, or .py files, that register blocks, methods, bases, conditions or metrics."""
+    """Your modules or .py files to import, which register blocks, methods, bases, conditions or metrics."""
     base: BaseOptions = field(default_factory=BaseOptions)
     adapter: Any = field(default_factory=dict)
-    """Options of the method that it names (`methods/`), to which a mapping is converted."""
+    """The options of a method (see `methods/`), converted from a mapping whose `method` names it."""
     data: DataOptions = field(default_factory=DataOptions)
     cache: CacheOptions = field(default_factory=CacheOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -298,7 +300,7 @@ class TrainConfig:
     hub: HubOptions = field(default_factory=HubOptions)
 
     def __post_init__(self) -> None:
-        """Check the values that depend on each other."""
+        """Check values that depend on each other."""
         if isinstance(self.adapter, Mapping):
             found = adapter_options(self.adapter, self.data.condition, self.base.path, self.output_dir)
             object.__setattr__(self, "adapter", found)
@@ -318,20 +320,20 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
         (
             not (training.cuda_graphs and (training.compile or training.gradient_checkpointing)),
             "training.cuda_graphs",
-            "false together with compile or gradient_checkpointing",
+            "false with training.compile or training.gradient_checkpointing",
             True,
         ),
         (
             reads_prompt or validation.every_steps == 0 or validation.images == 0,
             "validation.images",
-            "0 for an adapter that reads no prompt, since images are generated with one",
+            "0 for an adapter that does not read the prompt, since images are generated with a prompt",
             validation.images,
         ),
         *data_agreements(data),
         (
             validation.early_stop_patience == 0 or (validation.every_steps > 0 and validation.images > 0),
             "validation.early_stop_patience",
-            "0 without validation images, whose structure it goes by",
+            "0 without validation images, whose structure score it depends on",
             validation.early_stop_patience,
         ),
         (
@@ -346,11 +348,11 @@ def _agreements(config: TrainConfig) -> list[tuple[bool, str, str, Any]]:
             "false without adapter.start_from",
             True,
         ),
-        (low < high, "loss.band", "a lower and then a higher fraction", config.loss.band),
+        (low < high, "loss.band", "two fractions in ascending order", config.loss.band),
     ]
 
 
-# Which kinds of data each option has an effect for.
+# Option -> the kinds of data for which it has an effect.
 _EFFECTIVE_FOR: dict[str, tuple[str, ...]] = {
     "path": ("folder", "prepared", "table"),
     "shards": ("tars",),
@@ -363,15 +365,15 @@ _EFFECTIVE_FOR: dict[str, tuple[str, ...]] = {
     "allow_outside": ("folder", "prepared", "table"),
     "aspect_buckets": ("folder", "prepared", "table", "tars"),
 }
-_PLACES = {"path": "shards", "shards": "path"}  # each -> the other that says where data are
+_PLACES = {"path": "shards", "shards": "path"}  # each -> the other option that says where the data are
 
 
 def data_agreements(
     data: DataOptions, kinds: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[tuple[bool, str, str, Any]]:
-    """(fits, key, expected, received) of `[data]`: what its kind needs, and what has no effect under it.
+    """Return the checks of `[data]` as (fits, key, expected, received): options required or without effect.
 
-    `kinds`: in place of `_EFFECTIVE_FOR` for some options.
+    `kinds` overrides `_EFFECTIVE_FOR` for some options.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(DataOptions)}
     effective = {**_EFFECTIVE_FOR, **(kinds or {})}
@@ -379,9 +381,9 @@ def data_agreements(
     for name, for_kinds in effective.items():
         value = getattr(data, name)
         kinds_text = ", ".join(for_kinds)
-        what = f"no value for data.kind {data.kind!r}, where it has no effect (it is read for {kinds_text})"
+        what = f"no value, since it has no effect for data.kind {data.kind!r} (only for {kinds_text})"
         if name in _PLACES and data.kind in effective[_PLACES[name]]:
-            what = f"data.{_PLACES[name]} in its place, for data.kind {data.kind!r}"
+            what = f"data.{_PLACES[name]} instead, for data.kind {data.kind!r}"
         checks.append((data.kind in for_kinds or value == defaults[name], f"data.{name}", what, repr(value)))
     needs_path, needs_shards = data.kind in effective["path"], "at least one, for data.kind 'tars'"
     checks += [
@@ -390,7 +392,7 @@ def data_agreements(
         (
             data.kind != "scenes" or 0 < data.count <= _MOST_SCENES,
             "data.count",
-            f"at least 1 and at most {_MOST_SCENES:,}, for data.kind 'scenes'",
+            f"1 to {_MOST_SCENES:,}, for data.kind 'scenes'",
             data.count,
         ),
     ]

@@ -1,4 +1,4 @@
-"""CUDA graphs of the frozen denoiser: recorded once for each shape of batch, replayed in every step."""
+"""CUDA graphs of the frozen denoiser, recorded once per batch shape and replayed in every step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def supports_cuda_graphs(device: torch.device) -> bool:
-    """Whether CUDA graphs can be recorded on a device."""
+    """Return whether CUDA graphs can be recorded on a device."""
     return device.type == "cuda"
 
 
 class GraphedDenoiser(nn.Module):
-    """A frozen denoiser whose forward and backward passes are one launch each.
+    """A frozen denoiser whose forward and backward passes are a single launch each.
 
-    With a small model or a small batch, a GPU waits for the CPU, which launches thousands of operations in a
+    With a small model or a small batch, the GPU waits for the CPU, which launches thousands of operations per
     step. The prediction is the same. Without gradients, the denoiser is called directly.
 
     Args:
-        denoiser: without trained weights, in eval mode; called with tensors, also in lists and dicts, and
-            with `return_dict=False`.
+        denoiser: a denoiser in eval mode without trainable weights. It is called with tensors, also in lists
+            and dicts, and with `return_dict=False`.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -32,10 +32,10 @@ class GraphedDenoiser(nn.Module):
         self._recorded: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def forward(self, *inputs: Any, **options: Any) -> tuple[Tensor]:
-        """The denoiser's prediction; the next call overwrites it.
+        """Return the denoiser's prediction; the next call overwrites it.
 
-        `inputs` and `options`: what the denoiser takes, such as latents (b, c, h, w), timesteps (b,) and text
-        (b, n, d).
+        `inputs` and `options` are the denoiser's arguments, such as latents (b, c, h, w), timesteps (b,) and
+        prompt embeddings (b, n, d).
         """
         if not torch.is_grad_enabled():
             predicted: tuple[Tensor] = self.denoiser(*inputs, **options)

@@ -1,8 +1,8 @@
-"""Which samples a data set has, and which of them a run was trained on, by content.
+"""Identify by content which samples a dataset has and which of them a run was trained on.
 
-A sample is its image, its structure map where the data have one, and its captions, whatever its file is
-called and wherever it lies. So a run resumes on the same data wherever they are, and studies notice that data
-have changed. Evaluations compare the images alone: a trained one is known by another caption or map, too.
+A sample is identified by its image, its structure map if the data have one, and its captions, not by its
+path. So a run resumes on the same data after they were moved, and a study notices that its data have changed.
+Evaluations compare only the images, and so recognize a trained one also with another caption or map.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from nexus_adapters.training.recipe_samples import known_hashes_file, open_train
 
 RECORD = "samples.json"  # the data that a run was started on
 TRAINED = "trained_on.json"  # the samples that it trains on
-_HASHED_WHOLE = 10_000  # samples; of larger data sets only as many are hashed, evenly spaced
-_DIGITS = 16  # of a SHA-256: among a million samples two have the same by chance once in 10^7
+_HASHED_WHOLE = 10_000  # samples; of a larger dataset, this many evenly spaced ones are hashed
+_DIGITS = 16  # of a SHA-256: two of a million samples collide by chance once in 10^7
 _UNREADABLE = ""
-_RESUME_HINT = "Train in another folder; adapter.start_from continues from what this run has learned"
+_RESUME_HINT = "Train in a new output_dir; set adapter.start_from to this run to start from its weights"
 
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """A data set, by content.
+    """The content of a dataset, as hashes.
 
     Attributes:
-        count: its samples.
-        hashes: of the samples, in order, or of evenly spaced ones; "" for one that cannot be read.
+        count: number of samples.
+        hashes: hashes of all samples, in order, or of evenly spaced ones; "" for an unreadable sample.
     """
 
     count: int
@@ -55,16 +55,16 @@ class DataIdentity:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every sample has a hash."""
+        """Whether every sample is hashed."""
         return len(self.hashes) == self.count
 
     @property
     def digest(self) -> str:
-        """A hash of all of it."""
+        """A hash of the count and all hashes."""
         return hashlib.sha256(json.dumps([self.count, self.hashes]).encode()).hexdigest()
 
     def change(self, now: DataIdentity) -> str:
-        """What has changed since, in words; empty for nothing."""
+        """Return what has changed in `now`, as text; empty if nothing has."""
         if self == now:
             return ""
         if self.count != now.count:
@@ -85,16 +85,18 @@ def data_identity(
     rank: int = 0,
     processes: int = 1,
 ) -> DataIdentity:
-    """The identity of `count` samples from `first` on. Each process hashes its share; all get the whole.
+    """Return the identity of `count` samples starting at `first`.
+
+    Each process hashes its share; all get the whole result.
 
     Args:
-        source: the data set.
+        source: the dataset.
         count: how many of its samples are used.
-        is_fetched: whether reading a sample downloads it; then names and shards' versions count instead.
-        known: hashes that earlier runs have kept.
-        first: the first sample.
-        rank: of this process, from 0 on.
-        processes: how many train together.
+        is_fetched: whether reading a sample downloads it; if so, names and shard versions are hashed instead.
+        known: hashes that earlier runs have stored.
+        first: index of the first sample.
+        rank: index of this process, from 0.
+        processes: number of processes that train together.
     """
     mine = evenly_spaced(range(first, first + count), _HASHED_WHOLE)[rank::processes]
     shown = progress(mine, what="comparing samples", unit="sample", delay=2, leave=False, shown=rank == 0)
@@ -109,9 +111,9 @@ def data_identity(
 
 
 def identity_of_data(data: DataOptions, cache_folder: Path, first: int = 0) -> DataIdentity | None:
-    """The identity of the samples of `[data]` from `first` on, where all of them are on this machine.
+    """Return the identity of the samples in `[data]` starting at `first`, if they are available locally.
 
-    None for scenes, which no evaluation shares with a training, and for data that are not here.
+    None for data that are not available locally, and for scenes, which evaluations never share with training.
     """
     if data.kind == "scenes" or not data.is_local:
         return None
@@ -127,14 +129,17 @@ def identity_of_data(data: DataOptions, cache_folder: Path, first: int = 0) -> D
 def check_data(
     config: TrainConfig, source: Source, count: int, rank: int = 0, processes: int = 1
 ) -> DataIdentity:
-    """What the data are; `InvalidArgument` where the run that would be resumed was started on others.
+    """Return the identity of a recipe's data.
 
     Args:
         config: the recipe.
         source: its samples.
         count: how many of them are used.
-        rank: of this process, from 0 on.
-        processes: how many train together.
+        rank: index of this process, from 0.
+        processes: number of processes that train together.
+
+    Raises:
+        InvalidArgument: if the run to be resumed was started on different data.
     """
     output = Path(config.output_dir)
     is_fetched = config.data.is_remote
@@ -145,7 +150,7 @@ def check_data(
 
 
 def check_same_data(folder: Path, now: DataIdentity, hint: str = _RESUME_HINT) -> None:
-    """`InvalidArgument` named "data" unless a run's folder records the same data, or nothing."""
+    """Raise `InvalidArgument` named "data" if a run's folder records different data."""
     before = _recorded(folder)
     if before is not None and (change := before.change(now)):
         raise InvalidArgument(
@@ -154,18 +159,18 @@ def check_same_data(folder: Path, now: DataIdentity, hint: str = _RESUME_HINT) -
 
 
 def record_data(folder: Path, found: DataIdentity) -> None:
-    """Keep the identity in the run's folder."""
+    """Write the identity into the run's folder."""
     write_json(folder / RECORD, {"count": found.count, "hashes": found.hashes})
 
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The samples that an adapter was trained on, by the run that made it and those that it started from.
+    """The samples an adapter was trained on, in its own run and in the runs it started from.
 
     Attributes:
-        images: the beginning of the hash of each one's image.
-        is_complete: False where there may be others, which nothing records.
-        reason: why it is not complete, in words; "" where that is unknown.
+        images: the first digits of the hash of each sample's image.
+        is_complete: False if there may be other samples that are not recorded.
+        reason: why it is not complete, as text; "" if unknown.
     """
 
     images: frozenset[str] = frozenset()
@@ -173,16 +178,16 @@ class TrainedOn:
     reason: str = field(default="", compare=False)
 
     def has(self, image_hash: str) -> bool:
-        """Whether a sample with this image is among them."""
+        """Return whether a sample with this image is among them."""
         return image_hash[:_DIGITS] in self.images
 
     def and_before(self, other: TrainedOn) -> TrainedOn:
-        """Both together."""
+        """Return both combined."""
         is_complete, reason = self.is_complete and other.is_complete, self.reason or other.reason
         return TrainedOn(self.images | other.images, is_complete, reason)
 
     def as_json(self) -> dict[str, Any]:
-        """For a run's record."""
+        """Return it as JSON types, for a run's record."""
         packed = base64.b64encode(bytes.fromhex("".join(sorted(self.images)))).decode()
         record = {"images": packed, "is_complete": self.is_complete}
         return {"trained_on": record | ({"reason": self.reason} if self.reason else {})}
@@ -192,24 +197,24 @@ UNKNOWN = TrainedOn(is_complete=False)
 
 
 def trained_on(config: TrainConfig, source: Source, order: SampleOrder, trained: Iterable[int]) -> TrainedOn:
-    """The samples that a run trains on, with those of the adapter that it starts from.
+    """Return the samples that a run trains on, including those of the adapter it starts from.
 
     Args:
         config: the recipe.
         source: its samples.
-        order: in which they are trained on.
+        order: the order in which they are trained on.
         trained: the indices that may be trained on.
     """
     output, start = Path(config.output_dir), config.adapter.start_from
     before: TrainedOn | None = TrainedOn()
     what = "the adapter that it started from"
     if checkpoint_folders(output / RUN_CHECKPOINTS):
-        before, what = read_trained(output), "its beginning"  # which has those of the start, too
+        before, what = read_trained(output), "its beginning"  # includes those of the starting adapter
     elif start and not (config.base.path in BUNDLED and BUNDLED[config.base.path].has_adapter(start)):
         before = read_trained(find_saved(start, config.data.condition, config.base.path).path)
-    own = TrainedOn()  # of scenes: evaluations have other ones, as for the adapters of the package
+    own = TrainedOn()  # scenes: evaluations use different ones
     if config.data.is_remote:
-        own = replace(UNKNOWN, reason="its data are on the Hub or behind URLs")
+        own = replace(UNKNOWN, reason="its data are on the Hub or at URLs")
     elif config.data.kind != "scenes":
         steps = config.training.max_train_steps
         own = _own_images(source, order, list(trained), steps, _known(config))
@@ -223,7 +228,7 @@ def _own_images(
 ) -> TrainedOn:
     if steps * order.global_batch_size < len(indices):
         indices = sorted({int(index) for step in range(steps) for index in order.at(step)})
-    if known is None and len(indices) > _HASHED_WHOLE:  # too many to be read once more in each start
+    if known is None and len(indices) > _HASHED_WHOLE:  # too many to read again at every start
         reason = f"cache.enabled = false, and it has more than {_HASHED_WHOLE:,} samples"
         return replace(UNKNOWN, reason=reason)
     with nullcontext() if known is None else known.kept():
@@ -233,14 +238,17 @@ def _own_images(
 
 
 def read_trained(path: Path) -> TrainedOn | None:
-    """What an adapter was trained on: one in a folder, a run's or a checkpoint's; None without a record."""
+    """Return what an adapter was trained on, or None if there is no record.
+
+    `path` is the folder of an adapter, a run or a checkpoint.
+    """
     run = path.parent.parent if path.parent.name == RUN_CHECKPOINTS else path
     for file in (run / TRAINED, run / RUN_RECORD, run / RUN_ADAPTER / RUN_RECORD):
         try:
             content = json.loads(file.read_bytes())["trained_on"]
             packed = base64.b64decode(content["images"], validate=True).hex()
             is_complete, reason = bool(content["is_complete"]), str(content.get("reason", ""))
-        except (OSError, ValueError, KeyError, TypeError):  # none, damaged, or of an earlier version
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of an earlier version
             continue
         parts = range(0, len(packed), _DIGITS)
         return TrainedOn(frozenset(packed[part : part + _DIGITS] for part in parts), is_complete, reason)
@@ -248,19 +256,19 @@ def read_trained(path: Path) -> TrainedOn | None:
 
 
 def record_trained(folder: Path, found: TrainedOn) -> None:
-    """Keep it in the run's folder."""
+    """Write it into the run's folder."""
     write_json(folder / TRAINED, found.as_json())
 
 
 def _known(config: TrainConfig) -> KnownHashes | None:
-    """The hashes that the cache keeps; None without a cache."""
+    """The hashes stored in the cache; None without a cache."""
     if not config.cache.enabled:
         return None
     return KnownHashes(known_hashes_file(config.data, samples_cache(config.cache)))
 
 
 def _hash(source: Source, known: KnownHashes | None, index: int, of_image: bool = False) -> str:
-    """Of the whole sample or of its image; "" for one that cannot be read."""
+    """The hash of a whole sample or of its image; "" if it cannot be read."""
     try:
         if known is None:
             found = source.image_hash(index) if of_image else source.content_hash(index)
@@ -278,7 +286,7 @@ def _name_hash(source: Source, index: int) -> str:
 
 
 def _recorded(folder: Path) -> DataIdentity | None:
-    """None where there is no record, or a damaged one: checkpoints have a hash of it, too."""
+    """The recorded identity; None if it is missing or damaged, since checkpoints have a hash of it, too."""
     try:
         content = json.loads((folder / RECORD).read_bytes())
         return DataIdentity(int(content["count"]), tuple(map(str, content["hashes"])))

@@ -1,4 +1,4 @@
-"""The processes that train together, through Accelerate, and the trackers that log a run."""
+"""Distributed training with Accelerate, and the trackers that log a run."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ _UNCOLLECTED: list[Any] = []  # process groups of finished runs
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints, of those that train together; known before they are opened."""
+    """Return whether this is the main process. It can be called before `open_accelerator`."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_trackers(wanted: Sequence[str]) -> None:
-    """`InvalidArgument` for trackers that are not installed."""
+    """Raise `InvalidArgument` for trackers that are not installed."""
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in wanted:
         if name not in available:
             raise InvalidArgument(
                 "log.trackers",
-                f"installed trackers ({', '.join(available) or 'none is installed'})",
+                f"installed trackers ({', '.join(available) or 'none are installed'})",
                 repr(name),
             )
 
 
 def open_accelerator(output_dir: Path, use_cpu: bool, trackers: Sequence[str]) -> Accelerator:
-    """The processes that train together, as `accelerate launch` or torchrun started them.
+    """Return the accelerator of the processes that `accelerate launch` or torchrun started.
 
     Args:
-        output_dir: where trackers that write files put them.
-        use_cpu: also where there is CUDA.
-        trackers: those that will log the run.
+        output_dir: the folder for trackers that write files.
+        use_cpu: use the CPU even if CUDA is available.
+        trackers: names of the trackers that will log the run.
 
-    Raises `InvalidArgument` for trackers that are not installed, and where processes would share one model.
+    Raises:
+        InvalidArgument: if a tracker is not installed, or if the processes would share one model.
     """
     check_trackers(trackers)
     accelerator = Accelerator(
-        # Explicit, or several processes without a GPU would each take themselves for the only one.
+        # Must be explicit, or each of several processes without a GPU would act as if it were alone.
         cpu=use_cpu or not torch.cuda.is_available(),
-        mixed_precision="no",  # autocast and loss scale are this package's own
+        mixed_precision="no",  # this package does autocast and loss scaling itself
         log_with=list(trackers) or None,
         project_dir=str(output_dir),
     )
@@ -67,9 +68,9 @@ def open_accelerator(output_dir: Path, use_cpu: bool, trackers: Sequence[str]) -
 
 @contextmanager
 def open_trackers(log: LogOptions, settings: Mapping[str, Any], accelerator: Accelerator) -> Iterator[None]:
-    """While open, the trackers of `log` record the run. They are closed however it ends.
+    """While open, the trackers in `log` record the run. They are closed however the run ends.
 
-    `settings`: of the run; those that are numbers or strings are recorded with it.
+    `settings` are the run's settings; numbers and strings among them are recorded.
     """
     if log.trackers:
         plain = {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
@@ -83,7 +84,7 @@ def open_trackers(log: LogOptions, settings: Mapping[str, Any], accelerator: Acc
 
 
 def log_images(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:
-    """Log the sheet of validation images to the trackers that take images: TensorBoard and W&B."""
+    """Log the sheet of validation images to the trackers that accept images: TensorBoard and W&B."""
     for tracker in accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         if hasattr(tracker, "log_images"):
@@ -93,9 +94,9 @@ def log_images(accelerator: Accelerator, sheet: Image.Image, step: int) -> None:
 def leave_together(accelerator: Accelerator) -> None:
     """End the run on all processes at once.
 
-    torch (2.13) destroys a gloo group by waiting for its threads while it holds the interpreter lock. A
-    thread that is just releasing a tensor of the last exchange waits for the same lock: a deadlock. So the
-    group is never destroyed.
+    When torch 2.13 destroys a gloo group, it waits for the group's threads while holding the interpreter
+    lock. A thread that is releasing a tensor of the last exchange waits for the same lock, which is a
+    deadlock. So the group is never destroyed.
     """
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
@@ -104,7 +105,7 @@ def leave_together(accelerator: Accelerator) -> None:
 
 
 def check_shared(name: str, folder: Path, accelerator: Accelerator) -> None:
-    """`InvalidArgument` on every process unless all of them see the same folder."""
+    """Raise `InvalidArgument` on every process unless all of them see the same folder."""
     if accelerator.num_processes == 1:
         return
     (number,) = broadcast_object_list([os.getpid()])  # the main process's

@@ -1,4 +1,4 @@
-"""The report of a dry run: parameters, memory, schedule, and what the data set has. Nothing is trained."""
+"""The report of a dry run: parameters, memory, schedule and a summary of the data. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -27,13 +27,20 @@ from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import Split, held_out_in_words
 
 _GIB = 2**30
-_OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # a parameter; Muon's matrices take 4
+_OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # per parameter; Muon needs only 4 for matrices
 
 
 def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None) -> str:
-    """A report of a few lines. `split`: of the data set; None if it was not opened.
+    """Return a report of a few lines on the parameters, the schedule and the memory of a run.
 
-    `InvalidArgument` for batches whose size in bytes overflows.
+    Args:
+        config: the recipe.
+        base: the base model; its weights are not needed.
+        options: the adapter's options.
+        split: how the dataset is split; None if it was not opened.
+
+    Raises:
+        InvalidArgument: if the size of a batch in bytes overflows.
     """
     training = config.training
     method = find_method(options.method)
@@ -55,25 +62,26 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
             raise
         side = config.data.resolution
         raise InvalidArgument(
-            "training.batch_size", f"a batch of {side}x{side} pixels that fits into memory", batch[0]
+            "training.batch_size", f"a batch of {side}x{side} pixel images that fits in memory", batch[0]
         ) from error
     lines = [
         f"adapter      {options.method}, {parameters:,} parameters",
-        f"base         {config.base.path}, {base.denoiser_name} of {frozen:,} parameters, "
+        f"base         {config.base.path}, {base.denoiser_name} with {frozen:,} parameters, "
         f"{_name(precision.dtype)}",
         *_schedule(training, None if split is None else split.total),
         *_validation(config.validation.every_steps, split),
-        f"memory       about {(held + base_bytes + saved) / _GIB:.2f} GiB a device in training: "
+        f"memory       about {(held + base_bytes + saved) / _GIB:.2f} GiB per device during training: "
         f"base {base_bytes / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
-        f"activations of {training.batch_size} samples {saved / _GIB:.2f}",
+        f"activations for {training.batch_size} samples {saved / _GIB:.2f}",
     ]
     return "\n".join(lines)
 
 
 def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split) -> list[str]:
-    """What was found in the data set, a line each.
+    """Return what was found in the dataset, one fact per line.
 
-    `InvalidArgument` where so many of the samples looked at cannot be used that training would stop.
+    Raises:
+        InvalidArgument: if so many of the inspected samples are unreadable that training would stop.
     """
     data = config.data
     indices = sorted([*split.trained, *split.held_out, *(bad.index for bad in split.unreadable)])
@@ -83,37 +91,41 @@ def describe_data(config: TrainConfig, samples: ConditionedSource, split: Split)
     where = data.path or ", ".join(data.shards)
     shape = "about" if data.aspect_buckets else "at"
     lines = [
-        f"{len(indices):,} samples{f' of {where!r}' if where else ''} ({data.kind}), {shape} "
+        f"{len(indices):,} samples{f' in {where!r}' if where else ''} ({data.kind}), {shape} "
         f"{data.resolution}x{data.resolution} pixels",
         *found.describe(),
     ]
     if tokenizer is None:
-        lines.append("captions were not measured, since the base's tokenizer is not on this machine")
+        lines.append("caption lengths are not reported because the base's tokenizer is not available locally")
     return [f"{'' if place else 'data':<13}{in_utf8(line)}" for place, line in enumerate(lines)]
 
 
 def preview_of(config: TrainConfig, samples: ConditionedSource, indices: Sequence[int]) -> str:
-    """A page of some of these samples, in HTML. `InvalidArgument` where none of them can be read."""
+    """Return an HTML page that shows some of these samples.
+
+    Raises:
+        InvalidArgument: if none of them can be read.
+    """
 
     def read(index: int) -> Row:
         sample = samples.fit(index)
         images = {"image": sample.image, config.data.condition: sample.condition}
         return Row(images, sample.captions, sample.key)
 
-    summary = "Each time that a step reads a sample, it reads one of its captions."
+    summary = "Each time a training step reads a sample, it uses one of its captions, chosen at random."
     return page("Samples as training reads them", summary, read_rows("data", indices, read))
 
 
 def _check_usable(found: Inspection, max_bad_fraction: float) -> None:
-    """`InvalidArgument` as training raises it, by the share of the samples looked at."""
+    """Raise `InvalidArgument` as training would, judged by the inspected samples."""
     if not found.left_out:
         return
     first = found.left_out[0]
     received = (
-        f"{len(found.left_out):,} of {found.looked_at:,} looked at, such as {first.key} ({first.reason})"
+        f"{len(found.left_out):,} of {found.looked_at:,} inspected, such as {first.key} ({first.reason})"
     )
     if len(found.left_out) == found.looked_at:
-        raise InvalidArgument("data", "readable samples", f"unreadable ones, {received}")
+        raise InvalidArgument("data", "readable samples", f"only unreadable ones: {received}")
     if len(found.left_out) > max_bad_fraction * found.looked_at:
         expected = f"at most {max_bad_fraction:g} of the samples to be unreadable"
         raise InvalidArgument("data.max_bad_fraction", expected, received)
@@ -122,19 +134,19 @@ def _check_usable(found: Inspection, max_bad_fraction: float) -> None:
 def _activation_bytes(
     count: int, side: int, base: Base, denoiser: Any, method: Method, adapter: Any, dtype: torch.dtype
 ) -> int:
-    """What a step on `count` images of `side` pixels keeps for its backward pass, by running it on "meta"."""
+    """Bytes that a step on `count` images of `side` pixels keeps for backward, found on the "meta" device."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()  # data_ptr is 0 for all on "meta"
-        held.append(tensor)  # or addresses would be used again
+        kept[storage._cdata] = storage.nbytes()  # data_ptr is 0 for every tensor on "meta"
+        held.append(tensor)  # keep it alive, or its address would be reused
         return tensor
 
     held: list[Tensor] = []
     places = FeaturePlaces(denoiser, base.places())
     with torch.device("meta"), saved_tensors_hooks(note, lambda tensor: tensor):
-        if method.is_fused:  # what autocast does in training
+        if method.is_fused:  # as autocast does in training
             adapter = deepcopy(adapter).to(dtype)
         network = method.network(adapter, denoiser)
         batch = _example_batch(base, count, side, dtype if method.is_fused else torch.float32)
@@ -151,7 +163,7 @@ def _activation_bytes(
 
 
 def _like_adapter(noisy: Tensor, method: Method) -> Tensor:
-    """Latents as the adapter takes them, where no autocast converts them."""
+    """The latents in the dtype the adapter expects where autocast does not convert them."""
     return noisy.float() if method.keeps_float32 and not method.is_fused else noisy
 
 
@@ -162,7 +174,7 @@ def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _example_batch(base: Base, count: int, side: int, dtype: torch.dtype) -> Batch:
-    """A batch of the right shapes, on the current default device."""
+    """A batch with the right shapes on the current default device."""
     latents = torch.empty(count, base.latent_channels, *(2 * [side // base.pixels_per_latent]))
     return Batch(
         indices=torch.zeros(count, dtype=torch.long),
@@ -181,12 +193,12 @@ def _schedule(training: TrainingOptions, samples: int | None) -> list[str]:
     steps = training.max_train_steps
     read = f"{steps * batch:,} samples read on each device"
     if samples:
-        read += f", of {samples:,}: {steps * batch / samples:.1f} epochs"
+        read += f" from a set of {samples:,} ({steps * batch / samples:.1f} epochs)"
     marks = sorted({0, training.warmup_steps, steps // 2, steps - 1})
     rates = ", ".join(f"{learning_rate_at(training, step):.2e} at {step}" for step in marks)
-    parts = f"{training.batch_size} samples x {training.gradient_accumulation_steps} parts"
+    parts = f"batch size {training.batch_size} x {training.gradient_accumulation_steps} accumulation steps"
     return [
-        f"steps        {steps:,} of {parts}; {read}",
+        f"steps        {steps:,} with {parts}; {read}",
         f"rate         {training.optimizer}, {training.schedule}: {rates}",
     ]
 

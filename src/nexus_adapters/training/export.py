@@ -1,4 +1,4 @@
-"""The end of a run: a folder that `from_pretrained` loads, with a model card; and its upload to the Hub."""
+"""The result of a run: a folder for `from_pretrained` with a model card, and its upload to the Hub."""
 
 from __future__ import annotations
 
@@ -44,10 +44,22 @@ def export(
     samples: int,
     trained_on: TrainedOn,
 ) -> Path:
-    """Write `output_dir/adapter`, whole or not at all: float32 weights, README.md, curves, last images.
+    """Write `output_dir/adapter` atomically: float32 weights, README.md, loss curves and sample images.
 
-    `weights_step`: the step that the weights are of; before `steps`, the run's last one, where it was better.
-    `trained_on`: for the record.
+    Args:
+        adapter: the adapter with the weights to export.
+        method: the adapter's method.
+        config: the recipe.
+        steps: the run's last step.
+        weights_step: the step of the weights; less than `steps` if an earlier validation was better.
+        samples: number of samples in the dataset.
+        trained_on: the samples the adapter was trained on, which are recorded with it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: if the disk is full or fails.
     """
     output = Path(config.output_dir)
     rows = read_json_lines(output / LOG, dict)
@@ -62,11 +74,11 @@ def export(
     _warn_if_diverged(rows, weights_step)
     remove_unfinished(output)
     with replacing_folder(output / ADAPTER) as folder:
-        # diffusers' own `to` warns of parts to keep in float32: here all are.
+        # diffusers' own `to` warns about parts that should stay in float32, but here all of them do.
         whole: Any = nn.Module.to(adapter, torch.float32)
         try:
             whole.save_pretrained(folder, safe_serialization=True)
-        except SafetensorError as error:  # among them: no space left on device
+        except SafetensorError as error:  # such as "no space left on device"
             raise OSError(f"output_dir: cannot write the adapter ({error})") from error
         (folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n")
         if any("val_loss" in row or "loss" in row for row in rows):
@@ -82,7 +94,7 @@ def export(
 
 
 def warn_of_finished(output: Path) -> None:
-    """Warn as `export` did, if the adapter of the finished run in `output` is one that diverged."""
+    """Warn if the finished run in `output` diverged, as `export` did."""
     record = json.loads((output / ADAPTER / FINISHED).read_bytes())
     _warn_if_diverged(read_json_lines(output / LOG, dict), record.get("weights_of_step", record["steps"]))
 
@@ -90,9 +102,9 @@ def warn_of_finished(output: Path) -> None:
 def _warn_if_diverged(rows: Sequence[Mapping[str, Any]], weights_step: int) -> None:
     if any(row.get("step") == weights_step and _is_diverged(row) for row in rows):
         warnings.warn(
-            f"training: step {weights_step}, whose weights are exported, has no finite gradient or "
-            "validation loss: the run has diverged. Train in a new output_dir with a lower "
-            "training.learning_rate or a longer warm-up",
+            f"training: the run diverged: step {weights_step}, whose weights are exported, has no finite "
+            "gradient or validation loss. Train in a new output_dir with a lower training.learning_rate or a "
+            "longer warm-up",
             stacklevel=3,
         )
 
@@ -105,7 +117,7 @@ def model_card(
     rows: Sequence[Mapping[str, Any]],
     folder: Path,
 ) -> str:
-    """Markdown with the Hub's metadata. Of folders of the machine only the last part is named."""
+    """Return the model card, as Markdown with the Hub's metadata. Local paths are cut to their last part."""
     shown = without_folders(config)
     base = "the embedded Stable Diffusion" if config.base.path == EMBEDDED else shown.base.path
     is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
@@ -122,7 +134,7 @@ def model_card(
         f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
         + (", stopped early" if record["stopped_early"] else "")
         + (
-            f"; the weights of step {record['weights_of_step']:,}, which validated best."
+            f"; weights of step {record['weights_of_step']:,}, which had the best validation score."
             if record["weights_of_step"] != record["steps"]
             else "."
         ),
@@ -150,7 +162,7 @@ def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     if measured:
         steps = [row["step"] for row in measured]
         names = sorted(key for key in measured[0] if key.startswith("val_loss_"))
-        colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(names)))  # the noisier, the darker
+        colors = colormaps["viridis_r"](np.linspace(0.1, 1, len(names)))  # darker for noisier timesteps
         for name, color in zip(names, colors, strict=True):
             label = f"t from {int(name.removeprefix('val_loss_'))}"
             axes.plot(steps, _numbers(measured, name), ".-", lw=1, color=color, label=label)
@@ -160,17 +172,17 @@ def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         pairs = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
         axes.plot([step for step, _ in pairs], [loss for _, loss in pairs], lw=1)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss on held-out samples" if measured else "loss of the step")
+    axes.set_ylabel("loss on held-out samples" if measured else "training loss")
     figure.savefig(path, dpi=110)
 
 
 def _is_diverged(row: Mapping[str, Any]) -> bool:
-    """Whether a step was skipped or validated without a finite loss."""
+    """Whether a step was skipped, or its validation loss was not finite."""
     return bool(row.get("skipped")) or ("val_loss" in row and row["val_loss"] is None)
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """A column of the log. What was not finite is null there, and a gap in the plot."""
+    """A column of the log. Values that were not finite are null there and gaps in the plot."""
     return [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
 
 
@@ -188,9 +200,10 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def push(folder: Path, hub: HubOptions) -> str:
-    """Upload the finished adapter's folder. Returns its address.
+    """Upload the finished adapter's folder to the Hub. Returns its URL.
 
-    Raises OSError where the Hub cannot be reached or refuses; the adapter stays where it is.
+    Raises:
+        OSError: if the Hub cannot be reached or rejects the upload. The local folder is unchanged.
     """
     from huggingface_hub import HfApi
 
@@ -200,23 +213,23 @@ def push(folder: Path, hub: HubOptions) -> str:
         return str(
             api.upload_folder(repo_id=hub.repo_id, folder_path=folder, commit_message="Add the adapter")
         )
-    except Exception as error:  # the client and the libraries below it have many kinds
+    except Exception as error:  # the client and its libraries raise many kinds of exceptions
         reason = one_line(error)
         raise OSError(f"hub.repo_id: cannot upload to '{hub.repo_id}' ({reason})") from error
 
 
 def check_hub(hub: HubOptions) -> None:
-    """`InvalidArgument` for an invalid repository name, and where the environment has no token."""
+    """Raise `InvalidArgument` for an invalid repository name and for a missing token."""
     try:
         validate_repo_id(hub.repo_id)
     except HFValidationError as error:
         raise InvalidArgument("hub.repo_id", "name/repository", repr(hub.repo_id)) from error
     if hub_token() is None:
         raise InvalidArgument(
-            "HF_TOKEN", hint="Uploading to the Hub needs a token in this environment variable"
+            "HF_TOKEN", hint="Set this environment variable to a Hub token with write access"
         )
 
 
 def hub_token() -> str | None:
-    """From the environment alone, so that it is never in a file."""
+    """Return the Hub token from the environment; it is never read from a file."""
     return os.environ.get("HF_TOKEN")

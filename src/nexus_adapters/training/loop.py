@@ -1,7 +1,7 @@
 """The training loop: any module and any loss, on one device or several, resumable at every step.
 
-All randomness of a step must follow from (seed, step), as `step_generator` makes it. Then a resumed run takes
-exactly the steps of an uninterrupted one.
+All randomness in a step must be derived from (seed, step), as `step_generator` does. Then a resumed run takes
+exactly the same steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from nexus_adapters.training.config import CheckpointOptions, LogOptions, Traini
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.run_folder import Observer, RunFolder
 
-# Number of finished steps -> the losses of the next step's parts. Each is used before the next is computed.
+# Number of finished steps -> the losses of the next step's batches, each used before the next is computed.
 Losses = Callable[[int], Iterable[Tensor]]
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
-    """The run was interrupted by a signal and has saved. `exit_status` is a shell's: 130 or 143.
+class Stopped(Exception):  # noqa: N818  # not an error: the user requested it
+    """The run was interrupted by a signal and saved a checkpoint. `exit_status` is a shell's: 130 or 143.
 
-    `saved_step`: where it resumes from, if elsewhere: a step without a finite gradient is not saved.
+    `saved_step` is the step that the run resumes from if it is not `step`, because a step without a finite
+    gradient is not saved.
     """
 
     def __init__(self, signal_number: int, step: int, saved_step: int | None = None) -> None:
@@ -44,17 +45,17 @@ class Stopped(Exception):  # noqa: N818  # not an error: somebody asked for it
         self.step = step
         saved = "which is saved"
         if saved_step not in (None, step):
-            last = f"step {saved_step} is" if saved_step else "none is"
-            saved = f"which has no finite gradient and is not saved; {last} saved before it"
+            last = f"the last saved step is {saved_step}" if saved_step else "no step has been saved"
+            saved = f"which is not saved because its gradient is not finite; {last}"
         super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, {saved}")
 
 
 class DivergedError(FloatingPointError):
-    """The gradient was not finite in too many steps in a row, or the weights no longer were."""
+    """The gradient was not finite in too many steps in a row, or the weights are not finite."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator for one step, independent of every other step's and seed's."""
+    """Return a CPU generator for one step, independent of those of all other steps and seeds."""
     mixed = np.random.SeedSequence((seed, step, 0)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed) >> 1)
 
@@ -84,24 +85,25 @@ def train(
         checkpoints: when to save.
         log: when to log.
         output_dir: the run's folder.
-        name: for the progress bar.
-        identity: what decides the weights, of JSON's types. It is in every checkpoint, and has to be the same
-            when the run resumes.
+        name: shown in the progress bar.
+        identity: all that determines the weights, as JSON types. It is stored in every checkpoint and must be
+            the same when the run resumes.
         accelerator: the processes that train together.
         wrapped: the module as the losses call it, if it is wrapped for several processes.
-        observer: called after every step; it may end the run.
+        observer: called after every step; it can end the run.
 
-    No checkpoint is written while steps have no finite gradient, and older ones are removed only after the
-    newest one has been followed by a step that has: the last healthy checkpoint always stays.
+    No checkpoint is written while gradients are not finite. Older checkpoints are removed only once the
+    newest one has been followed by a step with a finite gradient, so the last healthy checkpoint is always
+    kept.
 
     Returns:
         The number of finished steps. The last one is saved if its gradient was finite.
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM, with the last step saved if its gradient was finite.
-        DivergedError: after `max_bad_steps` steps in a row whose gradient was not finite, and for weights
-            that are not finite when they are to be saved.
-        InvalidArgument: where the run in `output_dir` has another identity, or has lost its checkpoints.
+        DivergedError: after `max_bad_steps` steps in a row without a finite gradient, or if the weights to be
+            saved are not finite.
+        InvalidArgument: if the run in `output_dir` has a different identity or has lost its checkpoints.
     """
     run = RunFolder(output_dir, state, identity, accelerator, checkpoints, observer)
     step = run.resume()
@@ -153,8 +155,8 @@ def train(
             if signal_number and not is_last:
                 raise Stopped(signal_number, step, run.saved_step)
     if is_over and step < training.max_train_steps and accelerator.is_main_process:
-        what = "validation has not improved for validation.early_stop_patience times"
-        print(f"training: ended after {step} of {training.max_train_steps} steps: {what}", file=sys.stderr)
+        why = "the score has not improved for validation.early_stop_patience validations"
+        print(f"training: stopped after {step} of {training.max_train_steps} steps: {why}", file=sys.stderr)
     if state.bad_steps == 0:
         run.remove_old()
     return step
@@ -162,18 +164,18 @@ def train(
 
 @dataclass
 class StopRequest:
-    """`signal_number` of the first signal that was received; 0 for none."""
+    """`signal_number` is that of the first signal received; 0 if there was none."""
 
     signal_number: int = 0
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While open, SIGINT and SIGTERM are only recorded, except that a second SIGINT interrupts at once.
+    """While open, SIGINT and SIGTERM are only recorded, except that a second SIGINT interrupts immediately.
 
-    A second SIGTERM does not: schedulers and launchers send it to a process more than once.
+    A second SIGTERM does not, since schedulers and launchers send it more than once.
 
-    Signals are not recorded in a thread other than the main one, which cannot handle them.
+    Signals are not recorded outside the main thread, where they cannot be handled.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -202,13 +204,13 @@ def _gradients(
     accelerator: Accelerator,
     wrapped: nn.Module | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the clipped gradients of a step. Returns its loss, and the gradients' norm before clipping."""
+    """Compute the clipped gradients of a step. Returns its loss and the gradient norm before clipping."""
     parts = training.gradient_accumulation_steps
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=accelerator.device)
     remaining = iter(losses)
     for part in range(parts):
-        # The processes exchange gradients in the last part only; DDP must know it in the forward pass.
+        # The processes exchange gradients only in the last part; DDP must know this in the forward pass.
         is_alone = wrapped is None or part == parts - 1
         with nullcontext() if is_alone else accelerator.no_sync(wrapped):
             loss = next(remaining) / parts
@@ -220,7 +222,7 @@ def _gradients(
 
 
 def _update(state: TrainState, rate: float, is_finite: bool) -> None:
-    """Take the optimizer's step, or none where the gradients are not finite."""
+    """Take an optimizer step, unless the gradients are not finite."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     if is_finite:
@@ -256,9 +258,9 @@ def _row(
 
 
 def _memory_gib(device: torch.device) -> float:
-    """Memory of this process: its peak on a GPU; on a CPU, what it uses now.
+    """Memory of this process in GiB: the peak on a GPU, the current use on a CPU.
 
-    Pages of memory-mapped files are not counted where the system reports them, since it may drop them.
+    Pages of memory-mapped files are not counted where the system reports them, since it can drop them.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
@@ -268,7 +270,7 @@ def _memory_gib(device: torch.device) -> float:
 
 
 def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
-    """The signal that any process received; 0 for none. All must stop after the same step."""
+    """The signal that any process received; 0 for none. All processes must stop after the same step."""
     if accelerator.num_processes == 1:
         return request.signal_number
     numbers: Any = accelerator.gather(torch.tensor([request.signal_number], device=accelerator.device))
@@ -276,12 +278,12 @@ def _agreed(request: StopRequest, accelerator: Accelerator) -> int:
 
 
 def _diagnosis(what: str, step: int, rate: float, training: TrainingOptions, healthy: Path | None) -> str:
-    """What happened, and which run to start instead. `healthy`: the checkpoint to start it from."""
+    """The error text: what happened and what to do. `healthy` is the checkpoint to start again from."""
     text = (
         f"training: {what}, up to step {step}, at learning rate {rate:g} and mixed_precision "
         f"{training.mixed_precision}. Train in a new output_dir with a lower training.learning_rate, a "
         "longer warm-up, or mixed_precision bf16 or no"
     )
     if healthy is not None:
-        return f'{text}; adapter.start_from = "{healthy}" continues from the last healthy checkpoint'
-    return f"{text}. If the first steps already fail, look for invalid values in the base or the data"
+        return f'{text}; set adapter.start_from = "{healthy}" to start from the last healthy checkpoint'
+    return f"{text}. If the first steps fail, check the base and the data for invalid values"

@@ -26,11 +26,11 @@ def timesteps_at(
     num_train_timesteps: int,
     band: tuple[float, float] = (0.0, 1.0),
 ) -> Int[Tensor, " b"]:
-    """Timesteps, in [0, num_train_timesteps), from uniform random numbers u in [0, 1).
+    """Return timesteps in [0, num_train_timesteps) for uniform random numbers u in [0, 1).
 
-    `cubic` is t = (1 - u^3) * num_train_timesteps (T2I-Adapter, arXiv 2302.08453, section 3.4): more weight
-    on the noisy steps, in which structure is decided. `band`: fractions of the schedule that the timesteps
-    lie between.
+    "cubic" is t = (1 - u^3) * num_train_timesteps (T2I-Adapter, arXiv 2302.08453, section 3.4), which puts
+    more weight on the noisy steps that determine structure. All timesteps lie between the two fractions of
+    the schedule in `band`.
     """
     low, high = band
     position = low + (high - low) * (u if sampling == "uniform" else 1 - u**3)
@@ -47,17 +47,17 @@ def denoising_losses(
     arguments: Callable[[Tensor], Mapping[str, Any]] = lambda noisy: {},
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " b"]:
-    """Each sample's mean squared error of the denoiser's prediction, in the base's own parametrization.
+    """Return each sample's mean squared error of the denoiser's prediction, in the base's parametrization.
 
     Args:
-        base: decides how noise is added and what is predicted.
-        denoiser: the base's, wrapped or not.
-        latents: scaled to unit variance.
-        noise: standard normal.
-        timesteps: of the base's noise schedule.
-        prompt_embeds: one prompt for each sample.
-        arguments: noisy latents, (b, c, h, w) -> the denoiser's further arguments.
-        dtype: of the denoiser; None if it is the latents'.
+        base: defines how noise is added and what is predicted.
+        denoiser: the base's denoiser, wrapped or not.
+        latents: latents, scaled to unit variance.
+        noise: standard normal noise.
+        timesteps: timesteps of the base's noise schedule.
+        prompt_embeds: one prompt per sample.
+        arguments: noisy latents, (b, c, h, w) -> additional arguments of the denoiser.
+        dtype: the denoiser's dtype; None for that of the latents.
     """
     noisy, target = base.noised(latents, noise, timesteps)
     dtype = dtype or latents.dtype
@@ -72,14 +72,15 @@ class Objective:
 
     Attributes:
         base: the frozen base.
-        denoiser: the base's, compiled or not; for a fused method, the network of denoiser and adapter.
-        places: where the denoiser takes features.
-        method: of the adapter.
+        denoiser: the base's denoiser, compiled or not; for a fused method, the network of denoiser and
+            adapter.
+        places: where features are added to the denoiser.
+        method: the adapter's method.
         module: the network that is trained, wrapped (DDP, compiled) or not.
-        precision: of the forward passes.
+        precision: the precision of the forward passes.
         loss: how timesteps are sampled and weighted.
-        adapter_prompt: embeddings, (1, n, d), that the adapter reads in place of every prompt; None lets it
-            read the prompts.
+        adapter_prompt: embeddings, (1, n, d), that the adapter reads instead of the prompts; None to read the
+            prompts.
     """
 
     base: Base
@@ -92,7 +93,7 @@ class Objective:
     adapter_prompt: Float[Tensor, "1 n d"] | None = None
 
     def of(self, batch: Batch) -> Float[Tensor, ""]:
-        """The mean loss, at the timesteps that follow from the batch's random numbers."""
+        """Return the mean loss of a batch at the timesteps given by its random numbers."""
         timesteps = timesteps_at(batch.u, self.loss.timesteps, self.base.num_train_timesteps, self.loss.band)
         losses = self.at(batch, timesteps)
         if self.loss.min_snr_gamma:
@@ -100,7 +101,7 @@ class Objective:
         return losses.mean()
 
     def at(self, batch: Batch, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Each sample's loss at given timesteps."""
+        """Return each sample's loss at the given timesteps."""
         read = batch
         if self.adapter_prompt is not None:
             read = replace(batch, prompt_embeds=self.adapter_prompt.expand(len(batch.prompt_embeds), -1, -1))
@@ -113,7 +114,7 @@ class Objective:
             added = {} if features is None else self.places.arguments(features)
             return self.base.added_arguments(batch.added) | found | added
 
-        # A network that base and adapter share has weights of both precisions.
+        # A network shared by base and adapter has weights in both precisions.
         with self.precision.autocast() if self.method.is_fused else nullcontext():
             return denoising_losses(
                 self.base,

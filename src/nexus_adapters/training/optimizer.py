@@ -1,9 +1,9 @@
 """The optimizers, AdamW (also in 8 bits) and Muon, and the learning-rate schedule.
 
-Muon orthogonalizes the momentum of each matrix before a step, so that all directions are learned alike:
-Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024); the step's size as in "Muon
-is Scalable for LLM Training" (arXiv 2502.16982, section 2.2). `torch.optim.Muon` takes neither convolutions
-nor any arithmetic but bfloat16, which many CPUs only emulate.
+Muon orthogonalizes the momentum of each matrix before a step, so that it learns all directions equally fast
+(Keller Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024). The step size follows "Muon
+is Scalable for LLM Training" (arXiv 2502.16982, section 2.2). `torch.optim.Muon` does not support
+convolutions, and it computes only in bfloat16, which many CPUs emulate.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from nexus_adapters.training.config import TrainingOptions
 _ENDS = ("conv_in", "conv_out")  # diffusers' names of a model's first and last layer
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic iteration
 _ITERATIONS = 5
-_UPDATE_RMS = 0.2  # of a step, in learning rates: about that of AdamW
+_UPDATE_RMS = 0.2  # root mean square of a step per learning rate; AdamW's is about the same
 
 
 def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters of `module`.
+    """Return the optimizer for the trainable parameters of `module`.
 
-    Raises `InvalidArgument` for adamw8bit without CUDA or bitsandbytes.
+    Raises:
+        InvalidArgument: for adamw8bit without CUDA or bitsandbytes.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     settings: dict[str, Any] = {
@@ -50,7 +51,7 @@ def build_optimizer(options: TrainingOptions, module: nn.Module) -> torch.optim.
 
 
 def check_optimizer(options: TrainingOptions) -> None:
-    """`InvalidArgument` if the optimizer is not available on this machine."""
+    """Raise `InvalidArgument` if the optimizer is not available on this machine."""
     if options.optimizer == "adamw8bit":
         _adamw_8bit()
 
@@ -69,7 +70,7 @@ def _adamw_8bit() -> Any:
 
 
 def inner_matrices(module: nn.Module) -> set[int]:
-    """The ids of the weights of linear layers and convolutions, except a model's first and last layer."""
+    """Return the ids of the weights of linear layers and convolutions, except the first and last layer."""
     found = set()
     for name, part in module.named_modules():
         is_end = any(segment in _ENDS for segment in name.split("."))
@@ -79,10 +80,10 @@ def inner_matrices(module: nn.Module) -> set[int]:
 
 
 def learning_rate_at(options: TrainingOptions, step: int) -> float:
-    """The learning rate of the optimizer step after `step` finished ones.
+    """Return the learning rate of the optimizer step that follows `step` finished ones.
 
-    It rises over `warmup_steps` to `learning_rate`, and then stays, or falls to zero at `max_train_steps`,
-    linearly or along half a cosine.
+    It rises to `learning_rate` during `warmup_steps`. Then it is constant, or falls to zero at
+    `max_train_steps`, linearly or along half a cosine.
     """
     peak = options.learning_rate * min(1.0, (step + 1) / (options.warmup_steps + 1))
     if options.schedule == "constant":
@@ -95,10 +96,10 @@ def learning_rate_at(options: TrainingOptions, step: int) -> float:
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for `matrices`, AdamW for `others`; one learning rate and weight decay suit both.
+    """Muon for `matrices` and AdamW for `others`, with the same learning rate and weight decay.
 
-    `matrices`: weights of linear layers and of convolutions, (out, in, ...), whose axes after the first are
-    flattened. Not for embeddings and a model's first and last layer.
+    `matrices` are weights of linear layers and convolutions, (out, in, ...); the axes after the first are
+    flattened. Embeddings and a model's first and last layer belong to `others`.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. The gradients of the matrices are None afterwards."""
+        """Update the parameters. The gradients of the matrices are None afterwards."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -136,7 +137,7 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
-        for parameters in by_shape.values():  # one batched product for all of a shape
+        for parameters in by_shape.values():  # one batched product for all matrices with the same shape
             steps = orthogonalize(torch.stack([self._momentum_of(each).flatten(1) for each in parameters]))
             size = _UPDATE_RMS * max(steps.shape[-2:]) ** 0.5
             for parameter, step in zip(parameters, steps, strict=True):
@@ -145,12 +146,12 @@ class Muon(torch.optim.AdamW):
                 parameter.grad = None
 
     def _momentum_of(self, parameter: nn.Parameter) -> Tensor:
-        """Nesterov momentum: the gradient is mixed into the average, and again into the result."""
+        """Nesterov momentum: the gradient is mixed into the average and then into the result."""
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)  # AdamW wants one of every state that it loads
+            state["step"] = torch.tensor(0.0)  # AdamW expects it in every state that it loads
             state["momentum_buffer"] = torch.zeros_like(gradient)
         state["step"] += 1
         average: Tensor = state["momentum_buffer"]
@@ -160,7 +161,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """Approximately U V^T of each matrix U S V^T: singular values between 0.7 and 1.2."""
+    """Return approximately U V^T for each matrix U S V^T; its singular values are between 0.7 and 1.2."""
     a, b, c = _COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     wide: Tensor = matrices.mT if is_tall else matrices

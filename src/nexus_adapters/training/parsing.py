@@ -1,4 +1,4 @@
-"""Nested mappings, as TOML gives them, into a frozen config dataclass, or one error that names the key."""
+"""Validate nested mappings, such as parsed TOML, as a frozen config dataclass. Errors name the key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexus_adapters.errors import MISSING, InvalidArgument, is_unicode
 
 Config = TypeVar("Config")
 SECTION = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
-"""Of the dataclasses that `validated` takes."""
+"""The pydantic config of the dataclasses that `validated` accepts."""
 
 _TYPES = {
     "int_type": "an integer",
@@ -32,17 +32,26 @@ _TYPES = {
 
 
 def validated(kind: type[Config], content: Mapping[str, Any], prefix: str = "") -> Config:
-    """A config dataclass of nested mappings. `InvalidArgument` names the key, with `prefix` before it."""
+    """Return `content` as a config dataclass of type `kind`.
+
+    Args:
+        kind: the dataclass.
+        content: nested mappings, as parsed from TOML.
+        prefix: text to put before the key in errors, such as "adapter.".
+
+    Raises:
+        InvalidArgument: for the first invalid value; it names the key.
+    """
     _check_text(content, prefix.removesuffix("."))
     try:
-        # As JSON, in which strict validation takes a table for a dataclass and a list for a tuple.
+        # JSON, because strict validation of JSON accepts a table for a dataclass and a list for a tuple.
         return TypeAdapter(kind).validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise _in_our_words(error, kind, prefix) from error
 
 
 def _check_text(content: Any, key: str) -> None:
-    """`InvalidArgument` for text that is no Unicode, as of a file name in another encoding, or has a null."""
+    """Raise `InvalidArgument` for text that is not valid Unicode or that contains a null character."""
     if isinstance(content, str) and ("\0" in content or not is_unicode(content)):
         raise InvalidArgument(key or "key", "text in UTF-8 without null characters", ascii(content))
     if isinstance(content, list | tuple):
@@ -53,7 +62,7 @@ def _check_text(content: Any, key: str) -> None:
 
 
 def field_types(kind: type, sections: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a section of a config and their types; none where there is no such section."""
+    """Return the fields of a config's section with their types; empty if there is no such section."""
     types = get_type_hints(kind)
     for section in sections:
         part = types.get(section)
@@ -62,7 +71,7 @@ def field_types(kind: type, sections: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> InvalidArgument:
-    """The error for a key that does not exist, with the nearest that does."""
+    """Return the error for an unknown key, which suggests the most similar known one."""
     section, _, name = key.rpartition(".")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {'.'.join(filter(None, [section, near[0]]))}?" if near else ""
@@ -72,13 +81,13 @@ def unknown_key(key: str, known: Sequence[str]) -> InvalidArgument:
 
 
 def _in_our_words(error: ValidationError, kind: type, prefix: str) -> InvalidArgument:
-    """The first problem."""
+    """The first of pydantic's errors as an `InvalidArgument`."""
     problem = error.errors(include_url=False)[0]
     location = [str(part) for part in problem["loc"]]
     key = prefix + ".".join(location)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return unknown_key(key, list(field_types(kind, location[:-1])))
-    if location[-1:] == ["bool"]:  # the first of the types that an extractor's option may have
+    if location[-1:] == ["bool"]:  # the first of the types that an option of an extractor can have
         key = prefix + ".".join(location[:-1])
         return InvalidArgument(key, "a number, true, false or a string", repr(problem["input"]))
     if problem["type"] == "value_error":  # from __post_init__
@@ -91,7 +100,7 @@ def _in_our_words(error: ValidationError, kind: type, prefix: str) -> InvalidArg
         expected = _TYPES[problem["type"]]
     elif problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         return InvalidArgument(key, "a value", MISSING)
-    elif problem["type"] == "missing":  # one of a list's
+    elif problem["type"] == "missing":  # an item of a list
         key, expected = prefix + ".".join(location[:-1]), "more values"
     elif expected.startswith(("greater", "less")):
         expected = f"a number {expected}"

@@ -1,4 +1,4 @@
-"""Mixed precision where the processor gains by it."""
+"""Mixed precision on hardware that benefits from it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.training.config import MixedPrecision
 
-_BF16_UNITS = ("amx_bf16", "avx512_bf16")  # without these a CPU emulates bfloat16, many times slower
+_BF16_UNITS = ("amx_bf16", "avx512_bf16")  # without these a CPU emulates bfloat16, which is many times slower
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether `device` ("cpu", "cuda:0", ...) has units that multiply bfloat16."""
+    """Return whether `device` ("cpu", "cuda:0", ...) multiplies bfloat16 in hardware."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -21,33 +21,35 @@ def multiplies_bf16(device: str) -> bool:
 
 
 def autocast(device: str) -> torch.autocast:
-    """Mixed precision in bfloat16 where `device` has units for it, else float32 as it is."""
+    """Return an autocast to bfloat16 if `device` supports it in hardware, else one that is disabled."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=multiplies_bf16(device))
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What a run computes in. `dtype` is the frozen base's; adapter weights are always float32."""
+    """The precision of a run. `dtype` is that of the frozen base; adapter weights are always float32."""
 
     device_type: str
     dtype: torch.dtype
 
     def autocast(self) -> torch.autocast:
-        """For the adapter's forward pass."""
+        """Return the autocast for the adapter's forward pass."""
         is_mixed = self.dtype != torch.float32
         return torch.autocast(self.device_type, self.dtype if is_mixed else None, enabled=is_mixed)
 
     @property
     def scales_loss(self) -> bool:
-        """Whether small gradients would vanish without a loss scale: float16's do."""
+        """Whether the loss must be scaled so that small gradients do not vanish, as with float16."""
         return self.dtype == torch.float16
 
 
 def choose_precision(name: MixedPrecision, device: torch.device) -> Precision:
-    """The precision of `training.mixed_precision` on a device.
+    """Return the precision that `training.mixed_precision` means on a device.
 
-    "auto" is bfloat16 where the device multiplies it, else float16 on CUDA, else float32. Raises
-    `InvalidArgument` for fp16 on a CPU, which has no loss scale worth the name.
+    "auto" is bfloat16 if the device multiplies it in hardware, else float16 on CUDA, else float32.
+
+    Raises:
+        InvalidArgument: for fp16 on a CPU.
     """
     if name == "fp16" and device.type == "cpu":
         raise InvalidArgument("training.mixed_precision", "auto, no or bf16 on a CPU", "'fp16'")

@@ -1,4 +1,4 @@
-"""The samples of a recipe: opened, fitted to the base, split into trained and held-out ones, and read."""
+"""Open the samples of a recipe, fit them to the base, split off the held-out ones, and read them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from nexus_adapters.progress import progress
 from nexus_adapters.training.config import CacheOptions, DataOptions, TrainingOptions
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
-_TRIED = 64  # pixels a side of the image that an extractor's options are tried on
-_ONE_SHAPE = ""  # of all samples, without aspect buckets
-_ENCODED_WHOLE = 10_000  # samples; of larger data sets only what a run reads is encoded
-_FEW_HELD_OUT = 4  # samples, as many as are generated from; a tenth of a small data set is less
+_TRIED = 64  # side in pixels of the image that an extractor's options are tried on
+_ONE_SHAPE = ""  # the shape of all samples without aspect buckets
+_ENCODED_WHOLE = 10_000  # samples; of a larger dataset, only the samples that a run reads are encoded
+_FEW_HELD_OUT = 4  # samples, one per validation image; a tenth of a small dataset would be fewer
 _MANY_EPOCHS = 100
-_HOLD_OUT = 2**32  # with the seed, the key by which held-out samples are chosen
+_HOLD_OUT = 2**32  # with the seed, the key that selects the held-out samples
 
 # Arguments of sources -> keys of a recipe.
 _KEYS = {
@@ -58,7 +58,11 @@ _KEYS = {
 
 
 def open_training_source(data: DataOptions, cache_folder: Path) -> Source:
-    """The samples that `[data]` names; `InvalidArgument` where they are not there. Nothing is decoded."""
+    """Open the samples that `[data]` names, without decoding any.
+
+    Raises:
+        InvalidArgument: if they cannot be found.
+    """
     columns = {
         "image_column": data.image_column or None,
         "condition_column": data.condition_column or None,
@@ -87,20 +91,23 @@ def open_training_source(data: DataOptions, cache_folder: Path) -> Source:
 
 
 def samples_cache(options: CacheOptions) -> Path:
-    """The folder of encoded samples."""
+    """Return the folder of encoded samples."""
     return Path(options.folder) if options.folder else cache_folder() / "training"
 
 
 def known_hashes_file(data: DataOptions, cache_folder: Path) -> Path:
-    """The file that keeps the content hashes of this data set's samples."""
+    """Return the file that stores the content hashes of this dataset's samples."""
     named = hashlib.sha256(json.dumps([data.kind, data.path, data.shards]).encode()).hexdigest()
     return cache_folder / "hashes" / f"{named[:32]}.jsonl"
 
 
 def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> ConditionedSource:
-    """The samples, fitted to the recipe's resolution, with sides that are multiples of `multiple` pixels.
+    """Return the samples, fitted to the recipe's resolution.
 
-    Raises `InvalidArgument` as `check_samples`, and where the samples are not there.
+    Their sides are multiples of `multiple` pixels.
+
+    Raises:
+        InvalidArgument: as `check_samples`, and if the samples cannot be found.
     """
     check_samples(data, multiple)
     geometry = (
@@ -114,10 +121,13 @@ def open_samples(data: DataOptions, cache_folder: Path, multiple: int) -> Condit
 
 
 def check_samples(data: DataOptions, multiple: int) -> None:
-    """What can be checked before the samples are opened.
+    """Check `[data]` as far as possible without opening the samples.
 
-    Raises `InvalidArgument` for an unknown extractor, if one is needed, for options that it refuses, and for
-    an unsuitable resolution. Warns where the data have a size of their own and the recipe asks for another.
+    Warns if the data have a fixed size and the recipe's is different.
+
+    Raises:
+        InvalidArgument: for an unknown extractor if one is needed, for options that it does not accept, and
+            for a resolution that does not fit the base.
     """
     if data.kind == "scenes":
         _check_scenes(data)
@@ -126,7 +136,7 @@ def check_samples(data: DataOptions, multiple: int) -> None:
         raise InvalidArgument(
             "data.condition", f"one of {known}, or a data.condition_column", repr(data.condition)
         )
-    if data.condition in EXTRACTORS:  # which also scores the structure of images
+    if data.condition in EXTRACTORS:  # the extractor also scores the structure of images
         _check_options(data)
     _check_resolution(data, multiple)
 
@@ -134,12 +144,12 @@ def check_samples(data: DataOptions, multiple: int) -> None:
 def _check_resolution(data: DataOptions, multiple: int) -> None:
     own = data.own_resolution()
     if data.resolution % multiple:
-        is_own = "That is the size of the data; another one resizes them" if data.resolution == own else ""
+        is_own = "This is the size of the data; set another to resize them" if data.resolution == own else ""
         raise InvalidArgument(
-            "data.resolution", f"a multiple of {multiple}, as the base needs", data.resolution, is_own
+            "data.resolution", f"a multiple of {multiple} for this base", data.resolution, is_own
         )
     if own not in (None, data.resolution):
-        what = "scenes have" if data.kind == "scenes" else f"the set '{data.path}' was prepared at"
+        what = "scenes have" if data.kind == "scenes" else f"the set '{data.path}' was prepared with"
         warnings.warn(
             f"data.resolution: {what} {own} pixels; images and maps are resized to {data.resolution}",
             stacklevel=2,
@@ -148,16 +158,16 @@ def _check_resolution(data: DataOptions, multiple: int) -> None:
         geometry = geometry_of(data.path) if data.kind == "prepared" else None
     if geometry is not None and geometry.buckets and not data.aspect_buckets:
         warnings.warn(
-            f"data.aspect_buckets: the set '{data.path}' has images of several shapes, which are cropped to "
-            "squares",
+            f"data.aspect_buckets: the images in '{data.path}' have several aspect ratios and are cropped to "
+            "squares; set data.aspect_buckets = true to keep their aspect ratios",
             stacklevel=2,
         )
 
 
 def _check_options(data: DataOptions) -> None:
-    """By their types, and by their values, which the extractor checks itself when it is given an image.
+    """Check the types of an extractor's options, and the values by extracting a map from a small image.
 
-    A model is loaded for that only if it is here.
+    A model is loaded for this only if it is available locally.
     """
     with renamed(extractor_keys):
         extractor = find_extractor(data.condition)
@@ -175,13 +185,13 @@ def _check_options(data: DataOptions) -> None:
 
 
 def option_keys(data: DataOptions) -> dict[str, str]:
-    """Option of the extractor -> key of a recipe."""
+    """Return option of the extractor -> key of a recipe."""
     names = EXTRACTORS[data.condition].options() if data.condition in EXTRACTORS else ()
     return {name: extractor_keys(name) for name in names}
 
 
 def extractor_keys(name: str) -> str:
-    """The key of a recipe for an extractor's option, or for an option that there is not."""
+    """Return the recipe's key for an extractor's option, whether or not it exists."""
     return "data.extractor" if name == "options" else f"data.extractor.{name}"
 
 
@@ -193,14 +203,14 @@ def _check_scenes(data: DataOptions) -> None:
     if data.condition != "canny" and data.extractor:
         raise InvalidArgument(
             "data.extractor",
-            f"no options, since scenes have exact maps for {data.condition}",
+            f"no options, since the {data.condition} maps of scenes are exact",
             repr(dict(data.extractor)),
         )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which samples are trained on and which are held out, each with its shape; and the unreadable ones."""
+    """The samples that are trained on and those held out, each with its shape, and the unreadable ones."""
 
     trained: Mapping[int, Hashable]
     held_out: Mapping[int, Hashable]
@@ -208,17 +218,17 @@ class Split:
 
     @property
     def total(self) -> int:
-        """All samples, readable or not."""
+        """Number of all samples, including unreadable ones."""
         return len(self.trained) + len(self.held_out) + len(self.unreadable)
 
     def is_as_before(self, wanted: int) -> bool:
-        """Whether earlier versions split alike: they held out a tenth, and at most `wanted` samples."""
+        """Return whether earlier versions split the same way: a tenth, but at most `wanted`, was held out."""
         held_out = len(self.held_out)
         return held_out == min(wanted, (len(self.trained) + held_out) // 10)
 
 
 def held_out_in_words(split: Split) -> str:
-    """How many samples are held out."""
+    """Return a phrase that says how many samples are held out."""
     count = len(split.held_out)
     return f"{count:,} of {split.total:,} samples {'is' if count == 1 else 'are'} held out"
 
@@ -226,18 +236,19 @@ def held_out_in_words(split: Split) -> str:
 def split_samples(
     samples: ConditionedSource, data: DataOptions, seed: int, held_out: int, batch_size: int = 1
 ) -> Split:
-    """Hold out `held_out` samples, chosen by the seed, or as many as can be (`_most_held_out`).
+    """Split the samples, with `held_out` of them (at most `_most_held_out`) held out as the seed determines.
 
-    `batch_size`: samples of an optimizer step, which are left to train on.
+    At least `batch_size` samples, those of an optimizer step, are left to train on.
 
-    Raises `InvalidArgument` for a data set without samples.
+    Raises:
+        InvalidArgument: for a dataset without samples.
     """
     total = len(samples.source)
     count = min(total, data.count) if data.count else total
     if count == 0:
         raise InvalidArgument("data", "samples", f"no samples in {data.path or data.shards}")
     shapes, unreadable = {}, []
-    is_slow = data.aspect_buckets  # reads the header of every image
+    is_slow = data.aspect_buckets  # these need the header of every image
     for index in progress(range(count), what="reading sizes", unit="sample", delay=2, shown=is_slow):
         try:
             shapes[index] = samples.target(index) if data.aspect_buckets else _ONE_SHAPE
@@ -254,32 +265,34 @@ def split_samples(
 
 
 def _most_held_out(count: int, batch_size: int) -> int:
-    """A tenth of `count` samples; of few, up to four, at most a third. A batch is always left."""
+    """A tenth of `count` samples; if these are few, up to 4 but at most a third. A batch is always left."""
     return max(0, min(max(count // 10, min(_FEW_HELD_OUT, count // 3)), count - batch_size))
 
 
 def shards_to_keep_together(data: DataOptions, source: Source) -> Mapping[int, Hashable] | None:
-    """Index -> shard, if shards are downloaded, so that each is read as a whole and downloaded once."""
+    """Return index -> shard if shards are downloaded, so that each is read completely and downloaded once."""
     if isinstance(source, TarSource) and data.is_remote:
         return {index: source.shard_of(index) for index in range(len(source))}
     return None
 
 
 def warn_of_many_epochs(training: TrainingOptions, batch_size: int, samples: int) -> None:
-    """Warn where a run reads each sample more often than is of use. `batch_size`: of an optimizer step."""
+    """Warn if a run reads each sample too often. `batch_size` counts the samples of an optimizer step."""
     epochs = training.max_train_steps * batch_size / samples
     if epochs > _MANY_EPOCHS:
         warnings.warn(
-            f"training.max_train_steps: {training.max_train_steps:,} steps of {batch_size} read each of the "
-            f"{samples:,} samples {epochs:,.0f} times; above {_MANY_EPOCHS} an adapter may memorize them",
+            f"training.max_train_steps: {training.max_train_steps:,} steps of {batch_size} samples are "
+            f"{epochs:,.0f} epochs of the {samples:,} samples; after more than {_MANY_EPOCHS} epochs an "
+            "adapter may memorize them",
             stacklevel=2,
         )
 
 
 def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
-    """What a cache needs for a run of `steps` steps: all samples, or of a large data set those that are read.
+    """Return the samples to encode for a run of `steps` steps.
 
-    Small data sets are encoded whole, so that whatever is wrong with them is reported before the first step.
+    Of a large dataset, these are the samples that the run reads. A small one is encoded completely, so that
+    all of its problems are reported before the first step.
     """
     if len(split.trained) <= _ENCODED_WHOLE or steps * order.global_batch_size >= len(split.trained):
         return split
@@ -288,7 +301,7 @@ def samples_to_encode(split: Split, order: SampleOrder, steps: int) -> Split:
 
 
 def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]]:
-    """Shape -> its samples in ascending order, any of which may replace another."""
+    """Return shape -> its samples in ascending order, each of which can replace another."""
     members: dict[Hashable, list[int]] = defaultdict(list)
     for index in sorted(shapes):
         members[shapes[index]].append(index)
@@ -296,16 +309,16 @@ def members_by_shape(shapes: Mapping[int, Hashable]) -> dict[Hashable, list[int]
 
 
 def usable_shapes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, Hashable]:
-    """The samples of all shapes that have a readable one; `InvalidArgument` where no shape has."""
+    """Return the samples of all shapes that have a readable one; `InvalidArgument` if no shape has."""
     members = members_by_shape(shapes)
     usable = {shape for shape, indices in members.items() if not set(indices) <= set(unreadable)}
     if not usable:
-        raise InvalidArgument("data", "readable samples", f"no readable one among {len(shapes)}")
+        raise InvalidArgument("data", "readable samples", f"{len(shapes)} unreadable ones")
     return {index: shape for index, shape in shapes.items() if shape in usable}
 
 
 def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> dict[int, int]:
-    """Unreadable sample -> the one that replaces it; `InvalidArgument` where a shape has no readable one."""
+    """Return unreadable sample -> its replacement; `InvalidArgument` if a shape has no readable sample."""
     members = members_by_shape(shapes)
 
     def read(index: int) -> None:
@@ -321,9 +334,9 @@ def substitutes(shapes: Mapping[int, Hashable], unreadable: Collection[int]) -> 
 
 @dataclass(frozen=True)
 class FittedSamples:
-    """A `Reader` that decodes samples when they are needed, and chooses one caption of each.
+    """A `Reader` that decodes samples on demand and chooses one caption of each.
 
-    `members`: from `members_by_shape`.
+    `members` comes from `members_by_shape`.
     """
 
     samples: ConditionedSource
@@ -332,8 +345,8 @@ class FittedSamples:
     seed: int
 
     def read(self, position: Position) -> Read:
-        """The sample at a position, or the next readable one of its shape."""
-        # A held-out sample may be alone in its shape.
+        """Return the sample at a position, or the next readable one with the same shape."""
+        # A held-out sample may be the only one with its shape.
         candidates = self.members.get(self.shapes[position.index], ())
         found = read_or_replace(position.index, candidates, self.samples.fit, self.samples.source.key)
         drawn = draw_for_sample(self.seed, position.step, position.place, (0, 0, 0)).caption

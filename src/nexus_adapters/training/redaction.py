@@ -1,4 +1,4 @@
-"""Recipes without secrets in URLs, for the run's folder; and without folders of the machine, to publish."""
+"""Remove secrets in URLs from recipes in a run's folder, and local paths from recipes to be published."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from nexus_adapters.training.config import DataOptions, TrainConfig
 
 
 def without_secrets(config: TrainConfig) -> TrainConfig:
-    """The recipe as a run's folder keeps it: its URLs have no user, password or query.
+    """Return the recipe without user, password and query in its URLs, as it is kept in a run's folder.
 
-    Signed URLs have their signature in the query.
+    The query of a signed URL contains the signature.
     """
     return replace(config, data=data_without_secrets(config.data))
 
 
 def data_without_secrets(data: DataOptions) -> DataOptions:
-    """As `without_secrets`, for `[data]` alone."""
+    """Return `[data]` without secrets, as `without_secrets` does for the whole recipe."""
     return replace(data, path=redacted(data.path), shards=tuple(map(redacted, data.shards)))
 
 
 def without_folders(config: TrainConfig) -> TrainConfig:
-    """The recipe as it is published: as `without_secrets`, and with the last parts of paths alone."""
+    """Return the recipe to publish: as `without_secrets`, and with only the last part of each path."""
     config = without_secrets(config)
     shards = tuple(shard if "://" in shard else Path(shard).name for shard in config.data.shards)
     return replace(
         config,
-        output_dir=without_folder(Path(config.output_dir).name),  # of Windows too
+        output_dir=without_folder(Path(config.output_dir).name),  # also for Windows paths
         imports=_without_folders(config.imports),
         base=_without_folders(config.base),
         adapter=_without_folders(config.adapter),
@@ -41,7 +41,7 @@ def without_folders(config: TrainConfig) -> TrainConfig:
 
 
 def _without_folders(value: Any) -> Any:
-    """All paths in a section, options of extractors among them, so that none is overlooked."""
+    """Shorten all paths in a section, including an extractor's options, so that none is overlooked."""
     if isinstance(value, str):
         return without_folder(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""From a recipe to an adapter: `train_adapter` runs it, `dry_run` checks it and reports what it would do."""
+"""`train_adapter` trains an adapter by a recipe; `dry_run` checks the recipe and reports what it would do."""
 
 from __future__ import annotations
 
@@ -91,22 +91,22 @@ from nexus_adapters.training.validation_images import (
 
 
 def train_adapter(config: TrainConfig) -> Path:
-    """Train an adapter by a recipe, or resume its run. Returns the folder of the finished adapter.
+    """Train an adapter by a recipe, or resume an interrupted run. Returns the folder of the finished adapter.
 
-    Everything is in `config.output_dir`; a finished run there is left as it is. Under `accelerate launch` or
-    torchrun the processes train together.
+    All files are written to `config.output_dir`. A finished run there is not changed. Processes started by
+    `accelerate launch` or torchrun train together.
 
     Raises:
-        InvalidArgument: for a recipe that does not fit the base, the data, or what is in `output_dir`; before
-            any model is loaded where possible.
+        InvalidArgument: if the recipe does not fit the base, the data, or an existing run in `output_dir`. If
+            possible, this is detected before any model is loaded.
         Stopped: after Ctrl-C or SIGTERM, with the last step saved.
-        OSError: where a disk is full or fails.
+        OSError: if a disk is full or fails.
     """
     check_place(config)
     output, is_main = Path(config.output_dir), is_main_process()
     if (steps := finished_steps(output, config.training.max_train_steps)) is not None:
         if is_main:
-            print(f"'{output}': finished after {steps} steps; nothing is left to do", file=sys.stderr)
+            print(f"'{output}': already finished after {steps} steps; nothing to do", file=sys.stderr)
             warn_of_finished(output)
     else:
         base, options, start = check_recipe(config)
@@ -119,19 +119,22 @@ def train_adapter(config: TrainConfig) -> Path:
         with files.locked(output, "output_dir") if accelerator.is_main_process else nullcontext():
             _train(config, base, options, start, samples, split, order, data, cache, accelerator)
     if config.hub.repo_id and is_main:
-        print(f"pushed to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
+        print(f"uploaded to {push(output / ADAPTER, config.hub)}", file=sys.stderr)
     return output / ADAPTER
 
 
 def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
-    """Check a recipe as `train_adapter` does, and report what it would do. The base's weights are not read.
+    """Check a recipe as `train_adapter` does and return a report of what it would do.
 
-    Data sets on the Hub and tars behind URLs are not opened, except for a preview. The index of local tars is
-    kept.
+    The base's weights are not read. Datasets on the Hub and tars at URLs are opened only for a preview. The
+    index of local tars is stored for later.
 
     Args:
         config: the recipe.
-        preview: an HTML file to write, with samples as training reads them; None for none.
+        preview: an HTML file to write that shows samples as training reads them; None for none.
+
+    Raises:
+        InvalidArgument: as `train_adapter`.
     """
     check_place(config)
     base, options, _ = check_recipe(config)
@@ -153,9 +156,9 @@ def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
 def _split_and_order(
     config: TrainConfig, samples: ConditionedSource, processes: int
 ) -> tuple[Split, SampleOrder]:
-    """Which samples are trained on, and in which order.
+    """The samples that are trained on, and their order.
 
-    `InvalidArgument` for a data set that is empty, or smaller than a batch.
+    Raises `InvalidArgument` for a dataset that is empty or smaller than a batch.
     """
     training, validation = config.training, config.validation
     batch_size = training.batch_size * training.gradient_accumulation_steps * processes
@@ -164,14 +167,14 @@ def _split_and_order(
     together = None if config.cache.enabled else shards_to_keep_together(config.data, samples.source)
     order = SampleOrder(split.trained, batch_size, config.seed, together)
     if validation.every_steps and not split.held_out:
-        what = f"{len(split.trained)} samples, of which none can be held out from batches of {batch_size}"
+        what = f"only {len(split.trained)} samples for batches of {batch_size}, so none can be held out"
         key = "early_stop_patience" if validation.early_stop_patience else "select"
         can_go_without = not (validation.early_stop_patience or validation.select == "best")
-        expect(can_go_without, f"validation.{key}", "a data set large enough to validate", what)
+        expect(can_go_without, f"validation.{key}", "a dataset large enough to validate", what)
         if is_main_process():
             warnings.warn(
-                f"validation: the run has none: the data set has {what}. With validation.every_steps = 0 "
-                "this is not reported",
+                f"validation: turned off, because the dataset has {what}. Set validation.every_steps = 0 to "
+                "silence this warning",
                 stacklevel=2,
             )
     warn_of_many_epochs(training, batch_size, len(split.trained))
@@ -279,13 +282,13 @@ def _train(
 
 
 def _take_best(state: TrainState, best_step: int | None, steps: int, output: Path) -> int:
-    """Load the weights that validated best, if the run results in them. Returns the step of the weights."""
+    """Load the weights with the best validation score if they are to be exported. Returns their step."""
     if best_step is None or best_step == steps:
         return steps
     folder = checkpoint_folder(output / CHECKPOINTS, best_step)
     if (reason := damage(folder)) is not None:
         warnings.warn(
-            f"validation: the last weights are exported and not the best, '{folder}', since {reason}",
+            f"validation: the last weights are exported instead of the best, '{folder}', because {reason}",
             stacklevel=2,
         )
         return steps
@@ -300,7 +303,7 @@ def _as_it_is(module: nn.Module) -> nn.Module:
 
 
 def _adapter_prompt(options: AdapterOptions, batches: Batches) -> Tensor | None:
-    """The empty prompt, if the recipe asks for an adapter that reads nothing else."""
+    """The empty prompt, for an adapter that is not to read the prompts."""
     if getattr(options, "reads_prompt", True):
         return None
     return batches.empty_prompt["prompt_embeds"][:1].to(batches.accelerator.device)
@@ -332,12 +335,12 @@ def _validation(
     samples: ConditionedSource,
     accelerator: Accelerator,
 ) -> Validation | None:
-    """Validation of the weights that the run results in: the average, if there is one."""
+    """The validation of the weights to export: the average if there is one."""
     options = config.validation
     if not options.every_steps or not batches.held_out:
         if options.every_steps and split.held_out and accelerator.is_main_process:
             warnings.warn(
-                f"validation: the run has none: no held-out sample can be read ({len(split.held_out)})",
+                f"validation: turned off, because all {len(split.held_out)} held-out samples are unreadable",
                 stacklevel=2,
             )
         return None
@@ -369,7 +372,7 @@ def _validation(
 
 
 def _denoiser_hash(base: Base, denoiser: nn.Module) -> str:
-    """Of its weights, and of the noise schedule that it is trained by."""
+    """A hash of the denoiser's weights and of the noise schedule used in training."""
     schedule = {key: value for key, value in base.schedule.config.items() if not key.startswith("_")}
     made_of = [parts_sha256({base.denoiser_name: denoiser}), schedule]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
@@ -383,7 +386,7 @@ def _identity(
     denoiser_hash: str,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to: the recipe, the data, the base, the number of samples in a step."""
+    """All that a checkpoint depends on: the recipe, the data, the base, and the samples per step."""
     training = config.training
     batch = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
     contents: dict[str, Any] = {"data": data.digest, "encoders": encoders_hash, "denoiser": denoiser_hash}

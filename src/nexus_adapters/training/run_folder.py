@@ -1,4 +1,4 @@
-"""A run's folder: whether a recipe may use it, whether the run is finished, its checkpoints and its log."""
+"""A run's folder: whether a recipe can use it, whether the run is finished, its checkpoints and its log."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from nexus_adapters.training.run_identity import HELD_OUT, differing, identity, 
 
 CONFIG, CHECKPOINTS, LOG, ADAPTER = "config.toml", "checkpoints", "log.jsonl", "adapter"
 FINISHED = RUN_RECORD  # in ADAPTER
-PROGRESS = "progress.json"  # how far the checkpoints went, to notice that they are gone
+PROGRESS = "progress.json"  # the last saved step, to notice when checkpoints are missing
 
-_HASHES = {  # of what a run reads -> how users call it
+_HASHES = {  # key of a hash -> what users call the thing that is hashed
     "data": "data",
     "encoders": "autoencoder and text encoder",
     "denoiser": "denoiser (UNet or transformer) or noise schedule",
 }
 _CONTENTS = {**_HASHES, HELD_OUT: "held-out samples"}
-_OLD_DATA = "samples"  # in checkpoints of earlier versions: of both, by the samples' names
+_OLD_DATA = "samples"  # the key in checkpoints of earlier versions, which hashed the samples' names
 
 
 def check_run_folder(config: TrainConfig) -> None:
-    """`InvalidArgument` unless the output folder is new, empty, or of the same run."""
+    """Raise `InvalidArgument` unless the output folder is new, empty, or belongs to the same run."""
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InvalidArgument("output_dir", "a folder", f"'{folder}', which is a file")
@@ -59,21 +59,21 @@ def check_run_folder(config: TrainConfig) -> None:
     if start and Path(os.path.realpath(start)).is_relative_to(os.path.realpath(folder)):
         raise InvalidArgument(
             "adapter.start_from",
-            "an adapter outside output_dir, which gets a run of its own",
+            "an adapter outside output_dir",
             f"'{start}' in '{folder}'",
-            "Leave it out to resume that run, or choose a new output_dir to start from its adapter",
+            "Omit it to resume that run, or choose a new output_dir to start a new run from its adapter",
         )
     if (folder / CONFIG).is_file():
         _check_same(config, folder)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come when the run resumes
+            warnings.simplefilter("ignore")  # they are shown when the run resumes
             if finished_steps(folder, config.training.max_train_steps) is None:
                 newest_checkpoint(folder)
     elif folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if not is_leftover(p.name))):
         raise InvalidArgument(
             "output_dir",
-            "a new or empty folder, or that of a run",
-            f"'{folder}', which has no {CONFIG} but {others[0]}",
+            "a new or empty folder, or the folder of a run",
+            f"'{folder}', which contains {others[0]} but no {CONFIG}",
         )
 
 
@@ -93,20 +93,21 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
     if key is not None:
         raise InvalidArgument(
             "output_dir",
-            f"a new folder for {key}={identity_with_defaults(now).get(key)!r}",
+            f"a new folder for a run with {key}={identity_with_defaults(now).get(key)!r}",
             f"'{folder}', whose run has {identity_with_defaults(before).get(key)!r}",
             _continue_hint(folder),
         )
 
 
 def _continue_hint(folder: Path) -> str:
-    return f'adapter.start_from = "{folder}" in that recipe continues from what this run has learned'
+    return f'To start from the weights of this run, set adapter.start_from = "{folder}" in that recipe'
 
 
 def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
-    """The steps of a finished run in the folder; None without one, or if it has further steps to take.
+    """Return the steps of a finished run in the folder; None if there is none or it has steps left.
 
-    A damaged adapter is none: with a warning, since the run's last checkpoint gives it again.
+    A damaged adapter does not count as finished: with a warning, it is exported again from the last
+    checkpoint.
     """
     adapter = output_dir / ADAPTER
     record = adapter / FINISHED
@@ -119,7 +120,7 @@ def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
         check_hash(weights_in(adapter), "adapter")
     except (InvalidArgument, OSError, ValueError, KeyError, TypeError) as error:
         warnings.warn(
-            f"output_dir: '{adapter}' is damaged, and is written again ({one_line(error)})",
+            f"output_dir: '{adapter}' is damaged and will be written again ({one_line(error)})",
             stacklevel=2,
         )
         return None
@@ -127,18 +128,20 @@ def finished_steps(output_dir: Path, max_train_steps: int) -> int | None:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """A run's newest undamaged checkpoint, with a warning for newer ones that are damaged or missing.
+    """Return a run's newest undamaged checkpoint, or None before its first one.
 
-    None before the first one. `InvalidArgument` named "output_dir" where the run had one: it is not started
-    again over what it has.
+    Warns about newer ones that are damaged or missing.
+
+    Raises:
+        InvalidArgument: named "output_dir", if the run has lost its checkpoints: it is not started over.
     """
     found = checkpoint_folders(folder / CHECKPOINTS)
     checkpoint, damaged = latest_checkpoint(folder / CHECKPOINTS), len(found)
     last_saved = _step_in(folder / PROGRESS, "saved_step") or 0
     if checkpoint is not None and last_saved > step_of(found[0]):
         warnings.warn(
-            f"output_dir: '{folder}' was saved at step {last_saved}, and that checkpoint is missing; the run "
-            f"resumes from step {checkpoint.step}",
+            f"output_dir: the checkpoint of step {last_saved} in '{folder}' is missing; the run resumes from "
+            f"step {checkpoint.step}",
             stacklevel=2,
         )
     if checkpoint is None and (damaged or (folder / PROGRESS).is_file() or (folder / ADAPTER).is_dir()):
@@ -148,13 +151,13 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             "output_dir",
             "a run with an undamaged checkpoint to resume from",
             f"'{folder}', which has {what}" + (f" although it was saved at step {saved}" if saved else ""),
-            "Restore its checkpoints, or train in another folder; adapter.start_from takes its adapter",
+            "Restore its checkpoints, or train in a new folder with this run in adapter.start_from",
         )
     return checkpoint
 
 
 def _saved_step(folder: Path) -> int | None:
-    """The step of the last checkpoint that was written or, of a finished run of an old version, its last."""
+    """The step of the last saved checkpoint or, for a finished run of an old version, its last step."""
     return _step_in(folder / PROGRESS, "saved_step") or _step_in(folder / ADAPTER / FINISHED, "steps")
 
 
@@ -165,12 +168,12 @@ def _step_in(file: Path, key: str) -> int | None:
 
 
 def write_config(config: TrainConfig) -> None:
-    """Write the whole recipe into the folder, so that the run can be repeated, from anywhere."""
+    """Write the whole recipe into the folder, so that the run can be repeated from any directory."""
     write_text(Path(config.output_dir) / CONFIG, dump_config(without_secrets(with_absolute_paths(config))))
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The recipe with whole paths of what is on this machine; names, Hub ids and URLs stay."""
+    """Return the recipe with absolute paths of local files; names, Hub ids and URLs are unchanged."""
     base, adapter = config.base, config.adapter
     bundle = BUNDLED.get(base.path)
     if bundle is None:
@@ -187,24 +190,24 @@ def _absolute(path: str) -> str:
 
 @runtime_checkable
 class Observer(Protocol):
-    """What monitors a run between its steps. Its state, of JSON's types, is in every checkpoint."""
+    """Monitors a run between its steps. Its state, as JSON types, is saved in every checkpoint."""
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended the run."""
+        """Whether the run is to end."""
 
     @property
     def best_step(self) -> int | None:
-        """The step whose checkpoint stays, since the run may result in it; None for none."""
+        """The step whose checkpoint is kept because it may be exported; None for none."""
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """Called on every process with the number of finished steps; returns what to log."""
+        """Return what to log. Called on every process with the number of finished steps."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return what a resumed run needs."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Load what `state` returned."""
 
 
 class RunFolder:
@@ -221,7 +224,7 @@ class RunFolder:
     ) -> None:
         self.folder = folder
         self.state = state
-        self.identity = json.loads(json.dumps(identity))  # as a checkpoint returns it
+        self.identity = json.loads(json.dumps(identity))  # the same types as in a checkpoint
         self.accelerator = accelerator
         self.checkpoints = checkpoints
         self.observer = observer
@@ -233,11 +236,12 @@ class RunFolder:
     def resume(self) -> int:
         """Load the newest undamaged checkpoint, if there is one. Returns the number of finished steps.
 
-        `InvalidArgument` where it is another run's, and where there was one and none is left.
+        Raises:
+            InvalidArgument: if it belongs to another run, or if the run has lost its checkpoints.
         """
         with warnings.catch_warnings():
             if not self.accelerator.is_main_process:
-                warnings.simplefilter("ignore")  # one process warns of damaged ones
+                warnings.simplefilter("ignore")  # one process warns about damaged ones
             checkpoint = newest_checkpoint(self.folder)
         step = 0
         if checkpoint is not None:
@@ -252,7 +256,7 @@ class RunFolder:
         return step
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, unless this step has one. Older ones stay until `remove_old`."""
+        """Write a checkpoint unless this step has one. Older ones are kept until `remove_old`."""
         if step == self.saved_step:
             return
         if self.accelerator.is_main_process:
@@ -271,7 +275,7 @@ class RunFolder:
         self.accelerator.wait_for_everyone()
 
     def remove_old(self) -> None:
-        """Remove the checkpoints that the newest one replaces, once its weights have proved to be healthy."""
+        """Remove the checkpoints that the newest one replaces, once its weights have proved healthy."""
         if self._is_proven:
             return
         self._is_proven = True
@@ -282,12 +286,12 @@ class RunFolder:
             remove_old_checkpoints(folder, options.keep, options.keep_every, best, self._whole)
 
     def last_healthy(self) -> Path | None:
-        """The newest undamaged checkpoint that a step with a finite gradient has followed, if any."""
+        """Return the newest undamaged checkpoint that a step with a finite gradient has followed, or None."""
         found = filter(self._whole, checkpoint_folders(self.folder / CHECKPOINTS))
         return next(found if self._is_proven else islice(found, 1, None), None)
 
     def _whole(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is undamaged; its files are read once, and not those that this run wrote."""
+        """Whether a checkpoint is undamaged. Its files are read once, or never if this run wrote them."""
         if checkpoint.name not in self._is_whole:
             self._is_whole[checkpoint.name] = damage(checkpoint) is None
         return self._is_whole[checkpoint.name]
@@ -302,10 +306,10 @@ class RunFolder:
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         before, now = dict(checkpoint.state["identity"]), dict(self.identity)
-        if _OLD_DATA in before:  # by names, which say nothing of the content
+        if _OLD_DATA in before:  # hashes of names, which say nothing about the content
             warnings.warn(
-                f"output_dir: '{self.folder}' is of an earlier version, and does not say what its data were; "
-                "they are not compared",
+                f"output_dir: '{self.folder}' was written by an earlier version that did not record its "
+                "data, so they cannot be compared",
                 stacklevel=4,
             )
             for name in (_OLD_DATA, *_HASHES):
@@ -322,20 +326,20 @@ class RunFolder:
         if key is not None:
             raise InvalidArgument(
                 "output_dir",
-                f"a run with {key} {identity_with_defaults(before).get(key)!r}, as '{checkpoint.folder}' has",
+                f"{key} = {identity_with_defaults(before).get(key)!r} as in '{checkpoint.folder}'",
                 repr(identity_with_defaults(now).get(key)),
-                f"Resume with the same settings, or train in another folder: {_continue_hint(self.folder)}",
+                f"Resume with the same settings, or train in a new folder. {_continue_hint(self.folder)}",
             )
 
 
 def _adapter_config(module: nn.Module | Any) -> dict[str, Any]:
-    """A module's config, of JSON's types, so that a checkpoint loads on its own; {} if it has none."""
+    """A module's config as JSON types, so that a checkpoint can be loaded alone; {} if it has none."""
     to_json = getattr(module, "to_json_string", None)
     return {} if to_json is None else dict(json.loads(to_json()))
 
 
 def _forget_rows_after(step: int, log: Path) -> None:
-    """Drop the rows of steps after the last checkpoint, which the resumed run takes again."""
+    """Remove the rows of steps after the last checkpoint, which the resumed run repeats."""
     if not log.exists():
         return
     rows = read_json_lines(log, dict)

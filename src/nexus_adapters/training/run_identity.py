@@ -1,4 +1,4 @@
-"""Which recipes are of the same run: the fields that decide the weights."""
+"""Decide which recipes belong to the same run, by the fields that determine the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nexus_adapters.methods import known_methods
 from nexus_adapters.training.config import DataOptions, TrainConfig
 from nexus_adapters.training.redaction import without_secrets
 
-# Fields that may change when a run is resumed: they decide how it is monitored, stored and executed.
+# Fields that may change when a run resumes: they affect only how it is monitored, stored and executed.
 _FREE_SECTIONS = ("cache", "checkpoint", "log", "hub")
 _FREE_FIELDS = {
     "output_dir",
@@ -29,17 +29,17 @@ _FREE_FIELDS = {
     "validation.early_stop_patience",
     "validation.select",
 }
-# Where things are. The data are compared by content, and all else by the whole path.
+# Locations. The data are compared by content, everything else by the resolved path.
 _DATA_PLACES = ("data.path", "data.shards")
-HELD_OUT = "held_out"  # samples, where earlier versions held out another number of them
+HELD_OUT = "held_out"  # number of samples, recorded if earlier versions held out a different number
 _PATHS = ("base.path", "base.config", "adapter.start_from")
-_MOVABLE = ("base.path", "base.config")  # since a base's content is compared, too
-# Only their product with the number of processes counts, and checkpoints store it.
+_MOVABLE = ("base.path", "base.config")  # because a base's content is compared, too
+# Only their product with the number of processes matters, which checkpoints store.
 _SHARED_BATCH = {"training.batch_size", "training.gradient_accumulation_steps"}
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The fields that decide the weights, by key; without validation, `validation.samples` is 0."""
+    """Return the fields that determine the weights, by key; without validation, `validation.samples` is 0."""
     free = set(_FREE_FIELDS)
     if config.training.schedule == "constant":
         free.add("training.max_train_steps")
@@ -54,7 +54,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def identity_with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity with the defaults of options that did not exist when it was stored."""
+    """Return an identity completed by the defaults of options that did not exist when it was stored."""
     defaults = identity(TrainConfig(output_dir=".", data=DataOptions(path=".")))  # a recipe needs both
     for method in known_methods():
         options: Any = method.Options(method=method.name)
@@ -63,9 +63,9 @@ def identity_with_defaults(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first key by which two identities differ; None if they are of the same run.
+    """Return the first key in which two identities differ; None if they belong to the same run.
 
-    Where the data are does not count, nor how a path is written, nor that a base's folder was moved.
+    The location of the data, the spelling of a path, and moving a base's folder make no difference.
     """
     whole, wanted = identity_with_defaults(before), identity_with_defaults(now)
     keys = sorted({*whole, *wanted} - {*_DATA_PLACES})
@@ -83,7 +83,7 @@ def _agree(key: str, before: Any, now: Any) -> bool:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, whose keys are joined by dots."""
+    """Return nested mappings as a flat one with keys joined by dots."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Validation during a run: the loss by timestep on fixed noise, and images with their structure score.
+"""Validation during a run: the loss by timestep with fixed noise, and images with their structure score.
 
-The loss of a single training step says little, since it depends mostly on which timesteps were sampled.
+The loss of a single training step says little, because it depends mostly on the sampled timesteps.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Validation:
 
     Attributes:
         batches: this process's held-out samples; their noise is the same in every validation.
-        losses: (batch, timesteps) -> each sample's loss, under the current weights.
-        num_train_timesteps: of the noise schedule.
+        losses: (batch, timesteps) -> each sample's loss with the current weights.
+        num_train_timesteps: length of the noise schedule.
         inputs: what images are generated from.
-        generate: inputs -> images; called on the main process alone.
-        score: (condition, image) -> in [0, 1], higher is better; None without a score.
+        generate: inputs -> images; called only on the main process.
+        score: (condition, image) -> score in [0, 1], higher is better; None without a score.
         folder: where the sheets of images are written.
         accelerator: the processes that train together.
         every_steps: optimizer steps between validations.
-        patience: validations without a better score after which the run ends; 0 for never.
-        last_step: of the run, after which it always validates.
-        selects_best: whether the run results in the weights that validate best.
-        is_healthy: whether the current weights are saved if they are the best.
+        patience: number of validations without a better score after which the run ends; 0 for never.
+        last_step: the run's last step, which is always validated.
+        selects_best: whether the weights with the best score are exported.
+        is_healthy: returns whether the current weights would be saved if they were the best.
 
-    Scores are those of `score` or, without it, the negative mean loss.
+    The score is that of `score` or, without it, the negative mean loss.
     """
 
     batches: Sequence[Batch]
@@ -66,11 +66,11 @@ class Validation:
 
     @property
     def is_over(self) -> bool:
-        """Whether the score has not risen for `patience` validations."""
+        """Whether the score has not improved for `patience` validations."""
         return 0 < self.patience <= self.worse_in_a_row
 
     def after_step(self, step: int) -> dict[str, Any]:
-        """The losses by timestep and the structure score, when a validation is due; else nothing."""
+        """Return the losses by timestep and the structure score if a validation is due, else {}."""
         if step % self.every_steps and step != self.last_step:
             return {}
         found: dict[str, Any] = self.loss_by_timestep()
@@ -91,7 +91,7 @@ class Validation:
 
     @torch.no_grad()
     def loss_by_timestep(self) -> dict[str, float]:
-        """The mean loss in the middle of each tenth of the schedule, and over all of them."""
+        """Return the mean loss in the middle of each tenth of the schedule, and the mean of these."""
         sums = torch.zeros(BINS + 1, dtype=torch.float64, device=self.accelerator.device)
         for batch in self.batches:
             for place in range(BINS):
@@ -106,7 +106,7 @@ class Validation:
         return {"val_loss": round(sum(means) / BINS, 6), **named}
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state to save in a checkpoint."""
         return {
             "best_score": self.best_score,
             "worse_in_a_row": self.worse_in_a_row,
@@ -114,14 +114,14 @@ class Validation:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Load the state from a checkpoint."""
         self.best_score, self.worse_in_a_row = state["best_score"], state["worse_in_a_row"]
         self.best_step = state.get("best_step") if self.selects_best else None
         if self.selects_best and self.best_step is None:
-            self.best_score = None  # its weights were not kept: the best from here on
+            self.best_score = None  # its weights were not kept, so select the best from here on
 
     def _generate_and_score(self, step: int) -> float | None:
-        """Images are generated and scored on the main process; the score is returned on all of them."""
+        """Generate and score images on the main process; return the score on all processes."""
         score = torch.zeros((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             images = self.generate(self.inputs)
