@@ -32,6 +32,7 @@ from nexus_adapters.bases.parts import (
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 from nexus_adapters.files import read_regular
+from nexus_adapters.library_logs import logs_hidden
 
 SINGLE_FILE = ".safetensors"
 INDEX = "model_index.json"
@@ -187,7 +188,7 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
     kind = family.pipeline_class(index)
     if parts.get("safety_checker", "") is None and "safety_checker" not in index:
         del parts["safety_checker"]
-    with no_loading_bars(), _refusing(source):
+    with quiet_loading(), _refusing(source):
         if source.is_file:
             pipe = kind.from_single_file(
                 source.path, config=location, torch_dtype=dtype, **source.arguments(), **parts
@@ -202,7 +203,7 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
 def load_denoiser(base: Base, source: BaseSource, device: torch.device, dtype: torch.dtype) -> Any:
     """The base's denoiser alone, frozen, in eval mode."""
     kind = base.denoiser_class
-    with no_loading_bars(), _refusing(source):
+    with quiet_loading(), _refusing(source):
         if source.is_file:
             denoiser = kind.from_single_file(
                 source.path,
@@ -233,14 +234,15 @@ def load_encoders(base: Base, source: BaseSource, device: torch.device, dtype: t
 
 
 @contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """Without the progress bars of diffusers and transformers while they load; afterwards as before."""
+def quiet_loading() -> Iterator[None]:
+    """Without progress bars and misleading logs of diffusers and transformers; afterwards as before."""
     libraries = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     try:
         for library in shown:
             library.disable_progress_bar()
-        yield
+        with logs_hidden():
+            yield
     finally:
         for library in shown:
             library.enable_progress_bar()
