@@ -29,6 +29,7 @@ from nexus_adapters.bases.parts import (
     seems_to_be,
     weight_files,
 )
+from nexus_adapters.bases.vocabulary import warn_of_unknown_words
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 from nexus_adapters.files import read_regular
@@ -131,6 +132,8 @@ def load_base(
     to: Any = denoiser.to  # torch's types lack a memory format alone
     to(memory_format=torch.channels_last)  # benchmarks/memory_format.py
     check_text(base, where.path)
+    if where.is_bundled:
+        warn_of_unknown_words(pipe, where.path, BUNDLED[where.path].words)
     return pipe
 
 
