@@ -136,7 +136,7 @@ _NOT_THE_USERS = (__name__.partition(".")[0], "torch", "diffusers", "transformer
 
 
 def warn_caller(message: str) -> None:
-    """A `UserWarning` at the line of the user's code, outside of this package and its libraries, that led here."""
+    """A `UserWarning` at the line outside of this package and its libraries that led here."""
     level = 1
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
