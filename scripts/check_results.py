@@ -31,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/*.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/**/*.md")
 BEGIN = re.compile(r"<!-- generated: (\S+) -->")
 END = "<!-- end generated -->"
 

@@ -181,7 +181,7 @@ def encoded_scene(number):
 
 
 def test_the_coco_recipe(tmp_path):
-    """docs/data.md's command, over a miniature of COCO's folder, with tiny models for the default ones."""
+    """The command of docs/reference/data.md on a miniature of COCO, with tiny models for the default ones."""
     coco = write_coco(tmp_path / "coco")
     models = [
         "--option", f"depth.model={tiny_models.dpt(tmp_path / 'dpt')}",
@@ -206,7 +206,7 @@ def test_the_coco_recipe(tmp_path):
 
 
 def coco_command():
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "data.md").read_text()
     command = next(block for block in page.split("```") if "path/to/coco" in block)
     return command.replace("\\\n", " ").split()
 
