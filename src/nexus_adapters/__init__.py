@@ -68,7 +68,10 @@ if not TYPE_CHECKING:  # type checkers see the imports above, and so report name
         """Import a public name from its module on first use (PEP 562) and keep it."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_HOME[name]), name)
+        from nexus_adapters.library_logs import logs_hidden
+
+        with logs_hidden():  # transformers logs while it is imported
+            value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
 

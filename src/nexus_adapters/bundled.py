@@ -29,12 +29,14 @@ class BundledBase:
         subfolder: of `weights_folder`, in diffusers format.
         adapters: condition -> name of an adapter -> its subfolder.
         guidance_scale: the one that suits it (benchmarks/guidance.py).
+        words: all that its prompts are made of, in groups with a title each.
     """
 
     name: str
     subfolder: str
     adapters: Mapping[str, Mapping[str, str]]
     guidance_scale: float
+    words: Mapping[str, tuple[str, ...]]
 
     @property
     def folder(self) -> Path:
@@ -85,6 +87,13 @@ BUNDLED: dict[str, BundledBase] = {
             },
         },
         guidance_scale=2.0,
+        words={
+            "shapes": ("circle", "ring", "square", "triangle", "star", "cross", "heart", "crescent"),
+            "colors": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"),
+            "materials": ("plain", "striped", "dotted", "checked"),
+            "places": ("to the left of", "to the right of", "above", "below", "in front of", "behind"),
+            "other words": ("a", "an", "and", "on", "there is", "picture", "image", "background"),
+        },
     )
 }
 

@@ -131,11 +131,15 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return text[:most] if text else type(error).__name__
 
 
+# Hooks are called through these.
+_NOT_THE_USERS = (__name__.partition(".")[0], "torch", "diffusers", "transformers")
+
+
 def warn_caller(message: str) -> None:
-    """A `UserWarning` at the line of the user's code, outside of this package, that led here."""
-    package, level = f"{__name__.partition('.')[0]}.", 1
+    """A `UserWarning` at the line outside of this package and its libraries that led here."""
+    level = 1
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith(package):
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level + 1)
 

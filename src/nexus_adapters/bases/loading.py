@@ -29,9 +29,11 @@ from nexus_adapters.bases.parts import (
     seems_to_be,
     weight_files,
 )
+from nexus_adapters.bases.vocabulary import warn_of_unknown_words
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.errors import InvalidArgument, code_hint, one_line
 from nexus_adapters.files import read_regular
+from nexus_adapters.library_logs import logs_hidden
 
 SINGLE_FILE = ".safetensors"
 INDEX = "model_index.json"
@@ -130,6 +132,8 @@ def load_base(
     to: Any = denoiser.to  # torch's types lack a memory format alone
     to(memory_format=torch.channels_last)  # benchmarks/memory_format.py
     check_text(base, where.path)
+    if where.is_bundled:
+        warn_of_unknown_words(pipe, where.path, BUNDLED[where.path].words)
     return pipe
 
 
@@ -187,7 +191,7 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
     kind = family.pipeline_class(index)
     if parts.get("safety_checker", "") is None and "safety_checker" not in index:
         del parts["safety_checker"]
-    with no_loading_bars(), _refusing(source):
+    with quiet_loading(), _refusing(source):
         if source.is_file:
             pipe = kind.from_single_file(
                 source.path, config=location, torch_dtype=dtype, **source.arguments(), **parts
@@ -202,7 +206,7 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
 def load_denoiser(base: Base, source: BaseSource, device: torch.device, dtype: torch.dtype) -> Any:
     """The base's denoiser alone, frozen, in eval mode."""
     kind = base.denoiser_class
-    with no_loading_bars(), _refusing(source):
+    with quiet_loading(), _refusing(source):
         if source.is_file:
             denoiser = kind.from_single_file(
                 source.path,
@@ -233,14 +237,15 @@ def load_encoders(base: Base, source: BaseSource, device: torch.device, dtype: t
 
 
 @contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """Without the progress bars of diffusers and transformers while they load; afterwards as before."""
+def quiet_loading() -> Iterator[None]:
+    """Without progress bars and misleading logs of diffusers and transformers; afterwards as before."""
     libraries = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     try:
         for library in shown:
             library.disable_progress_bar()
-        yield
+        with logs_hidden():
+            yield
     finally:
         for library in shown:
             library.enable_progress_bar()

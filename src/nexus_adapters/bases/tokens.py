@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nexus_adapters.library_logs import logs_hidden
 
 if TYPE_CHECKING:
     from nexus_adapters.bases.loading import BaseSource
@@ -48,17 +49,7 @@ def token_limit(tokenizer: Any) -> int:
 @contextmanager
 def truncation_unlogged(pipe: Any = None) -> Iterator[None]:
     """Keep `pipe.encode_prompt` from logging what it cuts from each prompt: whoever calls it counts them."""
-
-    def is_of_something_else(record: logging.LogRecord) -> bool:
-        return not any(text in record.getMessage() for text in _MESSAGES)
-
     encode = getattr(type(pipe), "encode_prompt", None)  # whose module has the logger, also for a subclass
     names = [_TRANSFORMERS, *([] if encode is None else [encode.__module__])]
-    loggers = [logging.getLogger(name) for name in names]
-    for logger in loggers:
-        logger.addFilter(is_of_something_else)
-    try:
+    with logs_hidden(_MESSAGES, names):
         yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_of_something_else)

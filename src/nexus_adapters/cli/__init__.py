@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 from nexus_adapters import __version__
 from nexus_adapters.errors import InvalidArgument, is_unicode, renamed, shown
+from nexus_adapters.library_logs import MISLEADING
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -195,8 +196,7 @@ def _warn_in_one_line(prog: str) -> Callable[..., None]:
 
 _LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 # The tokenizer warns of indexing errors, but the pipeline truncates long prompts, and logs what it cuts.
-# Processors log that they use Pillow, as all do here: torchvision is not required.
-_MISLEADING = ("Token indices sequence length is longer", "requires torchvision (not installed)")
+_DROPPED = ("Token indices sequence length is longer", *MISLEADING)
 
 
 @contextmanager
@@ -235,5 +235,5 @@ class _Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        if not any(words in line for words in _MISLEADING):
+        if not any(words in line for words in _DROPPED):
             self.lines.append(line)

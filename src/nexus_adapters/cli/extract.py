@@ -64,9 +64,9 @@ def without_chatter(uses_models: bool) -> Iterator[None]:
     if not uses_models:
         yield
         return
-    from nexus_adapters.bases.loading import no_loading_bars
+    from nexus_adapters.bases.loading import quiet_loading
 
-    with library_logs_as_warnings(), no_loading_bars():
+    with library_logs_as_warnings(), quiet_loading():
         yield
 
 

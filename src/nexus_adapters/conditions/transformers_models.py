@@ -11,6 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from nexus_adapters.errors import InvalidArgument, code_hint, one_line
+from nexus_adapters.library_logs import logs_hidden
 
 Task = Literal["depth estimation", "segmentation"]
 _UNUSED = ("auxiliary_head",)  # parts that only training uses
@@ -65,7 +66,8 @@ def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
     Raises:
         InvalidArgument: for a model that does not exist or is of another task, or a device that is not there.
     """
-    return _load(task, source, existing_device(device))
+    with logs_hidden():
+        return _load(task, source, existing_device(device))
 
 
 def existing_device(device: str) -> str:

@@ -22,7 +22,7 @@ from nexus_adapters.adapter.saved import Saved, check_layers, within
 from nexus_adapters.adapter.tensors import load_tensors
 from nexus_adapters.adapter.weights import check_tensors, check_types
 from nexus_adapters.bases.base import Base
-from nexus_adapters.bases.loading import no_loading_bars
+from nexus_adapters.bases.loading import quiet_loading
 from nexus_adapters.choices import DEFAULT_POLICY
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
@@ -240,7 +240,7 @@ _NAMES_OF_SOURCE = ("adapter", "source", "path", "pretrained_model_name_or_path"
 def load_with(method: Method, saved: Saved, dtype: torch.dtype = torch.float32) -> Any:
     """What `method.load` gives, in eval mode. Whatever goes wrong is an `InvalidArgument` named "adapter"."""
     try:
-        with no_loading_bars():
+        with quiet_loading():
             loaded = method.load(saved)
     except InvalidArgument as error:
         if error.name in _NAMES_OF_SOURCE:

@@ -23,6 +23,7 @@ from nexus_adapters.injection.attach import attach
 from nexus_adapters.injection.compatibility import check_fit, check_pixels
 from nexus_adapters.injection.condition import ConditionLike, check_aspect, image_size
 from nexus_adapters.injection.control import Control
+from nexus_adapters.library_logs import logs_hidden
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,10 +120,17 @@ class NexusPipelineMixin:
         cls.check_base(unet, name)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = unet.dtype
-        with warnings.catch_warnings():  # newer diffusers call it `dtype`, which older ones refuse
+        with warnings.catch_warnings(), logs_hidden():
+            # Newer diffusers call it `dtype`, which older ones refuse.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             from_pipe: Any = super().from_pipe  # type: ignore[misc]  # the stock pipeline's
             return from_pipe(pipeline, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move all parts to a device or dtype; diffusers' own arguments, all of them."""
+        to: Any = super().to  # type: ignore[misc]  # the stock pipeline's
+        with logs_hidden():
+            return to(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save all parts into a folder; diffusers' own arguments, all of them.
