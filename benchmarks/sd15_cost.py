@@ -8,7 +8,7 @@ guidance, decoded). Counted by torch on shapes alone, so it takes seconds and no
 its training and its pictures, follow from what was timed at this size: on a CPU from Prime's step in
 results/training_cost.json, by the multiplications that it does a second; on a GPU from every method's step
 in results/sd15_step.json, and from the base's own picture by the multiplications that a method adds to it.
-Writes results/sd15_cost.json, which docs/explanation/findings.md reads out.
+Writes results/sd15_cost.json, from which benchmarks/README.md has a table.
 """
 
 from __future__ import annotations
