@@ -39,12 +39,8 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.study.plan import Study
             from nexus_adapters.study.report import write_study
         except ImportError as error:
-            raise InvalidArgument(
-                "study",
-                "an installation with the extra [eval]",
-                f"one without {error.name}",
-                "Run pip install 'nexus-adapters[eval]'",
-            ) from error
+            hint = "Run pip install 'nexus-adapters[eval]'"
+            raise InvalidArgument(f"the package {error.name}", hint=hint) from error
         from nexus_adapters.training.loop import Stopped
 
         study = Study(Path(args.plan))
