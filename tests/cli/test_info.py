@@ -363,7 +363,7 @@ def test_damaged_weights_are_refused(saved, capsys):
 def test_files_without_a_hash(saved, capsys):
     file = saved / "diffusion_pytorch_model.safetensors"
     save_file(load_file(file), file)
-    assert rows(capsys, saved)["sha256"].endswith(" (computed; the files have none)")
+    assert rows(capsys, saved)["sha256"].endswith(" (computed; the files do not record one)")
 
 
 def test_a_config_of_another_variant_than_the_tensors_is_refused(saved, capsys):

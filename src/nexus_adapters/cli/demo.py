@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
     """Return the paths of demo.png and demo.json in `folder`, checked; create the folder if it is missing."""
-    expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"the file '{folder}'")
+    expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"'{folder}', which is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
