@@ -228,7 +228,7 @@ def test_what_the_t2i_adapters_features_become_is_measured(tmp_path):
     cosines = {}
     for variant, options in {"slim": {}, "prime-paper": {}, "prime": {"zero_init": False}}.items():
         found = import_adapter(tmp_path, variant, **options)
-        shown = found.notes[0].partition("similarity is ")[2].partition(" from")[0]
+        shown = found.notes[0].partition("first to last, is ")[2].partition(", and")[0]
         cosines[variant] = [float(value) for value in shown.split(", ")]
         pairs = zip(found.adapter(lines, torch.randn(1, 8, 768)), trunk(lines), strict=True)
         measured = [torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0) for a, b in pairs]

@@ -207,7 +207,7 @@ def test_weights_put_aside_by_a_device_map_are_loaded_too(tiny: Build, tmp_path:
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("in_index", [True, False])
-@pytest.mark.parametrize("kind", ["missing", "surplus"])
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
 def test_damaged_shards_are_refused(
     tiny: Build, tmp_path: Path, kind: str, in_index: bool, low_cpu_mem_usage: bool
 ) -> None:

@@ -163,8 +163,8 @@ def open_base(source: str | Path | BaseSource) -> Base:
             base.check(where.path)
             part = Path(location) / name
             if where.variant and part.is_dir() and not weight_files(part, where.variant):
-                found = f"'{where.path}', which has none"
-                raise InvalidArgument("base", f"weights of the {name} of variant {where.variant!r}", found)
+                found = f"'{where.path}', which has none for variant {where.variant!r}"
+                raise InvalidArgument("base", f"weights of the {name}", found)
             if scheduler.config:
                 base.scheduler = base.schedule
             return base

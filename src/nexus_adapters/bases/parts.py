@@ -139,7 +139,7 @@ def check_vocabulary(folder: Path, source: str) -> None:
 def _check_size(name: str, found: int, size: int, source: str) -> None:
     if not _LEAST_SHARE * size <= found <= size:
         raise InvalidArgument(
-            "base", f"a {name} with {size:,} tokens, as its text encoder", f"{found:,} in '{source}'"
+            "base", f"a {name} with {size:,} tokens, to match its text encoder", f"{found:,} in '{source}'"
         )
 
 

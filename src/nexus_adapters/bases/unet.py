@@ -155,7 +155,7 @@ class UNetBase(Base):
         if not inputs == outputs == self.latent_channels:
             raise InvalidArgument(
                 "base",
-                f"a UNet with {self.latent_channels} input and output channels, as the VAE",
+                f"a UNet with {self.latent_channels} input and output channels, to match the VAE",
                 f"'{source}', whose UNet has {inputs} and {outputs}",
             )
         for key in ("latents_mean", "latents_std"):
@@ -314,7 +314,7 @@ def check_kind(
     if base.known_as and (len(by_strides) > 1 or len(by_text) > 1):
         raise InvalidArgument(
             "adapter",
-            f"an adapter for {base.known_as}, as the base",
+            f"an adapter for {base.known_as}, to match the base",
             f"an adapter for {known_as(strides, widths[0])}",
         )
 
