@@ -288,7 +288,7 @@ def _check_size(size: tuple[int, int], max_megapixels: float, shown: str, argume
     megapixels = width * height / _MEGAPIXEL
     if megapixels > max_megapixels:
         expected = f"an image of at most {max_megapixels:g} megapixels"
-        raise InvalidArgument(argument, expected, f"{shown} with {width}x{height}, {megapixels:.1f}")
+        raise InvalidArgument(argument, expected, f"{shown}, {width}x{height} ({megapixels:.1f} megapixels)")
 
 
 def _corrupt(shown: str, argument: str, error: Exception) -> InvalidArgument:

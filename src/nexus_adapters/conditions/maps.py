@@ -280,7 +280,7 @@ def _colored(ids: UInt8[np.ndarray, "h w"], palette: str, name: str) -> Image.Im
     _report(
         name,
         f"label ids are colored with the palette {palette}; {_option('labels', 'palette', 'voc')} selects "
-        f"another palette, and {NO_PALETTE} leaves them gray",
+        f"another palette, and palette={NO_PALETTE} leaves them gray",
     )
     return colored(np.where(ids == _NO_CLASS, -1, ids.astype(np.int64)), colors)
 
