@@ -1,6 +1,6 @@
 """Nexus adapters: structure-preserving generation for frozen text-to-image diffusion models.
 
-The public names are imported when they are first used, so importing the package costs nothing.
+The public names are imported on first use, so importing the package is fast.
 """
 
 import sys
@@ -56,16 +56,16 @@ _HOME = {
     "register_condition": "nexus_adapters.conditions",
     "register_method": "nexus_adapters.methods",
     "register_metric": "nexus_adapters.metrics",
-    # diffusers looks this up in the module of a third-party model when it loads a saved pipeline.
+    # diffusers looks this up in a third-party model's module when it loads a saved pipeline.
     "ModelMixin": "diffusers",
-    # Redirected here from diffusers, so that its table has the pipelines: `_register_in_diffusers`.
+    # Redirected here from diffusers, so that its table includes our pipelines: see `_register_in_diffusers`.
     "AutoPipelineForText2Image": "nexus_adapters.pipelines",
 }
 
-if not TYPE_CHECKING:  # type checkers see the imports above, and so report names that do not exist
+if not TYPE_CHECKING:  # type checkers use the imports above, and so report names that do not exist
 
     def __getattr__(name: str) -> object:
-        """Import a public name from its module on first use (PEP 562) and keep it."""
+        """Import a public name from its module on first use (PEP 562) and cache it."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from nexus_adapters.library_logs import logs_hidden
@@ -81,10 +81,10 @@ def __dir__() -> list[str]:
 
 
 def _register_in_diffusers() -> None:
-    """If diffusers is imported already, let it find the pipelines, which it looks up in its own namespace.
+    """If diffusers is already imported, let it find our pipelines, which it looks up in its own namespace.
 
     diffusers imports its classes lazily from its submodules. This package is registered as one of them, so
-    nothing is imported yet. The AutoPipelines have a table of classes instead: if they are imported already,
+    nothing is imported yet. The AutoPipelines have a table of classes instead: if they are already imported,
     or diffusers is imported later, `nexus_adapters.pipelines` registers the classes.
     """
     diffusers = sys.modules.get("diffusers")

@@ -1,7 +1,7 @@
-"""The embedded models by name: which bases and adapters there are, and where their weights are.
+"""The embedded models by name: which bases and adapters exist, and where their weights are.
 
-The weights are a distribution of their own, nexus-adapters-embedded. Names can be looked up without it,
-folders cannot. Nothing here imports torch: commands that only look up a name start fast.
+The weights are in a separate distribution, nexus-adapters-embedded. Looking up a name works without it,
+finding a folder does not. Nothing here imports torch: commands that only look up a name start fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nexus_adapters.errors import InvalidArgument
 
 DISTRIBUTION = "nexus-adapters-embedded"
 EMBEDDED = "embedded"
-"""The base that is used where none is named."""
+"""The default base."""
 
 _FORMS = {"prime": "prime-residual", "slim": "slim-residual"}
 
@@ -25,11 +25,11 @@ class BundledBase:
     """An embedded base and its adapters.
 
     Attributes:
-        name: what users write for it, such as "embedded".
-        subfolder: of `weights_folder`, in diffusers format.
+        name: the name that users write, such as "embedded".
+        subfolder: its subfolder of `weights_folder`, in diffusers format.
         adapters: condition -> name of an adapter -> its subfolder.
-        guidance_scale: the one that suits it (benchmarks/guidance.py).
-        words: all that its prompts are made of, in groups with a title each.
+        guidance_scale: its default guidance scale (benchmarks/guidance.py).
+        words: all the words that its prompts are made of, in titled groups.
     """
 
     name: str
@@ -44,18 +44,19 @@ class BundledBase:
         return embedded_folder(self.subfolder, "model_index.json")
 
     def adapter(self, name: str, condition: str) -> Path:
-        """The folder of one of its adapters.
+        """Return the folder of one of its adapters.
 
         Raises:
-            InvalidArgument: for an unknown name or condition; it lists the known ones.
-            InvalidArgument, FileNotFoundError: as `embedded_folder`.
+            InvalidArgument: for an unknown name or condition, with a list of the known ones; and as
+                `embedded_folder`.
+            FileNotFoundError: as `embedded_folder`.
         """
         if condition not in self.adapters:
             raise InvalidArgument("condition", f"one of {', '.join(self.adapters)}", repr(condition))
         names = self.adapters[condition]
         if name not in names:
             raise InvalidArgument(
-                "adapter", f"one of {', '.join(names)} for {condition} on the base {self.name!r}", repr(name)
+                "adapter", f"one of {', '.join(names)} for {condition} with base {self.name!r}", repr(name)
             )
         return embedded_folder(names[name])
 
@@ -65,11 +66,11 @@ class BundledBase:
         return tuple(dict.fromkeys(name for names in self.adapters.values() for name in names))
 
     def has_adapter(self, name: str) -> bool:
-        """Whether it has an adapter of that name, for any condition."""
+        """Return whether it has an adapter of this name, for any condition."""
         return name in self.names
 
 
-# "t2i" is diffusers' T2IAdapter, for comparison. benchmarks/chosen.py says which training each one is from.
+# "t2i" is diffusers' T2IAdapter, for comparison. benchmarks/chosen.py lists the training run of each adapter.
 BUNDLED: dict[str, BundledBase] = {
     EMBEDDED: BundledBase(
         name=EMBEDDED,
@@ -99,16 +100,16 @@ BUNDLED: dict[str, BundledBase] = {
 
 
 def guidance_for(base: str) -> float:
-    """The guidance scale to use with a base where none is given: an embedded base's own, else 7.5."""
+    """Return the default guidance scale of a base: an embedded base's own, else 7.5."""
     bundle = BUNDLED.get(base)
     return GUIDANCE_SCALE if bundle is None else bundle.guidance_scale
 
 
 def weights_folder() -> Path:
-    """The folder of all embedded models.
+    """Return the folder of all embedded models.
 
     Raises:
-        InvalidArgument: where the distribution is not installed; its hint says how to install it.
+        InvalidArgument: if the distribution is not installed; the hint says how to install it.
     """
     try:
         from nexus_adapters_embedded import WEIGHTS
@@ -119,15 +120,15 @@ def weights_folder() -> Path:
 
 
 def embedded_folder(subfolder: str, file: str = "config.json") -> Path:
-    """The folder of one embedded model.
+    """Return the folder of one embedded model.
 
     Args:
-        subfolder: of `weights_folder`.
-        file: one that the folder must have.
+        subfolder: the subfolder of `weights_folder`.
+        file: a file that the folder must have.
 
     Raises:
-        InvalidArgument: where the distribution is not installed.
-        FileNotFoundError: where the installed distribution is incomplete.
+        InvalidArgument: if the distribution is not installed.
+        FileNotFoundError: if the installed distribution is incomplete.
     """
     folder = weights_folder() / subfolder
     if not (folder / file).is_file():

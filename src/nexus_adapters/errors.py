@@ -1,4 +1,4 @@
-"""The error for bad input: which argument, what was expected, what was received, and what to do about it."""
+"""The error for invalid input: which argument, what was expected, what was received, and what to do."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-# One slash, too: that is what `Path` makes of two. One letter is a drive.
+# A single slash, too, because `Path` turns two into one. A single letter is a drive.
 _URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]+:/{1,2})(?:[^\s/?#]*@)?([^\s'\"<>?#]*)(?:\?[^\s'\"<>]*)?")
-# What changes a terminal's state or the order of letters: controls, surrogates, directions, line separators.
+# Characters that change a terminal's state or the order of letters: control characters, surrogates,
+# directional marks, line separators.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 
 
 def redacted(text: str) -> str:
-    """A text whose URLs have no user, password or query, where secrets and signatures are."""
+    """Return a text with user, password and query removed from its URLs, since these may be secrets."""
     return _URL.sub(r"\1\2", text)
 
 
 def shown(text: str) -> str:
-    """A text as users may see it: `redacted`, and with control characters as escapes."""
+    """Return a text that is safe to print: `redacted`, and with control characters as escapes."""
     return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], redacted(text))
 
 
@@ -33,25 +34,25 @@ class _Missing:
         return "MISSING"
 
     def __reduce__(self) -> str:
-        return "MISSING"  # one object, also in errors that come from other processes
+        return "MISSING"  # the same object after unpickling, in errors from other processes
 
 
 MISSING: Final = _Missing()
-"""The value of `InvalidArgument.received` where nothing was given."""
+"""The value of `InvalidArgument.received` if nothing was given."""
 
 
 class InvalidArgument(ValueError):  # noqa: N818  # a public name; argparse, click and pydantic drop "Error" here too
-    """An argument, option or recipe key that cannot be used.
+    """An argument, option or recipe key has an invalid value.
 
-    Renders as `NAME: expected EXPECTED, got RECEIVED. HINT`, or as `NAME is required. HINT` where nothing was
+    Renders as `NAME: expected EXPECTED, got RECEIVED. HINT`, or as `NAME is required. HINT` if nothing was
     given.
 
     Args:
-        name: of the argument, as the caller of the function knows it, such as "condition".
-        expected: what would have been right, in words, such as "a positive integer".
-        received: what was given, as a user should read it: `repr` of a value, or a description of it, such as
-            "shape (2, 3)". `MISSING` where nothing was given.
-        hint: what to do about it, without the full stop; "" for nothing.
+        name: the argument's name, as the caller of the function knows it, such as "condition".
+        expected: a valid value, in words, such as "a positive integer".
+        received: the given value as a user should read it: its `repr`, or a description such as
+            "shape (2, 3)". `MISSING` if nothing was given.
+        hint: what to do about it, without a period; "" for no hint.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class InvalidArgument(ValueError):  # noqa: N818  # a public name; argparse, cli
         self.hint = hint
 
     def __str__(self) -> str:
-        """The one line that users see."""
+        """Return the one line that users see."""
         if self.received is MISSING:
             text = f"{self.name} is required"
         else:
@@ -72,7 +73,7 @@ class InvalidArgument(ValueError):  # noqa: N818  # a public name; argparse, cli
         return shown(f"{text}. {self.hint}" if self.hint else text)
 
     def with_name(self, name: str) -> InvalidArgument:
-        """The same error for an argument of another name, as in a command whose option sets the argument."""
+        """Return the same error with another name, such as that of the option that sets the argument."""
         return type(self)(name, self.expected, self.received, self.hint)
 
 
@@ -84,11 +85,10 @@ def expect(fits: bool, name: str, expected: str, received: object = MISSING, hin
 
 @contextmanager
 def renamed(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
-    """Let an `InvalidArgument` that passes through name what the user wrote, such as `low` as `--low`.
+    """Rename any `InvalidArgument` raised in the block to what the user wrote, such as `low` to `--low`.
 
     Args:
-        names: argument -> the name that the user knows it by; those not in it keep theirs. Or a function that
-            gives it.
+        names: argument -> the user's name for it (other names stay), or a function that returns the new name.
     """
     try:
         yield
@@ -100,7 +100,7 @@ def renamed(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be written as UTF-8. Bytes that could not be decoded are lone surrogates in it."""
+    """Return whether text can be encoded as UTF-8; bytes that could not be decoded are lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -109,23 +109,24 @@ def is_unicode(text: str) -> bool:
 
 
 def in_utf8(text: str) -> str:
-    """Text with what UTF-8 cannot encode replaced: file names have any bytes, and JSON lone surrogates."""
+    """Return text with characters replaced that UTF-8 cannot encode, as in file names or JSON."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def mentions(error: BaseException, words: Iterable[str]) -> bool:
-    """Whether a library's message has one of these words: torch and OpenCV have no class for what they mean.
+    """Return whether a library's error message has one of these words.
 
-    Nothing else decides by a message's text: all else goes by an error's class and fields.
+    Only for torch and OpenCV, which have no classes for these errors. Everywhere else, an error's class and
+    fields decide.
     """
     text = str(error).lower()
     return any(word in text for word in words)
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What a library's error says, in one line of at most `most` characters; its kind where it says nothing.
+    """Return a library's error message as one line of at most `most` characters, or its class if it is empty.
 
-    Libraries add pages of hints in further paragraphs, so the first one counts.
+    Only the first paragraph is used, since libraries add pages of hints after it.
     """
     text = " ".join(shown(str(error)).strip().partition("\n\n")[0].split())
     return text[:most] if text else type(error).__name__
@@ -136,7 +137,7 @@ _NOT_THE_USERS = (__name__.partition(".")[0], "torch", "diffusers", "transformer
 
 
 def warn_caller(message: str) -> None:
-    """A `UserWarning` at the line outside of this package and its libraries that led here."""
+    """Issue a `UserWarning` at the line of the user's code, outside this package and its libraries."""
     level = 1
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
@@ -145,9 +146,9 @@ def warn_caller(message: str) -> None:
 
 
 def code_hint(error: BaseException) -> str:
-    """What to do where a library refuses a model because of the Python code in its folder; "" otherwise."""
+    """Return a hint if a library rejected a model because of the Python code in its folder; else ""."""
     if not mentions(error, ("trust_remote_code", "custom code")):
         return ""
     return (
-        "The package never runs code that ships with a model. Use a model that its library supports by itself"
+        "The package never runs code that ships with a model. Use a model that its library supports natively"
     )

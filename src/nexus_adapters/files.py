@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, read where they are regular, hashed, locked; and the folder of caches.
+"""Files: write atomically, read regular files, hash, lock; and the cache folder.
 
-What is being written or deleted has a name that begins with `.unfinished-`. A finished file has the mode that
-the user's umask asks for, even where a library, such as safetensors, lets only the owner read it.
+Files and folders that are being written or deleted have names that start with `.unfinished-`. A finished file
+has the mode of the user's umask, even if a library, such as safetensors, makes it readable only by its owner.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 _Kind = TypeVar("_Kind")
 
 LOCK = ".lock"
-STALE_AFTER_S = 3600.0  # nobody is still writing to a file that has not changed for so long
+STALE_AFTER_S = 3600.0  # an unfinished file that has not changed for this long is abandoned
 _UNFINISHED = ".unfinished-"
 WEIGHTS = "diffusion_pytorch_model"
-"""In diffusers' layout; then an optional variant, shard numbers, and the suffix."""
+"""Start of weights' file names in diffusers format; followed by variant, shard numbers, and suffix."""
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/nexus-adapters`, or else in `~/.cache`; for what can be computed again."""
+    """Return the cache folder: `$XDG_CACHE_HOME/nexus-adapters`, by default `~/.cache/nexus-adapters`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nexus-adapters"
 
 
 def without_folder(path: str) -> str:
-    """The last part of a path, for what others will see; names, Hub ids and URLs as they are."""
+    """Return the last part of a path, to hide the user's folders; names, Hub ids and URLs stay."""
     if "://" in path or not path:
         return path
     is_path = path.startswith(("~", ".")) or PurePosixPath(path).root or PureWindowsPath(path).anchor
@@ -50,20 +50,20 @@ def without_folder(path: str) -> str:
 
 @contextmanager
 def replacing_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """The name of an empty file that becomes `path` when the block ends without an error.
+    """Yield the path of an empty file that becomes `path` when the block ends without an error.
 
-    For libraries that write to a name. A symbolic link stays, and what it points to is replaced. After an
-    error `path` is what it was, and nothing else is left.
+    For libraries that write to a path. The target of a symbolic link is replaced, not the link. After an
+    error, `path` is unchanged, and no other file is left.
 
     Args:
-        path: missing folders above it are made.
-        folder: where the file is written, on the file system of `path`; by default next to it.
+        path: the file to write; missing parent folders are created.
+        folder: where the file is written, on the same file system as `path`; by default next to it.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished((folder or target.parent) / target.name)
     try:
-        unfinished.touch()  # not by `tempfile`, whose files only their owner may read
+        unfinished.touch()  # not with `tempfile`, whose files are readable only by their owner
         mode = stat.S_IMODE(unfinished.stat().st_mode)
         yield unfinished
         _sync(unfinished, mode)
@@ -74,36 +74,36 @@ def replacing_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path, folder: Path | None = None) -> Iterator[BinaryIO]:
-    """As `replacing_file`, a stream."""
+    """Yield a binary stream that replaces `path`, as `replacing_file`."""
     with replacing_file(path, folder) as unfinished, unfinished.open("wb") as stream:
         yield stream
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 with the line ends that `text` has, whole or not at all."""
+    """Write a text file atomically, in UTF-8, with the line ends of `text`."""
     with replacing(path) as stream:
         stream.write(text.encode())
 
 
 def write_json(path: Path, content: object, indent: int | None = None) -> None:
-    """Write a JSON file, whole or not at all. ValueError for numbers that are not finite: JSON has none."""
+    """Write a JSON file atomically. Raises `ValueError` for numbers that are not finite."""
     write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all. OSError, with the reason, where that fails."""
+    """Write a safetensors file atomically. Raises `OSError`, with the reason, if it fails."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file  # imports torch, which takes long and is seldom needed
+    from safetensors.torch import save_file  # imports torch, which is slow and rarely needed
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors has a temporary file of its own next to the one it writes. In a folder that is unfinished as
-    # a whole, what a kill leaves of it is known for what it is.
+    # safetensors has its own temporary file next to the one it writes. In an unfinished folder, it is
+    # recognized as a leftover if the process is killed.
     scratch = _unfinished(Path(os.path.realpath(path)))
     scratch.mkdir(parents=True)
     try:
         with replacing_file(path, scratch) as unfinished:
             save_file(whole, unfinished, metadata)
-    except SafetensorError as error:  # no space left on the device, above all
+    except SafetensorError as error:  # usually, no space left on the device
         raise OSError(f"cannot write '{path}': {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -111,10 +111,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder that becomes `target` when the block ends without an error.
+    """Yield a new folder that becomes `target` when the block ends without an error.
 
-    A `target` that exists is moved aside before and deleted after: it is never half one and half the other.
-    Symbolic links and errors are treated as in `replacing_file`.
+    An existing `target` is moved away first and deleted afterwards, so it is never a mix of both. Symbolic
+    links and errors are handled as in `replacing_file`.
     """
     target = Path(os.path.realpath(target))
     aside = _unfinished(target)
@@ -140,36 +140,35 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; where that is interrupted, no half of it is left under its name."""
+    """Delete a folder. If this is interrupted, no partial folder is left under its name."""
     shutil.rmtree(folder.rename(_unfinished(folder)), ignore_errors=True)
 
 
 def remove_unfinished(folder: Path, idle_s: float = 0.0, name: str = "") -> None:
-    """Delete what a killed process has left in `folder`, but for what has changed within `idle_s` seconds.
+    """Delete what a killed process left in `folder`, except files that changed within `idle_s` seconds.
 
-    Where other processes may be writing, `idle_s` is `STALE_AFTER_S`. `name`: of the file that was being
-    written, where it is that one alone.
+    Use `STALE_AFTER_S` for `idle_s` if other processes may be writing. `name` restricts it to leftovers of
+    the file with this name.
     """
     for path in folder.glob(f"{_UNFINISHED}{name}*"):
-        with suppress(OSError):  # another process was faster, or it is open on a system that keeps such files
+        with suppress(OSError):  # deleted by another process, or open on a system that locks open files
             if idle_s == 0 or time.time() - path.stat().st_mtime > idle_s:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of this name may come from a process that was killed before it had written any other."""
+    """Return whether this name is that of a lock or of an unfinished file, which a kill may leave."""
     return name == LOCK or name.startswith(_UNFINISHED)
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """Open a regular file, or a link to one, to read it unbuffered.
+    """Open a regular file, or a link to one, for unbuffered reading.
 
     Raises:
-        OSError: for what cannot be read, and for devices, pipes and sockets, which might never end, or never
-            begin.
+        OSError: if it cannot be read, and for devices, pipes and sockets, which may block or never end.
     """
-    # Without O_NONBLOCK, opening a pipe waits for its writer. Devices are looked at first: to open some of
-    # them has effects.
+    # Without O_NONBLOCK, opening a pipe waits for its writer. Devices are rejected before they are opened,
+    # since opening some of them has side effects.
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     stream = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
@@ -180,7 +179,7 @@ def open_regular(path: Path) -> io.FileIO:
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
-    """The content of a regular file. OSError as `open_regular`, and for more than `most` bytes."""
+    """Return the content of a regular file. Raises `OSError` as `open_regular`, and if above `most` bytes."""
     with open_regular(path) as stream:
         if most is not None and os.fstat(stream.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
@@ -188,12 +187,12 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     return files_sha256([path])
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """SHA-256 of the files' contents, one after the other."""
+    """Return the SHA-256 of the files' concatenated contents."""
     digest = hashlib.sha256()
     for path in paths:
         with open_regular(path) as stream:
@@ -202,7 +201,7 @@ def files_sha256(paths: Iterable[Path]) -> str:
 
 
 def folder_sha256(path: Path) -> str:
-    """SHA-256 of all files below a folder, by their names in it and their contents; or of the file `path`."""
+    """Return the SHA-256 of all files in a folder, by relative path and content; or of the file `path`."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -212,9 +211,9 @@ def folder_sha256(path: Path) -> str:
 
 
 def read_json_lines(path: Path, kind: type[_Kind]) -> list[_Kind]:
-    """The lines of a file that hold a `kind`, such as dict; none where there is no file.
+    """Return the lines of a JSON Lines file that hold a `kind`, such as dict; [] if there is no file.
 
-    Lines that a kill or a loss of power has cut short are skipped, and so is all else that is not JSON.
+    Lines that are not JSON are skipped, such as lines truncated by a kill or a power failure.
     """
     rows: list[Any] = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
@@ -226,7 +225,7 @@ def read_json_lines(path: Path, kind: type[_Kind]) -> list[_Kind]:
 def append_json_lines(path: Path, rows: Iterable[object]) -> None:
     """Append a line for each row, in one call, so that lines of several processes do not mix.
 
-    A last line that a kill has cut short is ended first. Missing folders are made.
+    A truncated last line is terminated first. Missing folders are created.
     """
     content = b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
     if not content:
@@ -243,9 +242,10 @@ def append_json_lines(path: Path, rows: Iterable[object]) -> None:
 
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path`; whether it is held, which without `wait` it is not where another holds it.
+    """Hold the lock file `path`, and yield whether it is held.
 
-    The file stays where it is, for whoever holds it next. Missing folders are made.
+    Without `wait`, it yields False if another process holds the lock. The lock file is kept. Missing folders
+    are created.
     """
     from filelock import FileLock, Timeout  # not part of the core installation
 
@@ -261,7 +261,7 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def locked(folder: Path, argument: str) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it. InvalidArgument where one is at work there."""
+    """Create and lock a folder. `InvalidArgument`, named `argument`, if another process is using it."""
     with lock(folder / LOCK, wait=False) as is_held:
         if not is_held:
             raise InvalidArgument(argument, "a folder that no other process is using", f"'{folder}'")
@@ -273,7 +273,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def _mode_in(folder: Path) -> int:
-    """The mode of a new file in a folder. To ask for the umask is to change it, for all threads."""
+    """Return the mode of a new file in a folder. (Reading the umask would change it for all threads.)"""
     probe = _unfinished(folder / "mode")
     probe.touch()
     try:
@@ -283,11 +283,11 @@ def _mode_in(folder: Path) -> int:
 
 
 def _sync(path: Path, mode: int = 0) -> None:
-    """Bring a file, with its mode, or the names in a folder to the disk."""
+    """Flush a file and its mode, or a folder's entries, to disk."""
     is_file = path.is_file()
     if is_file and mode not in (0, stat.S_IMODE(path.stat().st_mode)):  # some file systems cannot change it
         path.chmod(mode)
-    if is_file or os.name == "posix":  # Windows opens no folders
+    if is_file or os.name == "posix":  # Windows cannot open folders
         descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)
         try:
             os.fsync(descriptor)

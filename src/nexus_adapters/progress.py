@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal; elsewhere, such as in a log file, a line every 30 seconds."""
+"""Progress of long work: a bar on a terminal; elsewhere, such as in a log file, a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ _LINE = "{desc}: {unit} {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} l
 def progress(
     items: Iterable[Any] | None = None, *, what: str, unit: str, shown: bool = True, **options: Any
 ) -> Any:
-    """A `tqdm` bar, or lines in its place. What takes less than 30 seconds has no line.
+    """Return a `tqdm` bar, which prints lines if stderr is not a terminal, none within the first 30 seconds.
 
-    A postfix is set with `refresh=False`: it belongs to the next line, and is no reason for one.
+    Set a postfix with `refresh=False`, so that it does not print a line of its own.
 
     Args:
         items: to iterate over; None for a bar that the caller updates.
-        what: is being done, such as "encoding".
-        unit: of its parts, such as "sample".
-        shown: False for nothing at all.
-        options: of `tqdm`, such as `total`, `initial`, `delay`, `leave`.
+        what: the work, such as "encoding".
+        unit: the unit of progress, such as "sample".
+        shown: False to show nothing.
+        options: further options of `tqdm`, such as `total`, `initial`, `delay`, `leave`.
     """
-    from tqdm import tqdm  # here, since commands import this module before they check their arguments
+    from tqdm import tqdm  # here, because commands import this module before they check their arguments
 
     given = {"desc": what, "unit": unit, "disable": not shown, **options, **bar_options()}
     return tqdm(items, **given)
 
 
 def bar_options() -> dict[str, Any]:
-    """What makes lines of a `tqdm` bar, also of another library's; {} where stderr is a terminal."""
+    """Return options that make a `tqdm` bar, also another library's, print lines; {} on a terminal."""
     if sys.stderr.isatty():
         return {}
-    # `delay`: no line before. `miniters`: time alone decides when a line is due, not the speed so far.
+    # `delay`: no line earlier. `miniters`: only time decides when a line is due, not the speed so far.
     times = {"mininterval": EVERY_S, "delay": EVERY_S, "miniters": 0}
     return {"file": _Lines(), "bar_format": _LINE, **times}
 
 
 class _Lines:
-    """A stream to stderr that ends lines where a bar would return to their beginning, and repeats none."""
+    """A stream to stderr that prints each update of a bar as a new line, without repetitions."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -53,4 +53,4 @@ class _Lines:
             print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: `write` flushes."""

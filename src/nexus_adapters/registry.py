@@ -1,7 +1,7 @@
 """Registries of what users can add: blocks, methods, bases, conditions, metrics.
 
-An entry comes from the package, from a module that the user imported, or, when it is looked up by name, from
-an entry point of an installed package. Nothing else is ever imported for a name.
+An entry comes from the package, from a module that the user imported, or, if it is looked up by name, from an
+entry point of an installed package. Nothing else is ever imported for a name.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 IMPORT_HINT = (
-    "If a module of yours registers it, import that module first: `import MODULE` in Python, --import MODULE "
+    "If your own module registers it, import that module first: `import MODULE` in Python, --import MODULE "
     'on the command line, imports = ["MODULE"] in a recipe'
 )
 
 
 class Registry(Mapping[str, T]):
-    """Name -> entry.
+    """A mapping of name -> entry.
 
     Args:
-        what: one entry is, as in error messages: "block", "method", "base".
-        group: of the entry points by which installed packages add some.
-        check: called with every new entry; raises `InvalidArgument` for what is none.
+        what: what an entry is called in errors: "block", "method", "base".
+        group: the group of entry points with which installed packages add entries.
+        check: called with every new entry; raises `InvalidArgument` if it is not valid.
     """
 
     def __init__(self, what: str, group: str, check: Callable[[Any], None] | None = None) -> None:
@@ -45,7 +45,7 @@ class Registry(Mapping[str, T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Decorator: add an entry. `InvalidArgument` where the name is taken by something else."""
+        """Return a decorator that adds an entry. `InvalidArgument` if the name is taken."""
         if not name:
             raise InvalidArgument("name", f"a name for a {self._what}", repr(name))
 
@@ -56,7 +56,7 @@ class Registry(Mapping[str, T]):
         return add
 
     def add(self, name: str, entry: Any) -> None:
-        """Add an entry; the same one again, as when a notebook's cell is run twice, replaces the former."""
+        """Add an entry. Adding the same one again, as when a notebook cell runs twice, replaces it."""
         if self._check is not None:
             self._check(entry)
         before = self._entries.get(name)
@@ -68,9 +68,9 @@ class Registry(Mapping[str, T]):
 
     @contextmanager
     def temporary(self) -> Iterator[None]:
-        """A context after which the registry is as it was before: what was registered inside is forgotten.
+        """Undo all registrations of the block when it ends, for tests and notebooks.
 
-        For tests and notebooks. Entries of installed packages stay available.
+        Entries of installed packages stay available.
         """
         before = dict(self._entries)
         try:
@@ -80,13 +80,13 @@ class Registry(Mapping[str, T]):
             self._entries.update(before)
 
     def newest_first(self) -> Iterator[T]:
-        """The registered entries from the last to the first; then, each imported when reached, the others."""
+        """Yield the registered entries, newest first; then those of packages, imported when reached."""
         registered = list(self._entries)[::-1]
         for name in (*registered, *(name for name in self if name not in registered)):
             yield self[name]
 
     def find(self, name: object, argument: str) -> T:
-        """The entry; an `InvalidArgument` for `argument` lists the known names and says how to add one."""
+        """Return an entry. `InvalidArgument`, named `argument`, lists the known names and how to add one."""
         if not isinstance(name, str) or name not in self:
             known = ", ".join(self)
             raise InvalidArgument(argument, f"a known {self._what} ({known})", repr(name), IMPORT_HINT)
@@ -99,7 +99,7 @@ class Registry(Mapping[str, T]):
         return self._entries[name]
 
     def _load(self, name: str) -> T:
-        """The entry of an installed package; KeyError where none has one of this name."""
+        """Load the entry of an installed package. `KeyError` if no package has this name."""
         points = [point for point in _installed(self._group) if point.name == name]
         if not points:
             raise KeyError(name)
@@ -108,19 +108,19 @@ class Registry(Mapping[str, T]):
             raise InvalidArgument("name", f"one installed package with a {self._what} {name!r}", shown)
         try:
             found = points[0].load()
-        except Exception as error:  # whatever another package does when it is imported
+        except Exception as error:  # importing another package may raise anything
             raise InvalidArgument(
                 "name", f"a {self._what} {name!r} that can be imported", f"{points[0].value} ({error})"
             ) from error
         return self._entry_of(points[0], found)
 
     def _entry_of(self, point: EntryPoint, found: Any) -> T:
-        """What an installed package has as an entry; a subclass may check or convert it."""
+        """Convert what an installed package offers into an entry; subclasses may check or convert it."""
         entry: T = found
         return entry
 
     def _installed_names(self) -> set[str]:
-        """The names that installed packages add, without importing any."""
+        """Return the names that installed packages add, without importing them."""
         return {point.name for point in _installed(self._group)}
 
     def __contains__(self, name: object) -> bool:
@@ -135,7 +135,7 @@ class Registry(Mapping[str, T]):
 
 
 def _installed(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of a group. They are searched for again only if what is installed has changed."""
+    """Return the entry points of a group, from a cache unless the installed packages have changed."""
     changed = []
     for folder in sys.path:
         with suppress(OSError):
@@ -143,20 +143,20 @@ def _installed(group: str) -> tuple[EntryPoint, ...]:
     return _search(group, tuple(changed))
 
 
-@lru_cache(maxsize=32)  # a search takes 20 ms, and a registry is asked often
+@lru_cache(maxsize=32)  # a search takes 20 ms, and registries are used often
 def _search(group: str, _folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group))
 
 
 def import_modules(names: Iterable[str], argument: str) -> None:
-    """Import modules of the user's, which register what they add.
+    """Import the user's modules, which register their entries.
 
     Args:
-        names: of modules, which may lie in the working directory, or of .py files.
-        argument: by which the user gave them.
+        names: names of modules, which may be in the working directory, or .py files.
+        argument: the argument with which the user gave them, for errors.
 
     Raises:
-        InvalidArgument: for a module that is not there, or fails while it is imported.
+        InvalidArgument: for a module that does not exist, or that raises an error while it is imported.
     """
     for name in names:
         try:
@@ -167,9 +167,9 @@ def import_modules(names: Iterable[str], argument: str) -> None:
                 if here not in sys.path:
                     sys.path.append(here)
                 import_module(name)
-        except InvalidArgument as error:  # of a registration, or of the file itself
+        except InvalidArgument as error:  # from a registration, or about the file itself
             raise error.with_name(argument) if error.name == "module" else error from None
-        except (Exception, SystemExit) as error:  # whatever it does
+        except (Exception, SystemExit) as error:  # a user's module may raise anything
             raise InvalidArgument(
                 argument, "a module that can be imported", f"'{name}' ({type(error).__name__}: {error})"
             ) from error
@@ -180,13 +180,13 @@ def _import_file(file: Path) -> None:
     known = sys.modules.get(name)
     other = find_spec(name) if known is None else None
     if other is not None and Path(other.origin or "").resolve() != path:
-        hint = f"There is a module {name!r}, which would be hidden"
-        raise InvalidArgument("module", "a .py file with a name of its own", f"'{file}'", hint)
+        hint = f"It would hide the module {name!r}; rename the file"
+        raise InvalidArgument("module", "a .py file with a unique name", f"'{file}'", hint)
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
         return
     spec = spec_from_file_location(name, path)
     if known is not None or spec is None or spec.loader is None or not path.is_file():
-        taken = f", and there is another module {name!r}" if known is not None else ""
+        taken = f", but another module {name!r} is already imported" if known is not None else ""
         raise InvalidArgument("module", "a .py file", f"'{file}'{taken}")
     module = module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as Python's own import does
@@ -198,7 +198,7 @@ def _import_file(file: Path) -> None:
 
 
 def defined_alike(first: object, second: object) -> bool:
-    """Whether two functions are from one place in one module; lambdas have no place of their own."""
+    """Return whether two functions have the same module and qualified name; lambdas never do."""
     places = [
         (getattr(each, "__module__", ""), getattr(each, "__qualname__", "<lambda>"))
         for each in (first, second)
@@ -207,21 +207,21 @@ def defined_alike(first: object, second: object) -> bool:
 
 
 def source_of(call: Callable[..., object]) -> str:
-    """The source of the module that a function is defined in, or else of the function, or its name."""
+    """Return the source of the module that defines a function, else of the function, else its name."""
     module = sys.modules.get(str(getattr(call, "__module__", "")))
     for known in (module, call):
         try:
             if known is not None:
                 return inspect.getsource(known)
-        except (OSError, TypeError):  # a notebook's module has no file; a callable object no source
+        except (OSError, TypeError):  # a notebook's module has no file, a callable object no source
             continue
     return str(getattr(call, "__qualname__", type(call).__qualname__))
 
 
 def _home(entry: Any) -> str:
-    """Where a class or function was defined: the same for one that was defined again.
+    """Return where an entry was defined, which is the same for one that is defined again.
 
-    Of an instance its class, as of a method; of one that shows its content, as a record does, the content.
+    For an instance, this is its class; for an instance with its own `repr`, such as a dataclass, its content.
     """
     kind = entry if hasattr(entry, "__qualname__") else type(entry)
     if kind is entry or kind.__repr__ is object.__repr__:

@@ -144,7 +144,7 @@ def test_config_of_another_model_is_named() -> None:
         "config", "(missing: pools, unshuffle, text_width, heads, head_width; unknown: adapter_type)"
     ):
         check_config(config)
-    with refused("config", "that of a MyAdapter", hint="MyAdapter.from_pretrained"):
+    with refused("config", "the config of a MyAdapter", hint="MyAdapter.from_pretrained"):
         check_config({**GOOD, "_class_name": "MyAdapter"})
 
 

@@ -232,7 +232,7 @@ def test_options_that_fit(tiny: Build) -> None:
     for options in ({"gain": torch.zeros(1)}, {"gain": float("nan")}):
         with refused("block_options", "gain", expected="JSON"):
             tiny(block="gained", block_options=options)
-    with refused("block_options", "gain=1", expected="no options, as block 'paper' has none"):
+    with refused("block_options", "gain=1", expected="no options for block 'paper'"):
         tiny(block_options={"gain": 1})
 
 

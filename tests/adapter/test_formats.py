@@ -223,12 +223,12 @@ def test_what_the_t2i_adapters_features_become_is_measured(tmp_path):
     trunk.save_pretrained(tmp_path)
     default = import_adapter(tmp_path)
     assert (default.adapter.config["residual"], default.adapter.config["zero_init"]) == (True, True)
-    assert default.notes[0] == "until it is trained, its features are those of the T2I-Adapter"
+    assert default.notes[0] == "before training, its features equal those of the T2I-Adapter"
     lines = (tiny.condition() > 0.5).float()
     cosines = {}
     for variant, options in {"slim": {}, "prime-paper": {}, "prime": {"zero_init": False}}.items():
         found = import_adapter(tmp_path, variant, **options)
-        shown = found.notes[0].partition("similarity is ")[2].partition(" from")[0]
+        shown = found.notes[0].partition("first to last, is ")[2].partition(", and")[0]
         cosines[variant] = [float(value) for value in shown.split(", ")]
         pairs = zip(found.adapter(lines, torch.randn(1, 8, 768)), trunk(lines), strict=True)
         measured = [torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0) for a, b in pairs]
@@ -243,7 +243,7 @@ def test_a_stem_for_grey_maps_reads_three_channels(tmp_path):
     trunk = t2i(in_channels=1).half().float()
     torch.save({name: tensor.half() for name, tensor in as_original(trunk).items()}, tmp_path / "depth.pth")
     found = import_adapter(tmp_path / "depth.pth")
-    assert found.notes[0] == "until it is trained, its features are those of the T2I-Adapter"
+    assert found.notes[0] == "before training, its features equal those of the T2I-Adapter"
     assert found.adapter.config["in_channels"] == 3
     assert "one-channel" in " ".join(found.notes)
     grey = torch.rand(1, 1, 64, 64)
@@ -388,7 +388,7 @@ def test_what_is_no_adapter_is_described_by_what_it_seems_to_be(tmp_path, name, 
 @pytest.mark.parametrize("units", [1, 3])
 def test_a_nexus_adapter_has_two_units_per_level(tmp_path, units):
     t2i(channels=[16, 16], num_res_blocks=units).save_pretrained(tmp_path)
-    with refused("source", f"of {units}", expected="2 residual blocks per level"):
+    with refused("source", f"with {units}", expected="2 residual blocks per level"):
         import_adapter(tmp_path)
     assert load_adapter(tmp_path).config["num_res_blocks"] == units
 
@@ -512,10 +512,10 @@ def test_what_else_is_in_a_pickle_does_not_hide_the_adapter(tmp_path, wrap):
         (lambda t: {"adapter": t, "model": {"module": zeros(t)}}, "in 'adapter' and 'model.module'"),
         (lambda t: {**t, "model": zeros(t)}, "in the top level and 'model'"),
         (lambda t: {"model": t, "ema": zeros(t), "step": 3}, "in 'model' and 'ema'"),
-        (lambda t: {"ema": t, "step": 3}, "a dict of 'ema', 'step'"),
-        (lambda t: {"model": {"a": {"b": {"c": {"d": t}}}}}, "a dict of 'model'"),
-        (lambda t: {"step": torch.tensor(3)}, "a dict of 'step'"),
-        (lambda t: dict(enumerate(t.values())), "a dict of 0, 1"),
+        (lambda t: {"ema": t, "step": 3}, "a dict with 'ema', 'step'"),
+        (lambda t: {"model": {"a": {"b": {"c": {"d": t}}}}}, "a dict with 'model'"),
+        (lambda t: {"step": torch.tensor(3)}, "a dict with 'step'"),
+        (lambda t: dict(enumerate(t.values())), "a dict with 0, 1"),
         (lambda t: list(t.values()), "a list"),
     ],
     ids=range(9),
@@ -560,7 +560,7 @@ def mixed_up(change):
     [
         (lambda t: t.pop("adapter.body.1.norm1.bias"), "exactly", "(missing: adapter.body.1.norm1.bias)"),
         (lambda t: t.pop("adapter.conv_in.weight"), "adapter.conv_in.weight", "which lacks it"),
-        (lambda t: t.update({"adapter.more": torch.zeros(1)}), "exactly", "(surplus: adapter.more)"),
+        (lambda t: t.update({"adapter.more": torch.zeros(1)}), "exactly", "(unexpected: adapter.more)"),
         (
             lambda t: t.update({"adapter.body.2.norm1.bias": torch.zeros(7)}),
             "exactly",
@@ -570,7 +570,7 @@ def mixed_up(change):
         (
             lambda t: t.update({"adapter.body.1.resnets.0.block1.gwc.weight": torch.zeros(128, 64, 3, 3)}),
             "exactly",
-            "(surplus: adapter.body.1.resnets.0.block1.gwc.weight)",
+            "(unexpected: adapter.body.1.resnets.0.block1.gwc.weight)",
         ),
         (lambda t: t.update({"adapter.conv_in.weight": torch.zeros(64, 75, 3, 3)}), "8 or 16", "75 inputs"),
     ],
@@ -612,7 +612,7 @@ def test_what_cannot_be_read(tmp_path):
 
 def test_folders_of_other_models(tmp_path):
     tiny.unet().save_pretrained(tmp_path / "unet")
-    with refused("source", f"'{tmp_path / 'unet'}', which is a UNet2DConditionModel", expected="T2IAdapter"):
+    with refused("source", f"'{tmp_path / 'unet'}', a UNet2DConditionModel", expected="T2IAdapter"):
         import_adapter(tmp_path / "unet")
     tiny.sd15().save_pretrained(tmp_path / "pipe")
     with refused("source", "pipe', a pipeline without an adapter"):

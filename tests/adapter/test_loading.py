@@ -155,7 +155,7 @@ def reshape(tensors: dict[str, Tensor]) -> None:
 
 DAMAGE = [
     (drop, "(missing: adapter.body.1.norm1.weight, adapter.conv_in.bias)"),
-    (add, "(surplus: adapter.body.3.norm1.weight)"),
+    (add, "(unexpected: adapter.body.3.norm1.weight)"),
     (
         reshape,
         "(misshapen: adapter.body.2.norm1.bias (2, 8), expected (16,), "
@@ -207,7 +207,7 @@ def test_weights_put_aside_by_a_device_map_are_loaded_too(tiny: Build, tmp_path:
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("in_index", [True, False])
-@pytest.mark.parametrize("kind", ["missing", "surplus"])
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
 def test_damaged_shards_are_refused(
     tiny: Build, tmp_path: Path, kind: str, in_index: bool, low_cpu_mem_usage: bool
 ) -> None:
@@ -235,7 +235,7 @@ def test_weights_of_another_variant_are_refused(tiny: Build, tmp_path: Path) -> 
     tiny().save_config(tmp_path)
     for found in (
         "missing: adapter.body.0.resnets.0.block1.bias",
-        "surplus: adapter.body.0.resnets.0.block1.gwc",
+        "unexpected: adapter.body.0.resnets.0.block1.gwc",
     ):
         with refused(PATH, found):
             NexusAdapter.from_pretrained(tmp_path)
@@ -243,7 +243,7 @@ def test_weights_of_another_variant_are_refused(tiny: Build, tmp_path: Path) -> 
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     T2IAdapter(channels=[8, 8], downscale_factor=2).save_pretrained(tmp_path)
-    with refused("config", "that of a T2IAdapter (missing: pools", hint="`nexus convert`"):
+    with refused("config", "the config of a T2IAdapter (missing: pools", hint="`nexus convert`"):
         NexusAdapter.from_pretrained(tmp_path)
 
 

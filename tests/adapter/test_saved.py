@@ -221,7 +221,7 @@ def test_a_damaged_adapter_of_a_finished_run_is_not_replaced_by_a_checkpoint(
     (folder / "adapter" / "config.json").unlink()
     saved = find_saved(folder)
     assert (saved.path, saved.config) == (folder / "adapter", {})
-    with refused("adapter", "weights without one", hint="config.json"):
+    with refused("adapter", "weights without a config", hint="config.json"):
         load_adapter(folder)
     (folder / "adapter" / "diffusion_pytorch_model.safetensors").unlink()
     with refused("adapter", "adapter', which has none"):
@@ -258,7 +258,7 @@ def test_checkpoints_of_other_formats(tiny: Build, tmp_path: Path, version: obje
     adapter = tiny()
     state = {"adapter": config_of(adapter), "format_version": version}
     folder = save_checkpoint(tmp_path, 4, {"module": adapter.state_dict()}, state)
-    with refused("adapter", f"'{folder}', of format_version {version!r}", hint="Upgrade"):
+    with refused("adapter", f"'{folder}' with format_version {version!r}", hint="Upgrade"):
         find_saved(folder)
 
 
@@ -295,9 +295,7 @@ def test_a_name_goes_before_a_folder_of_that_name(
 
 
 def test_names_belong_to_their_base() -> None:
-    with refused(
-        "adapter", "'prime', which does not exist", hint="the base 'embedded', and does not fit 'x'"
-    ):
+    with refused("adapter", "'prime', which does not exist", hint="the base 'embedded' and does not fit 'x'"):
         find_saved("prime", base="x")
     with refused("adapter", "'mine', which does not exist") as caught:
         find_saved("mine", base="x")
@@ -432,7 +430,7 @@ def test_checkpoints_that_have_changed(tiny: Build, tmp_path: Path, name: str) -
         tensors = load_file(folder / name)
         next(iter(tensors.values())).view(-1)[0] += 1
         save_file(tensors, folder / name)
-    with refused("adapter", f"'{folder / name}', which has changed"):
+    with refused("adapter", f"'{folder / name}', which was changed"):
         find_saved(folder)
 
 
@@ -461,7 +459,7 @@ def test_a_config_with_its_defaults(tiny: Build, tmp_path: Path) -> None:
         ({"text_width": -1}, "(text_width: expected a positive integer, got -1)"),
         ({"pools": [0]}, "(pools: "),
         ({"heads": None}, "heads"),
-        ({"groups": 2}, "a prime in"),
+        ({"groups": 2}, "a prime adapter in"),
     ],
 )
 def test_configs_that_do_not_fit(tiny: Build, tmp_path: Path, changes: dict[str, Any], received: str) -> None:

@@ -81,7 +81,7 @@ def test_a_shard_of_another_save_is_found(tiny: Build, tmp_path: Path) -> None:
     other.save_pretrained(tmp_path / "b", max_shard_size="10KB")
     shard = weights(tmp_path / "a")[1]
     shard.write_bytes((tmp_path / "b" / shard.name).read_bytes())
-    with refused(PATH, "10 files in ", hint="of several saves"):
+    with refused(PATH, "10 files in ", hint="from several saves"):
         NexusAdapter.from_pretrained(tmp_path / "a")
 
 

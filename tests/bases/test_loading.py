@@ -200,7 +200,7 @@ def test_no_base(tmp_path):
     (broken / "model_index.json").write_text("[1]")
     for path, reason in (
         (tmp_path, "no model_index.json"),
-        (tmp_path / "notes.txt", "another kind of file"),
+        (tmp_path / "notes.txt", "a file of another kind"),
         ("nowhere", "does not exist"),
         ("owner/nowhere", "owner/nowhere"),  # the Hub cannot be asked
         (tmp_path / "nowhere.safetensors", "nowhere.safetensors"),
@@ -289,7 +289,7 @@ def test_a_single_files_prediction_type(file, configs):
 
 def test_a_single_files_configs_must_be_whole(file, configs):
     shutil.rmtree(configs / "tokenizer")
-    with refused("base", expected="tokenizer among them"):
+    with refused("base", expected="including tokenizer"):
         open_base(BaseSource(str(file), config=str(configs)))
 
 

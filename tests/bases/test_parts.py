@@ -55,7 +55,7 @@ class TestFolders:
     @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
     def test_a_missing_part(self, folder, load, part):
         shutil.rmtree(folder / part)
-        with refused("base", str(folder), expected=f"{part} among them"):
+        with refused("base", str(folder), expected=f"including {part}"):
             load(folder)
 
     @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -92,10 +92,10 @@ def test_a_tokenizer_of_another_size(save):
     whole = len(tiny.tokenizer())
     folder = save(tokenizer=small_tokenizer(14))
     for opened in (open_base, load_base):  # from the files alone, before any weights are read
-        with refused("base", "14", expected=f"tokenizer of {whole}"):
+        with refused("base", "14", expected=f"tokenizer with {whole}"):
             opened(folder)
     pipe = tiny.sd15(tokenizer=small_tokenizer(14))  # which has no files
-    with refused("base", "14", expected=f"tokenizer of {whole}"):
+    with refused("base", "14", expected=f"tokenizer with {whole}"):
         check_text(base_of(pipe)[0], "a pipeline")
 
 
@@ -125,7 +125,7 @@ def test_a_tokenizer_that_is_too_large(save):
     """Its last tokens would be read past the text encoder's embeddings."""
     larger = tiny.tokenizer()
     larger.add_tokens(["purple"])
-    with refused("base", str(len(larger)), expected=f"tokenizer of {len(larger) - 1}"):
+    with refused("base", str(len(larger)), expected=f"tokenizer with {len(larger) - 1}"):
         load_base(save(tokenizer=larger))
 
 
@@ -142,7 +142,7 @@ def test_a_text_encoder_that_reads_nothing(save):
     encoder = tiny.text_encoder()
     with torch.no_grad():
         embedding(encoder).fill_(0.1)
-    with refused("base", "equal embeddings", expected="text encoder"):
+    with refused("base", "the same embeddings", expected="text encoder"):
         load_base(save(text_encoder=encoder))
 
 

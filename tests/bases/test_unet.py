@@ -218,9 +218,9 @@ def test_a_text_to_image_base():
 @pytest.mark.parametrize(
     ("changes", "received", "expected"),
     [
-        ({"unet": {"in_channels": 9}}, "9 and 4", "4 channels in and out"),
-        ({"unet": {"in_channels": 8}}, "8 and 4", "4 channels in and out"),
-        ({"vae": {"latent_channels": 16}}, "4 and 4", "16 channels"),
+        ({"unet": {"in_channels": 9}}, "9 and 4", "4 input and output channels"),
+        ({"unet": {"in_channels": 8}}, "8 and 4", "4 input and output channels"),
+        ({"vae": {"latent_channels": 16}}, "4 and 4", "16 input and output channels"),
         ({"vae": {"latents_mean": [0.0] * 4}}, "which has one", "latents_mean"),
         ({"vae": {"latents_std": [1.0] * 4}}, "which has one", "latents_std"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "my-base", "betas"),

@@ -350,8 +350,13 @@ def test_an_option_goes_to_the_controls_whose_condition_takes_it():
 @pytest.mark.parametrize(
     ("controls", "option", "name", "expected"),
     [
-        (controls_of("--map", "depth", "canny"), "palette=voc", "--option palette", "depth (unit)"),
-        (controls_of("--map", "depth", "canny"), "canny.unit=mm", "--option unit", "canny (it has none)"),
+        (controls_of("--map", "depth", "canny"), "palette=voc", "--option palette", "depth maps (unit)"),
+        (
+            controls_of("--map", "depth", "canny"),
+            "canny.unit=mm",
+            "--option unit",
+            "canny maps (there are none)",
+        ),
         (controls_of("--map", "depth", "canny"), "sketch.sigma=2", "--option", "of depth, canny"),
         (controls_of("--map", "depth", "canny"), "unit", "--option", "KEY=VALUE"),
     ],

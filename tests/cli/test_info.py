@@ -244,7 +244,7 @@ def fill(value):
         (fill(float("nan")), "adapter.body.0.norm1.bias"),
         (fill(float("-inf")), "adapter.body.0.norm1.bias"),
         (lambda folder: break_config(channels=[32, 128])(folder), "adapter.body.1"),
-        (lambda folder: break_config(channels=[32], pools=[0])(folder), "surplus"),
+        (lambda folder: break_config(channels=[32], pools=[0])(folder), "unexpected"),
         (lambda folder: break_config(unshuffle=2**50)(folder), "conv_in.weight"),
         (lambda folder: break_config(more=1)(folder), "unknown: more"),
         (lambda folder: break_config(quantization_config={"bits": 4})(folder), "quantization_config"),
@@ -363,7 +363,7 @@ def test_damaged_weights_are_refused(saved, capsys):
 def test_files_without_a_hash(saved, capsys):
     file = saved / "diffusion_pytorch_model.safetensors"
     save_file(load_file(file), file)
-    assert rows(capsys, saved)["sha256"].endswith(" (computed; the files have none)")
+    assert rows(capsys, saved)["sha256"].endswith(" (computed; the files do not record one)")
 
 
 def test_a_config_of_another_variant_than_the_tensors_is_refused(saved, capsys):

@@ -35,7 +35,7 @@ def test_settings_are_stored_in_the_png(tmp_path):
 def test_existing_file_stays_without_force(tmp_path):
     target = tmp_path / "a.png"
     target.write_bytes(b"mine")
-    with refused("--out", f"'{target}', which exists", hint="--force"):
+    with refused("--out", f"'{target}', which already exists", hint="--force"):
         save_png(target, IMAGE, {}, force=False)
     assert target.read_bytes() == b"mine"
     save_png(target, IMAGE, {}, force=True)

@@ -110,5 +110,5 @@ def test_values_that_are_not_finite_are_refused(models, monkeypatch):
 
 
 def test_an_image_that_a_model_cannot_take_is_told(models):
-    with refused("model", received=models["glpn"], expected="depth estimation that takes this image"):
+    with refused("model", received=models["glpn"], expected="depth estimation that can process this image"):
         depth(NOISE.resize((20, 20)), models["glpn"])

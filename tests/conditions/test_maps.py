@@ -97,7 +97,7 @@ def gray_palette(values):
     "image", [Image.fromarray(IDS), gray_palette(IDS), *as_image_modes(IDS.astype(np.uint16))]
 )
 def test_label_ids_get_the_colors_of_a_palette(image):
-    with pytest.warns(UserWarning, match="label ids are colored by the palette ade20k"):
+    with pytest.warns(UserWarning, match="label ids are colored with the palette ade20k"):
         found = np.asarray(read_map(image, "labels")).reshape(-1, 3)
     colors = PALETTES["ade20k"]
     assert np.array_equal(found, [colors[0], colors[1], colors[5], colors[149], colors[5], (0, 0, 0)])
@@ -163,7 +163,7 @@ def test_gray_with_opaque_alpha_or_in_three_channels():
     with pytest.warns(UserWarning, match="label ids are colored"):
         assert np.array_equal(read_map(image.convert("LA"), "labels"), expected)
     for mode in ("RGB", "RGBA"):
-        with pytest.warns(UserWarning, match="gray RGB is taken for colors"):
+        with pytest.warns(UserWarning, match="gray RGB is treated as colors"):
             assert np.array_equal(read_map(image.convert(mode), "labels"), image.convert("RGB"))
         with pytest.warns(UserWarning, match="label ids are colored"):
             assert np.array_equal(read_map(image.convert(mode), "labels", palette="ade20k"), expected)
@@ -208,9 +208,9 @@ def strokes(color, ground, share=0.2):
     ],
 )
 def test_what_is_transparent_contrasts_with_the_strokes(image, kind, ground, inverted):
-    with pytest.warns(UserWarning, match="laid on|inverted") as caught:
+    with pytest.warns(UserWarning, match="parts become|inverted") as caught:
         found = read_map(image, kind)
-    assert any(f"laid on {ground}" in str(warning.message) for warning in caught)
+    assert any(f"transparent parts become {ground}" in str(warning.message) for warning in caught)
     assert any("inverted" in str(warning.message) for warning in caught) == inverted
     corner = found.getpixel((39, 39)) if found.width == 40 else found.getpixel((0, 0))
     assert corner == ((255, 255, 255) if ground == "white" and not inverted else (0, 0, 0))
@@ -222,19 +222,19 @@ def test_what_is_transparent_contrasts_with_the_strokes(image, kind, ground, inv
 def test_strokes_that_shine_through_are_not_lost(alpha, stroke):
     for around in (0, 255):
         image = strokes((stroke, stroke, stroke, alpha), (around, around, around, 0))
-        with pytest.warns(UserWarning, match="laid on"):
+        with pytest.warns(UserWarning, match="transparent parts become"):
             found = np.asarray(read_map(image, "lines"))[0, :, 0]
         assert abs(int(found[6]) - alpha) <= 1
         assert found[39] == 0
     mixed = strokes((0, 0, 0, 100), (0, 0, 0, 0))
     mixed.paste((255, 255, 255, 10), (0, 0, 2, 40))  # a halo
-    with pytest.warns(UserWarning, match="laid on white"):
+    with pytest.warns(UserWarning, match="transparent parts become white"):
         assert np.asarray(read_map(mixed, "lines"))[0, 6, 0] == 100
 
 
 @pytest.mark.parametrize("kind", ["labels", "depth"])
 def test_a_map_that_turns_all_black_is_reported(kind):
-    with pytest.warns(UserWarning, match="laid on black, and all of the map is black"):
+    with pytest.warns(UserWarning, match="transparent parts become black, and the whole map is black"):
         read_map(strokes((0, 0, 0, 200), (0, 0, 0, 0)), kind)
 
 
@@ -331,11 +331,11 @@ def test_a_damaged_file_that_is_read_late_is_one_error(form):
 def test_a_map_that_is_nearly_black_is_reported():
     ids = Image.fromarray(np.array([[0, 3, 31]], np.uint8))
     for kind in (None, "lines", "depth", "image"):
-        with pytest.warns(UserWarning, match=r"nearly black; .*kind=\"labels\""):
+        with pytest.warns(UserWarning, match=r"nearly black: .*kind=\"labels\""):
             assert gray(read_map(ids, kind)) == [0, 3, 31]
     with pytest.warns(UserWarning, match="nearly black"):
         as_condition(np.full((8, 8), 0.1, np.float32), 3)
-    with pytest.warns(UserWarning, match=r"nearly black; .*mode L or P"):
+    with pytest.warns(UserWarning, match=r"nearly black: .*mode L or P"):
         as_condition(np.full((8, 8), 0.1, np.float32), 3, kind="labels")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

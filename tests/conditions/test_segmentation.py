@@ -86,12 +86,12 @@ def test_several_images_of_several_sizes_keep_their_order(models):
 
 
 def test_a_model_of_other_classes_needs_a_palette(models):
-    with refused("palette", received="auto", expected="ade20k, coco, voc for a model of 19 classes"):
+    with refused("palette", received="auto", expected="ade20k, coco, voc for a model with 19 classes"):
         segmentation(NOISE, models["other"])
     drawn = segmentation(NOISE, models["other"], palette="voc")
     colors = {tuple(color) for color in PALETTES["voc"][:19].tolist()}
     assert {tuple(color) for color in np.asarray(drawn).reshape(-1, 3).tolist()} <= colors
-    with refused("palette", received="coco of 133", expected="at least 150 colors"):
+    with refused("palette", received="coco with 133", expected="at least 150 colors"):
         segmentation(NOISE, models["ade20k"], palette="coco")
     with refused("palette", received="'ade'", expected="auto or one of ade20k, coco, voc"):
         segmentation(NOISE, models["ade20k"], palette="ade")

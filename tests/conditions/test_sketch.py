@@ -110,7 +110,7 @@ def test_a_transformers_model_of_one_class_draws_edges(tmp_path):
 
 
 def test_models_that_draw_no_edges_are_refused(tmp_path):
-    with refused("model", received=" of 150", expected="one class"):
+    with refused("model", received=" with 150", expected="one class"):
         sketch(NOISE, model=tiny_models.segformer(tmp_path / "classes"))
     (tmp_path / "broken.onnx").write_bytes(b"no network")
     with refused("model", received="broken.onnx' (", expected="an ONNX file"):

@@ -53,7 +53,7 @@ def test_images_are_read_as_maps_of_their_kind():
     strokes.paste((255, 255, 255, 255), (2, 2, 4, 8))
     millimeters = Image.fromarray(np.linspace(500, 8000, 64).astype(np.uint16).reshape(8, 8))
     for value, kind, warns, low, high in [
-        (strokes, None, "transparent parts are laid on black", 0, 1),
+        (strokes, None, "transparent parts become black", 0, 1),
         (millimeters, None, "16-bit depth", 0, 1),
         (millimeters, "depth", "16-bit depth", 0, 1),
         (np.asarray(millimeters), "depth", "16-bit depth", 0, 1),

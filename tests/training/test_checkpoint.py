@@ -190,7 +190,7 @@ def test_a_newer_formats_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path, 1, {"module": {"w": torch.ones(1)}}, {"format_version": 2})
     assert latest_checkpoint(tmp_path).step == 1
     newer = save_checkpoint(tmp_path, 2, {"module": {"w": torch.ones(1)}}, {"format_version": 3})
-    with refused("output_dir", f"'{newer}', of format_version 3", hint="Upgrade"):
+    with refused("output_dir", f"'{newer}' with format_version 3", hint="Upgrade"):
         latest_checkpoint(tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""The adapter network: a structure map and a prompt become features for a UNet."""
+"""The adapter network: it turns a structure map and a prompt into features for a denoiser."""

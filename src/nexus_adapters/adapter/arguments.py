@@ -1,4 +1,4 @@
-"""The arguments of a `NexusAdapter`: named configurations, checks, and those that follow from a base.
+"""The arguments of a `NexusAdapter`: named configurations, checks, and values derived from a base.
 
 Nothing here imports torch: commands that only read a config start fast.
 """
@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slim-paper": {"groups": 2, "residual": False},
 }
 
-# All arguments of `NexusAdapter`, which are the keys of its config.
+# All arguments of `NexusAdapter`; they are the keys of its config.
 ARGUMENTS = (
     "in_channels",
     "channels",
@@ -42,8 +42,8 @@ ARGUMENTS = (
     "block_options",
 )
 
-# The defaults, which are the paper's Prime on RGB maps. A config without one of them was saved before that
-# argument existed, and means the default.
+# The defaults: the paper's Prime on RGB maps. A config without one of them was saved before that argument
+# existed and has its default.
 OPTIONAL_ARGUMENTS: dict[str, Any] = {
     "in_channels": 3,
     "groups": 1,
@@ -54,15 +54,15 @@ OPTIONAL_ARGUMENTS: dict[str, Any] = {
     "block_options": {},
 }
 
-# Keys that diffusers writes into a config, in addition to those that begin with an underscore.
+# Keys that diffusers writes into a config, in addition to those that start with an underscore.
 DIFFUSERS_KEYS = ("auto_map", "quantization_config")
 
 FORMAT = "format_version"  # the key in config.json, and in a single file's metadata
 FORMAT_VERSION = 1
-"""Of saved adapters; raised when an older version of this package would misread what a newer one writes."""
+"""Format of saved adapters. It increases when older versions of this package would misread newer files."""
 
 _JSON = "a dict of JSON values"
-_MOST_POOLS = 16  # of one stage: 65,536 pixels become one
+_MOST_POOLS = 16  # per stage: 65,536 pixels per side become one
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 8, 24, 24, 24
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
@@ -72,21 +72,21 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 
 def variant_of(groups: int, residual: bool) -> str:
-    """The name of a configuration: "prime", "slim" (2 groups and more), "prime-paper" or "slim-paper"."""
+    """Return a configuration's name: "prime", "slim" (2 or more groups), "prime-paper" or "slim-paper"."""
     name = "prime" if groups == 1 else "slim"
     return name if residual else f"{name}-paper"
 
 
 def variant_arguments(variant: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`groups` and `residual` of the configuration `variant`, with those among `overrides` in their place.
+    """Return `groups` and `residual` of the configuration `variant`, updated by `overrides`.
 
-    An override must agree with the name: any number of groups from 2 is a Slim, and "prime" or "slim" may be
-    built without the residual connection, which makes it the paper's.
+    An override must fit the name: Slim has any number of groups from 2. With `residual=False`, "prime" and
+    "slim" become the paper's configurations.
 
     Raises:
-        InvalidArgument: for an unknown name, and for an override that contradicts it.
+        InvalidArgument: for an unknown name, or an override that contradicts it.
     """
-    # As text: a value that has no hash gets the same message.
+    # Compared as text, so that an unhashable value gets the same message.
     expect(str(variant) in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", shown(variant))
     named = VARIANTS[variant]
     found = named | {name: value for name, value in (overrides or {}).items() if name in named}
@@ -95,14 +95,14 @@ def variant_arguments(variant: str, overrides: Mapping[str, Any] | None = None) 
     expect(
         (found["groups"] == 1) == (named["groups"] == 1),
         "groups",
-        f"{'1' if named['groups'] == 1 else '2 or more'}, as variant {variant!r} has it",
+        f"{'1' if named['groups'] == 1 else '2 or more'} for variant {variant!r}",
         found["groups"],
         "1 group is Prime, 2 or more are Slim",
     )
     expect(
         named["residual"] or not found["residual"],
         "residual",
-        f"False, as variant {variant!r} has it",
+        f"False for variant {variant!r}",
         True,
         f"Variant {variant.removesuffix('-paper')!r} has the residual connection",
     )
@@ -110,9 +110,10 @@ def variant_arguments(variant: str, overrides: Mapping[str, Any] | None = None) 
 
 
 def attention_heads(channels: Sequence[int]) -> tuple[int, int]:
-    """(heads, head_width) for stages of these channels; the same in every stage (arXiv 2602.14514).
+    """Return (heads, head_width), the same for every stage, for stages of these widths (arXiv 2602.14514).
 
-    The inner width is half the widest level, in heads of 64 where that divides it, else of 32, else one head.
+    The attention's inner width is half the widest stage. Heads have 64 channels if that divides it, else 32;
+    otherwise there is one head.
     """
     inner_width = max(channels) // 2
     for head_width in (64, 32):
@@ -125,15 +126,18 @@ def attention_heads(channels: Sequence[int]) -> tuple[int, int]:
 
 
 def shown(value: object) -> str:
-    """`repr` of a value that may be huge or deep, as in anyone's config, cut to what an error shows."""
+    """Return the `repr` of a value that may be huge or deeply nested, shortened for an error message."""
     return _SHORT.repr(value)
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Raise `InvalidArgument` for the first argument that cannot be used.
 
-    `arguments` are all of `NexusAdapter`'s. Types are checked as well as values, since they may come from a
-    hand-edited config.json. Whether the block is registered, and takes the options, is not checked here.
+    Types are checked as well as values, since the arguments may come from a hand-edited config.json. Whether
+    the block is registered and takes the options is not checked here.
+
+    Args:
+        arguments: all arguments of `NexusAdapter`.
     """
     for name in ("in_channels", "unshuffle", "groups", "text_width", "heads", "head_width"):
         check_positive(name, arguments[name])
@@ -141,11 +145,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         _check_bool(name, arguments[name])
     check_noise_exponent(arguments["noise_exponent"])
     _check_stages(arguments["channels"], arguments["pools"], arguments["groups"])
-    # Else all features, and the gradients of all layers before the output projection, would be zero.
+    # Otherwise all features, and the gradients of all layers before the output projection, would be zero.
     expect(
         arguments["residual"] or not arguments["zero_init"],
         "zero_init",
-        "False where residual=False",
+        "False if residual=False",
         True,
         "Without the residual connection all features would be zero",
     )
@@ -156,12 +160,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise `InvalidArgument` for the argument `name` unless the value is a positive integer."""
+    """Raise `InvalidArgument`, named `name`, unless the value is a positive integer."""
     expect(_is_positive_int(value), name, "a positive integer", shown(value))
 
 
 def check_noise_exponent(value: Any) -> float:
-    """The value as a float; `InvalidArgument` unless it is a finite number of at least 0."""
+    """Return the value as a float; raise `InvalidArgument` unless it is finite and at least 0."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     fits = is_number and 0 <= value <= sys.float_info.max
     expect(fits, "noise_exponent", "a finite number of at least 0", shown(value))
@@ -169,7 +173,7 @@ def check_noise_exponent(value: Any) -> float:
 
 
 def check_channels(channels: Any) -> None:
-    """Raise `InvalidArgument` unless there is a positive width for every stage, and a stage."""
+    """Raise `InvalidArgument` unless `channels` has at least one stage, each with a positive width."""
     fits = isinstance(channels, (list, tuple)) and len(channels) > 0 and all(map(_is_positive_int, channels))
     expect(fits, "channels", "one positive integer per stage", shown(channels))
 
@@ -182,16 +186,16 @@ def check_config(
     arguments: Collection[str] = ARGUMENTS,
     optional: Collection[str] = tuple(OPTIONAL_ARGUMENTS),
 ) -> None:
-    """Raise `InvalidArgument` unless `config` has an adapter's arguments, and else only diffusers' keys.
+    """Raise `InvalidArgument` unless `config` has all of an adapter's arguments and no unknown keys.
 
     diffusers itself ignores unknown keys.
 
     Args:
         config: of an adapter, as in its config.json.
         overridden: arguments that the caller passes in addition to the config.
-        classes: names of the classes whose configs are accepted, first that of the class being loaded.
-        arguments: of that class.
-        optional: those of them that have a default.
+        classes: names of the classes whose configs are accepted; the first is the class being loaded.
+        arguments: the arguments of that class.
+        optional: the arguments that have a default.
     """
     check_format_version(config)
     given = {*config, *overridden, *optional}
@@ -202,22 +206,23 @@ def check_config(
     problems = {"missing": missing, "unknown": unknown}
     found = "; ".join(f"{what}: {', '.join(names[:8])}" for what, names in problems.items() if names)
     if found or kind not in classes:
-        hint = f"Load it by {str(kind)[:100]}.from_pretrained" if kind not in classes else ""
+        hint = f"Load it with {str(kind)[:100]}.from_pretrained" if kind not in classes else ""
         if "downscale_factor" in config:
             hint = "`nexus convert` reads T2I-Adapters and the public release's adapters"
         raise InvalidArgument(
             "config",
-            f"that of a {classes[0]}, with {', '.join(arguments)}",
-            f"that of a {str(kind)[:100]}" + (f" ({found})" if found else ""),
+            f"the config of a {classes[0]}, with {', '.join(arguments)}",
+            f"the config of a {str(kind)[:100]}" + (f" ({found})" if found else ""),
             hint,
         )
 
 
 def check_saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments in the config of a saved `NexusAdapter`, with the defaults of those that it lacks.
+    """Return all arguments in the config of a saved `NexusAdapter`; missing ones get their default.
 
-    `InvalidArgument` for what `check_config` and `check_arguments` refuse, and for a quantized adapter, whose
-    tensors are others.
+    Raises:
+        InvalidArgument: as `check_config` and `check_arguments`, and for a quantized adapter, whose tensors
+            are different.
     """
     check_config(config)
     quantized = config.get("quantization_config")
@@ -227,7 +232,7 @@ def check_saved_config(config: Mapping[str, Any]) -> dict[str, Any]:
     check_arguments(arguments)
     options = arguments["block_options"]
     has_none = arguments["block"] != "paper" or not options
-    expect(has_none, "block_options", "no options, as block 'paper' has none", shown(options))
+    expect(has_none, "block_options", "no options for block 'paper'", shown(options))
     return arguments
 
 
@@ -240,7 +245,7 @@ def check_format_version(config: Mapping[str, Any]) -> None:
         FORMAT,
         f"at most {FORMAT_VERSION}",
         version,
-        "It was saved by a newer version of nexus-adapters: upgrade this one to load it",
+        "It was saved by a newer version of nexus-adapters: upgrade the package to load it",
     )
 
 
@@ -252,11 +257,11 @@ def _check_stages(channels: Any, pools: Any, groups: int) -> None:
     expect(fits, "pools", expected, shown(pools))
     count = f"{len(channels)} entries, as many as channels"
     expect(len(pools) == len(channels), "pools", count, shown(list(pools)))
-    # Else `unshuffle` would not be the first feature's stride, on which every caller relies.
+    # Callers rely on `unshuffle` being the stride of the first feature.
     expect(
         not pools[0],
         "pools",
-        "no pooling before the first stage (unshuffle sets its size)",
+        "no pooling before the first stage, whose size is set by unshuffle",
         shown(list(pools)),
     )
     divides = all(width % groups == 0 for width in channels)
@@ -274,7 +279,7 @@ def _is_positive_int(value: Any) -> bool:
 # Which base an adapter fits
 
 _SD_CHANNELS = [320, 640, 1280, 1280]
-# (channels, pools, unshuffle, text_width) of the adapters for well-known bases.
+# (channels, pools, unshuffle, text_width) of adapters for well-known bases.
 _BASES: list[tuple[str, list[int], list[int], int, int]] = [
     ("Stable Diffusion 1.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 768),
     ("Stable Diffusion 2.x", _SD_CHANNELS, [0, 1, 1, 1], 8, 1024),
@@ -284,7 +289,7 @@ _BASES: list[tuple[str, list[int], list[int], int, int]] = [
 
 
 def describe_base(config: Mapping[str, Any]) -> str:
-    """Say which base an adapter of this config fits: by name where known, and by the numbers that count."""
+    """Describe the base that an adapter with this config fits: its name, if known, and its shapes."""
     pools = [int(pool) for pool in config["pools"]]
     numbers_of_config = [list(config["channels"]), pools, config["unshuffle"], config["text_width"]]
     numbers = f"text width {config['text_width']}, channels {', '.join(map(str, config['channels']))}"
@@ -295,7 +300,10 @@ def describe_base(config: Mapping[str, Any]) -> str:
 
 
 def describe_adapter(config: Mapping[str, Any]) -> dict[str, str]:
-    """A Nexus adapter's `variant`, `block`, `base` and `format`. Its config has all arguments."""
+    """Return descriptions of a Nexus adapter's `variant`, `block`, `base` and `format`.
+
+    `config` has all arguments.
+    """
     variant = variant_of(config["groups"], config["residual"])
     form = "residual connection" if config["residual"] else "no residual connection, as in the paper"
     exponent, options = config["noise_exponent"], config["block_options"]
@@ -309,14 +317,14 @@ def describe_adapter(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def base_geometry(base: "Base", pixels_per_latent: int | None = None) -> dict[str, Any]:
-    """`channels, pools, unshuffle, text_width` of the adapter that fits a base.
+    """Return `channels`, `pools`, `unshuffle` and `text_width` of the adapter that fits a base.
 
     Args:
-        base: a denoiser's config is enough, if `pixels_per_latent` is given.
+        base: the base; one that only has a denoiser's config works if `pixels_per_latent` is given.
         pixels_per_latent: image pixels per latent pixel, per side; None for those of the base's autoencoder.
 
     Raises:
-        InvalidArgument: where the denoiser takes no features, or reads no text of a single width.
+        InvalidArgument: if the denoiser accepts no features, or its prompt embeddings have no single width.
     """
     places = base.places()
     return geometry_from_places(
@@ -330,16 +338,16 @@ def base_geometry(base: "Base", pixels_per_latent: int | None = None) -> dict[st
 def geometry_from_places(
     channels: Sequence[int], strides: Sequence[int], text_width: int, pixels_per_latent: int
 ) -> dict[str, Any]:
-    """`channels, pools, unshuffle, text_width` of the adapter whose features have these places.
+    """Return `channels`, `pools`, `unshuffle` and `text_width` of the adapter for these places.
 
     Args:
-        channels: of the hidden states at each place, from the first to the last.
+        channels: width of the hidden states at each place, from the first to the last.
         strides: for every place, how many latent pixels one pixel of the hidden states spans, per side.
-        text_width: of the prompt embeddings.
+        text_width: width of the prompt embeddings.
         pixels_per_latent: image pixels per latent pixel, per side.
 
     Raises:
-        InvalidArgument: where a stride is no power of two times the one before.
+        InvalidArgument: if a stride is not a power of two times the previous one.
     """
     check_channels(channels)
     for stride in strides:
@@ -352,7 +360,7 @@ def geometry_from_places(
     for before, after in pairwise(strides):
         ratio = after // before
         fits = ratio * before == after and ratio.bit_count() == 1
-        expected = "each a power of two (1, 2, 4, ...) times the one before"
+        expected = "each a power of two (1, 2, 4, ...) times the previous one"
         expect(fits, "strides", expected, f"{after} after {before}")
         halvings = ratio.bit_length() - 1
         pools.append(bool(halvings) if halvings < 2 else halvings)

@@ -1,4 +1,4 @@
-"""The registry of blocks: what an adapter computes at each level, by the name that its config keeps.
+"""The registry of blocks: what an adapter computes at each level, by the name in its config.
 
     from nexus_adapters.adapter.stage import Stage
     from nexus_adapters.adapter.blocks import register_block
@@ -11,7 +11,7 @@
 
     NexusAdapter.for_unet(unet, block="gate", block_options={"gain": 1.0})
 
-A config names its block and never imports anything: whoever loads it has imported the block's module before.
+A config names its block and never imports anything: import the block's module before you load the adapter.
 An installed package offers its blocks in its pyproject.toml:
 
     [project.entry-points."nexus_adapters.blocks"]
@@ -40,46 +40,46 @@ ARGUMENTS = (
     "residual",
     "zero_init",
 )
-"""What every block's constructor is called with, by keyword; as those of `Stage`."""
+"""The keyword arguments of every block's constructor, as in `Stage`."""
 
 LEVEL_ARGUMENTS = ("level", "levels")
-"""Passed to those blocks that accept them: the number of the level, from 0, and how many there are."""
+"""Passed to blocks that accept them: the index of the level, from 0, and the number of levels."""
 
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def register_block(name: str) -> Callable[[Block], Block]:
-    """Decorator: let `NexusAdapter(block=name)` build its levels of this class.
+    """Register a class as a block, so that `NexusAdapter(block=name)` builds its levels from it. A decorator.
 
-    The class is a `Stage`, or any `nn.Module` whose constructor takes `ARGUMENTS` by keyword and whose
-    `forward(x, prompt_embeds)` turns (B, in_channels, H, W) and (B, N, text_width) into
+    The class is a subclass of `Stage`, or any `nn.Module` whose constructor takes `ARGUMENTS` by keyword and
+    whose `forward(x, prompt_embeds)` maps (B, in_channels, H, W) and (B, N, text_width) to
     (B, channels, H', W'), where each of `pools` poolings halves H and W, rounding up. Further keywords are
-    the block's options, `block_options` of the config: JSON values, checked against their annotations. A
+    the block's options, `block_options` in the config: JSON values, checked against their annotations. A
     constructor that accepts `level` and `levels` gets these as well.
 
     Running the same definition again, as in a notebook, replaces the class.
 
     Raises:
-        InvalidArgument: where another class has this name, and for a class that does not fit.
+        InvalidArgument: if another class has this name, or the class does not fit.
     """
     return BLOCKS.register(name)
 
 
 def find_block(name: str) -> type[nn.Module]:
-    """The class that is registered under a name, or that an installed package offers under it.
+    """Return the class registered under a name, or offered by an installed package under it.
 
     Raises:
-        InvalidArgument: for an unknown name; it says how to import the module that registers it.
+        InvalidArgument: for an unknown name; the hint says how to import the module that registers it.
     """
     return BLOCKS.find(name, "block")
 
 
 def checked_options(name: str, block: type[nn.Module], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as the block's constructor takes them: a list becomes a tuple where one is annotated.
+    """Return the options for the block's constructor; lists become tuples if the annotation says so.
 
     Raises:
-        InvalidArgument: for what is no JSON, an unknown or missing option, and a value of another type than
-            the constructor's annotation says; it lists the block's options.
+        InvalidArgument: for values that are not JSON, unknown or missing options, and values whose type does
+            not match the constructor's annotation; the error lists the block's options.
     """
     own = {
         option: parameter
@@ -87,9 +87,7 @@ def checked_options(name: str, block: type[nn.Module], options: Mapping[str, Any
         if option not in (*ARGUMENTS, *LEVEL_ARGUMENTS)
     }
     listed = ", ".join(map(str, own.values()))
-    expected = (
-        f"the options of block {name!r}: {listed}" if own else f"no options, as block {name!r} has none"
-    )
+    expected = f"the options of block {name!r}: {listed}" if own else f"no options for block {name!r}"
     given = as_json(options)
     for option, value in given.items():
         expect(option in own, "block_options", expected, f"{option}={value!r}")
@@ -104,7 +102,7 @@ def checked_options(name: str, block: type[nn.Module], options: Mapping[str, Any
 
 
 def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they are after saving and loading; `InvalidArgument` for what JSON cannot hold."""
+    """Return the options as they are after saving and loading. `InvalidArgument` if JSON cannot hold them."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(options), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -158,7 +156,7 @@ def _kind(annotation: Any) -> Any:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a JSON value is what an annotation of plain types says; anything is, where it is not plain."""
+    """Return whether a JSON value matches an annotation of plain types; other annotations accept anything."""
     kind, parts = _kind(annotation), get_args(annotation)
     if kind in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)

@@ -1,8 +1,9 @@
-"""Adapters in others' formats: what a file is, and the adapter that is in it.
+"""Import adapters in all known formats, and export single files.
 
-Read are folders and single files of this package, folders and state dicts of the public release of Nexus
-(arXiv 2602.14514), and T2I-Adapters (arXiv 2302.08453) in diffusers' form and as first published, whose trunk
-starts a Prime or Slim. Nothing is guessed: a state dict without a config needs the variant that it is of.
+Supported are folders and single files of this package, folders and state dicts of the public release of
+Nexus (arXiv 2602.14514), and T2I-Adapters (arXiv 2302.08453) in diffusers format or as first published; their
+trunk initializes a Prime or Slim. Nothing is guessed: for a state dict without a config, the caller names the
+variant.
 """
 
 import json
@@ -31,9 +32,9 @@ from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import expect, renamed
 from nexus_adapters.files import replacing_file, save_tensors
 
-_START = "prime"  # the configuration that a T2I-Adapter becomes by default
-_MEASURED_ON = 32  # pixels of the first feature, per side
-_ROUNDING = 1e-4  # of the features' norm: what the order of float32 sums makes of it, with a margin
+_START = "prime"  # the default configuration to create from a T2I-Adapter
+_MEASURED_ON = 32  # side of the first feature, in pixels
+_ROUNDING = 1e-4  # relative to the features' norm: float32 rounding, with a margin
 
 
 FROM_RELEASE = "an adapter of the public release"
@@ -43,9 +44,9 @@ _OPTIONS = ("variant", "text_width", "residual", "zero_init", "seed")
 
 @dataclass(frozen=True)
 class Imported:
-    """An adapter, its source format, and what the conversion changed.
+    """An adapter, its source format, and notes on what the conversion changed.
 
-    `options`: names of the arguments of `import_adapter` that were used; the source determines the others.
+    `options` names the arguments of `import_adapter` that were used; the source determines the others.
     """
 
     adapter: NexusAdapter
@@ -63,22 +64,25 @@ def import_adapter(
     zero_init: bool | None = None,
     seed: int = 0,
 ) -> Imported:
-    """The Nexus adapter in files of any format that is known here, or made of the T2I-Adapter in them.
+    """Load a Nexus adapter from files of any known format, or initialize one from a T2I-Adapter.
 
     Args:
-        source: as `find_saved` takes it: a folder, a file (.safetensors, .pth, .pt, .bin, .ckpt), a Hub id, a
-            training run, a saved pipeline, or the name of an adapter of the package; or what that found.
+        source: as in `find_saved`: a folder, a file (.safetensors, .pth, .pt, .bin, .ckpt), a Hub id, a
+            training run, a saved pipeline, or the name of an embedded adapter; or the result of `find_saved`.
         variant: "prime", "slim", "prime-paper" or "slim-paper": the configuration to create from a
             T2I-Adapter, by default "prime". For the public release's weights without a config,
             "prime-paper" or "slim-paper" is required. Adapters in all other formats have their own.
-        text_width: of the prompt embeddings, for a T2I-Adapter; None for that of the base it is usually for,
-            768 with a stem of 8 x 8 pixels and 2048 with one of 16 x 16. Stable Diffusion 2.x needs 1024.
-        residual: of a T2I-Adapter's Prime or Slim, the residual connection around the attention; None for
-            what the variant says. False makes the paper's configuration of "prime" and "slim".
-        zero_init: of a T2I-Adapter's Prime or Slim, start the attention's output at zero, which needs the
-            residual connection. A Prime then gives exactly what the T2I-Adapter gives, until it is trained.
-            None: where there is a residual connection.
-        seed: of the norms' and attentions' initial values, for a T2I-Adapter.
+        text_width: for a T2I-Adapter, the width of the prompt embeddings. None derives it from the usual
+            base: 768 if the stem folds 8 x 8 pixels, 2048 if 16 x 16. Stable Diffusion 2.x needs 1024.
+        residual: for a T2I-Adapter, whether the new adapter has a residual connection around the attention;
+            None for the variant's value. False turns "prime" and "slim" into the paper's configurations.
+        zero_init: for a T2I-Adapter, initialize the attention's output to zero, which needs the residual
+            connection. An untrained Prime then gives exactly the T2I-Adapter's output. None: yes if there is
+            a residual connection.
+        seed: for a T2I-Adapter, the seed of the initial values of norms and attention.
+
+    Returns:
+        The adapter, with the source format and notes.
 
     Raises:
         InvalidArgument: for anything else; it says what the file seems to be.
@@ -90,13 +94,13 @@ def import_adapter(
     kind = saved.class_name or "NexusAdapter"
     is_known = kind in ("NexusAdapter", "T2IAdapter")
     expected = "a NexusAdapter or a T2IAdapter"
-    expect(is_known, "source", expected, f"'{saved.path}', which is a {kind}")
+    expect(is_known, "source", expected, f"'{saved.path}', a {kind}")
     if saved.is_nexus:
         return Imported(build_adapter(saved, saved.config), "a NexusAdapter")
     tensors = load_adapter_tensors(saved)
     has_attention = any(".cross_attention." in name for name in tensors)
     fits = not saved.class_name or has_attention == (saved.class_name == "NexusAdapter")
-    expect(fits, "source", f"the tensors of a {kind}, as its config says", f"others in '{saved.path}'")
+    expect(fits, "source", f"the tensors of a {kind}, as in its config", f"other tensors in '{saved.path}'")
     if has_attention:
         if "downscale_factor" in saved.config and not saved.has_hash:
             return Imported(_from_release(tensors, saved), FROM_RELEASE)
@@ -107,7 +111,7 @@ def import_adapter(
         "source",
         "an adapter",
         f"'{saved.path}', which seems to be {seems_to_be(tensors)}",
-        "It has no trunk to start from, but load_adapter, Control, and --adapter accept it directly",
+        "It has no trunk to start from; use it as it is with load_adapter, Control or --adapter",
     )
     options = form | {"text_width": text_width}
     options["zero_init"] = form["residual"] if zero_init is None else zero_init
@@ -115,12 +119,12 @@ def import_adapter(
 
 
 def export_file(adapter: NexusAdapter, file: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write an adapter into one safetensors file, whose metadata hold its config and the tensors' hash.
+    """Write an adapter into one safetensors file; its metadata holds the config and the tensors' hash.
 
     Args:
         adapter: the adapter.
-        file: ends in .safetensors; replaced whole.
-        metadata: more of it, such as the base that the adapter was trained for.
+        file: a path that ends in .safetensors; an existing file is replaced atomically.
+        metadata: further metadata, such as the base that the adapter was trained for.
 
     Raises:
         InvalidArgument: for a subclass, because the file cannot store its name: use `save_pretrained`.
@@ -139,25 +143,25 @@ def export_file(adapter: NexusAdapter, file: Path, metadata: Mapping[str, str] |
 def _check_stated(
     variant: str | None, form: Mapping[str, Any], tensors: Mapping[str, Tensor], saved: Saved
 ) -> None:
-    """Reject weights without a config, unless the caller says that they are the public release's.
+    """Reject weights without a config, unless the caller says that they are from the public release.
 
     A training checkpoint has the same tensor names, but may have a residual connection, another number of
-    heads, or features that fade. The tensors do not show any of this.
+    heads, or a noise exponent. The tensors show none of this.
     """
     hint = (
         "Keep config.json next to the weights and pass their folder, or pass the checkpoint in the folder of "
         "its run. `nexus convert --variant prime-paper` (or slim-paper) reads weights of the public release"
     )
     is_stated = variant is not None and not form["residual"] and not saved.has_hash
-    found = f"'{saved.path}', weights without one"
+    found = f"'{saved.path}', weights without a config"
     expect(is_stated, "source", "an adapter with its config", found, hint)
     is_slim = "adapter.body.0.resnets.0.block1.gwc.weight" in tensors
-    expected = f"{'slim' if is_slim else 'prime'}-paper, as the tensors in '{saved.path}' are"
+    expected = f"{'slim' if is_slim else 'prime'}-paper, to match the tensors in '{saved.path}'"
     expect(is_slim == (form["groups"] > 1), "variant", expected, variant)
 
 
 def _from_release(tensors: Mapping[str, Tensor], saved: Saved) -> NexusAdapter:
-    """The release's config is of little use: its `groups` may be wrong, and it has no heads."""
+    """Build it from the tensors' shapes: the release's config has no heads, and its groups may be wrong."""
     geometry = trunk_geometry(tensors, saved)
     inner, text_width = shape_of("adapter.body.0.cross_attention.to_k.weight", 2, tensors, saved)
     grouped, groups = "adapter.body.0.resnets.0.block1.gwc.weight", 1
@@ -178,7 +182,7 @@ def _from_release(tensors: Mapping[str, Tensor], saved: Saved) -> NexusAdapter:
 
 
 def _heads(inner: int, channels: list[int]) -> tuple[int, int]:
-    """Heads of a given inner width: those of the rule where it gives that width, else by the same widths."""
+    """Return (heads, head_width) for an inner width: by `attention_heads` of the channels if that fits it."""
     heads, head_width = attention_heads(channels)
     if heads * head_width == inner:
         return heads, head_width
@@ -189,8 +193,8 @@ def _from_t2i(saved: Saved, tensors: Mapping[str, Tensor], options: Mapping[str,
     t2i = build_t2i(saved, tensors).float()
     units = t2i.config["num_res_blocks"]
     has_place = units == UNITS
-    expected = f"a T2I-Adapter of {UNITS} residual blocks per level, as a Nexus adapter has"
-    expect(has_place, "source", expected, f"'{saved.path}', of {units}")
+    expected = f"a T2I-Adapter with {UNITS} residual blocks per level, like a Nexus adapter"
+    expect(has_place, "source", expected, f"'{saved.path}' with {units}")
     geometry = trunk_geometry(tensors, saved)
     is_grey = geometry["in_channels"] == 1
     heads, head_width = attention_heads(geometry["channels"])
@@ -202,13 +206,13 @@ def _from_t2i(saved: Saved, tensors: Mapping[str, Tensor], options: Mapping[str,
         torch.manual_seed(seed)
         adapter: Any = NexusAdapter(**arguments)
     groups: int = options["groups"]
-    # In float32: a third of a stem in half precision would be rounded.
+    # In float32: dividing the stem by three would round in half precision.
     trunk = trunk_tensors(t2i.state_dict(), groups, grey_to=3 if is_grey else None)
     own = {k: v for k, v in adapter.state_dict().items() if ".norm1." in k or ".cross_attention." in k}
     check_tensors(adapter, own | trunk, saved.path, "source")
     adapter.load_state_dict(own | trunk)
     notes = [
-        f"until it is trained, {_likeness(adapter.eval(), t2i)}",
+        f"before training, {_likeness(adapter.eval(), t2i)}",
         "its norms and attention are newly initialized",
     ]
     if is_grey:
@@ -217,14 +221,14 @@ def _from_t2i(saved: Saved, tensors: Mapping[str, Tensor], options: Mapping[str,
         )
     if groups > 1:
         notes.append(
-            "its convolutions are the least-squares fit to the T2I-Adapter's: they have no bias, and between "
-            "the groups only the center of each kernel is kept"
+            "its convolutions are a least-squares fit to the T2I-Adapter's: they have no bias, and only the "
+            "center of each kernel connects the groups"
         )
     return Imported(adapter, FROM_T2I, tuple(notes), _OPTIONS)
 
 
 def _likeness(adapter: Any, t2i: Any) -> str:
-    """How close an adapter's features are to a T2I-Adapter's, measured on two generated line maps."""
+    """Describe how close an adapter's features are to a T2I-Adapter's, measured on random line maps."""
     side = _MEASURED_ON * t2i.config["downscale_factor"]
     generator = torch.Generator().manual_seed(0)
     waves = interpolate(torch.randn(2, 1, 6, 6, generator=generator), (side, side), mode="bicubic")
@@ -237,20 +241,21 @@ def _likeness(adapter: Any, t2i: Any) -> str:
     pairs = [(ours.flatten(), theirs.flatten()) for ours, theirs in zip(found, wanted, strict=True)]
     errors = [float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12)) for ours, theirs in pairs]
     if max(errors) < _ROUNDING:
-        return "its features are those of the T2I-Adapter"
+        return "its features equal those of the T2I-Adapter"
     likeness = [float(cosine_similarity(ours, theirs, 0)) for ours, theirs in pairs]
     return (
-        "its features differ from the T2I-Adapter's: on line maps, their cosine similarity is "
-        f"{', '.join(f'{value:.3f}' for value in likeness)} from the first level to the last, and the "
-        f"difference is {min(errors):.0%} to {max(errors):.0%} of the features' norm"
+        "its features differ from the T2I-Adapter's: on line maps, the cosine similarity per level, from "
+        f"first to last, is {', '.join(f'{value:.3f}' for value in likeness)}, and the difference is "
+        f"{min(errors):.0%} to {max(errors):.0%} of the features' norm"
     )
 
 
 def build_adapter(
     saved: Saved, config: Mapping[str, Any], kind: type[NexusAdapter] = NexusAdapter
 ) -> NexusAdapter:
-    """An adapter of the class `kind` and this config with the tensors of `saved`, all of them checked.
+    """Build an adapter of the class `kind` with this config and the tensors of `saved`, all checked.
 
-    `InvalidArgument` named "source".
+    Raises:
+        InvalidArgument: named "source", if config and tensors do not fit.
     """
     return build_checked(config, load_tensors(saved), saved.path, kind)

@@ -1,7 +1,7 @@
-"""The names and shapes of a Nexus adapter's tensors, by its config.
+"""The names and shapes of a Nexus adapter's tensors, derived from its config.
 
-Files are compared with them before anything is built, because a config can contain arbitrary numbers. Nothing
-here imports torch, so that commands that only inspect files start fast.
+Files are compared with them before a model is built, because a config can contain arbitrary numbers. Nothing
+here imports torch, so commands that only inspect files start fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from nexus_adapters.adapter.weights import raise_for_tensors
 from nexus_adapters.errors import expect
 
 Shape = tuple[int, ...]
-_UNITS = 2  # residual units of a stage
-_USUAL_STAGES = 64  # that a block of the user's may have in any file; more need as many tensors
+_UNITS = 2  # residual units per stage
+_USUAL_STAGES = 64  # a custom block may have this many stages; more only if the file has as many tensors
 _STAGE = re.compile(r"adapter\.body\.(\d{1,9})\.", re.ASCII)
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Of an adapter of the paper's block. `config` has all arguments, and they have been checked."""
+    """Return tensor name -> shape for an adapter with the paper's block.
+
+    `config` has all arguments, already checked.
+    """
     inner, text_width = config["heads"] * config["head_width"], config["text_width"]
     shapes: dict[str, Shape] = {}
 
@@ -59,10 +62,16 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 def check_layout(
     config: Mapping[str, Any], found: Mapping[str, Shape], path: str | Path, argument: str
 ) -> None:
-    """`InvalidArgument`, for `argument`, unless a config needs exactly the tensors found, in these shapes.
+    """Raise `InvalidArgument` unless the config needs exactly the tensors found, in these shapes.
 
-    Of another block than the paper's only the stem is known, and that no stage is beyond the config's: not
-    every stage of such a block must have tensors. `config` has all arguments, and they have been checked.
+    For a custom block, only the stem is checked, and that there are no more stages than in the config: its
+    stages may have no tensors.
+
+    Args:
+        config: all arguments, already checked.
+        found: tensor name -> shape, as in the file.
+        path: of the file, for the error.
+        argument: the error's name.
     """
     channels = config["channels"]
     stages = 1 + max((int(match[1]) for name in found if (match := _STAGE.match(name))), default=-1)
@@ -71,8 +80,8 @@ def check_layout(
     expect(
         len(channels) <= most and (is_papers or stages <= len(channels)),
         argument,
-        f"the tensors of {len(channels)} stages, as many as the config has channels",
-        f"those of {stages} in '{path}'",
+        f"the tensors of {len(channels)} stages, as in the config",
+        f"those of {stages} stages in '{path}'",
     )
     if is_papers:
         needed = tensor_shapes(config)

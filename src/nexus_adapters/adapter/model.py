@@ -1,4 +1,4 @@
-"""NexusAdapter: a structure map and a prompt in, one feature map per place in the denoiser out."""
+"""NexusAdapter: takes a structure map and a prompt, returns one feature map per place in the denoiser."""
 
 import inspect
 import json
@@ -47,7 +47,7 @@ from nexus_adapters.files import WEIGHTS
 
 
 def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, Any]) -> None:
-    """Raise `InvalidArgument` where `NexusAdapter.forward` cannot take these tensors."""
+    """Raise `InvalidArgument` unless `NexusAdapter.forward` can take these tensors."""
     fits = condition.ndim == 4 and condition.shape[1] == config["in_channels"]
     expect(fits, "condition", f"shape (B, {config['in_channels']}, H, W)", f"{tuple(condition.shape)}")
     is_float = condition.is_floating_point()
@@ -65,25 +65,25 @@ def check_inputs(condition: Tensor, prompt_embeds: Tensor, config: Mapping[str, 
     fits = prompt_embeds.ndim == 3 and prompt_embeds.shape[1] > 0 and prompt_embeds.shape[2] == text_width
     expect(fits, "prompt_embeds", f"shape (B, N, {text_width})", f"{tuple(prompt_embeds.shape)}")
     batch, texts = len(condition), len(prompt_embeds)
-    expect(batch == texts, "prompt_embeds", f"a batch of {batch}, as condition has", f"a batch of {texts}")
+    expect(batch == texts, "prompt_embeds", f"a batch of {batch}, as in condition", f"a batch of {texts}")
 
 
 def _check_folder(kind: type, folder: Path, variant: str | None) -> None:
-    """Raise `InvalidArgument` for errors that a saved adapter's files show before anything is built.
+    """Raise `InvalidArgument` for errors in a saved adapter's files, before a model is built.
 
-    diffusers reads configs and indices of any content, and builds what they say.
+    diffusers does not check configs and indices, and builds whatever they describe.
     """
     with renamed({"adapter": PATH}):
         has_config = (folder / CONFIG).is_file()
-        expect(has_config, PATH, f"a folder with {CONFIG}", f"'{folder}', which has none")
+        expect(has_config, PATH, f"a folder with {CONFIG}", f"'{folder}' without {CONFIG}")
         config = read_json(folder / CONFIG)
         files = standard_weights(folder, variant)
         named = f" of variant {variant!r}" if variant else ""
         expected = f"a folder with {WEIGHTS}.safetensors{named}"
         hint = "load_adapter and `nexus convert` read other files"
         if any(folder.glob(f"{WEIGHTS}*.bin")):
-            return  # of which `check_files` says why it is not read
-        expect(bool(files), PATH, expected, f"'{folder}', which has none", hint)
+            return  # `check_files` reports why it is not read
+        expect(bool(files), PATH, expected, f"'{folder}' without this file", hint)
     if kind is NexusAdapter:
         arguments = check_saved_config(config)
         tensors = {name: tensor for file in files for name, tensor in read_header(file, PATH).tensors.items()}
@@ -96,37 +96,39 @@ _GEOMETRY = {"channels", "pools", "unshuffle", "text_width"}
 class NexusAdapter(ModelMixin, ConfigMixin):
     """Text-guided convolutional adapter, Prime or Slim (arXiv 2602.14514). A diffusers model.
 
-    `for_unet` derives every argument from a UNet; all of them are in `config`. A subclass saves and loads as
-    itself; arguments of its own go into the config by diffusers' `@register_to_config`.
+    `for_unet` derives every argument from a UNet; all arguments are in `config`. A subclass saves and loads
+    as itself; its own arguments go into the config if you use diffusers' `@register_to_config`.
 
     Args:
         in_channels: channels of the structure map.
-        channels: width of each stage, which is that of its feature.
-        pools: per stage, whether (or how many times) a 2x2 average pooling precedes it. Never the first.
+        channels: width of each stage and of its feature.
+        pools: per stage, whether (or how many times) a 2x2 average pooling precedes it. Never before the
+            first.
         unshuffle: side of the pixel squares that the stem folds into channels; the first feature's stride.
-        groups: groups of the 3x3 convolutions. 1 is Prime (plain convolutions), 2 and more Slim
+        groups: groups of the 3x3 convolutions. 1 is Prime (plain convolutions); 2 or more is Slim
             (heterogeneous convolutions: grouped 3x3 plus dense 1x1).
         text_width: width of the prompt embeddings.
-        heads, head_width: of the cross-attention, the same in every stage.
-        residual: add the attention's input to its output. False, as in the paper, is the attention alone.
-        zero_init: start the attention's output projection at zero; needs `residual`.
-        noise_exponent: of the noise's share of the latents' variance, by whose power the features are
-            multiplied in every step, in training and in generation (`noise_factors`). 0, as in the paper, is
-            the same strength in all steps. The forward pass returns the features themselves.
-        block: the name of what each level computes: "paper", or a class of `register_block`.
-        block_options: of the block, JSON values.
+        heads: number of attention heads, the same in every stage.
+        head_width: channels per attention head, the same in every stage.
+        residual: add the attention's input to its output. False, as in the paper: the output alone.
+        zero_init: initialize the attention's output projection to zero; needs `residual`.
+        noise_exponent: in every step of training and generation, features are multiplied by the noise's share
+            of the latents' variance to this power (`noise_factors`). 0, as in the paper, gives the same
+            strength in all steps. `forward` returns the features without this factor.
+        block: name of the block that each level computes: "paper", or one of `register_block`.
+        block_options: options of the block, as JSON values.
 
     Raises:
         InvalidArgument: for the first argument that cannot be used, or a block that is not registered.
     """
 
-    # Where saved pipelines look the class up: they must survive moves of this file.
+    # Saved pipelines look the class up here; they must still load if this file moves.
     __module__ = "nexus_adapters"
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ("norm",)
 
-    # The ignores below: diffusers has types for some of its functions, and not for these.
+    # The ignores below: diffusers has no types for these functions.
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers' own
     def __init__(
         self,
@@ -147,7 +149,7 @@ class NexusAdapter(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # diffusers' own
         check_arguments(self.config)
-        # So that the config is the same before saving and after loading; JSON has no tuples.
+        # The config should be the same before saving and after loading; JSON has no tuples.
         self.register_to_config(  # type: ignore[no-untyped-call]  # diffusers' own
             channels=tuple(channels), pools=tuple(pools), block_options=as_json(block_options)
         )
@@ -171,19 +173,19 @@ class NexusAdapter(ModelMixin, ConfigMixin):
     def for_unet(
         cls, unet: nn.Module, variant: str = "prime", *, vae_scale_factor: int = 8, **overrides: Any
     ) -> Self:
-        """A new adapter, randomly initialized, whose features fit `unet`.
+        """Create a new, randomly initialized adapter whose features fit `unet`.
 
         Args:
             unet: a `UNet2DConditionModel` of `CrossAttnDownBlock2D` and `DownBlock2D`.
             variant: "prime" or "slim", with a residual connection around the attention; "prime-paper" or
-                "slim-paper", without it, as in the paper.
-            vae_scale_factor: image pixels per latent pixel and side; times the first feature's stride on the
-                latents it gives `unshuffle`.
-            overrides: any constructor argument, in place of the derived one.
+                "slim-paper" without it, as in the paper.
+            vae_scale_factor: image pixels per latent pixel, per side. `unshuffle` is this number times the
+                first feature's stride on the latents.
+            overrides: constructor arguments that replace the derived ones.
 
         Raises:
-            InvalidArgument: for a UNet that takes no features, an unknown variant or override, an override
-                that contradicts the variant, or a bad value.
+            InvalidArgument: for a UNet that accepts no features, an unknown variant or override, an override
+                that contradicts the variant, or an invalid value.
         """
         check_positive("vae_scale_factor", vae_scale_factor)
         config = config_of(unet)
@@ -194,10 +196,10 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def for_geometry(cls, geometry: Mapping[str, Any], variant: str = "prime", **overrides: Any) -> Self:
-        """A new adapter, randomly initialized, for places of any denoiser.
+        """Create a new, randomly initialized adapter for the places of any denoiser.
 
         Args:
-            geometry: `channels`, `pools`, `unshuffle` and `text_width`, as `base_geometry` gives them.
+            geometry: `channels`, `pools`, `unshuffle` and `text_width`, as returned by `base_geometry`.
             variant: as in `for_unet`.
             overrides: as in `for_unet`.
 
@@ -223,22 +225,22 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """What a device map keeps in one place."""
+        """Classes of modules that a device map must not split."""
         return sorted({type(stage).__name__ for stage in self.adapter.body})
 
     def forward(
         self,
-        # `| Tensor`: under pytest, too, misshapen input is to meet the checks below.
+        # `| Tensor`: misshapen input should reach the checks below, also under pytest.
         condition: Float[Tensor, "b c h w"] | Tensor,
         prompt_embeds: Float[Tensor, "b n d"] | Tensor,
     ) -> list[Tensor]:
-        """One feature map per stage: (B, channels[i], ceil(H / stride), ceil(W / stride)).
+        """Return one feature map per stage: (B, channels[i], ceil(H / stride), ceil(W / stride)).
 
-        The stride is `unshuffle`, doubled by every pooling up to stage i.
+        The stride of stage i is `unshuffle`, doubled by every pooling up to and including stage i.
 
         Args:
-            condition: structure maps, (B, in_channels, H, W), floating point in [0, 1]; H and W multiples of
-                `unshuffle`, B as in `prompt_embeds`.
+            condition: structure maps, (B, in_channels, H, W), floating point in [0, 1]; H and W are multiples
+                of `unshuffle`.
             prompt_embeds: the text encoder's output as the UNet receives it, (B, N, text_width).
 
         Raises:
@@ -250,16 +252,17 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Load a saved adapter from a folder or the Hub; diffusers' own arguments, all of them.
+        """Load a saved adapter from a folder or the Hub. Takes all arguments of diffusers' `from_pretrained`.
 
-        Returns the adapter, or (adapter, loading info) with `output_loading_info=True`.
+        Returns:
+            The adapter, or (adapter, loading info) with `output_loading_info=True`.
 
         Raises:
-            InvalidArgument: names tensors that the file lacks, has in excess, or has in the wrong shape;
-                diffusers itself leaves some of these uninitialized, with no more than a log message. Also for
-                the config of another class, of a newer format, or of a block that is not registered; for a
-                folder without its files; and for a single file, which `from_single_file` loads.
-            OSError: diffusers' own, where there is no such folder, and no such repository on the Hub.
+            InvalidArgument: if tensors are missing, unexpected or have the wrong shape (diffusers itself
+                leaves some of these uninitialized and only logs it); for the config of another class, of a
+                newer format, or of a block that is not registered; for a folder without its files; and for a
+                single file, which `from_single_file` loads.
+            OSError: from diffusers, if there is no such folder and no such repository on the Hub.
         """
         source = Path(pretrained_model_name_or_path)
         hint = f"Use {cls.__name__}.from_single_file for a file, or load_adapter for either"
@@ -271,24 +274,26 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_single_file(cls, file: str | os.PathLike[str], torch_dtype: torch.dtype | None = None) -> Any:
-        """Load an adapter from a file that `nexus convert --to single-file` or `export_file` wrote.
+        """Load an adapter from a file written by `nexus convert --to single-file` or `export_file`.
 
-        `torch_dtype`: of the weights; None for that of the file.
+        Args:
+            file: the .safetensors file.
+            torch_dtype: of the weights; None keeps the file's.
 
         Raises:
-            InvalidArgument: for any other file, and in the cases of `from_pretrained`.
+            InvalidArgument: for any other file, and as in `from_pretrained`.
         """
         with renamed(dict.fromkeys(("adapter", "source", "path"), "file")):
             expect(Path(file).is_file(), "file", "an existing file", f"'{os.fspath(file)}'")
             saved = find_saved(Path(file))
-            hint = "`nexus convert` reads other formats; load_adapter reads those that need no conversion"
-            expect(saved.is_nexus, "file", "a file that contains its config", f"'{file}', without one", hint)
+            hint = "Use load_adapter for other formats, or `nexus convert` to convert them"
+            expect(saved.is_nexus, "file", "a file that contains its config", f"'{file}' without one", hint)
             adapter: Any = build_checked(saved.config, load_tensors(saved), saved.path, cls)
         return adapter if torch_dtype is None else nn.Module.to(adapter, torch_dtype)
 
     @classmethod
     def _load_pretrained_model(cls, *args: Any, **kwargs: Any) -> Any:
-        """Diffusers' own, given the tensors that are in the files, in place of what an index says of them."""
+        """Call diffusers' method with the tensors that are in the files, not those that an index lists."""
         load: Any = super()._load_pretrained_model  # type: ignore[misc]  # diffusers' own, without types
         call = inspect.signature(load).bind(*args, **kwargs)
         files = [Path(file) for file in call.arguments.get("resolved_model_file") or ()]
@@ -299,15 +304,15 @@ class NexusAdapter(ModelMixin, ConfigMixin):
         self,
         save_directory: str | os.PathLike[str],
         *args: Any,
-        variant: str | None = None,  # named, since pipelines of diffusers pass it to those parts that name it
+        variant: str | None = None,  # named: diffusers' pipelines pass it only to parts that name it
         **kwargs: Any,
     ) -> None:
-        """Save into a folder; diffusers' own arguments, all of them.
+        """Save the adapter into a folder. Takes all arguments of diffusers' `save_pretrained`.
 
-        The SHA-256 of all tensors goes into the metadata of each weights file, by which loading checks
-        that they are still the same.
+        The SHA-256 of all tensors is added to the metadata of each weights file; loading checks it.
 
-        Raises `InvalidArgument` for `safe_serialization=False`: pickles can hold code, and are not loaded.
+        Raises:
+            InvalidArgument: for `safe_serialization=False`: pickles can hold code and are never loaded.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]  # diffusers' own, without types
         named = {} if variant is None else {"variant": variant}
@@ -317,11 +322,12 @@ class NexusAdapter(ModelMixin, ConfigMixin):
     def from_config(
         cls, config: Mapping[str, Any] | Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Build an untrained adapter of this config.
+        """Build an untrained adapter from its config.
 
-        Raises `InvalidArgument` where arguments are missing or unknown, and for another class's config.
+        Raises:
+            InvalidArgument: if arguments are missing or unknown, and for the config of another class.
         """
-        # Of text diffusers makes a path or Hub id: a config.json that holds a JSON string would be fetched.
+        # diffusers treats text as a path or Hub id: it would fetch whatever a JSON string in a config names.
         expect(
             config is None or isinstance(config, Mapping), "config", "a dict", f"a {type(config).__name__}"
         )
@@ -341,15 +347,15 @@ class NexusAdapter(ModelMixin, ConfigMixin):
             )
         except (RuntimeError, OverflowError, MemoryError) as error:
             reason = one_line(error)
-            raise InvalidArgument("config", "that of an adapter that can be built", reason) from error
+            raise InvalidArgument("config", "the config of an adapter that can be built", reason) from error
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
-        """Diffusers' own reads one constructor; those of subclasses may hand `**kwargs` on to ours."""
+        """Return the constructor's keywords, including those that a subclass passes on as `**kwargs`."""
         return {"self", *constructor_keywords(input_class)}
 
     def to_json_string(self) -> str:
-        """The config as it is saved, with the version of its format."""
+        """Return the config as it is saved, with its format version."""
         text: str = super().to_json_string()
         content = {**json.loads(text), FORMAT: FORMAT_VERSION}
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
@@ -361,9 +367,9 @@ def build_checked(
     path: Path,
     kind: type[NexusAdapter] = NexusAdapter,
 ) -> NexusAdapter:
-    """An adapter of the class `kind` with this config and these tensors. All are checked first.
+    """Build an adapter of the class `kind` from a config and tensors, which are checked first.
 
-    `path`: of their file, for errors: `InvalidArgument` named "source".
+    `path` is the tensors' file, for errors: `InvalidArgument` named "source".
     """
     try:
         if kind is NexusAdapter:
@@ -374,11 +380,11 @@ def build_checked(
             adapter: Any = kind(**given)
     except InvalidArgument as error:
         raise error if error.name == "source" else within("source", "a valid config", path, error) from error
-    except (RuntimeError, TypeError, OverflowError) as error:  # of a block or a class of the user's
+    except (RuntimeError, TypeError, OverflowError) as error:  # from a user's block or class
         found = f"'{path}' ({one_line(error)})"
         raise InvalidArgument("source", "an adapter that can be built", found) from error
     check_tensors(adapter, tensors, path, "source")
-    # Copies: those of a file stay tied to it.
+    # Copied, since loaded tensors may stay mapped to their file.
     adapter.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     built: NexusAdapter = adapter.eval()
     return built

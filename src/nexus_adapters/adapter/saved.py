@@ -1,4 +1,4 @@
-"""Finding a saved adapter by what users call it, and what its files say, without building the model.
+"""Find a saved adapter by what users call it, and read its files without building the model.
 
 Nothing here imports torch: commands that only look at files start fast.
 """
@@ -26,17 +26,17 @@ from nexus_adapters.errors import InvalidArgument, expect, one_line
 from nexus_adapters.files import WEIGHTS, file_sha256, read_regular
 
 CONFIG, INDEX = "config.json", "model_index.json"
-CONFIG_KEY = "nexus_adapters.config"  # of a single file's metadata
+CONFIG_KEY = "nexus_adapters.config"  # in a single file's metadata
 RUN_CONFIG, RUN_ADAPTER, RUN_CHECKPOINTS = "config.toml", "adapter", "checkpoints"
-RUN_RECORD = "training.json"  # in RUN_ADAPTER: the run is finished
+RUN_RECORD = "training.json"  # in RUN_ADAPTER of a finished run
 CHECKPOINT_MANIFEST, CHECKPOINT_STATE = "manifest.json", "state.json"
-CHECKPOINT_TENSORS = ("average", "module")  # the average, where there is one, is what a run is for
-CHECKPOINT_FORMAT = 2  # of checkpoints' state; the first had neither a version nor the adapter's config
+CHECKPOINT_TENSORS = ("average", "module")  # in order of preference
+CHECKPOINT_FORMAT = 2  # of a checkpoint's state; format 1 had neither a version nor the adapter's config
 SINGLE_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _HUB_FILES = [CONFIG, INDEX, f"{WEIGHTS}*", "adapter/*"]
 _EXPECTED = "a saved adapter: a folder, Hub id, file, training run, checkpoint or saved pipeline"
-_DEEPEST, _LARGEST = 16, 2**63  # of what is read as JSON
-_MOST_LAYERS = 1000  # of files whose tensors are not known
+_DEEPEST, _LARGEST = 16, 2**63  # deepest nesting and largest integer accepted in JSON
+_MOST_LAYERS = 1000  # if the file's tensors are not known
 _LONGEST_NAME = 100  # of a class
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHARD = re.compile(r"-\d+-of-\d+$", re.ASCII)
@@ -45,14 +45,14 @@ _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*\w")
 
 @dataclass(frozen=True)
 class Saved:
-    """An adapter in files.
+    """A saved adapter.
 
     Attributes:
-        source: what the user calls it.
-        path: the folder or file; of a weights file with its config.json next to it, their folder.
-        config: of the adapter, with its `_class_name`; empty where the files have none.
-        files: of the weights; of safetensors in one save, or one file of another kind.
-        run: of a training's checkpoint that has no config of its own, the run's recipe; else empty.
+        source: the name, path or Hub id that the user gave.
+        path: the folder or file; for a weights file with config.json next to it, their folder.
+        config: the adapter's config, with its `_class_name`; empty if the files have none.
+        files: the weights: the safetensors files of one save, or one file of another kind.
+        run: the run's recipe, if this is a training checkpoint without a config; else empty.
     """
 
     source: str
@@ -63,41 +63,41 @@ class Saved:
 
     @property
     def class_name(self) -> str:
-        """The adapter's class, as its config has it; "" where there is none."""
+        """The adapter's class in its config; "" if there is none."""
         return str(self.config.get("_class_name", ""))[:_LONGEST_NAME]
 
     @property
     def is_nexus(self) -> bool:
-        """Whether its config says how a `NexusAdapter` is built; the public release's config does not."""
+        """Whether its config is a `NexusAdapter`'s; the public release's config does not count."""
         if self.class_name:
             return self.class_name == "NexusAdapter" and "downscale_factor" not in self.config
         return "unshuffle" in self.config
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether it is a training's checkpoint."""
+        """Whether it is a training checkpoint."""
         return (self.path / CHECKPOINT_MANIFEST).is_file()
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is what `from_pretrained` reads from its folder, and not another file in there."""
+        """Whether `from_pretrained` would load these files from the folder."""
         is_save = self.path.is_dir() and not self.is_checkpoint and bool(self.config)
         return is_save and self.files == standard_weights(self.path)
 
     @property
     def has_hash(self) -> bool:
-        """Whether the weights are of a Nexus adapter that this package wrote: it adds their hash."""
+        """Whether the weights were written by this package, which adds a hash."""
         files = (file for file in self.files if file.suffix == ".safetensors")
         return any(HASH in read_header(file, "adapter").metadata for file in files)
 
     @property
     def file_variant(self) -> str | None:
-        """As `variant_in_name`, of a folder's weights."""
+        """The `variant_in_name` of a folder's weights, such as "fp16"; None if there is none."""
         return variant_in_name(self.files[0]) if self.path.is_dir() and not self.is_checkpoint else None
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
-        """Name -> where it lies; empty for files that are no safetensors."""
+        """Tensor name -> its place in the files; empty if they are not safetensors."""
         found: dict[str, TensorEntry] = {}
         for file in self.files:
             if file.suffix == ".safetensors":
@@ -106,31 +106,31 @@ class Saved:
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
+        """The number of parameters."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The tensors' types, such as ("F16",)."""
+        """The tensors' data types, such as ("F16",)."""
         return tuple(sorted({tensor.dtype for tensor in self.tensors.values()}))
 
     def sha256(self) -> str:
-        """Of the tensors by `hash_tensors`, the same in whatever files they are; of a pickle, of the file."""
+        """Return the `hash_tensors` of the tensors, or for a pickle the SHA-256 of the file."""
         return hash_tensors(self.tensors) if self.tensors else file_sha256(self.files[0])
 
 
 def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBEDDED) -> Saved:
-    """The saved adapter that a user means.
+    """Find a saved adapter.
 
     Args:
-        source: the name of one that ships with `base`, a folder, a Hub id, a single file, a training run's
-            folder, one of its checkpoints, or a saved pipeline with an adapter. A name goes first: "./prime",
-            like any `Path`, is a folder.
-        condition: which maps an embedded adapter reads; only names need it.
-        base: within which names are looked up.
+        source: the name of an adapter included with `base`, a folder, a Hub id, a single file, a training
+            run's folder, one of its checkpoints, or a saved pipeline with an adapter. Names take precedence;
+            "./prime", like any `Path`, is a folder.
+        condition: the condition of an embedded adapter; used only with a name.
+        base: the base whose adapter names are known.
 
     Raises:
-        InvalidArgument: named "adapter" (or "condition"), for what is none of these.
+        InvalidArgument: named "adapter" (or "condition"), if there is no such adapter.
     """
     given: Any = source
     is_path = isinstance(given, (str, os.PathLike)) and given != ""
@@ -160,20 +160,20 @@ def find_saved(source: str | Path, condition: str = CONDITION, base: str = EMBED
 
 
 def _names_hint(name: str, base: str) -> str:
-    """Which names there are, to a user who may have meant one."""
+    """Return a hint with the known names, for a user who may have meant one of them."""
     if base in BUNDLED:
         return f"The names on the base '{base}' are {', '.join(BUNDLED[base].names)}"
     owner = next((bundle.name for bundle in BUNDLED.values() if bundle.has_adapter(name)), None)
-    return f"{name!r} is an adapter of the base '{owner}', and does not fit '{base}'" if owner else ""
+    return f"{name!r} is an adapter for the base '{owner}' and does not fit '{base}'" if owner else ""
 
 
 def _fetched(source: str) -> Path:
-    """The local copy of what an adapter's repository on the Hub has."""
+    """Download an adapter's repository from the Hub and return the local folder."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the client has many of its own
+    except Exception as error:  # the client raises errors of many kinds
         reason = one_line(error)
         raise InvalidArgument(
             "adapter", _EXPECTED, f"'{source}' ({type(error).__name__}: {reason})"
@@ -185,7 +185,7 @@ def _of_file(source: str, file: Path) -> Saved:
         return _of_checkpoint(source, file.parent, file)
     if _SHARD.search(file.stem):
         raise InvalidArgument(
-            "adapter", "all of an adapter", f"'{source}', one part", f"Give '{file.parent}'"
+            "adapter", "a complete adapter", f"'{source}', one of several parts", f"Use '{file.parent}'"
         )
     path, config = file, {}
     metadata = read_header(file, "adapter").metadata if file.suffix == ".safetensors" else {}
@@ -205,8 +205,8 @@ def _of_folder(source: str, folder: Path) -> Saved:
 
 
 def _of_run(source: str, folder: Path) -> Saved:
-    """The finished adapter, else the newest undamaged checkpoint, with a warning for each damaged one."""
-    if (folder / RUN_ADAPTER).is_dir():  # written whole or not at all, so one without a config is damaged
+    """Return the finished adapter, else the newest undamaged checkpoint; warn of each damaged one."""
+    if (folder / RUN_ADAPTER).is_dir():  # written atomically, so a folder without a config is damaged
         return _of_folder(source, folder / RUN_ADAPTER)
     checkpoints = sorted((folder / RUN_CHECKPOINTS).glob("step-*"), reverse=True)
     expect(bool(checkpoints), "adapter", _EXPECTED, f"'{source}', a training run without a checkpoint")
@@ -219,9 +219,9 @@ def _of_run(source: str, folder: Path) -> Saved:
 
 
 def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Saved:
-    """With the config that the checkpoint keeps, or of an older version's the run's recipe.
+    """Return a checkpoint with its config, or with its run's recipe if it is of an older format.
 
-    `given`: which of its files; None for the average, where there is one.
+    `given` is one of its files; None selects the averaged weights, if there are any.
     """
     hashes = read_json(folder / CHECKPOINT_MANIFEST).get("sha256")
     state = read_json(folder / CHECKPOINT_STATE)
@@ -235,13 +235,13 @@ def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Save
         raise InvalidArgument("adapter", "a checkpoint with weights", f"'{folder}'")
     for part in (file, folder / CHECKPOINT_STATE):
         is_whole = file_sha256(part) == hashes.get(part.name)
-        expect(is_whole, "adapter", "a checkpoint as it was written", f"'{part}', which has changed since")
+        expect(is_whole, "adapter", "an unchanged checkpoint", f"'{part}', which was changed or damaged")
     run: dict[str, Any] = {}
     recipe = folder.parent.parent / RUN_CONFIG
     if not config:
         has_recipe = recipe.is_file()
-        hint = "The checkpoint does not say how its adapter is built; it must lie in its run's folder"
-        expect(has_recipe, "adapter", "a checkpoint in its training run", f"'{folder}'", hint)
+        hint = "The checkpoint has no adapter config, so it must stay in its run's folder"
+        expect(has_recipe, "adapter", "a checkpoint in its run's folder", f"'{folder}'", hint)
         try:
             run = tomllib.loads(read_regular(recipe).decode("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
@@ -254,21 +254,22 @@ def _of_checkpoint(source: str, folder: Path, given: Path | None = None) -> Save
 
 
 def check_checkpoint(state: Mapping[str, Any], folder: Path, argument: str = "adapter") -> None:
-    """`InvalidArgument`, for `argument`, where a newer version of the package wrote a checkpoint."""
+    """Raise `InvalidArgument`, named `argument`, for a checkpoint of a newer version of the package."""
     version = state.get(FORMAT, 1)
     expect(
         version in range(1, CHECKPOINT_FORMAT + 1),
         argument,
-        f"a checkpoint of {FORMAT} {CHECKPOINT_FORMAT} or older",
-        f"'{folder}', of {FORMAT} {shown(version)}",
+        f"a checkpoint with {FORMAT} {CHECKPOINT_FORMAT} or older",
+        f"'{folder}' with {FORMAT} {shown(version)}",
         "Upgrade nexus-adapters: the checkpoint was saved by a newer version",
     )
 
 
 def weights_in(folder: Path) -> tuple[Path, ...]:
-    """The files of one save: those that diffusers would choose, otherwise the only ones in the folder.
+    """Return the files of one save: those that diffusers would choose, else the only ones in the folder.
 
-    `InvalidArgument` named "adapter" where there are none, or several without a default among them.
+    Raises:
+        InvalidArgument: named "adapter", if there are none, or several and no default.
     """
     if found := standard_weights(folder):
         return found
@@ -282,12 +283,12 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
     expected = f"a folder with an adapter's weights, such as {WEIGHTS}.safetensors"
     expect(len(whole) > 0, "adapter", expected, f"'{folder}', which has none")
     names = ", ".join(file.name for file in whole[:8])
-    expect(len(whole) == 1, "adapter", expected, f"'{folder}', which has {names}", "Name one of the files")
+    expect(len(whole) == 1, "adapter", expected, f"'{folder}' with {names}", "Name one of the files")
     return tuple(whole)
 
 
 def standard_weights(folder: Path, variant: str | None = None) -> tuple[Path, ...]:
-    """The files that `from_pretrained` of diffusers loads from a folder; () where there are none."""
+    """Return the files that diffusers' `from_pretrained` loads from a folder; () if there are none."""
     suffix = "" if variant is None else f".{variant}"
     for index in (f"{WEIGHTS}.safetensors.index{suffix}.json", f"{WEIGHTS}{suffix}.safetensors.index.json"):
         if (folder / index).is_file():
@@ -304,13 +305,13 @@ def _shards(index: Path) -> tuple[Path, ...]:
     files = {file.name: file for file in index.parent.iterdir() if file.is_file()}
     for name in sorted(set(weight_map.values())):
         missing = f"'{index.parent}' without {shown(name)}"
-        expect(name in files, "adapter", "all files that its index names, in its folder", missing)
-        expect(name.endswith(".safetensors"), "adapter", "an index of safetensors", f"'{index}'")
+        expect(name in files, "adapter", "a folder with all files that its index names", missing)
+        expect(name.endswith(".safetensors"), "adapter", "an index of safetensors files", f"'{index}'")
     return tuple(files[name] for name in sorted(set(weight_map.values())))
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. `InvalidArgument` named "adapter" for anything else."""
+    """Read a JSON object. `InvalidArgument` named "adapter" for anything else."""
     try:
         text = read_regular(file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -330,7 +331,7 @@ def _parsed(text: str, file: Path) -> dict[str, Any]:
         is_huge = isinstance(value, int) and abs(value) > _LARGEST
         is_broken = isinstance(value, str) and not value.isascii() and bool(_SURROGATE.search(value))
         if depth > _DEEPEST or is_huge or is_broken:
-            expected = f"JSON of at most {_DEEPEST} levels, numbers of 64 bits and valid Unicode"
+            expected = f"JSON with at most {_DEEPEST} levels, 64-bit numbers and valid Unicode"
             raise InvalidArgument("adapter", expected, f"'{file}'")
         if isinstance(value, (dict, list)):
             inner = [*value, *value.values()] if isinstance(value, dict) else value
@@ -340,9 +341,9 @@ def _parsed(text: str, file: Path) -> dict[str, Any]:
 
 
 def check_layers(saved: Saved) -> None:
-    """`InvalidArgument` named "adapter" for more layers in a config than there are tensors for them.
+    """Raise `InvalidArgument` named "adapter" if the config has more layers than the files have tensors.
 
-    diffusers builds its models layer by layer, before it compares them with the files.
+    diffusers builds a model layer by layer before it compares it with the files.
     """
     most = sum(1 for _ in saved.tensors) or _MOST_LAYERS
     for name, value in saved.config.items():
@@ -351,12 +352,12 @@ def check_layers(saved: Saved) -> None:
             count = waiting.pop()
             waiting += count if isinstance(count, list) else ()
             fits = not isinstance(count, int) or count <= most
-            expected = f"at most {most} {name}, as there are tensors"
+            expected = f"at most {most} {name}, the number of tensors"
             expect(fits, "adapter", expected, f"{count} in '{saved.source}'")
 
 
 def _check_format(config: Mapping[str, Any], source: str) -> None:
-    """`InvalidArgument` named "adapter" where a newer version of the package wrote it."""
+    """Raise `InvalidArgument` named "adapter" for the config of a newer version of the package."""
     try:
         check_format_version(config)
     except InvalidArgument as error:
@@ -364,15 +365,15 @@ def _check_format(config: Mapping[str, Any], source: str) -> None:
 
 
 def within(argument: str, expected: str, source: str | Path, error: InvalidArgument) -> InvalidArgument:
-    """The error for the argument that named a file in which something is wrong."""
+    """Return an error about a file's content as one about the argument that named the file."""
     reason = InvalidArgument(error.name, error.expected, error.received)
     return InvalidArgument(argument, expected, f"'{source}' ({reason})", error.hint)
 
 
 def check_nexus(saved: Saved) -> dict[str, Any]:
-    """The config of a saved Nexus adapter with its defaults.
+    """Return the config of a saved Nexus adapter, with defaults filled in.
 
-    `InvalidArgument` named "adapter" where it is not valid, or needs other tensors than those in the files.
+    `InvalidArgument` named "adapter" if it is not valid, or does not match the tensors in the files.
     """
     expected = "a saved NexusAdapter"
     try:
@@ -385,8 +386,8 @@ def check_nexus(saved: Saved) -> dict[str, Any]:
         expect(
             found == stated,
             "adapter",
-            f"the tensors of a {stated}, as groups {config['groups']} in its config says",
-            f"those of a {found} in '{saved.source}'",
+            f"the tensors of a {stated} adapter, as groups {config['groups']} in its config implies",
+            f"those of a {found} adapter in '{saved.source}'",
         )
     if saved.tensors:
         shapes = {name: tensor.shape for name, tensor in saved.tensors.items()}

@@ -1,7 +1,7 @@
 """The paper's network: convolutional stages, each ending in cross-attention to the prompt (arXiv 2602.14514).
 
-Attribute names are those of the public release's state dict (`in_conv`, `resnets`, `block1.gwc`, `norm1`,
-`cross_attention.to_out.0`, ...), so that weights pass in and out under the same names.
+Attribute names match the public release's state dict (`in_conv`, `resnets`, `block1.gwc`, `norm1`,
+`cross_attention.to_out.0`, ...), so weights load and save under the same names.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from nexus_adapters.adapter.blocks import LEVEL_ARGUMENTS, constructor_keywords,
 class HeterogeneousConv(nn.Module):
     """Slim's convolution: a grouped 3x3 and a dense 1x1 over the same input, summed (arXiv 2602.14514).
 
-    The grouped half sees the neighbourhood, the 1x1 half mixes the groups. (B, C, H, W) -> (B, C, H, W);
-    `channels` must be divisible by `groups`.
+    The grouped convolution sees the neighborhood, the 1x1 convolution mixes the groups.
+    (B, C, H, W) -> (B, C, H, W); `channels` must be divisible by `groups`.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -63,7 +63,7 @@ class TextCrossAttention(nn.Module):
         self.to_q = nn.Linear(channels, inner_width, bias=False)
         self.to_k = nn.Linear(text_width, inner_width, bias=False)
         self.to_v = nn.Linear(text_width, inner_width, bias=False)
-        # A list of one, because the release stores this layer as `to_out.0`.
+        # A list with one element, because the release names this layer `to_out.0`.
         self.to_out = nn.ModuleList([nn.Linear(inner_width, channels)])
 
     def forward(
@@ -85,8 +85,8 @@ class Stage(nn.Module):
     (B, in_channels, H, W) and (B, N, text_width) -> (B, channels, H', W'), where each of `pools` poolings
     halves H and W, rounding up. The output is this level's feature and the next stage's input.
 
-    As in the paper and its release, the output is the attention's output alone. `residual=True` adds the
-    tensor that went into the LayerNorm; `zero_init=True` then starts the attention's share at zero.
+    As in the paper and its release, the result is the attention's output alone. `residual=True` adds the
+    input of the LayerNorm to it; with `zero_init=True`, the attention then starts out as zero.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Stage(nn.Module):
         self, x: Float[Tensor, "b c_in h_in w_in"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
         x = self.resnets(self.widen(x))
-        # One copy to pixel-major order serves the norm, the queries and the output projection.
+        # Copied once to pixel-major order, for the norm, the queries and the output projection.
         pixels = x.flatten(2).transpose(1, 2).contiguous()
         attended = self.cross_attention(self.norm1(pixels), prompt_embeds)
         if self.residual:
@@ -127,7 +127,7 @@ class Stage(nn.Module):
         return feature
 
     def widen(self, x: Float[Tensor, "b c_in h_in w_in"]) -> Float[Tensor, "b c h w"]:
-        """The level before's output in this level's size and width."""
+        """Return the previous level's output in this level's size and width."""
         for _ in range(self.pools):
             x = F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
         return x if self.in_conv is None else self.in_conv(x)
@@ -136,10 +136,10 @@ class Stage(nn.Module):
 class Trunk(nn.Module):
     """Stem and stages. Each stage's output is a feature, and the next stage's input.
 
-    `block` is the class of every stage, as `register_block` describes it; `stage` its arguments and options.
+    `block` is the class of every stage (see `register_block`), `stage` are its arguments and options.
     """
 
-    # Set by ModelMixin.enable_gradient_checkpointing, which finds the modules that have the first of the two.
+    # Set by ModelMixin.enable_gradient_checkpointing on modules that have the first attribute.
     gradient_checkpointing: bool = False
     _gradient_checkpointing_func: Callable[..., Tensor] | None = None
 

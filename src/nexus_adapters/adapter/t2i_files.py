@@ -1,6 +1,6 @@
-"""T2I-Adapters (arXiv 2302.08453) in files: their shapes, and diffusers' model with the tensors.
+"""Saved T2I-Adapters (arXiv 2302.08453): their shapes, and diffusers' model with their tensors.
 
-A model is built from the tensors' shapes. Its config is only compared with them, because it can contain
+The model is built from the tensors' shapes. Its config is only compared with them, because it can contain
 arbitrary numbers.
 """
 
@@ -18,7 +18,7 @@ from nexus_adapters.adapter.tensors import load_adapter_tensors
 from nexus_adapters.adapter.weights import check_tensors
 from nexus_adapters.errors import expect, renamed
 
-# Side of the stem's pixel squares -> the kind of base that adapters with such a stem are usually for.
+# Side of the stem's pixel squares -> the `adapter_type` that usually has such a stem.
 _STEMS = {8: "full_adapter", 16: "full_adapter_xl"}
 TEXT_WIDTHS = {"full_adapter": 768, "full_adapter_xl": 2048}
 _IN_STAGE = re.compile(r"adapter\.body\.(\d{1,3})\.", re.ASCII)
@@ -26,19 +26,20 @@ _IN_UNIT = re.compile(r"adapter\.body\.0\.resnets\.(\d{1,3})\.", re.ASCII)
 
 
 def load_t2i(saved: Saved) -> Any:
-    """Diffusers' `T2IAdapter` from the files of one in any form, with the precision of its tensors.
+    """Load diffusers' `T2IAdapter` from files of any known format, in the precision of its tensors.
 
-    `InvalidArgument` named "source".
+    Raises:
+        InvalidArgument: named "source", if the files are not a T2I-Adapter.
     """
     return build_t2i(saved, load_adapter_tensors(saved))
 
 
 def build_t2i(saved: Saved, tensors: Mapping[str, Tensor]) -> Any:
-    """As `load_t2i`, of tensors in diffusers' names."""
+    """Build diffusers' `T2IAdapter` from tensors with diffusers' names. For errors, see `load_t2i`."""
     arguments = _light_arguments(tensors, saved) if is_light(tensors) else _full_arguments(tensors, saved)
     for name, found in arguments.items():
         stated = saved.config.get(name, found)
-        expect(stated == found, "source", f"{name} {found} in the config, as the tensors are", shown(stated))
+        expect(stated == found, "source", f"{name} {found} in the config, as in the tensors", shown(stated))
     with torch.device("meta"):
         t2i: Any = T2IAdapter(**arguments)
     check_tensors(t2i, tensors, saved.path, "source")
@@ -47,7 +48,7 @@ def build_t2i(saved: Saved, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def is_light(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether they are a light T2I-Adapter's, whose blocks end in a convolution of their own."""
+    """Return whether the tensors are a light T2I-Adapter's: only its blocks end in a convolution."""
     return "adapter.body.0.out_conv.weight" in tensors
 
 
@@ -63,7 +64,7 @@ def _full_arguments(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, An
 
 
 def _light_arguments(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Any]:
-    """One block more than there are channels: the last has the width of the one before (`LightAdapter`)."""
+    """Return the arguments of a light adapter. It has one block more than `channels` has entries."""
     blocks = _count_stages(tensors)
     widths = [shape_of(f"adapter.body.{i}.out_conv.weight", 4, tensors, saved)[0] for i in range(blocks)]
     inputs = shape_of("adapter.body.0.in_conv.weight", 4, tensors, saved)[1]
@@ -85,12 +86,12 @@ def _count_stages(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _units(tensors: Mapping[str, Tensor]) -> int:
-    """Residual units of the first stage."""
+    """Return the number of residual units in the first stage."""
     return 1 + max((int(found[1]) for name in tensors if (found := _IN_UNIT.match(name))), default=-1)
 
 
 def trunk_geometry(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Any]:
-    """`in_channels, channels, pools, unshuffle`, from the stem, the stages, and where needed the config."""
+    """Return `in_channels`, `channels`, `pools` and `unshuffle`, by the tensors and the config."""
     channels = [
         shape_of(f"adapter.body.{i}.resnets.0.block2.weight", 4, tensors, saved)[0]
         for i in range(_count_stages(tensors))
@@ -101,8 +102,8 @@ def trunk_geometry(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Any
     expect(
         len(sides) == 1 and sides[0] >= 1 and inputs > 0 and inputs % sides[0] ** 2 == 0,
         "source",
-        "a stem for squares of 8 or 16 pixels of 1 or 3 channels, or a config whose downscale_factor fits it",
-        f"a stem of {inputs} inputs in '{saved.path}'",
+        "a stem for 8x8 or 16x16 pixels of 1 or 3 channels, or a config with a downscale_factor that fits",
+        f"a stem with {inputs} inputs in '{saved.path}'",
     )
     kind = saved.config.get("adapter_type", _STEMS.get(sides[0], "full_adapter"))
     expect(kind in list(TEXT_WIDTHS), "source", f"adapter_type {' or '.join(TEXT_WIDTHS)}", shown(kind))
@@ -118,8 +119,8 @@ def trunk_geometry(tensors: Mapping[str, Tensor], saved: Saved) -> dict[str, Any
 
 
 def shape_of(name: str, dims: int, tensors: Mapping[str, Tensor], saved: Saved) -> tuple[int, ...]:
-    """Of a tensor that the adapter must have; `InvalidArgument` named "source" for other dimensions."""
+    """Return the shape of a required tensor with `dims` dimensions, else raise `InvalidArgument`."""
     expect(name in tensors, "source", f"weights with {name}", f"'{saved.path}', which lacks it")
     shape = tuple(tensors[name].shape)
-    expect(len(shape) == dims, "source", f"{name} of {dims} dimensions", f"{shape} in '{saved.path}'")
+    expect(len(shape) == dims, "source", f"{name} with {dims} dimensions", f"{shape} in '{saved.path}'")
     return shape

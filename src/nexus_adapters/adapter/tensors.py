@@ -1,6 +1,6 @@
-"""The tensors in an adapter's files, whoever saved them, and a T2I-Adapter's as the trunk of a Nexus adapter.
+"""Read the tensors in an adapter's files, and turn a T2I-Adapter's into the trunk of a Nexus adapter.
 
-Of pickles only tensors are read: no code in them runs.
+Only tensors are read from pickles: no code in them runs.
 """
 
 import pickle
@@ -23,27 +23,28 @@ from nexus_adapters.bases.parts import seems_to_be
 from nexus_adapters.errors import InvalidArgument, expect, one_line
 from nexus_adapters.files import open_regular
 
-# What training wrappers put in front of names, in any order: DDP, torch.compile, the attribute of a module.
+# Prefixes that training wrappers add to names, in any order: DDP, torch.compile, a module's attribute.
 _WRAPPER = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 _FRONT = re.compile(r"^(?:(?:module|_orig_mod|adapter|model)\.)+")
-# Under which keys training scripts nest the tensors in a pickle.
+# Keys under which training scripts nest the tensors in a pickle.
 _NESTED = ("state_dict", "adapter", "model", "module")
-_DEEPEST = 4  # how often that is nested
-_MOST_NAMES = 8  # of what a pickle holds, in an error
+_DEEPEST = 4  # levels of nesting
+_MOST_NAMES = 8  # keys of a pickle to show in an error
 _ORIGINAL = re.compile(r"body\.(\d{1,3})\.(in_conv|block1|block2)\.(weight|bias)", re.ASCII)
 _LIGHT = re.compile(r"body\.\d{1,3}\.out_conv\..+", re.ASCII)
 _ORIGINAL_LIGHT = re.compile(r"(body\.\d{1,3}\.)body\.(\d{1,3}\..+)", re.ASCII)
-UNITS = 2  # residual units of a stage
+UNITS = 2  # residual units per stage
 
 
 def adapter_names(names: Collection[str]) -> dict[str, str]:
-    """Each name in an adapter's file -> the name that diffusers gives that tensor; empty for what is none.
+    """Map each tensor name in an adapter's file to diffusers' name; return {} if it is not an adapter.
 
-    Read are Nexus adapters and T2I-Adapters in diffusers' names, and T2I-Adapters, the light ones among them,
-    as first published, whose residual units are numbered through, two per stage: `body.{2 * i + j}` is unit j
-    of stage i. Either may have the prefixes that DDP, torch.compile and training scripts add.
+    Known are Nexus adapters and T2I-Adapters with diffusers' names, and T2I-Adapters (full and light) as
+    first published, which number their residual units consecutively, two per stage: `body.{2 * i + j}` is
+    unit j of stage i. Names may have the prefixes that DDP, torch.compile and training scripts add.
 
-    Raises `InvalidArgument` named "source" where two names become one.
+    Raises:
+        InvalidArgument: named "source", if two tensors would get the same name.
     """
     bare = {name: _FRONT.sub("", name) for name in names}
     starts = {name.split(".")[0] for name in bare.values()}
@@ -66,7 +67,7 @@ def adapter_names(names: Collection[str]) -> dict[str, str]:
 
 
 def _stage_name(name: str) -> str:
-    """Of a tensor of a T2I-Adapter as first published, by its stage; names that are none of these stay."""
+    """Return diffusers' name for a tensor of a T2I-Adapter as first published."""
     part = _ORIGINAL.fullmatch(name)
     if part is None:
         return f"adapter.{name}"
@@ -78,9 +79,9 @@ def _stage_name(name: str) -> str:
 def stem_for_colors(
     weight: Float[Tensor, "c u k k"], in_channels: int
 ) -> Float[Tensor, "c {in_channels}*u k k"]:
-    """A stem for maps of one channel as one for `in_channels`; it gives the same on grey maps.
+    """Expand a stem for one-channel maps to `in_channels`; on gray maps, the output stays the same.
 
-    The pixels of each channel lie in a block of their own (PixelUnshuffle).
+    Each channel's pixels are contiguous in the stem's input (PixelUnshuffle).
     """
     return weight.repeat(1, in_channels, 1, 1) / in_channels
 
@@ -88,10 +89,10 @@ def stem_for_colors(
 def split_kernel(
     kernel: Float[Tensor, "c c 3 3"], groups: int
 ) -> tuple[Float[Tensor, "c c_group 3 3"], Float[Tensor, "c c 1 1"]]:
-    """The grouped 3x3 and the dense 1x1 whose sum is nearest to a plain 3x3, in least squares.
+    """Return the grouped 3x3 and the dense 1x1 kernel whose sum is the least-squares fit to a plain 3x3.
 
-    Within the groups the sum is exact. Between them only the middle of the kernel has a place, in the 1x1;
-    where both have one, the two share it equally (the solution of least norm).
+    Within a group, the sum is exact. Between groups, only the center of the kernel is kept, in the 1x1.
+    Centers within a group are split equally between both kernels (the minimum-norm solution).
     """
     channels = len(kernel)
     width = channels // groups
@@ -110,10 +111,11 @@ def split_kernel(
 def trunk_tensors(
     tensors: Mapping[str, Tensor], groups: int, grey_to: int | None = None
 ) -> dict[str, Tensor]:
-    """The trunk of a Prime (`groups` 1) or Slim from a T2I-Adapter's tensors, in diffusers' names.
+    """Turn a T2I-Adapter's tensors, with diffusers' names, into the trunk of a Prime (`groups` 1) or Slim.
 
-    `grey_to`: channels that a stem for one channel is to read; None leaves the stem as it is. Slim's
-    convolutions have no bias, so those of the 3x3 are left out, with what `split_kernel` has no place for.
+    `grey_to` is the number of channels to which a one-channel stem is expanded; None keeps the stem. Slim's
+    convolutions have no bias, so the biases of the 3x3 convolutions are dropped, as is the part of the
+    kernels that `split_kernel` cannot keep.
     """
     trunk: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -128,14 +130,16 @@ def trunk_tensors(
     return trunk
 
 
-_PICKLE = b"\x80"  # the first byte of pickles since protocol 2
+_PICKLE = b"\x80"  # first byte of a pickle of protocol 2 or later
 _ZIP = b"PK\x03\x04"
 
 
 def load_adapter_tensors(saved: Saved) -> dict[str, Tensor]:
-    """All tensors of an adapter's files, in the names of diffusers.
+    """Load all tensors of an adapter's files, with diffusers' names.
 
-    `InvalidArgument` named "source": what is no Nexus or T2I-Adapter is described by what it seems to be.
+    Raises:
+        InvalidArgument: named "source", if it is neither a Nexus adapter nor a T2I-Adapter; the error says
+            what the file seems to be.
     """
     tensors = load_tensors(saved)
     names = adapter_names(tensors)
@@ -147,9 +151,10 @@ def load_adapter_tensors(saved: Saved) -> dict[str, Tensor]:
 
 
 def load_tensors(saved: Saved) -> dict[str, Tensor]:
-    """All tensors of an adapter's files in the names that they have there.
+    """Load all tensors of an adapter's files, with the names in the files.
 
-    `InvalidArgument` named "source" where they are not those that were saved, and for what has none.
+    Raises:
+        InvalidArgument: named "source", if the files have no tensors, or were changed after saving.
     """
     tensors: dict[str, Tensor] = {}
     if all(file.suffix == ".safetensors" for file in saved.files):
@@ -160,10 +165,10 @@ def load_tensors(saved: Saved) -> dict[str, Tensor]:
 
 
 def tensor_names(saved: Saved) -> frozenset[str]:
-    """The names in an adapter's files, those of Nexus and T2I-Adapters as `adapter_names` gives them.
+    """Return the tensor names in an adapter's files, mapped by `adapter_names` if it is an adapter.
 
-    Of safetensors from the header, of a pickle by reading it. Empty where they cannot be read, or are not
-    clear: `load_adapter_tensors` says why.
+    Reads only the header of safetensors files, but all of a pickle. Returns an empty set if the names cannot
+    be read or are ambiguous; `load_adapter_tensors` then reports why.
     """
     try:
         if all(file.suffix == ".safetensors" for file in saved.files):
@@ -176,50 +181,50 @@ def tensor_names(saved: Saved) -> frozenset[str]:
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors in a pickle, also where they are nested in what a training script saved."""
+    """Load the tensors in a pickle, including those nested in what a training script saved."""
     expect(_may_be_pickled(file), "source", "tensors", f"'{file}', which has none")
     try:
-        if zipfile.is_zipfile(file):  # torch does not compare the checksums
+        if zipfile.is_zipfile(file):  # torch does not verify checksums
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
             expect(
                 damaged is None,
                 "source",
                 "undamaged tensors",
-                f"'{file}', where {damaged} has a wrong checksum",
+                f"'{file}', in which {damaged} has a wrong checksum",
             )
         content = torch.load(file, map_location="cpu", weights_only=True)
     except InvalidArgument:
         raise
     except pickle.UnpicklingError as error:
         raise InvalidArgument(
-            "source", "pickled tensors and nothing else", f"'{file}', a pickle with code", "It was not run"
+            "source", "pickled tensors only", f"'{file}', a pickle with code", "The code was not run"
         ) from error
-    except Exception as error:  # of damaged files torch raises nearly anything
+    except Exception as error:  # for damaged files, torch raises nearly anything
         reason = one_line(error)
         raise InvalidArgument("source", "tensors", f"'{file}', which cannot be read ({reason})") from error
     return _only_tensors(content, file)
 
 
 def _only_tensors(content: Any, file: Path) -> dict[str, Tensor]:
-    """The only mapping of tensors in what a training script saved; an optimizer's do not count.
+    """Return the only mapping of tensors in what a training script saved, except the optimizer's.
 
-    `InvalidArgument` named "source" where there is none, or several could be meant.
+    `InvalidArgument` named "source" if there is none, or more than one.
     """
     found = dict(_mappings(content, (), set()))
     adapters = {keys: tensors for keys, tensors in found.items() if _may_be_adapter(tensors)}
     readable = {keys: tensors for keys, tensors in found.items() if set(keys) <= set(_NESTED)}
     chosen = adapters or readable
-    expected = f"tensors by name, by themselves or under {', '.join(_NESTED[:-1])} or {_NESTED[-1]}"
+    expected = f"tensors by name, at the top level or under {', '.join(_NESTED[:-1])} or {_NESTED[-1]}"
     if len(chosen) > 1:
         places = " and ".join(shown(".".join(keys)) if keys else "the top level" for keys in chosen)
-        hint = "Save the one that you want to a file by itself"
+        hint = "Save the tensors that you want to a separate file"
         raise InvalidArgument("source", expected, f"'{file}', with tensors in {places}", hint)
     if not chosen or not set(chosen) <= set(readable):
         keys = list(content)[:_MOST_NAMES] if isinstance(content, Mapping) else []
-        names = f" of {', '.join(map(shown, keys))}" if keys else ""
+        names = f" with {', '.join(map(shown, keys))}" if keys else ""
         received = f"'{file}', a {type(content).__name__}{names}"
-        hint = "Save the adapter's tensors to a file by themselves" if adapters else ""
+        hint = "Save the adapter's tensors to a separate file" if adapters else ""
         raise InvalidArgument("source", expected, received, hint)
     return next(iter(chosen.values()))
 
@@ -227,7 +232,7 @@ def _only_tensors(content: Any, file: Path) -> dict[str, Tensor]:
 def _mappings(
     content: Any, keys: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Each mapping in `content` that has tensors by name, more than counters, and under which keys it is."""
+    """Yield the keys and the content of each mapping of tensors in `content` that are not only counters."""
     if not isinstance(content, Mapping) or len(keys) > _DEEPEST or id(content) in seen:
         return
     seen.add(id(content))
@@ -241,11 +246,11 @@ def _mappings(
 def _may_be_adapter(names: Collection[str]) -> bool:
     try:
         return bool(adapter_names(names))
-    except InvalidArgument:  # an adapter, some of whose tensors are there twice
+    except InvalidArgument:  # an adapter with duplicate tensors
         return True
 
 
 def _may_be_pickled(file: Path) -> bool:
-    """Whether it begins as what `torch.save` writes does, now or in its first years."""
+    """Return whether the file starts like a file of `torch.save`, of any version."""
     with open_regular(file) as stream:
         return stream.read(len(_ZIP)).startswith((_PICKLE, _ZIP)) or zipfile.is_zipfile(file)

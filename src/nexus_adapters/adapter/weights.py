@@ -1,4 +1,4 @@
-"""An adapter's weights files: headers, the hash in their metadata, saving and checked loading.
+"""An adapter's weights files: headers, the hash in their metadata, saving and verified loading.
 
 Nothing here imports torch: commands that only look at a file start fast.
 """
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 HASH = "sha256"  # the hash's name in a file's metadata
 _READ_BYTES = 1 << 20
-_MOST_NAMES = 8  # of tensors in an error
-# The numbers that have the size of a type in `FLOATS`, and which of their bits are its exponent.
+_MOST_NAMES = 8  # tensors to name in an error
+# For each type in `FLOATS`: an integer type of the same size, and the bits of the exponent.
 _EXPONENTS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
     "F32": ("<u4", 0x7F80_0000),
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
 }
-# What safetensors calls the types that weights may have, and what torch calls them.
+# Types that weights may have: safetensors' name -> torch's name.
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _ALIGNMENT = 8  # bytes that a header's length is a multiple of
 PATH = "pretrained_model_name_or_path"
-"""What diffusers calls the argument that names the files."""
+"""diffusers' name of the argument that names the files."""
 _UPLOAD = {"repo_id", "commit_message", "private", "token", "create_pr"}  # options of `push_to_hub`
 
 
 def variant_in_name(file: Path) -> str | None:
-    """What diffusers calls `variant`, such as "fp16" of diffusion_pytorch_model.fp16.safetensors."""
+    """Return diffusers' `variant` in a file name: "fp16" for diffusion_pytorch_model.fp16.safetensors."""
     between = file.stem.removeprefix(WEIGHTS)
     return re.sub(r"-\d{5}-of-\d{5}$", "", between).lstrip(".") or None
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor in a safetensors file: its bytes are from `start` to `end`. `dtype` is such as "F16"."""
+    """One tensor in a safetensors file: bytes `start` to `end`, with a `dtype` such as "F16"."""
 
     file: Path
     dtype: str
@@ -66,13 +66,14 @@ class SafetensorsHeader:
 
 
 def read_header(file: Path, argument: str = "path") -> SafetensorsHeader:
-    """The header of a safetensors file.
+    """Read the header of a safetensors file.
 
-    Raises `InvalidArgument`, for the argument of this name, where the file is no safetensors or ends early.
+    Raises:
+        InvalidArgument: named `argument`, if the file is not safetensors or is truncated.
     """
     try:
         open_regular(file).close()  # safe_open maps devices and waits for pipes
-        with safe_open(file, framework="np"):  # checks the header and that the bytes are all there
+        with safe_open(file, framework="np"):  # checks the header and the file's length
             pass
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -91,10 +92,10 @@ def read_header(file: Path, argument: str = "path") -> SafetensorsHeader:
 
 
 def hash_tensors(tensors: Mapping[str, TensorEntry]) -> str:
-    """SHA-256, the same for the same weights, however they are sharded and described.
+    """Return a SHA-256 of the weights that does not depend on sharding or metadata.
 
-    Over each tensor, in sorted order of the names: dtype, space, shape joined by commas, newline, in ASCII;
-    then the bytes as stored.
+    It covers each tensor, in sorted order of the names: dtype, space, shape joined by commas, newline,
+    in ASCII; then the bytes as stored.
     """
     digest = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
@@ -109,9 +110,10 @@ def hash_tensors(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def check_hash(files: Iterable[Path], argument: str = "path") -> str | None:
-    """The hash that the files of one save have in their metadata; None where they have none.
+    """Check the hash in the metadata of one save's files, and return it; None if there is no hash.
 
-    Raises `InvalidArgument` where the tensors have another one, or the files are not all of one save.
+    Raises:
+        InvalidArgument: named `argument`, if the tensors or the other files do not match it.
     """
     files = list(files)
     headers = [read_header(file, argument) for file in files]
@@ -126,36 +128,36 @@ def check_hash(files: Iterable[Path], argument: str = "path") -> str | None:
         argument,
         f"tensors with the SHA-256 in the metadata, {', '.join(sorted(map(str, stated)))}",
         f"{found} in {where}",
-        "The tensors are damaged, changed, or of several saves",
+        "The tensors are damaged, changed, or from several saves",
     )
     return found
 
 
 def check_types(tensors: Mapping[str, TensorEntry], argument: str) -> None:
-    """Raise `InvalidArgument`, for `argument`, where weights are not of a type in `FLOATS`."""
+    """Raise `InvalidArgument`, named `argument`, unless all weights have a type in `FLOATS`."""
     for name, tensor in tensors.items():
-        found = f"'{tensor.file}', where {name} is {tensor.dtype}"
-        expect(tensor.dtype in FLOATS, argument, f"weights of {' or '.join(FLOATS.values())}", found)
+        found = f"'{tensor.file}', in which {name} is {tensor.dtype}"
+        expect(tensor.dtype in FLOATS, argument, f"weights in {' or '.join(FLOATS.values())}", found)
 
 
 def check_finite(tensors: Mapping[str, TensorEntry], argument: str) -> None:
-    """Raise `InvalidArgument`, for `argument`, where weights of a type in `FLOATS` are not finite."""
+    """Raise `InvalidArgument`, named `argument`, unless all weights are finite. Types are in `FLOATS`."""
     import numpy as np
 
     for name, tensor in tensors.items():
-        kind, exponent = _EXPONENTS[tensor.dtype]  # all ones in what is infinite or no number
+        kind, exponent = _EXPONENTS[tensor.dtype]  # all ones for infinity and NaN
         left = (tensor.end - tensor.start) // np.dtype(kind).itemsize
         with tensor.file.open("rb") as stream:
             stream.seek(tensor.start)
             while left > 0 and len(block := np.fromfile(stream, kind, min(left, _READ_BYTES))):
                 left -= len(block)
                 is_finite = bool(((block & exponent) != exponent).all())
-                found = f"'{tensor.file}', where some of {name} are not finite"
+                found = f"'{tensor.file}', in which some of {name} are not finite"
                 expect(is_finite, argument, "weights that are finite numbers", found)
 
 
 def add_hash(files: Iterable[Path]) -> str:
-    """Write the hash of all their tensors into the metadata of each file; the hash."""
+    """Write the hash of all tensors into the metadata of each file, and return it."""
     files = list(files)
     tensors = {name: tensor for file in files for name, tensor in read_header(file).tensors.items()}
     found = hash_tensors(tensors)
@@ -165,11 +167,11 @@ def add_hash(files: Iterable[Path]) -> str:
 
 
 def add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
-    """Add to a safetensors file's metadata; the file is replaced whole, or stays as it was."""
+    """Add metadata to a safetensors file, which is replaced atomically."""
     with replacing(file) as out, file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-        # Sorted, since the library writes them in any order: the same save gives the same bytes.
+        # Sorted, so that the same save gives the same bytes: the library's order varies.
         header["__metadata__"] = dict(sorted({**header.get("__metadata__", {}), **metadata}.items()))
         encoded = json.dumps(header).encode()
         encoded += b" " * (-len(encoded) % _ALIGNMENT)
@@ -180,17 +182,17 @@ def add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
 def save_with_hash(
     save: Callable[..., Any], push: Callable[..., Any], folder: Path, *args: Any, **kwargs: Any
 ) -> None:
-    """Save a model by diffusers, and add the hash of all its tensors to each of its weights files.
+    """Save a model with diffusers, and add the hash of all its tensors to each of its weights files.
 
     Args:
         save: the model's `ModelMixin.save_pretrained`.
-        push: its `push_to_hub`, called at the end, so that what is uploaded has the hash.
+        push: its `push_to_hub`, called last so that the uploaded files have the hash.
         folder: where to save.
         *args: further arguments of `save`.
-        **kwargs: likewise.
+        **kwargs: further keyword arguments of `save`.
 
     Raises:
-        InvalidArgument: for `safe_serialization=False`: pickles can contain code, and are not loaded.
+        InvalidArgument: for `safe_serialization=False`: pickles can contain code and are never loaded.
     """
     given = inspect.signature(save).bind(folder, *args, **kwargs).arguments
     is_safe = given.get("safe_serialization", True)
@@ -201,7 +203,7 @@ def save_with_hash(
     pushes = bool(given.pop("push_to_hub", False))
     try:
         save(**given, **{name: value for name, value in more.items() if name not in _UPLOAD})
-    except SafetensorError as error:  # among them: no space left on the device
+    except SafetensorError as error:  # for example, no space left on the device
         raise OSError(f"cannot write '{folder}': {one_line(error)}") from error
     new = [file for file, state in _weights_files(folder).items() if before.get(file) != state]
     if new and given.get("is_main_process", True):
@@ -211,7 +213,7 @@ def save_with_hash(
 
 
 def _weights_files(folder: Path) -> dict[Path, tuple[int, bool]]:
-    """The weights files in a folder: when each was written, and whether it has a hash."""
+    """Return the weights files in a folder, with their modification time and whether they have a hash."""
     files = folder.glob(f"{WEIGHTS}*.safetensors")
     return {file: (file.stat().st_mtime_ns, _has_hash(file)) for file in files}
 
@@ -219,31 +221,31 @@ def _weights_files(folder: Path) -> dict[Path, tuple[int, bool]]:
 def _has_hash(file: Path) -> bool:
     try:
         return HASH in read_header(file).metadata
-    except InvalidArgument:  # a damaged one that is in the way, and most likely to be written over
+    except InvalidArgument:  # a damaged file, which is probably about to be overwritten
         return False
 
 
 def load_checked(load: Callable[..., Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """Load a model by diffusers; return it once all its tensors, and no others, were in the files.
+    """Load a model with diffusers, and check that the files had all of its tensors and no others.
 
-    diffusers itself leaves missing tensors uninitialized, with no more than a log message.
+    diffusers itself leaves missing tensors uninitialized and only logs it.
 
     Args:
         load: the class's `ModelMixin.from_pretrained`.
         path: a folder or Hub id.
-        **kwargs: further arguments of `load`. With `output_loading_info=True` the result is (model, info).
+        **kwargs: further arguments of `load`. With `output_loading_info=True`, the result is (model, info).
 
     Raises:
-        InvalidArgument: names the tensors that are missing, surplus, misshapen or not finite.
+        InvalidArgument: names the tensors that are missing, unexpected, misshapen or not finite.
     """
     wants_info = kwargs.pop("output_loading_info", False)
-    # Misshapen tensors are still refused, but diffusers then reports all of them, not just the first.
+    # Misshapen tensors are still rejected, but this way diffusers reports all of them, not just the first.
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         model, info = load(path, **kwargs)
     except NotImplementedError:
-        # A device map moves the model before the info comes back, and parameters that were not loaded cannot
-        # be moved: find out without it whether that is the reason.
+        # A device map moves the model before the info is returned, and parameters that were not loaded cannot
+        # be moved. Load again without it to find out whether that is the reason.
         for name in ("device_map", "max_memory"):
             kwargs.pop(name, None)
         model, info = load(path, **kwargs)
@@ -254,18 +256,17 @@ def load_checked(load: Callable[..., Any], path: str | os.PathLike[str], **kwarg
 
 
 def check_files(files: Iterable[Path], model: "nn.Module") -> list[str]:
-    """The names of the tensors in files that are about to be loaded into a model.
+    """Check files that are about to be loaded into a model, and return the names of their tensors.
 
     Raises:
-        InvalidArgument: for files that are no safetensors, and where the files have all the tensors that the
-            model needs but these are not those that were saved.
+        InvalidArgument: for files that are not safetensors, and for tensors that were changed after saving.
     """
     files = list(files)
     for file in files:
         expect(
             file.suffix == ".safetensors",
             PATH,
-            "safetensors, which cannot contain code",
+            "a safetensors file, which cannot contain code",
             f"'{file}'",
             "`nexus convert` reads the tensors of a pickle without running code",
         )
@@ -276,18 +277,18 @@ def check_files(files: Iterable[Path], model: "nn.Module") -> list[str]:
     for header in headers:
         check_types({n: tensor for n, tensor in header.tensors.items() if n in floating}, PATH)
     if found == needed:
-        check_hash(files, PATH)  # else `check_loaded` has more to say
+        check_hash(files, PATH)  # otherwise `check_loaded` reports more
     return list(found)
 
 
 def check_loaded(
     adapter: "nn.Module", info: Mapping[str, Any], path: str | os.PathLike[str], argument: str
 ) -> None:
-    """Raise `InvalidArgument` unless diffusers' loading info says that every tensor was loaded, and no other.
+    """Raise `InvalidArgument` unless exactly the model's tensors were loaded, by diffusers' loading info.
 
-    `argument` is the one that named the path.
+    `argument` is the name of the argument that gave the path.
     """
-    # Whatever diffusers may have overlooked: the parameter then stays on `meta`.
+    # Parameters that are still on `meta` were not loaded, even if diffusers does not report them.
     left_empty = {name for name, tensor in adapter.named_parameters() if tensor.is_meta}
     left_empty -= _offloaded(adapter)
     misshapen = {
@@ -303,9 +304,9 @@ def check_loaded(
 def check_tensors(
     adapter: "nn.Module", tensors: Mapping[str, "Tensor"], path: str | os.PathLike[str], argument: str
 ) -> None:
-    """Raise `InvalidArgument` unless these are exactly the adapter's tensors, all of them finite numbers.
+    """Raise `InvalidArgument` unless these are exactly the adapter's tensors, all finite.
 
-    A weight has one of the types in `FLOATS`; a buffer of another type, such as a counter, has that type.
+    Weights may have any type in `FLOATS`; a buffer of another type, such as a counter, must have that type.
     """
     needed = adapter.state_dict()
     misshapen = {
@@ -320,7 +321,8 @@ def check_tensors(
         layout = str(tensor.layout).removeprefix("torch.")
         found = layout if layout != "strided" else str(tensor.dtype).removeprefix("torch.")
         is_plain = found in allowed and not tensor.is_meta
-        expect(is_plain, argument, f"weights of {' or '.join(allowed)}", f"'{path}', where {name} is {found}")
+        received = f"'{path}', in which {name} is {found}"
+        expect(is_plain, argument, f"weights in {' or '.join(allowed)}", received)
     _check_finite(tensors, path, argument)
 
 
@@ -331,8 +333,8 @@ def raise_for_tensors(
     path: str | os.PathLike[str],
     argument: str,
 ) -> None:
-    """`InvalidArgument`, for `argument`, that names the first of the tensors which are wrong, if any are."""
-    problems = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
+    """Raise `InvalidArgument`, named `argument`, with the first wrong tensors, if there are any."""
+    problems = {"missing": missing, "unexpected": surplus, "misshapen": misshapen}
     found = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
     if found:
         raise InvalidArgument(
@@ -348,12 +350,12 @@ def _listed(names: set[str]) -> str:
 def _check_finite(tensors: Mapping[str, "Tensor"], path: str | os.PathLike[str], argument: str) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
-            found = f"'{path}', where some of {name} are not finite"
+            found = f"'{path}', in which some of {name} are not finite"
             raise InvalidArgument(argument, "weights that are finite numbers", found)
 
 
 def _offloaded(adapter: "nn.Module") -> set[str]:
-    """The parameters that a device map has put aside, and that accelerate's hooks fetch for each call."""
+    """Return the parameters that a device map offloads and accelerate's hooks load for each call."""
     names = set()
     for module_name, module in adapter.named_modules():
         elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or ()

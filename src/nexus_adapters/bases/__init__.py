@@ -1,4 +1,4 @@
-"""The frozen text-to-image models: one class per family, and loading them."""
+"""The frozen text-to-image models: one class per family, and functions to load them."""
 
 from nexus_adapters.bases import unet as _unet  # noqa: F401  # registers itself
 from nexus_adapters.bases.base import Base, Place

@@ -1,7 +1,8 @@
-"""What adapters, injection and training need to know of a frozen text-to-image model: one class per family.
+"""What adapters, injection and training need to know about a frozen text-to-image model.
 
-A `Base` is bound to the config of one denoiser (a UNet or a transformer) and, as far as they are needed, to
-the other parts of a pipeline. Most of it follows from the configs alone, so that a dry run loads no weights.
+There is one class per family. A `Base` is bound to the config of one denoiser (a UNet or a transformer) and,
+where needed, to the other parts of a pipeline. Most properties follow from the configs alone, so a dry run
+loads no weights.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from torch import Tensor, nn
 
 from nexus_adapters.errors import InvalidArgument
 
-# One entry per branch, in order: whether it reads the prompt (else the negative prompt).
+# One entry per guidance branch, in order: True if it reads the prompt, False for the negative prompt.
 Branches = tuple[bool, ...]
 
 POSITIVE, NEGATIVE = "positive", "negative"
 
 
 def parse_branches(names: Any) -> Branches:
-    """What a user says of a pipeline's branches, such as ("negative", "positive"), as `Branches`.
+    """Convert a user's list of branches, such as ("negative", "positive"), to `Branches`.
 
-    `InvalidArgument` for other names, for none, and where no branch reads the prompt.
+    Raises:
+        InvalidArgument: for other names, an empty list, or a list without "positive".
     """
     is_list = isinstance(names, (tuple, list))
     if not is_list or not names or any(name not in (POSITIVE, NEGATIVE) for name in names):
@@ -45,9 +47,9 @@ class CallingPipeline:
     """The pipeline whose `__call__` is running in this thread.
 
     Attributes:
-        pipe: None where no pipeline is running.
+        pipe: the pipeline; None if none is running.
         variables: the local variables of its `__call__`.
-        loop: the dotted name of that function, which may be a base class's.
+        loop: the dotted name of this `__call__`, which may be a parent class's.
     """
 
     pipe: Any
@@ -57,13 +59,13 @@ class CallingPipeline:
 
 @dataclass(frozen=True)
 class CallLayout:
-    """What the rows of a denoiser's call are.
+    """The meaning of the rows of a denoiser call.
 
     Attributes:
-        text: the prompt embeddings of all branches, branch after branch, each of the same number of rows.
-        branches: of the text; None where they are not known, and each row is on its own.
-        called: the index of the only branch that the call has; None where it has all. A pipeline that guides
-            by two calls a step has one branch in each.
+        text: the prompt embeddings of all branches, one branch after the other, with equally many rows each.
+        branches: the branches of `text`; None if they are unknown and each row stands alone.
+        called: the index of the branch in this call; None if the call has all branches. A pipeline that makes
+            two calls per step for guidance has one branch in each.
     """
 
     text: Tensor
@@ -73,15 +75,15 @@ class CallLayout:
 
 @dataclass(frozen=True)
 class Place:
-    """One place in a denoiser that takes a feature.
+    """One place in a denoiser where a feature is added.
 
     Attributes:
-        channels: of the feature.
-        stride: how many latent pixels one of its pixels spans, per side.
-        keyword: the argument of the denoiser's `forward` that takes a list of features, this one among them;
-            "" where there is none.
+        channels: channels of the feature.
+        stride: how many latent pixels one pixel of the feature spans, per side.
+        keyword: the argument of the denoiser's `forward` that takes a list of features, including this one;
+            "" if there is none.
         module: without a keyword, the dotted name of the module to whose output the feature is added.
-        output: where that module returns a tuple, the index of the tensor in it.
+        output: if that module returns a tuple, the index of the tensor in it.
         layout: "map" for (B, channels, H, W), "tokens" for (B, H * W, channels).
     """
 
@@ -97,24 +99,24 @@ class Base(ABC):
     """A family of frozen text-to-image models. Subclasses register with `register_base`.
 
     Args:
-        config: of the denoiser, as diffusers keeps it.
-        vae_config: of the autoencoder; None where only the denoiser is known.
-        scheduler: of diffusers, or of its config what `noise_schedule` reads; None as `vae_config`.
-        pipe: a pipeline with the parts that encode; None until something is to be encoded.
+        config: the denoiser's config, as in diffusers.
+        vae_config: the autoencoder's config; None if only the denoiser is known.
+        scheduler: a diffusers scheduler, or an object with its `config`; None if only the denoiser is known.
+        pipe: a pipeline with the encoders; None until something must be encoded.
     """
 
     denoiser_name: ClassVar[str]
     """The pipeline's attribute, "unet" or "transformer"."""
     denoiser_class: ClassVar[Any]
-    """A diffusers model: with `from_config`, `from_pretrained` and `config`."""
+    """The denoiser's class, a diffusers model."""
     latents_argument: ClassVar[str]
-    """Of the denoiser's `forward`: the noisy latents."""
+    """The argument of the denoiser's `forward` for the noisy latents."""
     text_argument: ClassVar[str] = "encoder_hidden_states"
-    """Of the denoiser's `forward`: the prompt embeddings."""
+    """The argument of the denoiser's `forward` for the prompt embeddings."""
     prompt_tokens: ClassVar[int] = 77
-    """Length of an encoded prompt, which estimates of cost and memory assume."""
+    """Length of an encoded prompt in tokens, used in estimates of cost and memory."""
     required_parts: ClassVar[tuple[str, ...]] = ("vae", "scheduler")
-    """Parts of a pipeline that a base of this family cannot do without."""
+    """Parts of a pipeline that a base of this family needs."""
 
     def __init__(
         self,
@@ -129,33 +131,33 @@ class Base(ABC):
         self.pipe = pipe
 
     def bound_to(self, pipe: Any) -> Self:
-        """The same base with another pipeline's scheduler and encoders, as pipelines share a denoiser."""
+        """Return this base with the scheduler and encoders of `pipe`, which shares the denoiser."""
         return type(self)(self.config, self.vae_config, getattr(pipe, "scheduler", None), pipe)
 
-    # Shapes: from configs alone.
+    # Shapes, from the configs alone.
 
     @classmethod
     def recognizes(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a denoiser's config is of this family: by the name of its class."""
+        """Return whether a denoiser's config belongs to this family, by its class name."""
         return bool(config.get("_class_name") == cls.denoiser_class.__name__)
 
     @abstractmethod
     def places(self) -> tuple[Place, ...]:
-        """Where features are added, finest first. `InvalidArgument` where the denoiser takes none."""
+        """Return where features are added, finest first. `InvalidArgument` if the denoiser accepts none."""
 
     @property
     @abstractmethod
     def text_width(self) -> int:
-        """Width of the prompt embeddings that the denoiser receives."""
+        """Width of the prompt embeddings that the denoiser reads."""
 
     @property
     def known_as(self) -> str:
-        """What users call bases of this shape, such as "SDXL"; "" where there is no such name."""
+        """The common name of bases with these shapes, such as "SDXL"; "" if there is none."""
         return ""
 
     @property
     def latent_channels(self) -> int:
-        """Of the latents."""
+        """Channels of the latents."""
         return int((self.vae_config or {}).get("latent_channels", 4))
 
     @property
@@ -165,19 +167,19 @@ class Base(ABC):
 
     @property
     def size_multiple(self) -> int:
-        """What both sides of a training image, in pixels, must be a multiple of, so that no place rounds."""
+        """Both sides of a training image, in pixels, must be a multiple of this, so that no place rounds."""
         return self.pixels_per_latent * max(place.stride for place in self.places())
 
     def native_size(self) -> int:
-        """Side in pixels of the square images that it was trained on."""
+        """Return the side, in pixels, of the square images that the base was trained on."""
         return int(self.config.get("sample_size", 64)) * self.pixels_per_latent
 
     def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(height, width) of the feature at every place, for latents of `height` x `width`."""
+        """Return (height, width) of the feature at every place, for latents of `height` x `width`."""
         return [(-(-height // place.stride), -(-width // place.stride)) for place in self.places()]
 
     def latent_size(self, latents: Tensor, arguments: Mapping[str, Any]) -> tuple[int, int]:
-        """(height, width) of the latents of a call, from its tensor and the call's other arguments."""
+        """Return (height, width) of a call's latents, from the tensor and the call's other arguments."""
         if latents.ndim != 4:
             raise InvalidArgument(
                 self.latents_argument, "latents (B, C, H, W)", f"shape {tuple(latents.shape)}"
@@ -185,50 +187,56 @@ class Base(ABC):
         return int(latents.shape[2]), int(latents.shape[3])
 
     def empty_denoiser(self) -> Any:
-        """The denoiser on the meta device: shapes without memory."""
+        """Build the denoiser on the meta device, which has shapes but uses no memory."""
         with torch.device("meta"):
             return self.denoiser_class.from_config(dict(self.config))
 
     @classmethod
     def pipeline_class(cls, index: Mapping[str, Any]) -> Any:
-        """The stock text-to-image pipeline for a folder with this model_index.json."""
+        """Return the stock text-to-image pipeline class for a folder with this model_index.json."""
         from diffusers import DiffusionPipeline
 
         return DiffusionPipeline
 
-    def check(self, source: str) -> None:  # noqa: B027  # a family may have nothing to refuse
-        """`InvalidArgument` named "base" where it is no text-to-image base to train or generate with.
+    def check(self, source: str) -> None:  # noqa: B027  # a family may have nothing to reject
+        """Raise `InvalidArgument` named "base" if it cannot be trained or used for text-to-image.
 
-        `source`: what users call it. From the configs alone.
+        Reads the configs only. `source` is the user's name for the base.
         """
 
     # A pipeline's calls.
 
-    def check_pipeline(self, pipe: Any) -> None:  # noqa: B027  # nor a pipeline to refuse
-        """`InvalidArgument` for a pipeline of whose calls no condition can be matched to the latents."""
+    def check_pipeline(self, pipe: Any) -> None:  # noqa: B027  # nor a pipeline to reject
+        """Raise `InvalidArgument` for a pipeline in whose calls the condition cannot match the latents."""
 
     def check_call(self, argument: Callable[[str], Any]) -> None:  # noqa: B027  # nor a call
-        """`InvalidArgument` where the denoiser would drop features; `argument` gives the call's by name."""
+        """Raise `InvalidArgument` if the denoiser would drop features.
+
+        `argument(name)` returns the call's argument of this name.
+        """
 
     def layout_of(self, calling: CallingPipeline, text: Tensor) -> CallLayout | None:
-        """Which rows of a call belong to which guidance branch; None where the pipeline is not known."""
+        """Return which rows of a call belong to which guidance branch; None for an unknown pipeline."""
         return None
 
     def knows(self, pipe: Any) -> bool:
-        """Whether `layout_of` can tell the branches of this pipeline's calls."""
+        """Return whether `layout_of` knows the branches of this pipeline's calls."""
         return False
 
     # Encoding: needs `pipe`.
 
     @property
     def device(self) -> torch.device:
-        """Where the encoders lie."""
+        """The device of the encoders."""
         device: torch.device = self.pipe.vae.device
         return device
 
     @torch.no_grad()
     def encode_images(self, pixels: Float[Tensor, "b 3 y x"]) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of latents, float32, scaled to unit variance, of images in [-1, 1]."""
+        """Return the mean and standard deviation of the latents of images in [-1, 1].
+
+        Both are float32, (b, c, h, w), scaled to unit variance.
+        """
         vae = self.pipe.vae
         encoded = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
         shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -237,21 +245,21 @@ class Base(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """`prompt_embeds`, (b, n, d) float32, and whatever else the denoiser reads of a prompt, by name."""
+        """Return `prompt_embeds`, (b, n, d) float32, and whatever else the denoiser reads, by name."""
 
     def encode_empty_prompt(self) -> dict[str, Tensor]:
-        """As `encode_prompts`, of one sample without a prompt: what guidance reads in generation."""
+        """Encode one empty prompt as in `encode_prompts`: what the unconditional branch reads."""
         return self.encode_prompts([""])
 
     def content_hash(self) -> str:
-        """SHA-256 over all that decides encodings: the encoders' weights and configs, and tokenizers."""
+        """Return a SHA-256 of everything that decides encodings: encoder weights, configs and tokenizers."""
         parts = {name: part for name, part in self.pipe.components.items() if _encodes(part)}
         configs = {name: [type(part).__name__, public_config(part)] for name, part in sorted(parts.items())}
         text = json.dumps([parts_sha256(parts), configs], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def release(self) -> None:
-        """Let go of the encoders, to free their memory."""
+        """Drop the encoders, to free their memory."""
         self.pipe = None
         gc.collect()
         if torch.cuda.is_available():
@@ -262,30 +270,30 @@ class Base(ABC):
     @cached_property
     @abstractmethod
     def schedule(self) -> Any:
-        """The noise schedule that a training follows."""
+        """The noise schedule used in training."""
 
     @property
     def num_train_timesteps(self) -> int:
-        """Timesteps are integers from 0 (the image) to one below this (noise)."""
+        """The number of timesteps: integers from 0 (the image) to one less than this (noise)."""
         return int(self.schedule.config.num_train_timesteps)
 
     @abstractmethod
     def noised(
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> tuple[Tensor, Tensor]:
-        """(noisy latents, what the denoiser is to predict from them) at timesteps `t`."""
+        """Return (noisy latents, the denoiser's target) at timesteps `t`."""
 
     def loss_weights(self, t: Int[Tensor, " b"], min_snr_gamma: float) -> Float[Tensor, " b"]:
-        """Min-SNR weights of samples' losses (arXiv 2303.09556, section 3.4)."""
+        """Return the Min-SNR weights of the samples' losses (arXiv 2303.09556, section 3.4)."""
         raise InvalidArgument(
             "min_snr_gamma",
-            f"0 for a {type(self).__name__}, which has no signal-to-noise ratio",
+            f"0 for {type(self).__name__}, which has no signal-to-noise ratio",
             min_snr_gamma,
         )
 
     def noise_factors(self, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
-        """The noise's share of the latents' variance at these timesteps, to the power `noise_exponent`."""
-        raise InvalidArgument("noise_exponent", f"0 for a {type(self).__name__}", noise_exponent)
+        """Return the noise's share of the latents' variance at these timesteps, to a power, in [0, 1]."""
+        raise InvalidArgument("noise_exponent", f"0 for {type(self).__name__}", noise_exponent)
 
     def predict(
         self,
@@ -295,22 +303,22 @@ class Base(ABC):
         prompt_embeds: Float[Tensor, "b n d"],
         arguments: Mapping[str, Any],
     ) -> Tensor:
-        """The denoiser's prediction, wrapped or not; `arguments` are further ones of its `forward`."""
+        """Return the prediction of a denoiser, wrapped or not; `arguments` are passed to its `forward`."""
         given = {self.latents_argument: noisy, self.text_argument: prompt_embeds, "timestep": t}
         prediction: Tensor = denoiser(**given, return_dict=False, **arguments)[0]
         return prediction
 
     def added_arguments(self, added: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The denoiser's arguments for what a batch has in addition to prompt embeddings (`Batch.added`)."""
+        """Return the denoiser's arguments for `Batch.added`: all but the prompt embeddings."""
         return {}
 
     def example_added(self, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        """A batch's `added` of the right shapes, on the current default device."""
+        """Return example values of `Batch.added` with the right shapes, on the default device."""
         return {}
 
 
 def parts_sha256(parts: Mapping[str, Any]) -> str:
-    """SHA-256 over modules' weights, as they lie in memory, and over tokenizers; of nothing else."""
+    """Return a SHA-256 of the modules' weights, as they are in memory, and of the tokenizers."""
     digest = hashlib.sha256()
     for name, part in sorted(parts.items()):
         if isinstance(part, nn.Module):
@@ -324,13 +332,13 @@ def parts_sha256(parts: Mapping[str, Any]) -> str:
 
 
 def public_config(part: Any) -> dict[str, Any]:
-    """A part's config, by `without_origin`; empty for a part without one."""
+    """Return a part's config, reduced by `without_origin`; empty for a part without one."""
     config = getattr(part, "config", {})
     return without_origin(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
 def without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the place it was loaded from, the version that saved it, and the weights' dtype."""
+    """Return a config without the path it was loaded from, the version that saved it, and the dtype."""
     return {
         key: value
         for key, value in config.items()
@@ -347,10 +355,10 @@ def _is_tokenizer(part: Any) -> bool:
 
 
 def _tokenization(tokenizer: Any) -> list[Any]:
-    """All that decides which tokens a tokenizer makes of a text, as JSON values."""
+    """Return everything that decides a tokenizer's output, as JSON values."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {}
-    state = ("truncation", "padding")  # of the last call
+    state = ("truncation", "padding")  # left over from the last call
     return [
         type(tokenizer).__name__,
         sorted(tokenizer.get_vocab().items()),

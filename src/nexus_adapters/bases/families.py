@@ -1,4 +1,4 @@
-"""The base families by name, and which of them a pipeline or denoiser belongs to."""
+"""The base families by name, and finding the family of a pipeline or denoiser."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ Family = TypeVar("Family", bound=type[Base])
 
 
 def register_base(name: str) -> Callable[[Family], Family]:
-    """Class decorator: add a family of bases, a subclass of `Base`, under a name."""
+    """Register a family of bases, a subclass of `Base`, under a name. A class decorator."""
     return BASES.register(name)
 
 
 def known_families() -> Iterator[type[Base]]:
-    """The newest first, so that a user's family for a denoiser of the package's is asked before it.
+    """Yield the families, newest first: a user's family takes precedence over the package's.
 
-    Those of installed packages come last, and are imported only when they are reached.
+    Families of installed packages are last, and are imported only when they are reached.
     """
     return BASES.newest_first()
 
 
 def family_of(config: Mapping[str, Any]) -> type[Base] | None:
-    """The family that recognizes a denoiser's config; None where none does."""
+    """Return the family that recognizes a denoiser's config, or None."""
     return next((family for family in known_families() if family.recognizes(config)), None)
 
 
 def check_finite(images: Float[np.ndarray, "b h w 3"]) -> None:
-    """InvalidArgument, named "images", for generated images that are not finite, which would become black."""
+    """Raise `InvalidArgument` named "images" if a generated image is not finite (it would become black)."""
     if not np.isfinite(images).all():
         raise InvalidArgument(
             "images",
             "finite pixels",
             f"NaN or infinity in {sum(not np.isfinite(image).all() for image in images)} of {len(images)}",
-            "The weights may have diverged in training, or a value exceeds float16: try float32",
+            "Training may have diverged, or a value exceeds the range of float16; try float32",
         )
 
 
 def layers(denoiser: nn.Module | Any) -> list[Any]:
-    """The denoiser and what it wraps, from the outside in: by `torch.compile`, by PEFT's `get_peft_model`."""
+    """Return the denoiser and what it wraps (`torch.compile`, PEFT's `get_peft_model`), outermost first."""
     found = [denoiser]
     while isinstance(found[-1], nn.Module):
         if isinstance(compiled := getattr(found[-1], "_orig_mod", None), nn.Module):
@@ -61,17 +61,17 @@ def layers(denoiser: nn.Module | Any) -> list[Any]:
 
 
 def inner(denoiser: nn.Module | Any) -> Any:
-    """The denoiser itself, inside what wraps it."""
+    """Return the denoiser itself, without its wrappers."""
     return layers(denoiser)[-1]
 
 
 def config_of(denoiser: object) -> Mapping[str, Any]:
-    """A denoiser's config with its `_class_name`, compiled or not; empty for what has none."""
+    """Return a denoiser's config with its `_class_name`, also if it is wrapped; empty if there is none."""
     bare = inner(denoiser)
     config = getattr(bare, "config", None)
     if not isinstance(bare, nn.Module) or not isinstance(config, Mapping):
         return {}
-    # Not the config's own: a subclass of a denoiser that adds nothing is of its family.
+    # Not the config's own name: a subclass of a denoiser belongs to the same family.
     names = [cls.__name__ for cls in type(bare).__mro__]
     for name in names:
         if family_of({"_class_name": name}) is not None:
@@ -80,9 +80,10 @@ def config_of(denoiser: object) -> Mapping[str, Any]:
 
 
 def base_of(pipe_or_denoiser: Any) -> tuple[Base, nn.Module]:
-    """The base of a pipeline, or of a bare denoiser, and the denoiser that is called.
+    """Return the base of a pipeline or a bare denoiser, and the denoiser.
 
-    `InvalidArgument` for what has no denoiser of a registered family.
+    Raises:
+        InvalidArgument: named "pipe_or_denoiser", if there is no denoiser of a registered family.
     """
     is_module = isinstance(pipe_or_denoiser, nn.Module)
     pipe = None if is_module else pipe_or_denoiser

@@ -1,4 +1,4 @@
-"""Where a base lies, and loading it: an embedded one, a folder, a Hub id, or a single file."""
+"""Find and load a base: an embedded one, a folder, a Hub id, or a single file."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ from nexus_adapters.library_logs import logs_hidden
 SINGLE_FILE = ".safetensors"
 INDEX = "model_index.json"
 _EXPECTED = "a Stable Diffusion pipeline: a folder, a Hub id or a .safetensors file"
-_DENOISER = "model.diffusion_model."  # the beginning of its tensors' names in a single file
-_CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # what a single file lacks
+_DENOISER = "model.diffusion_model."  # prefix of the denoiser's tensors in a single file
+_CONFIG_FILES = ["*.json", "*.txt", "*.model"]  # files that a single-file base needs in addition
 
 
 @dataclass(frozen=True)
 class BaseSource:
-    """Where a base lies.
+    """Where to find a base.
 
     Attributes:
-        path: "embedded" or another bundled base's name, a folder in diffusers' layout, a Hub id, or a single
-            .safetensors file.
+        path: "embedded" or the name of another bundled base, a folder in diffusers format, a Hub id, or a
+            single .safetensors file.
         revision: branch, tag or commit on the Hub; "" for the newest.
-        variant: which of several saves to read, such as "fp16"; "" for the plain one, and where a folder has
-            none for the one that is there.
-        config: for a single file, a folder or Hub id in diffusers' layout with its configs and tokenizer, of
-            which no weights are read; "" lets diffusers fetch its own default.
-        prediction_type: for a single file, "epsilon" or "v_prediction" in place of what the config says. One
-            of Stable Diffusion 2.x needs it, unless the scheduler of `config` states a prediction_type.
+        variant: which weights to load if there are several, such as "fp16"; "" for the plain ones, or for the
+            only ones in a folder that has no plain ones.
+        config: for a single file, a folder or Hub id in diffusers format with its configs and tokenizer (no
+            weights are read); "" for diffusers' own default on the Hub.
+        prediction_type: for a single file, "epsilon" or "v_prediction", which overrides the config. Required
+            for Stable Diffusion 2.x, unless the scheduler in `config` states a prediction_type.
     """
 
     path: str = EMBEDDED
@@ -76,13 +76,13 @@ class BaseSource:
 
     @property
     def location(self) -> str:
-        """The folder or Hub id, in diffusers' layout, that has its configs."""
+        """The folder or Hub id, in diffusers format, that has the configs."""
         if self.is_bundled:
             return str(BUNDLED[self.path].folder)
         return _config_of_file(self) if self.is_file else self.path
 
     def arguments(self, weights: bool = True) -> dict[str, Any]:
-        """Further arguments of diffusers' `from_pretrained`. A folder is never looked for on the Hub."""
+        """Return further arguments of diffusers' `from_pretrained`, for example no Hub for folders."""
         if self.is_file:
             return {"local_files_only": True} if Path(self.location).is_dir() else {}
         found: dict[str, Any] = {"revision": self.revision} if self.revision else {}
@@ -102,34 +102,37 @@ class BaseSource:
 
 
 def as_source(source: str | Path | BaseSource) -> BaseSource:
-    """A `BaseSource` of what users write."""
+    """Return `source` as a `BaseSource`."""
     return source if isinstance(source, BaseSource) else BaseSource(str(source))
 
 
 def load_base(
     source: str | Path | BaseSource = EMBEDDED, *, dtype: torch.dtype = torch.float32, **parts: Any
 ) -> Any:
-    """The stock text-to-image pipeline of a base, on the CPU, in eval mode.
+    """Load a base as its stock text-to-image pipeline, on the CPU, in eval mode.
 
     Args:
-        source: "embedded" (the small Stable Diffusion of nexus-adapters[embedded]), a folder in diffusers'
-            layout, a Hub id, a single .safetensors file, or a `BaseSource` with more to say.
+        source: "embedded" (the small Stable Diffusion of nexus-adapters[embedded]), a folder in diffusers
+            format, a Hub id, a single .safetensors file, or a `BaseSource` with further settings.
         dtype: of all parts.
-        parts: in place of the pipeline's own, such as `safety_checker=None`.
+        parts: parts that replace the pipeline's own, such as `safety_checker=None`.
+
+    Returns:
+        A diffusers pipeline.
 
     Raises:
-        InvalidArgument: named "base", where there is none, a part of it is missing or damaged, or it is no
-            base that adapters can be used with; and for "embedded" where its weights are not installed.
+        InvalidArgument: named "base", if it does not exist, a part is missing or damaged, or adapters cannot
+            be used with it; for "embedded" also if its weights are not installed.
     """
     where = as_source(source)
     open_base(where)
     pipe = load_pipeline(where, dtype, **parts)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            # diffusers' own `to` warns of parts to keep in float32: here none.
+            # diffusers' own `to` would warn about parts to keep in float32; there are none here.
             nn.Module.to(part, dtype)
     base, denoiser = base_of(pipe)
-    to: Any = denoiser.to  # torch's types lack a memory format alone
+    to: Any = denoiser.to  # torch's types do not know a call with only a memory format
     to(memory_format=torch.channels_last)  # benchmarks/memory_format.py
     check_text(base, where.path)
     if where.is_bundled:
@@ -138,11 +141,11 @@ def load_base(
 
 
 def open_base(source: str | Path | BaseSource) -> Base:
-    """The base's configs; no weights are read.
+    """Read a base's configs, without its weights.
 
     Raises:
-        InvalidArgument: named "base", where there is none, a part of its folder is missing, or it is no base
-            that adapters can be used with.
+        InvalidArgument: named "base", if it does not exist, a part of its folder is missing, or adapters
+            cannot be used with it.
     """
     where = as_source(source)
     location = where.location
@@ -164,26 +167,26 @@ def open_base(source: str | Path | BaseSource) -> Base:
             base.check(where.path)
             part = Path(location) / name
             if where.variant and part.is_dir() and not weight_files(part, where.variant):
-                found = f"'{where.path}', which has none of variant {where.variant!r}"
+                found = f"'{where.path}', which has none for variant {where.variant!r}"
                 raise InvalidArgument("base", f"weights of the {name}", found)
             if scheduler.config:
                 base.scheduler = base.schedule
             return base
     kinds = ", ".join(dict.fromkeys(family.denoiser_class.__name__ for family in known_families()))
     raise InvalidArgument(
-        "base", f"a pipeline with one of {kinds}", f"'{where.path}', a {index.get('_class_name')}"
+        "base", f"a pipeline with a {kinds}", f"'{where.path}', a {index.get('_class_name')}"
     )
 
 
 @dataclass(frozen=True)
 class _Scheduler:
-    """A scheduler that is not built, since its config is all that is read."""
+    """Stands in for a scheduler, of which only the config is needed."""
 
     config: Mapping[str, Any]
 
 
 def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
-    """The stock pipeline with all parts, or with these in place of its own (None leaves one out)."""
+    """Load the stock pipeline; `parts` replace its own parts (None leaves a part out)."""
     location = source.location
     index = _read_config(source, "", INDEX)
     family = _family_of_index(source, index)
@@ -204,7 +207,7 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
 
 
 def load_denoiser(base: Base, source: BaseSource, device: torch.device, dtype: torch.dtype) -> Any:
-    """The base's denoiser alone, frozen, in eval mode."""
+    """Load only the base's denoiser, frozen, in eval mode."""
     kind = base.denoiser_class
     with quiet_loading(), _refusing(source):
         if source.is_file:
@@ -223,9 +226,9 @@ def load_denoiser(base: Base, source: BaseSource, device: torch.device, dtype: t
 
 
 def load_encoders(base: Base, source: BaseSource, device: torch.device, dtype: torch.dtype) -> None:
-    """Give the base all parts of its pipeline but the denoiser, frozen; `base.release()` lets go of them.
+    """Load all parts of the base's pipeline except the denoiser, frozen; `base.release()` drops them.
 
-    The VAE is in float32 where its config says that it overflows in less.
+    The VAE is in float32 if its config says that it overflows in float16 (`force_upcast`).
     """
     pipe = load_pipeline(source, dtype, **{base.denoiser_name: None, "safety_checker": None})
     for name, part in pipe.components.items():
@@ -238,7 +241,7 @@ def load_encoders(base: Base, source: BaseSource, device: torch.device, dtype: t
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without progress bars and misleading logs of diffusers and transformers; afterwards as before."""
+    """Hide the progress bars and misleading logs of diffusers and transformers while they load."""
     libraries = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
     try:
@@ -252,7 +255,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def denoiser_files(source: BaseSource) -> list[Path]:
-    """The local files that hold the denoiser's weights; of a Hub id those in the cache."""
+    """Return the local files with the denoiser's weights; for a Hub id, those in the cache."""
     if source.is_file:
         return [Path(source.path)]
     folder = Path(source.location)
@@ -272,7 +275,7 @@ def _check_exists(source: BaseSource) -> None:
     path = Path(source.path)
     for name, value in (("base_config", source.config), ("prediction_type", source.prediction_type)):
         if value and not source.is_file:
-            raise InvalidArgument(name, "no value, unless the base is a .safetensors file", repr(value))
+            raise InvalidArgument(name, "no value unless the base is a .safetensors file", repr(value))
     if source.revision and source.is_bundled:
         expected = f"no value for the embedded base {source.path!r}"
         raise InvalidArgument("base_revision", expected, repr(source.revision))
@@ -283,11 +286,11 @@ def _check_exists(source: BaseSource) -> None:
     if path.is_dir() and not (path / INDEX).is_file():
         raise InvalidArgument("base", _EXPECTED, f"'{source.path}', which has no {INDEX}")
     if path.is_file():
-        raise InvalidArgument("base", _EXPECTED, f"'{source.path}', which is another kind of file")
+        raise InvalidArgument("base", _EXPECTED, f"'{source.path}', a file of another kind")
     if not path.exists() and "/" not in source.path:
         names = ", ".join(BUNDLED)
         raise InvalidArgument(
-            "base", _EXPECTED, f"'{source.path}', which does not exist", f"Bases of the package: {names}"
+            "base", _EXPECTED, f"'{source.path}', which does not exist", f"Names of embedded bases: {names}"
         )
 
 
@@ -299,7 +302,7 @@ def _family_of_index(source: BaseSource, index: Mapping[str, Any]) -> type[Base]
 
 
 def _read_config(source: BaseSource, part: str, file: str = "config.json") -> dict[str, Any]:
-    """A JSON file of the base, from its folder or the Hub."""
+    """Read a JSON file of the base from its folder or the Hub."""
     location, name = Path(source.location), f"{part}/{file}" if part else file
     with _refusing(source):
         if location.is_dir():
@@ -315,7 +318,7 @@ def _read_config(source: BaseSource, part: str, file: str = "config.json") -> di
 
 
 def _scheduler_config(source: BaseSource, index: Mapping[str, Any]) -> dict[str, Any]:
-    """Empty where the index has no scheduler."""
+    """Read the scheduler's config; empty if the index has no scheduler."""
     if index.get("scheduler", [None])[0] is None:
         return {}
     config = _read_config(source, "scheduler", "scheduler_config.json")
@@ -326,13 +329,12 @@ def _scheduler_config(source: BaseSource, index: Mapping[str, Any]) -> dict[str,
 
 @contextmanager
 def _refusing(source: BaseSource) -> Iterator[None]:
-    """Turn whatever loading raises into an `InvalidArgument`.
+    """Turn any error of loading into an `InvalidArgument`, with the original error as its cause.
 
-    Of any kind: the Hub's client, safetensors, JSON and torch each have their own, and damaged files cause
-    others. The cause has the details.
+    The Hub's client, safetensors, JSON and torch raise errors of many kinds, and damaged files cause others.
     """
     try:
-        with warnings.catch_warnings():  # newer diffusers call it `dtype`, which older ones refuse
+        with warnings.catch_warnings():  # newer diffusers call it `dtype`, which older ones do not accept
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             yield
     except (InvalidArgument, MemoryError):
@@ -345,16 +347,17 @@ def _refusing(source: BaseSource) -> Iterator[None]:
 
 @lru_cache(maxsize=8)
 def _config_of_file(source: BaseSource) -> str:
-    """The folder with the configs of a single file: the given one, or diffusers' own default from the Hub.
+    """Return the folder with a single file's configs: the given one, or diffusers' default from the Hub.
 
-    Raises `InvalidArgument` where the file is no base, where it is of Stable Diffusion 2.x and neither the
-    caller nor the given configs' scheduler say what it predicts, and where the default cannot be fetched.
+    Raises:
+        InvalidArgument: if the file is not a base; if it is Stable Diffusion 2.x and neither the caller nor
+            the given scheduler config states the prediction type; and if the default cannot be downloaded.
     """
     default, is_v2 = _default_config(Path(source.path))
     if is_v2 and not source.prediction_type and not (source.config and _states_prediction(source.config)):
         raise InvalidArgument(
             "prediction_type",
-            hint="A Stable Diffusion 2.x file does not say what it predicts: "
+            hint="A Stable Diffusion 2.x file does not state it. Use "
             '"v_prediction" for 2.0 and 2.1 at 768 pixels, "epsilon" for the base models at 512',
         )
     if source.config:
@@ -363,23 +366,23 @@ def _config_of_file(source: BaseSource) -> str:
 
     try:
         return snapshot_download(default, allow_patterns=_CONFIG_FILES)
-    except Exception as error:  # the client has many of its own
+    except Exception as error:  # the client raises errors of many kinds
         raise InvalidArgument(
             "base_config",
-            hint=f"The configs and tokenizer of '{default}' cannot be fetched ({type(error).__name__}). "
-            "Give a folder in diffusers' layout, of which only the small config and tokenizer files are "
+            hint=f"The configs and tokenizer of '{default}' cannot be downloaded ({type(error).__name__}). "
+            "Use a folder in diffusers format, of which only the small config and tokenizer files are "
             f"read, such as a copy of https://huggingface.co/{default} without its weights",
         ) from error
 
 
 def _states_prediction(config: str) -> bool:
-    """Whether the scheduler among the configs that are given for a single file says what is predicted."""
+    """Return whether the scheduler in a single file's `config` states a prediction type."""
     where = BaseSource(config)
     return "prediction_type" in _scheduler_config(where, _read_config(where, "", INDEX))
 
 
 def _default_config(file: Path) -> tuple[str, bool]:
-    """The Hub id that diffusers reads the configs of such a file from, and whether it is an SD 2.x."""
+    """Return the Hub id of diffusers' default configs for a single file, and whether it is SD 2.x."""
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
         infer_diffusers_model_type,
@@ -393,7 +396,7 @@ def _default_config(file: Path) -> tuple[str, bool]:
     except (SafetensorError, OSError) as error:
         raise InvalidArgument("base", "a safetensors file", f"'{file}' ({error})") from error
     kind = infer_diffusers_model_type(shapes)  # type: ignore[no-untyped-call]  # diffusers' own
-    # Which is "v1" for whatever it does not know.
+    # diffusers infers "v1" for any unknown file.
     is_other = kind.startswith(("v1", "controlnet", "animatediff", "autoencoder"))
     if is_other and not any(name.startswith(_DENOISER) for name in shapes):
         found = f"'{file}', which seems to be {seems_to_be(shapes)}"

@@ -1,4 +1,4 @@
-"""Whether a base is whole: every part there, and a tokenizer that distinguishes prompts."""
+"""Check that a base is complete: every part exists, and its text encoder distinguishes prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexus_adapters.files import WEIGHTS, read_regular
 if TYPE_CHECKING:
     from nexus_adapters.bases.base import Base
 
-# What a file seems to be by the beginning of any of its names, the surest signs first.
+# Prefix of a tensor's name -> what such a file probably is, the most reliable first.
 _SIGNS = {
     "adapter.conv_in.": "a Nexus or T2I-Adapter",
     "style_embedding": "a style T2I-Adapter, which adds tokens to the prompt and reads no structure map",
@@ -41,14 +41,14 @@ _SIGNS = {
 
 
 def seems_to_be(names: Collection[str]) -> str:
-    """In words, by the names of its tensors."""
+    """Describe what a file probably is, by the names of its tensors."""
     for sign, what in _SIGNS.items():
         if any(name.startswith(sign) for name in names):
             return what
     if any(".lora" in name or "lora_" in name for name in names):
         return "a LoRA"
     if any(".out_conv." in name for name in names):
-        return "a light T2I-Adapter, whose trunk is another"
+        return "a light T2I-Adapter, which has a different trunk"
     if {"conv_in", "body"} <= {name.split(".")[0] for name in names}:
         return "a T2I-Adapter"
     shown = ", ".join(sorted(names)[:3]) or "empty"
@@ -58,14 +58,14 @@ def seems_to_be(names: Collection[str]) -> str:
 _LIBRARIES = ("diffusers", "transformers", "nexus_adapters")
 _TOKENIZERS = ("tokenizer.json", "vocab.json and merges.txt", "a SentencePiece model")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-_LEAST_SHARE = 0.9  # of the text encoder's vocabulary, some of which may be padding
+_LEAST_SHARE = 0.9  # of the text encoder's vocabulary; the rest may be padding
 _WORDS = 3
 
 
 def check_folder(folder: Path, index: Mapping[str, Any], source: str, with_weights: bool = True) -> None:
-    """`InvalidArgument` named "base" where a part that the index of a local folder names has no files.
+    """Raise `InvalidArgument` named "base" if a part that the index of a local folder names has no files.
 
-    `with_weights`: False where only configs and tokenizers are read.
+    `with_weights=False` checks only configs and tokenizers.
     """
     for name, kind in index.items():
         is_part = isinstance(kind, (list, tuple)) and len(kind) == 2 and kind[1] is not None
@@ -73,7 +73,7 @@ def check_folder(folder: Path, index: Mapping[str, Any], source: str, with_weigh
             continue
         part = folder / name
         if not part.is_dir():
-            raise InvalidArgument("base", f"a folder with all its parts, {name} among them", f"'{source}'")
+            raise InvalidArgument("base", f"a folder with all parts, including {name}", f"'{source}'")
         if "Tokenizer" in str(kind[1]):
             if not _has_vocabulary(part):
                 raise InvalidArgument(
@@ -86,11 +86,11 @@ def check_folder(folder: Path, index: Mapping[str, Any], source: str, with_weigh
 
 
 def check_libraries(index: Mapping[str, Any], source: str, family: type[Base]) -> None:
-    """`InvalidArgument` named "base" where the index names a class that brings or fetches code of its own.
+    """Raise `InvalidArgument` named "base" if the index names a class that would run other code.
 
-    Modules are code in the folder, or would be imported because a file says so. The `Auto` classes of
-    transformers choose the class by the part's config, and ask on the terminal whether to run its code. A
-    pipeline class of the user's own reads its parts itself, and may call them as it likes.
+    A module may be code in the folder, or would be imported because a file names it. The `Auto` classes of
+    transformers choose a class by the part's config, and ask on the terminal whether to run its code. A
+    user's own pipeline class reads its parts itself, and may name them as it likes.
     """
     from diffusers import pipelines
 
@@ -98,13 +98,13 @@ def check_libraries(index: Mapping[str, Any], source: str, family: type[Base]) -
         if name.startswith("_") or not (isinstance(kind, (list, tuple)) and len(kind) == 2):
             continue
         library, class_name = map(str, kind)
-        # A module that the user has imported already runs nothing more.
+        # A module that the user has already imported runs no further code.
         is_known = library in _LIBRARIES or hasattr(pipelines, library) or library in sys.modules
         is_auto = class_name == "AutoModel" or (library == "transformers" and class_name.startswith("Auto"))
         if kind[1] is not None and (is_auto or not is_known) and _is_stock(family.pipeline_class(index)):
             raise InvalidArgument(
                 "base",
-                f"a {name} of a class that diffusers or transformers has",
+                f"a {name} of a class in diffusers or transformers",
                 f"'{source}', whose {name} is {library}.{class_name}",
                 "The package never runs code that ships with a model",
             )
@@ -115,7 +115,7 @@ def _is_stock(pipeline_class: type) -> bool:
 
 
 def check_required(base: Base, index: Mapping[str, Any], source: str) -> None:
-    """`InvalidArgument` named "base" where the index lacks a part that bases of this family need."""
+    """Raise `InvalidArgument` named "base" if the index lacks a part that bases of this family need."""
     for name in base.required_parts:
         kind = index.get(name)
         if not isinstance(kind, (list, tuple)) or len(kind) != 2 or kind[1] is None:
@@ -123,9 +123,9 @@ def check_required(base: Base, index: Mapping[str, Any], source: str) -> None:
 
 
 def check_vocabulary(folder: Path, source: str) -> None:
-    """`InvalidArgument` named "base" where a tokenizer's files do not fit its text encoder's config.
+    """Raise `InvalidArgument` named "base" if a tokenizer's files do not fit its text encoder's config.
 
-    From the files of a local folder; `check_text` looks at what was loaded.
+    Reads the files of a local folder; `check_text` checks a loaded pipeline.
     """
     for part in sorted(folder.glob("tokenizer*")):
         config = folder / part.name.replace("tokenizer", "text_encoder") / "config.json"
@@ -139,12 +139,12 @@ def check_vocabulary(folder: Path, source: str) -> None:
 def _check_size(name: str, found: int, size: int, source: str) -> None:
     if not _LEAST_SHARE * size <= found <= size:
         raise InvalidArgument(
-            "base", f"a {name} of {size:,} tokens, as its text encoder has", f"{found:,} in '{source}'"
+            "base", f"a {name} with {size:,} tokens, to match its text encoder", f"{found:,} in '{source}'"
         )
 
 
 def _vocabulary_size(folder: Path) -> int | None:
-    """How many tokens a tokenizer's files have; None where they do not say it in JSON."""
+    """Return the number of tokens in a tokenizer's files; None if they do not state it in JSON."""
     if (folder / "tokenizer.json").is_file():
         content = _json_object(folder / "tokenizer.json")
         model = content.get("model")
@@ -170,7 +170,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def check_text(base: Base, source: str) -> None:
-    """`InvalidArgument` named "base" unless its pipeline gives different prompts different embeddings."""
+    """Raise `InvalidArgument` named "base" unless its pipeline encodes different prompts differently."""
     pipe = base.pipe
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipe, name, None)
@@ -189,12 +189,12 @@ def check_text(base: Base, source: str) -> None:
         raise InvalidArgument(
             "base",
             "a text encoder that distinguishes prompts",
-            f"'{source}', where all give equal embeddings",
+            f"'{source}', which gives the same embeddings for all prompts",
         )
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """Those that diffusers loads from a model's folder, where others may lie next to them, such as fp16's."""
+    """Return the weights that diffusers loads from a model's folder, which may hold others, such as fp16."""
     stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
     for pattern in ("safetensors", "bin"):
         for name in (f"{stem}.{pattern}", f"{stem}-*-of-*.{pattern}"):
@@ -204,7 +204,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def file_variant(folder: Path) -> str | None:
-    """What diffusers calls `variant`, of a model's folder without plain weights; the first of several."""
+    """Return diffusers' `variant` for a model's folder without plain weights; the first of several."""
     if weight_files(folder):
         return None
     names = (file.name for file in sorted(folder.glob(f"{WEIGHTS}.*.safetensors")))
@@ -212,7 +212,7 @@ def file_variant(folder: Path) -> str | None:
 
 
 def _two_prompts(tokenizer: Any) -> tuple[str, str]:
-    """Two prompts of its own words: those of a small vocabulary know few others."""
+    """Return two prompts of words in the vocabulary, which may be small."""
     special = set(tokenizer.all_special_ids)
     pieces = [piece for piece, number in tokenizer.get_vocab().items() if number not in special]
     words = sorted({w for piece in pieces if (w := piece.replace("</w>", "").strip("▁Ġ")).isalpha()})

@@ -1,4 +1,4 @@
-"""How long prompts are in a base's tokens, and keeping libraries from logging each one that is cut."""
+"""Count the tokens of prompts, and keep libraries from logging each prompt that is truncated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MESSAGES = ("was truncated", "Token indices sequence length")  # diffusers' and
 
 
 def find_tokenizer(source: BaseSource) -> Any:
-    """A base's tokenizer, from its folder or the Hub's cache; None where it is not on this machine."""
+    """Load a base's tokenizer from its folder or the Hub's cache; None if it is not on this machine."""
     import transformers
 
     location, place = source.location, {"subfolder": "tokenizer"}
@@ -27,13 +27,13 @@ def find_tokenizer(source: BaseSource) -> Any:
         found: Any = transformers.AutoTokenizer.from_pretrained(
             location, local_files_only=True, trust_remote_code=False, **place
         )
-    except Exception:  # of any kind; where it matters, loading the base reports it
+    except Exception:  # if it matters, loading the base reports it
         return None
     return found
 
 
 def token_counts(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
-    """How many tokens each prompt has, with those that mark its ends; `token_limit` of them are read."""
+    """Return the number of tokens of each prompt, including start and end tokens (see `token_limit`)."""
     if not prompts:
         return []
     with truncation_unlogged():
@@ -42,14 +42,14 @@ def token_counts(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
 
 
 def token_limit(tokenizer: Any) -> int:
-    """How many tokens of a prompt are read, such as 77."""
+    """Return how many tokens of a prompt are read, such as 77."""
     return int(tokenizer.model_max_length)
 
 
 @contextmanager
 def truncation_unlogged(pipe: Any = None) -> Iterator[None]:
-    """Keep `pipe.encode_prompt` from logging what it cuts from each prompt: whoever calls it counts them."""
-    encode = getattr(type(pipe), "encode_prompt", None)  # whose module has the logger, also for a subclass
+    """Keep `pipe.encode_prompt` from logging each truncated prompt; the caller reports their number."""
+    encode = getattr(type(pipe), "encode_prompt", None)  # its module has the logger, also for a subclass
     names = [_TRANSFORMERS, *([] if encode is None else [encode.__module__])]
     with logs_hidden(_MESSAGES, names):
         yield

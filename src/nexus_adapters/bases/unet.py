@@ -1,15 +1,15 @@
-"""Stable Diffusion 1.x, 2.x, XL and whatever else denoises with a `UNet2DConditionModel`.
+"""Stable Diffusion 1.x, 2.x, XL and everything else that denoises with a `UNet2DConditionModel`.
 
 Where diffusers (0.42, `UNet2DConditionModel.forward`) adds `down_intrablock_additional_residuals`, in order:
 
-- `CrossAttnDownBlock2D` takes one and adds it after its last attention, before its downsampler: at the
-  stride with which the block was entered, and also to the skip connection.
-- `DownBlock2D` is run first and the feature added to what it returns, after its downsampler: at twice the
-  stride with which it was entered. The last down block has no downsampler.
-- What is then left is added behind the middle block if its shape is the sample's, and otherwise dropped
-  without a word. A ControlNet's residuals are a separate argument.
+- `CrossAttnDownBlock2D` takes one feature and adds it after its last attention, before its downsampler: at
+  the stride of the block's input, and also to the skip connection.
+- `DownBlock2D` runs first, and the feature is added to its output, after its downsampler: at twice the stride
+  of the block's input. The last down block has no downsampler.
+- A remaining feature is added after the middle block if it has the sample's shape; otherwise it is silently
+  dropped. A ControlNet's residuals are a separate argument.
 
-`SimpleCrossAttnDownBlock2D` and `KCrossAttnDownBlock2D` are handed the feature but do not accept it; for any
+`SimpleCrossAttnDownBlock2D` and `KCrossAttnDownBlock2D` are passed the feature but do not accept it; for any
 other type the stride is not known here. All of these are errors.
 """
 
@@ -35,13 +35,13 @@ from nexus_adapters.errors import InvalidArgument
 
 KEYWORD = "down_intrablock_additional_residuals"
 
-# Down-block types that take a feature, and whether they add it behind their downsampler.
+# Down-block types that accept a feature, and whether they add it after their downsampler.
 _ADDS_AFTER_DOWNSAMPLER = {"CrossAttnDownBlock2D": False, "DownBlock2D": True}
 
 # Only UNets of this depth (SDXL's) have a feature for the middle block.
 _DOWN_BLOCKS_WITH_MIDDLE_FEATURE = 3
 
-# What users call a base, by the width of its text and by the strides of its places.
+# Common names of bases, by the width of the prompt embeddings and by the strides of the places.
 _KNOWN_BY_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner", 4096: "Kolors"}
 _KNOWN_BY_STRIDES: dict[tuple[int, ...], str] = {
     (1, 2, 4, 8): "SD 1.x/2.x",
@@ -49,7 +49,7 @@ _KNOWN_BY_STRIDES: dict[tuple[int, ...], str] = {
     (2, 2, 4, 8): "the SDXL refiner",
 }
 
-_NATIVE_LATENTS = 64  # per side, where a config does not say
+_NATIVE_LATENTS = 64  # per side, if the config does not say
 
 
 @register_base("unet")
@@ -63,13 +63,13 @@ class UNetBase(Base):
 
     @classmethod
     def pipeline_class(cls, index: Mapping[str, Any]) -> Any:
-        """SDXL's where there is a second text encoder; whatever else the folder was saved as."""
+        """Return SDXL's pipeline if there is a second text encoder, whatever pipeline the folder is from."""
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline if "text_encoder_2" in index else StableDiffusionPipeline
 
     def places(self) -> tuple[Place, ...]:
-        """One per down block, and one for the middle block where there are exactly three down blocks."""
+        """Return one place per down block, and the middle block if there are exactly three down blocks."""
         channels = list(self.config["block_out_channels"])
         strides = self._strides()
         if len(strides) > len(channels):
@@ -87,7 +87,7 @@ class UNetBase(Base):
             if after_downsampler is None:
                 raise InvalidArgument(
                     "unet",
-                    f"down blocks of the types {', '.join(_ADDS_AFTER_DOWNSAMPLER)}, which take features",
+                    f"down blocks of types {' and '.join(_ADDS_AFTER_DOWNSAMPLER)}, which accept features",
                     f"{name} as down block {level + 1} of {len(types)}",
                 )
             strides.append(2 ** (level + (after_downsampler and level < last)))
@@ -103,16 +103,16 @@ class UNetBase(Base):
 
     @property
     def text_width(self) -> int:
-        """`encoder_hid_dim` where the UNet projects the text itself, else `cross_attention_dim`.
+        """`encoder_hid_dim` if the UNet projects the prompt embeddings itself, else `cross_attention_dim`.
 
-        A loaded IP-Adapter changes `encoder_hid_dim_type` but not what the text is. `InvalidArgument` where
-        the UNet reads no text, or reads it at several widths.
+        A loaded IP-Adapter changes `encoder_hid_dim_type` but not the text. `InvalidArgument` if the UNet
+        reads no text, or reads it at several widths.
         """
         if self.config["encoder_hid_dim_type"] == "image_proj":
             raise InvalidArgument(
                 "unet",
-                "one that reads prompt embeddings",
-                "encoder_hid_dim_type='image_proj', which reads image embeddings in their place",
+                "a UNet that reads prompt embeddings",
+                "encoder_hid_dim_type='image_proj', which reads image embeddings instead",
             )
         if self.config["encoder_hid_dim"] is not None:
             return int(self.config["encoder_hid_dim"])
@@ -126,17 +126,18 @@ class UNetBase(Base):
 
     @property
     def known_as(self) -> str:
-        """By text width and strides."""
+        """The common name, by text width and strides."""
         try:
             text_width = self.text_width
-        except InvalidArgument:  # it reads no text, or several
+        except InvalidArgument:  # no text, or several widths
             text_width = None
         return known_as(tuple(self._strides()), text_width)
 
     def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Each downsampler is a 3x3 convolution of stride 2: with padding 1 it rounds up.
+        """Return (height, width) of the feature at every place, for latents of `height` x `width`.
 
-        With padding 0 diffusers pads one row and column at the end, and so it rounds down.
+        Each downsampler is a 3x3 convolution of stride 2. With padding 1 it rounds up. With padding 0,
+        diffusers pads one row and one column at the end, so it rounds down.
         """
         padding = self.config.get("downsample_padding", 1)
 
@@ -148,13 +149,13 @@ class UNetBase(Base):
         return [(size(height, place.stride), size(width, place.stride)) for place in self.places()]
 
     def check(self, source: str) -> None:
-        """Refuse inpainting UNets, VAEs with statistics of their own, and other schedules than DDPM's."""
+        """Reject inpainting UNets, VAEs with latent statistics, and schedules other than DDPM's."""
         vae = self.vae_config or {}
         inputs, outputs = self.config.get("in_channels", 4), self.config.get("out_channels", 4)
         if not inputs == outputs == self.latent_channels:
             raise InvalidArgument(
                 "base",
-                f"a UNet with {self.latent_channels} channels in and out, as the VAE has",
+                f"a UNet with {self.latent_channels} input and output channels, to match the VAE",
                 f"'{source}', whose UNet has {inputs} and {outputs}",
             )
         for key in ("latents_mean", "latents_std"):
@@ -171,53 +172,53 @@ class UNetBase(Base):
         if kind not in PREDICTION_TYPES:
             raise InvalidArgument(
                 "base",
-                f"a scheduler of prediction_type {' or '.join(PREDICTION_TYPES)}",
+                f"a scheduler with prediction_type {' or '.join(PREDICTION_TYPES)}",
                 f"{kind!r} in '{source}'",
             )
 
     # Calls
 
     def check_pipeline(self, pipe: Any) -> None:
-        """Refuse pipelines that denoise tile by tile."""
+        """Reject pipelines that denoise tile by tile."""
         names = {cls.__name__ for cls in type(pipe).__mro__}
         if names.intersection(TILED):
             raise InvalidArgument(
                 "pipe_or_denoiser",
                 "a pipeline that denoises the whole image at once",
-                f"a {type(pipe).__name__}, to whose tiles the condition cannot be matched",
+                f"a {type(pipe).__name__}, which denoises tiles that the condition cannot match",
             )
 
     def check_call(self, argument: Callable[[str], Any]) -> None:
-        """Refuse a ControlNet's residuals for the down blocks alone, which the UNet would drop."""
+        """Reject a ControlNet's residuals for the down blocks alone, which the UNet would drop."""
         if argument("down_block_additional_residuals") is None:
             return
         if argument("mid_block_additional_residual") is None:
             raise InvalidArgument(
                 "down_block_additional_residuals",
-                f"mid_block_additional_residual with it, as from a ControlNet, or {KEYWORD} in its place",
+                f"mid_block_additional_residual in addition, as from a ControlNet, or {KEYWORD} instead",
                 "it alone, which the UNet would drop",
             )
 
     def layout_of(self, calling: CallingPipeline, text: Tensor) -> CallLayout | None:
-        """By the table of diffusers' pipelines, or what the pipeline itself says of its class."""
+        """Return the layout by the table of diffusers' pipelines; None for an unknown pipeline."""
         layout = known_layout(calling.pipe)
         if layout is None or not is_stock(calling.loop):
             return None
         branches = layout(calling.pipe, calling.variables)
         whole = calling.variables.get("prompt_embeds")
         if layout is guided_by_variable and isinstance(whole, Tensor) and len(text) < len(whole):
-            # Self-attention guidance calls once more, for the negatives alone: they get what they got before.
+            # Self-attention guidance calls the UNet again for the negatives, which get the same features.
             return CallLayout(whole, branches, called=0)
         return CallLayout(text, branches)
 
     def knows(self, pipe: Any) -> bool:
-        """Whether its class, or the one whose `__call__` it runs, is in the table."""
+        """Return whether the class whose `__call__` it runs is in the table."""
         return known_layout(pipe) is not None
 
     # Encoding
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """`prompt_embeds`, (b, n, d) float32, and of SDXL also `text_embeds`, (b, p)."""
+        """Encode prompts: `prompt_embeds`, (b, n, d) float32, and for SDXL also `text_embeds`, (b, p)."""
         with truncation_unlogged(self.pipe):
             encoded = self.pipe.encode_prompt(
                 prompt=list(prompts),
@@ -229,7 +230,7 @@ class UNetBase(Base):
         return {"prompt_embeds": encoded[0].float(), **pooled}
 
     def encode_empty_prompt(self) -> dict[str, Tensor]:
-        """The empty prompt's embeddings, or zeros where the pipeline's config says so, as SDXL's does."""
+        """Encode the empty prompt; zeros if the pipeline's config says so, as SDXL's does."""
         encoded = super().encode_empty_prompt()
         if self.pipe.config.get("force_zeros_for_empty_prompt", False):
             return {name: torch.zeros_like(tensor) for name, tensor in encoded.items()}
@@ -239,14 +240,14 @@ class UNetBase(Base):
 
     @cached_property
     def schedule(self) -> Any:
-        """A `DDPMScheduler` of the pipeline's scheduler config."""
+        """A `DDPMScheduler` with the pipeline's scheduler config."""
         kind: Any = DDPMScheduler
         return kind.from_config(self.scheduler.config)
 
     def noised(
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> tuple[Tensor, Tensor]:
-        """The target is the noise, or for v-prediction the velocity."""
+        """Return (noisy latents, target): the target is the noise, or the velocity for v-prediction."""
         kind = self.schedule.config.prediction_type
         if kind not in PREDICTION_TYPES:
             raise InvalidArgument("scheduler.prediction_type", " or ".join(PREDICTION_TYPES), repr(kind))
@@ -254,9 +255,9 @@ class UNetBase(Base):
         return self.schedule.add_noise(latents, noise, t), target
 
     def loss_weights(self, t: Int[Tensor, " b"], min_snr_gamma: float) -> Float[Tensor, " b"]:
-        """min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v_prediction.
+        """Return min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v_prediction.
 
-        Both weigh the clean latents' error by min(SNR, gamma). Pure noise, of SNR 0, weighs 1 and 0.
+        Both weight the clean latents' error by min(SNR, gamma). At SNR 0, pure noise, they are 1 and 0.
         """
         snr: Tensor = compute_snr(self.schedule, t)  # type: ignore[no-untyped-call]  # diffusers' own
         if self.schedule.config.prediction_type == "epsilon":
@@ -264,23 +265,23 @@ class UNetBase(Base):
         return snr.clamp(max=min_snr_gamma) / (snr + 1)
 
     def noise_factors(self, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
-        """(1 - alphas_cumprod[t]) ** noise_exponent."""
+        """Return (1 - alphas_cumprod[t]) ** noise_exponent."""
         return noise_factors(self.scheduler, timesteps, noise_exponent)
 
     # What SDXL's UNet reads in addition to the text
 
     def added_arguments(self, added: Mapping[str, Tensor]) -> dict[str, Any]:
-        """SDXL's `added_cond_kwargs`; nothing for SD 1.x."""
+        """Return SDXL's `added_cond_kwargs`; nothing for SD 1.x."""
         return {"added_cond_kwargs": dict(added)} if added else {}
 
     def native_size(self) -> int:
-        """From the UNet's `sample_size`: of a rectangle, the side of a square of its area."""
+        """Return the side in pixels by the UNet's `sample_size`; a rectangle counts by its area."""
         size = self.config.get("sample_size") or _NATIVE_LATENTS
         side = size if isinstance(size, int) else round(math.sqrt(math.prod(size)))
         return side * self.pixels_per_latent
 
     def example_added(self, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        """SDXL's `text_embeds` and `time_ids`."""
+        """Return example `text_embeds` and `time_ids` for SDXL; nothing for SD 1.x."""
         if self.config.get("addition_embed_type") != "text_time":
             return {}
         width = self.config["projection_class_embeddings_input_dim"]
@@ -292,19 +293,19 @@ class UNetBase(Base):
 
 
 def known_as(strides: tuple[int, ...] = (), text_width: int | None = None) -> str:
-    """What users call bases with this text width, or else these strides; "" where there is no such name."""
+    """Return the common name of bases with this text width, or else with these strides; "" if unknown."""
     return _KNOWN_BY_TEXT.get(text_width or 0) or _KNOWN_BY_STRIDES.get(strides, "")
 
 
 def check_kind(
     base: Base, strides: tuple[int, ...] = (), text_widths: tuple[object, object] = (None, None)
 ) -> None:
-    """`InvalidArgument` named "adapter" for one made for another kind of base, with the names of both.
+    """Raise `InvalidArgument` named "adapter" for an adapter for another kind of base, with both names.
 
     Args:
         base: the base.
-        strides: of the places that the adapter was made for; () if unknown.
-        text_widths: the adapter's and the base's, as a config states them. Unknown: anything but an int.
+        strides: strides of the places that the adapter was made for; () if unknown.
+        text_widths: text width of the adapter and of the base, as in a config. Not an int: unknown.
     """
     needed = tuple(place.stride for place in base.places()) if strides else ()
     by_strides = {known_as(strides), known_as(needed)} - {""}
@@ -313,38 +314,39 @@ def check_kind(
     if base.known_as and (len(by_strides) > 1 or len(by_text) > 1):
         raise InvalidArgument(
             "adapter",
-            f"one made for {base.known_as}, which the base is",
-            f"one made for {known_as(strides, widths[0])}",
+            f"an adapter for {base.known_as}, to match the base",
+            f"an adapter for {known_as(strides, widths[0])}",
         )
 
 
 def noise_factors(scheduler: Any, timesteps: Tensor | float, noise_exponent: float) -> Float[Tensor, "..."]:
-    """(1 - alphas_cumprod[t]) ** noise_exponent: the noise's share of the latents' variance, to a power.
+    """Return (1 - alphas_cumprod[t]) ** noise_exponent: the noise's share of the variance, to a power.
 
-    What the features of an adapter with this `noise_exponent` are multiplied by: near 1 in the first steps,
-    which decide structure, and near 0 in the last, which paint details. For `residuals(features, scale=...)`.
+    Features of an adapter with this `noise_exponent` are multiplied by it: it is near 1 in the first steps,
+    which decide structure, and near 0 in the last steps, which add details. Pass it to
+    `residuals(features, scale=...)`.
 
     Args:
-        scheduler: of diffusers, with `alphas_cumprod`, as that of every Stable Diffusion.
-        timesteps: 0 to num_train_timesteps, any shape; between two whole ones it is interpolated.
-        noise_exponent: 0 gives ones.
+        scheduler: a diffusers scheduler with `alphas_cumprod`, as every Stable Diffusion has.
+        timesteps: 0 to num_train_timesteps, of any shape; fractional timesteps are interpolated.
+        noise_exponent: the power; 0 gives ones.
 
     Returns:
-        float32 on the device of `timesteps`, of their shape; in [0, 1].
+        float32 in [0, 1], in the shape and on the device of `timesteps`.
 
     Raises:
         InvalidArgument: for a scheduler without `alphas_cumprod`.
     """
     products = getattr(scheduler, "alphas_cumprod", None)
-    is_flow = getattr(scheduler, "config", {}).get("use_flow_sigmas", False)  # which leaves the former there
+    is_flow = getattr(scheduler, "config", {}).get("use_flow_sigmas", False)  # keeps an unused alphas_cumprod
     if not isinstance(products, Tensor) or is_flow:
         flow = " with use_flow_sigmas" if is_flow else ""
         raise InvalidArgument(
             "noise_exponent",
-            "a scheduler with alphas_cumprod, from which the noise in each step is known",
+            "a scheduler with alphas_cumprod, which gives the noise in each step",
             f"a {type(scheduler).__name__}{flow}",
-            "noise_exponent=0 works with every scheduler, but an adapter trained with more is then too "
-            "strong in late steps",
+            "noise_exponent=0 works with every scheduler, but an adapter trained with a larger exponent is "
+            "then too strong in late steps",
         )
     times = torch.as_tensor(timesteps)
     shares = 1 - products.to(times.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Which diffusers pipelines hand their UNet which guidance branches, and which denoise tiles."""
+"""Which guidance branches each diffusers pipeline passes to its UNet, and which pipelines denoise tiles."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from nexus_adapters.bases.base import Branches
 
-# Returns the branches of the prompt embeddings that a pipeline is using now. Its class is known to have these
-# attributes, or these variables in its `__call__`.
+# Returns the branches of the prompt embeddings that a pipeline is using now, from attributes of its class or
+# variables of its `__call__`.
 Layout = Callable[[Any, Mapping[str, Any]], Branches]
 
 TILED = ("StableDiffusionPanoramaPipeline",)
@@ -25,7 +25,7 @@ def _guided(pipe: Any, _: Mapping[str, Any]) -> Branches:
 
 
 def guided_by_variable(_: Any, variables: Mapping[str, Any]) -> Branches:
-    """Of pipelines that keep in a variable of `__call__` whether they guide."""
+    """Return the branches of pipelines that store in a variable of `__call__` whether they use guidance."""
     return (False, True) if variables["do_classifier_free_guidance"] else (True,)
 
 
@@ -38,7 +38,7 @@ def _perturbed(pipe: Any, variables: Mapping[str, Any]) -> Branches:
     return (*branches, True) if pipe.do_perturbed_attention_guidance else branches
 
 
-# Read from diffusers 0.42, class by class. Only pipelines that tell at every call whether they guide.
+# Read from diffusers 0.42, class by class. Only pipelines that show at every call whether they use guidance.
 _LAYOUTS: dict[Layout, str] = {
     _guided: """
         StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
@@ -67,10 +67,10 @@ KNOWN_PIPELINES = {name: layout for layout, names in _LAYOUTS.items() for name i
 
 
 def known_layout(pipe: Any) -> Layout | None:
-    """The function that gives the branches of a pipeline; None for an unknown pipeline, and for no pipeline.
+    """Return the function that gives a pipeline's branches; None for an unknown pipeline or for None.
 
-    What counts is the class whose `__call__` runs: a subclass that keeps it, or whose own only calls it,
-    keeps the layout; one with a loop of its own is unknown, whatever it inherits from.
+    The class whose `__call__` runs decides. A subclass that inherits `__call__`, or only calls it, has the
+    same layout; a subclass with its own denoising loop is unknown.
     """
     for cls in type(pipe).__mro__:
         call = vars(cls).get("__call__")
@@ -84,12 +84,12 @@ def known_layout(pipe: Any) -> Layout | None:
 
 
 def is_stock(loop: str) -> bool:
-    """Whether a call comes from a loop of diffusers, and not from what a subclass does around it."""
+    """Return whether a call comes from diffusers' own loop and not from code of a subclass around it."""
     return loop.split(".")[0] in ("diffusers", "")
 
 
 def _only_calls_super(call: Any) -> bool:
-    """Whether a method passes its call on to `super().__call__` and does not touch the denoiser itself."""
+    """Return whether a method only calls `super().__call__` and does not use the denoiser itself."""
     code = getattr(inspect.unwrap(call), "__code__", None)
     if code is None:
         return False
@@ -98,7 +98,7 @@ def _only_calls_super(call: Any) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """All names that a function uses, also in functions that are defined in it."""
+    """Yield all names that a function uses, including in nested functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,10 +1,10 @@
-"""The command `nexus`: one module a command, found in `COMMANDS`.
+"""The command `nexus`: one module per command, listed in `COMMANDS`.
 
 A command's module has `add_arguments(parser)`, `run(args) -> int`, and `EXAMPLES`, the command lines that end
-its help. It is imported for every call, `nexus --help` included, so whatever is slow to import (torch above
-all) is imported inside `run`, and only once the arguments have been checked. Bad input is an
-`InvalidArgument`: one line on stderr, exit status 2. Its name is that of a function's argument; `main` shows
-the command's option or argument of the same name in its place. A module lists names that differ in `TYPED`.
+its help. It is imported on every call, `nexus --help` included, so slow imports (above all torch) happen inside
+`run`, after the arguments are checked. Bad input raises `InvalidArgument`: one line on stderr, exit status 2.
+The error names a function's argument; `main` replaces it by the command's option or argument of the same name.
+A module lists names that differ in `TYPED`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("nexus_adapters.cli.demo", "generate a sheet that shows what the embedded adapters do"),
     "generate": ("nexus_adapters.cli.generate", "generate an image from a prompt and a structure map"),
     "extract": ("nexus_adapters.cli.extract", "extract the structure map of an image"),
-    "prepare": ("nexus_adapters.cli.prepare", "make a training set of images, with structure maps"),
+    "prepare": ("nexus_adapters.cli.prepare", "make a training set with structure maps from images"),
     "train": ("nexus_adapters.cli.train", "train an adapter from a recipe"),
     "evaluate": (
         "nexus_adapters.cli.evaluate",
@@ -45,18 +45,18 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Print the message as one line and exit with status 2."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {_one_line(message)}\n")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Of `--option=--` argparse drops the value, and stores a list where a text or a number belongs."""
+        """Reject `--option=--`: argparse drops the value and would store a list in its place."""
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "expected one argument")
         return super()._get_values(action, arg_strings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `nexus` with these arguments (by default the process's) and return its exit status."""
+    """Run `nexus` with these arguments (default: the command line) and return the exit status."""
     args = build_parser().parse_args(argv)
     try:
         with renamed(partial(_as_typed, args.typed)):
@@ -67,16 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             import_modules(args.imports, "--import")
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
-            warnings.simplefilter("ignore", FutureWarning)  # libraries to developers; users cannot act on it
+            warnings.simplefilter("ignore", FutureWarning)  # for developers; users cannot act on it
             warnings.filterwarnings(
                 "ignore", r"The `local_dir_use_symlinks`"
-            )  # diffusers to the Hub's client
+            )  # an argument that diffusers passes to huggingface_hub
             warnings.showwarning = _warn_in_one_line(args.prog)
             with renamed(partial(_as_typed, args.typed)):
                 status: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone (`nexus info PATH | head -1`); python would complain once more when it exits.
+        # The reader is gone (`nexus info PATH | head -1`); Python would report it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (KeyboardInterrupt, ValueError, OSError, MemoryError, FloatingPointError) as error:
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_text(args: argparse.Namespace) -> None:
-    """`InvalidArgument` for an argument that is not UTF-8, unless it names a file that exists."""
+    """Raise `InvalidArgument` for an argument that is not UTF-8, unless it is the path of a file."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not is_unicode(text) and not os.path.exists(text):
@@ -96,7 +96,7 @@ def _check_text(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Assemble the parser of `nexus` from the commands' own."""
+    """Build the parser of `nexus` from the parsers of its commands."""
     parser = OneLineParser(
         prog="nexus", description="Text-guided adapters for frozen diffusion models.", allow_abbrev=False
     )
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
-        # Also accepted behind the command; SUPPRESS, or its default would undo the one given before.
+        # Also accepted after the command. Without SUPPRESS, the default would undo a --debug before it.
         command.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
@@ -123,12 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
             default=[],
             dest="imports",
             metavar="MODULE",
-            help="a module or .py file of yours to import first; it registers blocks, methods, bases, "
-            "conditions or metrics (repeatable)",
+            help="first import your module or .py file, which registers blocks, methods, bases, conditions "
+            "or metrics (repeatable)",
         )
         module.add_arguments(command)
         typed = {**_typed(command), **getattr(module, "TYPED", {})}
-        typed.pop("imports")  # --import is done before the command runs; a recipe has a key of this name
+        typed.pop("imports")  # --import is handled before the command runs; recipes have a key of this name
         command.set_defaults(run=module.run, prog=command.prog, typed=typed)
     return parser
 
@@ -149,13 +149,13 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _as_typed(typed: Mapping[str, str], name: str) -> str:
-    """What the user typed for an argument, or for a place in it: `level_scales[1]` is `--level-scales[1]`."""
+    """Return what the user typed for an argument, or for an item of it: `low[1]` -> `--low[1]`."""
     argument, bracket, place = name.partition("[")
     return typed.get(name) or f"{typed.get(argument, argument)}{bracket}{place}"
 
 
 def _typed(command: argparse.ArgumentParser) -> dict[str, str]:
-    """Name of an argument -> what the user types for it: `level_scales` -> `--level-scales`."""
+    """Return name of an argument -> what the user types for it, as in `level_scales` -> `--level-scales`."""
     actions = command._actions  # argparse has no public list of them
     return {
         action.dest: action.option_strings[0] if action.option_strings else str(action.metavar)
@@ -163,7 +163,7 @@ def _typed(command: argparse.ArgumentParser) -> dict[str, str]:
     }
 
 
-# What errors mean that Python most often raises without a message.
+# Messages for errors that Python usually raises without one.
 _UNSAID: dict[type[BaseException], str] = {MemoryError: "not enough memory"}
 
 
@@ -195,21 +195,21 @@ def _warn_in_one_line(prog: str) -> Callable[..., None]:
 
 
 _LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
-# The tokenizer warns of indexing errors, but the pipeline truncates long prompts, and logs what it cuts.
+# The tokenizer warns of indexing errors, but the pipeline truncates long prompts and logs what it removes.
 _DROPPED = ("Token indices sequence length is longer", *MISLEADING)
 
 
 @contextmanager
 def library_logs_as_warnings() -> Iterator[None]:
-    """Collect what diffusers and the libraries below it log; if the block succeeds, warn of each line once.
+    """Collect the log lines of diffusers, transformers and huggingface_hub; on success, warn of each once.
 
-    What they log before they raise is dropped, since the exception says it. So is what they log when they are
-    imported, which happens here first: it concerns options that are not used.
+    If the block raises, the lines are dropped: the exception says it all. Lines logged while the libraries
+    are imported, which happens here, are dropped too: they concern features that are not used.
     """
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    # Both set up their logger, with a handler to stderr, when it is first asked for.
+    # The first call sets up the library's logger, with a handler to stderr.
     diffusers.utils.logging.get_logger()
     transformers.utils.logging.get_logger()
     collector = _Collector()

@@ -1,4 +1,4 @@
-"""`python -m nexus_adapters.cli`, for launchers that start a module."""
+"""`python -m nexus_adapters.cli`, for launchers that run a module."""
 
 import sys
 

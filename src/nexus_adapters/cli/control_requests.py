@@ -1,4 +1,4 @@
-"""The controls of `nexus generate`: their arguments, and one frozen request for each, checked."""
+"""The controls of `nexus generate`: their arguments, and one checked, frozen request for each control."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from nexus_adapters.errors import InvalidArgument, expect
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A photo, whose structure map is extracted."""
+    """A photo to extract the structure map from."""
 
     file: str
     extractor: ExtractorOptions
@@ -32,7 +32,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class MapSource:
-    """A structure map, and what `--option` says of how it is read."""
+    """A structure map, and the options for reading it (`--option`)."""
 
     file: str
     reading: ExtractorOptions = field(default_factory=ExtractorOptions)
@@ -41,19 +41,19 @@ class MapSource:
 
 @dataclass(frozen=True)
 class ControlRequest:
-    """One control: what its structure map is made of, and how it acts.
+    """One control: the source of its structure map, and how it acts.
 
     Attributes:
-        given: the map, or the photo that it is made of.
-        condition_name: the extractor's name, which is also the kind of the map.
-        adapter: as the user names it.
+        given: the map, or the photo to extract it from.
+        condition_name: the extractor's name, which is also the map's condition.
+        adapter: the adapter's source, as the user wrote it.
         scale, start, end, level_scales, noise_exponent: as in `Control`.
-        policy: None where `balance` decides it, or for the default.
-        balance: sets policy and level scales.
-        mask: a file.
-        invert: whether to invert the map; None to do so with a given one whose lines are dark on white.
-        resize_mode: for a map or a photo of another aspect ratio than the image's.
-        max_megapixels: refuse larger files.
+        policy: None for the default, or if `balance` decides it.
+        balance: sets the policy and the level scales.
+        mask: path of the mask's file.
+        invert: whether to invert the map; None inverts a given map that has dark lines on white.
+        resize_mode: how to fit a map or photo whose aspect ratio differs from the image's.
+        max_megapixels: larger files are rejected.
     """
 
     given: ImageSource | MapSource
@@ -72,7 +72,7 @@ class ControlRequest:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def settings(self) -> dict[str, Any]:
-        """What its `Control` takes in addition to adapter, condition and mask."""
+        """Return the arguments of `Control` other than adapter, condition and mask."""
         settings: dict[str, Any] = {
             "scale": self.scale,
             "start": self.start,
@@ -87,13 +87,13 @@ class ControlRequest:
         return settings | {"policy": self.policy or DEFAULT_POLICY, "level_scales": self.level_scales}
 
 
-# Options of a control, given once for all or once for each. The first ones say how it acts.
+# Options of a control, given once for all controls or once for each. `ACTING` says how the control acts.
 ACTING = ("scale", "start", "end", "policy", "balance", "level_scales", "noise_exponent", "mask")
 _PER_CONTROL = (*ACTING, "resize_mode", "condition", "adapter")
 
 
 class _AppendSource(argparse.Action):
-    """Keeps the order of --image and --map, as pairs of option and file."""
+    """Store --image and --map in the order given, as pairs of option and file."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
@@ -102,7 +102,7 @@ class _AppendSource(argparse.Action):
 
 
 def add_controls(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of controls and of their maps."""
+    """Declare the arguments of the controls and their maps."""
     parser.set_defaults(sources=None)
     group = parser.add_argument_group(
         "controls",
@@ -114,7 +114,7 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         (MapSource.option, "a structure map"),
     ):
         group.add_argument(option, metavar="FILE", action=_AppendSource, default=argparse.SUPPRESS, help=text)
-    # Without a default, so that an option that is missing differs from one that holds for all controls.
+    # No defaults: they would hide whether an option was given.
     add_options(group, "--condition", action="append", default=None)
     group.add_argument(
         "--adapter",
@@ -123,22 +123,22 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         help=f"{ADAPTER_SOURCES} (default: {ADAPTER}; required with a --base of your own)",
     )
     add_options(group, "--scale", action="append", default=None)
-    start = "where in the schedule the adapter starts to act, 0 to 1 (default: 0)"
+    start = "where in the schedule the adapter starts to act, from 0 to 1 (default: 0)"
     group.add_argument("--start", action="append", type=float, metavar="N", help=start)
-    end = "where in the schedule it stops (default: 1)"
+    end = "where in the schedule the adapter stops acting, from 0 to 1 (default: 1)"
     group.add_argument("--end", action="append", type=float, metavar="N", help=end)
     add_options(group, "--policy", "--noise-exponent", action="append", default=None)
     group.add_argument(
         "--balance",
         action="append",
         choices=BALANCE_NAMES,
-        help="what takes precedence; sets --policy and --level-scales",
+        help="what takes precedence, prompt or control; sets --policy and --level-scales",
     )
     group.add_argument(
         "--level-scales",
         action="append",
         metavar="N,N,...",
-        help="a factor for each feature of the adapter, finest first",
+        help="a factor for each of the adapter's feature maps, finest first",
     )
     group.add_argument(
         "--mask", action="append", metavar="FILE", help="an image that is white where the control acts"
@@ -147,23 +147,23 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         "--resize-mode",
         action="append",
         choices=RESIZE_MODES,
-        help="fit a map or photo of another aspect ratio than the image's: stretch it, crop it to its "
-        "middle, or pad it (default: refuse it)",
+        help="how to fit a map or photo whose aspect ratio differs from the image's: stretch, crop to the "
+        "center, or pad (default: fail)",
     )
     maps = parser.add_argument_group("maps")
     add_options(maps, "--low", "--high")
     add_options(
         maps,
         "--option",
-        help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER; with --map, what its "
-        "values are: unit=mm, m or inverse of depth, palette=NAME of label ids. It goes to the controls "
-        "whose condition takes it; CONDITION.KEY=VALUE goes to that condition alone (repeatable)",
+        help="an option of the extractor, such as auto=true, sigma=2 or model=FOLDER; with --map, how to "
+        "read its values: unit=mm, unit=m or unit=inverse for depth, palette=NAME for labels. Applies to all "
+        "controls whose condition takes it, CONDITION.KEY=VALUE to that condition only (repeatable)",
     )
     add_options(maps, "--invert", "--max-megapixels")
 
 
 def parse_controls(args: argparse.Namespace) -> tuple[ControlRequest, ...]:
-    """Each control with its own value of each option. `InvalidArgument` names the option."""
+    """Return a request for each control, with its own values. `InvalidArgument` names the option."""
     sources: list[tuple[str, str]] = args.sources or []
     if not sources:
         raise InvalidArgument("--image or --map")
@@ -171,14 +171,14 @@ def parse_controls(args: argparse.Namespace) -> tuple[ControlRequest, ...]:
     for name in _PER_CONTROL:
         values = getattr(args, name)
         fits = values is None or len(values) in (1, len(sources))
-        count = f"once or {len(sources)} times" if len(sources) > 1 else "once, for one map"
+        count = f"once or {len(sources)} times" if len(sources) > 1 else "once for one map"
         expect(fits, _option(name), f"to be given {count}", f"{len(values or [])} values")
         for place, own in enumerate(given if values else []):
             own[name] = values[place if len(values) > 1 else 0]
     is_bundled = args.base in BUNDLED
     for own in given:
         if not is_bundled and "adapter" not in own:
-            hint = f"Give an adapter that was trained for the base '{args.base}'"
+            hint = f"Name an adapter that was trained for the base '{args.base}'"
             raise InvalidArgument("--adapter", hint=hint)
     kinds = [
         (option, own.get("condition", CONDITION)) for (option, _), own in zip(sources, given, strict=True)
@@ -192,10 +192,13 @@ def parse_controls(args: argparse.Namespace) -> tuple[ControlRequest, ...]:
 
 
 def _options_of_each(kinds: Sequence[tuple[str, str]], given: ExtractorOptions) -> list[ExtractorOptions]:
-    """What of the options goes to each control, of (--image or --map, condition): what its condition takes.
+    """Distribute the options to the controls, each given by --image or --map and its condition.
 
-    CONDITION.KEY=VALUE goes to the controls of this condition alone. What no control takes goes to all of
-    them, whose own checks say what is wrong with it. `InvalidArgument` for a condition that no control has.
+    CONDITION.KEY=VALUE applies to the controls of this condition only. An option that no control takes goes
+    to all of them; their own checks then report what is wrong with it.
+
+    Raises:
+        InvalidArgument: for a condition that no control has.
     """
     pairs: list[list[str]] = [[] for _ in kinds]
     for pair in given.pairs:
@@ -218,7 +221,7 @@ def _options_of_each(kinds: Sequence[tuple[str, str]], given: ExtractorOptions) 
 
 
 def _takers(kinds: Sequence[tuple[str, str]], among: Sequence[int], key: str) -> Sequence[int]:
-    """Which of the controls take an option; all of them where none does."""
+    """Return which of the controls take an option; all of them if none does."""
     return [place for place in among if _takes(*kinds[place], key)] or among
 
 
@@ -226,14 +229,14 @@ def _takes(option: str, condition_name: str, key: str) -> bool:
     from nexus_adapters.conditions import EXTRACTORS
     from nexus_adapters.conditions.maps import MAP_OPTIONS
 
-    if condition_name not in EXTRACTORS:  # refused later
+    if condition_name not in EXTRACTORS:  # rejected later
         return False
     extractor = EXTRACTORS[condition_name]
     return key in MAP_OPTIONS[extractor.kind] if option == MapSource.option else extractor.takes(key)
 
 
 def _control(option: str, file: str, extractor: ExtractorOptions, values: dict[str, Any]) -> ControlRequest:
-    """One control of the values that its options have. `InvalidArgument` names the option."""
+    """Build one control from the values of its options. `InvalidArgument` names the option."""
     condition_name = values.pop("condition", CONDITION)
     level_scales = values.pop("level_scales", None)
     if level_scales is not None:
@@ -254,18 +257,18 @@ def _control(option: str, file: str, extractor: ExtractorOptions, values: dict[s
     for name in ("policy", "level_scales"):
         is_alone = control.balance is None or getattr(control, name) is None
         together = f"'{control.balance}' and {_option(name)}"
-        expect(is_alone, "--balance", f"no {_option(name)} together with it", together)
+        expect(is_alone, "--balance", f"no {_option(name)} in addition", together)
     return control
 
 
 def _check_map_options(options: dict[str, Any], condition_name: str) -> None:
-    """`InvalidArgument` for options that say nothing of a map's values, as `unit` does of depth's."""
+    """Raise `InvalidArgument` for options that do not describe a map's values, as `unit` does for depth."""
     if not options:
         return
     from nexus_adapters.conditions import EXTRACTORS
     from nexus_adapters.conditions.maps import MAP_OPTIONS
 
-    if condition_name not in EXTRACTORS:  # refused later
+    if condition_name not in EXTRACTORS:  # rejected later
         return
     extractor = EXTRACTORS[condition_name]
     known = [name for name in MAP_OPTIONS[extractor.kind] if name != "invert"]
@@ -273,8 +276,8 @@ def _check_map_options(options: dict[str, Any], condition_name: str) -> None:
         option = f"--{name}" if name in ("low", "high") else f"--option {name}"
         if name == "invert":
             raise InvalidArgument(option, "--invert or --no-invert", repr(value))
-        hint = "It is an option of the extractor, for --image" if extractor.takes(name) else ""
-        expected = f"an option of a map of {condition_name} ({', '.join(known) or 'it has none'})"
+        hint = "It is an option of the extractor; use it with --image" if extractor.takes(name) else ""
+        expected = f"an option for {condition_name} maps ({', '.join(known) or 'there are none'})"
         expect(name in known, option, expected, repr(value), hint)
 
 

@@ -1,4 +1,4 @@
-"""`nexus convert`: read an adapter in any known format, and write it in one of ours."""
+"""`nexus convert`: read an adapter in any known format and write it in one of this package's formats."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ TYPED = {"adapter": "SOURCE"}
 
 @dataclass(frozen=True)
 class Choices:
-    """The options for what some sources do not determine; None is the default."""
+    """Options for properties that some sources do not determine; None selects the default."""
 
     variant: str | None = None
     text_width: int | None = None
@@ -38,7 +38,7 @@ class Choices:
     seed: int = 0
 
     def check(self) -> None:
-        """`InvalidArgument` for values that are out of range or contradict each other."""
+        """Raise `InvalidArgument` for values that are out of range or contradict each other."""
         width = self.text_width
         expect(width is None or width > 0, "text_width", "a positive integer", width)
         expect(0 <= self.seed <= MAX_SEED, "seed", f"an integer from 0 to {MAX_SEED}", self.seed)
@@ -48,11 +48,11 @@ class Choices:
         expect(form["residual"] or not self.zero_init, "zero_init", needs, variant_of(**form))
 
     def expect_unused(self, kind: str, but_for: Collection[str]) -> None:
-        """`InvalidArgument` for an option that was given although the source determines it."""
+        """Raise `InvalidArgument` for an option that was given although the source determines it."""
         for option in fields(self):
             value = getattr(self, option.name)
             is_open = option.name in but_for or value == option.default
-            expect(is_open, option.name, f"no value for {kind}, which has its own", value)
+            expect(is_open, option.name, f"no value for {kind}, which determines it", value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,20 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help=f"a Nexus adapter (ours or the public release's) or a T2I-Adapter: {ADAPTER_SOURCES}",
+        help="a Nexus adapter (of this package or the paper's public release) or a T2I-Adapter: "
+        f"{ADAPTER_SOURCES}",
     )
     parser.add_argument(
-        "dest", metavar="DEST", help="a new folder, or with single-file a new .safetensors file"
+        "dest", metavar="DEST", help="a new folder, or a new .safetensors file with --to single-file"
     )
-    parser.add_argument(
-        "--to", choices=FORMATS, default=FORMATS[0], help="what DEST becomes (default: folder)"
-    )
+    parser.add_argument("--to", choices=FORMATS, default=FORMATS[0], help="format of DEST (default: folder)")
     add_options(parser, "--condition")
-    start = parser.add_argument_group("from a T2I-Adapter, whose trunk initializes a Nexus adapter")
+    start = parser.add_argument_group("initialize a Nexus adapter from the trunk of a T2I-Adapter")
     start.add_argument(
         "--variant",
         choices=list(VARIANTS),
-        help="the configuration (default: prime); required for the public release's weights without a config",
+        help="the configuration (default: prime); required for public-release weights without a config",
     )
     start.add_argument(
         "--text-width",
@@ -89,15 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--zero-init",
         action=argparse.BooleanOptionalAction,
-        help="start the attention at zero: until it is trained, Prime gives the same output as the "
-        "T2I-Adapter (default: yes, with the residual connection)",
+        help="initialize the attention's output to zero, so that an untrained Prime gives the same output as "
+        "the T2I-Adapter (default: yes if there is a residual connection)",
     )
     add_options(start, "--seed")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read all of SOURCE, check it, and write DEST whole or not at all."""
-    expect(args.dest != "", "DEST", f"the name of a new {args.to.removeprefix('single-')}", "an empty text")
+    """Read and check SOURCE, then write DEST completely or not at all."""
+    expect(args.dest != "", "DEST", f"the name of a new {args.to.removeprefix('single-')}", "an empty string")
     dest = Path(args.dest)
     choices = Choices(args.variant, args.text_width, args.residual, args.zero_init, args.seed)
     _check_dest(dest, args.to)
@@ -125,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(saved: "Saved", choices: Choices) -> "Imported":
-    """The adapter in SOURCE. Of checkpoints it is the methods that know how they are built."""
+    """Load the adapter in SOURCE; checkpoints are loaded by their method."""
     from nexus_adapters.adapter.formats import Imported, import_adapter
     from nexus_adapters.adapter.model import NexusAdapter
     from nexus_adapters.methods import load_saved
@@ -138,11 +137,11 @@ def _read(saved: "Saved", choices: Choices) -> "Imported":
 
 
 def _check_dest(dest: Path, format_name: str) -> None:
-    """Reject a DEST that would overwrite something, before anything is read."""
-    expect(dest.parent.is_dir(), "DEST", "a place in an existing folder", f"'{dest}'")
+    """Raise `InvalidArgument`, before anything is read, if DEST would overwrite something."""
+    expect(dest.parent.is_dir(), "DEST", "a path in an existing folder", f"'{dest}'")
     if format_name == "single-file":
         expect(dest.suffix == ".safetensors", "DEST", "a file name that ends in .safetensors", f"'{dest}'")
-        expect(not dest.exists(), "DEST", "a new file", f"'{dest}', which exists")
+        expect(not dest.exists(), "DEST", "a new file", f"'{dest}', which already exists")
     else:
         is_file = dest.suffix == ".safetensors"
         expect(not is_file, "DEST", "the name of a folder", f"'{dest}'", "--to single-file writes a file")
@@ -151,7 +150,7 @@ def _check_dest(dest: Path, format_name: str) -> None:
 
 
 def _metadata(path: Path, config: Any) -> dict[str, str]:
-    """What a single file records in addition to its config: the base it fits, and its training."""
+    """Return the metadata of a single file in addition to its config: the base it fits and its training."""
     from nexus_adapters.adapter.arguments import describe_base
     from nexus_adapters.adapter.saved import RUN_RECORD, read_json
 
@@ -159,7 +158,7 @@ def _metadata(path: Path, config: Any) -> dict[str, str]:
     record = path / RUN_RECORD
     if record.is_file():
         recipe = read_json(record).get("config", {})
-        expect(isinstance(recipe, dict), "adapter", "the record of a training", f"'{record}'")
+        expect(isinstance(recipe, dict), "adapter", "the record of a training run", f"'{record}'")
         metadata["training"] = file_sha256(record)
         metadata["training.base"] = str(recipe.get("base.path", ""))
     return metadata

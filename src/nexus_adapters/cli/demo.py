@@ -1,4 +1,4 @@
-"""`nexus demo`: a sheet that shows what the embedded adapters do, and the scores of its images."""
+"""`nexus demo`: write a sheet of images that shows what the embedded adapters do, with their scores."""
 
 import argparse
 import time
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, "--force", "--condition", "--steps", "--seed")
     scale = BUNDLED[EMBEDDED].guidance_scale
-    add_options(parser, "--guidance", help=f"guidance scale (default: {scale:g}, the embedded base's)")
+    add_options(parser, "--guidance", help=f"guidance scale (default: {scale:g}, as for the embedded base)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
     condition_name: str = args.condition
-    BUNDLED[EMBEDDED].adapter("prime", condition_name)  # refuses before a folder is made
+    BUNDLED[EMBEDDED].adapter("prime", condition_name)  # fails before the output folder is created
     png, json = output_files(Path(args.out), args.force)
 
     with library_logs_as_warnings():
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
-    """demo.png and demo.json in `folder`, which is made if it is missing; each checked."""
+    """Return the paths of demo.png and demo.json in `folder`, checked; create the folder if it is missing."""
     expect(folder.is_dir() or not folder.exists(), "--out", "a folder", f"'{folder}', which is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,10 @@ def output_files(folder: Path, force: bool) -> tuple[Path, Path]:
 
 
 def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition_name: str) -> dict[str, Any]:
-    """All that makes the images again. `weights_sha256`: of adapters' tensors and of the UNet's file."""
+    """Return everything needed to generate the images again.
+
+    `weights_sha256` holds the hash of each adapter's tensors and of the base's UNet file.
+    """
     from nexus_adapters.adapter.saved import find_saved
     from nexus_adapters.bases.loading import BaseSource, denoiser_files
     from nexus_adapters.evaluation.provenance import versions
@@ -116,7 +119,7 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition_nam
 
 
 def report_of(settings: Mapping[str, Any], results: Sequence["Result"], total_s: float) -> dict[str, Any]:
-    """What goes into demo.json."""
+    """Return the content of demo.json."""
     from nexus_adapters.evaluation.provenance import machine, peak_memory_gib
 
     return {
@@ -138,9 +141,9 @@ def report_of(settings: Mapping[str, Any], results: Sequence["Result"], total_s:
 
 
 def table(mean: Mapping[str, Mapping[str, float]]) -> str:
-    """The mean scores, a method a line, as percentages."""
+    """Format the mean scores as percentages, one line per method."""
     metrics = list(next(iter(mean.values())))
-    lines = ["mean of all images, %  " + "".join(f"{name:>18}" for name in metrics)]
+    lines = ["mean over images, %    " + "".join(f"{name:>18}" for name in metrics)]
     for method, scores in mean.items():
         lines.append(f"{method:23}" + "".join(f"{100 * scores[name]:>18.0f}" for name in metrics))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The demo's sheet: which scenes and prompts, their images by every method, and how they are laid out."""
+"""The sheet of `nexus demo`: its scenes and prompts, the images of every method, and the layout."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ from nexus_adapters.evaluation.generation import Images, Sampling, generate
 from nexus_adapters.methods import load_adapter
 from nexus_adapters.progress import progress
 
-# Test scenes, chosen by their maps: the first of three or more objects that stand at least four pixels
-# apart, and one of four that overlap.
+# Test scenes, chosen by their maps: the first with three or more objects at least four pixels apart, and
+# one with four overlapping objects.
 SCENE_SEEDS = (8, 6)
 PROMPTS_PER_MAP = 3
 
-_METHODS = {"base": None, "t2i": "t2i", "slim": "slim", "prime": "prime"}  # -> the embedded adapter's name
+_METHODS = {"base": None, "t2i": "t2i", "slim": "slim", "prime": "prime"}  # -> name of an embedded adapter
 _TITLES = {"base": "Base", "t2i": "T2I-Adapter", "slim": "Nexus Slim", "prime": "Nexus Prime"}
-_MAPS = {"canny": "canny edges"}  # conditions whose maps have another name
+_MAPS = {"canny": "canny edges"}  # titles that differ from the condition's name
 
-# Pixels. Text is sized to stay readable where the sheet is shown at half its width.
+# Pixels. The text stays readable when the sheet is shown at half its width.
 CELL = 256
 _GUTTER = 20
 _MARGIN = 48
@@ -43,13 +43,13 @@ _ROW_GAP = 26
 _GROUP_GAP = 34  # on either side of the rule
 
 _INK, _GREY, _RULE, _ACCENT = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0"
-_TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # at which the hinted font keeps its words apart
+_TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # sizes at which the hinted font spaces words well
 _ARTICLES = ("a", "an")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, and an image with a line below it for every column."""
+    """A prompt, with an image and a line of text below it for every column."""
 
     prompt: str
     images: Sequence[Image.Image]
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """`columns`: title and subtitle of each. Rows of one group share a map."""
+    """The content of the sheet. `columns` holds titles and subtitles; the rows of a group share a map."""
 
     columns: Sequence[tuple[str, str]]
     groups: Sequence[Sequence[Row]]
@@ -71,9 +71,12 @@ class Sheet:
 
 
 def draw_sheet(sheet: Sheet) -> Image.Image:
-    """RGB on white. Of a group's prompts, the words in which one differs from the first are marked."""
+    """Draw the sheet as an RGB image on white.
+
+    In each group, the words in which a prompt differs from the group's first prompt are highlighted.
+    """
     width = sheet.content_width + 2 * _MARGIN
-    # Drawn on a canvas that is surely high enough, and cut where the drawing ends.
+    # Draw on a canvas that is tall enough in any case, then crop it.
     rows = sum(map(len, sheet.groups))
     height = _HEADER + rows * (CELL + 10 * _LINE) + len(sheet.groups) * 2 * _GROUP_GAP + 20 * _LINE
     canvas = Image.new("RGB", (width, height), "white")
@@ -98,7 +101,7 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
 def wrap(
     words: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> Iterator[list[str]]:
-    """The words in lines of at most `width` pixels; a longer word has a line to itself."""
+    """Yield the words in lines of at most `width` pixels; a longer word gets its own line."""
     line: list[str] = []
     for word in words:
         if line and font.getlength(" ".join([*line, word])) > width:
@@ -110,7 +113,10 @@ def wrap(
 
 
 def changed_words(prompt: str, first: str) -> list[bool]:
-    """Of each word of `prompt`, whether another stands there in `first`. Articles only follow the words."""
+    """Return, for each word of `prompt`, whether it differs from the word at this position in `first`.
+
+    Articles never count as changed: "a" and "an" only follow from the next word.
+    """
     words, others = prompt.split(), first.split()
     others += [""] * (len(words) - len(others))
     return [word != other and word not in _ARTICLES for word, other in zip(words, others, strict=False)]
@@ -126,7 +132,7 @@ def _draw_header(draw: ImageDraw.ImageDraw, columns: Sequence[tuple[str, str]]) 
 def _draw_row(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, row: Row, first: str, width: int, top: int
 ) -> int:
-    """Draw the prompt and below it the images; give back where the next row begins."""
+    """Draw the prompt and the images below it; return the y coordinate of the next row."""
     font = ImageFont.load_default(_PROMPT_SIZE)
     changed = iter(changed_words(row.prompt, first))
     for line in wrap(row.prompt.split(), font, width):
@@ -145,9 +151,10 @@ def _draw_row(
 
 
 def demo_scenes(seed: int, condition_name: str = CONDITION) -> list[TestScene]:
-    """A test scene in its own colors, then in others: the map stays, and is the same image in all of them.
+    """Return a test scene in its own colors, then in other colors; all share one map.
 
-    Only colors change. What an object is made of shows in the map, so other words for it would contradict it.
+    Only colors change: the map shows an object's material, so a prompt with another material would
+    contradict it.
     """
     first = draw_scene(seed, "test")
     condition = draw_map(condition_name, first)
@@ -158,10 +165,10 @@ def demo_scenes(seed: int, condition_name: str = CONDITION) -> list[TestScene]:
 
 
 def other_colors(scene: Scene) -> list[Scene]:
-    """The scene with all colors exchanged, in as many ways as there are further prompts.
+    """Return recolored copies of the scene, one for each further prompt.
 
-    All colors move on by the same number of places in the table, so that objects that differed still do, and
-    none takes the background's. Combinations that training never sees are left to the study.
+    All colors move by the same number of places in the color table, so objects that had different colors
+    still do, and none gets the color of the background. Combinations that training never sees are excluded.
     """
     moved = [recolor(scene, places) for places in range(1, len(COLORS))]
     seen = [each for each in moved if not has_novel(each)]
@@ -170,7 +177,7 @@ def other_colors(scene: Scene) -> list[Scene]:
 
 
 def recolor(scene: Scene, places: int) -> Scene:
-    """The same objects in the same places, every color `places` further in the table."""
+    """Return the scene with every color moved by `places` in the color table."""
     names = tuple(COLORS)
 
     def moved(color: str) -> str:
@@ -181,13 +188,16 @@ def recolor(scene: Scene, places: int) -> Scene:
 
 
 def has_novel(scene: Scene) -> bool:
-    """Whether an object is a combination of shape, color and material that training never sees."""
+    """Return whether an object has a combination of shape, color and material that training never sees."""
     return any((item.shape, item.color, item.material) in NOVEL_COMBINATIONS for item in scene.objects)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to generate. `adapter_name` is the embedded adapter's; None, like the adapter, for the base."""
+    """A way to generate images: the base with an embedded adapter, or alone.
+
+    `adapter_name` and `adapter` are None for the base alone.
+    """
 
     name: str
     adapter_name: str | None
@@ -195,13 +205,13 @@ class Method:
 
     @property
     def parameters(self) -> int:
-        """Number of the adapter's weights."""
+        """The number of the adapter's parameters; 0 for the base alone."""
         return 0 if self.adapter is None else sum(weight.numel() for weight in self.adapter.parameters())
 
 
 @dataclass(frozen=True)
 class Result:
-    """A method's images of `scenes` (prompt by prompt, each over all maps) and their scores in [0, 1]."""
+    """A method's images of `scenes` (for each prompt, all maps) and their scores in [0, 1]."""
 
     method: Method
     scenes: Sequence[TestScene]
@@ -211,11 +221,11 @@ class Result:
     generation_s: float
 
     def mean_scores(self) -> dict[str, float]:
-        """Every metric's mean over the images."""
+        """Return the mean of every metric over the images."""
         return {name: round(float(values.mean()), 4) for name, values in self.scores.items()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is known of each image, for JSON."""
+        """Return a record of each image, for JSON."""
         return [
             {
                 "method": self.method.name,
@@ -230,13 +240,13 @@ class Result:
 
 
 def sampling_of(steps: int, guidance: float | None, seed: int) -> Sampling:
-    """How to sample; without `guidance`, with the one that suits the embedded base."""
+    """Return the sampling settings; `guidance=None` selects the embedded base's guidance scale."""
     scale = BUNDLED[EMBEDDED].guidance_scale if guidance is None else guidance
     return Sampling(steps=steps, guidance_scale=scale, seed=seed)
 
 
 def load_methods(condition_name: str = CONDITION) -> tuple[Any, list[Method]]:
-    """The embedded base; and as methods the base alone, T2I-Adapter (where there is one), Slim and Prime."""
+    """Load the embedded base and the methods: base alone, T2I-Adapter (if there is one), Slim and Prime."""
     there = BUNDLED[EMBEDDED].adapters[condition_name]
     methods = [
         Method(name, adapter, None if adapter is None else load_adapter(adapter, condition_name))
@@ -252,16 +262,22 @@ def generate_all(
     maps: Sequence[Sequence[TestScene]],
     sampling: Sampling,
 ) -> list[Result]:
-    """Every method's images, and their scores. `maps`: for each map, its scene in several colors.
+    """Generate and score the images of every method.
 
-    The noise depends on the map alone, so from prompt to prompt the words are all that changes.
+    The noise depends on the map alone, so only the prompt changes between the images of a map.
+
+    Args:
+        base: the pipeline.
+        methods: the ways to generate.
+        maps: for each map, its scene in several colors.
+        sampling: steps, guidance scale and seed.
     """
     by_prompt = list(zip(*maps, strict=True))
     scenes = [scene for row in by_prompt for scene in row]
     results = []
     with progress(what="generating", unit="batch", total=len(methods) * len(by_prompt)) as bar:
         for method in methods:
-            bar.set_description_str(f"generating by {method.name}", refresh=False)
+            bar.set_description_str(f"generating ({method.name})", refresh=False)
             started_s = time.perf_counter()
             images: Images = []
             for row in by_prompt:
@@ -280,7 +296,7 @@ def lay_out(
     sampling: Sampling,
     condition_name: str = CONDITION,
 ) -> Sheet:
-    """A column for the map and each method, a group for each map, a row for each of its prompts."""
+    """Lay out the sheet: columns are the map and each method, groups are maps, rows are prompts."""
     edges = "the map" if condition_name == "canny" else "the edges of the scene"
     return Sheet(
         columns=[
@@ -292,8 +308,8 @@ def lay_out(
             for number, scenes in enumerate(maps)
         ],
         footer=[
-            "Each map is used with several prompts, which differ in the marked words; noise and map stay the "
-            "same. Colors: objects that have the color of the prompt. Edges: agreement with "
+            "Each map is used with several prompts that differ in the highlighted words; noise and map stay "
+            "the same. Colors: objects in the color that the prompt names. Edges: agreement with "
             f"{edges} (F1, 1 pixel tolerance).",
             f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}. "
             f"nexus-adapters {__version__}.",
@@ -302,19 +318,19 @@ def lay_out(
 
 
 def heading(method: Method) -> tuple[str, str]:
-    """A column's title and subtitle."""
+    """Return the title and the subtitle of a method's column."""
     size = "without control" if method.adapter is None else f"{method.parameters / 1e6:.2f}M parameters"
     return _TITLES[method.name], size
 
 
 def row(scene: TestScene, results: Sequence[Result], index: int) -> Row:
-    """The map and every method's image of number `index`, with scores."""
+    """Return a row: the map, and image number `index` of every method with its scores."""
     images = [Image.fromarray(result.images[index]) for result in results]
     return Row(scene.prompt, [scene.condition, *images], ["", *(note(result, index) for result in results)])
 
 
 def note(result: Result, index: int) -> str:
-    """The scores under an image."""
+    """Return the line of scores under an image."""
     objects = len(result.scenes[index].scene.objects)
     bound = round(result.scores["binding_color"][index] * objects)
     return f"colors {bound}/{objects} · edges {result.scores['edge_f1'][index]:.2f}"

@@ -1,4 +1,4 @@
-"""`nexus evaluate`: generate the same samples from the same noise with several adapters, and score them."""
+"""`nexus evaluate`: generate the same samples from the same noise with several adapters and score them."""
 
 import argparse
 import os
@@ -22,8 +22,8 @@ EXAMPLES = (
     "nexus evaluate --base path/to/sd15 --adapter mine=runs/mine --data photos-512 \\\n"
     "    --condition canny --out compared",
 )
-_GIVEN = "given."  # before the key of the config, in the name that argparse has for an option
-# Options that set a key of the config -> the key.
+_GIVEN = "given."  # prefix of the config's key in argparse's `dest` of an option
+# Option -> the key of the config that it sets.
 _KEYS = {
     "--base": "base.path",
     "--base-config": "base.config",
@@ -54,7 +54,7 @@ _KEYS = {
     "--adapter": "adapters",
     "--held-out-of": "held_out_of",
 }
-# Arguments of functions that an evaluation calls -> the key of the config that they come from.
+# Argument of a function that an evaluation calls -> the key of the config that it comes from.
 _ARGUMENTS = {
     "adapter": "adapters",
     "base": "base.path",
@@ -77,64 +77,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "config",
         nargs="?",
         metavar="CONFIG",
-        help="a TOML file, which options override; recipes/ has an example",
+        help="a TOML file; options override its values; recipes/ has an example",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to resume")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a new folder, or the folder of an evaluation to resume"
+    )
     add_options(parser, "--set")
     _add(
         parser,
         "--adapter",
         action="append",
         metavar="[NAME=]PATH",
-        help=f"{ADAPTER_SOURCES}, of a Nexus adapter, T2I-Adapter or ControlNet (repeatable)",
+        help=f"a Nexus adapter, T2I-Adapter or ControlNet: {ADAPTER_SOURCES} (repeatable)",
     )
     _share(parser, "--base", "--base-config", "--prediction-type")
     _add_data(parser.add_argument_group("data"))
     _add_generation(parser.add_argument_group("generation"))
     _add_metrics(
-        parser.add_argument_group("metrics", "Structure is always scored, and for scenes attribute binding.")
+        parser.add_argument_group(
+            "metrics", "Structure is always scored; attribute binding is scored for scenes."
+        )
     )
 
 
 def _add(group: Any, option: str, **settings: Any) -> None:
-    """Declare an option that sets a key of the config. What is not given is None, and overrides nothing."""
+    """Declare an option that sets a key of the config. An option that is not given overrides nothing."""
     group.add_argument(option, dest=f"{_GIVEN}{_KEYS[option]}", default=None, **settings)
 
 
 def _share(group: Any, *options: str, **changes: Any) -> None:
-    """The same for options that other commands have too; their help states the config's defaults."""
+    """Declare shared options in the same way; their help states the config's defaults."""
     for option in options:
         add_options(group, option, dest=f"{_GIVEN}{_KEYS[option]}", default=None, **changes)
 
 
 def _add_data(group: Any) -> None:
-    _add(group, "--data", metavar="PATH", help="an image folder, prepared set, tars or data set")
+    _add(group, "--data", metavar="PATH", help="an image folder, prepared set, WebDataset tars or dataset")
     _share(group, "--kind", choices=("auto", *DATA_KINDS))
     _share(group, "--condition")
     _add(
         group,
         "--split",
         metavar="NAME",
-        help="of a data set (default: train); of scenes test or novel (default: test)",
+        help="split of a dataset (default: train), or of scenes: test or novel (default: test)",
     )
-    _add(group, "--condition-column", metavar="NAME", help="column or tar member of the maps")
+    _add(group, "--condition-column", metavar="NAME", help="column or tar member that holds the maps")
     _share(group, "--caption-column", "--image-column")
-    _add(group, "--count", type=int, metavar="N", help="number of samples (default: all; 500 scenes)")
-    _add(group, "--first", type=int, metavar="N", help="skip N samples (default: 0)")
+    _add(group, "--count", type=int, metavar="N", help="number of samples (default: all; for scenes: 500)")
+    _add(group, "--first", type=int, metavar="N", help="skip the first N samples (default: 0)")
     _add(
         group,
         "--resolution",
         type=int,
         metavar="N",
-        help="in pixels (default: a prepared set's; scenes have 128; else 512)",
+        help="side of the images in pixels (default: that of a prepared set; scenes: 128; else 512)",
     )
     _share(group, "--option")
     _add(
         group,
         "--held-out-of",
         metavar="RUN",
-        help="a run's folder; an error if it was trained on any of the samples (default: only warn, of each "
-        "--adapter that is a run)",
+        help="the folder of a training run; fail if it was trained on any of the samples (default: warn if "
+        "an --adapter that is a training run was)",
     )
 
 
@@ -143,7 +147,7 @@ def _add_generation(group: Any) -> None:
         group,
         "--prompts",
         choices=PROMPTS,
-        help="the samples' own, none, or prompts that contradict the maps (default: own)",
+        help="prompts to use: the samples' own, empty, or contradicting the maps (default: own)",
     )
     _share(group, "--steps", "--guidance", "--policy", "--scale", "--noise-exponent", "--seed")
     _share(group, "--batch-size", help="images generated at once (default: 8)")
@@ -168,8 +172,8 @@ def _add_metrics(group: Any) -> None:
         "--judge",
         action="append",
         metavar="KEY=VALUE",
-        help="an option of the extractor for the generated images, such as model=FOLDER (repeatable; "
-        "default: those of --option)",
+        help="an option of the extractor that is applied to the generated images, such as model=FOLDER "
+        "(repeatable; default: as --option)",
     )
 
 
@@ -179,9 +183,9 @@ class EvaluateRequest:
 
     Attributes:
         file: the TOML file, if any.
-        given: key of the config, such as "data.count" -> what its option says.
-        settings: KEY=VALUE of each --set.
-        out: the folder.
+        given: key of the config, such as "data.count" -> the value of its option.
+        settings: the KEY=VALUE of each --set.
+        out: the output folder.
     """
 
     file: Path | None
@@ -190,8 +194,8 @@ class EvaluateRequest:
     out: Path
 
     def as_typed(self, name: str) -> str:
-        """What the user wrote for a key or argument: the option, or the key in the file or in --set."""
-        if name == "data" and self.file is None:  # the samples; in a file also the table of this name
+        """Return what the user wrote for a key or argument: an option, or a key in the file or in --set."""
+        if name == "data" and self.file is None:  # in a file, it may also be the table of this name
             return "--data"
         key = _ARGUMENTS.get(name, name)
         table = next((key for key in ("data.extractor", "judge") if name.startswith(f"{key}.")), key)
@@ -203,7 +207,7 @@ class EvaluateRequest:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate, score, report. The same command resumes an interrupted evaluation."""
+    """Generate, score and report. The same command resumes an interrupted evaluation."""
     request = EvaluateRequest(
         None if args.config is None else Path(args.config),
         {
@@ -214,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.set),
         Path(args.out),
     )
-    # What needs none of the slow imports below.
+    # Check whatever does not need the slow imports below.
     if args.config is not None:
         check_toml(args.config, "CONFIG")
     read_adapters(request.given.get("adapters", []))
@@ -223,12 +227,8 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.evaluation.report import PAGE, write_report
             from nexus_adapters.evaluation.run import evaluate
         except ImportError as error:
-            raise InvalidArgument(
-                "evaluate",
-                "an installation with the extra [eval]",
-                f"one without {error.name}",
-                "Run pip install 'nexus-adapters[eval]'",
-            ) from error
+            hint = "Run pip install 'nexus-adapters[eval]'"
+            raise InvalidArgument(f"the package {error.name}", hint=hint) from error
         with renamed(request.as_typed):
             recipe = read_recipe(request)
             found = evaluate(recipe.config, recipe.adapters, request.out, held_out_of=recipe.held_out_of)
@@ -239,9 +239,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_recipe(request: EvaluateRequest) -> "EvaluationRecipe":
-    """What to evaluate: the defaults, the file over them, then the options, then each --set.
+    """Return what to evaluate: the defaults, overridden by the file, then the options, then each --set.
 
-    `InvalidArgument` names the key.
+    Raises:
+        InvalidArgument: for a value that cannot be used; it names the key.
     """
     from nexus_adapters.evaluation.config import EvaluationRecipe, with_defaults
     from nexus_adapters.registry import import_modules
@@ -261,7 +262,7 @@ def read_recipe(request: EvaluateRequest) -> "EvaluationRecipe":
 
 
 def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Override the keys of nested tables that options set. `InvalidArgument` names the option."""
+    """Write the options' values into the nested tables of `content`. `InvalidArgument` names the option."""
     from nexus_adapters.evaluation.config import data_kind
     from nexus_adapters.prepare.source_kinds import tars_at
 
@@ -270,7 +271,7 @@ def apply_options(content: dict[str, Any], given: Mapping[str, Any]) -> None:
     path, adapters = rest.pop("data.path", None), rest.pop("adapters", [])
     if rest.get("data.kind") == "auto":
         del rest["data.kind"]
-        _table(content, "data").pop("kind", None)  # which `with_defaults` then chooses
+        _table(content, "data").pop("kind", None)  # then `with_defaults` chooses it
     for key, value in rest.items():
         _set(content, key, value)
     if path is not None:
@@ -302,13 +303,13 @@ def _table(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_adapters(given: Sequence[str]) -> dict[str, str]:
-    """Name -> folder, Hub id, or the name of an embedded one. `InvalidArgument` for two of one name."""
+    """Parse [NAME=]PATH texts into name -> adapter source. `InvalidArgument` if two have the same name."""
     adapters: dict[str, str] = {}
     for text in given:
         name, equals, source = text.partition("=")
         if not equals or os.path.exists(text):
             name, source = Path(text).name, text
         expect(bool(name and source), "--adapter", "[NAME=]PATH", f"'{text}'")
-        expect(name not in adapters, "--adapter", "names that differ: NAME=PATH", f"'{name}' twice")
+        expect(name not in adapters, "--adapter", "unique names (NAME=PATH)", f"'{name}' twice")
         adapters[name] = source
     return adapters

@@ -16,19 +16,19 @@ EXAMPLES = (
     "nexus extract canny photo.jpg --out edges.png",
     "nexus extract sketch photo.jpg --option sigma=2 --out sketch.png",
 )
-_OWN_OPTIONS = ("low", "high")  # of canny, which have options of their own on the command line
+_OWN_OPTIONS = ("low", "high")  # canny's options that are command-line options too
 
 
 @dataclass(frozen=True)
 class ExtractorOptions:
-    """What --low, --high and --option say. How the latter is read depends on the extractor."""
+    """The values of --low, --high and --option. How a text is parsed depends on the extractor."""
 
     low: float | None = None
     high: float | None = None
     pairs: tuple[str, ...] = ()
 
     def values(self, condition_name: str) -> dict[str, Any]:
-        """The options for the extractor of this name. InvalidArgument names the argument."""
+        """Return the options for the extractor of this name. `InvalidArgument` names the option."""
         given = {"low": self.low, "high": self.high}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         for key, value in (read_pairs(self.pairs, "--option", condition_name) if self.pairs else {}).items():
@@ -38,7 +38,7 @@ class ExtractorOptions:
 
 
 def read_pairs(pairs: Sequence[str], argument: str, condition_name: str) -> dict[str, Any]:
-    """The value of each KEY=VALUE: text where the extractor takes text, else parsed as TOML."""
+    """Parse KEY=VALUE pairs: values stay text if the extractor's option is text, else they are TOML."""
     from nexus_adapters.conditions import EXTRACTORS
 
     defaults = EXTRACTORS[condition_name].defaults() if condition_name in EXTRACTORS else {}
@@ -60,7 +60,7 @@ def _by_toml(text: str) -> Any:
 
 @contextmanager
 def without_chatter(uses_models: bool) -> Iterator[None]:
-    """Silence messages and progress bars of model libraries; they are imported only where models are used."""
+    """Silence messages and progress bars of model libraries; import these only if models are used."""
     if not uses_models:
         yield
         return
@@ -72,9 +72,9 @@ def without_chatter(uses_models: bool) -> Iterator[None]:
 
 @contextmanager
 def running_extractor(condition_name: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Around a call of an extractor: silences libraries, and lets errors name options as users write them.
+    """Wrap the call of an extractor: silence libraries, and name options in errors as users write them.
 
-    An error about `sigma` names `--option sigma`.
+    For example, an error about `sigma` names `--option sigma`.
     """
     from nexus_adapters.conditions import EXTRACTORS
 
@@ -94,15 +94,15 @@ def running_extractor(condition_name: str, options: Mapping[str, Any]) -> Iterat
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus extract`."""
-    parser.add_argument("name", metavar="NAME", help="of the extractor; --list shows them")
+    parser.add_argument("name", metavar="NAME", help="name of the extractor; see --list")
     parser.add_argument("image", metavar="IMAGE", help="the image file")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the map to write, a .png")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the map to write, a .png file")
     add_options(parser, "--low", "--high", "--option", "--invert", "--max-megapixels", "--force")
-    parser.add_argument("--list", action=_ListExtractors, help="show the extractors and exit")
+    parser.add_argument("--list", action=_ListExtractors, help="list the extractors and exit")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, write the map, and print where it is."""
+    """Extract the map, write it, and print its path."""
     from nexus_adapters.conditions import EXTRACTORS, extract, invert, load_image
 
     condition_name: str = args.name
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _ListExtractors(argparse.Action):
-    """Show the table and exit, whatever else is missing, as --help does."""
+    """Print the table and exit, like --help, even if required arguments are missing."""
 
     def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **kwargs)
@@ -140,7 +140,7 @@ class _ListExtractors(argparse.Action):
         for name in sorted(EXTRACTORS):
             try:
                 extractor = EXTRACTORS[name]
-            except InvalidArgument as error:  # another package's, which must not hide the others
+            except InvalidArgument as error:  # from another package; it must not hide the other extractors
                 print(f"{name:14}{error}")
                 continue
             needs = f" (needs {', '.join(extractor.needs)})" if extractor.needs else ""

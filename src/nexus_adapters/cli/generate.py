@@ -41,19 +41,19 @@ EXAMPLES = (
     'nexus generate --prompt "a slice of chocolate cake" --image cake.jpg \\\n'
     "    --base path/to/sd15 --adapter path/to/adapter --scale 0.8 --out cake.png",
 )
-# Arguments of functions whose names differ from those of the options.
+# Function arguments whose names differ from those of the options.
 TYPED = {"unet": "--base", "pipe_or_denoiser": "--base", "scheduler.prediction_type": "--base"}
 add_arguments = generate_requests.add_arguments
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate what the arguments ask for."""
+    """Generate the requested images."""
     generate_images(parse(args))
     return 0
 
 
 def generate_images(request: GenerateRequest) -> None:
-    """Check, load, generate one image after the other, and print where each is."""
+    """Check the request, load the models, generate the images one by one, and print each path."""
     controls = request.controls
     adapters = find_adapters(controls, request.base.path)
     check_loras(request.loras)
@@ -73,7 +73,7 @@ def generate_images(request: GenerateRequest) -> None:
         dtype = choose_dtype(request.dtype, torch.device(device))
         model = load_model(request.base.source, adapters, dtype)
         load_loras(model.pipe, request.loras)
-        if device != "cpu":  # where all is; diffusers would warn that float16 cannot run there, but it does
+        if device != "cpu":  # already there; diffusers would also warn that float16 fails there: it works
             model.pipe.to(device)
             for each in model.adapters:
                 each.adapter.to(device)
@@ -102,11 +102,10 @@ def generate_images(request: GenerateRequest) -> None:
 
 
 def settings_of(request: GenerateRequest, model: Model, size: tuple[int, int]) -> dict[str, Any]:
-    """All that makes an image again, but its seed, which differs between the images of one call.
+    """Return everything needed to generate an image again, except its seed.
 
-    Of paths the last part alone: an image that is shared should not say how its maker's folders are called.
-
-    Of several controls the first one's stand as those of a single one do, the others' in "more_controls".
+    Paths are reduced to their last part: a shared image should not reveal the names of its author's folders.
+    The first control's settings are top-level keys; those of further controls are in "more_controls".
     """
     from nexus_adapters.evaluation.provenance import versions
 
@@ -157,7 +156,7 @@ def _settings_of_controls(
 
 
 def save(file: Path, image: "Image.Image", settings: Mapping[str, Any], force: bool) -> None:
-    """Write the image with its settings and print where; a file that was written meanwhile is kept."""
+    """Write the image with its settings and print the path; never overwrite a file without `force`."""
     if file.exists() and not force:
         file = file.with_name(f"{file.stem}-{secrets.token_hex(4)}{file.suffix}")
     save_png(file, image, settings, force)

@@ -1,4 +1,4 @@
-"""The arguments of `nexus generate`, and what they ask for: one frozen request, checked, nothing left out."""
+"""The arguments of `nexus generate`, parsed into one checked, frozen request."""
 
 import argparse
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from nexus_adapters.errors import expect
 if TYPE_CHECKING:
     from nexus_adapters.bases.loading import BaseSource
 
-_MAX_COUNT = 9999  # of four digits in the files' names
+_MAX_COUNT = 9999  # file names have four digits
 
-# Name -> class of diffusers, and what differs from the base's own configuration.
+# Name -> diffusers class, and changes to the base's own scheduler config.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
@@ -50,7 +50,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class BaseRequest:
-    """The base, as --base, --base-config and --prediction-type name it."""
+    """The base: the values of --base, --base-config and --prediction-type."""
 
     path: str
     config: str | None
@@ -58,7 +58,7 @@ class BaseRequest:
 
     @property
     def source(self) -> "BaseSource":
-        """As `load_base` takes it."""
+        """The argument of `load_base`."""
         from nexus_adapters.bases.loading import BaseSource
 
         return BaseSource(self.path, config=self.config or "", prediction_type=self.prediction_type or "")
@@ -66,7 +66,7 @@ class BaseRequest:
 
 @dataclass(frozen=True)
 class LoraRequest:
-    """LoRA weights: a file, folder or Hub id; and their strength."""
+    """LoRA weights (a file, folder or Hub id) and their strength."""
 
     path: str
     scale: float
@@ -77,11 +77,11 @@ class GenerateRequest:
     """What `nexus generate` was asked to do.
 
     Attributes:
-        controls: at least one.
-        scheduler: a name in `SCHEDULERS`; None for the base's own.
-        seed: of the first image; each further one has the next.
-        width, height: None for what follows from the first control's image.
-        files: one for each image.
+        controls: the controls, at least one.
+        scheduler: a name in `SCHEDULERS`; None for the base's own scheduler.
+        seed: the seed of the first image; each further image has the next one.
+        width, height: in pixels; None to derive them from the first control's image.
+        files: the output files, one for each image.
     """
 
     prompt: str
@@ -103,8 +103,8 @@ class GenerateRequest:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus generate`."""
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the image shows")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the image to write, a .png")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the image should show")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the image to write, a .png file")
     add_options(parser, "--force")
     add_controls(parser)
     _add_model(parser)
@@ -126,16 +126,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=float,
         metavar="N",
-        help="strength of each --lora, or of all (default: 1)",
+        help="strength of each --lora; a single value applies to all (default: 1)",
     )
     add_options(group, "--device", "--dtype")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")
     group.add_argument(
-        "--scheduler", choices=sorted(SCHEDULERS), help="the sampler (default: the base's own)"
+        "--negative", default="", metavar="TEXT", help="the negative prompt: what the image should not show"
+    )
+    group.add_argument(
+        "--scheduler", choices=sorted(SCHEDULERS), help="the scheduler (default: the base's own)"
     )
     add_options(group, "--steps", "--guidance", "--seed")
     group.add_argument(
@@ -145,13 +147,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of images: FILE-0001.png and so on, each with the next seed (default: 1)",
     )
-    size = "in pixels (default: the map's; the base's own if the map is more than 1.5 times as large)"
-    group.add_argument("--width", type=int, metavar="N", help=size)
-    group.add_argument("--height", type=int, metavar="N", help=size)
+    size = (
+        "in pixels (default: as the map; the base's native size if the map is more than 1.5 times as large)"
+    )
+    group.add_argument("--width", type=int, metavar="N", help=f"width {size}")
+    group.add_argument("--height", type=int, metavar="N", help=f"height {size}")
 
 
 def parse(args: argparse.Namespace) -> GenerateRequest:
-    """The arguments as one request. `InvalidArgument` names the option; nothing slow is imported for it."""
+    """Parse the arguments into one request, without slow imports. `InvalidArgument` names the option."""
     if args.guidance is not None:
         expect_finite("--guidance", args.guidance)
     expect_between("--steps", args.steps, 1, MAX_STEPS)
@@ -181,20 +185,20 @@ def parse(args: argparse.Namespace) -> GenerateRequest:
 
 
 def _loras(paths: Sequence[str], scales: Sequence[float] | None) -> tuple[LoraRequest, ...]:
-    """Each with its scale."""
+    """Pair each LoRA with its scale."""
     given = list(scales or [1.0])
     for scale in given:
         expect_finite("--lora-scale", scale)
     has_lora = scales is None or bool(paths)
-    expect(has_lora, "--lora-scale", "a --lora that it applies to", f"{given[0]} and no --lora")
+    expect(has_lora, "--lora-scale", "at least one --lora", f"{given[0]} and no --lora")
     fits = len(given) in (1, len(paths))
-    expect(fits, "--lora-scale", f"one for all, or one for each of {len(paths)} --lora", len(given))
+    expect(fits, "--lora-scale", f"one value, or one for each of {len(paths)} --lora", len(given))
     each = given * len(paths) if len(given) == 1 else given
     return tuple(LoraRequest(path, scale) for path, scale in zip(paths, each, strict=True))
 
 
 def _output_files(out: str, count: int, force: bool) -> tuple[Path, ...]:
-    """`out`, or for several images FILE-0001.png and so on; each checked."""
+    """Return the checked output paths: `out`, or for several images FILE-0001.png and so on."""
     file = check_output(out, ".png", force or count > 1)
     if count == 1:
         return (file,)

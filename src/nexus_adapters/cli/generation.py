@@ -1,4 +1,4 @@
-"""From requests to images: adapters, pipeline, LoRA, structure maps, controls. Whatever is slow is lazy."""
+"""From requests to images: adapters, pipeline, LoRA, structure maps, controls. Slow imports are lazy."""
 
 import inspect
 import warnings
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter, and its name in the settings. `sha256`: of its tensors."""
+    """An adapter, its name in the settings, and the SHA-256 of its tensors."""
 
     adapter: Any
     name: str
@@ -39,7 +39,7 @@ class LoadedAdapter:
 
 @dataclass(frozen=True)
 class Model:
-    """A stock pipeline, an adapter for each control, and what they were made of, as settings record it."""
+    """A stock pipeline, an adapter for each control, and their origin, as recorded in the settings."""
 
     pipe: Any
     base: str
@@ -49,14 +49,14 @@ class Model:
 
 
 def find_adapters(controls: Sequence[ControlRequest], base: str) -> list["Saved"]:
-    """The saved adapter of each control; nothing slow is imported for it."""
+    """Find the saved adapter of each control, without slow imports."""
     from nexus_adapters.adapter.saved import find_saved
 
     return [find_saved(control.adapter, control.condition_name, base) for control in controls]
 
 
 def check_methods(controls: Sequence[ControlRequest], adapters: Sequence["Saved"]) -> None:
-    """`InvalidArgument` for options and maps that an adapter with a pipeline of its own does not take."""
+    """Raise `InvalidArgument` for options and maps that an adapter with its own pipeline does not support."""
     from nexus_adapters.methods import method_for
 
     for control, saved in zip(controls, adapters, strict=True):
@@ -65,7 +65,7 @@ def check_methods(controls: Sequence[ControlRequest], adapters: Sequence["Saved"
             continue
         label = f"a {method.label}"
         maps = f"{len(controls)} maps with '{saved.source}'"
-        expect(len(controls) == 1, "--adapter", f"one map alone with {label}", maps)
+        expect(len(controls) == 1, "--adapter", f"a single map with {label}", maps)
         for name in ACTING:
             value = getattr(control, name)
             is_read = name in method.settings or value == getattr(ControlRequest, name)
@@ -73,7 +73,7 @@ def check_methods(controls: Sequence[ControlRequest], adapters: Sequence["Saved"
 
 
 def load_model(source: "BaseSource", saved: Sequence["Saved"], torch_dtype: "torch.dtype") -> Model:
-    """The pipeline and the adapters on the CPU; each adapter is loaded once, and checked before the base."""
+    """Load the pipeline and the adapters on the CPU. Adapters are checked before the base is loaded."""
     from nexus_adapters.bases.loading import denoiser_files, load_base, open_base
     from nexus_adapters.methods import load_saved, method_for, method_of
 
@@ -92,13 +92,13 @@ def load_model(source: "BaseSource", saved: Sequence["Saved"], torch_dtype: "tor
 
 
 def _name(saved: "Saved", base: str) -> str:
-    """What settings call an adapter: with its base, where it is one of the package's."""
+    """Return the adapter's name in the settings; embedded adapters are prefixed by their base."""
     bundle = BUNDLED.get(base)
     return f"{base} {saved.source}" if bundle and bundle.has_adapter(saved.source) else saved.source
 
 
 def set_scheduler(pipe: Any, name: str | None) -> None:
-    """Replace a pipeline's scheduler by the one of this name, with the same noise schedule; None keeps it."""
+    """Replace the pipeline's scheduler, keeping its noise schedule. `None` changes nothing."""
     if name is None:
         return
     import diffusers
@@ -108,49 +108,52 @@ def set_scheduler(pipe: Any, name: str | None) -> None:
 
 
 def check_schedule(scheduler: Any, steps: int) -> None:
-    """`InvalidArgument` for a number of steps that the scheduler cannot take; it names the nearest it can."""
+    """Raise `InvalidArgument` for a number of steps that the scheduler does not support.
+
+    The error names the nearest supported number.
+    """
     if _takes_steps(scheduler, steps):
         return
     by_distance = sorted(range(1, scheduler.config.num_train_timesteps + 1), key=lambda n: abs(n - steps))
     nearest = next((n for n in by_distance if _takes_steps(scheduler, n)), None)
     bound = "" if nearest is None else f", {'at least' if nearest > steps else 'at most'} {nearest}"
-    expected = f"a number of steps that the {type(scheduler).__name__} takes with the base's schedule{bound}"
+    expected = f"a number of steps that {type(scheduler).__name__} supports with the base's schedule{bound}"
     raise InvalidArgument("--steps", expected, steps)
 
 
 def _takes_steps(scheduler: Any, steps: int) -> bool:
-    """Whether its steps begin within the training's timesteps, and have a length where it counts."""
+    """Return whether the steps begin within the training timesteps, and no step has length zero."""
     try:
         scheduler.set_timesteps(steps)
-    except Exception:  # PNDM and LCM fail in whatever way their arithmetic does
+    except Exception:  # PNDM and LCM raise whatever their arithmetic raises
         return False
     timesteps, trained = scheduler.timesteps, scheduler.config.num_train_timesteps
-    is_tabled = hasattr(scheduler, "alphas_cumprod")  # flow matching begins at the number itself
+    is_tabled = hasattr(scheduler, "alphas_cumprod")  # flow matching may begin at num_train_timesteps
     begins_within = not is_tabled or float(timesteps[0]) <= trained - 1
     if not begins_within or "solver_order" not in scheduler.config:
         return begins_within
-    return len(scheduler.sigmas.unique()) == len(scheduler.sigmas)  # they divide by the length of a step
+    return len(scheduler.sigmas.unique()) == len(scheduler.sigmas)  # solvers divide by the step length
 
 
 # LoRA.
 
 
 def check_loras(loras: Sequence[LoraRequest]) -> None:
-    """Before anything is loaded: check that peft is installed and the files exist."""
+    """Check, before anything is loaded, that peft is installed and the files exist."""
     if not loras:
         return
     has_peft = find_spec("peft") is not None
     hint = "Run pip install 'nexus-adapters[lora]'"
-    expect(has_peft, "--lora", "an installation with peft", "none", hint)
+    expect(has_peft, "--lora", "peft to be installed", "no such package", hint)
     for lora in loras:
-        expect(lora.path != "", "--lora", "a file, a folder or a Hub id", "an empty text")
+        expect(lora.path != "", "--lora", "a file, a folder or a Hub id", "an empty string")
         is_there = Path(lora.path).exists() or "/" in lora.path
         missing = f"'{lora.path}', which does not exist"
         expect(is_there, "--lora", "a file, a folder or a Hub id", missing)
 
 
 def load_loras(pipe: Any, loras: Sequence[LoraRequest]) -> None:
-    """Load each under a name of its own, with its scale. `InvalidArgument` names what cannot be loaded."""
+    """Load each LoRA under its own name, with its scale. `InvalidArgument` names one that fails to load."""
     names = [f"lora{place}" for place in range(len(loras))]
     for name, lora in zip(names, loras, strict=True):
         given = Path(lora.path)
@@ -158,7 +161,7 @@ def load_loras(pipe: Any, loras: Sequence[LoraRequest]) -> None:
         expected = "LoRA weights for the base"
         try:
             pipe.load_lora_weights(source[0], adapter_name=name, **source[1])
-        except Exception as error:  # of any kind: diffusers, peft, safetensors and the Hub have their own
+        except Exception as error:  # diffusers, peft, safetensors and the Hub raise errors of many kinds
             received = f"'{lora.path}' ({type(error).__name__}: {one_line(error)})"
             raise InvalidArgument("--lora", expected, received) from error
         is_used = any(name in found for found in pipe.get_list_adapters().values())
@@ -168,7 +171,7 @@ def load_loras(pipe: Any, loras: Sequence[LoraRequest]) -> None:
 
 
 def lora_settings(loras: Sequence[LoraRequest]) -> list[dict[str, Any]]:
-    """What was loaded, and how strong."""
+    """Return the record of each LoRA: its name, scale and, for a file, SHA-256."""
     return [
         {
             "path": without_folder(lora.path),
@@ -182,11 +185,11 @@ def lora_settings(loras: Sequence[LoraRequest]) -> list[dict[str, Any]]:
 # Structure maps.
 
 SMALLEST_PX = 8  # one latent
-_SMALLEST_FOR_MODELS_PX = 64  # that models for depth and segmentation take
+_SMALLEST_FOR_MODELS_PX = 64  # smallest side that models for depth and segmentation take
 
 
 def extractor_options(control: ControlRequest) -> dict[str, object]:
-    """All options that the map is extracted with, or those that a given one is read with."""
+    """Return all options for extracting the map, or for reading a given map."""
     from nexus_adapters.conditions import EXTRACTORS
 
     name = control.condition_name
@@ -196,9 +199,10 @@ def extractor_options(control: ControlRequest) -> dict[str, object]:
 
 
 def read_source(control: ControlRequest) -> tuple["Image.Image", ControlRequest]:
-    """The photo, or the map as its kind is read, after all checks. `InvalidArgument` names the option.
+    """Read and check the photo or the map, and return it with the request.
 
-    Also the request with `invert` as it was decided: a photo's map is only inverted where it is asked for.
+    The returned request says whether the map is inverted; a map extracted from a photo is inverted only on
+    request. `InvalidArgument` names the option.
     """
     from nexus_adapters.conditions import EXTRACTORS, extract, load_as_stored, load_image
     from nexus_adapters.conditions.maps import read_and_invert
@@ -217,7 +221,7 @@ def read_source(control: ControlRequest) -> tuple["Image.Image", ControlRequest]
                 image, EXTRACTORS[name].kind, invert=control.invert, name=given.option, **options
             )
         return image, replace(control, invert=inverted)
-    # The extractor checks its own options: try it on a small image before the base is loaded.
+    # Run the extractor on a small image before the base is loaded, so that it checks its options.
     side = _SMALLEST_FOR_MODELS_PX if EXTRACTORS[name].model else SMALLEST_PX
     options = given.extractor.values(name)
     with running_extractor(name, options):
@@ -226,7 +230,7 @@ def read_source(control: ControlRequest) -> tuple["Image.Image", ControlRequest]
 
 
 def read_mask(control: ControlRequest) -> "Image.Image | None":
-    """The mask of `--mask`, as grey: what is transparent is black, where the control does not act."""
+    """Read the mask of `--mask` as a grayscale image; transparent parts become black (no control)."""
     from PIL import Image
 
     from nexus_adapters.conditions import load_as_stored
@@ -236,7 +240,7 @@ def read_mask(control: ControlRequest) -> "Image.Image | None":
         return None
     mask = load_as_stored(control.mask, control.max_megapixels, argument="--mask")
     if is_transparent(mask) and mask.mode not in GREY_16_BIT:
-        warn_caller("--mask: transparent parts are black, where the control does not act")
+        warn_caller("--mask: transparent parts are read as black: the control does not act there")
         mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask.convert("RGBA"))
     with renamed({"image": "--mask"}):
         return to_rgb(mask).convert("L")
@@ -249,9 +253,14 @@ def check_size(
     height: int | None,
     option: str = "",
 ) -> None:
-    """`InvalidArgument` where `width` and `height` have another aspect ratio, and no mode fits it.
+    """Raise `InvalidArgument` if the source's aspect ratio differs and the control has no `resize_mode`.
 
-    `option`: what names the file of `source`; by default that of the control's photo or map.
+    Args:
+        control: the control.
+        source: its photo, map or mask.
+        width: of the generated image, in pixels.
+        height: of the generated image, in pixels.
+        option: the option that names the file of `source`; "" for that of the control's photo or map.
     """
     from nexus_adapters.injection.condition import check_aspect
 
@@ -261,7 +270,10 @@ def check_size(
 
 
 def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[int, int]) -> "Image.Image":
-    """The map as given, or of a photo that is resized to (width, height) first, so that lines stay sharp."""
+    """Return the given map, or extract it from the photo.
+
+    A photo is first resized to `size`, which is (width, height), so that lines stay sharp.
+    """
     from PIL import Image
 
     from nexus_adapters.conditions import EXTRACTORS, extract, invert
@@ -285,7 +297,7 @@ def structure_map(control: ControlRequest, source: "Image.Image", size: tuple[in
 
 @dataclass(frozen=True)
 class OwnPipelineControl:
-    """A map for an adapter that has a pipeline of its own, such as a ControlNet."""
+    """A map for an adapter that has its own pipeline, such as a ControlNet."""
 
     adapter: Any
     condition: "Image.Image"
@@ -299,7 +311,7 @@ def build_control(
     mask: "Image.Image | None",
     size: tuple[int, int],
 ) -> "Control | OwnPipelineControl":
-    """The control of one map, for an image of (width, height). `InvalidArgument` names the option."""
+    """Build the control of one map for an image of (width, height). `InvalidArgument` names the option."""
     from nexus_adapters.conditions import EXTRACTORS
     from nexus_adapters.conditions.resize import fit_map
     from nexus_adapters.injection import Control
@@ -311,7 +323,7 @@ def build_control(
     condition, kind = structure_map(control, source, size), EXTRACTORS[control.condition_name].kind
     if method_of(loaded.adapter).attaches:
         with renamed({"condition": control.given.option, "mask": "--mask"}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "condition: ")  # it is read already, with its warnings
+            warnings.filterwarnings("ignore", "condition: ")  # reading the map has already warned
             settings = control.settings() | {"kind": kind, "invert": False}
             return Control(loaded.adapter, condition, mask=mask, **settings)
     fitted = fit_map(condition, size, kind, control.resize_mode)
@@ -321,16 +333,19 @@ def build_control(
 def generate_image(
     model: Model, controls: Sequence["Control | OwnPipelineControl"], settings: Mapping[str, Any]
 ) -> "Image.Image":
-    """One image. Never in batches: with its own seed each can be made again by itself, bit for bit.
+    """Generate one image.
 
-    MemoryError where there is not enough of it, on whichever device. InvalidArgument for an image that is not
-    finite.
+    Images are not batched, so that each can be generated again from its own seed, bit for bit.
+
+    Raises:
+        MemoryError: if the device runs out of memory.
+        InvalidArgument: if the image has values that are not finite.
     """
     import torch
 
     from nexus_adapters.bases.families import check_finite
 
-    # On the CPU on every device, so that a seed means the same noise everywhere.
+    # Always on the CPU, so that a seed gives the same noise on every device.
     generator = torch.Generator().manual_seed(settings["seed"])
     try:
         with _controlled(model.pipe, controls) as call:
@@ -342,7 +357,7 @@ def generate_image(
                 width=settings["width"],
                 height=settings["height"],
                 generator=generator,
-                output_type="np",  # 8-bit pixels do not show what is not finite
+                output_type="np",  # values that are not finite would be lost in 8-bit pixels
             )
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not mentions(error, ("can't allocate memory",)):
@@ -358,11 +373,11 @@ def generate_image(
 
 
 def _negative(pipe: Any, prompt: str) -> dict[str, str]:
-    """The argument of a pipeline that takes a negative prompt."""
+    """Return the keyword argument for the negative prompt, if the pipeline takes one."""
     if "negative_prompt" in inspect.signature(pipe.__call__).parameters:
         return {"negative_prompt": prompt}
     kind = type(pipe).__name__
-    expect(prompt == "", "--negative", f"no value for a {kind}, which takes none", repr(prompt))
+    expect(prompt == "", "--negative", f"no value: {kind} has no negative prompt", repr(prompt))
     return {}
 
 
@@ -370,7 +385,7 @@ def _negative(pipe: Any, prompt: str) -> dict[str, str]:
 def _controlled(
     pipe: Any, controls: Sequence["Control | OwnPipelineControl"]
 ) -> Iterator[Callable[..., Any]]:
-    """The pipeline, or what is called in its place, under all controls."""
+    """Yield the pipeline, or what is called in its place, with all controls applied."""
     from nexus_adapters.injection import attach
     from nexus_adapters.methods import GenerationSettings, method_of
 

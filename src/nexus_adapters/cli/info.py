@@ -19,20 +19,20 @@ TYPED = {"adapter": "PATH"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus info`."""
     parser.add_argument("path", metavar="PATH", help=ADAPTER_SOURCES)
-    add_options(parser, "--condition", help="of an embedded adapter that is given by name (default: canny)")
+    add_options(parser, "--condition", help="condition of an embedded adapter given by name (default: canny)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what it is, its parameters, the base it fits, and the hash of the weights.
+    """Print the adapter's kind, parameters, base, and the hash of its weights.
 
-    What loading would refuse is refused, with the same error.
+    An adapter that cannot be loaded raises the same error as loading it.
     """
     from nexus_adapters.adapter.saved import find_saved
     from nexus_adapters.adapter.weights import check_hash
 
     saved = find_saved(args.path, args.condition)
     stored = check_hash(saved.files) if saved.tensors else None
-    note = "" if stored else " (computed; the files have none)"
+    note = "" if stored else " (computed; the files do not record one)"
     rows = {
         **_described(saved),
         "parameters": f"{saved.parameters:,} ({', '.join(saved.dtypes)})" if saved.tensors else "in a pickle",
@@ -45,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _described(saved: "Saved") -> dict[str, str]:
-    """What its method says of it, once all that can be checked here has been."""
+    """Check the adapter as far as possible, and return its method's description."""
     from nexus_adapters.adapter.arguments import describe_adapter
     from nexus_adapters.adapter.saved import check_nexus
     from nexus_adapters.adapter.weights import check_finite, check_types
 
-    # The same as by its method, without the seconds that importing all of them takes.
+    # Same result as from its method, without the seconds that importing all methods takes.
     if saved.is_nexus and saved.tensors:
         config = check_nexus(saved)
         check_types(saved.tensors, "adapter")
@@ -65,13 +65,13 @@ def _described(saved: "Saved") -> dict[str, str]:
     if saved.class_name and not is_known:
         return {"kind": f"{saved.class_name}, which no known method loads"}
     method = method_for(saved)
-    if not saved.run:  # else its base is needed
+    if not saved.run:  # loading a run needs its base
         load_saved(saved)
     return method.describe(saved)
 
 
 def _loaded_block(saved: "Saved", name: str) -> str:
-    """What to add to a block that is not the paper's; "" where it is registered, and the adapter loads."""
+    """Return a note on a custom block; "" if it is registered and the adapter loads."""
     from nexus_adapters.adapter.blocks import find_block
     from nexus_adapters.errors import InvalidArgument
     from nexus_adapters.methods import load_saved
@@ -79,6 +79,6 @@ def _loaded_block(saved: "Saved", name: str) -> str:
     try:
         find_block(name)
     except InvalidArgument:
-        return " (not registered: import its module, by --import MODULE)"
+        return " (not registered; import its module with --import MODULE)"
     load_saved(saved)
     return ""

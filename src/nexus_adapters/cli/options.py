@@ -1,4 +1,4 @@
-"""What commands share: options, each declared once, and checks of values, devices and output files."""
+"""Shared by the commands: options, each declared once, and checks of values, devices and output files."""
 
 import argparse
 import json
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ADAPTER = "prime"
-"""The adapter that is used with an embedded base where none is named."""
+"""The default adapter for an embedded base."""
 ADAPTER_SOURCES = (
     "a name (prime, slim, prime-paper, slim-paper, t2i), folder, Hub id, file, training run, checkpoint or "
     "pipeline"
 )
-"""In the help of whatever takes an adapter."""
+"""Help text of every argument that takes an adapter."""
 
 SETTINGS_KEY = "nexus-adapters"  # keyword of the PNG text chunk that holds the settings as JSON
 
-# Option -> what `add_argument` takes. An option has the same name, meaning and default in all commands.
+# Option -> arguments of `add_argument`. An option has the same name, meaning and default in all commands.
 _SHARED: dict[str, dict[str, Any]] = {
     "--force": {"action": "store_true", "help": "overwrite existing files"},
     "--condition": {
@@ -47,22 +47,22 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--base": {
         "default": EMBEDDED,
         "metavar": "PATH",
-        "help": "Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file; needs an --adapter "
-        f"that was trained for it (default: {EMBEDDED})",
+        "help": "Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file; requires --adapter "
+        f"with an adapter for this base (default: {EMBEDDED})",
     },
     "--base-config": {
         "metavar": "PATH",
-        "help": "for a --base in one file: a folder or Hub id in diffusers' layout; only its configs and "
-        "tokenizer are read (default: the Hub's)",
+        "help": "for a single-file --base: a folder or Hub id in diffusers format, of which only the configs "
+        "and the tokenizer are read (default: found on the Hub)",
     },
     "--prediction-type": {
         "choices": PREDICTION_TYPES,
-        "help": "for a --base in one file: what it predicts; required for Stable Diffusion 2.x",
+        "help": "for a single-file --base: what it predicts; required for Stable Diffusion 2.x",
     },
     "--device": {
         "choices": DEVICES,
         "default": "auto",
-        "help": "where models run (default: cuda if available, else mps, else cpu)",
+        "help": "device to run on (default: cuda if available, else mps, else cpu)",
     },
     "--dtype": {
         "choices": DTYPES,
@@ -81,23 +81,23 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": f"guidance scale (default: {GUIDANCE_SCALE:g}; embedded base: "
         f"{BUNDLED[EMBEDDED].guidance_scale:g})",
     },
-    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of all that is random (default: 0)"},
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "random seed (default: 0)"},
     "--scale": {
         "type": float,
         "default": 1.0,
         "metavar": "N",
-        "help": "strength of the adapter; 0 is the base alone (default: 1)",
+        "help": "strength of the adapter; 0 turns it off (default: 1)",
     },
     "--policy": {
         "choices": POLICIES,
         "default": DEFAULT_POLICY,
-        "help": f"which text the adapter reads (default: {DEFAULT_POLICY})",
+        "help": f"which prompts the adapter reads (default: {DEFAULT_POLICY})",
     },
     "--noise-exponent": {
         "type": float,
         "metavar": "P",
-        "help": "how features fade as the noise does: they are multiplied by its share of the variance to "
-        "this power (default: as the adapter was trained)",
+        "help": "fade the adapter out with the noise: features are multiplied by the noise's share of the "
+        "variance to the power P (default: as the adapter was trained)",
     },
     "--option": {
         "action": "append",
@@ -110,13 +110,13 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--invert": {
         "action": argparse.BooleanOptionalAction,
         "default": None,
-        "help": "invert the map (default: only a given one whose lines are dark on white)",
+        "help": "invert the map (default: only if a given map has dark lines on white)",
     },
     "--max-megapixels": {
         "type": float,
         "default": MAX_MEGAPIXELS,
         "metavar": "N",
-        "help": f"refuse larger images (default: {MAX_MEGAPIXELS})",
+        "help": f"reject larger images (default: {MAX_MEGAPIXELS})",
     },
     "--batch-size": {
         "type": int,
@@ -124,11 +124,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "images per call of a model (default: 8)",
     },
-    "--kind": {"default": "auto", "help": "what the data are (default: detected)"},
-    "--image-column": {"metavar": "NAME", "help": "column or tar member of the images"},
+    "--kind": {"default": "auto", "help": "format of the data (default: detected)"},
+    "--image-column": {"metavar": "NAME", "help": "column or tar member that holds the images"},
     "--caption-column": {
         "metavar": "NAME",
-        "help": "column or tar member of the captions; NAME:KEY for a key of the JSON objects in it",
+        "help": "column or tar member that holds the captions; NAME:KEY reads KEY of its JSON objects",
     },
     "--set": {
         "action": "append",
@@ -136,50 +136,54 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "KEY=VALUE",
         "help": "override a value of the TOML file (repeatable)",
     },
-    "--dry-run": {"action": "store_true", "help": "check all that is given, and print what would be done"},
+    "--dry-run": {"action": "store_true", "help": "check the input, print what would be done, and stop"},
     "--preview": {
         "metavar": "FILE",
-        "help": "as --dry-run, and write a page (.html) of samples with their maps and captions",
+        "help": "like --dry-run, and write an HTML page of samples with their maps and captions",
     },
 }
 
 
 def add_options(parser: Any, *options: str, **changes: Any) -> None:
-    """Declare options that other commands have too.
+    """Declare options that several commands share.
 
     Args:
-        parser: of the command, or one of its groups.
-        options: such as "--steps".
-        changes: what is different in this command, as `add_argument` takes it.
+        parser: the command's parser, or one of its argument groups.
+        options: names such as "--steps".
+        changes: arguments of `add_argument` that are different in this command.
     """
     for option in options:
         parser.add_argument(option, **{**_SHARED[option], **changes})
 
 
 def expect_finite(argument: str, value: float) -> None:
-    """Refuse infinities and what is not a number."""
+    """Raise `InvalidArgument` for infinities and NaN."""
     expect(math.isfinite(value), argument, "a finite number", value)
 
 
 def expect_between(argument: str, value: int, low: int, high: int) -> None:
-    """Refuse integers outside `low` to `high`, both included."""
+    """Raise `InvalidArgument` unless `low <= value <= high`."""
     expect(low <= value <= high, argument, f"an integer from {low} to {high}", value)
 
 
 def expect_side(argument: str, value: int | None) -> None:
-    """Refuse an image side that latents cannot have. None, for a side not given, passes."""
+    """Raise `InvalidArgument` unless the side, in pixels, is a positive multiple of 8; None is accepted."""
     expect(value is None or (value > 0 and value % 8 == 0), argument, "a positive multiple of 8", value)
 
 
 def expect_area(width: int, height: int) -> None:
-    """Refuse images that no memory holds."""
+    """Raise `InvalidArgument` for an image of more than `MAX_MEGAPIXELS`."""
     size = f"{width}x{height}"
     fits = width * height <= MAX_MEGAPIXELS * 1_000_000
     expect(fits, "--width and --height", f"an image of at most {MAX_MEGAPIXELS} megapixels", size)
 
 
 def choose_device(device: str) -> str:
-    """`device`, or for "auto" the first available of cuda, mps and cpu. `InvalidArgument` names --device."""
+    """Return `device`, or for "auto" the first available of cuda, mps and cpu.
+
+    Raises:
+        InvalidArgument: named --device, if the device is not available.
+    """
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -191,11 +195,11 @@ def choose_device(device: str) -> str:
 
 
 def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argument: str = "--out") -> Path:
-    """Check, before any work is done, that a file can go to `path`.
+    """Check, before any work is done, that a file can be written to `path`, and return the path.
 
     Raises:
-        InvalidArgument: named `argument`, for another suffix, a missing or write-protected folder, a folder
-            in the file's place, or an existing file without `force`.
+        InvalidArgument: named `argument`, for another suffix, a missing or write-protected folder, a path
+            that is a folder, or an existing file without `force`.
     """
     file = Path(path)
     if os.fspath(path).endswith("/"):
@@ -207,21 +211,22 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise InvalidArgument(argument, "a folder that can be written to", f"'{file.parent}'")
     if file.exists() and not file.is_file():
-        raise InvalidArgument(argument, "a file", f"'{file}', which is something else")
+        raise InvalidArgument(argument, "a file", f"'{file}', which is not a file")
     if file.exists() and not force:
-        raise InvalidArgument(argument, "a new file", f"'{file}', which exists", "--force overwrites it")
+        received = f"'{file}', which already exists"
+        raise InvalidArgument(argument, "a new file", received, "Use --force to overwrite it")
     return file
 
 
 def check_toml(path: str, argument: str) -> None:
-    """`InvalidArgument` unless it is a file; whether it is TOML is found out when it is read."""
-    why = "is no file" if os.path.lexists(path) else "does not exist"
+    """Raise `InvalidArgument` unless `path` is a file. Its content is checked when it is read."""
+    why = "is not a file" if os.path.lexists(path) else "does not exist"
     expect(os.path.isfile(path), argument, "a TOML file", f"'{path}', which {why}")
 
 
 def check_preview(path: str) -> Path:
-    """`check_output` of --preview, which overwrites nothing."""
-    expect(not os.path.lexists(path), "--preview", "a new file", f"'{path}', which exists")
+    """Check the path of --preview, which must not exist, and return it."""
+    expect(not os.path.lexists(path), "--preview", "a new file", f"'{path}', which already exists")
     return check_output(path, ".html", False, "--preview")
 
 
@@ -232,7 +237,7 @@ def save_png(
     force: bool,
     argument: str = "--out",
 ) -> None:
-    """Write `image` as PNG, with `settings` (anything that JSON holds) as a text chunk."""
+    """Write `image` as a PNG file with `settings`, which must be valid as JSON, in a text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
@@ -242,7 +247,7 @@ def save_png(
 
 
 def without_folders(options: Mapping[str, object]) -> dict[str, object]:
-    """Options of an extractor as settings record them: of paths, such as a model's, the last part alone."""
+    """Return an extractor's options with paths, such as a model's, reduced to their last part."""
     return {
         name: without_folder(value) if isinstance(value, str) else value for name, value in options.items()
     }

@@ -1,4 +1,4 @@
-"""`nexus prepare`: from raw images to a training set with structure maps, on one machine or many."""
+"""`nexus prepare`: make a training set with structure maps from images, on one machine or many."""
 
 import argparse
 import os
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from nexus_adapters.prepare.run import Result
     from nexus_adapters.prepare.source_kinds import SourceOptions
 
-# Arguments of the functions that prepare a set, and names of its settings -> what the user typed.
 EXAMPLES = (
     "nexus prepare photos --conditions canny,sketch --resolution 512 --out photos-512",
     "nexus prepare photos --conditions canny --resolution 512 --out photos-512 --dry-run",
 )
+# Argument of a function, or name of a setting -> what the user typed.
 TYPED = {
     "path": "SOURCE",
     "folder": "SOURCE",
@@ -39,17 +39,17 @@ TYPED = {
     "width": "--resolution",
     "height": "--resolution",
     "buckets": "--aspect-buckets",
-    "index_folder": "XDG_CACHE_HOME",  # the only way to choose it
+    "index_folder": "XDG_CACHE_HOME",  # the environment variable that sets it
 }
-_GROUPS = ("source.", "geometry.", "filters.")  # of settings
-_NEAR = 4  # bits, where --near-duplicates is given without a number
+_GROUPS = ("source.", "geometry.", "filters.")  # prefixes of settings
+_NEAR = 4  # bits, if --near-duplicates is given without a number
 _TERMINATED = 128 + signal.SIGTERM
 
 
 def argument_as_typed(name: str) -> str:
-    """The argument or option that a setting's name stands for, such as `source.path`: `path`.
+    """Return the argument or option behind a setting's name, such as `path` for `source.path`.
 
-    An option of a map keeps its name: `conditions.depth.model` is `--option depth.model`. Others stay.
+    An extractor's option keeps its name: `conditions.depth.model` is `--option depth.model`.
     """
     condition, dot, option = name.removeprefix("conditions.").partition(".")
     if name.startswith("conditions."):
@@ -64,19 +64,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder of images with captions, a COCO folder, tars, a Hugging Face data set, a Parquet or "
-        "CSV file, or scenes",
+        help="a folder of images with captions, a COCO folder, WebDataset tars, a Hugging Face dataset, a "
+        "Parquet or CSV file, or scenes",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one to resume")
     parser.add_argument(
-        "--conditions", required=True, metavar="NAME,...", help="kinds of map; see nexus extract --list"
+        "--out", required=True, metavar="DIR", help="a new folder, or the folder of a run to resume"
+    )
+    parser.add_argument(
+        "--conditions",
+        required=True,
+        metavar="NAME,...",
+        help="structure maps to extract; see nexus extract --list",
     )
     add_options(
         parser,
         "--option",
         metavar="NAME.KEY=VALUE",
-        help="an option of an extractor, such as canny.auto=true or depth.model=FOLDER; of the only one also "
-        "without its name (repeatable)",
+        help="an option of an extractor, such as canny.auto=true or depth.model=FOLDER; with a single "
+        "condition, NAME. may be left out (repeatable)",
     )
     _add_source(parser)
     _add_output(parser)
@@ -92,15 +97,17 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--split",
         default="",
         metavar="NAME",
-        help="of a data set (default: train) or COCO folder (default: train2017)",
+        help="split of a dataset (default: train) or COCO folder (default: train2017)",
     )
-    group.add_argument("--config-name", default="", metavar="NAME", help="of a data set that has several")
-    group.add_argument("--revision", default="", metavar="NAME", help="of a data set on the Hub")
+    group.add_argument(
+        "--config-name", default="", metavar="NAME", help="configuration of a dataset that has several"
+    )
+    group.add_argument("--revision", default="", metavar="NAME", help="revision of a dataset on the Hub")
     add_options(group, "--image-column", "--caption-column")
     group.add_argument(
         "--allow-outside",
         action="store_true",
-        help="read what the source names outside its folder: absolute paths, .., captions that are links",
+        help="read files outside the source's folder: absolute paths, paths with .., captions that are links",
     )
     group.add_argument("--count", type=int, metavar="N", help="prepare only the first N samples")
 
@@ -111,24 +118,24 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--resolution",
         type=int,
         metavar="N",
-        help="resize and crop images to NxN pixels first (default: keep their size)",
+        help="first resize and crop images to NxN pixels (default: keep their size)",
     )
     group.add_argument(
         "--aspect-buckets",
         action="store_true",
-        help="keep the aspect ratio: one of several sizes of about the same area",
+        help="keep the aspect ratio: use one of several sizes with about NxN pixels; needs --resolution",
     )
     group.add_argument(
         "--captions",
         choices=CAPTIONS,
         default="all",
-        help="which captions to keep; none: of images without captions (default: all)",
+        help="which captions of an image to keep; none is for images without captions (default: all)",
     )
     group.add_argument(
         "--image-format",
         choices=IMAGE_FORMATS,
         default="jpg",
-        help="png and webp are lossless (default: jpg)",
+        help="format of the images; png and webp are lossless (default: jpg)",
     )
     group.add_argument(
         "--shard-size", type=int, default=1000, metavar="N", help="samples per tar (default: 1000)"
@@ -141,20 +148,20 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         "filters", "Off by default. DIR/skipped.jsonl lists the samples that are left out."
     )
     group.add_argument(
-        "--min-side", type=int, default=0, metavar="PX", help="smallest length of the shorter side"
+        "--min-side", type=int, default=0, metavar="PX", help="minimum length of the shorter side"
     )
     group.add_argument(
         "--max-aspect",
         type=float,
         default=0.0,
         metavar="R",
-        help="largest ratio of the longer to the shorter side",
+        help="maximum ratio of the longer to the shorter side",
     )
     group.add_argument(
-        "--min-caption-length", type=int, default=0, metavar="N", help="shortest, in characters"
+        "--min-caption-length", type=int, default=0, metavar="N", help="minimum caption length in characters"
     )
     group.add_argument(
-        "--max-caption-length", type=int, default=0, metavar="N", help="longest, in characters"
+        "--max-caption-length", type=int, default=0, metavar="N", help="maximum caption length in characters"
     )
     group.add_argument(
         "--near-duplicates",
@@ -162,18 +169,24 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=_NEAR,
         metavar="BITS",
-        help=f"drop images whose perceptual hash differs from an earlier one's by at most BITS of 64 "
-        f"({_NEAR} without a number)",
+        help="leave out images whose perceptual hash differs from an earlier image's in at most BITS of 64 "
+        f"bits ({_NEAR} if no number is given)",
     )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="one machine or many (default: local)"
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="run on this machine or on a Ray cluster (default: local)",
     )
     group.add_argument(
-        "--workers", type=int, metavar="N", help="number of processes (default: one per core; 1 with models)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes (default: one per core; 1 if an extractor runs a model)",
     )
     add_options(group, "--batch-size")
     group.add_argument(
@@ -186,7 +199,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What does the work; None for `workers` leaves their number to the plan."""
+    """What does the work. With `workers=None`, the plan decides their number."""
 
     name: str
     workers: int | None
@@ -196,7 +209,7 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What `nexus prepare` was asked to do. `conditions`: name of an extractor -> its options."""
+    """What `nexus prepare` was asked to do. `conditions` maps an extractor's name to its options."""
 
     source: "SourceOptions"
     conditions: Mapping[str, Mapping[str, Any]]
@@ -212,9 +225,9 @@ class PrepareRequest:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare the set, and report what is in it and what was left out. Run again, it resumes."""
+    """Prepare the set and report its content. The same command resumes an interrupted run."""
     page = None if args.preview is None else check_preview(args.preview)
-    if find_spec("filelock") is None:  # here, since it is imported only once there is something to lock
+    if find_spec("filelock") is None:  # checked here because it is imported late, when something is locked
         raise InvalidArgument("the package filelock", hint="Run pip install 'nexus-adapters[data]'")
     with renamed(argument_as_typed):
         request = parse(args)
@@ -231,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dry_run(plan: "Plan", out: Path, page: Path | None) -> None:
-    """Report what would be made, and write the page of samples if one is wanted."""
+    """Report what would be prepared, and write the page of samples if requested."""
     from nexus_adapters.files import write_text
     from nexus_adapters.prepare.dry_run import describe, preview_of
 
@@ -242,14 +255,14 @@ def _dry_run(plan: "Plan", out: Path, page: Path | None) -> None:
 
 
 def parse(args: argparse.Namespace) -> PrepareRequest:
-    """The arguments as values; `InvalidArgument` names a function's argument or the option."""
+    """Parse the arguments into a request. `InvalidArgument` names the option or a function's argument."""
     conditions = read_conditions(args.conditions, args.option)
     expect(args.workers is None or args.workers >= 1, "--workers", "at least 1", args.workers)
     expect(args.count is None or args.count >= 1, "--count", "at least 1", args.count)
     engine = EngineRequest(args.engine, args.workers, args.ray_address, args.gpus_each)
     for option, value in (("--ray-address", engine.ray_address), ("--gpus-each", engine.gpus_each)):
         received = f"{value} with --engine {engine.name}"
-        expect(not value or engine.name == "ray", option, "--engine ray together with it", received)
+        expect(not value or engine.name == "ray", option, "--engine ray in addition", received)
     side: int | None = args.resolution
     has_side = side is not None
     expect(has_side or not args.aspect_buckets, "--resolution", "pixels", hint="--aspect-buckets needs it")
@@ -293,13 +306,17 @@ def parse(args: argparse.Namespace) -> PrepareRequest:
 
 
 def read_conditions(names_text: str, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What --conditions and --option say: name of an extractor -> its options. InvalidArgument names them."""
+    """Parse --conditions and --option into name of an extractor -> its options.
+
+    Raises:
+        InvalidArgument: named --conditions or --option.
+    """
     from nexus_adapters.conditions import EXTRACTORS
 
     names = [name.strip() for name in names_text.split(",")]
     known = ", ".join(sorted(EXTRACTORS))
     for name in names:
-        expect(name in EXTRACTORS, "--conditions", f"names among {known}, separated by commas", f"'{name}'")
+        expect(name in EXTRACTORS, "--conditions", f"names separated by commas, out of {known}", f"'{name}'")
         expect(names.count(name) == 1, "--conditions", f"{name} once", f"'{names_text}'")
     conditions: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -308,17 +325,17 @@ def read_conditions(names_text: str, pairs: Sequence[str]) -> dict[str, dict[str
         conditions[name] = read_pairs([pair.removeprefix(prefix) for pair in own], "--option", name)
     for pair in pairs:
         fits = pair.partition(".")[0] in conditions or _is_short(pair, names)
-        expect(fits, "--option", f"NAME.KEY=VALUE, of {', '.join(names)}", f"'{pair}'")
+        expect(fits, "--option", f"NAME.KEY=VALUE, NAME one of {', '.join(names)}", f"'{pair}'")
     return conditions
 
 
 def _is_short(pair: str, names: Sequence[str]) -> bool:
-    """Whether it is KEY=VALUE, which the only map needs no name for."""
+    """Return whether the pair is KEY=VALUE without a name, which is allowed for a single condition."""
     return len(names) == 1 and "." not in pair.partition("=")[0]
 
 
 def plan_of(request: PrepareRequest) -> "Plan":
-    """The plan; the source is opened. `InvalidArgument` names the functions' arguments."""
+    """Open the source and return the plan. `InvalidArgument` names a function's argument."""
     from nexus_adapters.prepare.plan import Plan
     from nexus_adapters.prepare.source_kinds import open_source, source_settings
 
@@ -340,10 +357,10 @@ def plan_of(request: PrepareRequest) -> "Plan":
 
 
 def engine_of(request: EngineRequest, plan: "Plan") -> Callable[..., None]:
-    """What does the work."""
+    """Return the function that runs the plan."""
     workers = request.workers
     if workers is None:
-        # Models bring threads of their own, and a copy of each for every process.
+        # Models use threads of their own, and each process would load a copy.
         workers = 1 if plan.uses_models() else os.cpu_count() or 1
     if request.name == "ray":
         from nexus_adapters.prepare.engines import run_ray
@@ -356,22 +373,22 @@ def engine_of(request: EngineRequest, plan: "Plan") -> Callable[..., None]:
 
 def _report(prog: str, out: Path, result: "Result") -> None:
     if result.was_finished:
-        print(f"{prog}: {out} was finished already", file=sys.stderr)
+        print(f"{prog}: {out} was already finished", file=sys.stderr)
     if result.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.skipped.items()))
         print(f"{prog}: left out {counts} ({out / 'skipped.jsonl'})", file=sys.stderr)
-    print(f"{out}: {result.samples} samples, {out / 'preview.html'} shows some")
+    print(f"{out}: {result.samples} samples; see {out / 'preview.html'} for examples")
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does, with the processes it has started, and with a status of its own."""
+    """Make SIGTERM end the run and its processes, like Ctrl-C but with exit status 143."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(_TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # others cannot handle signals
+        yield  # only the main thread can handle signals
         return
     before = signal.signal(signal.SIGTERM, end)
     try:

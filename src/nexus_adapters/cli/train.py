@@ -26,14 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and print where the adapter is. The status is 130 after Ctrl-C and 143 after SIGTERM."""
+    """Train, and print the adapter's folder. The exit status is 130 after Ctrl-C and 143 after SIGTERM."""
     check_toml(args.recipe, "RECIPE")
     try:
         from nexus_adapters.training.recipe import load_recipe
     except ImportError as error:
-        raise InvalidArgument(
-            "train", "an installation with the extra [train]", f"one without {error.name}", INSTALL_HINT
-        ) from error
+        raise InvalidArgument(f"the package {error.name}", hint=INSTALL_HINT) from error
     settings = [*args.set, *([f"hub.repo_id={args.push_to_hub}"] if args.push_to_hub else [])]
     config = load_recipe(args.recipe, settings)
     page = None if args.preview is None else check_preview(args.preview)

@@ -1,6 +1,6 @@
-"""Extracting structure maps from images: the extractors by name, and reading images.
+"""Extract structure maps from images: the extractors by name, and functions to read images.
 
-A structure map is a PIL RGB image. Maps of lines are white on black.
+A structure map is a PIL RGB image. Line maps are white on black.
 """
 
 from nexus_adapters.conditions.canny import canny

@@ -1,4 +1,4 @@
-"""Canny edges, by OpenCV."""
+"""Canny edges, extracted with OpenCV."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _LOW, _HIGH = 100, 200
 def canny(image: Image.Image, low: float = _LOW, high: float = _HIGH, auto: bool = False) -> Image.Image:
     """Extract the edges of `image`: white lines, one pixel wide, on black.
 
-    Edges are sought in color: at each pixel the channel with the steepest gradient counts, so two colors of
-    equal brightness still have an edge between them. A gradient is |dx| + |dy| of 3x3 Sobel filters on 8-bit
+    Edges are detected in color: at each pixel, the channel with the steepest gradient counts, so there is an
+    edge between two colors of equal brightness. A gradient is |dx| + |dy| of 3x3 Sobel filters on 8-bit
     values: 0 to 1530.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
-        low: an edge is followed as long as its gradient stays above this.
+        low: an edge continues as long as its gradient is above this.
         high: an edge must exceed this somewhere.
-        auto: choose both for the image by `auto_thresholds`, which finds the edges of pale and of dark
-            images, too. `low` and `high` must then have their defaults.
+        auto: choose both thresholds with `auto_thresholds`, which also finds the edges of pale and dark
+            images. `low` and `high` must then have their defaults.
 
     Returns:
         RGB, same size as `image`, every pixel (0, 0, 0) or (255, 255, 255).
 
     Raises:
-        InvalidArgument: unless 0 <= low <= high, both finite; for thresholds together with `auto`; for an
-            image without pixels.
+        InvalidArgument: unless 0 <= low <= high, both finite; if thresholds are combined with `auto`; and for
+            an image without pixels.
     """
     if not (_is_finite(low) and low >= 0):
         raise InvalidArgument("low", "a finite threshold of at least 0", repr(low))
     if not (_is_finite(high) and high >= low):
-        # OpenCV would exchange the two without a word.
+        # OpenCV would silently swap the two.
         raise InvalidArgument("high", f"a finite threshold of at least low, {low}", repr(high))
     pixels = np.asarray(to_rgb(image))
     if auto:
         if (low, high) != (_LOW, _HIGH):
             raise InvalidArgument(
-                "auto", "False where low or high is given", f"True with low={low} and high={high}"
+                "auto", "False if low or high is given", f"True with low={low} and high={high}"
             )
         low, high = auto_thresholds(pixels)
     edges = np.asarray(cv2.Canny(pixels, low, high))
@@ -54,11 +54,10 @@ def canny(image: Image.Image, low: float = _LOW, high: float = _HIGH, auto: bool
 
 
 def auto_thresholds(pixels: UInt8[np.ndarray, "h w 3"]) -> tuple[float, float]:
-    """Give `low` and `high` for an image: Otsu's threshold of its gradients, and half of it.
+    """Return `low` and `high` for an image: half of Otsu's threshold of its gradients, and the threshold.
 
-    Otsu (1979) splits a histogram where the two parts vary least within themselves: here into what is flat
-    and what is an edge. Gradients are those that `canny` compares; high is at least 1, so that nothing flat
-    is an edge.
+    Otsu (1979) splits a histogram so that both parts vary least: here into flat areas and edges. The
+    gradients are those of `canny`. `high` is at least 1, so that flat areas never count as edges.
     """
     dx, dy = (cv2.Sobel(pixels, cv2.CV_16S, *order) for order in ((1, 0), (0, 1)))
     gradients = (np.abs(dx) + np.abs(dy)).max(axis=2).astype(np.uint16)

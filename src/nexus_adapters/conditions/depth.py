@@ -1,4 +1,4 @@
-"""Depth by any model of `transformers` that estimates it: near is bright."""
+"""Depth maps from any depth estimation model of `transformers`: near is bright."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ PREDICTIONS = ("auto", "nearness", "distance")
 
 # Architectures that predict distance. The others predict relative inverse depth, as MiDaS does.
 _DISTANCE = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
-_SMALLEST_DISTANCE = 1e-3  # of the unit that the model has, most often meters
+_SMALLEST_DISTANCE = 1e-3  # in the model's unit, usually meters
 
 
 def depth(
     image: Image.Image, model: str = DEFAULT_DEPTH_MODEL, predicts: str = "auto", device: str = "auto"
 ) -> Image.Image:
-    """Extract how near each pixel is: the nearest white, the farthest black.
+    """Extract a depth map: the nearest pixel is white, the farthest black.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
         model: folder or Hub id.
-        predicts: what the model's numbers are, "nearness" or "distance"; "auto" goes by its architecture and
+        predicts: what the model predicts, "nearness" or "distance"; "auto" decides by its architecture and
             its `depth_estimation_type`.
         device: as in `load_model`.
 
     Returns:
-        RGB, same size as `image`, grey; `nearness` in 8 bits.
+        RGB, same size as `image`, gray: `nearness` in 8 bits.
 
     Raises:
-        InvalidArgument: for a wrong option, no such model, or an image that the model cannot take.
+        InvalidArgument: for a wrong option, an unknown model, or an image that the model cannot process.
     """
     return depths([image], model, predicts, device)[0]
 
@@ -54,7 +54,7 @@ def depths(
     predicts: str = "auto",
     device: str = "auto",
 ) -> list[Image.Image]:
-    """As `depth`, for several images; those of equal size are run together."""
+    """Extract the depth maps of several images, see `depth`. Images of equal size are processed together."""
     colors = [to_rgb(image) for image in images]
     return in_batches_of_a_size(
         colors, lambda batch: [_as_image(found) for found in nearness(batch, model, predicts, device)]
@@ -67,13 +67,13 @@ def nearness(
     predicts: str = "auto",
     device: str = "auto",
 ) -> list[UInt16[np.ndarray, "h w"]]:
-    """Give 16-bit nearness of RGB images of one size.
+    """Return the 16-bit nearness of RGB images of one size.
 
-    The rule: inverse depth, linearly scaled for each image so that its farthest pixel is 0 and its nearest
-    65535; distances d are turned into 1 / d first. An image without any depth is 0 throughout.
+    Nearness is inverse depth, scaled linearly per image so that its farthest pixel is 0 and its nearest
+    65535; distances d become 1 / d first. An image of constant depth is 0 everywhere.
 
     Raises:
-        InvalidArgument: as `depth`, and for a model whose numbers are not finite.
+        InvalidArgument: as `depth`, and for a model whose predictions are not finite.
     """
     if predicts not in PREDICTIONS:
         raise InvalidArgument("predicts", f"one of {', '.join(PREDICTIONS)}", repr(predicts))
@@ -82,7 +82,7 @@ def nearness(
     with names_the_model("depth estimation", model):
         sizes = [(image.height, image.width) for image in images]
         post_process = loaded.processor.post_process_depth_estimation
-        pads = "source_sizes" in inspect.signature(post_process).parameters  # which ZoeDepth's undoes
+        pads = "source_sizes" in inspect.signature(post_process).parameters  # ZoeDepth crops its padding
         extra = {"source_sizes": sizes} if pads else {}
         found = post_process(loaded.run(images), target_sizes=sizes, **extra)
     return [_scaled(entry["predicted_depth"].float().cpu().numpy(), grows, model) for entry in found]
@@ -106,5 +106,5 @@ def _scaled(values: Float[np.ndarray, "h w"], grows: bool, model: str) -> UInt16
 
 
 def _as_image(values: UInt16[np.ndarray, "h w"]) -> Image.Image:
-    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # as to_rgb has it: the nearest value
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded as in to_rgb
     return Image.fromarray(grey).convert("RGB")

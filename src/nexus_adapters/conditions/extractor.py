@@ -1,8 +1,8 @@
-"""What an extractor is: a name, a function from image to structure map, and how two maps compare.
+"""An extractor: a name, a function from image to structure map, and how two maps are compared.
 
-Each `compare_...` takes (found map, wanted map), RGB of one size, and gives metric -> value, under names of
-`nexus_adapters.metrics.METRICS`. Each `..._agreement` takes the same and gives one number in [0, 1], higher
-for better, to judge a training run by. Comparisons of depth, labels and sketches need the extra `eval`.
+Each `compare_...` takes (found map, wanted map), RGB of one size, and returns metric -> value, with names in
+`nexus_adapters.metrics.METRICS`. Each `..._agreement` takes the same and returns one number in [0, 1] (higher
+is better), used in validation during training. Comparing depth, labels and sketches needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _MOST_CLASSES = 512
 
 
 def compare_lines(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
-    """F1 of the pixels above half brightness, within one pixel."""
+    """Return the F1 of the pixels above half brightness, with a tolerance of one pixel."""
     return {"edge_f1": lines_agreement(found, wanted)}
 
 
 def compare_sketches(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
-    """MS-SSIM of the soft lines, and F1 of their pixels."""
+    """Return the MS-SSIM of the soft lines, and the F1 of their pixels."""
     from nexus_adapters.metrics.structure import luminance, ms_ssim
 
     return {"sketch_ms_ssim": ms_ssim(luminance(found), luminance(wanted))} | compare_lines(found, wanted)
 
 
 def compare_depths(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
-    """Error and rank correlation of the pixels' brightness."""
+    """Return the root-mean-square error and the rank correlation of the pixels' brightness."""
     from nexus_adapters.metrics.structure import depth_rmse, luminance, rank_correlation
 
     first, second = luminance(found)[0], luminance(wanted)[0]
@@ -46,10 +46,10 @@ def compare_depths(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
 
 
 def compare_labels(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
-    """Mean IoU, where each color is a class.
+    """Return the mean IoU, where each color is a class.
 
     Raises:
-        InvalidArgument: for more than 512 colors: such maps have no classes.
+        InvalidArgument: for more than 512 colors, since such maps have no classes.
     """
     import torch
 
@@ -67,12 +67,12 @@ def compare_labels(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
 
 
 def compare_normals(found: Image.Image, wanted: Image.Image) -> dict[str, float]:
-    """The mean angle between the surface normals."""
+    """Return the mean angle between the surface normals, in degrees."""
     return {"normal_angle": _normal_angle(found, wanted)}
 
 
 def lines_agreement(found: Image.Image, wanted: Image.Image) -> float:
-    """F1 of the pixels above half brightness, within one pixel."""
+    """Return the F1 of the pixels above half brightness, with a tolerance of one pixel."""
     from nexus_adapters.metrics.structure import edge_f1
 
     first, second = (np.asarray(each.convert("L")) > 127 for each in (found, wanted))
@@ -80,13 +80,13 @@ def lines_agreement(found: Image.Image, wanted: Image.Image) -> float:
 
 
 def brightness_agreement(found: Image.Image, wanted: Image.Image) -> float:
-    """1 less the mean absolute difference of brightness, where white is 1."""
+    """Return 1 minus the mean absolute difference of brightness, where white is 1."""
     first, second = (np.asarray(each.convert("L")) for each in (found, wanted))
     return 1.0 - float(np.abs(first.astype(float) - second).mean()) / 255
 
 
 def normals_agreement(found: Image.Image, wanted: Image.Image) -> float:
-    """1 for equal normals, 0 for opposite ones: 1 less the mean angle over 180 degrees."""
+    """Return 1 for equal normals and 0 for opposite ones: 1 minus the mean angle / 180 degrees."""
     return 1.0 - _normal_angle(found, wanted) / 180
 
 
@@ -105,22 +105,22 @@ class Extractor:
     """One way to extract a structure map.
 
     Attributes:
-        name: what users write.
+        name: the name that users write.
         extract: takes a PIL image, then options by keyword; returns the map, PIL RGB of the same size. The
-            same image and options give the same map.
+            same image and options must give the same map.
         summary: one line for lists.
-        kind: what the map shows, by which it is read and resized: "lines" for light lines on black, "labels"
-            for colors that stand for classes, "depth" for nearness, "image" for anything else.
-        needs: what it uses beyond a plain install, in words; empty for nothing.
-        extract_many: the same for a list of images; None where it would be no faster.
-        model: the weights that it loads unless the option `model` names others; "" for none.
-        compare: takes (found map, wanted map), PIL RGB of one size, and gives metric -> value. An evaluation
-            extracts the found map from a generated image; the wanted map is the one it was generated from.
-            None for no structure scores, except that maps of lines are then compared as edges.
-        agreement: takes the same and gives one number in [0, 1], higher for better, by which a training run
-            is judged. None for none, except for maps of lines.
-        choices: option -> the values that it may have, of options that have but a few.
-        files: the options that may name a file or a folder, whose content then counts and not its name.
+        kind: what the map shows, which decides how it is read and resized: "lines" for light lines on black,
+            "labels" for colors that stand for classes, "depth" for nearness, "image" for anything else.
+        needs: what it needs in addition to a plain installation, in words.
+        extract_many: the same for a list of images; None if that would not be faster.
+        model: the default weights, which the option `model` replaces; "" for none.
+        compare: takes (found map, wanted map), PIL RGB of one size, and returns metric -> value. In an
+            evaluation, the found map is extracted from a generated image, and the wanted map is the one it
+            was generated from. None for no structure scores; line maps are compared as edges by default.
+        agreement: takes the same and returns one number in [0, 1], higher is better, for validation during
+            training. None for no score; line maps have one by default.
+        choices: option -> its allowed values, for options with a fixed set of values.
+        files: options that may name a file or a folder, whose content is hashed instead of the name.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Extractor:
     files: tuple[str, ...] = ("model",)
 
     def __post_init__(self) -> None:
-        """Check the kind; compare maps of lines as edges by default."""
+        """Check the kind, and set the default comparison of line maps."""
         if self.kind not in MAP_KINDS:
             raise InvalidArgument("kind", f"one of {', '.join(MAP_KINDS)}", repr(self.kind))
         if self.kind == "lines":
@@ -144,11 +144,11 @@ class Extractor:
             object.__setattr__(self, "agreement", self.agreement or lines_agreement)
 
     def options(self) -> tuple[str, ...]:
-        """The names of the options that `extract` takes after the image."""
+        """Return the names of the options that `extract` takes after the image."""
         return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.VAR_KEYWORD)
 
     def defaults(self) -> dict[str, object]:
-        """The default values of these options."""
+        """Return the default values of these options."""
         given = (p for p in self._parameters() if p.default is not inspect.Parameter.empty)
         return {parameter.name: parameter.default for parameter in given}
 
@@ -156,16 +156,16 @@ class Extractor:
         return list(inspect.signature(self.extract).parameters.values())[1:]
 
     def takes(self, option: str) -> bool:
-        """Whether `extract` has an option of this name, or takes any."""
+        """Return whether `extract` has an option of this name, or takes any option."""
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters())
         return takes_any or option in self.options()
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Check names, types and choices of options.
+        """Check the names, types and choices of options.
 
         Raises:
-            InvalidArgument: named `options` for an option that it does not have, or by the option for a value
-                of another type than its default's, or that is none of its `choices`.
+            InvalidArgument: named "options" for an unknown option; named after the option for a value whose
+                type differs from the default's, or that is not among its `choices`.
         """
         known, defaults = self.options(), self.defaults()
         for option, value in options.items():
@@ -179,10 +179,10 @@ class Extractor:
                 raise InvalidArgument(option, f"one of {', '.join(self.choices[option])}", repr(value))
 
     def extract_all(self, images: Sequence[Image.Image], options: Mapping[str, object]) -> list[Image.Image]:
-        """Extract the maps of several images, together where that is faster.
+        """Extract the maps of several images, together if that is faster.
 
         Raises:
-            InvalidArgument: for what is no PIL image, an option that it does not have, or a map that is not
+            InvalidArgument: for an object that is not a PIL image, an unknown option, or a map that is not
                 PIL RGB of the image's size.
         """
         for image in images:
@@ -198,7 +198,7 @@ class Extractor:
 
 
 def _kind(value: object) -> str:
-    """The type of an option's value, in words; "" for any other type."""
+    """Return the type of an option's value in words; "" for other types."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, Real):

@@ -1,17 +1,17 @@
 """The extractors by name: the package's own, those that users register, and those of installed packages.
 
-A package adds one in its pyproject.toml, under a name of its own:
+A package adds one in its pyproject.toml, under its own name:
 
     [project.entry-points."nexus_adapters.conditions"]
     lineart = "my_package.lines:LINEART"
 
 where LINEART is an `Extractor`, or a callable that takes a PIL image and options by keyword, and returns PIL
-RGB of the same size. The maps of a plain callable have no structure score; an `Extractor` says by `compare`
-how two of its maps are compared.
+RGB of the same size. The maps of a plain callable have no structure score; an `Extractor` defines in
+`compare` how two of its maps are compared.
 
-Of controlnet-aux, maps of lines are compared as edges and normal maps by their angles. `openpose` has no
-structure score: its maps are images of skeletons, and without the key points behind them nothing says which
-joint is whose, so that no comparison of pixels measures a pose.
+For controlnet-aux, line maps are compared as edges and normal maps by their angles. `openpose` has no
+structure score: its maps are images of skeletons without the key points, so comparing pixels does not measure
+a pose.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from nexus_adapters.registry import IMPORT_HINT, Registry, defined_alike
 BUILT_IN: dict[str, Extractor] = {
     extractor.name: extractor
     for extractor in (
-        Extractor("canny", canny, "edges by OpenCV's Canny; options low, high, auto", kind="lines"),
+        Extractor("canny", canny, "edges, with OpenCV's Canny; options low, high, auto", kind="lines"),
         Extractor(
             "depth",
             depth,
-            "how near each pixel is, by a model; options model, predicts, device",
+            "nearness of each pixel, with a model; options model, predicts, device",
             kind="depth",
-            needs=(f"the model {DEFAULT_DEPTH_MODEL}, 99 MB, unless another is named",),
+            needs=(f"the model {DEFAULT_DEPTH_MODEL}, 99 MB, or another model",),
             extract_many=depths,
             model=DEFAULT_DEPTH_MODEL,
             choices={"predicts": PREDICTIONS},
@@ -67,9 +67,9 @@ BUILT_IN: dict[str, Extractor] = {
         Extractor(
             "segmentation",
             segmentation,
-            "a color for each class, by a model; options model, palette, device",
+            "a color for each class, with a model; options model, palette, device",
             kind="labels",
-            needs=(f"the model {DEFAULT_SEGMENTATION_MODEL}, 241 MB, unless another is named",),
+            needs=(f"the model {DEFAULT_SEGMENTATION_MODEL}, 241 MB, or another model",),
             extract_many=segmentations,
             model=DEFAULT_SEGMENTATION_MODEL,
             choices={"palette": ("auto", *PALETTES)},
@@ -79,7 +79,7 @@ BUILT_IN: dict[str, Extractor] = {
         Extractor(
             "sketch",
             sketch,
-            "lines by a difference of Gaussians; options sigma, threshold, coherence, model",
+            "lines, with a difference of Gaussians; options sigma, threshold, coherence, model",
             kind="lines",
             compare=compare_sketches,
         ),
@@ -88,7 +88,7 @@ BUILT_IN: dict[str, Extractor] = {
 
 _AUX = "controlnet_aux"
 _AUX_WEIGHTS = "lllyasviel/Annotators"
-# Name -> class of the package, and what its maps are.
+# Name -> class in controlnet-aux, and the kind of its maps.
 _AUX_DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "hed": ("HEDdetector", {"kind": "lines"}),
     "pidinet": ("PidiNetDetector", {"kind": "lines"}),
@@ -112,16 +112,17 @@ def extract(
     """Extract the structure map of `image`.
 
     Args:
-        name: of an extractor in `EXTRACTORS`, such as "canny".
-        image: a PIL image, or a list of them. EXIF orientation is not applied; `load_image` has applied it.
-        options: the extractor's own, such as canny's `low` and `high`.
+        name: name of an extractor in `EXTRACTORS`, such as "canny".
+        image: a PIL image, or a list of images. EXIF orientation is not applied here; `load_image` applies
+            it.
+        options: the extractor's options, such as canny's `low` and `high`.
 
     Returns:
-        PIL RGB, same size as `image`; a list for a list.
+        The map, PIL RGB of the same size as `image`; a list for a list.
 
     Raises:
         InvalidArgument: for an unknown name or option, an object that is not a PIL image, and whatever else
-            the extractor refuses.
+            the extractor rejects.
     """
     extractor = find_extractor(name)
     if isinstance(image, Sequence) and not isinstance(image, (str, bytes)):
@@ -131,20 +132,20 @@ def extract(
 
 
 def find_extractor(name: str) -> Extractor:
-    """Look up an extractor; an InvalidArgument lists the known names."""
-    if str(name) not in EXTRACTORS:  # str: an object without a hash gets the same error
+    """Return the extractor of this name. `InvalidArgument` lists the known names."""
+    if str(name) not in EXTRACTORS:  # str: an unhashable object gets the same error
         raise InvalidArgument("name", f"one of {', '.join(sorted(EXTRACTORS))}", repr(name), IMPORT_HINT)
     return EXTRACTORS[name]
 
 
 class _Extractors(Registry[Extractor]):
-    """The registry, with the detectors of controlnet-aux where it is installed.
+    """The registry, with the detectors of controlnet-aux if it is installed.
 
-    What is registered takes precedence over installed packages, and their entry points over controlnet-aux.
+    Registered extractors take precedence over entry points, and these over controlnet-aux.
     """
 
     def add(self, name: str, entry: Any) -> None:
-        """Add an extractor under its name. InvalidArgument where another one has the name."""
+        """Add an extractor under its name. `InvalidArgument` if another one has this name."""
         taken = self._entries.get(name)
         if taken == entry:
             return
@@ -155,7 +156,7 @@ class _Extractors(Registry[Extractor]):
         self._entries[name] = entry
 
     def __getitem__(self, name: str) -> Extractor:
-        # Those of packages are not kept among the registered, which therefore can take their names.
+        # Extractors of packages are not stored here, so that users can register others under their names.
         return self._entries[name] if name in self._entries else self._load(name)
 
     def _load(self, name: str) -> Extractor:
@@ -180,22 +181,22 @@ class _Extractors(Registry[Extractor]):
 
 
 EXTRACTORS: Registry[Extractor] = _Extractors("condition", "nexus_adapters.conditions")
-"""Name -> extractor. Those of installed packages are listed by name, and imported when they are used."""
+"""Name -> extractor. Those of installed packages are imported when they are first used."""
 for _extractor in BUILT_IN.values():
     EXTRACTORS.add(_extractor.name, _extractor)
 
 
 def register_condition(extractor: Extractor) -> Extractor:
-    """Add an extractor under its name, which `extract`, recipes and commands then know.
+    """Register an extractor under its name, for use in `extract`, recipes and commands.
 
-    It takes precedence over those of installed packages. It replaces one of the same name whose `extract` is
-    defined in the same place, so that a notebook's cell can run again.
+    It takes precedence over extractors of installed packages. It replaces one of the same name whose
+    `extract` is defined in the same place, so a notebook cell can run again.
 
     Returns:
         `extractor`.
 
     Raises:
-        InvalidArgument: for an object that is no `Extractor`, or a name that another one has.
+        InvalidArgument: for an object that is not an `Extractor`, or a name that is taken.
     """
     if not isinstance(extractor, Extractor):
         raise InvalidArgument("extractor", "an Extractor", type(extractor).__name__)
@@ -213,7 +214,7 @@ def _from_aux(name: str) -> Extractor:
         found = _aux_detector(name, model)(
             color, detect_resolution=min(color.size), image_resolution=min(color.size), output_type="pil"
         )
-        # The detector has rounded the sides to multiples of 64.
+        # The detector rounds the sides to multiples of 64.
         return resize_map(to_rgb(found), color.size, facts["kind"])
 
     class_name, facts = _AUX_DETECTORS[name]

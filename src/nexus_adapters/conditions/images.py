@@ -1,4 +1,4 @@
-"""Reading images from files or bytes as 8-bit RGB, and recognizing inverted maps of lines."""
+"""Read images from files or bytes as 8-bit RGB, and recognize inverted line maps."""
 
 import io
 import math
@@ -21,15 +21,15 @@ _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a PIL image into 8-bit RGB of the same size.
+    """Convert a PIL image to 8-bit RGB of the same size.
 
-    16-bit grey (modes "I;16..." and "I") is scaled by 255/65535 and rounded; transparent parts are laid on
-    white. Color profiles are not applied.
+    16-bit gray (modes "I;16..." and "I") is scaled by 255/65535 and rounded; transparent parts become white.
+    Color profiles are not applied.
 
     Raises:
-        InvalidArgument: for an object that is not a PIL image, an image without pixels or whose file is
-            damaged, a mode that is rare or of unknown range, such as "F", "I" with values outside 0 to 65535,
-            and for 16-bit grey whose values are so small that they would all be black.
+        InvalidArgument: for an object that is not a PIL image, an image without pixels or with a damaged
+            file, a mode that is rare or of unknown range, such as "F", mode "I" with values outside 0 to
+            65535, and 16-bit gray with values so small that all would become black.
     """
     check_image(image)
     if image.mode in GREY_16_BIT:
@@ -44,19 +44,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_image(image: object, name: str = "image") -> None:
-    """`InvalidArgument` for an object that is not a PIL image, and for one without readable pixels."""
+    """Raise `InvalidArgument` unless `image` is a PIL image with readable pixels."""
     if not isinstance(image, Image.Image):
-        raise InvalidArgument(name, "a PIL image", type(image).__name__, "load_image reads files")
+        raise InvalidArgument(name, "a PIL image", type(image).__name__, "Use load_image to read a file")
     if 0 in image.size:
         raise InvalidArgument(name, "at least one pixel", f"{image.width}x{image.height}")
     try:
-        image.load()  # of what `Image.open` gives, only the header has been read
+        image.load()  # `Image.open` reads only the header
     except Exception as error:  # any kind, as in _open
         raise _corrupt(f"'{getattr(image, 'filename', '') or 'an image'}'", name, error) from error
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel is less than opaque, so that `to_rgb` lets white show through."""
+    """Return whether any pixel is not fully opaque."""
     if not image.has_transparency_data:
         return False
     if image.mode in GREY_16_BIT:
@@ -75,39 +75,39 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if high > 0 and grey.max() <= 1:
         raise InvalidArgument(
             "image",
-            f"16-bit values, of which 65535 is white, in mode {image.mode!r} (0 to 255 need an 8-bit mode)",
+            f"16-bit values, in which 65535 is white, in mode {image.mode!r} (0 to 255 needs an 8-bit mode)",
             f"{low} to {high}",
         )
     return Image.fromarray(grey).convert("RGB")
 
 
-# Lines are sparse: even on pure noise, with both thresholds at 0, canny turns only 37 % of the pixels white.
-# In a map whose mean passes one half, the light part is therefore the ground and not the lines.
+# Lines are sparse: even on pure noise with both thresholds at 0, canny turns only 37% of the pixels white.
+# If the mean of a map is above one half, the light part is therefore the background and not the lines.
 INVERTED_ABOVE = 0.5
 
 
 def looks_inverted(condition: Image.Image) -> bool:
-    """Whether a map of lines is probably dark on white: its mean brightness, in [0, 1], exceeds 0.5.
+    """Return whether a line map is probably dark on white: its mean brightness, in [0, 1], exceeds 0.5.
 
-    Only for maps of lines (kind "lines"): a depth map may well be bright throughout.
+    Only for line maps (kind "lines"): a depth map may be bright everywhere.
     """
     brightness = np.asarray(to_rgb(condition).convert("L"))
     return float(brightness.mean()) / 255 > INVERTED_ABOVE
 
 
 def invert(condition: Image.Image) -> Image.Image:
-    """Exchange light and dark: RGB of the same size, each value v turned into 255 - v."""
+    """Swap light and dark: return RGB of the same size, in which each value v becomes 255 - v."""
     return ImageOps.invert(to_rgb(condition))
 
 
-# Named, because Pillow would otherwise try everything it knows, and it hands EPS to an external program.
+# Listed, because Pillow would otherwise try every format it knows, and it passes EPS to an external program.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 HEIF_ENDINGS = (".heic", ".heif", ".hif")
-"""Read where pillow-heif is installed."""
+"""File name extensions that are read if pillow-heif is installed."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _MEGAPIXEL = 1_000_000
 
-Content = bytes | Path | io.BufferedReader  # what an image is read from; a reader is left open
+Content = bytes | Path | io.BufferedReader  # the source of an image; a reader is left open
 
 
 def load_image(
@@ -115,37 +115,37 @@ def load_image(
 ) -> Image.Image:
     """Read an image file as 8-bit RGB, upright.
 
-    The camera's EXIF orientation is applied. Grey, 16-bit (scaled, not clipped), palette and CMYK images are
-    converted; transparent parts are laid on white, with a warning. Of an animation the first frame is taken.
-    Color profiles are not applied.
+    The camera's EXIF orientation is applied. Gray, 16-bit (scaled, not clipped), palette and CMYK images are
+    converted; transparent parts become white, with a warning. The first frame of an animation is used. Color
+    profiles are not applied.
 
     Args:
         path: a file in one of `FORMATS`.
-        max_megapixels: larger images are refused before any pixel is decoded. Pillow's own limit, about 179,
-            stays in force.
-        argument: what errors and warnings call the file, e.g. "--map".
+        max_megapixels: larger images are rejected before any pixel is decoded. Pillow's own limit, about 179,
+            still applies.
+        argument: the name of the file in errors and warnings, such as "--map".
 
     Returns:
         PIL RGB, detached from the file.
 
     Raises:
-        InvalidArgument: named `argument`, for a missing, empty, non-image or corrupt file, or one over the
-            cap.
+        InvalidArgument: named `argument`, for a file that is missing, empty, not an image, corrupt, or too
+            large.
     """
     file = Path(path)
     upright = _decode_upright(file, max_megapixels, argument, None)
     rgb = _to_rgb(upright, _shown(file, None), argument)
     if is_transparent(upright):
-        warnings.warn(f"{argument}: transparent parts of '{file}' are laid on white", stacklevel=2)
+        warnings.warn(f"{argument}: transparent parts of '{file}' become white", stacklevel=2)
     return rgb
 
 
 def decode_image(
     content: Content, max_megapixels: float = MAX_MEGAPIXELS, argument: str = "image", name: str | None = None
 ) -> Image.Image:
-    """As `load_image`, also for a file's content, and without a warning of transparent parts.
+    """Read an image from a file or its content, as `load_image` but without a warning of transparent parts.
 
-    `name`: of the content in errors; by default its path, or its length.
+    `name` is the content's name in errors; by default, its path or its length.
 
     Raises:
         InvalidArgument: as `load_image`.
@@ -157,14 +157,14 @@ def decode_image(
 def load_as_stored(
     path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, argument: str = "path"
 ) -> Image.Image:
-    """As `load_image`, but in the file's own mode: for structure maps, which `read_map` turns into RGB."""
+    """Read an image file as `load_image`, but in the file's own mode, for `read_map`."""
     return _decode_upright(Path(path), max_megapixels, argument, None)
 
 
 def decode_as_stored(
     content: Content, max_megapixels: float = MAX_MEGAPIXELS, argument: str = "image", name: str | None = None
 ) -> Image.Image:
-    """As `decode_image`, but in the content's own mode: for structure maps."""
+    """Read an image as `decode_image`, but in the content's own mode, for `read_map`."""
     return _decode_upright(content, max_megapixels, argument, name)
 
 
@@ -172,10 +172,10 @@ def decode_as_stored(
 def open_image(
     content: Content, max_megapixels: float = MAX_MEGAPIXELS, argument: str = "image", name: str | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image, of which only the header is read until its pixels are used; closed at the end.
+    """Open an image and close it at the end. Only the header is read until its pixels are used.
 
     Raises:
-        InvalidArgument: as `load_image`, except for damage that only decoding finds.
+        InvalidArgument: as `load_image`, except for damage that shows only in decoding.
     """
     if not (math.isfinite(max_megapixels) and max_megapixels > 0):
         raise InvalidArgument("max_megapixels", "a finite number above 0", max_megapixels)
@@ -185,14 +185,14 @@ def open_image(
     if content == b"":
         raise InvalidArgument(argument, "an image file", f"{shown}, which is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap takes its place
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # replaced by our own limit
         with _open(content, shown, argument) as image:
             _check_size(image.size, max_megapixels, shown, argument)
             yield image
 
 
 def _shown(content: Content, name: str | None) -> str:
-    """How errors name the content."""
+    """Return the name of the content in errors."""
     if name is None and isinstance(content, bytes):
         return f"a file of {len(content)} bytes"
     path = content if isinstance(content, Path) else getattr(content, "name", "a stream")
@@ -234,7 +234,7 @@ def _check_file(file: Path, shown: str, argument: str) -> None:
 
 
 def image_endings() -> frozenset[str]:
-    """The endings of file names, in lower case, whose images can be read."""
+    """Return the file name extensions, in lower case, of images that can be read."""
     known = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     return frozenset((*known, *HEIF_ENDINGS) if find_spec("pillow_heif") else known)
 
@@ -256,7 +256,7 @@ def _open_heif(source: io.BytesIO | io.BufferedReader | Path, shown: str, argume
     except ImportError as error:
         raise InvalidArgument(
             argument,
-            "an image that this installation can read",
+            "an image in a supported format",
             f"{shown}, a HEIC image",
             "Run pip install 'nexus-adapters[heic]'",
         ) from error
@@ -275,7 +275,7 @@ def _open(content: Content, shown: str, argument: str) -> Image.Image:
         if _is_heif(source):
             return _open_heif(source, shown, argument)
         expected = f"an image ({', '.join(FORMATS)})"
-        raise InvalidArgument(argument, expected, f"{shown}, which is of no such format") from error
+        raise InvalidArgument(argument, expected, f"{shown}, which has none of these formats") from error
     except Image.DecompressionBombError as error:
         raise InvalidArgument(argument, "a smaller image", f"{shown} ({error})") from error
     # Decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, KeyError, ...
@@ -288,7 +288,7 @@ def _check_size(size: tuple[int, int], max_megapixels: float, shown: str, argume
     megapixels = width * height / _MEGAPIXEL
     if megapixels > max_megapixels:
         expected = f"an image of at most {max_megapixels:g} megapixels"
-        raise InvalidArgument(argument, expected, f"{shown} of {width}x{height}, {megapixels:.1f}")
+        raise InvalidArgument(argument, expected, f"{shown}, {width}x{height} ({megapixels:.1f} megapixels)")
 
 
 def _corrupt(shown: str, argument: str, error: Exception) -> InvalidArgument:

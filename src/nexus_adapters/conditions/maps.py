@@ -1,6 +1,6 @@
-"""Reading a structure map as its users have it: what adapters are trained on is made of what is given.
+"""Read structure maps as users have them, and convert them to what adapters are trained on.
 
-Each repair is one warning, and can be prevented or stated exactly by an option.
+Each repair gives one warning, and an option prevents it or states exactly what to do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nexus_adapters.conditions.segmentation import PALETTES, colored
 from nexus_adapters.errors import InvalidArgument, warn_caller
 
 UNITS = ("mm", "m", "inverse")
-# Kind -> the options of `read_map`, as data.extractor takes them, and but for `invert` --option.
+# Kind -> options of `read_map` in data.extractor; --option takes them too, except `invert`.
 MAP_OPTIONS: Mapping[MapKind, tuple[str, ...]] = {
     "lines": ("invert",),
     "depth": ("unit",),
@@ -35,15 +35,15 @@ MAP_OPTIONS: Mapping[MapKind, tuple[str, ...]] = {
 }
 
 AUTO_PALETTE, NO_PALETTE = "auto", "none"
-_DEFAULT_PALETTE = "ade20k"  # whatever the ids, so that a class has one color in all maps of a data set
+_DEFAULT_PALETTE = "ade20k"  # for any ids, so that a class has the same color in all maps of a dataset
 _PALETTE_CHOICES = (AUTO_PALETTE, NO_PALETTE, *PALETTES)
-# The grays among the palettes' colors. A gray image of these alone may be a map that is colored already.
+# The grays in the palettes. A gray image with only these values may already be a colored map.
 _PALETTE_GRAYS = {int(color[0]) for colors in PALETTES.values() for color in colors if len({*color}) == 1}
 
-# 8 m in millimeters are 12 % of what 16 bits hold. Depth that a model or a program wrote uses nearly all.
+# 8 m in millimeters is 12% of the 16-bit range. Depth written by a model or a program uses nearly all of it.
 _NARROW = 65536 // 8
-NEARLY_BLACK = 31  # of 255: maps that are no darker than that are left alone
-_NO_CLASS = 255  # as most data sets have it
+NEARLY_BLACK = 31  # of 255: warn if no value of a map is above it
+_NO_CLASS = 255  # the usual id of pixels without a class
 
 
 def read_map(
@@ -55,31 +55,33 @@ def read_map(
     palette: str | Any = AUTO_PALETTE,
     name: str = "condition",
 ) -> Image.Image:
-    """Turn a structure map into what adapters of its kind read: RGB of the same size.
+    """Convert a structure map to what adapters of its kind read: RGB of the same size.
 
-    - Lines that are dark on light are inverted.
-    - 16-bit depth whose values span less than an eighth of what 16 bits hold, as millimeters do, is scaled by
-      its own range. `unit` says exactly what the values are. 0, NaN and infinity are no measurement:
-      black, as the farthest.
-    - Label ids (gray, or a palette without colors) get the colors of a palette. Gray RGB is taken for colors,
-      with a warning, unless a palette is named.
-    - A map that is nearly black is left as it is, with a warning.
-    - Transparent parts become black in depth and labels; else what the strokes contrast with.
+    - Dark lines on a light background are inverted.
+    - 16-bit depth whose values span less than an eighth of the 16-bit range, as millimeters do, is scaled by
+      its own range. `unit` states exactly what the values are. 0, NaN and infinity mean "not measured" and
+      become black, the farthest.
+    - Label ids (gray, or a palette without colors) get the colors of a palette. Gray RGB is treated as
+      colors, with a warning, unless a palette is named.
+    - A map that is nearly black stays as it is, with a warning.
+    - Transparent parts become black in depth and labels; in other maps, the color that contrasts with the
+      strokes.
 
     Args:
-        image: a PIL image of any mode that `to_rgb` takes, or with a `unit` "F", floating point.
-        kind: of the map; None to judge it by `judge_kind`, where 16 bits are depth and ids stay gray.
-        invert: whether to invert it, of any kind; None to do so with lines where most is light.
-        unit: of depth: "mm" or "m" for distances, which become nearness, 1 / distance from 0 at the farthest
-            to 255; "inverse" for nearness, of which only the range is adjusted. None for nearness of 16 bits.
-        palette: of label ids: a name in `segmentation.PALETTES`; "auto" is "ade20k", and "none" leaves them
-            gray. Id n gets the palette's color n, and 255 (no class) black. With "auto", an image of 0 and
-            255 alone is taken for black and white.
-        name: of the map in warnings and errors.
+        image: a PIL image of any mode that `to_rgb` takes; with `unit`, also of mode "F" (floating point).
+        kind: kind of the map; None guesses it with `judge_kind`, treats 16 bits as depth and keeps ids gray.
+        invert: whether to invert a map of any kind; None inverts line maps that are mostly light.
+        unit: for depth: "mm" or "m" for distances, which become nearness (1 / distance, scaled to 0 at the
+            farthest and 255 at the nearest); "inverse" for nearness, which is only scaled. None for 16-bit
+            nearness.
+        palette: for label ids: a name in `segmentation.PALETTES`; "auto" is "ade20k", and "none" leaves them
+            gray. Id n gets color n of the palette; 255 (no class) becomes black. With "auto", an image with
+            only 0 and 255 is treated as black and white.
+        name: the map's name in warnings and errors.
 
     Raises:
-        InvalidArgument: named by the option for a wrong value or one of another kind of map, or `name` for an
-            image that cannot be read, or label ids that the palette has no color for.
+        InvalidArgument: named after the option, for a wrong value or one for another kind of map; or `name`,
+            for an image that cannot be read or label ids that the palette has no color for.
     """
     return read_and_invert(image, kind, invert=invert, unit=unit, palette=palette, name=name)[0]
 
@@ -93,14 +95,14 @@ def read_and_invert(
     palette: str | Any = AUTO_PALETTE,
     name: str = "condition",
 ) -> tuple[Image.Image, bool]:
-    """As `read_map`; also returns whether the map was inverted."""
+    """Read a map as `read_map` does, and also return whether it was inverted."""
     check_invert(invert)
     if unit is not None and (not is_choice(unit, UNITS) or kind not in (None, "depth")):
         raise InvalidArgument("unit", f"one of {', '.join(UNITS)}, for depth", _of_kind(unit, kind))
     if not is_choice(palette, _PALETTE_CHOICES):
         raise InvalidArgument("palette", f"one of {', '.join(_PALETTE_CHOICES)}", repr(palette))
     if palette != AUTO_PALETTE and kind != "labels":
-        raise InvalidArgument("palette", "auto, or a map of labels", _of_kind(palette, kind))
+        raise InvalidArgument("palette", "auto, or a map of kind labels", _of_kind(palette, kind))
     check_image(image, name)
     if unit is not None or (kind in (None, "depth") and image.mode in GREY_16_BIT):
         rgb = _from_depth(image, unit, name)
@@ -120,22 +122,22 @@ def read_and_invert(
 
 
 def check_invert(value: object) -> None:
-    """`InvalidArgument` unless it is True, False or None."""
+    """Raise `InvalidArgument` unless `value` is True, False or None."""
     if value is not None and not isinstance(value, (bool, np.bool_)):
         raise InvalidArgument("invert", "True, False or None", repr(value))
 
 
 def is_choice(value: object, choices: Collection[str]) -> bool:
-    """Whether it is one of these words, whatever its type: an array compares by its elements."""
+    """Return whether `value` is one of these strings; safe for arrays, which compare by element."""
     return isinstance(value, str) and value in choices
 
 
 def split_map_options(
     kind: MapKind, options: Mapping[str, object], extractors: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, object]]:
-    """What of these options `read_map` takes for this kind of map, and what the extractor takes.
+    """Split options into those of `read_map` for this kind of map, and those of the extractor.
 
-    `extractors`: the names of options that the extractor has; one that both have is in both.
+    `extractors` names the extractor's options; an option that both have is in both results.
     """
     names = MAP_OPTIONS[kind]
     mine = {name: value for name, value in options.items() if name in names}
@@ -144,17 +146,17 @@ def split_map_options(
 
 
 def report_inverted(name: str) -> None:
-    """Warn that a map of lines is inverted."""
+    """Warn that a line map is inverted."""
     _report(name, "dark lines on white are inverted (invert=False or --no-invert prevents it)")
 
 
 def report_nearly_black(name: str, kind: MapKind | None) -> None:
-    """Warn of a map that an adapter will take for an empty one."""
+    """Warn of a map that looks empty to an adapter."""
     if kind == "labels":
-        hint = "label ids get their colors in gray images (mode L or P) and in uint8 arrays"
+        hint = "label ids are colored in gray images (mode L or P) and in uint8 arrays"
     else:
-        hint = 'label ids get their colors by kind="labels" (--condition segmentation)'
-    _report(name, f"no value is above {NEARLY_BLACK} of 255, which is nearly black; {hint}")
+        hint = 'label ids are colored with kind="labels" (--condition segmentation)'
+    _report(name, f"the map is nearly black: no value is above {NEARLY_BLACK} of 255; {hint}")
 
 
 def _report(name: str, what: str) -> None:
@@ -167,7 +169,7 @@ def _of_kind(value: object, kind: MapKind | None) -> str:
 
 
 def check_range(image: Image.Image, name: str) -> None:
-    """`InvalidArgument` where 8-bit values are 0 and 1: meant as black and white, they would all be black."""
+    """Raise `InvalidArgument` for 8-bit values of 0 and 1: meant as black and white, all would be black."""
     if image.mode != "1" and np.asarray(image.convert("RGB")).max() == 1:
         raise InvalidArgument(name, "values from 0 to 255", "0 to 1")
 
@@ -177,15 +179,15 @@ def _rgb(image: Image.Image, name: str, kind: MapKind | None) -> Image.Image:
         rgb = to_rgb(image)
     except InvalidArgument as error:
         is_unknown = image.mode == "F" and kind in (None, "depth")
-        hint = f"Give {_option('depth', 'unit', 'm')}, or the unit mm or inverse" if is_unknown else ""
+        hint = f"Use {_option('depth', 'unit', 'm')}, or the unit mm or inverse" if is_unknown else ""
         raise InvalidArgument(name, error.expected, error.received, hint) from error
     check_range(rgb, name)
     return rgb
 
 
 def _option(kind: MapKind, option: str, value: str) -> str:
-    """How an option is written, on the command line and in Python: `Control` does not take it."""
-    return f'--option {option}={value} (in Python read_map(image, "{kind}", {option}="{value}"))'
+    """Return how to write an option on the command line and in Python (`Control` does not take it)."""
+    return f'--option {option}={value} (in Python, read_map(image, "{kind}", {option}="{value}"))'
 
 
 def _is_dark_on_light(rgb: Image.Image, kind: MapKind | None) -> bool:
@@ -209,8 +211,8 @@ def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
             return _rgb(image, name, "depth")
         _report(
             name,
-            "16-bit depth that spans little of its range is scaled by its own range; for distances, where "
-            f"near is dark, give {_option('depth', 'unit', 'mm')}, or the unit m; for nearness, inverse",
+            "16-bit depth that uses little of the range is scaled by its own range; for distances, where "
+            f"near is dark, use {_option('depth', 'unit', 'mm')} or the unit m; for nearness, use inverse",
         )
     near = np.zeros_like(values)
     near[measured] = 1 / values[measured] if unit in ("mm", "m") else values[measured]
@@ -220,7 +222,7 @@ def _from_depth(image: Image.Image, unit: str | None, name: str) -> Image.Image:
 
 
 def _ids_of(image: Image.Image, palette: str, name: str) -> UInt8[np.ndarray, "h w"] | None:
-    """The label ids that the image holds, of which 255 is none; None where it holds colors."""
+    """Return the image's label ids, in which 255 is no class; None if it holds colors."""
     values = _gray_values(image)
     if values is None:
         return None
@@ -235,23 +237,23 @@ def _ids_of(image: Image.Image, palette: str, name: str) -> UInt8[np.ndarray, "h
         if palette == AUTO_PALETTE:
             _report(
                 name,
-                "gray RGB is taken for colors; label ids get their colors in gray images (mode L or P), or "
-                f"by {_option('labels', 'palette', _DEFAULT_PALETTE)}",
+                "gray RGB is treated as colors; label ids are colored in gray images (mode L or P), or with "
+                f"{_option('labels', 'palette', _DEFAULT_PALETTE)}",
             )
             return None
-    # Only 0 and 255 are black and white, unless somebody says that they are ids.
+    # An image with only 0 and 255 is black and white, unless the caller names a palette.
     if palette == AUTO_PALETTE and not ((found > 0) & (found < _NO_CLASS)).any():
         return None
     return values.astype(np.uint8)
 
 
 def _gray_values(image: Image.Image) -> Integer[np.ndarray, "h w"] | None:
-    """The values of an image without colors or transparent parts; None for any other."""
+    """Return the values of an image without colors or transparent parts; None for any other image."""
     if is_transparent(image):
         return None
     if image.mode in ("L", *GREY_16_BIT):
         return np.asarray(image)
-    if image.mode == "P":  # by the file's palette: those of its colors that the map uses may all be gray
+    if image.mode == "P":  # by the whole palette: the colors in use may all be gray
         colors = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return None if (colors != colors[:, :1]).any() else np.asarray(image)
     if image.mode == "LA":
@@ -271,14 +273,14 @@ def _colored(ids: UInt8[np.ndarray, "h w"], palette: str, name: str) -> Image.Im
     if highest >= len(colors):
         raise InvalidArgument(
             name,
-            f"label ids below {len(colors)}, which the palette {palette} has colors for",
+            f"label ids below {len(colors)}, the number of colors in the palette {palette}",
             highest,
-            f"Give {_option('labels', 'palette', 'voc')}, which has 256, or the palette {NO_PALETTE}",
+            f"Use {_option('labels', 'palette', 'voc')}, which has 256, or the palette {NO_PALETTE}",
         )
     _report(
         name,
-        f"label ids are colored by the palette {palette}; {_option('labels', 'palette', 'voc')} chooses "
-        f"another, and the palette {NO_PALETTE} leaves them gray",
+        f"label ids are colored with the palette {palette}; {_option('labels', 'palette', 'voc')} selects "
+        f"another palette, and palette={NO_PALETTE} leaves them gray",
     )
     return colored(np.where(ids == _NO_CLASS, -1, ids.astype(np.int64)), colors)
 
@@ -290,12 +292,10 @@ def _on_background(image: Image.Image, kind: MapKind | None, name: str) -> Image
     if kind not in ("depth", "labels") and is_visible.any():
         lightness = np.asarray(image.convert("RGBA").convert("RGB").convert("L"))
         mean = float(np.average(lightness, weights=alpha))
-        # What covers less than half is strokes. What covers more has a ground of its own, which is continued.
+        # Less than half visible: strokes. More: the map has its own background, which is continued.
         is_light = (mean > 127) == bool(is_visible.mean() < 0.5)
     ground = "black" if is_light else "white"
     rgb = Image.alpha_composite(Image.new("RGBA", image.size, ground), image.convert("RGBA")).convert("RGB")
     is_lost = not np.asarray(rgb).any()
-    _report(
-        name, f"transparent parts are laid on {ground}" + (", and all of the map is black" if is_lost else "")
-    )
+    _report(name, f"transparent parts become {ground}" + (", and the whole map is black" if is_lost else ""))
     return rgb

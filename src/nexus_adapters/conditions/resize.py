@@ -1,9 +1,9 @@
-"""How a map of each kind changes size, and how the kind is judged where nobody declares it.
+"""Resize maps by their kind, and guess the kind if it is not declared.
 
-One rule for controls, aspect buckets, prepared sets, training and evaluation. Lines that shrink keep their
-width and their value: the map is max-pooled, and thinned back. Labels are taken from the nearest pixel, since
-no two of them have a mean. Depth and photos are averaged over areas where they shrink and interpolated where
-they grow.
+The same rules apply to controls, aspect buckets, prepared sets, training and evaluation. Shrunk lines keep
+their width and value: the map is max-pooled, then thinned. Labels take the nearest pixel, since labels have
+    no
+mean. Depth and photos are averaged over areas when they shrink and interpolated when they grow.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from PIL import Image
 
 from nexus_adapters.choices import MapKind, ResizeMode
 
-Box = tuple[float, float, float, float]  # (left, top, right, bottom), in pixels; parts of pixels count
+Box = tuple[float, float, float, float]  # (left, top, right, bottom), in pixels, may be fractional
 Size = tuple[int, int]  # (width, height)
 Plane = Float[np.ndarray, "_ _"]
 
 ASPECT_TOLERANCE_PX = 8
 
-_SURVIVES = 0.5  # the share of a pixel's light that must be left when narrow strokes are taken out
-_LEVELS = 4  # of how much of a pixel a line covers, when lines are thinned
-_FAINTEST = 1 / 16  # of the brightest line: what is fainter is averaged, and not thinned
+_SURVIVES = 0.5  # share of a pixel's light that must remain when narrow strokes are removed
+_LEVELS = 4  # quantiles of line coverage, removed one after the other in thinning
+_FAINTEST = 1 / 16  # of the brightest line: fainter pixels are averaged, not thinned
 
 
 def resize_map(
     image: Image.Image, size: tuple[int, int], kind: MapKind, box: Box | None = None
 ) -> Image.Image:
-    """Bring a map, or the part of it in `box`, to `size`.
+    """Resize a map, or the part of it in `box`, to `size`.
 
     Args:
         image: 8-bit RGB.
         size: (width, height) of the result.
-        kind: of the map.
-        box: in pixels of `image`; None for all of it.
+        kind: kind of the map.
+        box: the part, in pixels of `image`; None for all of it.
 
     Returns:
-        RGB.
+        The resized map, RGB.
     """
     box = (0, 0, *image.size) if box is None else box
     if kind == "lines" and _shrinks(size, box):
@@ -54,7 +54,7 @@ def resize_map(
 
 
 class Placement(NamedTuple):
-    """Where a map goes in an image: the part of it that is taken, its size there, and the place of that."""
+    """Where a map goes in an image: the part of the map to use, its size in the image, and its position."""
 
     box: Box
     size: Size
@@ -63,18 +63,18 @@ class Placement(NamedTuple):
 
 
 def is_same_aspect(size: tuple[float, float], target: Size) -> bool:
-    """Whether a uniform scaling takes the one (width, height) to the other, up to `ASPECT_TOLERANCE_PX`."""
+    """Return whether two (width, height) have the same aspect ratio, up to `ASPECT_TOLERANCE_PX`."""
     excess_height = abs(size[1] * target[0] / size[0] - target[1])
     excess_width = abs(size[0] * target[1] / size[1] - target[0])
-    # The smaller of the two: rounding one side to a multiple of 8 must pass, also in a long thin image.
+    # The smaller of the two, so that rounding one side to a multiple of 8 is allowed in a long thin image.
     return min(excess_height, excess_width) <= ASPECT_TOLERANCE_PX
 
 
 def placement(box: Box, target: Size, resize_mode: ResizeMode | None) -> Placement:
-    """Where a part of a map goes in an image of `target`, (width, height).
+    """Return where a part of a map goes in an image of size `target`, (width, height).
 
-    Every mode covers an image of the same aspect. "crop" takes the middle of the part, "pad" leaves a border
-    around it, and anything else stretches it.
+    If the aspect ratios match, the part covers the image in every mode. Otherwise "crop" uses the center of
+    the part, "pad" leaves a border around it, and any other mode stretches it.
     """
     left, top, right, bottom = box
     width, height = right - left, bottom - top
@@ -91,7 +91,7 @@ def placement(box: Box, target: Size, resize_mode: ResizeMode | None) -> Placeme
 
 
 def padded(image: Image.Image, placed: Placement, target: Size, kind: MapKind) -> Image.Image:
-    """A placed map in an image of `target`: on black for lines, else with its last pixels repeated."""
+    """Pad a placed map to size `target`: with black for lines, else by repeating its border pixels."""
     below, right = target[1] - image.height - placed.top, target[0] - image.width - placed.left
     around = ((placed.top, below), (placed.left, right), (0, 0))
     mode: Literal["constant", "edge"] = "constant" if kind == "lines" else "edge"
@@ -99,7 +99,7 @@ def padded(image: Image.Image, placed: Placement, target: Size, kind: MapKind) -
 
 
 def fit_map(image: Image.Image, size: Size, kind: MapKind, resize_mode: ResizeMode | None) -> Image.Image:
-    """Bring a map, RGB, to an image's (width, height), by `placement`."""
+    """Fit an RGB map to an image's (width, height); see `placement`."""
     placed = placement((0, 0, *image.size), size, resize_mode)
     return padded(resize_map(image, placed.size, kind, placed.box), placed, size, kind)
 
@@ -107,7 +107,7 @@ def fit_map(image: Image.Image, size: Size, kind: MapKind, resize_mode: ResizeMo
 def resize_planes(
     planes: Float[np.ndarray, "n h w"], size: tuple[int, int], kind: MapKind, box: Box
 ) -> Float[np.ndarray, "n height width"]:
-    """As `resize_map`, for maps in [0, 1], a channel a plane; `size` is (height, width)."""
+    """Resize maps in [0, 1], one channel per plane, as `resize_map`; `size` is (height, width)."""
     flipped = size[1], size[0]
     if kind == "lines" and _shrinks(flipped, box):
         return shrink_lines(planes, size, box)
@@ -116,15 +116,15 @@ def resize_planes(
 
 
 def _shrinks(size: Size, box: Box) -> bool:
-    """Whether any side does."""
+    """Return whether any side shrinks."""
     return box[2] - box[0] > size[0] or box[3] - box[1] > size[1]
 
 
 def _resampling(kind: MapKind, size: Size, box: Box) -> Image.Resampling:
-    """Of all but lines that shrink."""
+    """Return the resampling filter for everything except lines that shrink."""
     if kind == "labels":
         return Image.Resampling.NEAREST
-    # Where a side grows, BOX would repeat its pixels. BILINEAR averages a side that shrinks, too.
+    # BOX would repeat the pixels of a side that grows. BILINEAR also averages a side that shrinks.
     grows = box[2] - box[0] < size[0] or box[3] - box[1] < size[1]
     return Image.Resampling.BILINEAR if grows else Image.Resampling.BOX
 
@@ -137,18 +137,17 @@ def _by_pillow(plane: Plane, size: tuple[int, int], how: Image.Resampling, box: 
 def shrink_lines(
     planes: Float[np.ndarray, "n h w"], size: tuple[int, int], box: Box | None = None
 ) -> Float[np.ndarray, "n height width"]:
-    """Shrink light lines on black without making them thinner than a pixel, or fainter.
+    """Shrink light lines on black without making them fainter, or thinner than a pixel.
 
-    Each pixel of the result gets the highest value of its part of the map, by which a stroke gets no wider
-    than it was, in pixels; only lines of 1 or 2 pixels are thinned to one. Hatching so dense that no gaps
-    are left between its lines becomes an area of their value. Areas, wider than two pixels of the result, are
-    averaged, and so is what is fainter than a sixteenth of the brightest line. A map of two values keeps
-    these.
+    Each pixel of the result gets the maximum of its part of the map, so a stroke becomes no wider in pixels
+    than it was; lines of 1 or 2 pixels are then thinned to one. Hatching too dense to leave gaps becomes an
+    area of the lines' value. Areas wider than two pixels of the result are averaged, and so are pixels
+    fainter than a sixteenth of the brightest line. A map with two values keeps these.
 
     Args:
-        planes: in [0, 1]; each is shrunk by itself, equal ones once.
+        planes: maps in [0, 1], each shrunk separately.
         size: (height, width) of the result. A side that does not shrink is interpolated.
-        box: the part to take, in pixels; None for all.
+        box: the part to use, in pixels; None for all.
     """
     height, width = planes.shape[1:]
     box = (0, 0, width, height) if box is None else box
@@ -161,21 +160,21 @@ def shrink_lines(
 
 def _shrunk(plane: Plane, size: tuple[int, int], box: Box) -> Plane:
     left, top, right, bottom = box
-    # First what shrinks: a side that grows would spread the lines before they are looked for.
+    # Shrink first: a side that grows would spread the lines before they are detected.
     height, width = min(size[0], math.ceil(bottom - top)), min(size[1], math.ceil(right - left))
     rows, columns = _Cells(top, bottom, height), _Cells(left, right, width)
     mean = _averaged(plane, (width, height), box)
     peak = columns.highest(rows.highest(plane).T).T
-    # A stroke of 1 or 2 pixels does not survive an opening by 3; an area survives one by twice a cell.
+    # A stroke of 1 or 2 pixels does not survive an opening by 3; an area survives one by two cells.
     hair = _opened_mean(plane, rows, columns, 0, box) <= _SURVIVES * mean
     area = _opened_mean(plane, rows, columns, 2, box) > _SURVIVES * mean
     highest = float(plane.max())
     is_lit = peak > _FAINTEST * highest
-    # Thinned, an area full of lines would become one line, or a point. By the mean, in which a pixel counts
-    # once: where little shrinks, the peak of a single line is wide.
+    # Thinning would turn an area full of lines into one line or a point. Tested on the mean, in which a pixel
+    # counts once: with little shrinking, the peak of a single line is wide.
     hatching = _is_wide(is_lit & (mean > 0) & hair & ~area)
     lines = thinned(is_lit, hair & ~area & ~hatching, mean / np.maximum(peak, 1e-6))
-    # Where strokes were 3 pixels or wider, taking the maximum has made none wider than it was.
+    # Strokes of 3 pixels or more are not thinned: the maximum made none of them wider than it was.
     found = np.where(area | ~is_lit, mean, np.where(lines, peak, 0))
     if np.isin(plane, (0, highest)).all():
         found = np.where(found > highest / 2, highest, 0)
@@ -189,7 +188,7 @@ def _averaged(plane: Plane, size: Size, box: Box) -> Plane:
 
 
 def _is_wide(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The part of a mask that squares of 3 pixels inside the map can cover."""
+    """Return the part of a mask that 3x3 squares inside the map can cover."""
     square = np.ones((3, 3), np.uint8)
     kept = cv2.morphologyEx(
         mask.astype(np.uint8), cv2.MORPH_OPEN, square, borderType=cv2.BORDER_CONSTANT, borderValue=(0,)
@@ -198,7 +197,7 @@ def _is_wide(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def _opened_mean(plane: Plane, rows: _Cells, columns: _Cells, cells: int, box: Box) -> Plane:
-    """The mean of what is left where strokes narrower than so many cells are taken out; 0 for 3 pixels."""
+    """Return the mean after removing strokes narrower than this many cells; 0 stands for 3 pixels."""
     square = np.ones((rows.odd_side(cells), columns.odd_side(cells)), np.uint8)
     opened = np.asarray(cv2.morphologyEx(np.ascontiguousarray(plane), cv2.MORPH_OPEN, square))
     return _averaged(opened, (columns.count, rows.count), box)
@@ -217,13 +216,13 @@ class _Cells:
         return (self.stop - self.start) / self.count
 
     def odd_side(self, cells: int) -> int:
-        """So many cells in pixels, at least 3; 1 where the side grows. Odd, so that opening moves nothing."""
+        """Return this many cells in pixels, at least 3 and odd for a symmetric opening; 1 if growing."""
         return 1 if self.step <= 1 else max(3, 2 * math.floor(cells * self.step / 2) + 1)
 
     def highest(self, values: Plane) -> Plane:
-        """The maximum over each part of the first axis; a pixel in two parts counts in both."""
+        """Return the maximum over each part of the first axis; a pixel in two parts counts in both."""
         edges = self.start + np.arange(self.count + 1) * self.step
-        # Rounded, so that an error in the last digit does not add a pixel.
+        # Rounded, so that a rounding error does not add a pixel.
         first = np.floor(np.round(edges[:-1], 6)).astype(int)
         last = np.ceil(np.round(edges[1:], 6)).astype(int)
         ends = np.stack([first, np.maximum(last, first + 1)], axis=1).ravel()
@@ -238,14 +237,14 @@ _NEIGHBOR_BITS = np.array([[128, 1, 2], [64, 0, 4], [32, 16, 8]], np.float32)
 def thinned(
     mask: Bool[np.ndarray, "h w"], free: Bool[np.ndarray, "h w"], weights: Plane
 ) -> Bool[np.ndarray, "h w"]:
-    """Thin a mask to connected lines of one pixel, taking away what weighs least first.
+    """Thin a mask to connected lines one pixel wide, removing the pixels with the lowest weights first.
 
     Guo and Hall 1989, "Parallel thinning with two-subiteration algorithms", algorithm A1.
 
     Args:
         mask: True on the lines.
-        free: pixels that may be taken away; the others stay.
-        weights: how much of the line each pixel has; lines pass where they weigh most.
+        free: pixels that may be removed; the others stay.
+        weights: how much of the line each pixel covers; the thinned lines follow the highest weights.
     """
     free = free & mask
     if not free.any():
@@ -268,7 +267,7 @@ def thinned(
 
 @cache
 def _guo_hall() -> tuple[UInt8[np.ndarray, "256"], UInt8[np.ndarray, "256"]]:
-    """Of each code of neighbors, whether a pixel can be taken away in the first and the second half step."""
+    """Return, for each code of neighbors, whether a pixel can be removed in the first and second substep."""
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
     n, ne, e, se, s, sw, w, nw = bits.T.astype(bool)
     parts = sum((~a & (b | c)).astype(int) for a, b, c in ((n, ne, e), (e, se, s), (s, sw, w), (w, nw, n)))
@@ -280,18 +279,17 @@ def _guo_hall() -> tuple[UInt8[np.ndarray, "256"], UInt8[np.ndarray, "256"]]:
     return first, second
 
 
-_DARK = 16  # of 255: black, give or take what JPEG makes of it
+_DARK = 16  # of 255: still black, with the noise of JPEG
 _MOST_FLAT_COLORS = 64
-_GREY_WITHIN = 8  # of 255: how far apart the channels of grey may lie, again by JPEG
+_GREY_WITHIN = 8  # of 255: largest difference between the channels of gray, with the noise of JPEG
 
 
 def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
-    """What a map of 1 or 3 channels seems to be, where nobody declares it. Depth is an "image" here.
+    """Guess the kind of a map with 1 or 3 channels if it is not declared. Depth counts as "image" here.
 
-    "lines": gray strokes, or any shapes of one gray, on black or on white. "labels": else, no more than 64
-    colors.
-    "image": all else. A wrong guess does little harm: areas among lines are averaged as in images, and what
-    has few colors loses little by taking the nearest.
+    Lines are gray strokes, or any shapes of one gray, on black or white; labels are other maps with at most
+    64 colors; everything else is "image". A wrong guess does little harm: areas in line maps are averaged as
+    in images, and maps with few colors lose little by nearest-neighbor resizing.
     """
     darkest, lightest = pixels.min(axis=2), pixels.max(axis=2)
     colors = _flat_colors(pixels)
@@ -305,19 +303,19 @@ def judge_kind(pixels: UInt8[np.ndarray, "h w c"]) -> MapKind:
 
 
 def _flat_colors(pixels: UInt8[np.ndarray, "h w c"]) -> int:
-    """How many colors there are; 0 for too many to be labels."""
+    """Return the number of colors; 0 if there are too many for labels."""
     codes = np.zeros(pixels.shape[:2], np.uint32)
     for channel in np.moveaxis(pixels, 2, 0):
         codes = codes * 256 + channel
     found = np.unique(codes.ravel()[:: max(1, codes.size // 4096)])
-    if len(found) > _MOST_FLAT_COLORS:  # looked for in a sample, which is soon done
+    if len(found) > _MOST_FLAT_COLORS:  # a sample is checked first, for speed
         return 0
     found = np.unique(codes)
     return len(found) if len(found) <= _MOST_FLAT_COLORS else 0
 
 
 def _is_strokes(lightness: UInt8[np.ndarray, "h w"]) -> bool:
-    """Whether most of the light on black is in strokes narrower than a fiftieth of the map."""
+    """Return whether most of the light on black is in strokes narrower than a fiftieth of the map."""
     side = max(7, 2 * (min(lightness.shape) // 100) + 1)
     opened = cv2.morphologyEx(lightness, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     return float(opened.sum(dtype=np.float64)) < 0.5 * float(lightness.sum(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Semantic segmentation by any model of `transformers` that gives it: a color for each class."""
+"""Semantic segmentation with any suitable model of `transformers`: a color for each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nexus_adapters.conditions.images import to_rgb
 from nexus_adapters.conditions.transformers_models import in_batches_of_a_size, load_model, names_the_model
 from nexus_adapters.errors import InvalidArgument
 
-# 150 classes in the order of SceneParse150 (ADE20K), as ControlNet's and T2I-Adapter's maps have them.
+# 150 classes in the order of SceneParse150 (ADE20K), as in the maps of ControlNet and T2I-Adapter.
 _ADE20K = """
     787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846
     08ff33 ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc
@@ -26,7 +26,8 @@ _ADE20K = """
     ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff 00ffcc 2900ff 29ff00 ad00ff 00f5ff
     4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
 """
-# 133 classes, things then stuff, in the order and colors of panopticapi's panoptic_coco_categories.json.
+# 133 classes, first things, then stuff, in the order and colors of panopticapi's
+# panoptic_coco_categories.json.
 _COCO = """
     dc143c 770b20 00008e 0000e6 6a00e4 003c64 005064 000046 0000c0 faaa1e 64aa1e dcdc00 af74af fa001e
     a52a2a ff4dff 00e2fc b6b6ff 005200 78a69d 6e4c00 ae39ff c76400 480076 ffb3f0 007d5c d10097 bcd0b6
@@ -46,7 +47,7 @@ def _parsed(text: str) -> UInt8[np.ndarray, "classes 3"]:
 
 
 def _voc(classes: int = 256) -> UInt8[np.ndarray, "classes 3"]:
-    """PASCAL VOC's: bits 0, 1, 2 of a label are the highest bits of red, green, blue, and so on downwards."""
+    """Return PASCAL VOC's palette: bits 0, 1, 2 of a label are the highest bits of red, green, blue, etc."""
     labels = np.arange(classes)
     colors = np.zeros((classes, 3), np.uint8)
     for level in range(8):
@@ -64,7 +65,7 @@ PALETTES: dict[str, UInt8[np.ndarray, "classes 3"]] = {
 
 DEFAULT_SEGMENTATION_MODEL = "openmmlab/upernet-convnext-tiny"  # MIT, 60M parameters, 241 MB, ADE20K
 _PALETTE_OF_CLASSES = {150: "ade20k", 133: "coco"}
-_VOID = (0, 0, 0)  # of pixels that no class has
+_VOID = (0, 0, 0)  # color of pixels without a class
 
 
 def segmentation(
@@ -73,24 +74,24 @@ def segmentation(
     palette: str = "auto",
     device: str = "auto",
 ) -> Image.Image:
-    """Color each pixel by its class.
+    """Extract a segmentation map: each pixel gets the color of its class.
 
-    Semantic models, and models of panoptic or instance segmentation (Mask2Former, EoMT, OneFormer, ...),
-    of which the most likely class of each pixel is taken.
+    Works with semantic models, and with models for panoptic or instance segmentation (Mask2Former, EoMT,
+    OneFormer, ...), which give each pixel its most likely class.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
         model: folder or Hub id.
-        palette: a name in `PALETTES`; "auto" is "ade20k" for models of 150 classes and "coco" for those of
-            133. "voc" has colors for up to 256 classes of any kind, of which the first is black.
+        palette: a name in `PALETTES`; "auto" is "ade20k" for models with 150 classes and "coco" for 133.
+            "voc" has colors for up to 256 classes of any kind; its first color is black.
         device: as in `load_model`.
 
     Returns:
         RGB, same size as `image`; pixels without a class are black.
 
     Raises:
-        InvalidArgument: for a wrong option, no such model, a palette that does not fit it, or an image that
-            it cannot take.
+        InvalidArgument: for a wrong option, an unknown model, a palette that does not fit it, or an image
+            that it cannot process.
     """
     return segmentations([image], model, palette, device)[0]
 
@@ -101,7 +102,7 @@ def segmentations(
     palette: str = "auto",
     device: str = "auto",
 ) -> list[Image.Image]:
-    """As `segmentation`, for several images; those of equal size are run together."""
+    """Extract the segmentation maps of several images, see `segmentation`; equal sizes run together."""
     if palette not in ("auto", *PALETTES):
         raise InvalidArgument("palette", f"auto or one of {', '.join(PALETTES)}", repr(palette))
     loaded = load_model("segmentation", model, device)
@@ -124,18 +125,18 @@ def segmentations(
 def _colors(palette: str, classes: int, model: str) -> UInt8[np.ndarray, "classes 3"]:
     if palette == "auto":
         if classes not in _PALETTE_OF_CLASSES:
-            expected = f"one of {', '.join(PALETTES)} for a model of {classes} classes"
+            expected = f"one of {', '.join(PALETTES)} for a model with {classes} classes"
             raise InvalidArgument("palette", expected, f"auto for '{model}'")
         palette = _PALETTE_OF_CLASSES[classes]
     colors = PALETTES[palette]
     if classes > len(colors):
         expected = f"at least {classes} colors, one for each class of '{model}'"
-        raise InvalidArgument("palette", expected, f"{palette} of {len(colors)}")
+        raise InvalidArgument("palette", expected, f"{palette} with {len(colors)}")
     return colors
 
 
 def colored(labels: Int[np.ndarray, "h w"], colors: UInt8[np.ndarray, "classes 3"]) -> Image.Image:
-    """Give each label its color; black to those that have none."""
+    """Color an array of labels; labels without a color become black."""
     has_class = (labels >= 0) & (labels < len(colors))
     pixels = colors[np.where(has_class, labels, 0)]
     pixels[~has_class] = _VOID

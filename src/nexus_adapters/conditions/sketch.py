@@ -1,4 +1,4 @@
-"""Sketches: pen-like lines, by filters without weights or by a learned edge model that the user names."""
+"""Sketches: pen-like lines, from filters without weights or from an edge detection model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nexus_adapters.errors import InvalidArgument, one_line
 
 Plane = Float[np.ndarray, "h w"]
 
-_LONGEST_PX = 32766  # that cv2.remap takes
-_RATIO = 1.6  # of the wider Gaussian to the narrower; so near, their difference is about a Laplacian
-_SOFTNESS = 10.0  # how steeply ink goes from none to full above the threshold
+_LONGEST_PX = 32766  # limit of cv2.remap
+_RATIO = 1.6  # wider to narrower Gaussian; at this ratio their difference is close to a Laplacian
+_SOFTNESS = 10.0  # how steeply ink rises above the threshold
 _TENSOR_SIGMA = 3.0  # pixels over which the direction of lines is averaged
 _KEPT = 2  # ONNX networks in memory
-_MULTIPLE = 32  # of the sides that an ONNX network is given; most shrink the image five times
+_MULTIPLE = 32  # the sides of an ONNX network's input are multiples of this; most networks halve five times
 
 
 def sketch(
@@ -32,24 +32,24 @@ def sketch(
     """Extract the lines of `image`, white on black, with soft ends.
 
     An extended difference of Gaussians (Winnemoeller, Kyprianidis and Olsen 2012) along the flow of the
-    image: DoG with tau = 1, so that flat areas give no ink whatever their tone; averaged along the lines'
-    direction, which joins broken lines and drops specks; then their soft threshold, eq. 2. In color: the
-    channel with the most ink counts, so two colors of equal brightness still have a line between them.
+    image: a DoG with tau = 1, so that flat areas give no ink whatever their tone; an average along the lines'
+    direction, which joins broken lines and removes specks; then the soft threshold of eq. 2. In color, the
+    channel with the most ink counts, so there is a line between two colors of equal brightness.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
-        sigma: of the narrower Gaussian, in pixels, above 0; larger for thicker and fewer lines.
-        threshold: contrast below which there is no line, in [0, 1) of full contrast.
-        coherence: of the average along the lines, a Gaussian's sigma in pixels; 0 for none.
-        model: a learned edge model in place of all this, see `learned_edges`; "" for none. The other
-            options must then have their defaults.
+        sigma: sigma of the narrower Gaussian in pixels, 0.1 to 20; larger gives thicker and fewer lines.
+        threshold: contrast below which there is no line, 0 to 0.99 of full contrast.
+        coherence: sigma of the average along the lines in pixels, 0 to 50; 0 for no average.
+        model: an edge detection model to use instead, see `learned_edges`; "" for none. The other options
+            must then have their defaults.
 
     Returns:
-        RGB, same size as `image`, grey.
+        RGB, same size as `image`, gray.
 
     Raises:
-        InvalidArgument: for options out of range, an image longer than OpenCV takes (32,766 pixels), or a
-            model that cannot be used.
+        InvalidArgument: for options out of range, an image with a side above 32,766 pixels (OpenCV's limit),
+            or a model that cannot be used.
     """
     _check("sigma", sigma, 0.1, 20)
     _check("threshold", threshold, 0, 0.99)
@@ -62,21 +62,21 @@ def sketch(
             )
         return learned_edges(image, model)
     if max(image.size) > _LONGEST_PX:
-        expected = f"sides of at most {_LONGEST_PX} pixels, for a sketch"
+        expected = f"sides of at most {_LONGEST_PX} pixels for a sketch"
         raise InvalidArgument("image", expected, f"{image.width}x{image.height}")
     pixels = np.asarray(to_rgb(image), np.float32) / 255
     response = cv2.GaussianBlur(pixels, (0, 0), sigma) - cv2.GaussianBlur(pixels, (0, 0), _RATIO * sigma)
-    response = np.minimum.reduce(cv2.split(response))  # of the channel with the most ink
+    response = np.minimum.reduce(cv2.split(response))  # the channel with the most ink
     if coherence > 0:
         response = _along_lines(response, _tangents(pixels), coherence)
-    # Ink is put on the dark side of an edge, where a pen outlines dark objects. A step of height h has a
-    # response of about h / 10, so the threshold is one of contrast.
+    # Ink goes on the dark side of an edge, like a pen that outlines dark objects. A step of height h has a
+    # response of about h / 10, so the threshold applies to contrast.
     ink = np.tanh(_SOFTNESS * np.maximum(0, 10 * -response - threshold))
     return Image.fromarray(np.rint(255 * ink).astype(np.uint8)).convert("RGB")
 
 
 def _tangents(pixels: Float[np.ndarray, "h w 3"]) -> tuple[Plane, Plane]:
-    """The direction (x, y) of lines at each pixel, of length 1: the structure tensor's minor axis."""
+    """Return the unit direction (x, y) of lines at each pixel: the structure tensor's minor axis."""
     dx, dy = cv2.Sobel(pixels, -1, 1, 0), cv2.Sobel(pixels, -1, 0, 1)
     products = [np.einsum("hwc,hwc->hw", *pair) for pair in ((dx, dx), (dx, dy), (dy, dy))]
     xx, xy, yy = (cv2.GaussianBlur(product, (0, 0), _TENSOR_SIGMA) for product in products)
@@ -85,7 +85,7 @@ def _tangents(pixels: Float[np.ndarray, "h w 3"]) -> tuple[Plane, Plane]:
 
 
 def _along_lines(response: Plane, tangents: tuple[Plane, Plane], sigma: float) -> Plane:
-    """The Gaussian mean of the response on the way that the tangents lead, a pixel a step, both ways."""
+    """Return the Gaussian mean of the response along the tangents, in both directions, in 1-pixel steps."""
     height, width = response.shape
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     total, weights = response.copy(), 1.0
@@ -97,7 +97,7 @@ def _along_lines(response: Plane, tangents: tuple[Plane, Plane], sigma: float) -
             total += np.float32(weight) * _at(response, x, y, cv2.INTER_LINEAR)
             weights += weight
             there_x, there_y = (_at(tangent, x, y, cv2.INTER_NEAREST) for tangent in tangents)
-            # A tangent has no sign: take the one that continues the way.
+            # A tangent has no sign: choose the one that continues the path.
             turn = np.copysign(np.float32(1), there_x * dx + there_y * dy)
             dx, dy = turn * there_x, turn * there_y
     return np.asarray(total / np.float32(weights))
@@ -113,24 +113,24 @@ def _check(argument: str, value: object, low: float, high: float) -> None:
 
 
 def learned_edges(image: Image.Image, model: str) -> Image.Image:
-    """Extract the edges that a learned model finds, white on black.
+    """Extract edges with an edge detection model, white on black.
 
     Args:
         image: a PIL image of any mode that `to_rgb` takes.
-        model: a file that ends in .onnx, which OpenCV runs: it takes (1, 3, H, W), RGB in [0, 1], of any H
-            and W, and its last output has H x W values. Otherwise a folder or Hub id of a segmentation model
-            of `transformers` with one class. Values outside [0, 1] are taken for logits.
+        model: an .onnx file, run with OpenCV, that takes (1, 3, H, W), RGB in [0, 1], for any H and W, and
+            whose last output has H x W values. Otherwise the folder or Hub id of a segmentation model of
+            `transformers` with one class. Outputs outside [0, 1] are treated as logits.
 
     Returns:
-        RGB, same size as `image`, grey.
+        RGB, same size as `image`, gray.
 
     Raises:
-        InvalidArgument: for a model that does not exist or detects no edges.
+        InvalidArgument: for a model that does not exist or does not detect edges.
     """
     rgb = to_rgb(image)
     edges = _by_onnx(rgb, model) if model.endswith(".onnx") else _by_transformers(rgb, model)
     if not np.isfinite(edges).all():
-        raise InvalidArgument("model", "a model that gives finite values", f"'{model}'")
+        raise InvalidArgument("model", "a model that returns finite values", f"'{model}'")
     if edges.min() < 0 or edges.max() > 1:
         edges = 1 / (1 + np.exp(-edges.astype(np.float64)))
     return Image.fromarray(np.rint(255 * edges).astype(np.uint8)).convert("RGB")
@@ -140,7 +140,7 @@ def _by_onnx(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]:
     network = _load_onnx(model)
     right, bottom = -image.width % _MULTIPLE, -image.height % _MULTIPLE
     padded = np.pad(np.asarray(image, np.float32) / 255, ((0, bottom), (0, right), (0, 0)), mode="edge")
-    expected = f"a network that gives {padded.shape[1]}x{padded.shape[0]} values"
+    expected = f"a network that returns {padded.shape[1]}x{padded.shape[0]} values"
     try:
         network.setInput(np.ascontiguousarray(padded.transpose(2, 0, 1)[None]))
         found = np.asarray(network.forward(network.getUnconnectedOutLayersNames())[-1])
@@ -148,7 +148,7 @@ def _by_onnx(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]:
         reason = one_line(error)
         raise InvalidArgument("model", expected, f"'{model}' ({reason})") from error
     if found.size != padded.shape[0] * padded.shape[1]:
-        raise InvalidArgument("model", expected, f"'{model}', which gives {tuple(found.shape)}")
+        raise InvalidArgument("model", expected, f"'{model}', which returns {tuple(found.shape)}")
     return found.reshape(padded.shape[:2])[: image.height, : image.width]
 
 
@@ -171,7 +171,7 @@ def _by_transformers(image: Image.Image, model: str) -> Float[np.ndarray, "h w"]
     loaded = load_model("segmentation", model)
     classes = int(loaded.network.config.num_labels)
     if classes != 1:
-        raise InvalidArgument("model", "a model of one class, edges", f"'{model}' of {classes}")
+        raise InvalidArgument("model", "a model with one class, edges", f"'{model}' with {classes}")
     with names_the_model("segmentation", model):
         logits = loaded.run([image]).logits.float()
     size = (image.height, image.width)

@@ -1,7 +1,7 @@
-"""Decoding TIFF files. libtiff writes to stderr what is damaged, and continues: here damage is an error.
+"""Decode TIFF files. libtiff reports damage on stderr and continues; here damage is an error.
 
-Where a fax-compressed strip ends early, Pillow leaves the rest of the image uninitialized: each time it is
-another image. OpenCV clears its memory first, and its libtiff reports what Pillow's is not allowed to.
+If a fax-compressed strip ends early, Pillow leaves the rest of the image uninitialized, so the image differs
+each time. OpenCV clears its memory first, and its libtiff reports errors that Pillow suppresses.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from PIL import Image
 
 _COMPRESSION, _FAX = 259, (2, 3, 4)  # the tag; CCITT's one-dimensional, group 3 and group 4
-# A line of libtiff begins with the function it is from, such as Fax4Decode, or with Pillow's name of it.
-# One of OpenCV begins with its level.
+# A line of libtiff starts with its function, such as Fax4Decode, or with Pillow's name for the file.
+# A line of OpenCV starts with its level.
 _MESSAGE = re.compile(
     rb"\[ ?(?:WARN|ERROR)\b.*|_?(?=\w*[a-z])[A-Z]\w*[A-Z]\w*: .+|tempfile\.tif: .+|More samples per pixel .+"
 )
-_HARMLESS = re.compile(rb"\[ ?WARN\b(?!.* Fax\w*: )")  # unknown tags, above all
+_HARMLESS = re.compile(rb"\[ ?WARN\b(?!.* Fax\w*: )")  # mostly unknown tags
 _ORIGIN = re.compile(rb"\[.*? TIFF_\w+ ")
-_TURN = Lock()  # stderr is the process's
+_TURN = Lock()  # stderr belongs to the whole process
 
 
 def load_tiff(image: Any) -> Image.Image:
-    """Decode an opened TIFF. OSError with libtiff's message where it reports damage."""
+    """Decode an opened TIFF. Raises `OSError` with libtiff's message if it reports damage."""
     with _messages() as messages:
         decoded = _load_fax(image) if image.tag_v2.get(_COMPRESSION) in _FAX else _load(image)
     if messages:
@@ -61,12 +61,12 @@ def _load_fax(image: Any) -> Image.Image:
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """What libtiff writes to stderr, which is not shown, once the block has ended; all else is passed on."""
+    """Collect, when the block ends, what libtiff wrote to stderr; pass everything else on to stderr."""
     found: list[str] = []
     with _TURN, tempfile.TemporaryFile() as file:
         try:
             stderr = os.dup(2)
-        except OSError:  # a service without one
+        except OSError:  # a service without stderr
             yield found
             return
         os.dup2(file.fileno(), 2)
@@ -76,7 +76,7 @@ def _messages() -> Iterator[list[str]]:
             os.dup2(stderr, 2)
             file.seek(0)
             for line in file.read().splitlines(keepends=True):
-                if line.strip() and not _MESSAGE.match(line):  # of another thread
+                if line.strip() and not _MESSAGE.match(line):  # from another thread
                     os.write(stderr, line)
                 elif line.strip() and not _HARMLESS.match(line):
                     found.append(_ORIGIN.sub(b"", line).decode(errors="replace").strip())

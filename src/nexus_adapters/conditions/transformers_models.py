@@ -1,4 +1,4 @@
-"""Models of the `transformers` library that extract maps: loaded once per process, errors in one form."""
+"""Models of the `transformers` library that extract maps: loaded once per process, with uniform errors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nexus_adapters.library_logs import logs_hidden
 
 Task = Literal["depth estimation", "segmentation"]
 _UNUSED = ("auxiliary_head",)  # parts that only training uses
-_KEPT = 4  # models in memory; a set of maps needs at most one of each task
+_KEPT = 4  # models in memory; a set of maps needs at most one per task
 
 
 @dataclass(frozen=True)
 class LearnedModel:
-    """A model and the processor of its images.
+    """A model and its image processor.
 
     Attributes:
         source: the folder or Hub id.
-        processor: of images, from and to their own size.
-        network: in evaluation mode, in float32, on its device.
+        processor: prepares images, and resizes the output to their size.
+        network: the model in eval mode, float32, on its device.
     """
 
     source: str
@@ -38,7 +38,7 @@ class LearnedModel:
         return str(self.network.config.model_type)
 
     def run(self, images: Sequence[Image.Image], **extra: object) -> Any:
-        """The network's output for RGB images, which the processor must bring to one size."""
+        """Run the network on RGB images, which the processor must resize to one size."""
         import torch
 
         with torch.inference_mode():
@@ -48,30 +48,31 @@ class LearnedModel:
 
 
 def _moved(value: Any, device: Any) -> Any:
-    """On the device, if it is a tensor or a list of them, as of images that a processor cuts up."""
+    """Move a tensor, or a list of tensors (from a processor that splits images), to the device."""
     if isinstance(value, list | tuple):
         return [_moved(part, device) for part in value]
     return value.to(device) if hasattr(value, "to") else value
 
 
 def load_model(task: Task, source: str, device: str = "auto") -> LearnedModel:
-    """The model, from memory where it was loaded before.
+    """Load a model, or return it from memory if it is already loaded.
 
     Args:
-        task: what it is for.
-        source: a folder of `save_pretrained`, or an id on the Hub; whether the Hub may be reached is the
-            library's to decide, by HF_HUB_OFFLINE. Code that comes with a model is never run.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is some.
+        task: the model's task.
+        source: a folder of `save_pretrained`, or a Hub id (HF_HUB_OFFLINE=1 prevents downloads). Code that
+            ships with a model is never run.
+        device: "cpu", "cuda", "cuda:1", ...; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        InvalidArgument: for a model that does not exist or is of another task, or a device that is not there.
+        InvalidArgument: for a model that does not exist or has another task, or a device that is not
+            available.
     """
     with logs_hidden():
         return _load(task, source, existing_device(device))
 
 
 def existing_device(device: str) -> str:
-    """The device that a name, or "auto", means. `InvalidArgument` named "device" where there is none."""
+    """Return the device for a name or "auto". `InvalidArgument` named "device" if it is not available."""
     import torch
 
     if device == "auto":
@@ -89,7 +90,8 @@ def _load(task: Task, source: str, device: str) -> LearnedModel:
     import transformers
 
     try:
-        # Without `trust_remote_code` the library would ask on the terminal, and take a "y" from a pipe.
+        # Without `trust_remote_code=False`, the library would ask on the terminal and accept a "y" from a
+        # pipe.
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = _network_class(task, config)
         prepares: Any = transformers.AutoProcessor if _reads_task(config) else transformers.AutoImageProcessor
@@ -98,15 +100,15 @@ def _load(task: Task, source: str, device: str) -> LearnedModel:
             source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
         _check_whole(info)
-    except Exception as error:  # the library raises almost anything, in messages of many lines
+    except Exception as error:  # the library raises almost anything, with messages of many lines
         reason = one_line(error)
-        expected = f"a folder or the Hub id of a model for {task}"
+        expected = f"the folder or Hub id of a model for {task}"
         raise InvalidArgument("model", expected, f"'{source}' ({reason})", code_hint(error)) from error
     return LearnedModel(source, processor, network.eval().to(device))
 
 
 def _check_whole(info: Mapping[str, Any]) -> None:
-    """Refuse weights that do not fill the network: the library would put noise in their place."""
+    """Reject incomplete weights: the library would initialize the missing ones at random."""
     missing = sorted(str(key) for key in info["missing_keys"] if not str(key).startswith(_UNUSED))
     if missing:
         raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
@@ -134,7 +136,7 @@ def _reads_task(config: Any) -> bool:
 def in_batches_of_a_size(
     images: Sequence[Image.Image], extract: Callable[[list[Image.Image]], list[Image.Image]]
 ) -> list[Image.Image]:
-    """Extract the maps of images of equal size together; all maps, in the images' order."""
+    """Extract the maps of images, those of equal size together; return them in the images' order."""
     places: dict[tuple[int, int], list[int]] = {}
     for place, image in enumerate(images):
         places.setdefault(image.size, []).append(place)
@@ -146,10 +148,10 @@ def in_batches_of_a_size(
 
 @contextmanager
 def names_the_model(task: Task, source: str) -> Iterator[None]:
-    """Turn any error inside into an InvalidArgument that names the model."""
+    """Turn any error inside the block into an `InvalidArgument` that names the model."""
     try:
         yield
     except Exception as error:
         reason = one_line(error)
-        expected = f"a model for {task} that takes this image"
+        expected = f"a model for {task} that can process this image"
         raise InvalidArgument("model", expected, f"'{source}' ({reason})") from error

@@ -1,7 +1,7 @@
-"""Features into a denoiser: `attach(pipe, Control(adapter, condition))` works in any stock pipeline.
+"""Add features to a denoiser: `attach(pipe, Control(adapter, condition))` works in any stock pipeline.
 
-No denoising loop is owned here. A hook on the denoiser computes each row's features from that row's prompt
-embeddings and condition, keeps them for the following steps, and adds them to the call.
+There is no denoising loop here. A hook on the denoiser computes each row's features from that row's prompt
+embeddings and condition, caches them for the following steps, and adds them to the call.
 """
 
 from nexus_adapters.bases.unet import noise_factors

@@ -1,4 +1,4 @@
-"""Reports controls that never acted: the images are then those of the base alone."""
+"""Report controls that never acted, which leave the base's images unchanged."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from nexus_adapters.errors import warn_caller
 class ActingRecord:
     """Records whether a control acted during a generation.
 
-    The end of a generation is known where the attachment is removed, and where the next one begins: there the
-    position in the schedule goes back. `report` is called by then, and warns once.
+    A generation ends when the attachment is removed, or when the position in the schedule moves back because
+    the next generation starts. `report` is called then, and warns once.
     """
 
     def __init__(self, name: str) -> None:
@@ -19,10 +19,10 @@ class ActingRecord:
 
     def _forget(self) -> None:
         self.acted = False
-        self.positions: list[float] = []  # the first and the last, of calls in which it did not act
+        self.positions: list[float] = []  # the first and the last position so far
 
     def note(self, scale: float, position: float | None) -> None:
-        """Record one call of the denoiser with the control's factor. `position`: None if unknown."""
+        """Record one call of the denoiser. `scale` is the control's factor; `position` is None if unknown."""
         if position is not None and self.positions and position < self.positions[-1]:
             self.report()
         self.acted |= scale != 0
@@ -30,12 +30,12 @@ class ActingRecord:
             self.positions = [*self.positions[:1], position]
 
     def report(self) -> None:
-        """At the end of a generation: warn if the control was called for and never acted."""
+        """Warn, at the end of a generation, if the control never acted."""
         if self.positions and not self.acted and not self.has_reported:
             self.has_reported = True
             first, last = self.positions[0], self.positions[-1]
             warn_caller(
-                f"{self.name} never acted: the sampler's steps lie at positions {first:.3g} to {last:.3g} of "
-                "the schedule, where its start, end, and scale leave nothing to add"
+                f"{self.name} never acted: the sampler's steps are at positions {first:.3g} to {last:.3g} of "
+                "the schedule, where the control is off because of its start, end or scale"
             )
         self._forget()

@@ -1,4 +1,4 @@
-"""`attach`: controls onto a denoiser, whichever pipeline calls it."""
+"""`attach`: add controls to a denoiser, whichever pipeline calls it."""
 
 from __future__ import annotations
 
@@ -47,39 +47,41 @@ def attach(
     shared: bool = True,
     branches: Sequence[str] | Any = None,
 ) -> Attachment:
-    """Add the controls' features to every call of the denoiser, until removed.
+    """Add the controls' features to every call of the denoiser, until they are removed.
 
-    As a context manager, `with attach(pipe, control): ...`, or as a handle with `remove()`, on whose
-    `controls` scale, condition and the other settings can be changed at any time. Several controls add up; a
-    control that repeats another is reported in a warning. After removal, also by an exception, the denoiser
-    is exactly as it was. If no exception ended the generation, a warning then names the controls that never
-    acted. All pipelines that share the denoiser share its controls, unless `shared` is False. Threads may
-    attach and remove at any time.
+    Use it as a context manager, `with attach(pipe, control): ...`, or keep the handle and call `remove()`.
+    You can change scale, condition and the other settings on the handle's `controls` at any time. Several
+    controls add up; a control that repeats another gives a warning. After removal, also because of an
+    exception, the denoiser is exactly as before; without an exception, a warning then names controls that
+    never acted. All pipelines that share the denoiser share its controls, unless `shared` is False. Threads
+    may attach and remove at any time.
 
     Args:
         pipe_or_denoiser: any pipeline of a known base family, such as one with a `UNet2DConditionModel`, or
-            such a denoiser. A denoiser alone, like a pipeline whose guidance branches are not known, needs
+            such a denoiser. A denoiser alone, like a pipeline with unknown guidance branches, needs
             `branches` or the policy "per_branch". `start`, `end`, a scale that changes along the schedule and
             a noise exponent need a pipeline.
-        controls: one or more.
-        shared: False: they act in calls by this very pipeline from this thread, and no other's. Needs a
-            pipeline.
-        branches: for a pipeline that is not known: its guidance branches in the order in which they follow
-            each other in a batch, such as ("negative", "positive"), or ("positive",) without guidance.
+        controls: one or more controls.
+        shared: if False, the controls act only in calls by this pipeline from this thread. Needs a pipeline.
+        branches: for an unknown pipeline, its guidance branches in the order of the batch, such as
+            ("negative", "positive"), or ("positive",) without guidance.
+
+    Returns:
+        The handle.
 
     Raises:
-        InvalidArgument: where an adapter and the base do not fit (with both numbers), the policy needs a
-            known pipeline, or the pipeline denoises tiles. In a call: where the counts of conditions and
-            images, the sizes, or the arguments do not agree.
-        RuntimeError: in a call, for two calls at once through the denoiser.
+        InvalidArgument: if an adapter does not fit the base (with both numbers), the policy needs a known
+            pipeline, or the pipeline denoises tiles; in a call, if the number of conditions, the sizes or the
+            arguments do not match.
+        RuntimeError: in a call, if another thread is in a call of the same denoiser.
     """
     base, denoiser = base_of(pipe_or_denoiser)
     pipe = base.pipe
     if not controls or not all(isinstance(control, Control) for control in controls):
         received = ", ".join(type(control).__name__ for control in controls) or "no control"
-        raise InvalidArgument("controls", "one or more of Control", received)
+        raise InvalidArgument("controls", "one or more controls", received)
     if pipe is None and not shared:
-        raise InvalidArgument("shared", "True for a denoiser alone, which no pipeline calls", False)
+        raise InvalidArgument("shared", "True for a denoiser without a pipeline", False)
     declared = None if branches is None else parse_branches(branches)
     base.check_pipeline(pipe)
     _check_keywords(base, denoiser)
@@ -97,18 +99,20 @@ def attach(
 
 
 def detach(pipe_or_denoiser: nn.Module | Any) -> None:
-    """Remove all attachments to a pipeline's denoiser: of all threads, and those whose handles are lost.
+    """Remove all attachments to a pipeline's denoiser, from all threads, also if their handles are lost.
 
-    `InvalidArgument` as `attach`, for what has no denoiser.
+    Raises:
+        InvalidArgument: if there is no denoiser, as in `attach`.
     """
     for attachment in owners_of_hooks(base_of(pipe_or_denoiser)[1]):
         attachment.remove()
 
 
 class Attachment:
-    """Controls attached to a denoiser; made by `attach`. `controls` are the ones given, to be changed live.
+    """Controls attached to a denoiser; the result of `attach`.
 
-    Of a single control, scale and condition can be read and set on the handle itself.
+    Change the settings of `controls` at any time. With a single control, `scale` and `condition` can also be
+    read and set on the handle itself.
     """
 
     def __init__(
@@ -131,14 +135,14 @@ class Attachment:
         self._records = tuple(
             ActingRecord(f"control {number} of {len(controls)}") for number in range(1, len(controls) + 1)
         )
-        self._was_called = False  # and elsewhere by its pipeline, in a thread where it does not act
-        self._was_called_elsewhere = False
+        self._was_called = False
+        self._was_called_elsewhere = False  # by its pipeline, in a thread where it does not act
         self._places = FeaturePlaces(denoiser, base.places())
         self._unhook = hook_calls(denoiser, CallHooks(self, self._before, self._after))
 
     @property
     def scale(self) -> Scale:
-        """The only control's scale; `InvalidArgument` where there are several."""
+        """The scale of a single control. `InvalidArgument` if there are several."""
         return self._only_control().scale
 
     @scale.setter
@@ -147,7 +151,7 @@ class Attachment:
 
     @property
     def condition(self) -> Tensor:
-        """The only control's condition, (K, C, H, W) in [0, 1]; `InvalidArgument` where there are several."""
+        """A single control's condition, (K, C, H, W) in [0, 1]. `InvalidArgument` if there are several."""
         return self._only_control().condition
 
     @condition.setter
@@ -155,10 +159,10 @@ class Attachment:
         self._only_control().condition = value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse what is no setting of the handle: it would do nothing, without a word."""
+        """Reject unknown settings, which would silently do nothing."""
         if name[:1] != "_" and name != "controls" and not hasattr(type(self), name):
             raise AttributeError(
-                f"expected scale or condition, or the setting on one of `controls`; received {name}"
+                f"the handle has no setting {name}: use scale or condition, or set it on one of `controls`"
             )
         super().__setattr__(name, value)
 
@@ -170,19 +174,22 @@ class Attachment:
         return self.controls[0]
 
     def meets(self, pipe: Any, only_in: threading.Thread | None) -> bool:
-        """Whether it can act in the same call as an attachment to this pipeline and thread (None: shared)."""
+        """Return whether it can act in a call together with an attachment to `pipe` and `only_in`.
+
+        `only_in` is the thread of that attachment, or None if it is shared.
+        """
         return (
             self._only_in is None or only_in is None or (self._only_in is only_in and self._base.pipe is pipe)
         )
 
     def remove(self) -> None:
-        """Restore the denoiser exactly. Attachments can be removed in any order, and more than once.
+        """Remove the controls and restore the denoiser exactly, in any order and as often as you like.
 
-        A warning names the controls that never acted.
+        A warning names controls that never acted.
         """
         try:
             self._report()
-        finally:  # also where warnings are errors
+        finally:  # also if warnings are errors
             self._remove()
 
     def _report(self) -> None:
@@ -196,8 +203,8 @@ class Attachment:
         is_called = current is None or any(layer is self._denoiser for layer in layers(current))
         if not (is_hooked and is_called):
             warn_caller(
-                f"the pipeline's {name} was replaced or compiled again after attach(): since then the "
-                "controls have not acted. Call attach() on the new one"
+                f"the pipeline's {name} was replaced or compiled again after attach(), and the controls have "
+                "not acted since then. Call attach() again"
             )
         elif self._was_called_elsewhere and not self._was_called:
             warn_caller(
@@ -232,7 +239,7 @@ class Attachment:
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self._places.clear()  # an interrupted call leaves its features behind
         if not self._attached or (self._only_in is not None and not self._is_own_call()):
-            return None  # removed by another thread since the call began, or not called for
+            return None  # removed by another thread since the call began, or a call of another thread
         self._guard.enter()
         call = Call(self._names, args, kwargs)
         ours = self._features(call)
@@ -246,7 +253,7 @@ class Attachment:
 
     def _is_own_call(self) -> bool:
         is_here = threading.current_thread() is self._only_in
-        # What other threads' pipelines do is looked up only as long as it matters to `_report`.
+        # Calls in other threads are only checked until `_report` has what it needs.
         if not is_here and (self._was_called or self._was_called_elsewhere):
             return False
         if not is_calling(self._base.pipe, self._base, self._denoiser):
@@ -260,19 +267,19 @@ class Attachment:
         self._guard.leave()
 
     def _features(self, call: Call) -> list[Tensor] | None:
-        """The sum over the controls that act in this call; None where none does: not even zeros are added."""
+        """Return the sum over the controls that act in this call; None (add nothing at all) if none does."""
         total = None
         if all(control.scale == 0 for control in self.controls):
             return total
-        # Where pipelines share the denoiser, the one that calls is not always the one that was attached to;
-        # and what it says of its layout holds only while it runs.
+        # If pipelines share the denoiser, the caller may not be the pipeline that was attached to; and its
+        # layout is only known while it runs.
         calling = calling_pipeline(self._base, self._denoiser)
         for control, cache, record in zip(self.controls, self._caches, self._records, strict=True):
             scale, position = _scale(control, call, self._base, calling.pipe or self._base.pipe)
             record.note(scale, position)
             if scale != 0:
                 image_size = check_crop(calling, control.crop)
-                # One that was attached to the denoiser promises no layout.
+                # If attached to a denoiser, the pipeline's layout is not used.
                 laid_out = calling if self._base.pipe is not None else NO_PIPELINE
                 ours = self._features_of(control, scale, cache, call, laid_out, image_size)
                 total = ours if total is None else added("controls", total, ours)
@@ -294,7 +301,7 @@ class Attachment:
         plan, text = plan_branches(control.policy, layout, len(control.condition)), layout.text
         maps = content_of(control.condition), content_of(control.mask)
         key = (control.revision, maps, plan.key, size, latents.dtype, latents.device, image_size)
-        # With gradients each call needs a graph of its own.
+        # With gradients, each call needs its own graph.
         may_keep = not torch.is_grad_enabled()
         features = cache.find(key, text, control.adapter) if may_keep else None
         if features is None:
@@ -308,7 +315,7 @@ class Attachment:
 def _warn_of_repeated(
     controls: Sequence[Control], base: Base, denoiser: nn.Module, only_in: threading.Thread | None
 ) -> None:
-    """Warn of controls that repeat one attached before, as when a notebook cell runs again, or each other."""
+    """Warn of controls that repeat each other or an attached one, as when a notebook cell runs again."""
     present = [
         control
         for attachment in owners_of_hooks(denoiser)
@@ -318,7 +325,7 @@ def _warn_of_repeated(
     repeated = sum(any(_repeats(control, other) for other in present) for control in controls)
     if repeated:
         warn_caller(
-            f"{repeated} of {len(controls)} controls are attached already, with the same adapter and "
+            f"{repeated} of {len(controls)} controls are already attached with the same adapter and "
             "condition: their features add up. To replace an earlier attachment, call its remove() first, or "
             "nexus_adapters.injection.detach(pipe) if its handle is lost"
         )
@@ -333,7 +340,7 @@ def _warn_of_repeated(
 
 
 def _repeats(control: Control, other: Control) -> bool:
-    """Whether both add the same features, apart from their settings, in the same calls and places."""
+    """Return whether both controls use the same adapter, condition and mask at overlapping positions."""
     return (
         max(control.start, other.start) < min(control.end, other.end)
         and _are_equal(control.condition, other.condition)
@@ -343,7 +350,7 @@ def _repeats(control: Control, other: Control) -> bool:
 
 
 def _is_same_adapter(adapter: nn.Module, other: nn.Module) -> bool:
-    """Whether it is the same object, or has the same config and weights, as after loading it again."""
+    """Return whether the adapters are one object, or have the same config and weights (loaded twice)."""
     if adapter is other:
         return True
     if type(adapter) is not type(other) or _config_of(adapter) != _config_of(other):
@@ -353,13 +360,13 @@ def _is_same_adapter(adapter: nn.Module, other: nn.Module) -> bool:
 
 
 def _config_of(adapter: Any) -> str:
-    """What decides the network. diffusers' own entries, such as the folder it came from, begin with "_"."""
+    """Return the config that decides the network, without diffusers' own entries, which start with "_"."""
     public = {name: value for name, value in adapter.config.items() if name[:1] != "_"}
-    return json.dumps(public, sort_keys=True, default=repr)  # a saved config has lists in place of tuples
+    return json.dumps(public, sort_keys=True, default=repr)  # a loaded config has lists instead of tuples
 
 
 def _are_equal(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors have equal values, on any device, in any type; no for offloaded ones."""
+    """Return whether two tensors have equal values, on any device, in any dtype; False for offloaded ones."""
     if a is None or b is None or a is b:
         return a is b
     if a.shape != b.shape or a.is_meta or b.is_meta:
@@ -369,7 +376,7 @@ def _are_equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _check_keywords(base: Base, denoiser: nn.Module) -> None:
     missing = {place.keyword for place in base.places()} - {"", *parameter_names(denoiser)}
-    if missing:  # a copy of a diffusers model from before it took features
+    if missing:  # a copy of an old diffusers model
         raise InvalidArgument(
             "pipe_or_denoiser",
             f"a denoiser whose forward() takes {', '.join(sorted(missing))}",
@@ -378,8 +385,8 @@ def _check_keywords(base: Base, denoiser: nn.Module) -> None:
 
 
 def _scale(control: Control, call: Call, base: Base, pipe: Any) -> tuple[float, float | None]:
-    """The control's factor in a call, and the position in the schedule; None where nothing depends on it."""
-    # Then the timestep is not read: on an accelerator that would stall every step.
+    """Return the control's factor in a call, and the position in the schedule, None if it is not needed."""
+    # The timestep is not read unless needed: on an accelerator, reading it would stall every step.
     if not control.reads_position:
         return control.scale_at(None), None
     steps = training_timesteps(pipe)

@@ -1,8 +1,8 @@
 """Which row of the denoiser's batch reads which condition and which text.
 
-A pipeline hands its denoiser R rows: g guidance branches, one behind the other, of R/g images each, in which
-the images of one prompt lie next to each other. How many branches and in which order differs between
-pipelines; some call the denoiser once for each branch.
+A pipeline passes R rows to its denoiser: g guidance branches, one after the other, with R/g images each, in
+which the images of one prompt are consecutive. The number and order of branches differ between pipelines;
+some call the denoiser once per branch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nexus_adapters.errors import InvalidArgument
 def call_layout(
     base: Base, calling: CallingPipeline, policy: str, text: Tensor, declared: Branches | None = None
 ) -> CallLayout:
-    """The layout of the call that a pipeline is making now with these prompt embeddings.
+    """Return the layout of the call that a pipeline is making now with these prompt embeddings.
 
-    `declared`: the branches, where the user declared them. `InvalidArgument` as `check_policy`.
+    `declared` holds the branches if the user declared them. For errors, see `check_policy`.
     """
     if declared is not None:
         return CallLayout(text, declared)
@@ -32,7 +32,7 @@ def call_layout(
 
 
 def check_policy(base: Base, pipe: Any, policy: str, declared: Branches | None = None) -> None:
-    """`InvalidArgument` where the policy needs a layout, and the pipeline is unknown or there is none."""
+    """Raise `InvalidArgument` if the policy needs the layout, and the pipeline is unknown or missing."""
     if policy != "per_branch" and declared is None and not base.knows(pipe):
         raise _unknown_layout(pipe, policy)
 
@@ -43,22 +43,22 @@ def _unknown_layout(pipe: Any, policy: str) -> InvalidArgument:
         "policy",
         f'"per_branch" for {shown}, whose guidance branches are not known',
         f'"{policy}"',
-        'Or say what they are: attach(..., branches=("negative", "positive")). Pipelines that denoise tiles '
-        "do not work either way: each tile would get the whole map",
+        'Or declare the branches: attach(..., branches=("negative", "positive")). Pipelines that denoise '
+        "tiles are not supported: each tile would get the whole map",
     )
 
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """Which rows the adapter runs on, and how its features are spread over the guidance branches of a call.
+    """Which rows the adapter runs on, and how its features are distributed over the branches of a call.
 
     Attributes:
-        first: first of the text's rows that the adapter reads.
-        count: how many rows it reads.
-        repeat: how often each condition is repeated in place.
-        tile: how often all of them are then repeated.
-        factors: of the features, one per branch of the call.
-        kept: the rows of the features that the call has; None for all.
+        first: the first row of the text that the adapter reads.
+        count: the number of rows that it reads.
+        repeat: how often each condition is repeated consecutively.
+        tile: how often the whole block is then repeated.
+        factors: factors of the features, one per branch of the call.
+        kept: the rows of the features that are in the call; None for all.
     """
 
     first: int
@@ -70,12 +70,16 @@ class BranchPlan:
 
     @property
     def key(self) -> tuple[int, int, int, int]:
-        """What the adapter's features depend on, for a cache."""
+        """The values that the adapter's features depend on, as a cache key."""
         return self.first, self.count, self.repeat, self.tile
 
 
 def plan_branches(policy: str, layout: CallLayout, conditions: int) -> BranchPlan:
-    """The plan for a call with so many conditions; `InvalidArgument` where they do not divide its images."""
+    """Return the plan for a call with this many conditions.
+
+    Raises:
+        InvalidArgument: if the number of conditions does not divide the number of images.
+    """
     rows, branches, called = len(layout.text), layout.branches, layout.called
     kept = None
     if called is not None and branches is not None:
@@ -85,16 +89,16 @@ def plan_branches(policy: str, layout: CallLayout, conditions: int) -> BranchPla
         if conditions not in (1, rows):
             raise InvalidArgument(
                 "condition",
-                f"1 or {rows} maps, one for each row of the batch, since the layout of the rows is not known",
+                f"1 or {rows} maps, one per row of the batch, since the layout of the rows is not known",
                 conditions,
             )
         return BranchPlan(0, rows, rows // conditions, 1, (1.0,), kept)
     if rows % len(branches):
         raise InvalidArgument(
             "encoder_hidden_states",
-            f"a multiple of {len(branches)} rows, the pipeline's guidance branches",
+            f"a multiple of {len(branches)} rows, the number of guidance branches",
             rows,
-            'Where a pipeline runs its branches apart, use policy="per_branch"',
+            'If the pipeline runs its branches in separate calls, use policy="per_branch"',
         )
     images = rows // len(branches)
     if images % conditions:

@@ -1,9 +1,9 @@
-"""Which pipeline is calling the denoiser, and whether it denoises a crop, which the hook cannot see.
+"""Find which pipeline is calling the denoiser, and whether it denoises a crop, which the hook cannot see.
 
-Pipelines share a denoiser and so its controls, but each has its own layout of the batch; and nothing in a
-call says that its latents are a part of the image. Neither is passed to the denoiser: both are looked up in
-the frame of the running `__call__`. The alternatives are a wrong layout, or a condition over the wrong part,
-silently.
+Pipelines may share a denoiser and its controls, but each has its own layout of the batch; and nothing in a
+call shows that its latents are a part of the image. Neither is passed to the denoiser, so both are looked up
+in the frame of the running `__call__`. Otherwise, a wrong layout or a condition in the wrong place would go
+unnoticed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ NO_PIPELINE = CallingPipeline(None, {})
 
 
 def calling_pipeline(base: Base, denoiser: nn.Module) -> CallingPipeline:
-    """The pipeline in whose `__call__` this thread is and whose denoiser this is, if any.
+    """Return the pipeline whose `__call__` is running in this thread with this denoiser, if any.
 
-    `InvalidArgument` where it denoises tiles.
+    Raises:
+        InvalidArgument: if it denoises tiles.
     """
     calling = _innermost_call(base, denoiser)
     base.check_pipeline(calling.pipe)
@@ -32,9 +33,10 @@ def calling_pipeline(base: Base, denoiser: nn.Module) -> CallingPipeline:
 
 
 def check_crop(calling: CallingPipeline, crop: tuple[int, int, int, int] | None) -> tuple[int, int] | None:
-    """(width, height) of the image of which the pipeline denoises a crop; None where it denoises none.
+    """Return (width, height) of the image if the pipeline denoises a crop of it, else None.
 
-    `InvalidArgument` where it does and a control does not say which, or says another one.
+    Raises:
+        InvalidArgument: if it denoises a crop and the control's `crop` is missing or different.
     """
     padding = calling.variables.get("padding_mask_crop")
     if padding is None:
@@ -54,7 +56,7 @@ def check_crop(calling: CallingPipeline, crop: tuple[int, int, int, int] | None)
 
 
 def is_calling(pipe: Any, base: Base, denoiser: nn.Module) -> bool:
-    """Whether it is this pipeline's `__call__` in which this thread uses the denoiser now."""
+    """Return whether this thread is using the denoiser in this pipeline's `__call__`."""
     return pipe is not None and _innermost_call(base, denoiser).pipe is pipe
 
 
@@ -65,7 +67,7 @@ def _innermost_call(base: Base, denoiser: nn.Module) -> CallingPipeline:
             variables = frame.f_locals
             pipe = variables.get("self")
             is_module = isinstance(pipe, nn.Module)  # a wrapped denoiser's own call
-            # It may have been wrapped since: compiled, or by PEFT.
+            # The denoiser may have been wrapped since: compiled, or by PEFT.
             if not is_module and inner(getattr(pipe, base.denoiser_name, None)) is inner(denoiser):
                 loop = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}"
                 return CallingPipeline(pipe, variables, loop)

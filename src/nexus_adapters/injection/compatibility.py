@@ -1,4 +1,4 @@
-"""Does this adapter fit this base? Asked before the first step: diffusers drops some misfits silently."""
+"""Check that an adapter fits a base before the first step: diffusers silently drops some wrong features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexus_adapters.errors import InvalidArgument
 
 @dataclass(frozen=True)
 class AdapterGeometry:
-    """The numbers of an adapter that must fit the base. `text_width` is None where it reads no prompt."""
+    """The shapes of an adapter that must fit the base. `text_width` is None if it reads no prompt."""
 
     in_channels: int
     channels: tuple[int, ...]
@@ -26,7 +26,7 @@ class AdapterGeometry:
 
 
 def geometry_of(adapter: nn.Module | Any) -> AdapterGeometry:
-    """Of a `NexusAdapter` or diffusers' `T2IAdapter`, by its config; `InvalidArgument` for anything else."""
+    """Return the geometry of a `NexusAdapter` or diffusers' `T2IAdapter`; else raise `InvalidArgument`."""
     config = getattr(adapter, "config", None)
     found = geometry_of_config(config) if isinstance(config, Mapping) else None
     if found is None:
@@ -35,14 +35,14 @@ def geometry_of(adapter: nn.Module | Any) -> AdapterGeometry:
 
 
 def geometry_of_config(config: Mapping[str, Any]) -> AdapterGeometry | None:
-    """Of a `NexusAdapter` or diffusers' `T2IAdapter` with this config; None for anything else."""
+    """Return the geometry of a `NexusAdapter` or diffusers' `T2IAdapter` by its config; None for others."""
     unshuffle = config.get("unshuffle", config.get("downscale_factor"))
     channels, pools = config.get("channels"), config.get("pools")
     numbers = (unshuffle, config.get("in_channels"), *_listed(channels), *_listed(pools))
     text_width = config.get("text_width")
     if not channels or not all(isinstance(number, int) for number in (*numbers, text_width or 0)):
         return None
-    if config.get("adapter_type") == "light_adapter":  # its last block repeats the width of the one before
+    if config.get("adapter_type") == "light_adapter":  # its last block repeats the previous width
         channels = [*channels, channels[-1]]
     return AdapterGeometry(
         in_channels=config["in_channels"],
@@ -63,7 +63,7 @@ def check_fit(adapter: nn.Module | Any, base: Base) -> None:
 
 
 def check_geometry(found: AdapterGeometry, base: Base) -> None:
-    """As `check_fit`, of an adapter that may not be loaded."""
+    """Raise `InvalidArgument`, as `check_fit`, for the geometry of an adapter that may not be loaded."""
     places = base.places()
     text_widths = (None, None) if found.text_width is None else (found.text_width, base.text_width)
     check_kind(base, _strides(found), text_widths)
@@ -77,45 +77,49 @@ def check_geometry(found: AdapterGeometry, base: Base) -> None:
     if found.unshuffle % places[0].stride:
         raise InvalidArgument(
             "adapter",
-            f"an unshuffle that is a multiple of {places[0].stride}, the stride of the base's first feature",
+            f"an unshuffle that is a multiple of {places[0].stride}, the stride of the base's first place",
             found.unshuffle,
         )
 
 
 def _strides(found: AdapterGeometry) -> tuple[int, ...]:
-    """Of the places that it was made for, with the VAE of every Stable Diffusion; () if that is not known."""
+    """Return the strides that the adapter was made for, with Stable Diffusion's VAE; () if unknown."""
     first = found.unshuffle // 8
-    of_t2i: dict[int, tuple[int, ...]] = {1: (0, 1, 1, 1), 2: (0, 0, 1, 0)}  # diffusers' have no others
+    of_t2i: dict[int, tuple[int, ...]] = {1: (0, 1, 1, 1), 2: (0, 0, 1, 0)}  # all that diffusers has
     return tuple(first * 2**total for total in accumulate(found.pools or of_t2i.get(first, ())))
 
 
 def _compare(name: str, found: object, needed: object) -> None:
     if found != needed:
-        raise InvalidArgument("adapter", f"{name} {needed}, as the base takes them", found)
+        raise InvalidArgument("adapter", f"{name} {needed}, to fit the base", found)
 
 
 def pixels_per_latent(adapter: nn.Module | Any, base: Base) -> int:
-    """The VAE's factor, from the adapter's stem: no VAE is needed to know the image's size."""
+    """Return the VAE's scale factor by the adapter's stem, which works without a VAE."""
     return geometry_of(adapter).unshuffle // base.places()[0].stride
 
 
 def check_pixels(adapter: nn.Module | Any, base: Base, vae_scale_factor: int | None) -> None:
-    """`InvalidArgument`, with both numbers, where the adapter is made for another VAE. None: not known."""
+    """Raise `InvalidArgument`, with both numbers, if the adapter is for another VAE.
+
+    `vae_scale_factor` is None if it is not known.
+    """
     found = pixels_per_latent(adapter, base)
     if vae_scale_factor is not None and found != vae_scale_factor:
         raise InvalidArgument(
             "adapter",
-            f"{vae_scale_factor} pixels of the condition per latent, as the pipeline's VAE has",
+            f"{vae_scale_factor} pixels of the condition per latent pixel, to match the pipeline's VAE",
             f"{found}, from unshuffle {geometry_of(adapter).unshuffle}",
         )
 
 
 def match_places(features: Sequence[Tensor], base: Base, rows: int, height: int, width: int) -> list[Tensor]:
-    """The features in exactly the sizes that the denoiser adds, for latents of `height` x `width`.
+    """Return the features in exactly the sizes that the denoiser adds, for latents of `height` x `width`.
 
-    Poolings round up and a denoiser may round down: one surplus row or column at the end, which covers no
-    latent, is cut. Any other difference is an `InvalidArgument`: in the middle block diffusers would drop it
-    silently.
+    Poolings round up, and a denoiser may round down: an extra row or column at the end, which covers no
+        latent
+    pixel, is removed. Any other difference raises `InvalidArgument`: diffusers would silently drop the
+    feature in the middle block.
     """
     places, sizes = base.places(), base.feature_sizes(height, width)
     _compare("number of features", len(features), len(sizes))
@@ -125,8 +129,8 @@ def match_places(features: Sequence[Tensor], base: Base, rows: int, height: int,
         if feature.shape[:2] != (rows, place.channels) or not all(0 <= extra <= 1 for extra in surplus):
             raise InvalidArgument(
                 "adapter",
-                f"feature {level} of shape {(rows, place.channels, h, w)}, as the base takes it for latents "
-                f"of {height}x{width}",
+                f"feature {level} of shape {(rows, place.channels, h, w)}, to fit the base's latents of "
+                f"{height}x{width}",
                 tuple(feature.shape),
             )
         matched.append(feature[:, :, :h, :w])

@@ -1,4 +1,4 @@
-"""Conditions and masks: what users pass becomes a (K, C, H, W) tensor in [0, 1]."""
+"""Convert conditions and masks that users pass to a (K, C, H, W) tensor in [0, 1]."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     Map: TypeAlias = Image.Image | Tensor | np.ndarray
     ConditionLike: TypeAlias = Map | Sequence[Image.Image] | Sequence[Tensor] | Sequence[np.ndarray]
 else:
-    ConditionLike = Any  # so that under pytest, too, anything else meets the errors of `as_condition`
+    ConditionLike = Any  # so that other types reach the errors of `as_condition`, also under pytest
 
-LARGEST = 1.5  # a side of an image whose size is not given, in native sizes of the base
+LARGEST = 1.5  # longest side of an image whose size is not given, relative to the base's native size
 
 _IMAGE_MODES = {1: "L", 3: "RGB"}
-# Modes that convert to 8-bit grey without loss of what they show. 16-bit and float modes would clip.
+# Modes that convert to 8-bit gray without loss. 16-bit and float modes would clip.
 _PLAIN_MODES = ("1", "L", "P", "RGB")
 _EXPECTED = (
     "a PIL image, a tensor ({c}, H, W) or (K, {c}, H, W), a NumPy array (H, W), (H, W, {c}), ({c}, H, W) or "
-    "(K, H, W, {c}) or (K, {c}, H, W), of floats in [0, 1], uint8, or uint16 where gray, or a list of these "
-    "of one map each"
+    "(K, H, W, {c}) or (K, {c}, H, W), of floats in [0, 1], uint8, or uint16 if gray, or a list of these "
+    "with one map each"
 )
 _IMAGE_DTYPES = (torch.uint8, torch.uint16)
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # float8 cannot compute
-_VALUES = "floating point in [0, 1] of 16 bits or more, uint8, or uint16 where gray"
+_VALUES = "floating point in [0, 1] with 16 bits or more, uint8, or uint16 if gray"
 _TO_UINT8 = "Convert values from 0 to 255 to uint8, and True and False to floats"
 ReadImage = Callable[[Image.Image], Image.Image]
 
@@ -53,25 +53,25 @@ def as_condition(
     kind: MapKind | None = None,
     invert: bool | None = None,
 ) -> Float[Tensor, "k c h w"]:
-    """A copy of `value` as a tensor (K, channels, H, W) of floats in [0, 1].
+    """Return a copy of `value` as a tensor (K, channels, H, W) of floats in [0, 1].
 
-    Images, and arrays of uint8 or uint16 that have an image's shape, are read by `read_map`: 16-bit depth,
-    label ids, transparency and inverted lines become what the adapter was trained on, with a warning.
+    Images, and uint8 or uint16 arrays with an image's shape, are read by `read_map`: 16-bit depth, label ids,
+    transparency and inverted lines become what the adapter was trained on, with a warning.
 
     Args:
         value: a map, or a list of maps of one size. A map is a PIL image; a tensor (channels, H, W) or
-            (1, channels, H, W); or a NumPy array (H, W), (H, W, channels) or (channels, H, W). Alone it may
-            also be a tensor (K, channels, H, W) or an array (K, H, W, channels) or (K, channels, H, W). Of
-            floats in [0, 1], of uint8 from 0 to 255, or gray of uint16. Gray arrays are repeated for all
-            channels.
-        channels: the adapter's `in_channels`; PIL images become RGB for 3 and grey for 1.
-        name: the argument's name in error messages.
-        kind: of the maps, for `read_map`; None to judge it.
-        invert: whether to invert them; None to do so where lines are dark on white.
+            (1, channels, H, W); or a NumPy array (H, W), (H, W, channels) or (channels, H, W). Outside a list
+            it may also be a tensor (K, channels, H, W) or an array (K, H, W, channels) or (K, channels, H,
+            W). Values are floats in [0, 1], uint8 from 0 to 255, or uint16 if gray. Gray arrays are repeated
+            for all channels.
+        channels: the adapter's `in_channels`; PIL images become RGB for 3 and gray for 1.
+        name: the argument's name in errors.
+        kind: kind of the maps, for `read_map`; None guesses it.
+        invert: whether to invert the maps; None inverts dark lines on white.
 
     Raises:
-        InvalidArgument: for other types, shapes or dtypes, and for arrays whose axes can be read in two ways;
-            mixed sizes; values outside [0, 1] or not finite.
+        InvalidArgument: for other types, shapes or dtypes; arrays whose axes are ambiguous; mixed sizes; and
+            values outside [0, 1] or not finite.
     """
 
     def read(image: Image.Image) -> Image.Image:
@@ -93,20 +93,20 @@ def as_condition(
 
 
 def judged(condition: Float[Tensor, "c h w"]) -> MapKind:
-    """What kind of map this seems to be, by `judge_kind`."""
+    """Guess the kind of a map, see `judge_kind`."""
     pixels = (condition.detach().float() * 255).round().to("cpu", torch.uint8)
     return judge_kind(pixels.permute(1, 2, 0).numpy()) if len(pixels) in _IMAGE_MODES else "image"
 
 
 def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
-    """A copy as (K, 1, H, W) in [0, 1]; None for none.
+    """Return a copy of a mask as a tensor (K, 1, H, W) in [0, 1]; None for None.
 
     Args:
-        value: as a condition of one channel: a PIL image (color becomes grey), a tensor or a NumPy array, or
-            a list of these. White acts.
+        value: like a condition with one channel: a PIL image (color becomes gray), a tensor, a NumPy array,
+            or a list of these. The control acts where the mask is white.
 
     Raises:
-        InvalidArgument: as `as_condition`, and for images of 16 bits or with transparency.
+        InvalidArgument: as `as_condition`, and for images with 16 bits or transparency.
     """
     return None if value is None else _as_tensor(value, 1, "mask", _opaque)[0]
 
@@ -114,10 +114,10 @@ def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
 def _as_tensor(
     value: ConditionLike, channels: int, name: str, read: ReadImage
 ) -> tuple[Tensor, float, list[float]]:
-    """A copy of the maps, and of floats the highest value and each map's mean; `read` reads the rest."""
+    """Return a copy of the maps; for floats also the highest value and each map's mean."""
     expected = _EXPECTED.format(c=channels)
     if value is None:
-        raise InvalidArgument(name, expected, hint=f"Give {expected}")
+        raise InvalidArgument(name, expected, hint=f"Pass {expected}")
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if values and all(isinstance(v, Image.Image) for v in values):
         return _from_images([read(v) for v in values], channels, name), 0, []
@@ -138,21 +138,21 @@ def _as_tensor(
     if condition.dtype in _IMAGE_DTYPES:
         return _from_images([read(image) for image in _images_of(condition, name)], channels, name), 0, []
     highest, means = _check_values(condition, name)
-    # A copy, so that later writes to the caller's tensor cannot part the features from their condition.
+    # A copy, so that later writes to the caller's tensor cannot change the condition behind the features.
     return condition.expand(-1, channels, -1, -1).clone(), highest, means
 
 
 def _with_axes(value: Tensor | np.ndarray, channels: int, expected: str, name: str) -> Tensor:
-    """The array as (K, C, H, W), C the adapter's channels, or for arrays of NumPy also 1."""
+    """Return the array as (K, C, H, W), where C is the adapter's channels, or 1 for a gray NumPy array."""
     shape = tuple(value.shape)
-    # Libraries that use tensors put channels first; those that use arrays have no such custom.
+    # Tensors have channels first by convention; arrays have no such convention.
     is_tensor = isinstance(value, Tensor)
     depths = (channels,) if is_tensor else (1, channels)
     first = len(shape) in (3, 4) and shape[-3] in depths
     last = not is_tensor and len(shape) in (3, 4) and shape[-1] in depths
     if first and last:
         received = f"shape {shape}, whose channels may be first or last"
-        raise InvalidArgument(name, expected, received, "Give a tensor, whose channels are first")
+        raise InvalidArgument(name, expected, received, "Pass a tensor, in which channels come first")
     is_flat = not is_tensor and len(shape) == 2
     if not (first or last or is_flat) or 0 in shape:
         raise InvalidArgument(name, expected, f"shape {shape}")
@@ -190,7 +190,7 @@ def _from_images(images: Sequence[Image.Image], channels: int, name: str) -> Flo
     if channels not in _IMAGE_MODES:
         raise InvalidArgument(
             name,
-            f"a tensor, since the adapter reads {channels} channels and images have 1 or 3",
+            f"a tensor: the adapter reads {channels} channels, and images have 1 or 3",
             f"{len(images)} PIL image(s)",
         )
     sizes = {f"{image.width}x{image.height}" for image in images}
@@ -204,23 +204,23 @@ def _from_images(images: Sequence[Image.Image], channels: int, name: str) -> Flo
 def _opaque(image: Image.Image) -> Image.Image:
     check_image(image, "mask")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() == (255, 255):
-        return image.convert("RGB")  # nothing shows through, so nothing is lost
+        return image.convert("RGB")  # fully opaque, so nothing is lost
     if image.mode not in _PLAIN_MODES or image.has_transparency_data:
         shown = f"mode {image.mode}" + (" with transparency" if image.has_transparency_data else "")
-        raise InvalidArgument("mask", "an 8-bit RGB or grey image without transparency", shown)
+        raise InvalidArgument("mask", "an 8-bit RGB or gray image without transparency", shown)
     check_range(image, "mask")
     return image
 
 
 def _check_values(condition: Tensor, name: str) -> tuple[float, list[float]]:
-    """The highest value, and the mean of each map."""
+    """Check the values; return the highest one and the mean of each map."""
     if condition.dtype not in _FLOAT_DTYPES:
         raise InvalidArgument(name, _VALUES, condition.dtype, _TO_UINT8)
-    # One transfer, for which an accelerator is waited for once.
+    # A single transfer, so that an accelerator synchronizes only once.
     given = condition.detach()
     ends, means = torch.stack(given.aminmax()), given.mean((1, 2, 3), dtype=torch.float32)
     low, high, *found = torch.cat([ends.float(), means]).tolist()
-    if not (low >= 0 and high <= 1):  # also where one of them is not a number
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise InvalidArgument(name, "finite values in [0, 1]", f"{low:g} to {high:g}")
     return high, found
 
@@ -233,15 +233,17 @@ def image_size(
     multiple: int,
     name: str = "image",
 ) -> tuple[int, int]:
-    """(height, width) of the image that is generated after a source of this (height, width).
+    """Return (height, width) of the generated image, in pixels, for a source of this (height, width).
 
-    Both given: these. One given: the other by the source's aspect, to the nearest `multiple`. None: the
-    source's size, each side rounded down to a `multiple`. But no base generates well far above the size that
-    it was trained at, `native` x `native` pixels: where a side of the source is above `LARGEST` times that,
-    the base's area in the source's aspect, no side above that limit. A warning says so, and names `name`.
+    If both `height` and `width` are given, they are used. If one is given, the other follows from the
+    source's aspect ratio, rounded to the nearest `multiple`. If none is given, it is the source's size, each
+    side rounded down to a `multiple`. Bases do not generate well far above the size that they were trained
+    at, `native` x `native` pixels: if a side of the source is above `LARGEST` times that, the image has the
+    base's area in the source's aspect ratio, with no side above the limit. A warning, which names `name`,
+    reports this.
 
     Raises:
-        InvalidArgument: for a height or width that is no positive integer.
+        InvalidArgument: for a height or width that is not a positive integer.
     """
     for argument, side in (("height", height), ("width", width)):
         is_whole = isinstance(side, Integral) and not isinstance(side, bool)
@@ -261,7 +263,7 @@ def image_size(
         min(nearest_multiple(side * factor, multiple), _rounded_down(limit, multiple)) for side in source
     )
     warn_caller(
-        f"{name}: {from_width}x{from_height} pixels are more than {LARGEST:g} times the base's {native}, so "
+        f"{name}: {from_width}x{from_height} pixels is more than {LARGEST:g} times the base's {native}, so "
         f"the image is {width}x{height}; set height and width for another size"
     )
     return height, width
@@ -272,7 +274,7 @@ def _rounded_down(side: int, multiple: int) -> int:
 
 
 def nearest_multiple(side: float, multiple: int) -> int:
-    """At least one `multiple`."""
+    """Return `side` rounded to the nearest `multiple`, at least one."""
     return max(1, round(side / multiple)) * multiple
 
 
@@ -284,11 +286,11 @@ def check_aspect(
     name: str = "condition",
     option: str = "resize_mode",
 ) -> None:
-    """`InvalidArgument` unless `is_same_aspect`; its hint is the `option` that fits another aspect."""
+    """Raise `InvalidArgument` unless `is_same_aspect`; the hint names the `option` to fit the map."""
     if not is_same_aspect((width, height), (target_width, target_height)):
         raise InvalidArgument(
             name,
             f"the image's aspect ratio, within {ASPECT_TOLERANCE_PX} pixels",
             f"{width:g}x{height:g} pixels for an image of {target_width}x{target_height}",
-            f"{option} can be {', '.join(RESIZE_MODES[:-1])} or {RESIZE_MODES[-1]}, to fit it all the same",
+            f"Set {option} to {', '.join(RESIZE_MODES[:-1])} or {RESIZE_MODES[-1]} to use it anyway",
         )

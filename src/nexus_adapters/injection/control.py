@@ -35,10 +35,10 @@ T = TypeVar("T")
 
 
 class Checked(Generic[T]):
-    """An attribute that is checked and converted at every assignment, so that live changes are safe too.
+    """An attribute that is checked and converted at every assignment, so that live changes are safe.
 
-    `changes_features` says that features computed before the assignment no longer hold, and `reads_again`
-    that the condition is to be read again from what was given.
+    With `changes_features`, an assignment invalidates cached features; with `reads_again`, the condition is
+    read again from the user's value.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Checked(Generic[T]):
                 raise
 
 
-_GIVEN = "_given"  # a copy of what a control's condition was read from
+_GIVEN = "_given"  # a copy of the user's value of the condition
 
 
 def _check_policy(_: "Control", value: object) -> str:
@@ -89,7 +89,7 @@ def _trained_exponent(control: "Control") -> Any:
 
 
 def _check_crop(_: "Control", value: Any) -> Crop | None:
-    """`InvalidArgument` unless it is None or a box, whose place in the condition is checked in each call."""
+    """Check that `value` is None or a box. Whether it lies in the condition is checked in each call."""
     if value is None:
         return None
     is_box = isinstance(value, (tuple, list)) and len(value) == 4
@@ -122,53 +122,53 @@ def _read_condition(control: "Control", value: Any) -> Tensor:
 def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copied(each) for each in value]
-    return value.clone() if isinstance(value, Tensor) else value.copy()  # of an image or an array
+    return value.clone() if isinstance(value, Tensor) else value.copy()  # an image or an array
 
 
 class Control:
-    """An adapter with its condition and settings, for `attach`. All but the adapter may be changed live.
+    """An adapter with its condition and settings, for `attach`. All but the adapter may change at any time.
 
     Args:
-        adapter: a `NexusAdapter` (or a diffusers `T2IAdapter`, which does not read the prompt).
-        condition: structure maps, as `as_condition` takes them: a PIL image, a tensor (C, H, W) or
-            (K, C, H, W), or a NumPy array (H, W), (H, W, C), (C, H, W), (K, H, W, C) or (K, C, H, W), of
-            floats in [0, 1], uint8, or gray of uint16, or a list of K of these. One serves any number of
-            images; otherwise the number of images must be a multiple of K, and each map serves that many
-            consecutive ones. It is copied: to change it, assign a new one. Reading gives the tensor
+        adapter: a `NexusAdapter`, or a diffusers `T2IAdapter`, which does not read the prompt.
+        condition: structure maps, as in `as_condition`: a PIL image, a tensor (C, H, W) or (K, C, H, W), or a
+            NumPy array (H, W), (H, W, C), (C, H, W), (K, H, W, C) or (K, C, H, W), of floats in [0, 1],
+            uint8, or uint16 if gray, or a list of K of these. A single map is used for any number of images;
+            with K maps, the number of images must be a multiple n of K, and each map is used for n / K
+            consecutive images. It is copied: to change it, assign a new one. Reading it returns the tensor
             (K, C, H, W).
-        scale: factor of the features; any finite number, and 0 is exactly the base model. Or a function that
-            gives one for a position in the schedule, 0 (noise) to 1 (image); or a list of n numbers, each of
-            which holds for an nth of the schedule.
-        start, end: the part of the noise schedule in which the control acts, 0 <= start <= end <= 1. Position
-            is 1 - t / num_train_timesteps, whichever steps a pipeline takes (image-to-image starts late;
-            diffusers' ControlNet instead counts the steps taken). 0 and 1 always include the ends.
+        scale: factor of the features: any finite number; 0 is exactly the base model. Or a function that
+            returns the factor for a position in the schedule, 0 (noise) to 1 (image); or a list of n numbers,
+            each for one nth of the schedule.
+        start: where in the noise schedule the control starts to act, 0 <= start <= end <= 1. The position is
+            1 - t / num_train_timesteps, whichever steps a pipeline takes: image-to-image starts late.
+            (diffusers' ControlNet counts the steps instead.) 0 always includes the first step.
+        end: where in the noise schedule the control stops acting. 1 always includes the last step.
         policy: "positive": the adapter reads the prompt, and all guidance branches get its features, as in
-            the paper's release. "per_branch": each row gets features of its own text. "cond_only": the
-            negative branch gets none.
-        mask: where the control acts: white, in part where it is grey, and not where it is black. A PIL image,
-            a tensor (K, 1, H, W) in [0, 1], or a list of these; one for all conditions or one each. It covers
-            the image as the condition does, in whatever resolution; a feature gets the mean over its pixels.
-        level_scales: one more factor per feature, finest first; or a name: "balanced" is 1 for all, "prompt"
-            0.25, 0.62, 0.825, 1. `balance` has more to choose from.
-        noise_exponent: of the noise's share of the latents' variance, by whose power the features are
-            multiplied in each step (`noise_factors`); 0 leaves them alike in all. None, the default, is what
-            the adapter was trained with.
+            the paper's release. "per_branch": each row gets the features of its own text. "cond_only": the
+            negative branch gets no features.
+        mask: where the control acts: fully where the mask is white, partly where it is gray, not where it is
+            black. A PIL image, a tensor (K, 1, H, W) in [0, 1], or a list of these; one for all conditions or
+            one each. It covers the image like the condition, in any resolution; a feature gets the mean over
+            its pixels.
+        level_scales: an additional factor per feature, finest first; or a name: "balanced" is 1 for all,
+            "prompt" is 0.25, 0.62, 0.825, 1. See also `balance`.
+        noise_exponent: in each step, the features are multiplied by the noise's share of the latents'
+            variance to this power (`noise_factors`); 0 turns this off. None uses the value that the adapter
+            was trained with.
         crop: (left, top, right, bottom): the part of the condition that the latents show. With
-            `padding_mask_crop` that is
+            `padding_mask_crop`, this must be
             `pipe.mask_processor.get_crop_region(mask_image, width, height, pad=padding_mask_crop)`, in pixels
-            of the `mask_image`, whatever the condition's size; any other box is refused. Elsewhere the box is
-            in pixels of the condition.
-        kind: of the condition: "lines", "labels", "depth" or "image", by which it is read (`read_map`) and
-            resized (`fit_condition`). None, the default, judges each map by its pixels (`judge_kind`); an
-            extractor's is `find_extractor(name).kind`. Where `kind` or `invert` changes, the condition is
-            read again from what was given.
-        resize_mode: what becomes of a condition, and of its mask, whose aspect ratio is not the image's:
-            "stretch", "crop" (keep the middle) or "pad" (keep all, on black for lines and with the last
-            pixels repeated for anything else). None, the default, refuses it.
-        invert: whether to invert the condition. None, the default, does so where lines
-            are dark on white, with a warning.
-        image_scales: one more factor for each condition, where there are several: the strength of each image.
-            (A list as `scale` is a schedule.)
+            of the `mask_image`, whatever the condition's size. Otherwise, it is in pixels of the condition.
+        kind: kind of the condition, which decides how it is read (`read_map`) and resized (`fit_condition`):
+            "lines", "labels", "depth" or "image". None guesses it for each map (`judge_kind`); for an
+            extractor's maps, it is `find_extractor(name).kind`. If `kind` or `invert` changes, the condition
+            is read again.
+        resize_mode: how to fit a condition and mask whose aspect ratio differs from the image's: "stretch",
+            "crop" (keep the center) or "pad" (keep all, on black for lines, else with the border pixels
+            repeated). None raises an error.
+        invert: whether to invert the condition. None inverts dark lines on white, with a warning.
+        image_scales: an additional factor for each of several conditions: the strength of each image. (In
+            contrast, a list for `scale` is a schedule.)
 
     Raises:
         InvalidArgument: names the argument, what was expected and what was received.
@@ -216,8 +216,8 @@ class Control:
         invert: bool | Any = None,
         image_scales: Sequence[float] | Any = None,
     ) -> None:
-        self.revision = 0  # counts changes after which features must be computed again
-        geometry_of(adapter)  # refuses what is no adapter
+        self.revision = 0  # counts changes that invalidate cached features
+        geometry_of(adapter)  # raises unless it is an adapter
         self._adapter = adapter
         self.kind, self.resize_mode, self.invert = kind, resize_mode, invert
         self.condition = condition
@@ -233,15 +233,15 @@ class Control:
         check_one_each("image_scales", self.image_scales, len(self.condition))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse settings that do not exist: a misspelled one would do nothing, without a word."""
+        """Reject unknown settings: a misspelled one would silently do nothing."""
         if name not in ("revision", "_adapter") and not hasattr(type(self), name):
             known = ", ".join(key for key, kind in vars(Control).items() if isinstance(kind, Checked))
-            raise AttributeError(f"expected one of {known}; received {name}")
+            raise AttributeError(f"a control has no setting {name}; it has {known}")
         super().__setattr__(name, value)
 
     @property
     def adapter(self) -> nn.Module:
-        """The adapter; fixed, since `attach` has checked that it fits the denoiser."""
+        """The adapter. It cannot be changed, since `attach` has checked that it fits the denoiser."""
         return self._adapter
 
     @property
@@ -251,14 +251,14 @@ class Control:
 
     @property
     def reads_position(self) -> bool:
-        """Whether how it acts depends on the place in the schedule."""
+        """Whether the control's effect depends on the position in the schedule."""
         return not self.acts_throughout or not isinstance(self.scale, float) or self.noise_exponent > 0
 
     def scale_at(self, position: float | None) -> float:
-        """The scale at a position in the schedule, 0 (noise) to 1 (image); 0 before `start` and after `end`.
+        """Return the scale at a position in the schedule, 0 (noise) to 1 (image).
 
-        Without `noise_exponent`, which needs a scheduler. `position` may be None where the scale does not
-        depend on it.
+        It is 0 before `start` and after `end`, and does not include `noise_exponent`, which needs a
+        scheduler. `position` may be None if the scale does not depend on it.
         """
         if isinstance(self.scale, float) and self.acts_throughout:
             return self.scale

@@ -1,4 +1,4 @@
-"""A denoiser's calls: hooking them, reading and replacing their arguments, and refusing two at once."""
+"""A denoiser's calls: hook them, read and replace their arguments, and reject simultaneous calls."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from nexus_adapters.bases.families import inner, layers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-# Returns the arguments to use, or None for the ones it was given.
+# Returns the arguments to use, or None to keep the given ones.
 Before = Callable[[tuple[Any, ...], dict[str, Any]], Arguments | None]
 
 
 def parameter_names(denoiser: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of the denoiser's `forward`, in order.
+    """Return the names of the parameters of the denoiser's `forward`, in order.
 
-    Of the class: compilation and offloading replace the instance's `forward` by one that takes anything. A
-    subclass whose `forward(*args, **kwargs)` passes its arguments on takes those of its base class.
+    They are read from the class: compilation and offloading replace the instance's `forward` by one that
+        takes
+    anything. A subclass with `forward(*args, **kwargs)` has the parameters of its parent class.
     """
     names: dict[str, None] = {}
     for cls in type(inner(denoiser)).__mro__:
@@ -47,14 +48,14 @@ class Call:
     kwargs: Mapping[str, Any]
 
     def get(self, name: str) -> Any:
-        """The argument; None if it was not passed."""
+        """Return the argument, or None if it was not passed."""
         if name in self.kwargs or name not in self.names:
             return self.kwargs.get(name)
         index = self.names.index(name)
         return self.args[index] if index < len(self.args) else None
 
     def replace(self, name: str, value: Any) -> Arguments:
-        """The call's arguments with one of them replaced or added; all others as they were passed."""
+        """Return the call's arguments with one replaced or added."""
         index = self.names.index(name)
         if index < len(self.args):
             return (*self.args[:index], value, *self.args[index + 1 :]), dict(self.kwargs)
@@ -62,7 +63,7 @@ class Call:
 
 
 class CallGuard:
-    """Refuses a call that starts in one thread while another thread's is running."""
+    """Rejects a call in one thread while a call in another thread is running."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
@@ -70,20 +71,20 @@ class CallGuard:
         self._caller: threading.Thread | None = None
 
     def enter(self) -> None:
-        """Begin a call; RuntimeError where another thread is in one."""
+        """Begin a call. Raises `RuntimeError` if another thread is in a call."""
         me = threading.current_thread()
         with self._lock:
-            # Leftovers are from calls that were interrupted, past which no hook runs.
+            # A caller that is no longer inside was interrupted, so its final hook never ran.
             if self._caller is not None and self._caller is not me and self._is_inside(self._caller):
                 raise RuntimeError(
-                    f"two calls at once through one attached denoiser: thread {self._caller.name} is in a "
-                    f"call while {me.name} starts one. Controls follow one generation at a time; run one "
-                    "after the other, or attach to a denoiser for each thread"
+                    f"two simultaneous calls of one denoiser with controls: thread {self._caller.name} is in "
+                    f"a call while thread {me.name} starts one. Run the generations one after the other, or "
+                    "use a separate denoiser for each thread"
                 )
             self._caller = me
 
     def _is_inside(self, thread: threading.Thread) -> bool:
-        """Whether the thread is in a method of the denoiser: asked only before a call is refused."""
+        """Return whether the thread is in a method of the denoiser; only needed before an error."""
         frame = sys._current_frames().get(thread.ident or 0)
         while frame is not None:
             if frame.f_locals.get("self") is self._denoiser:
@@ -100,28 +101,29 @@ class CallGuard:
 
 @dataclass(frozen=True, eq=False)
 class CallHooks:
-    """What one attachment runs around every call of a denoiser. `owner`: the attachment."""
+    """The functions that one attachment, `owner`, runs before and after every call of a denoiser."""
 
     owner: Any
     before: Before
     after: Callable[[], None]
 
 
-# Held while hooks are added or removed: PyTorch numbers them by a counter that is not safe in threads, and of
-# two with one number the later replaces the earlier.
+# Held while hooks are added or removed: PyTorch's counter for hooks is not thread-safe, and of two hooks with
+# one number the later replaces the earlier.
 CHANGING_HOOKS = threading.Lock()
 
 
 def hook_calls(denoiser: nn.Module, hooks: CallHooks) -> Callable[[], None]:
-    """Run `hooks` around every call of `denoiser`; returns what removes them, without a trace.
+    """Run `hooks` around every call of `denoiser`; return a function that removes them without a trace.
 
-    All attachments to a denoiser, of all threads, share one hook, which the first one installs and the last
-    one removes: PyTorch looks hooks up one by one during a call, and those that another thread removes
-    meanwhile would be called with the wrong arguments.
+    All attachments to a denoiser, from all threads, share one hook, which the first one installs and the last
+    one removes: PyTorch looks up hooks one by one during a call, and hooks that another thread removes
+        meanwhile
+    would be called with the wrong arguments.
 
-    The hook is registered on the object that is called: on a `torch.compile`d denoiser itself, not on the
-    module inside, where it would be compiled too. `denoiser.compile()` compiles hooks as well; its compiled
-    call is wrapped instead.
+    The hook is registered on the object that is called: on the result of `torch.compile` itself, not on the
+    module inside, where it would be compiled too. `denoiser.compile()` compiles hooks as well, so its
+    compiled call is wrapped instead.
     """
     with CHANGING_HOOKS:
         shared = _shared_hook(denoiser)
@@ -139,14 +141,14 @@ def hook_calls(denoiser: nn.Module, hooks: CallHooks) -> Callable[[], None]:
 
 
 def owners_of_hooks(denoiser: nn.Module) -> list[Any]:
-    """The attachments to a denoiser, and to what it wraps."""
+    """Return the attachments to a denoiser and to the modules that it wraps."""
     with CHANGING_HOOKS:
         found = [hook for module in layers(denoiser) for hook in _installed_hooks(module)]
     return [hooks.owner for hook in found for hooks in hook.hooks]
 
 
 def _shared_hook(denoiser: nn.Module) -> _SharedHook:
-    """The one that is installed, or a new one."""
+    """Return the installed hook, or a new one."""
     compiled = getattr(denoiser, "_compiled_call_impl", None)
     kind = _ModuleHook if compiled is None else _CompiledCallHook
     found = (hook for hook in _installed_hooks(denoiser) if isinstance(hook, kind))
@@ -158,17 +160,18 @@ def _installed_hooks(module: nn.Module) -> list[_SharedHook]:
     return [hook for hook in candidates if isinstance(hook, _SharedHook)]
 
 
-# Where a denoiser is compiled with its hooks, the compiler leaves the function out.
+# If a denoiser is compiled together with its hooks, the compiler skips these functions.
 _not_compiled: Callable[[Function], Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
     reason="controls are attached to the denoiser: compile it first, then call attach()"
 )
 
 
 class _SharedHook:
-    """The hooks of all attachments to a denoiser as one. `hooks` is replaced as a whole, never changed."""
+    """One hook for all attachments to a denoiser. The tuple `hooks` is replaced as a whole."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser = denoiser  # not by a pipeline's name for it, by which running pipelines are found
+        # Not named "unet" or "transformer": running pipelines are found by an attribute of this name.
+        self.denoiser = denoiser
         self.hooks: tuple[CallHooks, ...] = ()
 
     def install(self) -> None:
@@ -178,15 +181,15 @@ class _SharedHook:
         raise NotImplementedError
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse: a copy's controls could not be removed, and a copy without them would be another model."""
+        """Reject copies: their controls could not be removed, and without controls they would differ."""
         raise RuntimeError(
-            "a denoiser to which controls are attached cannot be copied or pickled; remove them first "
-            "(by handle.remove(), or by leaving `with attach(...)`)"
+            "a denoiser with attached controls cannot be copied or pickled; remove them first with "
+            "handle.remove(), or by leaving the `with attach(...)` block"
         )
 
 
 class _ModuleHook(_SharedHook):
-    """A forward pre-hook, and a forward hook, of PyTorch."""
+    """A PyTorch forward pre-hook and forward hook."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
@@ -206,7 +209,7 @@ class _ModuleHook(_SharedHook):
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> Arguments | None:
-        """PyTorch passes no `kwargs` where another thread removed the last attachment at this moment."""
+        """Run before the call. PyTorch passes no `kwargs` if another thread has just removed the hook."""
         hooks = self.hooks
         if kwargs is None or not hooks:
             return None
@@ -216,13 +219,13 @@ class _ModuleHook(_SharedHook):
 
     @_not_compiled
     def after(self, *_: object) -> None:
-        """Whatever came of the call."""
+        """Run after the call, also after an exception."""
         for each in self.hooks:
             each.after()
 
 
 class _CompiledCallHook(_SharedHook):
-    """Stands in for the compiled call of a denoiser after `denoiser.compile()`."""
+    """Replaces the compiled call of a denoiser after `denoiser.compile()`."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__(denoiser)
@@ -232,7 +235,7 @@ class _CompiledCallHook(_SharedHook):
         self.denoiser._compiled_call_impl = self
 
     def uninstall(self) -> None:
-        if self.denoiser._compiled_call_impl is self:  # else it has been compiled again
+        if self.denoiser._compiled_call_impl is self:  # otherwise it has been compiled again
             self.denoiser._compiled_call_impl = self.compiled
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -24,9 +24,9 @@ from nexus_adapters.injection.control import Control
 from nexus_adapters.injection.fit import fit_condition, mask_levels
 from nexus_adapters.injection.scales import check_one_each
 
-_LOOKED_AT_BYTES = 1 << 20  # of a condition in each call
+_LOOKED_AT_BYTES = 1 << 20  # of a condition, hashed in each call
 
-# Attributes of PEFT's layers that decide which of their weights act, and how strongly.
+# Attributes of PEFT layers that decide which of their weights act, and how strongly.
 _PEFT_SWITCHES = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 
 # Enough for pipelines that alternate between a few embeddings, or run a batch in slices.
@@ -34,15 +34,16 @@ MAX_ENTRIES = 4
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """How often the tensor was written in place; None for inference tensors, which do not count."""
+    """Return how often the tensor was written in place; None for inference tensors, which do not count it."""
     return None if tensor.is_inference() else tensor._version
 
 
 def content_of(maps: Float[Tensor, "k c h w"] | None) -> Hashable:
-    """To tell later whether a condition or mask has been written to in place: its version.
+    """Return a value that changes if a condition or mask is written to in place.
 
-    Writes past the version counter (through `.data` or NumPy, or to an inference tensor) are seen in its
-    bytes, on the CPU, where they take little next to a denoiser; of large ones in evenly spaced rows.
+    It includes the tensor's version. Writes that bypass the version counter (through `.data` or NumPy, or to
+    an inference tensor) are detected by a checksum, only on the CPU, where it is cheap compared with a
+    denoiser; for large tensors, of evenly spaced rows.
     """
     if maps is None or maps.device.type != "cpu":
         return None if maps is None else version_of(maps)
@@ -52,11 +53,11 @@ def content_of(maps: Float[Tensor, "k c h w"] | None) -> Hashable:
 
 @dataclass(frozen=True)
 class Weights:
-    """What an adapter's weights were, and what else its features depend on, to tell later what has changed.
+    """An adapter's weights, and everything else that its features depend on, to detect changes later.
 
-    Replaced tensors and writes in place (an optimizer's step, `load_state_dict`) are seen by identity and
-    version. Writes past the version counter (`parameter.data`, as when averaged weights are swapped in; any
-    write to an inference tensor) are seen in a sample of the values, one per output channel.
+    Replaced tensors and in-place writes (an optimizer step, `load_state_dict`) are detected by identity and
+    version. Writes that bypass the version counter (`parameter.data`, as when averaged weights are swapped
+    in; any write to an inference tensor) are detected by a sample of the values, one per output channel.
     """
 
     tensors: tuple[Tensor, ...]
@@ -66,12 +67,12 @@ class Weights:
 
     @classmethod
     def of(cls, adapter: nn.Module) -> Self:
-        """The adapter's weights as they are now."""
+        """Record the adapter's current weights."""
         tensors = _tensors(adapter)
         return cls(tensors, tuple(map(version_of, tensors)), _sample(tensors), _settings(adapter))
 
     def hold(self, adapter: nn.Module, look_closely: bool) -> bool:
-        """Whether the weights are still these. `look_closely` compares values, and waits for the device."""
+        """Return whether the weights are unchanged; `look_closely` compares values, syncing the device."""
         tensors = _tensors(adapter)
         if len(tensors) != len(self.tensors) or any(
             a is not b for a, b in zip(tensors, self.tensors, strict=True)
@@ -86,7 +87,7 @@ class Weights:
 
 
 def _settings(adapter: nn.Module) -> Hashable:
-    """Of every module: its mode, hooks by PyTorch's numbers, a `forward` of its own, and PEFT's switches."""
+    """Return for every module its mode, its hooks' numbers, its own `forward`, and PEFT's switches."""
     return tuple(
         (
             module.training,
@@ -105,14 +106,14 @@ def _tensors(adapter: nn.Module) -> tuple[Tensor, ...]:
 
 
 def _sample(tensors: tuple[Tensor, ...]) -> Tensor | None:
-    if not tensors or any(t.is_meta for t in tensors):  # offloaded: there is nothing to look at
+    if not tensors or any(t.is_meta for t in tensors):  # offloaded: no values to sample
         return None
     # On the CPU, since offloading moves the weights between calls.
     return torch.cat([_first_of_each_channel(t.detach()).float() for t in tensors]).cpu()
 
 
 def _first_of_each_channel(tensor: Tensor) -> Tensor:
-    """A view, whatever the memory format."""
+    """Return a view, in any memory format."""
     while tensor.ndim > 1:
         tensor = tensor.select(-1, 0)
     return tensor.reshape(-1)
@@ -121,21 +122,21 @@ def _first_of_each_channel(tensor: Tensor) -> Tensor:
 @dataclass
 class _Entry:
     key: Hashable
-    text: Tensor  # a strong reference: the object's identity cannot be taken by another one
+    text: Tensor  # a strong reference, so that no other object gets its identity
     text_version: int | None
-    text_before: Tensor | None  # what an inference tensor said, whose writes do not count
+    text_before: Tensor | None  # copy of an inference tensor, whose writes are not counted
     weights: Weights
     features: list[Tensor]
 
 
 class FeatureCache:
-    """Features by key and prompt embeddings: the same tensor object is a hit, else equal content."""
+    """Features by key and prompt embeddings. The same tensor object or equal content is a hit."""
 
     def __init__(self) -> None:
         self._entries: deque[_Entry] = deque(maxlen=MAX_ENTRIES)
 
     def find(self, key: Hashable, text: Tensor, adapter: nn.Module) -> list[Tensor] | None:
-        """The features kept for this key and text, or None; forgets all if the weights have changed."""
+        """Return the cached features for this key and text, or None; clear the cache if weights changed."""
         for entry in self._entries:
             if entry.key != key or version_of(entry.text) != entry.text_version:
                 continue
@@ -144,8 +145,8 @@ class FeatureCache:
                 kept = entry.text if entry.text_before is None else entry.text_before
                 if not _equal(kept, text):
                     continue
-            # Another object is as a rule another generation, before which weights may well have changed.
-            # Within one, looking costs nothing on the CPU, but on an accelerator it would stall every step.
+            # A different object usually means a new generation, before which weights may have changed. Within
+            # a generation, the check is cheap on the CPU, but would stall every step on an accelerator.
             look_closely = not same_object or next(adapter.parameters(), text).device.type == "cpu"
             if not entry.weights.hold(adapter, look_closely):
                 self._entries.clear()
@@ -155,12 +156,12 @@ class FeatureCache:
         return None
 
     def keep(self, key: Hashable, text: Tensor, adapter: nn.Module, features: list[Tensor]) -> None:
-        """Keep features, in the place of the oldest where there are too many."""
+        """Cache features; if the cache is full, they replace the oldest entry."""
         kept = (version_of(text), _copy_if_needed(text), Weights.of(adapter), features)
         self._entries.append(_Entry(key, text, *kept))
 
     def clear(self) -> None:
-        """Forget all, and free their memory."""
+        """Remove all features and free their memory."""
         self._entries.clear()
 
 
@@ -178,18 +179,21 @@ def residuals(
     factors: Sequence[float] = (1.0,),
     like: Tensor | None = None,
 ) -> dict[str, list[Tensor]]:
-    """The UNet's keyword argument that adds these features: `unet(..., **residuals(features))`.
+    """Return the UNet's keyword argument that adds these features: `unet(..., **residuals(features))`.
 
     Args:
-        features: one (N, C, H, W) per place in the UNet, as an adapter returns them. They are not changed.
-        scale: one factor for all, or one per row, shape (N,).
-        factors: one per guidance branch; the N rows are laid out once for each, times that factor. With
-            (1, 1) both branches get the same features; with (0, 1) the first gets none.
-        like: a tensor (the latents) whose device and dtype the result takes.
+        features: one (N, C, H, W) per place in the UNet, as returned by an adapter. They are not modified.
+        scale: one factor for all rows, or one per row, shape (N,).
+        factors: one per guidance branch; the N rows are repeated for each branch, multiplied by its factor.
+            With (1, 1) both branches get the same features; with (0, 1) the first gets none.
+        like: a tensor (the latents) whose device and dtype the result gets.
 
     Returns:
-        `{"down_intrablock_additional_residuals": [...]}`, a new list, since the UNet empties it; one
-        (N * len(factors), C, H, W) per feature.
+        `{"down_intrablock_additional_residuals": [...]}`, with one (N * len(factors), C, H, W) per feature.
+        The list is new, since the UNet empties it.
+
+    Raises:
+        InvalidArgument: for a `scale` of another shape.
     """
     return {KEYWORD: scaled_rows(features, scale, factors, like)}
 
@@ -200,7 +204,7 @@ def scaled_rows(
     factors: Sequence[float] = (1.0,),
     like: Tensor | None = None,
 ) -> list[Tensor]:
-    """The features of all rows of a batch; arguments as `residuals`."""
+    """Return the features of all rows of a batch; for the arguments, see `residuals`."""
     return [_tiled(_scaled(feature, scale, like), factors) for feature in features]
 
 
@@ -230,16 +234,16 @@ def compute_features(
     prompt_embeds: Float[Tensor, "rows n d"],
     image_size: tuple[int, int] | None = None,
 ) -> list[Tensor]:
-    """Run the adapter: one (plan.count, C, H, W) per place in the base, with the latents' device and dtype.
+    """Run the adapter: return one (plan.count, C, H, W) per place, in the latents' device and dtype.
 
-    Weighted by the control's mask and level scales, since these are the same in all steps.
+    The features include the control's mask and level scales, which are the same in all steps.
 
-    The adapter computes where it lies and in its own dtype, which under layerwise casting is not that of its
-    weights. Offloaded weights lie on `meta` until their module is called: then its inputs go to the latents'
-    device.
+    The adapter runs on its own device and in its own dtype, which differs from its weights' dtype under
+    layerwise casting. Offloaded weights are on `meta` until their module is called; then the inputs go to the
+    latents' device.
 
-    `image_size`: (width, height) of the image of which the control's crop is a part, as `check_crop` finds
-    it; None where nothing is known but the condition.
+    `image_size` is (width, height) of the image that contains the control's crop, as returned by
+    `check_crop`; None if only the condition is known.
     """
     geometry = geometry_of(control.adapter)
     adapter: Any = control.adapter
@@ -256,7 +260,7 @@ def compute_features(
         if prompt_embeds.shape[-1] != geometry.text_width:
             raise InvalidArgument(
                 base.text_argument,
-                f"width {geometry.text_width}, as the adapter reads it",
+                f"width {geometry.text_width}, as the adapter reads",
                 prompt_embeds.shape[-1],
             )
         text = prompt_embeds[plan.first : plan.first + plan.count].to(device, adapter.dtype)
@@ -285,7 +289,7 @@ def _masked(
 ) -> list[Tensor]:
     if len(mask) not in (1, len(control.condition)):
         count = len(control.condition)
-        expected = "1 mask" if count == 1 else f"1 mask, or {count}, as many as conditions"
+        expected = "1 mask" if count == 1 else f"1 mask, or {count}, one per condition"
         raise InvalidArgument("mask", expected, len(mask))
     mask = mask.to(features[0].device).expand(len(control.condition), -1, -1, -1)
     levels = mask_levels(_laid_out(mask, plan), features, unshuffle)
@@ -293,7 +297,7 @@ def _masked(
 
 
 def _laid_out(maps: Float[Tensor, "k c h w"], plan: BranchPlan) -> Float[Tensor, "n c h w"]:
-    """One map for each row that the adapter runs on."""
+    """Return one map for each row that the adapter runs on."""
     return maps.repeat_interleave(plan.repeat, dim=0).repeat(plan.tile, 1, 1, 1)
 
 
@@ -305,8 +309,8 @@ def _fitted(
     image_size: tuple[int, int] | None,
     name: str = "condition",
 ) -> Float[Tensor, "k c h_padded w_padded"]:
-    """The control's condition, or its mask, or the part of it that its crop leaves, at (height, width)."""
-    if name != "condition":  # a mask, which is averaged
+    """Return the control's condition or mask, cropped to `control.crop`, at `size`, (height, width)."""
+    if name != "condition":  # a mask: averaged
         return _fitted_as("image", control, maps, size, multiple, image_size, name)
     if control.kind is not None or (control.crop is None and maps.shape[2:] == size):
         return _fitted_as(control.kind or "image", control, maps, size, multiple, image_size, name)
@@ -325,7 +329,7 @@ def _fitted_as(
     image_size: tuple[int, int] | None,
     name: str,
 ) -> Float[Tensor, "k c h_padded w_padded"]:
-    """As `_fitted`, of maps that are of one kind."""
+    """Fit maps of one kind; see `_fitted`."""
     if control.crop is None:
         return fit_condition(maps, *size, multiple, name, kind, control.resize_mode)
     height, width = control.condition.shape[2:]
@@ -338,7 +342,7 @@ def _fitted_as(
             f"a part of the {whole}, which has {width}x{height} pixels",
             f"left {left}, top {top}, right {right}, bottom {bottom}",
         )
-    if control.resize_mode in ("crop", "pad"):  # the box is in the image as they make the map cover it
+    if control.resize_mode in ("crop", "pad"):  # the box refers to the image, so first fit the map to it
         maps = fit_condition(maps, height, width, 1, name, kind, control.resize_mode)
     elif control.resize_mode is None:
         check_aspect(maps.shape[2], maps.shape[3], height, width, name)
@@ -348,14 +352,14 @@ def _fitted_as(
 
 
 def check_call(base: Base, latents: object, prompt_embeds: object) -> tuple[Tensor, Tensor]:
-    """Both; `InvalidArgument` unless they are latents and as many rows of prompt embeddings."""
+    """Return both, after checking that they are latents and prompt embeddings with equally many rows."""
     if not isinstance(latents, Tensor) or latents.ndim < 3:
         raise InvalidArgument(base.latents_argument, "latents", _shape(latents))
     text, rows = prompt_embeds, len(latents)
     if not isinstance(text, Tensor) or text.ndim != 3 or len(text) != rows:
         raise InvalidArgument(
             base.text_argument,
-            f"prompt embeddings ({rows}, N, D), a row for each of the latents",
+            f"prompt embeddings ({rows}, N, D), one row per row of the latents",
             _shape(text),
         )
     return latents, text

@@ -1,4 +1,4 @@
-"""Conditions and masks at the sizes of the image that is generated, and of an adapter's features."""
+"""Fit conditions and masks to the generated image's size and to the sizes of an adapter's features."""
 
 from collections.abc import Sequence
 
@@ -23,28 +23,30 @@ def fit_condition(
     resize_mode: ResizeMode | None = None,
     box: Box | None = None,
 ) -> Float[Tensor, "k c h_padded w_padded"]:
-    """The condition at `height` x `width` pixels, padded to the multiple that the adapter's stem needs.
+    """Resize the condition to `height` x `width` pixels, padded to the stem's multiple.
 
-    Resized as its kind needs it (`conditions.resize`): lines keep their width and value, labels are not
-    mixed, all else is averaged over areas where it shrinks and interpolated where it grows. Padded to the
-    multiple at the right and the bottom by repeating the last pixel, so that the top left corner stays
-    aligned with the latents'.
+    Resizing depends on the kind (`conditions.resize`): lines keep their width and value, labels are not
+    mixed, everything else is averaged over areas when it shrinks and interpolated when it grows. Padding
+    repeats the last pixel at the right and the bottom, so the top left corner stays aligned with the latents.
 
     Args:
-        condition: maps in [0, 1]. Those that grow, or are averaged over blocks of whole pixels, stay on their
-            device and keep their gradient; others pass through the CPU.
+        condition: maps in [0, 1], (K, C, H, W). If they grow, or are averaged over blocks of whole pixels,
+            they stay on their device and keep their gradient; otherwise, they go through the CPU.
         height: of the image, in pixels.
-        width: of the image.
-        multiple: of both sides of the result.
-        name: in errors.
-        kind: of the maps.
-        resize_mode: what becomes of an aspect that differs by more than `ASPECT_TOLERANCE_PX` of the image's
-            pixels: "stretch" fits each side by itself, "crop" keeps the middle, "pad" keeps all, with black
-            around lines and the last pixels repeated around anything else.
-        box: the part to take, (left, top, right, bottom) in pixels of the condition; None for all.
+        width: of the image, in pixels.
+        multiple: both sides of the result are multiples of this.
+        name: the argument's name in errors.
+        kind: kind of the maps.
+        resize_mode: how to fit an aspect ratio that differs by more than `ASPECT_TOLERANCE_PX` pixels of the
+            image: "stretch" scales each side separately, "crop" keeps the center, "pad" keeps all, with black
+            around lines and repeated border pixels around other maps.
+        box: the part to use, (left, top, right, bottom) in pixels of the condition; None for all.
+
+    Returns:
+        The maps, (K, C, padded height, padded width).
 
     Raises:
-        InvalidArgument: for another aspect without a `resize_mode`.
+        InvalidArgument: for another aspect ratio without a `resize_mode`.
     """
     full = (0.0, 0.0, float(condition.shape[3]), float(condition.shape[2]))
     left, top, right, bottom = full if box is None else box
@@ -70,7 +72,7 @@ def _resized(condition: Tensor, size: tuple[int, int], kind: MapKind, box: Box) 
         grows = condition.shape[2] < size[0] or condition.shape[3] < size[1]
         shrinks = condition.shape[2] > size[0] or condition.shape[3] > size[1]
         in_wholes = condition.shape[2] % size[0] == 0 and condition.shape[3] % size[1] == 0
-        # By PyTorch where it gives what `resize_planes` gives: by other factors, its areas overlap.
+        # PyTorch where it equals `resize_planes`: for other factors, its areas overlap.
         if kind in ("depth", "image") or (kind == "lines" and not shrinks):
             # In float32: half precision has no area kernel on the CPU, and edges are thin.
             pixels = condition.float()
@@ -87,10 +89,10 @@ def _resized(condition: Tensor, size: tuple[int, int], kind: MapKind, box: Box) 
 def mask_levels(
     mask: Float[Tensor, "k 1 h w"], features: Sequence[Tensor], unshuffle: int
 ) -> list[Float[Tensor, "k 1 h_level w_level"]]:
-    """The mask at every feature's size: the mean over the pixels that each of its values spans.
+    """Return the mask at every feature's size: the mean over the pixels that each value of the feature spans.
 
-    Pooled as adapters pool their features, so that both stay aligned. `mask` has the size of the condition
-    as the adapter reads it, which is a multiple of `unshuffle`.
+    It is pooled like an adapter's features, so both stay aligned. `mask` has the size of the condition that
+    the adapter reads, a multiple of `unshuffle`.
     """
     level = F.avg_pool2d(mask, unshuffle)
     levels = []

@@ -1,4 +1,4 @@
-"""Features into a denoiser: through an argument of its `forward`, or by hooks on its modules."""
+"""Add features to a denoiser through an argument of its `forward`, or with hooks on its modules."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nexus_adapters.injection.denoiser_hook import CHANGING_HOOKS
 class FeaturePlaces:
     """The places of one denoiser, connected until `remove`.
 
-    Where its places have a keyword, `arguments` gives them as an argument. Where they have a module, hooks
-    add the features that were given last, in this thread, to what the module returns.
+    For places with a keyword, `arguments` returns the features as an argument. For places with a module,
+    hooks add the features that `arguments` got last in this thread to the module's output.
     """
 
     def __init__(self, denoiser: nn.Module, places: Sequence[Place]) -> None:
@@ -26,7 +26,7 @@ class FeaturePlaces:
         self._now = threading.local()
         self._handles = []
         bare = inner(denoiser)
-        # All are found before the first is hooked, so that a module that is missing leaves no hooks.
+        # Find all modules before hooking the first one, so that a missing module leaves no hooks behind.
         modules = [None if place.keyword else bare.get_submodule(place.module) for place in self._places]
         with CHANGING_HOOKS:
             for number, (place, module) in enumerate(zip(self._places, modules, strict=True)):
@@ -36,11 +36,11 @@ class FeaturePlaces:
     def arguments(
         self, features: Sequence[Tensor], present: Mapping[str, Sequence[Tensor] | None] | None = None
     ) -> dict[str, list[Tensor]]:
-        """The denoiser's arguments for its next call in this thread.
+        """Return the denoiser's arguments for its next call in this thread.
 
         Args:
-            features: one (B, C, H, W) per place. They are not changed.
-            present: what the call has under these keywords already, which is added to.
+            features: one (B, C, H, W) per place. They are not modified.
+            present: the call's own values of these arguments, to which the features are added.
         """
         laid_out = [
             feature.flatten(2).transpose(1, 2) if place.layout == "tokens" else feature
@@ -54,15 +54,15 @@ class FeaturePlaces:
         return {name: added(name, (present or {}).get(name), ours) for name, ours in found.items()}
 
     def keywords(self) -> tuple[str, ...]:
-        """The arguments that take features."""
+        """Return the names of the arguments that take features."""
         return tuple(dict.fromkeys(place.keyword for place in self._places if place.keyword))
 
     def clear(self) -> None:
-        """Nothing is added to the next call in this thread."""
+        """Add nothing to the next call in this thread."""
         self._now.features = None
 
     def remove(self) -> None:
-        """Leave the denoiser exactly as it was."""
+        """Remove the hooks, which restores the denoiser exactly."""
         with CHANGING_HOOKS:
             for handle in self._handles:
                 handle.remove()
@@ -83,9 +83,10 @@ class FeaturePlaces:
 
 
 def added(name: str, present: Sequence[Tensor] | None, ours: Sequence[Tensor]) -> list[Tensor]:
-    """Both lists of features, place by place, as a new list, since a UNet empties it.
+    """Add two lists of features, place by place; return a new list, since a UNet empties it.
 
-    `InvalidArgument` for the argument `name` where they cannot be added.
+    Raises:
+        InvalidArgument: named `name`, if they cannot be added.
     """
     if present is None:
         return list(ours)

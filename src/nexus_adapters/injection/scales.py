@@ -1,4 +1,4 @@
-"""The factors of a control's features: along the noise schedule, and per level."""
+"""The factors of a control's features: along the noise schedule and per level."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from nexus_adapters.errors import InvalidArgument
 
 
 def training_timesteps(pipe: Any) -> int:
-    """`num_train_timesteps` of the pipeline's scheduler; `InvalidArgument` where there is none to ask."""
+    """Return `num_train_timesteps` of the pipeline's scheduler. `InvalidArgument` if there is none."""
     config = getattr(getattr(pipe, "scheduler", None), "config", {})
     steps = config.get("num_train_timesteps")
     if not isinstance(steps, int) or steps <= 0:
@@ -23,14 +23,14 @@ def training_timesteps(pipe: Any) -> int:
         raise InvalidArgument(
             "pipe_or_denoiser",
             "a pipeline whose scheduler has num_train_timesteps, for a control that changes along the "
-            "schedule (start, end, a scale that changes, or a noise_exponent, also the adapter's own)",
+            "schedule (start, end, a changing scale, or a noise_exponent, including the adapter's own)",
             received,
         )
     return steps
 
 
 def check_schedule(pipe: Any) -> None:
-    """`InvalidArgument` where the scheduler's timesteps are not training timesteps, as with EDM."""
+    """Raise `InvalidArgument` if the scheduler's timesteps are not training timesteps, as with EDM."""
     steps, scheduler = training_timesteps(pipe), pipe.scheduler
     timesteps = getattr(scheduler, "timesteps", None)
     is_outside = isinstance(timesteps, Tensor) and not bool(((timesteps >= 0) & (timesteps <= steps)).all())
@@ -38,20 +38,20 @@ def check_schedule(pipe: Any) -> None:
         raise InvalidArgument(
             "pipe_or_denoiser",
             f"a pipeline whose scheduler has timesteps from 0 to {steps}, for a control that changes along "
-            "the schedule (start, end, a scale that changes, or a noise_exponent, also the adapter's own)",
-            f"one with an {type(scheduler).__name__}, whose timesteps are functions of the noise level",
+            "the schedule (start, end, a changing scale, or a noise_exponent, including the adapter's own)",
+            f"a pipeline with {type(scheduler).__name__}, whose timesteps are functions of the noise level",
         )
 
 
 def schedule_position(timestep: Any, num_train_timesteps: int) -> float:
-    """1 - t / num_train_timesteps: 0 is pure noise, 1 the image. Waits for the device if `timestep` is there.
+    """Return 1 - t / num_train_timesteps: 0 is pure noise, 1 the image. Syncs with the timestep's device.
 
     Args:
-        timestep: as given to the UNet: a number, or a tensor of one value or of equal ones.
+        timestep: as passed to the UNet: a number, or a tensor with one value or equal values.
         num_train_timesteps: of the scheduler.
 
     Raises:
-        InvalidArgument: for rows at different timesteps, and for values that are no training timesteps (some
+        InvalidArgument: for rows at different timesteps, and for values that are not training timesteps (some
             schedulers pass a function of the noise level instead).
     """
     values = timestep.flatten().tolist() if isinstance(timestep, Tensor) else [float(timestep)]
@@ -63,22 +63,22 @@ def schedule_position(timestep: Any, num_train_timesteps: int) -> float:
             "along the schedule",
             shown,
         )
-    # Not 1 - t / n, whose rounding misses boundaries: 1 - 900 / 1000 is less than 0.1.
+    # Not 1 - t / n, which misses boundaries by rounding: 1 - 900 / 1000 is less than 0.1.
     return (num_train_timesteps - float(values[0])) / num_train_timesteps
 
 
 # A number, a function of the position in the schedule, or numbers for equal parts of it.
 Scale: TypeAlias = float | Callable[[float], float] | tuple[float, ...]
 
-# Factors of the features by name, first level (the finest) to last, for four levels. "prompt" has the soft
-# weights that the web UI's ControlNet extension gives T2I-Adapters.
+# Named factors of the features, from the first (finest) level to the last, for four levels. "prompt" has the
+# soft weights that the web UI's ControlNet extension uses for T2I-Adapters.
 LEVEL_SCALES: dict[str, tuple[float, ...]] = {
     "balanced": (1.0, 1.0, 1.0, 1.0),
     "prompt": (0.25, 0.62, 0.825, 1.0),
 }
 
-# What a control is to put first, as settings of one. Larger factors do not make structure stronger; leaving
-# the negative branch without features does (benchmarks/balances.py).
+# What takes precedence, as settings of a control. Larger factors do not make structure stronger; a negative
+# branch without features does (benchmarks/balances.py).
 BALANCES: dict[Balance, dict[str, Any]] = {
     "balanced": {"level_scales": "balanced", "policy": "positive"},
     "prompt": {"level_scales": "prompt", "policy": "positive"},
@@ -87,10 +87,13 @@ BALANCES: dict[Balance, dict[str, Any]] = {
 
 
 def balance(name: str) -> dict[str, Any]:
-    """Settings of a control by what it is to put first: `Control(adapter, condition, **balance("control"))`.
+    """Return settings by what takes precedence: `Control(adapter, condition, **balance("control"))`.
 
-    "balanced" is the default: factors 1, 1, 1, 1 and the policy "positive". "prompt" has factors 0.25, 0.62,
-    0.825, 1. "control" has factors 1, 1, 1, 1 and the policy "cond_only". `InvalidArgument` for another name.
+    "balanced" is the default: level scales 1, 1, 1, 1 and the policy "positive". "prompt" has level scales
+    0.25, 0.62, 0.825, 1. "control" has level scales 1, 1, 1, 1 and the policy "cond_only".
+
+    Raises:
+        InvalidArgument: for another name.
     """
     if name not in BALANCES:
         raise InvalidArgument("balance", f"one of {', '.join(BALANCES)}", repr(name))
@@ -98,14 +101,14 @@ def balance(name: str) -> dict[str, Any]:
 
 
 def check_number(value: object, name: str) -> float:
-    """`value` as a float; `InvalidArgument` unless it is a finite real number."""
+    """Return `value` as a float; raise `InvalidArgument` unless it is a finite real number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InvalidArgument(name, "a finite number", repr(value))
     return float(value)
 
 
 def check_start_end(start: object, end: object) -> tuple[float, float]:
-    """(start, end) as floats; `InvalidArgument` unless 0 <= start <= end <= 1."""
+    """Return (start, end) as floats; raise `InvalidArgument` unless 0 <= start <= end <= 1."""
     first, last = check_number(start, "start"), check_number(end, "end")
     if not 0 <= first <= last <= 1:
         raise InvalidArgument("start, end", "0 <= start <= end <= 1", f"{first}, {last}")
@@ -113,11 +116,11 @@ def check_start_end(start: object, end: object) -> tuple[float, float]:
 
 
 def check_scale(value: Any, name: str = "scale") -> Scale:
-    """A finite number, a function, or a tuple of finite numbers; `InvalidArgument` for anything else."""
+    """Return a finite number, function, or tuple of finite numbers; else raise `InvalidArgument`."""
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
         value = value.item()
     if callable(value):
-        return value  # type: ignore[no-any-return]  # what it gives is checked in `scale_at`
+        return value  # type: ignore[no-any-return]  # `scale_at` checks what it returns
     if _is_list(value):
         return _numbers(value, name)
     try:
@@ -131,9 +134,9 @@ def check_scale(value: Any, name: str = "scale") -> Scale:
 
 
 def scale_at(scale: Scale, position: float) -> float:
-    """The factor at a position, 0 (noise) to 1 (image). Of n numbers each holds for an nth of the schedule.
+    """Return the factor at a position, 0 (noise) to 1 (image). Each of n numbers is for one nth.
 
-    `InvalidArgument` for a function that gives no number.
+    `InvalidArgument` if a function does not return a finite number.
     """
     if isinstance(scale, tuple):
         place = int(position * len(scale) + 1e-9)  # 0.29 * 100 is less than 29
@@ -142,10 +145,10 @@ def scale_at(scale: Scale, position: float) -> float:
 
 
 def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
-    """One number per feature: those given, or those of a name.
+    """Return one number per feature: the given ones, or those of a name.
 
-    `InvalidArgument` for another count or other values. Where an adapter has another number of features than
-    four, the numbers of a name are interpolated.
+    If the adapter does not have four features, the numbers of a name are interpolated. `InvalidArgument` for
+    another number of values or other values.
     """
     if value is None:
         return None
@@ -155,7 +158,7 @@ def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
                 "level_scales",
                 f"{levels} numbers, or one of {', '.join(LEVEL_SCALES)}",
                 repr(value),
-                f"That is a balance: Control(..., **balance({value!r}))" if value in BALANCES else "",
+                f"For this balance, use Control(..., **balance({value!r}))" if value in BALANCES else "",
             )
         numbers = LEVEL_SCALES[value]
         places = np.linspace(0, len(numbers) - 1, levels)
@@ -172,7 +175,7 @@ def check_level_scales(value: Any, levels: int) -> tuple[float, ...] | None:
 
 
 def check_image_scales(value: Any) -> tuple[float, ...] | None:
-    """A tuple of finite numbers, at least one; None for None. `InvalidArgument` for anything else."""
+    """Return a tuple of finite numbers, at least one; None for None. `InvalidArgument` for other values."""
     numbers = _numbers(value, "image_scales") if _is_list(value) else ()
     if value is not None and not numbers:
         raise InvalidArgument("image_scales", "a list of numbers, one for each condition", repr(value))
@@ -180,9 +183,9 @@ def check_image_scales(value: Any) -> tuple[float, ...] | None:
 
 
 def check_one_each(name: str, values: Sequence[float] | None, conditions: int) -> None:
-    """`InvalidArgument` unless there is one value for each condition, or none at all."""
+    """Raise `InvalidArgument` unless `values` is None or has one value per condition."""
     if values is not None and len(values) != conditions:
-        raise InvalidArgument(name, f"{conditions}, as many as conditions", len(values))
+        raise InvalidArgument(name, f"{conditions}, one per condition", len(values))
 
 
 def _is_list(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The methods: one file each. All that depends on an adapter's kind is here."""
+"""The methods, one file each. Everything that depends on an adapter's kind is here."""
 
 from importlib import import_module
 
@@ -30,5 +30,5 @@ __all__ = [
     "register_method",
 ]
 
-for _name in ("nexus", "t2i", "controlnet", "controlnet_xs"):  # each registers itself; in the tables' order
+for _name in ("nexus", "t2i", "controlnet", "controlnet_xs"):  # each registers itself, in the order of tables
     import_module(f"{__name__}.{_name}")

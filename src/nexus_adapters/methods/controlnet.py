@@ -1,4 +1,4 @@
-"""ControlNet (arXiv 2302.05543), diffusers' class: a copy of the UNet's first half, run in every step."""
+"""ControlNet (arXiv 2302.05543), in diffusers' class: a copy of the UNet's first half, run in every step."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from nexus_adapters.methods.method import (
 )
 from nexus_adapters.methods.registry import register_method
 
-_CONDITION_CHANNELS = (16, 32, 96, 256)  # of the encoder of conditions, diffusers' default
+_CONDITION_CHANNELS = (16, 32, 96, 256)  # of the condition encoder, diffusers' default
 
 
 @dataclass(frozen=True)
 class ControlNetOptions(AdapterOptions):
-    """`[adapter]` of a ControlNet."""
+    """The `[adapter]` section for a ControlNet."""
 
 
 class ControlNetMethod(Method):
@@ -47,7 +47,7 @@ class ControlNetMethod(Method):
     classes = (ControlNetModel,)
 
     def build(self, base: Base, denoiser: nn.Module | Any, options: ControlNetOptions) -> nn.Module:
-        """A copy of the UNet's first half."""
+        """Build a ControlNet as a copy of the UNet's first half, in float32."""
         check_is_unet(self.name, denoiser)
         channels = condition_channels(self.name, base.pixels_per_latent)
         kind: Any = ControlNetModel
@@ -55,20 +55,20 @@ class ControlNetMethod(Method):
         return nn.Module.to(built, torch.float32).requires_grad_(True)
 
     def recognizes(self, saved: Saved) -> bool:
-        """Diffusers' folders, single files, and a run's checkpoint."""
+        """Recognize diffusers' folders, single files, and a run's checkpoints."""
         if saved.run or saved.class_name:
             return super().recognizes(saved)
         starts = ("controlnet_cond_embedding.", "control_model.", "input_hint_block.")
         return any(name.startswith(starts) for name in tensor_names(saved))
 
     def load(self, saved: Saved) -> nn.Module:
-        """A `ControlNetModel`, also of a single file as first published."""
+        """Load a `ControlNetModel`, also from a single file as first published."""
         if saved.run or saved.config:
             return super().load(saved)
         kind: Any = ControlNetModel
         try:
             single: nn.Module = kind.from_single_file(str(saved.files[0]))
-        except Exception as error:  # diffusers fetches its config, and the Hub's client has many of its own
+        except Exception as error:  # diffusers downloads the config, and the Hub's client raises many kinds
             reason = one_line(error)
             raise InvalidArgument(
                 "adapter", "a ControlNet that diffusers can read", f"'{saved.source}' ({reason})"
@@ -76,11 +76,11 @@ class ControlNetMethod(Method):
         return single.eval()
 
     def check_fit(self, module: Any, base: Base) -> None:
-        """Channels and text width of the UNet that it copies."""
+        """Check the channels and the text width of the UNet that it was copied from."""
         check_unet_widths(module.config, module.config["in_channels"], "block_out_channels", base)
 
     def check_saved(self, saved: Saved, base: Base) -> None:
-        """As `check_fit`."""
+        """Check the same as `check_fit`, as far as the config states it."""
         if {"in_channels", "cross_attention_dim", "block_out_channels"} <= set(saved.config):
             check_unet_widths(saved.config, saved.config["in_channels"], "block_out_channels", base)
 
@@ -92,7 +92,7 @@ class ControlNetMethod(Method):
         t: Int[Tensor, " b"],
         base: Base,
     ) -> dict[str, Any]:
-        """As in its pipelines. Dropped conditions' residuals are zero."""
+        """Return the ControlNet's residuals, as in diffusers' pipelines; zeros for dropped conditions."""
         down, middle = module(
             noisy,
             t,
@@ -111,7 +111,7 @@ class ControlNetMethod(Method):
     def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
-        """Diffusers' own pipeline."""
+        """Generate with diffusers' own pipeline."""
         from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 
         refuse_prompts(self, settings)
@@ -126,13 +126,13 @@ class ControlNetMethod(Method):
         yield generate
 
     def cost(self, module: nn.Module, base: Base, size: int, steps: int) -> Cost:
-        """In every step."""
+        """Count the cost, which is per step."""
         s, copy = example(base, size), skeleton(module)
         gmacs = counted_gmacs(lambda: copy(s.latents, s.timestep, s.text, s.condition, **s.added))
         return Cost(parameter_count(module), gmacs_per_step=gmacs)
 
     def card(self, module: nn.Module, base: str, source: str) -> str:
-        """Through diffusers' own pipelines."""
+        """Return code for the model card, which uses diffusers' own pipelines."""
         return "\n".join(
             [
                 "from diffusers import AutoPipelineForText2Image, ControlNetModel",
@@ -147,26 +147,26 @@ class ControlNetMethod(Method):
 
 
 def check_is_unet(name: str, denoiser: nn.Module) -> None:
-    """`InvalidArgument` named "base" for a denoiser that is not a UNet."""
+    """Raise `InvalidArgument` named "base" for a denoiser that is not a UNet."""
     is_unet = isinstance(denoiser, UNet2DConditionModel)
     expect(is_unet, "base", f"a base with a UNet, for method {name}", f"a {type(denoiser).__name__}")
 
 
 def condition_channels(name: str, pixels_per_latent: int) -> tuple[int, ...]:
-    """Of the encoder of conditions, which halves a condition as often as the VAE does the image."""
+    """Return the condition encoder's channels: it halves a condition as often as the VAE the image."""
     halvings = pixels_per_latent.bit_length() - 1
     fits = pixels_per_latent == 2**halvings and 1 <= halvings < len(_CONDITION_CHANNELS)
     expect(
         fits,
         "base",
         f"a VAE that shrinks by 2, 4 or 8, for method {name}",
-        f"one that shrinks by {pixels_per_latent}",
+        f"a VAE that shrinks by {pixels_per_latent}",
     )
     return _CONDITION_CHANNELS[-1 - halvings :]
 
 
 def check_unet_widths(config: Any, in_channels: int, widths: str, base: Base) -> None:
-    """`InvalidArgument` named "adapter" unless an adapter's config has the UNet's channels and text width."""
+    """Raise `InvalidArgument` named "adapter" unless its channels and text width match the UNet."""
     text_widths = config["cross_attention_dim"], base.config.get("cross_attention_dim")
     check_kind(base, text_widths=text_widths)
     for key, found in (
@@ -176,11 +176,11 @@ def check_unet_widths(config: Any, in_channels: int, widths: str, base: Base) ->
     ):
         needed = base.config.get(key)
         if _as_tuple(found) != _as_tuple(needed):
-            raise InvalidArgument("adapter", f"{key} {needed}, as the base has it", found)
+            raise InvalidArgument("adapter", f"{key} {needed}, to fit the base", found)
 
 
 def refuse_prompts(method: Method, settings: GenerationSettings) -> None:
-    """`InvalidArgument` where a method that reads the base's own embeddings is given other prompts."""
+    """Raise `InvalidArgument` for separate prompts with a method that reads the base's own embeddings."""
     if settings.adapter_prompts is not None:
         raise InvalidArgument("adapter_prompts", f"None for a {method.label}", len(settings.adapter_prompts))
 

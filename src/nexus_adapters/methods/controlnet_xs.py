@@ -1,8 +1,8 @@
-"""ControlNet-XS (Zavadski et al. 2023, arXiv 2312.06573) of diffusers' parts, for bases of any shape.
+"""ControlNet-XS (Zavadski et al. 2023, arXiv 2312.06573), from diffusers' parts, for bases of any shape.
 
-diffusers' own assembly knows 4 latent channels and two layers a block, and copies the base. Here adapter and
-base are put together without a copy: the fused network's parts are theirs, so training the adapter's weights
-is training its.
+diffusers' own version supports only 4 latent channels and two layers per block, and copies the base. Here,
+adapter and base are fused without a copy: the fused network shares their parts, so training it trains the
+adapter's weights.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from nexus_adapters.methods.method import (
 from nexus_adapters.methods.registry import register_method
 
 _SIZE_RATIO = 0.125
-_LARGEST_RATIO = 4  # above it is a slip: the control is meant to be smaller than the base
-_STOCK = (4, 2)  # the latent channels and layers a block that diffusers' own classes have
+_LARGEST_RATIO = 4  # more is a mistake: the control should be smaller than the base
+_STOCK = (4, 2)  # latent channels and layers per block of diffusers' own classes
 
 
 class ReshapedControlNetXS(ControlNetXSAdapter):
-    """A `ControlNetXSAdapter` for a base of other latent channels, or other layers a block, than SD's."""
+    """A `ControlNetXSAdapter` for bases whose latent channels or layers per block differ from SD's."""
 
     @register_to_config  # type: ignore[untyped-decorator]  # diffusers' own
     def __init__(
@@ -112,31 +112,32 @@ class ReshapedControlNetXS(ControlNetXSAdapter):
 def build_controlnet_xs(
     unet: Any, size_ratio: float, condition_channels: Sequence[int]
 ) -> ControlNetXSAdapter:
-    """The untrained adapter, in float32: a `ControlNetXSAdapter` where diffusers has one of the base's shape.
+    """Build the untrained adapter in float32; diffusers' own `ControlNetXSAdapter` if it fits the base.
 
     Args:
-        unet: the base's.
-        size_ratio: its channels as a fraction of the base's.
-        condition_channels: of the encoder of conditions, whose halvings are one fewer.
+        unet: the base's UNet.
+        size_ratio: the adapter's channels as a fraction of the base's.
+        condition_channels: channels of the condition encoder, which halves a condition once less than this
+            has entries.
 
     Raises:
-        InvalidArgument: for a base of more layers than diffusers knows, or a ratio that leaves channels which
-            the base's attention heads do not divide.
+        InvalidArgument: for a base with more layers than diffusers supports, or a ratio whose channels are
+            not divisible by the base's attention heads.
     """
     config = unet.config
     layers = config.layers_per_block
     if layers not in (1, 2):
         raise InvalidArgument(
-            "base", f"at most {_STOCK[1]} layers per block, as diffusers builds ControlNet-XS", layers
+            "base", f"at most {_STOCK[1]} layers per block, as in diffusers' ControlNet-XS", layers
         )
     channels = tuple(int(width * size_ratio) for width in config.block_out_channels)
-    heads = config.attention_head_dim  # diffusers calls the number of heads so, in UNets of this age
+    heads = config.attention_head_dim  # in older UNets, this is diffusers' name for the number of heads
     counts = [heads] * len(channels) if isinstance(heads, int) else heads
     for width, count in zip(channels, counts, strict=True):
         if width < 1 or width % count:
             raise InvalidArgument(
                 "size_ratio",
-                f"one whose channels the base's {tuple(counts)} attention heads divide",
+                f"a ratio whose channels are divisible by the base's {tuple(counts)} attention heads",
                 f"{size_ratio}, which gives {channels}",
             )
     shared = {
@@ -162,14 +163,14 @@ def build_controlnet_xs(
 
 
 def fuse(unet: Any, adapter: Any) -> Any:
-    """The network that denoises under control: base and adapter, which keep their parts and share them.
+    """Fuse base and adapter into the network that denoises under control; it shares their parts.
 
-    Called as the UNet, with two more arguments: `controlnet_cond`, (b, 3, h, w), and `conditioning_scale`.
-    `requires_grad` of each part's weights stays as it was.
+    Call it like the UNet, with two more arguments: `controlnet_cond`, (b, 3, h, w), and `conditioning_scale`.
+    `requires_grad` of the weights does not change.
     """
     names = ("block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim")
     more = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
-    with torch.device("meta"):  # a skeleton, all of whose parts are exchanged
+    with torch.device("meta"):  # a skeleton whose parts are all replaced
         kind: Any = UNetControlNetXSModel
         fused = kind(
             **{name: unet.config[name] for name in (*names, *more, "norm_num_groups")},
@@ -214,9 +215,13 @@ def _fuse_down(block: Any, base: Any, control: Any) -> None:
 def controlled_by_xs(
     pipe: Any, adapter: Any, conditions: ConditionLike, scale: float = 1.0
 ) -> Iterator[None]:
-    """While open, a stock pipeline's UNet denoises under an adapter's control.
+    """Make a stock pipeline's UNet denoise under an adapter's control. A context manager.
 
-    `conditions`: as in `Control`, one for each prompt of a call; every guidance branch gets them.
+    Args:
+        pipe: the pipeline.
+        adapter: a ControlNet-XS for its UNet.
+        conditions: as in `Control`, one for each prompt of a call; every guidance branch gets them.
+        scale: strength of the control; 0 is the base alone.
     """
     unet = pipe.unet
     fused, before = fuse(unet, adapter), unet.forward
@@ -238,7 +243,7 @@ def controlled_by_xs(
 
 
 def _ratio(own: Any, base: Any) -> float | None:
-    """The least size ratio that gives an adapter's channels of its base's; None where there is none."""
+    """Return the smallest size ratio that gives the adapter's channels from its base's; None if none does."""
     are_lists = all(isinstance(widths, list | tuple) for widths in (own, base)) and len(own) == len(base) > 0
     if not are_lists or not all(isinstance(width, int) and width > 0 for width in (*own, *base)):
         return None
@@ -258,26 +263,27 @@ def _zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 @dataclass(frozen=True)
 class ControlNetXSOptions(AdapterOptions):
-    """`[adapter]` of a ControlNet-XS."""
+    """The `[adapter]` section for a ControlNet-XS."""
 
     size_ratio: float | None = None
-    """Its channels as a fraction of the base's. By default 0.125, or as the adapter in `start_from` has."""
+    """Its channels as a fraction of the base's. Default: the ratio of the adapter in `start_from`, else
+    0.125."""
 
     def __post_init__(self) -> None:
-        """What one option alone does not show."""
+        """Check the ratio."""
         fits = self.size_ratio is None or 0 < self.size_ratio <= _LARGEST_RATIO
         expect(fits, "size_ratio", f"a number above 0 and at most {_LARGEST_RATIO}", self.size_ratio)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the network and its training, the same for two ways to write it."""
+        """Return the options that decide the network and its training, in a canonical form."""
         found = super().identity()
-        if self.size_ratio is None and not self.start_from:  # else as that has it
+        if self.size_ratio is None and not self.start_from:  # else that adapter decides
             found["size_ratio"] = _SIZE_RATIO
         return found
 
 
 class ControlNetXSMethod(Method):
-    """One network with the base: the fused network is called in the base's place."""
+    """ControlNet-XS: one network with the base, which is called instead of the base's denoiser."""
 
     label = "ControlNet-XS"
     Options = ControlNetXSOptions
@@ -285,42 +291,42 @@ class ControlNetXSMethod(Method):
     classes = (ControlNetXSAdapter, ReshapedControlNetXS)
 
     def build(self, base: Base, denoiser: nn.Module, options: ControlNetXSOptions) -> nn.Module:
-        """Of the UNet's widths times `size_ratio`."""
+        """Build the adapter, with the UNet's widths times `size_ratio`."""
         check_is_unet(self.name, denoiser)
         channels = condition_channels(self.name, base.pixels_per_latent)
         ratio = _SIZE_RATIO if options.size_ratio is None else options.size_ratio
         return build_controlnet_xs(denoiser, ratio, channels)
 
     def adopt(self, options: ControlNetXSOptions, saved: Saved) -> ControlNetXSOptions:
-        """The size of a saved ControlNet-XS."""
+        """Take over the size ratio of a saved ControlNet-XS."""
         if not self.recognizes(saved) or "block_out_channels" not in saved.config:
             return options
         own: Any = saved.config["block_out_channels"]
         base: Any = saved.config.get("base_block_out_channels")
         ratio = _ratio(own, base)
-        expected = f"a {self.label} of a fraction of its base's channels"
-        received = f"'{saved.source}', of {own} channels for {base}"
+        expected = f"a {self.label} with a fraction of its base's channels"
+        received = f"'{saved.source}', with channels {own} for {base}"
         if ratio is None:
             raise InvalidArgument("start_from", expected, received)
         given = options.size_ratio
         if given is None:
             return replace(options, size_ratio=ratio)
         fits = [int(width * given) for width in base] == list(own)
-        expect(fits, "size_ratio", f"{ratio:g}, as '{saved.source}' has it", given)
+        expect(fits, "size_ratio", f"{ratio:g}, as in '{saved.source}'", given)
         return options
 
     def check_fit(self, module: Any, base: Base) -> None:
-        """Channels and text width of the UNet."""
+        """Check the channels and the text width of the UNet."""
         check_unet_widths(module.config, module.conv_in.in_channels, "base_block_out_channels", base)
 
     def network(self, module: nn.Module, denoiser: nn.Module) -> nn.Module:
-        """Base and adapter as one."""
+        """Return base and adapter fused into one network."""
         fused: nn.Module = fuse(denoiser, module)
         return fused
 
     @property
     def is_fused(self) -> bool:
-        """It is called in the UNet's place."""
+        """True: the fused network is called instead of the UNet."""
         return True
 
     def denoiser_arguments(
@@ -331,7 +337,7 @@ class ControlNetXSMethod(Method):
         t: Int[Tensor, " b"],
         base: Base,
     ) -> dict[str, Any]:
-        """What the fused network takes in addition to the UNet's own. Dropped conditions have scale zero."""
+        """Return the fused network's arguments besides the UNet's. Dropped conditions have scale 0."""
         return {
             "controlnet_cond": batch.condition.to(noisy.dtype),
             "conditioning_scale": batch.has_condition.to(noisy.dtype)[:, None, None, None],
@@ -341,13 +347,13 @@ class ControlNetXSMethod(Method):
     def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
-        """The base's own pipeline, whose UNet is replaced while open."""
+        """Generate with the base's own pipeline, whose UNet is replaced meanwhile."""
         refuse_prompts(self, settings)
         with controlled_by_xs(pipe, module, list(conditions), settings.scale):
             yield pipe
 
     def cost(self, module: nn.Module, base: Base, size: int, steps: int) -> Cost:
-        """In every step, what the fused network takes beyond the base's own."""
+        """Count the cost per step: that of the fused network minus that of the base."""
         s, unet = example(base, size), base.empty_denoiser()
         fused = fuse(unet, skeleton(module))
         both = counted_gmacs(lambda: fused(s.latents, s.timestep, s.text, s.condition, **s.added))
@@ -355,7 +361,7 @@ class ControlNetXSMethod(Method):
         return Cost(parameter_count(module), gmacs_per_step=both - alone)
 
     def card(self, module: nn.Module, base: str, source: str) -> str:
-        """Through the base's pipeline."""
+        """Return code for the model card, which uses the base's pipeline."""
         return "\n".join(
             [
                 "from nexus_adapters import load_adapter, load_base",

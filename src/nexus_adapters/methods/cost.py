@@ -1,4 +1,4 @@
-"""What a control adds to an image: its weights, and its arithmetic counted by torch on shapes alone."""
+"""The cost of a control: its parameters, and its arithmetic operations, counted by torch without weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Cost:
     """What a control adds to one image, without guidance.
 
     Attributes:
-        parameters: how many weights.
-        gmacs_once: billions of multiply-accumulates once per image.
-        gmacs_per_step: and in every step.
+        parameters: number of parameters.
+        gmacs_once: billions of multiply-accumulates (GMACs) once per image.
+        gmacs_per_step: GMACs in every step.
     """
 
     parameters: int
@@ -29,13 +29,13 @@ class Cost:
     gmacs_per_step: float = 0.0
 
     def gmacs(self, steps: int) -> float:
-        """Of a whole image of so many steps."""
+        """Return the GMACs for an image with this many steps."""
         return self.gmacs_once + steps * self.gmacs_per_step
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tensors of a call's shapes on the meta device, to count by."""
+    """Tensors with the shapes of a call, on the meta device."""
 
     condition: Tensor
     text: Tensor
@@ -45,7 +45,7 @@ class Example:
 
 
 def example(base: Base, size: int, dtype: torch.dtype = torch.float32) -> Example:
-    """One image of `size` pixels a side, on the meta device."""
+    """Return the tensors of a call for one square image with sides of `size` pixels, on the meta device."""
     side = size // base.pixels_per_latent
     with torch.device("meta"):
         return Example(
@@ -58,20 +58,20 @@ def example(base: Base, size: int, dtype: torch.dtype = torch.float32) -> Exampl
 
 
 def skeleton(module: nn.Module | Any) -> Any:
-    """An adapter of the same config on the meta device."""
+    """Return an adapter with the same config on the meta device."""
     kind: Any = type(module)
     with torch.device("meta"):
         return kind.from_config(module.config)
 
 
 def parameter_count(module: nn.Module) -> int:
-    """How many weights."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def counted_gmacs(run: Callable[[], object]) -> float:
-    """Billions of multiply-accumulates that torch counts in what `run` does."""
-    # Of attention torch counts the plain kind on all devices.
+    """Return the GMACs that torch counts while `run` runs."""
+    # torch counts attention on all devices only in the plain implementation.
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return float(counter.get_total_flops()) / 2e9

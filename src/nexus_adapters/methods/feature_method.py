@@ -1,4 +1,4 @@
-"""What Nexus and T2I-Adapters share: they run once per image and add features at a base's places."""
+"""Shared by Nexus and T2I-Adapters, which run once per image and add features at a base's places."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from nexus_adapters.methods.method import (
 
 
 class FeatureMethod(Method):
-    """A method whose adapter takes a condition, and where it reads the prompt its embeddings."""
+    """A method whose adapter turns a condition, and possibly the prompt embeddings, into features."""
 
     attaches = True
     settings = frozenset({"scale", "policy", "level_scales", "noise_exponent"})
 
     def check_fit(self, module: nn.Module, base: Base) -> None:
-        """Number, widths and strides of the features, the text's width, and the pixels per latent."""
+        """Check number, widths and strides of the features, the text width, and the pixels per latent."""
         check_fit(module, base)
         check_pixels(module, base, base.pixels_per_latent)
 
     def check_saved(self, saved: Saved, base: Base) -> None:
-        """All but the pixels per latent."""
+        """Check the same as `check_fit`, except the pixels per latent."""
         if (found := geometry_of_config(saved.config)) is not None:
             check_geometry(found, base)
 
     def inputs(self, condition: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
-        """What the adapter's `forward` takes."""
+        """Return the arguments of the adapter's `forward`."""
         return (condition, prompt_embeds) if self.reads_prompt else (condition,)
 
     def denoiser_arguments(
@@ -63,7 +63,7 @@ class FeatureMethod(Method):
         t: Int[Tensor, " b"],
         base: Base,
     ) -> dict[str, Any]:
-        """The features, as in generation."""
+        """Return the features, computed as in generation."""
         features = module(*self.inputs(batch.condition, batch.prompt_embeds))
         scale = batch.has_condition.to(noisy.dtype)
         exponent = inner(module).config.get("noise_exponent") or 0.0
@@ -75,11 +75,11 @@ class FeatureMethod(Method):
     def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
-        """The base's own pipeline with the adapter attached."""
+        """Generate with the base's own pipeline, with the adapter attached."""
         if settings.adapter_prompts is not None and not self.reads_prompt:
             raise InvalidArgument(
                 "adapter_prompts",
-                f"None for a {self.label}, which reads no prompt",
+                f"None for a {self.label}, which does not read the prompt",
                 len(settings.adapter_prompts),
             )
         control = Control(
@@ -95,7 +95,7 @@ class FeatureMethod(Method):
             yield pipe
 
     def cost(self, module: nn.Module, base: Base, size: int, steps: int) -> Cost:
-        """Once per image."""
+        """Count the cost, which is once per image."""
         shapes, copy = example(base, size), skeleton(module)
         run = self.inputs(shapes.condition, shapes.text)
         return Cost(parameter_count(module), gmacs_once=counted_gmacs(lambda: copy(*run)))
@@ -103,14 +103,14 @@ class FeatureMethod(Method):
 
 @contextmanager
 def reading(module: nn.Module, pipe: Any, prompts: Sequence[str] | None) -> Iterator[None]:
-    """While open, an adapter reads `prompts`, whatever text it is handed; None leaves it as it is."""
+    """Make an adapter read `prompts` instead of the prompts that it is given; None changes nothing."""
     if prompts is None:
         yield
         return
     base, _ = base_of(pipe)
     if any(prompts):
         text = base.encode_prompts(prompts)["prompt_embeds"]
-    else:  # as guidance reads none
+    else:  # as in the unconditional branch
         text = base.encode_empty_prompt()["prompt_embeds"].expand(len(prompts), -1, -1)
 
     def swap(_: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -124,9 +124,9 @@ def reading(module: nn.Module, pipe: Any, prompts: Sequence[str] | None) -> Iter
 
 
 def stem_fitted(adapter: Any, module: Any, source: str) -> dict[str, Tensor]:
-    """An adapter's tensors to start `module` from; `module` may read three channels instead of one.
+    """Return an adapter's tensors to initialize `module`, which may read three channels instead of one.
 
-    The stem for one channel is then repeated, and this is reported.
+    A one-channel stem is then expanded, with a warning.
     """
     tensors = dict(adapter.state_dict())
     channels, stem = module.config["in_channels"], "adapter.conv_in.weight"

@@ -1,7 +1,7 @@
-"""What a method is: how an adapter is built, loaded, trained, generated with, priced and described.
+"""A method: how to build, load, train, use, and describe a kind of adapter, and what it costs.
 
-A method registers under the names that recipes, commands and tables have for it (`register_method`). Nothing
-outside this package asks for an adapter's class.
+Methods are registered under the names that recipes, commands and tables use (`register_method`). No code
+outside this package depends on an adapter's class.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from nexus_adapters.errors import InvalidArgument, expect, one_line
 from nexus_adapters.methods.cost import Cost
 
 FEATURES = "features"
-"""The key under which `denoiser_arguments` gives features for the base's places."""
+"""The key of features for the base's places in the result of `denoiser_arguments`."""
 
 
-# What is called to generate: a pipeline, with further arguments filled in.
+# A pipeline, or a function with the same arguments.
 Generate = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """`[adapter]`: what is trained. Each method adds options of its own."""
+    """The `[adapter]` section: what to train. Each method adds its own options."""
 
     method: str = "prime"
     """The name of a configuration: "prime", "slim", "prime-paper", "slim-paper", "t2i", "controlnet",
-    "controlnet-xs", or one that a module of yours registers. By default that of the adapter in `start_from`,
-    else "prime"."""
+    "controlnet-xs", or one that your module registers. Default: that of the adapter in `start_from`, else
+    "prime"."""
     start_from: str = ""
-    """A saved adapter to start from: anything that `load_adapter` takes. Its architecture is taken over."""
+    """A saved adapter to start from: anything that `load_adapter` accepts. Its architecture is used."""
     start_from_optimizer: bool = False
-    """Also start with the optimizer's state, of a training run or checkpoint in `start_from`. The weights are
-    then those that it belongs to: the checkpoint's own, not their average."""
+    """Also load the optimizer state of the training run or checkpoint in `start_from`. Then the checkpoint's
+    current weights are loaded too, instead of their average."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the network and its training, the same for two ways to write it."""
+        """Return the options that decide the network and its training, in a canonical form."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a control is used while generating; as in `Control`.
+    """How a control is used in generation; see `Control`.
 
     Attributes:
-        scale: factor of what the adapter adds to the base.
+        scale: factor of what the adapter adds to the base; 0 is the base alone.
         policy: which text a text-reading adapter reads.
-        level_scales: of a Nexus adapter.
-        noise_exponent: of adapters whose features can fade; None for what the adapter was trained with.
-        adapter_prompts: what a text-reading adapter reads in place of the prompts that the base reads.
+        level_scales: factors of a Nexus adapter's features.
+        noise_exponent: for adapters that add features; None for the value that the adapter was trained with.
+        adapter_prompts: prompts that a text-reading adapter reads instead of the base's prompts.
     """
 
     scale: float = 1.0
@@ -75,27 +75,27 @@ class GenerationSettings:
 
 
 class Method(ABC):
-    """A way to control a frozen base. One instance for each name.
+    """A way to control a frozen base, with one instance for each name.
 
     Args:
-        name: under which it is registered.
+        name: the name under which it is registered.
     """
 
     label: ClassVar[str]
-    """In model cards and plots."""
+    """The name in model cards and plots."""
     Options: ClassVar[type[AdapterOptions]] = AdapterOptions
-    """A recipe's `[adapter]` section is validated by it."""
+    """The dataclass that validates a recipe's `[adapter]` section."""
     settings: ClassVar[frozenset[str]] = frozenset({"scale"})
-    """Which of `GenerationSettings` it reads; all others have no effect."""
+    """The fields of `GenerationSettings` that it reads; all others have no effect."""
     reads_prompt: ClassVar[bool] = True
-    """Whether the adapter reads the prompt, so that it can be given another one than the base."""
+    """Whether the adapter reads the prompt, so that its prompt can differ from the base's."""
     attaches: ClassVar[bool] = False
-    """Whether it works through `Control` and `attach`; others have pipelines of their own."""
+    """Whether it works with `Control` and `attach`; other methods have their own pipelines."""
     keeps_float32: ClassVar[bool] = False
-    """Whether its weights stay float32 where the base computes in less, and so need autocast."""
+    """Whether its weights stay float32 if the base has a lower precision, and so need autocast."""
     classes: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """Of its adapters: subclasses of diffusers' `ModelMixin` and `ConfigMixin`. By them saved and loaded
-    adapters are known, unless a method says otherwise."""
+    """The classes of its adapters: subclasses of diffusers' `ModelMixin` and `ConfigMixin`. By default, saved
+    and loaded adapters are recognized by them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -104,21 +104,27 @@ class Method(ABC):
 
     @abstractmethod
     def build(self, base: Base, denoiser: nn.Module, options: Any) -> nn.Module:
-        """The untrained adapter for a base, on the current default device.
+        """Build the untrained adapter for a base, on the current default device.
 
-        `denoiser`: the base's, perhaps on the meta device. `InvalidArgument` names an option, or "base".
+        Args:
+            base: the base.
+            denoiser: the base's denoiser, possibly on the meta device.
+            options: an instance of `Options`.
+
+        Raises:
+            InvalidArgument: named after an option, or "base".
         """
 
     def recognizes(self, saved: Saved) -> bool:
-        """Whether `load` can load it. By default, what is saved of `classes`, and a run's checkpoint."""
+        """Return whether `load` can load it: by default, saved `classes` and checkpoints of this method."""
         if saved.run:
             return trained_as(saved) == self.name
         return saved.class_name in {kind.__name__ for kind in self.classes}
 
     def load(self, saved: Saved) -> nn.Module:
-        """The saved adapter on the CPU, in eval mode, in the precision of its files.
+        """Load a saved adapter on the CPU, in eval mode, in the precision of its files.
 
-        By default of the class that its config names, with exactly the tensors that this needs.
+        By default, it has the class named in its config, and exactly the tensors that this class needs.
         """
         kind = next((kind for kind in self.classes if kind.__name__ == saved.class_name), None)
         if kind is None and saved.config and not saved.class_name:
@@ -128,40 +134,42 @@ class Method(ABC):
             if saved.run:
                 hint = "Use the adapter of the finished run"
             raise InvalidArgument(
-                "adapter", f"a {self.label} with its config", f"'{saved.source}', without one", hint
+                "adapter", f"a {self.label} with its config", f"'{saved.source}' without a config", hint
             )
         return _from_folder(kind, saved) if saved.is_folder else _from_files(kind, saved)
 
     def describe(self, saved: Saved) -> dict[str, str]:
-        """What `nexus info` shows of a saved adapter that this method recognizes: label -> text."""
+        """Return label -> text, shown by `nexus info` for a saved adapter that this method recognizes."""
         return {"kind": f"{self.label} ({saved.class_name})" if saved.class_name else self.label}
 
     def owns(self, module: nn.Module) -> bool:
-        """Whether an adapter is of this method's kind. By default, an instance of `classes`."""
+        """Return whether a loaded adapter belongs to this method: by default, an instance of `classes`."""
         return isinstance(module, self.classes)
 
     @abstractmethod
     def check_fit(self, module: nn.Module, base: Base) -> None:
-        """`InvalidArgument` named "adapter", with both numbers, unless the adapter fits the base."""
+        """Raise `InvalidArgument` named "adapter", with both numbers, unless the adapter fits the base."""
 
     def check_saved(self, saved: Saved, base: Base) -> None:  # noqa: B027  # a config may not say enough
-        """As `check_fit`, before the adapter is loaded: checks only what its config states."""
+        """Check the same as `check_fit` before the adapter is loaded, as far as its config states it."""
 
     def configuration(self, saved: Saved) -> str:
-        """The name of the method that trains adapters like a saved one that this method recognizes."""
+        """Return the name of the method that trains adapters like `saved`, which this method recognizes."""
         return self.name
 
     def adopt(self, options: Any, saved: Saved) -> Any:
-        """The options with the architecture of a saved adapter that training starts from.
+        """Return the options with the architecture of a saved adapter that training starts from.
 
-        `InvalidArgument`, for the option, where a given one contradicts it.
+        Raises:
+            InvalidArgument: named after an option that contradicts the saved adapter.
         """
         return options
 
     def starting_tensors(self, module: nn.Module, saved: Saved) -> dict[str, Tensor]:
-        """What `module` takes of a saved adapter's weights: all, of one of the same kind.
+        """Return the saved adapter's tensors that initialize `module`: by default, all of the same kind's.
 
-        `InvalidArgument` named "start_from" for another kind's, and where a tensor does not fit.
+        Raises:
+            InvalidArgument: named "start_from", for an adapter of another kind or a tensor that does not fit.
         """
         received = f"'{saved.source}'" + (f", a {saved.class_name}" if saved.class_name else "")
         expect(self.recognizes(saved), "start_from", f"a {self.label}", received)
@@ -170,12 +178,12 @@ class Method(ABC):
     # Training
 
     def network(self, module: nn.Module, denoiser: nn.Module) -> nn.Module:
-        """What computes in a training step: the adapter, or where both only work as one network, that."""
+        """Return the module that runs in a training step: the adapter, or its fusion with the denoiser."""
         return module
 
     @property
     def is_fused(self) -> bool:
-        """Whether `network` is called in place of the base's denoiser."""
+        """Whether `network` is called instead of the base's denoiser."""
         return False
 
     @abstractmethod
@@ -187,11 +195,12 @@ class Method(ABC):
         t: Int[Tensor, " b"],
         base: Base,
     ) -> dict[str, Any]:
-        """The arguments that let the denoiser follow the batch's condition.
+        """Return the arguments that make the denoiser follow the batch's condition.
 
-        Under the key `FEATURES` a list of features, (b, c, h, w) each, for the base's places; all others are
-        arguments of the denoiser's `forward`. Dropped conditions add zeros: the module always runs, as
-        training on several devices needs. `module`: `network`'s result, wrapped (DDP, compiled) or not.
+        The key `FEATURES` holds a list of features, (b, c, h, w) each, for the base's places; all other keys
+        are arguments of the denoiser's `forward`. Dropped conditions add zeros: the module always runs, as
+        training on several devices requires. `module` is the result of `network`, possibly wrapped (DDP,
+        compiled).
         """
 
     # Generating
@@ -200,16 +209,16 @@ class Method(ABC):
     def generating(
         self, pipe: Any, module: nn.Module, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> AbstractContextManager[Generate]:
-        """While open, what it yields generates under the control: it is called as the base's pipeline."""
+        """Yield a function that generates with the control. It is called like the base's pipeline."""
 
     # Cost and description
 
     @abstractmethod
     def cost(self, module: nn.Module, base: Base, size: int, steps: int) -> Cost:
-        """Of one square image of `size` pixels a side. Counted by torch on shapes alone."""
+        """Return the cost for one square image with sides of `size` pixels, without running on weights."""
 
     def card(self, module: nn.Module, base: str, source: str) -> str:
-        """Python code for the model card: how to use the adapter `source` with `base`."""
+        """Return Python code for the model card that uses the adapter `source` with `base`."""
         return "\n".join(
             [
                 "from nexus_adapters import Control, attach, load_adapter, load_base",
@@ -224,7 +233,7 @@ class Method(ABC):
 
 
 def unread_settings(method: Method, settings: GenerationSettings) -> list[str]:
-    """The names of settings that were changed from their defaults and that the method does not read."""
+    """Return the names of settings that differ from their defaults and that the method does not read."""
     return [
         field.name
         for field in dataclasses.fields(settings)
@@ -233,42 +242,42 @@ def unread_settings(method: Method, settings: GenerationSettings) -> list[str]:
     ]
 
 
-# What loaders call the argument that names the adapter's files.
+# Loaders' names of the argument that names the adapter's files.
 _NAMES_OF_SOURCE = ("adapter", "source", "path", "pretrained_model_name_or_path")
 
 
 def load_with(method: Method, saved: Saved, dtype: torch.dtype = torch.float32) -> Any:
-    """What `method.load` gives, in eval mode. Whatever goes wrong is an `InvalidArgument` named "adapter"."""
+    """Load an adapter with `method.load`, in eval mode. Any error is an `InvalidArgument` named "adapter"."""
     try:
         with quiet_loading():
             loaded = method.load(saved)
     except InvalidArgument as error:
         if error.name in _NAMES_OF_SOURCE:
             raise error.with_name("adapter") from error
-        # The method is the first that recognizes it: Prime and Slim recognize each other's.
+        # Not the method's label: Prime and Slim recognize each other's adapters, and the first one is used.
         expected = f"a saved {saved.class_name or method.label}"
         raise within("adapter", expected, saved.source, error) from error
-    except Exception as error:  # of odd configs and damaged files diffusers raises nearly anything
+    except Exception as error:  # for odd configs and damaged files, diffusers raises nearly anything
         reason = one_line(error)
         raise InvalidArgument(
             "adapter", f"a saved {method.label}", f"'{saved.source}' ({type(error).__name__}: {reason})"
         ) from error
-    # diffusers' own `to` warns of parts to keep in float32: here none.
+    # diffusers' own `to` would warn about parts to keep in float32; there are none here.
     return nn.Module.to(loaded, dtype).eval()
 
 
 def trained_as(saved: Saved) -> str:
-    """The method's name in the recipe of a run whose checkpoints do not have their adapter's config."""
+    """Return the method's name in the run's recipe, for checkpoints without a config."""
     return str(saved.run.get("adapter", {}).get("method", AdapterOptions.method))
 
 
 def matching_tensors(
     module: nn.Module, theirs: dict[str, Tensor], source: str, needed: set[str] | None = None
 ) -> dict[str, Tensor]:
-    """`theirs`, once they have been found to be what a module needs.
+    """Check that `theirs` are the tensors that a module needs, and return them.
 
-    `needed`: the module's names that they must have, all of them by default. `InvalidArgument` names the
-    first that does not fit.
+    `needed` names the module's tensors that must be there; by default, all. `InvalidArgument`, named
+    "start_from", reports the first tensor that does not fit.
     """
     ours = module.state_dict()
     wanted = set(ours) if needed is None else needed
@@ -277,27 +286,27 @@ def matching_tensors(
         found = f"shape {tuple(theirs[name].shape)}" if name in theirs else "no such tensor"
         if expected != found:
             raise InvalidArgument(
-                "start_from", f"an adapter whose {name} has {expected}", f"'{source}', with {found}"
+                "start_from", f"an adapter whose {name} has {expected}", f"'{source}' with {found}"
             )
     return theirs
 
 
 def _from_files(kind: Any, saved: Saved) -> nn.Module:
-    """A model of diffusers' class `kind` from its config and any files of its tensors."""
+    """Build a model of diffusers' class `kind` from its config and its files."""
     check_layers(saved)
-    with torch.random.fork_rng(devices=()):  # what it draws is replaced
+    with torch.random.fork_rng(devices=()):  # its random initial weights are replaced
         built: nn.Module = kind.from_config({k: v for k, v in saved.config.items() if not k.startswith("_")})
     tensors = load_tensors(saved)
     check_tensors(built, tensors, saved.source, "adapter")
-    # Copies: those of a file stay tied to it.
+    # Copied, since loaded tensors may stay mapped to their file.
     built.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return built.eval()
 
 
 def _from_folder(kind: Any, saved: Saved) -> nn.Module:
-    """A model of diffusers' class `kind` from its folder.
+    """Load a model of diffusers' class `kind` from its folder.
 
-    diffusers itself only warns of missing and surplus tensors, and leaves what is missing without values.
+    diffusers itself only warns of missing and unexpected tensors, and leaves missing ones uninitialized.
     """
     check_layers(saved)
     check_types(saved.tensors, "adapter")
@@ -305,20 +314,20 @@ def _from_folder(kind: Any, saved: Saved) -> nn.Module:
     loaded, info = kind.from_pretrained(
         saved.path, local_files_only=True, variant=saved.file_variant, output_loading_info=True
     )
-    problems = {"missing": info["missing_keys"], "surplus": info["unexpected_keys"]}
+    problems = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
     problems["not finite"] = [
         name
         for name, tensor in loaded.state_dict().items()
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all())
     ]
     for what, names in problems.items():
-        found = f"'{saved.source}', where {len(names)} are {what}, such as {next(iter(names), '')}"
+        found = f"'{saved.source}', in which {len(names)} are {what}, such as {next(iter(names), '')}"
         expect(not names, "adapter", f"the tensors of a {kind.__name__}, all finite", found)
     return loaded.eval()
 
 
 def inner(module: nn.Module | Any) -> Any:
-    """The adapter inside what wraps it: `torch.compile`, DistributedDataParallel."""
+    """Return the adapter without its wrappers: `torch.compile`, `DistributedDataParallel`."""
     while True:
         if hasattr(module, "_orig_mod"):
             module = module._orig_mod
@@ -329,7 +338,7 @@ def inner(module: nn.Module | Any) -> Any:
 
 
 def other_pipeline(kind: Any, base: Any, **added: object) -> Any:
-    """A diffusers pipeline of another class with the base's parts, as far as it takes them."""
+    """Build a diffusers pipeline of another class from the base's parts and `added`."""
     import inspect
 
     taken = inspect.signature(kind).parameters
@@ -339,5 +348,5 @@ def other_pipeline(kind: Any, base: Any, **added: object) -> Any:
     if "force_zeros_for_empty_prompt" in taken:
         added["force_zeros_for_empty_prompt"] = base.config.force_zeros_for_empty_prompt
     built = kind(**parts, **added)
-    built.set_progress_bar_config(**getattr(base, "_progress_bar_config", {}))  # as the user has it
+    built.set_progress_bar_config(**getattr(base, "_progress_bar_config", {}))  # keep the user's setting
     return built

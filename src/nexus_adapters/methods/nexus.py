@@ -38,32 +38,32 @@ from nexus_adapters.methods.method import (
 )
 from nexus_adapters.methods.registry import find_method, method_for, register_method
 
-_MOST = 4096  # groups, heads, and channels of a head: more are a slip
+_MOST = 4096  # groups, heads, channels per head: a larger number is a mistake
 
 
 @dataclass(frozen=True)
 class NexusOptions(AdapterOptions):
-    """`[adapter]` of a Nexus adapter. What is left out follows from the method's name and the base."""
+    """The `[adapter]` section for a Nexus adapter. Defaults follow from the method's name and the base."""
 
     residual: bool | None = None
-    """A residual connection around the attention of each stage. By default as the name says: true for "prime"
-    and "slim", false for the paper's configurations."""
+    """A residual connection around the attention of each stage. Default: true for "prime" and "slim", false
+    for "prime-paper" and "slim-paper"."""
     zero_init: bool | None = None
-    """Start the attention's output at zero; needs `residual`. By default true if `start_from` is a
-    T2I-Adapter, so that Prime starts as that adapter, and false otherwise."""
+    """Initialize the attention's output projection to zero; needs `residual`. Default: true if `start_from` is
+    a T2I-Adapter, so that Prime starts with its output, else false."""
     groups: int = 0
-    """Of Slim's 3x3 convolutions; 0 for the paper's."""
+    """Number of groups in Slim's 3x3 convolutions; 0 for the paper's number."""
     heads: int = 0
-    """Of the attention; 0 for as many as the base's widths give."""
+    """Number of attention heads; 0 to derive it from the base's widths."""
     head_width: int = 0
-    """Of each head; 0 as `heads`."""
+    """Channels per attention head; 0 to derive it from the base's widths."""
     noise_exponent: float | None = None
-    """Features times the noise's share of the latents' variance, to this power, in each step. By default 0,
-    as in the paper, or what the adapter in `start_from` was trained with."""
+    """In each step, features are multiplied by the noise's share of the latents' variance to this power.
+    Default: the value of the adapter in `start_from`, else 0, as in the paper."""
     reads_prompt: bool = True
-    """False trains an adapter that always reads the empty prompt, to see what reading the prompt does."""
+    """False trains an adapter that always reads the empty prompt, to measure what reading the prompt adds."""
     block: str = ""
-    """The name of a registered block, which computes each stage; empty for the paper's."""
+    """The name of the registered block that computes each stage; empty for the paper's block."""
     block_options: dict[str, Any] = field(default_factory=dict)
     """Options of that block."""
     train: Literal["all", "attention"] = "all"
@@ -71,14 +71,14 @@ class NexusOptions(AdapterOptions):
     convolutions of the adapter in `start_from`, which it needs."""
 
     def __post_init__(self) -> None:
-        """What one option alone does not show."""
+        """Check the options that depend on each other."""
         form = variant_arguments(self.method, {} if self.residual is None else {"residual": self.residual})
-        expect(form["residual"] or not self.zero_init, "zero_init", "false without residual", True)
+        expect(form["residual"] or not self.zero_init, "zero_init", "false if residual is false", True)
         starts = "'all' without start_from, since untrained convolutions would stay as they are"
         expect(self.train == "all" or bool(self.start_from), "train", starts, repr(self.train))
         for name in ("groups", "heads", "head_width"):
             fits = 0 <= getattr(self, name) <= _MOST
-            expect(fits, name, f"an integer of at least 0 and at most {_MOST}", shown(getattr(self, name)))
+            expect(fits, name, f"an integer from 0 to {_MOST}", shown(getattr(self, name)))
         is_slim = form["groups"] > 1
         expect(is_slim or self.groups == 0, "groups", f"0 for method {self.method}", self.groups)
         expect(self.groups != 1, "groups", f"0, or 2 or more, for method {self.method}", self.groups)
@@ -87,7 +87,7 @@ class NexusOptions(AdapterOptions):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of `NexusAdapter`, as far as the options set them."""
+        """The arguments of `NexusAdapter` that the options set."""
         found: dict[str, Any] = dict(variant_arguments(self.method))
         given = {
             "residual": self.residual,
@@ -102,33 +102,33 @@ class NexusOptions(AdapterOptions):
         return found | {name: value for name, value in given.items() if value is not None}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the network and its training, the same for two ways to write it.
+        """Return the options that decide the network and its training, in a canonical form.
 
-        `prime-paper` is `prime` with `residual = false`.
+        For example, `prime-paper` becomes `prime` with `residual = false`.
         """
         found = dataclasses.asdict(self)
         found["method"] = self.method.removesuffix("-paper")
         found["residual"] = self.arguments["residual"]
         found["zero_init"] = bool(self.zero_init)
-        if self.noise_exponent is None and not self.start_from:  # else what that was trained with
+        if self.noise_exponent is None and not self.start_from:  # else that adapter decides
             found["noise_exponent"] = 0.0
         found["block"] = self.block or "paper"
         return found
 
 
 class NexusMethod(FeatureMethod):
-    """Prime or Slim, by the name of a configuration."""
+    """A configuration of the Nexus adapter: prime, slim, prime-paper or slim-paper."""
 
     Options = NexusOptions
 
     @property
-    def label(self) -> str:  # type: ignore[override]  # by the name
-        """In model cards."""
+    def label(self) -> str:  # type: ignore[override]  # depends on the name
+        """The configuration's name in model cards, such as "Nexus Prime"."""
         variant, _, form = self.name.partition("-")
         return f"Nexus {variant.capitalize()}" + (" (paper configuration)" if form else "")
 
     def build(self, base: Base, denoiser: nn.Module, options: NexusOptions) -> nn.Module:
-        """A `NexusAdapter` of the base's shapes. Weights that `options.train` excludes need no gradient."""
+        """Build a `NexusAdapter` for the base's shapes, with gradients only for what `options.train` names."""
         built: Any = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)
         module: nn.Module = built
         if options.train == "attention":
@@ -140,7 +140,7 @@ class NexusMethod(FeatureMethod):
         return module
 
     def recognizes(self, saved: Saved) -> bool:
-        """Ours, a subclass's that has been imported, the public release's, and a run's checkpoint."""
+        """Recognize our adapters and checkpoints, imported subclasses, and the paper's public release."""
         if saved.run:
             return trained_as(saved) in VARIANTS
         if saved.class_name:
@@ -148,7 +148,7 @@ class NexusMethod(FeatureMethod):
         return saved.is_nexus or any(".cross_attention." in name for name in tensor_names(saved))
 
     def load(self, saved: Saved) -> nn.Module:
-        """With every tensor checked; nothing pickled is run."""
+        """Load the adapter; check every tensor, and never unpickle code."""
         kind = _classes().get(saved.class_name, NexusAdapter)
         if saved.is_checkpoint:
             built: Any = build_adapter(saved, saved.config or _config_of_run(saved), kind)
@@ -165,9 +165,9 @@ class NexusMethod(FeatureMethod):
         return built  # type: ignore[no-any-return]
 
     def describe(self, saved: Saved) -> dict[str, str]:
-        """By its config; a run that kept none is described by its recipe."""
+        """Describe the adapter by its config, or by the recipe of its run if it has no config."""
         if saved.run:
-            residual = bool(saved.run.get("adapter", {}).get("residual", False))  # as `_config_of_run`
+            residual = bool(saved.run.get("adapter", {}).get("residual", False))  # as in `_config_of_run`
             groups = VARIANTS[trained_as(saved)]["groups"]
             return {"kind": find_method(variant_of(groups, residual)).label}
         if not _is_ours(saved):
@@ -180,15 +180,15 @@ class NexusMethod(FeatureMethod):
         )
 
     def owns(self, module: nn.Module) -> bool:
-        """By its class and configuration."""
+        """Return whether `module` is a `NexusAdapter` of this configuration."""
         return isinstance(module, NexusAdapter) and module.variant == self.name
 
     def configuration(self, saved: Saved) -> str:
-        """As the saved adapter's config says: all four recognize the adapters of each."""
+        """Return the configuration in the saved config; all four configurations recognize any of them."""
         return _configuration(_saved_config(saved))
 
     def adopt(self, options: NexusOptions, saved: Saved) -> NexusOptions:
-        """Heads, groups, form and block of a saved Nexus adapter; a T2I-Adapter has none of these."""
+        """Take over heads, groups, `residual` and block of a saved Nexus adapter (not of a T2I-Adapter)."""
         method = method_for(saved)
         if not isinstance(method, NexusMethod):
             if options.zero_init is None and options.arguments["residual"] and method.attaches:
@@ -205,20 +205,20 @@ class NexusMethod(FeatureMethod):
         expect(
             same_variant and form["residual"] == theirs["residual"],
             "method" if by_name else "residual",
-            f"{name!r} (residual={str(theirs['residual']).lower()}), as '{saved.source}' is",
+            f"{name!r} (residual={str(theirs['residual']).lower()}), as in '{saved.source}'",
             repr(options.method) if by_name else str(options.residual).lower(),
         )
         found: dict[str, Any] = {}
         for key, default in (("groups", 1), ("heads", 0), ("head_width", 0), ("block", "paper")):
             given, saved_value = getattr(options, key), config.get(key, default)
             contradicts = bool(given) and given != saved_value
-            expect(not contradicts, key, f"{saved_value}, as '{saved.source}' has it", given)
+            expect(not contradicts, key, f"{saved_value}, as in '{saved.source}'", given)
             found[key] = saved_value if key != "groups" or theirs["groups"] > 1 else 0
         given, saved_value = options.block_options, dict(config.get("block_options") or {})
         expect(
             not given or given == saved_value,
             "block_options",
-            f"{saved_value}, as '{saved.source}' has it",
+            f"{saved_value}, as in '{saved.source}'",
             given,
         )
         found["block_options"] = saved_value
@@ -227,7 +227,10 @@ class NexusMethod(FeatureMethod):
         return dataclasses.replace(options, residual=bool(theirs["residual"]), **found)
 
     def starting_tensors(self, module: Any, saved: Saved) -> dict[str, Tensor]:
-        """All of a Nexus adapter's; of a T2I-Adapter Prime's trunk, while norms and attention start anew."""
+        """Return all tensors of a Nexus adapter, or Prime's trunk from a T2I-Adapter.
+
+        With a T2I-Adapter, the norms and the attention keep their initial values.
+        """
         method = method_for(saved)
         received = f"'{saved.source}', a {method.label}"
         expect(method.attaches, "start_from", "a Nexus adapter or a T2I-Adapter", received)
@@ -243,35 +246,35 @@ def _reads_text(name: str) -> bool:
 
 
 def _classes() -> dict[str, Any]:
-    """`NexusAdapter` and its subclasses that have been imported, by name."""
+    """Return `NexusAdapter` and its imported subclasses, by name."""
     found: dict[str, Any] = {}
     waiting: list[Any] = [NexusAdapter]
     while waiting:
-        kind = waiting.pop(0)  # in the order of definition: a notebook's cell that is run again wins
+        kind = waiting.pop(0)  # in order of definition: a notebook cell that is run again replaces the class
         found[kind.__name__] = kind
         waiting += kind.__subclasses__()
     return found
 
 
 def _is_ours(saved: Saved) -> bool:
-    """Whether its config says how it is built, as the public release's does not."""
+    """Return whether its config describes the network; the public release's config does not."""
     return saved.is_nexus or saved.class_name not in ("", "NexusAdapter")
 
 
 def _saved_config(saved: Saved) -> dict[str, Any]:
-    """The whole config of a saved Nexus adapter, wherever its files have it."""
+    """Return the full config of a saved Nexus adapter, wherever its files keep it."""
     if saved.run:
         return _config_of_run(saved)
     return dict(saved.config) if _is_ours(saved) else dict(import_adapter(saved).adapter.config)
 
 
 def _configuration(config: Mapping[str, Any]) -> str:
-    """The name of an adapter's configuration."""
+    """Return the name of an adapter's configuration."""
     return variant_of(int(config.get("groups", 1)), bool(config.get("residual", False)))
 
 
 def _config_of_run(saved: Saved) -> dict[str, Any]:
-    """The adapter's config from the recipe of a run whose checkpoints do not have it."""
+    """Return the adapter's config from its run's recipe, for checkpoints that have no config."""
     section: Mapping[str, Any] = saved.run.get("adapter", {})
     place: Mapping[str, Any] = saved.run.get("base", {})
     source = BaseSource(**{key: str(place[key]) for key in ("path", "revision", "variant") if key in place})
@@ -279,18 +282,18 @@ def _config_of_run(saved: Saved) -> dict[str, Any]:
         base = open_base(source)
     except InvalidArgument as error:
         raise InvalidArgument(
-            "adapter", f"a checkpoint whose base can be found (base: {error.expected})", error.received
+            "adapter", f"a checkpoint whose base is available (base: {error.expected})", error.received
         ) from error
-    # Before there were names for them, `residual` was false unless a recipe said otherwise.
+    # Old recipes: before the configurations had names, `residual` was false by default.
     known = {f.name for f in dataclasses.fields(NexusOptions)}
     options = NexusOptions(**{"residual": False, **{k: v for k, v in section.items() if k in known}})
-    if options.start_from:  # whose architecture was taken over
+    if options.start_from:  # the run took over that adapter's architecture
         condition = saved.run.get("data", {}).get("condition", CONDITION)
         try:
             start = find_saved(options.start_from, str(condition), source.path)
             options = find_method(options.method).adopt(options, start)
         except InvalidArgument as error:
-            expected = "a checkpoint whose run started from an adapter that can be found and fits its recipe"
+            expected = "a checkpoint whose run started from an adapter that is available and fits its recipe"
             raise within("adapter", expected, options.start_from, error) from error
     with torch.device("meta"):
         built = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)

@@ -1,4 +1,4 @@
-"""The methods by name, and which of them an adapter belongs to; `load_adapter`, which loads any."""
+"""The methods by name, finding the method of an adapter, and `load_adapter`, which loads any adapter."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ METHODS: Registry[Method] = Registry("method", "nexus_adapters.methods")
 
 
 def register_method(method: Method) -> Method:
-    """Add a method under its name, which recipes and commands then know."""
+    """Register a method under its name, for use in recipes and commands."""
     METHODS.add(method.name, method)
     return method
 
 
 def find_method(name: str, argument: str = "method") -> Method:
-    """The method of this name. `InvalidArgument`, for `argument`, lists the known ones."""
+    """Return the method of this name. `InvalidArgument`, named `argument`, lists the known ones."""
     return METHODS.find(name, argument)
 
 
 def known_methods() -> list[Method]:
-    """The registered ones, and those of installed packages that can be imported; the newest first.
+    """Return the registered methods and those of importable installed packages, newest first.
 
-    So a user's method for a class of its own is asked before one of the package that knows its base class.
+    So a user's method for a subclass takes precedence over the package's method for its parent class.
     """
     found = []
     for name in METHODS:
@@ -45,7 +45,7 @@ def known_methods() -> list[Method]:
 
 
 def method_of(module: nn.Module | Any) -> Method:
-    """The method of a loaded adapter. `InvalidArgument` named "adapter" for what is none."""
+    """Return the method of a loaded adapter. `InvalidArgument` named "adapter" if there is none."""
     found = next((method for method in known_methods() if method.owns(module)), None)
     if found is None:
         labels = ", ".join(dict.fromkeys(method.label for method in known_methods()))
@@ -54,7 +54,7 @@ def method_of(module: nn.Module | Any) -> Method:
 
 
 def method_for(saved: Saved) -> Method:
-    """The method that loads a saved adapter. `InvalidArgument` named "adapter" where none does."""
+    """Return the method that loads a saved adapter. `InvalidArgument` named "adapter" if there is none."""
     found = next((method for method in known_methods() if method.recognizes(saved)), None)
     if found is None:
         labels = ", ".join(dict.fromkeys(method.label for method in known_methods()))
@@ -74,27 +74,27 @@ def load_adapter(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A saved adapter, on the CPU, in eval mode.
+    """Load a saved adapter on the CPU, in eval mode.
 
     Args:
-        source: the name of an adapter that ships with the base ("prime", "slim", "prime-paper", "slim-paper",
+        source: the name of an adapter included with the base ("prime", "slim", "prime-paper", "slim-paper",
             "t2i"), a folder, a Hub id, a single .safetensors file, a training run's folder or one of its
-            checkpoints (the average of the weights, where there is one), a saved Nexus pipeline (its
-            adapter), a T2I-Adapter as first published, or a ControlNet. "./prime" is a folder.
-        condition: the structure maps that it reads; only names need it.
-        base: the base within which names are looked up; None is "embedded".
+            checkpoints (the averaged weights, if there are any), a saved Nexus pipeline (its adapter), a
+            T2I-Adapter as first published, or a ControlNet. "./prime" is a folder.
+        condition: the structure maps that the adapter reads; only used with a name.
+        base: the base whose adapter names are known; None for "embedded".
         dtype: of the weights.
 
     Returns:
-        A `NexusAdapter`, or a class of diffusers: `T2IAdapter`, `ControlNetModel`, `ControlNetXSAdapter`.
+        A `NexusAdapter`, or a diffusers model: `T2IAdapter`, `ControlNetModel`, `ControlNetXSAdapter`.
 
     Raises:
-        InvalidArgument: named "adapter" or "condition", for what is none of these, and where tensors are
-            missing, surplus, misshapen, not finite, or not those that were saved.
+        InvalidArgument: named "adapter" or "condition", if there is no such adapter, or its tensors are
+            missing, unexpected, misshapen, not finite, or changed after saving.
     """
     return load_saved(find_saved(source, condition, base or EMBEDDED), dtype)
 
 
 def load_saved(saved: Saved, dtype: torch.dtype = torch.float32) -> Any:
-    """As `load_adapter`, of one that has been found."""
+    """Load an adapter that `find_saved` found; see `load_adapter`."""
     return load_with(method_for(saved), saved, dtype)

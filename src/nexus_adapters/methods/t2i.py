@@ -1,4 +1,4 @@
-"""T2I-Adapter (arXiv 2302.08453), diffusers' class: a small network that never sees the prompt."""
+"""T2I-Adapter (arXiv 2302.08453), in diffusers' class: a small network that does not read the prompt."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from nexus_adapters.methods.method import (
 )
 from nexus_adapters.methods.registry import register_method
 
-# diffusers' adapter types, and before which of their stages they pool.
+# diffusers' adapter types, and the number of poolings before each stage.
 _POOLS: dict[str, tuple[int, ...]] = {"full_adapter": (0, 1, 1, 1), "full_adapter_xl": (0, 0, 1, 0)}
 
 
 @dataclass(frozen=True)
 class T2IOptions(AdapterOptions):
-    """`[adapter]` of a T2I-Adapter."""
+    """The `[adapter]` section for a T2I-Adapter."""
 
     noise_exponent: float | None = None
-    """Features times the noise's share of the latents' variance, to this power, in each step. By default 0,
-    or what the adapter in `start_from` was trained with."""
+    """In each step, features are multiplied by the noise's share of the latents' variance to this power.
+    Default: the value of the adapter in `start_from`, else 0."""
 
     def __post_init__(self) -> None:
-        """What one option alone does not show."""
+        """Check the exponent."""
         if self.noise_exponent is not None:
             check_noise_exponent(self.noise_exponent)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the network and its training, the same for two ways to write it."""
+        """Return the options that decide the network and its training, in a canonical form."""
         found = super().identity()
-        if self.noise_exponent is None and not self.start_from:  # else what that was trained with
+        if self.noise_exponent is None and not self.start_from:  # else that adapter decides
             found["noise_exponent"] = 0.0
         return found
 
@@ -64,12 +64,13 @@ class T2IMethod(FeatureMethod):
     classes = (T2IAdapter,)
 
     def build(self, base: Base, denoiser: nn.Module, options: T2IOptions) -> nn.Module:
-        """Of the base's shapes, where diffusers has a T2I-Adapter of these."""
+        """Build a `T2IAdapter` for the base's shapes, if diffusers supports them."""
         geometry = base_geometry(base)
         pools = tuple(int(pool) for pool in geometry["pools"])
         kinds = {pools: name for name, pools in _POOLS.items()}
-        expected = f"a base whose T2I-Adapter pools as {' or '.join(map(str, kinds))}, for method {self.name}"
-        expect(pools in kinds, "base", expected, f"one that pools as {pools}")
+        known = " or ".join(map(str, kinds))
+        expected = f"a base whose T2I-Adapter has the poolings {known}, for method {self.name}"
+        expect(pools in kinds, "base", expected, f"a base with the poolings {pools}")
         t2i: Any = T2IAdapter(
             in_channels=3,
             channels=list(geometry["channels"]),
@@ -77,23 +78,23 @@ class T2IMethod(FeatureMethod):
             downscale_factor=geometry["unshuffle"],
             adapter_type=kinds[pools],
         )
-        if options.noise_exponent:  # diffusers keeps what it does not know, and `Control` reads it
+        if options.noise_exponent:  # diffusers keeps unknown config keys, and `Control` reads this one
             t2i.register_to_config(noise_exponent=options.noise_exponent)
         built: nn.Module = t2i
         return built
 
     def recognizes(self, saved: Saved) -> bool:
-        """Diffusers' folders, the files first published, and a run's checkpoint."""
+        """Recognize diffusers' folders, files as first published, and a run's checkpoints."""
         if saved.run or saved.class_name:
             return super().recognizes(saved)
         names = tensor_names(saved)
-        if not names:  # `load` says what is wrong with it
+        if not names:  # `load` reports what is wrong with it
             return True
         is_adapter = any(name.startswith("adapter.body.") for name in names)
         return is_adapter and not any(".cross_attention." in name for name in names)
 
     def load(self, saved: Saved) -> nn.Module:
-        """A `T2IAdapter`, also of a file as first published."""
+        """Load a `T2IAdapter`, also from a file as first published."""
         t2i: Any = load_t2i(saved)
         exponent = _trained_exponent(saved)
         if exponent:
@@ -102,14 +103,14 @@ class T2IMethod(FeatureMethod):
         return built
 
     def starting_tensors(self, module: Any, saved: Saved) -> dict[str, Tensor]:
-        """All, of another T2I-Adapter; a stem for one channel becomes one for as many as the module reads."""
+        """Return all tensors of another T2I-Adapter; a one-channel stem is expanded if needed."""
         if not self.recognizes(saved):
-            return super().starting_tensors(module, saved)  # which says so
+            return super().starting_tensors(module, saved)  # raises
         theirs = stem_fitted(load_with(self, saved), module, saved.source)
         return matching_tensors(module, theirs, saved.source)
 
     def adopt(self, options: T2IOptions, saved: Saved) -> T2IOptions:
-        """How the features of a saved T2I-Adapter fade, unless the options say."""
+        """Take over the noise exponent of a saved T2I-Adapter, unless the options set it."""
         if options.noise_exponent is not None or not self.recognizes(saved):
             return options
         try:
@@ -122,15 +123,16 @@ class T2IMethod(FeatureMethod):
     def generating(
         self, pipe: Any, module: Any, conditions: Sequence[Image.Image], settings: GenerationSettings
     ) -> Iterator[Generate]:
-        """Diffusers' own pipeline, or ours for what that does not know.
+        """Generate with diffusers' own pipeline, or with `attach` for what it does not support.
 
-        These are fading features, `cond_only`, and an adapter of another precision than the base.
+        These are a noise exponent, the policy "cond_only", and an adapter whose dtype differs from the
+        base's.
         """
         own = settings.noise_exponent
         exponent = module.config.get("noise_exponent", 0.0) if own is None else own
-        # It reads no branch's text, so "per_branch" is "positive".
+        # It reads no text, so "per_branch" is the same as "positive".
         policy = "positive" if settings.policy == "per_branch" else settings.policy
-        reads = settings.adapter_prompts is not None  # which is refused there
+        reads = settings.adapter_prompts is not None  # rejected there
         is_converted = next(module.parameters()).dtype != base_of(pipe)[1].dtype
         if reads or exponent or policy == "cond_only" or is_converted or not _has_pipeline(pipe):
             own_settings = replace(settings, policy=policy, level_scales=None)
@@ -154,13 +156,13 @@ class T2IMethod(FeatureMethod):
 
 
 def _trained_exponent(saved: Saved) -> Any:
-    """Of the config, or where a checkpoint has none of the run's recipe."""
+    """Return the noise exponent in the config, or in the run's recipe for a checkpoint without a config."""
     in_recipe = saved.run.get("adapter", {}).get("noise_exponent")
     return saved.config.get("noise_exponent") or in_recipe or 0.0
 
 
 def _has_pipeline(pipe: Any) -> bool:
-    """Whether diffusers has a T2I-Adapter pipeline for a base: Stable Diffusion 1.x, 2.x and XL."""
+    """Return whether diffusers has a T2I-Adapter pipeline for the base: Stable Diffusion 1.x, 2.x and XL."""
     return hasattr(pipe, "unet") and hasattr(pipe, "vae")
 
 

@@ -11,7 +11,7 @@ from nexus_adapters.pipelines.stable_diffusion import (
 
 __all__ = ["StableDiffusionNexusPipeline", "StableDiffusionXLNexusPipeline"]
 
-# `DiffusionPipeline.from_pretrained` looks for a saved pipeline's class in diffusers itself, and
+# `DiffusionPipeline.from_pretrained` looks up a saved pipeline's class in diffusers itself, and
 # `AutoPipelineForText2Image` in a table.
 for _kind in (StableDiffusionNexusPipeline, StableDiffusionXLNexusPipeline):
     setattr(diffusers, _kind.__name__, _kind)

@@ -1,4 +1,4 @@
-"""What all pipelines with an adapter share: attach, generate, detach."""
+"""Shared by all pipelines with an adapter: attach, generate, detach."""
 
 import inspect
 import os
@@ -27,10 +27,10 @@ from nexus_adapters.library_logs import logs_hidden
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Else diffusers takes the adapter of a pipeline on the Hub for a file of code that is missing there.
+# Without this, diffusers would look for a code file for the adapter in a pipeline's repository on the Hub.
 LOADABLE_CLASSES.setdefault("nexus_adapters", {"NexusAdapter": ["save_pretrained", "from_pretrained"]})
 
-# The pipelines' arguments for a control's settings.
+# Setting of a control -> the pipelines' argument for it.
 _NAMES = {
     "condition": "image",
     "scale": "adapter_conditioning_scale",
@@ -38,7 +38,7 @@ _NAMES = {
     "end": "control_guidance_end",
 }
 
-# What a saved pipeline has as its pipeline.py.
+# Content of a saved pipeline's pipeline.py.
 _CODE_BEGINS = '"""The class of this pipeline, for `custom_pipeline`. It is in the package nexus-adapters."""'
 _CODE = (
     _CODE_BEGINS
@@ -50,12 +50,12 @@ __all__ = ["{name}"]
 """
 )
 
-# What the stock calls take in their **kwargs. They ignore everything else there, misspelled options too.
+# Accepted by the stock calls in **kwargs, where they ignore everything else, even misspelled options.
 _DEPRECATED = {"callback", "callback_steps"}
 
 
 def with_stock_arguments(stock: type[DiffusionPipeline]) -> Callable[[F], F]:
-    """Give a `__call__` the stock one's signature plus its own keyword-only arguments, for help()."""
+    """Give a `__call__` the signature of the stock one plus its own keyword-only arguments, for help()."""
 
     def decorate(call: F) -> F:
         signature = inspect.signature(stock.__call__)
@@ -70,34 +70,37 @@ def with_stock_arguments(stock: type[DiffusionPipeline]) -> Callable[[F], F]:
 
 
 class NexusPipelineMixin:
-    """Generation under one adapter, for a subclass of a stock pipeline that comes behind in the bases.
+    """Generation with one adapter, for a subclass of a stock pipeline; list it before the stock pipeline.
 
-    The subclass takes `adapter` in its constructor, and calls `register_adapter`.
+    The subclass takes `adapter` in its constructor and calls `register_adapter`.
     """
 
-    # The stock pipeline's class, whether its UNet reads size and crop, and what its base is called.
+    # The stock pipeline's class, its UNet's `addition_embed_type`, and the base's name in errors.
     stock: ClassVar[type[DiffusionPipeline]]
     added_embedding: ClassVar[str | None]
     base_name: ClassVar[str]
 
     @classmethod
     def check_base(cls, unet: Any, name: str) -> None:
-        """`InvalidArgument` for a UNet of another kind of base; `name` is what has it."""
+        """Raise `InvalidArgument` for a UNet of another kind of base; `name` is the class that has it."""
         if unet is None:
             return
         found = unet.config.get("addition_embed_type")
         if found != cls.added_embedding:
             raise InvalidArgument(
                 "unet",
-                f"one of {cls.base_name}, with addition_embed_type {cls.added_embedding!r}",
-                f"one with {found!r} in a {name}",
-                "attach() works with it as it is",
+                f"a UNet of {cls.base_name}, with addition_embed_type {cls.added_embedding!r}",
+                f"a UNet with {found!r} in a {name}",
+                "Use attach() with the pipeline instead",
             )
 
     def register_adapter(self, adapter: NexusAdapter | None) -> None:
-        """Make the adapter a part of the pipeline; `InvalidArgument`, with both numbers, unless it fits.
+        """Make the adapter a part of the pipeline.
 
-        As in diffusers, parts may be None, for example to encode prompts only. The fit is then not checked.
+        As in diffusers, parts may be None, for example to only encode prompts; then the fit is not checked.
+
+        Raises:
+            InvalidArgument: if the adapter does not fit the UNet, with both numbers.
         """
         pipe: Any = self
         if adapter is not None and pipe.unet is not None:
@@ -108,20 +111,21 @@ class NexusPipelineMixin:
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
-        """A pipeline of another's parts, and `adapter=adapter`; diffusers' own arguments, all of them.
+        """Create a pipeline from the parts of another one and `adapter=adapter`.
 
-        The parts, which both pipelines share, keep the precision of the other's UNet, and the adapter takes
-        it. `torch_dtype` gives them all another one; diffusers' own default would make them float32.
+        Takes all arguments of diffusers' `from_pipe`. Both pipelines share the parts. By default, all parts
+        and the adapter get the dtype of the UNet (diffusers' own default would be float32); `torch_dtype`
+        changes it.
         """
         name = type(pipeline).__name__
         unet = getattr(pipeline, "unet", None)
         if unet is None:
-            raise InvalidArgument("pipeline", f"one of {cls.base_name}", f"a {name}")
+            raise InvalidArgument("pipeline", f"a pipeline of {cls.base_name}", f"a {name}")
         cls.check_base(unet, name)
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = unet.dtype
         with warnings.catch_warnings(), logs_hidden():
-            # Newer diffusers call it `dtype`, which older ones refuse.
+            # Newer diffusers call it `dtype`, which older ones do not accept.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
             from_pipe: Any = super().from_pipe  # type: ignore[misc]  # the stock pipeline's
             return from_pipe(pipeline, **kwargs)
@@ -133,11 +137,11 @@ class NexusPipelineMixin:
             return to(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save all parts into a folder; diffusers' own arguments, all of them.
+        """Save all parts into a folder. Takes all arguments of diffusers' `save_pretrained`.
 
-        A file pipeline.py is added, with which `DiffusionPipeline.from_pretrained(folder,
-        custom_pipeline="pipeline", trust_remote_code=True)` finds this class without an import; a file of
-        your own of that name is kept. The adapter is always saved as safetensors.
+        A file pipeline.py is added, so that `DiffusionPipeline.from_pretrained(folder,
+        custom_pipeline="pipeline", trust_remote_code=True)` finds this class without an import; your own file
+        of this name is kept. The adapter is always saved as safetensors.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]  # the stock pipeline's
         given = inspect.signature(save).bind(save_directory, *args, **kwargs).arguments
@@ -147,7 +151,7 @@ class NexusPipelineMixin:
                 "contain code"
             )
         code = Path(save_directory) / CUSTOM_PIPELINE_FILE_NAME
-        # Before the rest, since the folder may be uploaded at the end.
+        # Written first, since saving may end with an upload of the folder.
         if not code.exists() or code.read_text(encoding="utf-8", errors="replace").startswith(_CODE_BEGINS):
             kind = next(cls for cls in type(self).__mro__ if cls.__module__ == "nexus_adapters")
             code.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +169,11 @@ class NexusPipelineMixin:
         policy: str,
         maps: Mapping[str, Any],
     ) -> Any:
-        """The stock call with these arguments, under a control with those settings.
+        """Call the stock pipeline with these arguments, with a control attached.
 
-        All are checked before anything is computed; the settings by `Control` alone, so that the condition is
-        copied, and an accelerator waited for, once. `maps` are those that say how to read and fit it.
+        Everything is checked before anything is computed. Only `Control` checks the settings, so the
+        condition is copied, and an accelerator synchronized, once. `maps` holds the settings for reading and
+        fitting it.
         """
         pipe: Any = self
         for name in ("unet", "adapter"):
@@ -205,31 +210,31 @@ class NexusPipelineMixin:
 
 
 def _argument_name(setting: str) -> str:
-    """The pipeline's argument for a setting of `Control`, also for "scale[1]" or "start, end"."""
+    """Return the pipeline's argument for a setting of `Control`, also for "scale[1]" or "start, end"."""
     parts = [part.partition("[") for part in setting.split(", ")]
     return ", ".join(_NAMES.get(name, name) + bracket + rest for name, bracket, rest in parts)
 
 
 def _check_not_an_image(given: dict[str, Any]) -> None:
-    """`InvalidArgument` where an image was given by position, as diffusers' T2I pipelines take it."""
+    """Raise `InvalidArgument` for a positional image, which diffusers' T2I-Adapter pipelines accept."""
     second = given.get("prompt_2")
     is_image = isinstance(second, Image | Tensor) or (
         isinstance(second, list) and any(isinstance(part, Image | Tensor) for part in second)
     )
     if is_image or isinstance(given.get("height"), Image | Tensor | list):
-        raise InvalidArgument("image", "a keyword argument, `image=...`", "an image by position")
+        raise InvalidArgument("image", "a keyword argument, `image=...`", "a positional argument")
 
 
 def _prompt_count(given: dict[str, Any]) -> int | None:
-    """How many prompts the call has; None where it has none, which the stock pipeline refuses."""
+    """Return the number of prompts; None if there are none, which the stock pipeline rejects."""
     prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
     if prompt is None:
         return None if embeds is None else len(embeds)
-    return len(prompt) if isinstance(prompt, list) else 1  # anything else the stock pipeline refuses
+    return len(prompt) if isinstance(prompt, list) else 1  # the stock pipeline rejects other types
 
 
 def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -> None:
-    """`InvalidArgument` unless the conditions can be dealt out evenly among each prompt's images."""
+    """Raise `InvalidArgument` unless the conditions can be distributed evenly over each prompt's images."""
     if prompts is None:
         return
     if prompts == 0:
@@ -239,8 +244,8 @@ def check_counts(conditions: int, prompts: int | None, images_per_prompt: int) -
     if not whole_prompts_each and not several_each_prompt:
         raise InvalidArgument(
             "image",
-            f"one condition for all {prompts} prompts of {images_per_prompt} images each, or as many as "
-            "prompts or images",
+            f"one condition for all {prompts} prompts with {images_per_prompt} images each, or one per "
+            "prompt or per image",
             conditions,
         )
 
@@ -259,10 +264,12 @@ def output_height_width(
     multiple: int,
     resize_mode: ResizeMode | None = None,
 ) -> tuple[int, int]:
-    """Of the image that is generated, from what is given and from the condition by `image_size`.
+    """Return (height, width) of the generated image, from the given sides and the condition (`image_size`).
 
-    `InvalidArgument` where both are given in another aspect and no `resize_mode` fits it, or the condition is
-    smaller than `multiple`; for sides that are no positive integers, and for more than 64 megapixels.
+    Raises:
+        InvalidArgument: if the aspect ratio differs from the condition's and there is no `resize_mode`; if
+            the condition is smaller than `multiple`; for sides that are not positive integers; and for more
+            than 64 megapixels.
     """
     for name, side in (("height", height), ("width", width)):
         if side is not None and not _is_positive_integer(side):

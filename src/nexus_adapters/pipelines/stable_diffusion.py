@@ -27,15 +27,15 @@ from nexus_adapters.pipelines.call import NexusPipelineMixin, with_stock_argumen
 class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
     """`StableDiffusionPipeline` whose images follow a structure map through a `NexusAdapter`.
 
-    Made from a base's parts, `StableDiffusionNexusPipeline(**base.components, adapter=adapter)`, or
-    `from_pipe(base, adapter=adapter)`, or `from_pretrained` of a base's folder with `adapter=adapter` or of a
-    folder that `save_pretrained` of this class wrote.
+    Create it with `from_pipe(base, adapter=adapter)`; with `from_pretrained(folder, adapter=adapter)` from a
+    base's folder or Hub id; with `from_pretrained(folder)` from a folder saved by this class; or from a
+    base's parts, `StableDiffusionNexusPipeline(**base.components, adapter=adapter)`.
 
     Raises:
-        InvalidArgument: where the adapter does not fit the UNet, with both numbers.
+        InvalidArgument: if the adapter does not fit the UNet, with both numbers.
     """
 
-    # diffusers resolves classes by this name; it must survive moves of this file.
+    # diffusers resolves classes by this name; it must not change if this file moves.
     __module__ = "nexus_adapters"
 
     model_cpu_offload_seq = "text_encoder->image_encoder->adapter->unet->vae"
@@ -86,31 +86,31 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
         image_scales: Sequence[float] | Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate. All arguments of `StableDiffusionPipeline.__call__`, and these:
+        """Generate images. Takes all arguments of `StableDiffusionPipeline.__call__`, and the following.
 
         Args:
             *args: as in the stock pipeline, in its order.
-            image: the condition: a PIL image, a tensor (3, H, W) or (K, 3, H, W), or a NumPy array (H, W),
-                (H, W, 3), (3, H, W), (K, H, W, 3) or (K, 3, H, W), of floats in [0, 1], uint8, or gray of
-                uint16, or a list of K of these. Required. One serves all prompts; K serve K prompts, or an
-                equal number of consecutive prompts or of images of one prompt each.
+            image: the condition, required: a PIL image, a tensor (3, H, W) or (K, 3, H, W), or a NumPy array
+                (H, W), (H, W, 3), (3, H, W), (K, H, W, 3) or (K, 3, H, W), of floats in [0, 1], uint8, or
+                uint16 if gray, or a list of K of these. One condition is used for all prompts; K conditions
+                are used for K prompts, for groups of consecutive prompts, or for the images of each prompt.
             adapter_conditioning_scale: factor of the adapter's features; 0 is exactly the base model. Also a
                 function of the position in the schedule, or a list for its equal parts, as in `Control`.
-            control_guidance_start: where in the noise schedule the adapter begins to act, in [0, 1]. Position
-                is 1 - t / num_train_timesteps, not the share of steps taken as in diffusers' ControlNet.
-            control_guidance_end: where it ceases to; 0 and 1 always include the ends.
+            control_guidance_start: where in the noise schedule the adapter starts to act, in [0, 1]. The
+                position is 1 - t / num_train_timesteps, not the share of steps as in diffusers' ControlNet.
+                0 always includes the first step.
+            control_guidance_end: where it stops acting, in [0, 1]. 1 always includes the last step.
             policy: which text the adapter reads: "positive", "per_branch" or "cond_only", as in `Control`.
-            kind: of the condition: "lines", "labels", "depth" or "image"; None judges it by its pixels.
-            resize_mode: "stretch", "crop" or "pad" for a condition whose aspect ratio is not that of `height`
-                and `width`; None refuses it.
-            invert: whether to invert the condition; None does so where lines are dark on white, with a
-                warning.
-            image_scales: one more factor of the adapter's features for each of K conditions.
-            **kwargs: as in the stock pipeline. Without `height` and `width` the image takes the condition's
-                size, each side rounded down to a multiple of the VAE's factor (8), to which the condition is
-                then resized; but where a side is more than 1.5 times the base's own size (512 pixels for SD
-                1.x), the base's own area in the condition's aspect, with a warning. With one of them, the
-                other follows from the condition's aspect.
+            kind: kind of the condition: "lines", "labels", "depth" or "image"; None guesses it by its pixels.
+            resize_mode: "stretch", "crop" or "pad" for a condition whose aspect ratio differs from `height`
+                and `width`; None raises an error.
+            invert: whether to invert the condition; None inverts dark lines on white, with a warning.
+            image_scales: an additional factor of the adapter's features for each of K conditions.
+            **kwargs: as in the stock pipeline. Without `height` and `width`, the image gets the condition's
+                size, each side rounded down to a multiple of the VAE's factor (8), and the condition is
+                resized to it. If a side is more than 1.5 times the base's native size (512 pixels for SD
+                1.x), the image gets the base's area in the condition's aspect ratio, with a warning. If only
+                one of them is given, the other follows from the condition's aspect ratio.
 
         Returns:
             What the stock pipeline returns.
@@ -127,14 +127,14 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
 class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeline):
     """`StableDiffusionXLPipeline` whose images follow a structure map through a `NexusAdapter`.
 
-    Made as `StableDiffusionNexusPipeline` is. The adapter reads the embeddings of both text encoders, side by
-    side, as the UNet does.
+    Create it like `StableDiffusionNexusPipeline`. Like the UNet, the adapter reads the concatenated
+    embeddings of both text encoders.
 
     Raises:
-        InvalidArgument: where the adapter does not fit the UNet, with both numbers.
+        InvalidArgument: if the adapter does not fit the UNet, with both numbers.
     """
 
-    # diffusers resolves classes by this name; it must survive moves of this file.
+    # diffusers resolves classes by this name; it must not change if this file moves.
     __module__ = "nexus_adapters"
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->adapter->unet->vae"
@@ -192,9 +192,9 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
         image_scales: Sequence[float] | Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Generate. All arguments of `StableDiffusionXLPipeline.__call__`, and those of the other pipeline.
+        """Generate images. Takes all arguments of `StableDiffusionXLPipeline.__call__`, and a few more.
 
-        What `StableDiffusionNexusPipeline` says of `image`, which is required, and of the others holds here.
+        For `image`, which is required, and the others, see `StableDiffusionNexusPipeline.__call__`.
         """
         interval = control_guidance_start, control_guidance_end
         maps = {"kind": kind, "resize_mode": resize_mode, "invert": invert, "image_scales": image_scales}
