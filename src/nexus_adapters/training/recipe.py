@@ -13,6 +13,7 @@ import tomli_w
 
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.methods import find_method, known_methods
+from nexus_adapters.recipes import recipe_file
 from nexus_adapters.registry import import_modules
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.parsing import field_types, validated
@@ -39,13 +40,14 @@ _FIRST_ALONE = {"reads_prompt", "size_ratio"}
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
     """The config of a TOML file, overridden by settings such as "training.learning_rate=2e-5".
 
-    Its `imports` are imported. The recipe that a run keeps is also one, of this or an earlier version.
+    `path` may also be the name of a recipe that ships with the package, such as "embedded-canny". Its `imports`
+    are imported. The recipe that a run keeps is also one, of this or an earlier version.
 
     Raises:
         InvalidArgument: for a missing file, invalid TOML, a setting without "=", an unknown key (with the
             nearest known one), a wrong type, a value out of range, or values that contradict each other.
     """
-    content = read_toml(Path(path), "RECIPE")
+    content = read_toml(recipe_file(path, "train", "RECIPE"), "RECIPE")
     section = content.get("adapter")
     is_first = isinstance(section, dict) and section.keys() >= _FIRST_ALONE
     content = _as_of_now(content, "RECIPE", path, 1 if is_first else FORMAT_VERSION)
