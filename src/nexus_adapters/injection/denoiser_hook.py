@@ -159,9 +159,7 @@ def _installed_hooks(module: nn.Module) -> list[_SharedHook]:
 
 
 # Where a denoiser is compiled with its hooks, the compiler leaves the function out.
-_not_compiled: Callable[[Function], Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    reason="controls are attached to the denoiser: compile it first, then call attach()"
-)
+_not_compiled: Callable[[Function], Function] = torch.compiler.disable  # `reason` needs torch 2.7
 
 
 class _SharedHook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from nexus_adapters.errors import InvalidArgument
@@ -44,6 +45,6 @@ def recipe_text(name: str) -> str:
 
 
 def recipe_title(name: str) -> str:
-    """The first sentence of a recipe's comment. `name`: one of `recipe_names`."""
+    """What a recipe is for: its comment up to the first period or colon. `name`: one of `recipe_names`."""
     lines = [line.removeprefix("#").strip() for line in recipe_text(name).partition("\n\n")[0].splitlines()]
-    return " ".join(lines).partition(". ")[0].rstrip(".")
+    return re.split(r"[.:](?: |$)", " ".join(lines))[0]

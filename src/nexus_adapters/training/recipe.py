@@ -40,8 +40,8 @@ _FIRST_ALONE = {"reads_prompt", "size_ratio"}
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
     """The config of a TOML file, overridden by settings such as "training.learning_rate=2e-5".
 
-    `path` may also be the name of a recipe that ships with the package, such as "embedded-canny". Its `imports`
-    are imported. The recipe that a run keeps is also one, of this or an earlier version.
+    `path` may also be the name of a recipe that ships with the package, such as "embedded-canny". Its
+    `imports` are imported. The recipe that a run keeps is also one, of this or an earlier version.
 
     Raises:
         InvalidArgument: for a missing file, invalid TOML, a setting without "=", an unknown key (with the
