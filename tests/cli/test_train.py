@@ -281,8 +281,10 @@ def test_a_batch_whose_bytes_cannot_be_counted_is_refused(recipe, capsys):
     ("command", "argument"), [("train", "RECIPE"), ("study", "PLAN"), ("evaluate", "CONFIG")]
 )
 def test_a_folder_or_nothing_in_place_of_a_toml_file(tmp_path, capsys, command, argument):
-    for path, why in ((tmp_path, "is no file"), (tmp_path / "no.toml", "does not exist")):
+    for path, why in ((tmp_path, "is not a file"), (tmp_path / "no.toml", "does not exist")):
         assert (
             main([command, str(path), *(() if command == "train" else ("--out", str(tmp_path / "out")))]) == 2
         )
-        assert f"{argument}: expected a TOML file, got '{path}', which {why}" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{argument}: expected a TOML file" in error
+        assert f", got '{path}', which {why}" in error

@@ -215,7 +215,7 @@ def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argumen
 
 def check_toml(path: str, argument: str) -> None:
     """`InvalidArgument` unless it is a file; whether it is TOML is found out when it is read."""
-    why = "is no file" if os.path.lexists(path) else "does not exist"
+    why = "is not a file" if os.path.lexists(path) else "does not exist"
     expect(os.path.isfile(path), argument, "a TOML file", f"'{path}', which {why}")
 
 
