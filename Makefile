@@ -1,9 +1,11 @@
-# One environment, .venv, holds all extras at the versions of constraints.txt, and both distributions, editable.
+# One environment, .venv, holds both distributions, editable, at the versions of constraints.txt: `make demo` installs
+# only what it needs, everything else adds all extras.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := embedded,train,lora,ray,eval,app,heic,docs,dev
 EMBEDDED := packages/nexus-adapters-embedded
+DEMO := $(VENV)/.demo
 INSTALLED := $(VENV)/.installed
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 
@@ -12,17 +14,26 @@ IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST)
 
-# Installed once, and again when what is to be installed has changed. An environment without pip, or of an older
-# Python, is what a failed first attempt leaves behind.
-$(INSTALLED): pyproject.toml $(EMBEDDED)/pyproject.toml constraints.txt
-	@{ $(BIN)/python -c '$(IS_NEW)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
-		$(PYTHON) -c '$(IS_NEW)' \
-		|| { echo "expected Python 3.11 or newer, received $$($(PYTHON) --version); set PYTHON" >&2; exit 1; }; \
-		echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install -c constraints.txt -e $(EMBEDDED) -e ".[$(EXTRAS)]"
+# An environment without pip, or of an older Python, is what a failed first attempt leaves behind.
+define create_venv
+@{ $(BIN)/python -c '$(IS_NEW)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
+	$(PYTHON) -c '$(IS_NEW)' \
+	|| { echo "expected Python 3.11 or newer, got $$($(PYTHON) --version); set PYTHON" >&2; exit 1; }; \
+	echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+endef
+
+# Each stamp is made once, and again when what is to be installed has changed. The demo needs no extra but embedded.
+$(DEMO): pyproject.toml $(EMBEDDED)/pyproject.toml constraints.txt
+	$(create_venv)
+	$(BIN)/python -m pip install -c constraints.txt -e $(EMBEDDED) -e .
 	@touch $@
 
-demo: $(INSTALLED)  ## generate the demo sheet in demo/
+$(INSTALLED): pyproject.toml $(EMBEDDED)/pyproject.toml constraints.txt
+	$(create_venv)
+	$(BIN)/python -m pip install -c constraints.txt -e $(EMBEDDED) -e ".[$(EXTRAS)]"
+	@touch $(DEMO) $@
+
+demo: $(DEMO)  ## generate the demo sheet in demo/
 	$(BIN)/nexus demo --force
 
 # A process for each core, four at most: each takes about 2 GiB.

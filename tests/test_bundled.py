@@ -30,7 +30,7 @@ COMMAND_LINES = {
     "demo": ["--out", "OUT"],
     "generate": ["--prompt", "a red star", "--map", "MAP", "--out", "OUT.png"],
     "evaluate": ["--adapter", "prime", "--out", "OUT"],
-    "train": [str(ROOT / "recipes" / "embedded-canny.toml"), "--set", "output_dir=OUT"],
+    "train": ["embedded-canny", "--set", "output_dir=OUT"],
     "study": [str(ROOT / "benchmarks" / "plans" / "miniature.toml"), "--out", "OUT"],
     "convert": ["prime", "OUT"],
     "info": ["prime"],

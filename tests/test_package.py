@@ -145,7 +145,7 @@ def test_the_core_is_small_and_has_no_weights():
         path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
     assert ROOT / package / "__init__.py" in files
-    assert {path.suffix for path in files} <= {".py", ".typed", ".html", ".css", ".js"}
+    assert {path.suffix for path in files} <= {".py", ".typed", ".html", ".css", ".js", ".toml"}
     assert sum(path.stat().st_size for path in files) < 3e6
 
 

@@ -1,5 +1,9 @@
 """Tiny, randomly initialised Stable Diffusion parts in the shapes of SD 1.5 and SDXL. Offline and seeded."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -79,7 +83,16 @@ def tokenizer() -> CLIPTokenizer:
             piece = letter + piece
             vocab.append(piece)
     ids = {token: index for index, token in enumerate(dict.fromkeys(vocab))}
-    return CLIPTokenizer(ids, list(dict.fromkeys(merges)), model_max_length=TOKENS)
+    return clip_tokenizer(ids, list(dict.fromkeys(merges)))
+
+
+def clip_tokenizer(ids: dict[str, int], merges: Sequence[tuple[str, str]] = ()) -> CLIPTokenizer:
+    """Read from files, which transformers 4 and 5 do alike; their constructors differ."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps(ids))
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+        (Path(folder) / "merges.txt").write_text("\n".join(lines))
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
 
 
 def text_encoder(projected: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tests import tiny
 from tests.refusals import refused
-from transformers import CLIPTokenizer
 
 from nexus_adapters.bases import base_of, load_base, open_base
 from nexus_adapters.bases.parts import check_text, file_variant, weight_files
@@ -85,7 +84,7 @@ def test_a_vocabulary_in_two_files(folder):
 def small_tokenizer(count):
     """Its parent's first tokens."""
     ids = dict(sorted(tiny.tokenizer().get_vocab().items(), key=lambda item: item[1])[:count])
-    return CLIPTokenizer(ids, [], model_max_length=tiny.TOKENS)
+    return tiny.clip_tokenizer(ids)
 
 
 def test_a_tokenizer_of_another_size(save):
@@ -152,7 +151,7 @@ def test_a_vocabulary_without_words(save):
     ids = {token: index for index, token in enumerate(("<|startoftext|>", "<|endoftext|>", *digits))}
     encoder = tiny.text_encoder()
     encoder.resize_token_embeddings(len(ids))
-    tokenizer = CLIPTokenizer(ids, [], model_max_length=tiny.TOKENS)
+    tokenizer = tiny.clip_tokenizer(ids)
     load_base(save(tokenizer=tokenizer, text_encoder=encoder))
 
 

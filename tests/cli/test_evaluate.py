@@ -3,7 +3,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from tests.refusals import refused
@@ -11,8 +10,8 @@ from tests.refusals import refused
 from nexus_adapters.cli import COMMANDS, main
 from nexus_adapters.cli.evaluate import apply_options
 from nexus_adapters.evaluation.config import LEAST_FOR_DISTANCES, with_defaults
+from nexus_adapters.recipes import recipe_file
 
-ROOT = Path(__file__).parents[2]
 FAST = ["--count", "3", "--steps", "2", "--batch-size", "3"]
 
 
@@ -124,9 +123,9 @@ def test_a_file_is_overridden_by_options_and_these_by_set(tmp_path):
     assert content["asked_for"]["data"]["extractor"] == {"low": 50, "high": 150}
 
 
-def test_the_example_of_the_repository(tmp_path):
-    example = ROOT / "recipes" / "evaluate-embedded.toml"
-    assert run(example, "--out", tmp_path / "out", "--count", 1, "--steps", 1) == 0
+def test_a_recipe_that_ships_with_the_package(tmp_path):
+    example = recipe_file("evaluate-embedded", "evaluate", "CONFIG")
+    assert run("evaluate-embedded", "--out", tmp_path / "out", "--count", 1, "--steps", 1) == 0
     content, expected = results(tmp_path / "out"), tomllib.loads(example.read_text())
     assert list(content["methods"])[2:] == list(expected["adapters"])
     assert content["settings"]["guidance_scale"] == expected["guidance_scale"]

@@ -117,6 +117,7 @@ EXCEPTIONS = {
     ("--split", "default", "help"): "nexus prepare also reads COCO folders",
     ("--batch-size", "help"): "nexus evaluate generates that many at once, nexus prepare extracts their maps",
     ("--condition", "help"): "nexus info reads it for adapters that are given by name",
+    ("--list", "help"): "of extractors or recipes",
     ("--guidance", "help"): "nexus demo has one base, whose own scale is the default",
 }
 FIELDS = ("type", "choices", "default", "required", "nargs", "metavar", "help")

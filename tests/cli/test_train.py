@@ -285,4 +285,6 @@ def test_a_folder_or_nothing_in_place_of_a_toml_file(tmp_path, capsys, command, 
         assert (
             main([command, str(path), *(() if command == "train" else ("--out", str(tmp_path / "out")))]) == 2
         )
-        assert f"{argument}: expected a TOML file, got '{path}', which {why}" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{argument}: expected a TOML file" in error
+        assert f", got '{path}', which {why}" in error

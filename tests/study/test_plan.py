@@ -161,5 +161,5 @@ def test_the_plans_train_by_the_embedded_recipe_but_for_its_heads(tmp_path):
     eight = ["adapter.heads=8", "adapter.head_width=8"]
     assert ours.adapter.heads == 0
     assert load_recipe(ROOT / "benchmarks" / "recipe.toml", where + eight) == load_recipe(
-        ROOT / "recipes" / "embedded-canny.toml", where
+        "embedded-canny", where
     )

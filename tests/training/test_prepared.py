@@ -1,7 +1,6 @@
 """From photos to an adapter on the embedded base, by the commands that users have."""
 
 import json
-from pathlib import Path
 
 import pytest
 from tests.data.image_files import encoded
@@ -10,7 +9,7 @@ from nexus_adapters import NexusAdapter
 from nexus_adapters.cli import main
 from nexus_adapters.embedded.scene_source import SceneSource
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "embedded-canny.toml"
+RECIPE = "embedded-canny"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_photos_in_adapter_out(prepared, tmp_path, condition, is_cached):
         "log.every_steps": 1,
     }
     pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    assert main(["train", str(RECIPE), *pairs]) == 0
+    assert main(["train", RECIPE, *pairs]) == 0
     assert isinstance(NexusAdapter.from_pretrained(tmp_path / "run" / "adapter"), NexusAdapter)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any("structure_score" in row for row in rows)
@@ -84,7 +83,7 @@ def test_what_is_no_such_set_is_refused(prepared, tmp_path, capsys, kind, change
         "data.count": 0,
     } | changes
     pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    assert main(["train", str(RECIPE), "--dry-run", *pairs]) == 2
+    assert main(["train", RECIPE, "--dry-run", *pairs]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert line.startswith(f"nexus train: error: {shown[0]}")
     assert all(part in line for part in shown)

@@ -1,4 +1,4 @@
-"""The recipes of this repository, with configs in the true shapes of their bases; nothing is downloaded."""
+"""The package's recipes, with configs in the true shapes of their bases; nothing is downloaded."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from nexus_adapters.training.run import dry_run
 PLANS = Path(__file__).parents[2] / "benchmarks" / "plans"
 RECIPES = [  # the others are evaluations
     path
-    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+    for path in sorted((Path(__file__).parents[2] / "src" / "nexus_adapters" / "recipes").glob("*.toml"))
     if not path.name.startswith("evaluate-")
 ]
 SDXL = {

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from nexus_adapters.choices import CONDITION, DATA_KINDS, PROMPTS
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.extract import read_pairs
-from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options, check_toml
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
+from nexus_adapters.cli.recipe_options import add_recipe_options
 from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.recipes import recipe_file
 
 if TYPE_CHECKING:
     from nexus_adapters.evaluation.config import EvaluationRecipe
@@ -77,12 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "config",
         nargs="?",
         metavar="CONFIG",
-        help="a TOML file; options override its values; recipes/ has an example",
+        help="a TOML file, or a name that --list shows; options override its values",
     )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="a new folder, or the folder of an evaluation to resume"
     )
     add_options(parser, "--set")
+    add_recipe_options(parser, "evaluate")
     _add(
         parser,
         "--adapter",
@@ -209,7 +212,7 @@ class EvaluateRequest:
 def run(args: argparse.Namespace) -> int:
     """Generate, score and report. The same command resumes an interrupted evaluation."""
     request = EvaluateRequest(
-        None if args.config is None else Path(args.config),
+        None if args.config is None else recipe_file(args.config, "evaluate", "CONFIG"),
         {
             name.removeprefix(_GIVEN): value
             for name, value in vars(args).items()
@@ -219,8 +222,6 @@ def run(args: argparse.Namespace) -> int:
         Path(args.out),
     )
     # Check whatever does not need the slow imports below.
-    if args.config is not None:
-        check_toml(args.config, "CONFIG")
     read_adapters(request.given.get("adapters", []))
     with library_logs_as_warnings():
         try:

@@ -4,8 +4,10 @@ import argparse
 import sys
 
 from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import add_options, check_preview, check_toml
+from nexus_adapters.cli.options import add_options, check_preview
+from nexus_adapters.cli.recipe_options import add_recipe_options
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.recipes import recipe_file
 
 EXAMPLES = (
     "nexus train recipes/embedded-canny.toml",
@@ -16,18 +18,19 @@ INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus train`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file; recipes/ has examples")
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or a name that --list shows")
     add_options(parser, "--set", "--dry-run", "--preview")
     parser.add_argument(
         "--push-to-hub",
         metavar="REPO",
         help="upload the finished adapter; the token is read from the environment variable HF_TOKEN",
     )
+    add_recipe_options(parser, "train")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the adapter's folder. The exit status is 130 after Ctrl-C and 143 after SIGTERM."""
-    check_toml(args.recipe, "RECIPE")
+    recipe_file(args.recipe, "train", "RECIPE")  # check this before the slow imports
     try:
         from nexus_adapters.training.recipe import load_recipe
     except ImportError as error:

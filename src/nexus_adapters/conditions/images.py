@@ -267,14 +267,20 @@ def _open_heif(source: io.BytesIO | io.BufferedReader | Path, shown: str, argume
         raise _corrupt(shown, argument, error) from error
 
 
+def _readable() -> list[str]:
+    """The formats that the installed Pillow reads; versions before 11.3 have no AVIF."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _open(content: Content, shown: str, argument: str) -> Image.Image:
     try:
         source = io.BytesIO(content) if isinstance(content, bytes) else content
-        return Image.open(source, formats=FORMATS)
+        return Image.open(source, formats=_readable())
     except UnidentifiedImageError as error:
         if _is_heif(source):
             return _open_heif(source, shown, argument)
-        expected = f"an image ({', '.join(FORMATS)})"
+        expected = f"an image ({', '.join(_readable())})"
         raise InvalidArgument(argument, expected, f"{shown}, which has none of these formats") from error
     except Image.DecompressionBombError as error:
         raise InvalidArgument(argument, "a smaller image", f"{shown} ({error})") from error

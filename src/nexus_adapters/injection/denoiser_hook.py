@@ -161,9 +161,7 @@ def _installed_hooks(module: nn.Module) -> list[_SharedHook]:
 
 
 # If a denoiser is compiled together with its hooks, the compiler skips these functions.
-_not_compiled: Callable[[Function], Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    reason="controls are attached to the denoiser: compile it first, then call attach()"
-)
+_not_compiled: Callable[[Function], Function] = torch.compiler.disable  # `reason` needs torch 2.7
 
 
 class _SharedHook:

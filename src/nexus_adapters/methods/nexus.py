@@ -49,8 +49,8 @@ class NexusOptions(AdapterOptions):
     """A residual connection around the attention of each stage. Default: true for "prime" and "slim", false
     for "prime-paper" and "slim-paper"."""
     zero_init: bool | None = None
-    """Initialize the attention's output projection to zero; needs `residual`. Default: true if `start_from` is
-    a T2I-Adapter, so that Prime starts with its output, else false."""
+    """Initialize the attention's output projection to zero; needs `residual`. Default: true if `start_from`
+    is a T2I-Adapter, so that Prime starts with its output, else false."""
     groups: int = 0
     """Number of groups in Slim's 3x3 convolutions; 0 for the paper's number."""
     heads: int = 0
@@ -128,7 +128,7 @@ class NexusMethod(FeatureMethod):
         return f"Nexus {variant.capitalize()}" + (" (paper configuration)" if form else "")
 
     def build(self, base: Base, denoiser: nn.Module, options: NexusOptions) -> nn.Module:
-        """Build a `NexusAdapter` for the base's shapes, with gradients only for what `options.train` names."""
+        """Build a `NexusAdapter` for the base's shapes, with gradients for what `options.train` names."""
         built: Any = NexusAdapter.for_geometry(base_geometry(base), options.method, **options.arguments)
         module: nn.Module = built
         if options.train == "attention":

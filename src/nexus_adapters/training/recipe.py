@@ -13,6 +13,7 @@ import tomli_w
 
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.methods import find_method, known_methods
+from nexus_adapters.recipes import recipe_file
 from nexus_adapters.registry import import_modules
 from nexus_adapters.training.config import TrainConfig
 from nexus_adapters.training.parsing import field_types, validated
@@ -39,14 +40,14 @@ _FIRST_ALONE = {"reads_prompt", "size_ratio"}
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
     """Load a recipe from a TOML file and apply settings such as "training.learning_rate=2e-5".
 
-    The modules in its `imports` are imported. The recipe in a run's folder works, too, also of an earlier
-    version.
+    `path` may also be the name of a recipe that ships with the package, such as "embedded-canny", or the recipe
+    in a run's folder, also of an earlier version. The modules in its `imports` are imported.
 
     Raises:
         InvalidArgument: for a missing file, invalid TOML, a setting without "=", an unknown key (with the
             most similar known one), a wrong type, a value out of range, or values that contradict each other.
     """
-    content = read_toml(Path(path), "RECIPE")
+    content = read_toml(recipe_file(path, "train", "RECIPE"), "RECIPE")
     section = content.get("adapter")
     is_first = isinstance(section, dict) and section.keys() >= _FIRST_ALONE
     content = _as_of_now(content, "RECIPE", path, 1 if is_first else FORMAT_VERSION)
