@@ -1,10 +1,10 @@
 """The command `nexus`: one module per command, listed in `COMMANDS`.
 
 A command's module has `add_arguments(parser)`, `run(args) -> int`, and `EXAMPLES`, the command lines that
-end its help. It is imported on every call, `nexus --help` included, so slow imports (above all torch) happen
-inside `run`, after the arguments are checked. Bad input raises `InvalidArgument`: one line on stderr, exit status 2.
-The error names a function's argument; `main` replaces it by the command's option or argument of the same name.
-A module lists names that differ in `TYPED`.
+end its help. It is imported on every call, `nexus --help` included, so slow imports (above all torch)
+happen inside `run`, after the arguments are checked. Bad input raises `InvalidArgument`: one line on stderr,
+exit status 2. The error names a function's argument; `main` replaces it by the command's option or argument
+of the same name. A module lists names that differ in `TYPED`.
 """
 
 import argparse

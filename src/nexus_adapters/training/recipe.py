@@ -40,8 +40,8 @@ _FIRST_ALONE = {"reads_prompt", "size_ratio"}
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> TrainConfig:
     """Load a recipe from a TOML file and apply settings such as "training.learning_rate=2e-5".
 
-    `path` may also be the name of a recipe that ships with the package, such as "embedded-canny", or the recipe
-    in a run's folder, also of an earlier version. The modules in its `imports` are imported.
+    `path` may also be the name of a recipe that ships with the package, such as "embedded-canny", or the
+    recipe in a run's folder, also of an earlier version. The modules in its `imports` are imported.
 
     Raises:
         InvalidArgument: for a missing file, invalid TOML, a setting without "=", an unknown key (with the
