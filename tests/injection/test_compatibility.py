@@ -145,7 +145,9 @@ def test_the_base_that_an_adapter_was_made_for_is_named(made_for, kind):
                 if kind == "nexus"
                 else {"SD 1.x": "SD 1.x/2.x", "SD 2.x": "SD 1.x/2.x"}.get(made_for, "SDXL")
             )
-            with refused("adapter", f"made for {shown}", expected=f"made for {name}, which the base is"):
+            with refused(
+                "adapter", f"an adapter for {shown}", expected=f"an adapter for {name}, to match the base"
+            ):
                 check_fit(adapter, base)
 
 

@@ -371,7 +371,7 @@ def test_from_pipe_of_what_has_no_unet(adapter):
 
 
 def test_an_image_by_position_is_refused(pipe):
-    with refused("image", "by position", expected="keyword"):
+    with refused("image", "positional", expected="keyword"):
         pipe("a red star", tiny.image())
 
 

@@ -79,7 +79,7 @@ def test_the_signature_is_the_stock_one_and_ours():
 @pytest.mark.parametrize("place", ["prompt_2", "height"])
 def test_an_image_by_position_is_refused(pipe, place):
     for image in (tiny.image(), [tiny.image()], tiny.condition()):
-        with refused("image", "by position", expected="keyword"):
+        with refused("image", "positional", expected="keyword"):
             pipe("a red star", **{place: image})
 
 
