@@ -276,7 +276,7 @@ def test_conditions_against_prompts(conditions, prompts, images, fits):
     if fits:
         check_counts(conditions, prompts, images)
     else:
-        with refused("image", conditions, expected=f"all {prompts} prompts of {images} images"):
+        with refused("image", conditions, expected=f"all {prompts} prompts with {images} images"):
             check_counts(conditions, prompts, images)
 
 

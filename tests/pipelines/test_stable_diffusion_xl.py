@@ -168,5 +168,5 @@ def test_without_a_unet_it_encodes_prompts(base, adapter):
 
 def test_an_adapter_of_another_kind_of_base_is_named(base):
     wrong = tiny.adapter(tiny.unet())
-    with refused("adapter", "made for SD 1.x/2.x", expected="made for SDXL"):
+    with refused("adapter", "an adapter for SD 1.x/2.x", expected="an adapter for SDXL"):
         StableDiffusionXLNexusPipeline(**base.components, adapter=wrong)
