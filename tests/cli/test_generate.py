@@ -696,7 +696,12 @@ def bad_models(tiny_weights, tmp_path_factory):
             ["UNet2D", f"'{good_base / 'unet'}'"],
         ),
         "pipeline as adapter": (good_base, good_base, "--adapter", [f"'{good_base}'", "without an adapter"]),
-        "xl": (tmp_path / "xl", good_adapter, "--adapter", ["made for SDXL", "made for SD 1.x/2.x"]),
+        "xl": (
+            tmp_path / "xl",
+            good_adapter,
+            "--adapter",
+            ["an adapter for SDXL", "an adapter for SD 1.x/2.x"],
+        ),
         "inpainting": (
             _with_inputs(weights / "base", tmp_path / "inpainting", 9),
             good_adapter,

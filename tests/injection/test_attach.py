@@ -293,14 +293,16 @@ def test_a_bare_unets_controls_are_shared(unet, adapter):
 
 def test_a_misspelled_setting_is_refused(adapter):
     control = Control(adapter, tiny.condition())
-    with pytest.raises(AttributeError, match=r"expected one of condition, scale, .*; received strength"):
+    with pytest.raises(AttributeError, match=r"no setting strength; it has condition, scale, "):
         control.strength = 0.2
 
 
 def test_a_setting_that_the_handle_does_not_have_is_refused(pipe, adapter):
     with attach(pipe, Control(adapter, tiny.condition())) as handle:
         for name in ("policy", "start", "strength"):
-            with pytest.raises(AttributeError, match=f"^expected scale or condition, .* received {name}$"):
+            with pytest.raises(
+                AttributeError, match=f"^the handle has no setting {name}: use scale or condition"
+            ):
                 setattr(handle, name, 0.3)
 
 
@@ -525,7 +527,7 @@ def test_a_control_that_is_attached_already_is_a_warning(pipe, unet, adapter):
             Control(adapter, maps.double(), end=0.5),
             attached[0],
         ):
-            with pytest.warns(UserWarning, match="^1 of 2 controls are attached already") as warned:
+            with pytest.warns(UserWarning, match="^1 of 2 controls are already attached") as warned:
                 second = attach(pipe, again, Control(other, maps))
             assert len(warned) == 1
             second.remove()
@@ -550,7 +552,7 @@ def test_an_adapter_loaded_again_is_the_same_adapter(pipe, unet, adapter, tmp_pa
             load_adapter(tmp_path, dtype=torch.float64),
             copy.deepcopy(adapter),
         ):
-            with pytest.warns(UserWarning, match="^1 of 1 controls are attached already"):
+            with pytest.warns(UserWarning, match="^1 of 1 controls are already attached"):
                 attach(pipe, Control(again, maps)).remove()
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -662,7 +664,8 @@ def test_calls_at_once_are_refused(adapter, compiled):
         hook.remove()
         for _ in range(2):  # refusing one does not let in the next
             with pytest.raises(
-                RuntimeError, match=r"two calls at once .* thread other is in a call while MainThread"
+                RuntimeError,
+                match=r"two simultaneous calls .* thread other is in a call while thread MainThread",
             ):
                 bare_call(unet)
         done.set()
@@ -850,9 +853,9 @@ def test_what_has_no_unet_is_refused(adapter, target):
 
 
 def test_controls_are_required(pipe, adapter):
-    with refused("controls", "no control", expected="one or more of Control"):
+    with refused("controls", "no control", expected="one or more controls"):
         attach(pipe)
-    with refused("controls", "NexusAdapter", expected="one or more of Control"):
+    with refused("controls", "NexusAdapter", expected="one or more controls"):
         attach(pipe, adapter)
 
 

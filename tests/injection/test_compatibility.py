@@ -145,15 +145,17 @@ def test_the_base_that_an_adapter_was_made_for_is_named(made_for, kind):
                 if kind == "nexus"
                 else {"SD 1.x": "SD 1.x/2.x", "SD 2.x": "SD 1.x/2.x"}.get(made_for, "SDXL")
             )
-            with refused("adapter", f"made for {shown}", expected=f"made for {name}, which the base is"):
+            with refused(
+                "adapter", f"an adapter for {shown}", expected=f"an adapter for {name}, to match the base"
+            ):
                 check_fit(adapter, base)
 
 
 def test_tiny_bases_are_named_by_their_shape():
     sd15, sdxl = tiny.unet(tiny.SD15_UNET), tiny.unet(tiny.SDXL_UNET)
-    with refused("adapter", "made for SD 1.x/2.x", expected="made for SDXL"):
+    with refused("adapter", "an adapter for SD 1.x/2.x", expected="an adapter for SDXL"):
         check_fit(tiny.adapter(sd15), based(sdxl))
-    with refused("adapter", "made for SDXL", expected="made for SD 1.x/2.x"):
+    with refused("adapter", "an adapter for SDXL", expected="an adapter for SD 1.x/2.x"):
         check_fit(tiny.adapter(sdxl), based(sd15))
 
 

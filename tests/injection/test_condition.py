@@ -185,10 +185,10 @@ def test_the_condition_is_copied():
         ([MAP, MAP[..., :8]], 3, "(3, 16, 24), (3, 16, 8)", "maps of one size"),
         ([MAP, MAP.double()], 3, "torch.float32 on cpu, torch.float64 on cpu", "one dtype on one device"),
         ([GREY, GREY.resize((8, 9))], 3, "24x16, 8x9", "images of one size"),
-        (GREY, 4, "1 PIL image", "a tensor, since the adapter reads 4 channels"),
+        (GREY, 4, "1 PIL image", "a tensor: the adapter reads 4 channels"),
         ((MAP * 255).to(torch.int64), 3, "torch.int64", "floating point in [0, 1]"),
-        (MAP.to(torch.float8_e4m3fn), 3, "torch.float8_e4m3fn", "floating point in [0, 1] of 16 bits"),
-        (MAP > 0.5, 3, "torch.bool", "uint16 where gray"),
+        (MAP.to(torch.float8_e4m3fn), 3, "torch.float8_e4m3fn", "floating point in [0, 1] with 16 bits"),
+        (MAP > 0.5, 3, "torch.bool", "uint16 if gray"),
         (MAP * 2 + 1, 3, " to ", "finite values in [0, 1]"),
         (MAP - 1.1, 3, " to ", "finite values in [0, 1]"),
         (torch.full((1, 3, 8, 8), math.nan), 3, "nan to nan", "finite values in [0, 1]"),
@@ -239,7 +239,7 @@ def test_a_map_of_the_size_that_was_chosen_keeps_it(native):
 
 
 def test_a_smaller_size_is_a_warning():
-    with pytest.warns(UserWarning, match="--map: 512x300 pixels are more than 1.5 times the base's 128"):
+    with pytest.warns(UserWarning, match="--map: 512x300 pixels is more than 1.5 times the base's 128"):
         image_size((300, 512), None, None, 128, 8, "--map")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -356,7 +356,7 @@ def test_each_condition_may_have_its_own(unet, adapter):
             mask=masks[row : row + 1],
         )
         assert all(torch.allclose(a[row : row + 1], b, atol=1e-5) for a, b in zip(both, alone, strict=True))
-    with refused("mask", "3", expected="2, as many as conditions"):
+    with refused("mask", "3", expected="2, one per condition"):
         added(unet, adapter, maps, mask=torch.ones(3, 1, 64, 64))
 
 
@@ -408,7 +408,7 @@ def test_each_image_has_a_strength_of_its_own(unet, adapter):
         assert not found[1].any()
     control = Control(adapter, maps, policy="per_branch", image_scales=(1, 2))
     control.condition = maps[:1]
-    with refused("image_scales", "2", expected="1, as many as conditions"):
+    with refused("image_scales", "2", expected="1, one per condition"):
         collected(unet, control)
 
 

@@ -153,6 +153,6 @@ def test_an_attached_denoiser_is_not_copied(copied):
     pipe = tiny.sd15(unet=tiny.unet(**TWO_LEVELS))
     with attach(pipe, Control(tiny.adapter(pipe.unet), tiny.condition())):
         for whole in (pipe, pipe.unet):
-            with pytest.raises(RuntimeError, match=r"controls are attached .* remove them first"):
+            with pytest.raises(RuntimeError, match=r"with attached controls .* remove them first"):
                 copied(whole)
     assert copied(pipe.unet) is not None

@@ -72,7 +72,7 @@ def test_a_controlnet_of_another_base_is_named():
             if name == made_for:
                 find_method("controlnet").check_saved(saved, base)
                 continue
-            with refused("adapter", f"made for {made_for}", expected=f"made for {name}"):
+            with refused("adapter", f"an adapter for {made_for}", expected=f"an adapter for {name}"):
                 find_method("controlnet").check_saved(saved, base)
 
 

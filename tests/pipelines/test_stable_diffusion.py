@@ -276,7 +276,7 @@ def test_conditions_against_prompts(conditions, prompts, images, fits):
     if fits:
         check_counts(conditions, prompts, images)
     else:
-        with refused("image", conditions, expected=f"all {prompts} prompts of {images} images"):
+        with refused("image", conditions, expected=f"all {prompts} prompts with {images} images"):
             check_counts(conditions, prompts, images)
 
 
@@ -371,7 +371,7 @@ def test_from_pipe_of_what_has_no_unet(adapter):
 
 
 def test_an_image_by_position_is_refused(pipe):
-    with refused("image", "by position", expected="keyword"):
+    with refused("image", "positional", expected="keyword"):
         pipe("a red star", tiny.image())
 
 

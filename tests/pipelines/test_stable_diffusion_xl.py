@@ -79,7 +79,7 @@ def test_the_signature_is_the_stock_one_and_ours():
 @pytest.mark.parametrize("place", ["prompt_2", "height"])
 def test_an_image_by_position_is_refused(pipe, place):
     for image in (tiny.image(), [tiny.image()], tiny.condition()):
-        with refused("image", "by position", expected="keyword"):
+        with refused("image", "positional", expected="keyword"):
             pipe("a red star", **{place: image})
 
 
@@ -168,5 +168,5 @@ def test_without_a_unet_it_encodes_prompts(base, adapter):
 
 def test_an_adapter_of_another_kind_of_base_is_named(base):
     wrong = tiny.adapter(tiny.unet())
-    with refused("adapter", "made for SD 1.x/2.x", expected="made for SDXL"):
+    with refused("adapter", "an adapter for SD 1.x/2.x", expected="an adapter for SDXL"):
         StableDiffusionXLNexusPipeline(**base.components, adapter=wrong)

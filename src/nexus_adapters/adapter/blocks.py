@@ -112,9 +112,9 @@ def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def constructor_keywords(cls: type) -> dict[str, inspect.Parameter]:
-    """What can be passed to a class by keyword.
+    """Return the parameters that can be passed to a class by keyword.
 
-    Where its constructor takes `**kwargs`, those of the next class in the method resolution order count too.
+    If its constructor takes `**kwargs`, those of the next class in the method resolution order are included.
     """
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
@@ -132,7 +132,7 @@ _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWOR
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
-    except (NameError, AttributeError):  # annotations of names that are only known to type checkers
+    except (NameError, AttributeError):  # annotations with names that only type checkers know
         return inspect.signature(function)
 
 

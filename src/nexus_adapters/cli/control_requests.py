@@ -148,7 +148,7 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=RESIZE_MODES,
         help="how to fit a map or photo whose aspect ratio differs from the image's: stretch, crop to the "
-        "center, or pad (default: fail)",
+        "center, or pad (default: report an error)",
     )
     maps = parser.add_argument_group("maps")
     add_options(maps, "--low", "--high")
@@ -178,7 +178,7 @@ def parse_controls(args: argparse.Namespace) -> tuple[ControlRequest, ...]:
     is_bundled = args.base in BUNDLED
     for own in given:
         if not is_bundled and "adapter" not in own:
-            hint = f"Name an adapter that was trained for the base '{args.base}'"
+            hint = f"--base {args.base} needs an adapter that was trained for it"
             raise InvalidArgument("--adapter", hint=hint)
     kinds = [
         (option, own.get("condition", CONDITION)) for (option, _), own in zip(sources, given, strict=True)

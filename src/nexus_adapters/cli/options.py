@@ -47,13 +47,13 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--base": {
         "default": EMBEDDED,
         "metavar": "PATH",
-        "help": "Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file; requires --adapter "
-        f"with an adapter for this base (default: {EMBEDDED})",
+        "help": "Stable Diffusion 1.x, 2.x or XL: a folder, Hub id or .safetensors file; use it with an "
+        f"--adapter that was trained for it (default: {EMBEDDED})",
     },
     "--base-config": {
         "metavar": "PATH",
         "help": "for a single-file --base: a folder or Hub id in diffusers format, of which only the configs "
-        "and the tokenizer are read (default: found on the Hub)",
+        "and the tokenizer are read (default: downloaded from the Hub)",
     },
     "--prediction-type": {
         "choices": PREDICTION_TYPES,

@@ -150,9 +150,7 @@ class _Extractors(Registry[Extractor]):
         if taken == entry:
             return
         if taken is not None and (name in BUILT_IN or not defined_alike(taken.extract, entry.extract)):
-            raise InvalidArgument(
-                "extractor", "a name that is not taken", repr(name), "Register it under another name"
-            )
+            raise InvalidArgument("extractor", "an unused name", repr(name), "Register it under another name")
         self._entries[name] = entry
 
     def __getitem__(self, name: str) -> Extractor:

@@ -160,7 +160,7 @@ def report_nearly_black(name: str, kind: MapKind | None) -> None:
 
 
 def _report(name: str, what: str) -> None:
-    # The same text for every map of a data set, so that Python shows it once.
+    # The same text for every map of a dataset, so that Python shows it once.
     warn_caller(f"{name}: {what}")
 
 

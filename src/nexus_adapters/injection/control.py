@@ -133,7 +133,7 @@ class Control:
         condition: structure maps, as in `as_condition`: a PIL image, a tensor (C, H, W) or (K, C, H, W), or a
             NumPy array (H, W), (H, W, C), (C, H, W), (K, H, W, C) or (K, C, H, W), of floats in [0, 1],
             uint8, or uint16 if gray, or a list of K of these. A single map is used for any number of images;
-            with K maps, the number of images must be a multiple n of K, and each map is used for n / K
+            with K maps, the number of images n must be a multiple of K, and each map is used for n / K
             consecutive images. It is copied: to change it, assign a new one. Reading it returns the tensor
             (K, C, H, W).
         scale: factor of the features: any finite number; 0 is exactly the base model. Or a function that
