@@ -80,7 +80,7 @@ def evaluate(
             not finite.
 
     Warns:
-        UserWarning: for samples that an adapter was trained on, as far as its run's record says so, and if the
+        UserWarning: for samples that an adapter was trained on, as far as its run records them, and if the
             data's own images do not score as they should.
     """
     check_names(adapters, "adapter")
