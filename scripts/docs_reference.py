@@ -49,7 +49,8 @@ ABOUT_COMMANDS = """
 names the option.
 
 Every command also takes `--help`, `--debug`, which shows the traceback of an error, and `--import MODULE`,
-which first imports a module or .py file of yours that registers blocks, methods, bases, conditions or metrics.
+which first imports a module or .py file of yours, to
+register blocks, methods, bases, conditions or metrics.
 """.strip()
 
 
@@ -113,9 +114,9 @@ def meaning(action: argparse.Action) -> str:
 # Recipes, evaluations and plans.
 
 INTRODUCTION = """
-A recipe is a TOML file for `nexus train`. [Training](training.md) is the guide; `recipes/` has examples. A key
-that a recipe leaves out has the default. An unknown key or a value out of range is an error that names the key.
-On the command line, `--set section.key=VALUE` overrides a key.
+A recipe is a TOML file for `nexus train`. [Training](training.md) is the guide; `recipes/` has examples. A
+key that a recipe leaves out has the default. An unknown key or a value out of range is an error that names
+the key. On the command line, `--set section.key=VALUE` overrides a key.
 
 `nexus evaluate` and `nexus study` read TOML files, too: see [evaluations](#evaluations) and [plans](#plans).
 """.strip()
