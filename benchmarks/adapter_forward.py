@@ -1,10 +1,10 @@
-"""The forward pass of Prime and Slim beside T2I-Adapter's: time and peak memory, at SD 1.5's size.
+"""Compare the forward pass of Prime and Slim with T2I-Adapter's: time and peak memory at SD 1.5's size.
 
     python benchmarks/adapter_forward.py
 
-Batch 1, 512x512, float32, random weights. All adapters take turns in every round, and times are compared
-within a round, so that what else the machine does falls on all of them. Peak memory is that of a fresh
-process that builds one adapter and runs it. Writes results/adapter_forward.json.
+Batch 1, 512x512, float32, random weights. All adapters run in every round, and times are compared within a
+round, so that other load on the machine affects all of them. Peak memory is that of a fresh process that
+builds and runs one adapter. Writes results/adapter_forward.json.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from nexus_adapters.adapter.model import NexusAdapter
 
-METHODS = ("t2i", "prime", "slim")  # the paper's configurations
+METHODS = ("t2i", "prime", "slim")  # the paper configurations
 TOKENS = 77
-_TO_MIB = 2**20 if sys.platform == "darwin" else 2**10  # units of ru_maxrss: bytes there, KiB elsewhere
+_TO_MIB = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, else in KiB
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ TINY = Size((32, 32, 64, 64), 16, 64)
 
 
 def build(method: str, size: Size) -> nn.Module:
-    """An adapter with random weights for a UNet of SD 1.5's block types."""
+    """Return an adapter with random weights for a UNet with SD 1.5's block types."""
     torch.manual_seed(0)
     if method == "t2i":
         return T2IAdapter(
@@ -58,7 +58,7 @@ def build(method: str, size: Size) -> nn.Module:
 
 
 def inputs(method: str, size: Size) -> tuple[Tensor, ...]:
-    """A structure map, and for the adapters that read it the text."""
+    """Return a structure map and, for adapters that read it, the text."""
     generator = torch.Generator().manual_seed(0)
     condition = torch.rand(1, 3, size.side, size.side, generator=generator).round()
     text = torch.randn(1, TOKENS, size.text_width, generator=generator)
@@ -67,14 +67,14 @@ def inputs(method: str, size: Size) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def measure_times(size: Size, rounds: int) -> dict[str, dict[str, object]]:
-    """Of every method: parameters, milliseconds, and time as a ratio to T2I's in the same round."""
+    """Return, for every method, parameters, milliseconds, and the ratio to T2I's time in the same round."""
     adapters = {method: build(method, size) for method in METHODS}
     arguments = {method: inputs(method, size) for method in METHODS}
     times: dict[str, list[float]] = {method: [] for method in METHODS}
     for method, adapter in adapters.items():
         adapter(*arguments[method])  # the first run also allocates
     for turn in range(rounds):
-        shift = turn % len(METHODS)  # nobody always comes first
+        shift = turn % len(METHODS)  # so that no method always comes first
         for method in METHODS[shift:] + METHODS[:shift]:
             started = time.perf_counter()
             adapters[method](*arguments[method])
@@ -91,7 +91,7 @@ def measure_times(size: Size, rounds: int) -> dict[str, dict[str, object]]:
 
 
 def peak_memory_mib(method: str, threads: int, quick: bool) -> float:
-    """Peak resident memory of a fresh process that runs one adapter; of "none": the imports alone."""
+    """Return the peak resident memory of a fresh process that runs one adapter; "none" only imports."""
     command = [sys.executable, __file__, "--peak-memory-of", method, "--threads", str(threads)]
     command += ["--quick"] if quick else []
     result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -100,29 +100,29 @@ def peak_memory_mib(method: str, threads: int, quick: bool) -> float:
 
 @torch.inference_mode()
 def print_own_peak_memory(method: str, size: Size) -> None:
-    """What `peak_memory_mib` runs in its process."""
+    """Run one adapter and print the peak memory, for the process of `peak_memory_mib`."""
     if method != "none":
         build(method, size)(*inputs(method, size))
     print(own_peak_mib())
 
 
 def own_peak_mib() -> float:
-    """Peak resident memory of this process so far."""
+    """Return the peak resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux counts the starting process's memory in ru_maxrss of the one it starts, but not in this.
+        # On Linux, ru_maxrss of a new process includes the memory of its parent, but this does not.
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _TO_MIB
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--skip-memory", action="store_true")
-    parser.add_argument("--peak-memory-of", choices=("none", *METHODS), help="only print it, of this process")
+    parser.add_argument("--peak-memory-of", choices=("none", *METHODS), help="only measure this process")
     args = parser.parse_args(arguments)
     size = TINY if args.quick else SD15
     torch.set_num_threads(args.threads)

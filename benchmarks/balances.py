@@ -1,9 +1,9 @@
-"""What level scales do to structure and words: the choice of the balance "control".
+"""Measure how level scales affect structure and colors, to choose the balance "control".
 
     python benchmarks/balances.py
 
-Draws test scenes that canny.py does not draw, with the package's Prime, under a few level scales, and writes
-results/balances.json: means with 95 % intervals of color binding and edge F1 for each.
+Generates test scenes that canny.py does not use, with the package's Prime and several level scales. Writes
+results/balances.json: means of color binding and edge F1 for each, with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nexus_adapters.metrics.intervals import bootstrap_mean
 
 FIRST_SEED = 20_000
 METRICS = ("binding_color", "edge_f1")
-# Level scales and policy. The web UI's "control" is its soft weights for the prompt's branch alone.
+# Level scales and policy. The web UI's "control" applies its soft weights only to the prompt's branch.
 CANDIDATES: list[tuple[tuple[float, ...], str]] = [
     (LEVEL_SCALES["balanced"], "positive"),
     (LEVEL_SCALES["prompt"], "positive"),
@@ -35,10 +35,10 @@ CANDIDATES: list[tuple[tuple[float, ...], str]] = [
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     args = parser.parse_args(arguments)
     count, steps = (2, 2) if args.quick else (args.scenes, args.steps)
     base, scenes = load_base(), load_test_scenes(count, first_seed=FIRST_SEED)

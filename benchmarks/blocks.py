@@ -1,16 +1,16 @@
-"""Other blocks of about the same size compared with the library's: is there one that wins on all metrics?
+"""Compare other blocks of about the same size with those of Prime and Slim: is any better in all metrics?
 
     python benchmarks/blocks.py
 
-Each block of trial_blocks.py takes the place of Prime's and Slim's and is trained and evaluated as a cell of
-benchmarks/plans/study.toml on canny; the tables also show T2I-Adapter, Prime and Slim from that study. An
-interrupted run resumes. A change to a block's code is not noticed: delete results/blocks.npz, and
+Each block in trial_blocks.py replaces that of Prime and Slim and is trained and evaluated as a cell of
+benchmarks/plans/study.toml on canny. The tables also show T2I-Adapter, Prime and Slim from that study. An
+interrupted run resumes. Changes to a block's code are not detected: delete results/blocks.npz and
 nexus-adapters/study/blocks in the cache folder. Writes results/blocks.csv, .md and .json.
 
-    gate       the attention's share is weighted for each pixel and channel, by a sigmoid of the pixel
-    gate-level the attention's share is weighted for each level, by one number
-    first      attention before the two residual units, so that they see what was read
-    film       no attention: the prompt's mean scales and shifts the channels between the two units
+    gate       the attention is weighted per pixel and channel by a sigmoid of the pixel
+    gate-level the attention is weighted per level by one number
+    first      attention before the two residual units, which then see its result
+    film       no attention: the mean of the prompt scales and shifts the channels between the two units
     twice      a second attention after that of the coarsest level
 """
 
@@ -32,14 +32,14 @@ from nexus_adapters.study.results import CellResult, results_of
 from nexus_adapters.study.tables import study_csv, study_markdown
 
 PLAN = Path(__file__).parent / "plans" / "study.toml"
-BESIDE = ("t2i", "prime+residual", "slim+residual")  # of the study
+BESIDE = ("t2i", "prime+residual", "slim+residual")  # from the study
 VARIANTS = BESIDE[1:]
 BLOCKS = ("gate", "gate-level", "first", "film", "twice")
 SEEDS = (0, 1, 2)
 
 
 def plan_of(folder: Path, quick: bool) -> Study:
-    """The study's plan with the blocks as its only methods, written into `folder`."""
+    """Write the study's plan with the blocks as its only methods into `folder`, and return it."""
     plan: dict[str, Any] = tomllib.loads(PLAN.read_text())
     plan["recipe"] = str((PLAN.parent / plan["recipe"]).resolve())
     plan["results"] = str(RESULTS / "blocks.npz")
@@ -63,17 +63,21 @@ def plan_of(folder: Path, quick: bool) -> Study:
 
 
 def of_the_study(seeds: set[int]) -> dict[Cell, CellResult]:
-    """What the study has measured of the methods that the blocks are compared with, from these seeds."""
+    """Return the study's results, for these seeds, of the methods that the blocks are compared to."""
     cells = [Cell("canny", method, seed) for method in BESIDE for seed in sorted(seeds)]
     found = results_of(Study(PLAN))
     return {cell: found[cell] for cell in cells if cell in found}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train and evaluate what is not done, and report everything."""
+    """Train and evaluate unfinished cells, and report all of them."""
     parser = benchmark_parser(__doc__)
     parser.add_argument(
-        "--blocks", nargs="*", choices=BLOCKS, default=BLOCKS, help="none: only report what is done"
+        "--blocks",
+        nargs="*",
+        choices=BLOCKS,
+        default=BLOCKS,
+        help="without names, only report finished cells",
     )
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,16 +2,16 @@
 
     python benchmarks/canny.py
 
-Every method draws the same scenes from the same noise. Cells (a method under a policy) that were measured
-before by the same code with the same weights and settings come from the cache, so an interrupted run goes
-on. Writes into results/:
+Every method generates the same scenes from the same noise. Cells (a method with a policy) that were already
+measured with the same code, weights and settings are read from the cache, so an interrupted run resumes.
+Writes into results/:
 
-- canny.csv: fractions in [0, 1], the means over scenes, with bootstrap 95 % intervals (they say what other
-  scenes would change, not other trainings or noise), and paired differences to T2I-Adapter;
-- canny_text.csv: the same scenes, where the adapter alone reads another scene's prompt;
-- canny.json: settings, hashes of code, weights and tables, versions, machine; and bindings as shares of all
-  objects;
-- canny.md: canny.csv's fractions as the table that README shows.
+- canny.csv: fractions in [0, 1], the means over scenes, with bootstrap 95 % intervals (over other scenes, but
+  not over other trainings or noise), and paired differences to T2I-Adapter;
+- canny_text.csv: the same for images in which only the adapter reads another scene's prompt;
+- canny.json: settings, hashes of code, weights and tables, versions, machine, and attribute binding as
+  fractions of all objects;
+- canny.md: the fractions in canny.csv as a table for the README.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-
 FIELDS = ("method", "policy", "metric", "value", "low", "high", "n", "seed")
 POLICIES = ("positive", "per_branch")
 
-# What of the package decides an image or a score.
+# The parts of the package that determine images and scores.
 CODE = ("adapter", "bases", "conditions", "embedded", "evaluation", "injection", "methods", "metrics")
 
-# The label in the tables, as in the study's -> the adapter's name.
+# Label in the tables, as in the study -> name of the adapter.
 NEXUS = {
     "prime": "prime-paper",
     "slim": "slim-paper",
@@ -61,7 +61,7 @@ Scores = dict[str, np.ndarray]  # metric -> one value per scene
 
 @dataclass(frozen=True)
 class Bench:
-    """The scenes, the settings and what identifies both and the weights."""
+    """The scenes, the settings, and the hashes that identify them and the weights."""
 
     scenes: list[TestScene]
     sampling: Sampling
@@ -70,7 +70,7 @@ class Bench:
     cache: Path
 
     def measure(self, method: str, policy: str, adapter_hash: str, draw: Callable[[], Images]) -> Scores:
-        """The scores of one cell, from the cache where it has them."""
+        """Return the scores of one cell, from the cache if they are there."""
         weights = [adapter_hash, self.base_hash]
         settings = [method, policy, len(self.scenes), asdict(self.sampling), machine_facts()["versions"]]
         identity = json.dumps([*weights, self.code_hash, *settings])
@@ -86,7 +86,7 @@ class Bench:
 
 
 def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
-    """(method, policy) -> scores."""
+    """Return (method, policy) -> scores."""
     base = load_base()
     measured = {
         ("autoencoder", "none"): bench.measure(
@@ -112,7 +112,7 @@ def measure_all(bench: Bench) -> dict[tuple[str, str], Scores]:
 
 
 def measure_swapped_text(bench: Bench) -> dict[tuple[str, str], Scores]:
-    """As `measure_all` under `positive`, but the adapter alone reads the next scene's prompt."""
+    """As `measure_all` with policy `positive`, but only the adapter reads the next scene's prompt."""
     base = load_base()
     swapped = GenerationSettings(
         adapter_prompts=[scene.prompt for scene in bench.scenes[1:] + bench.scenes[:1]]
@@ -130,7 +130,7 @@ def measure_swapped_text(bench: Bench) -> dict[tuple[str, str], Scores]:
 
 
 def rows_of(measured: dict[tuple[str, str], Scores], reference: dict[str, Scores], seed: int) -> list[dict]:
-    """One row a cell and metric, and one for each paired difference `metric_minus_NAME` to a reference."""
+    """Return a row per cell and metric, and per paired difference `metric_minus_NAME` to a reference."""
     rows = []
     for (method, policy), scores in measured.items():
         columns = dict(scores)
@@ -147,7 +147,7 @@ def rows_of(measured: dict[tuple[str, str], Scores], reference: dict[str, Scores
 
 
 def markdown_table(rows: list[dict], parameters: dict[str, int]) -> str:
-    """Percentages with their intervals, a line a cell; without the differences."""
+    """Return a table of percentages with intervals, one line per cell, without the differences."""
     cells: dict[tuple[str, str], dict[str, dict]] = {}
     for row in rows:
         cells.setdefault((row["method"], row["policy"]), {})[row["metric"]] = row
@@ -168,7 +168,7 @@ def markdown_table(rows: list[dict], parameters: dict[str, int]) -> str:
 
 
 def csv_text(rows: list[dict]) -> str:
-    """The rows with a header."""
+    """Return the rows as CSV with a header."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -177,16 +177,16 @@ def csv_text(rows: list[dict]) -> str:
 
 
 def code_digest(part: Path) -> str:
-    """SHA-256 of a module, or of a package's."""
+    """Return the SHA-256 of a module or of a package's modules."""
     return folder_hash(part, ".py") if part.is_dir() else file_sha256(part)
 
 
 def bound_objects(
     measured: dict[tuple[str, str], Scores], scenes: list[TestScene]
 ) -> dict[str, dict[str, float]]:
-    """For each cell the share of all objects, rather than the mean over scenes, that have their property.
+    """Return, for each cell, the fraction of all objects with the correct property.
 
-    A scene of four objects then counts twice as much as one of two.
+    Unlike the mean over scenes, a scene with four objects counts twice as much as one with two.
     """
     counts = [len(scene.scene.objects) for scene in scenes]
     return {
@@ -199,7 +199,7 @@ def bound_objects(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance-scale", type=float, default=guidance_for("embedded"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="of measured cells")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of measured cells")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     sampling = Sampling(args.steps, args.guidance_scale, args.seed)

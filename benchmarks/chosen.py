@@ -1,18 +1,17 @@
-"""Which training of each method comes with the package: chosen on test scenes that the results do not draw.
+"""Choose the training of each method to ship with the package, on test scenes that the results do not use.
 
     nexus study benchmarks/plans/study.toml --out benchmarks/results
     python benchmarks/chosen.py ~/.cache/nexus-adapters/study/study/runs --install
 
-Reads the adapters in RUNS/CONDITION-METHOD-SEED/adapter (or RUNS/CONDITION-METHOD-SEED), as the study leaves
-them, draws 64 scenes from seed 10,000 on with each, as guidance.py does, and writes results/chosen.json:
-every training's scores, and what follows from their merit, color binding plus edge F1, by rules that are the
-same for all methods:
+Reads the study's adapters in RUNS/CONDITION-METHOD-SEED/adapter (or RUNS/CONDITION-METHOD-SEED), generates 64
+scenes starting at seed 10,000 with each, as guidance.py does, and writes results/chosen.json: the scores of
+every training, and the choices by merit (color binding plus edge F1), with the same rules for all methods:
 
-- `form`: of each variant, the form of the higher mean merit over its trainings on canny;
-- `seed`: of each method on each condition, the training of the highest merit.
+- `form`: for each variant, the form with the higher mean merit over its trainings on canny;
+- `seed`: for each method and condition, the training with the highest merit.
 
-Of those that are in RUNS: results/chosen.json tells which. `--install` puts the chosen ones, in half
-precision, into the package. Goes on where it was stopped.
+results/chosen.json lists the trainings that were found in RUNS. `--install` copies the chosen ones into the
+package in half precision. The same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from nexus_adapters.embedded.held_out import load_test_scenes, score_images
 from nexus_adapters.evaluation.generation import Sampling, generate
 from nexus_adapters.files import cache_folder, file_sha256, replacing_folder, write_json
 
-# The folder of the package's weights -> the study's method.
+# Folder of the package's weights -> the study's method.
 TRAINED_AS = {
     "t2i": "t2i",
     "prime": "prime",
@@ -56,7 +55,7 @@ Merits = Mapping[str, Mapping[str, Mapping[int, Mapping[str, float]]]]
 
 
 def find_trainings(runs: Path, condition: str, method: str) -> dict[int, Path]:
-    """Seed -> the folder of its adapter."""
+    """Return seed -> the folder of its adapter."""
     pattern = re.compile(re.escape(f"{condition}-{TRAINED_AS[method]}-") + r"(\d+)")
     found = {}
     for folder in sorted(runs.glob(f"{condition}-*")):
@@ -68,12 +67,12 @@ def find_trainings(runs: Path, condition: str, method: str) -> dict[int, Path]:
 
 
 def load(folder: Path) -> Any:
-    """The adapter with its weights rounded to half precision, as the package ships it."""
+    """Load an adapter with its weights rounded to half precision, as in the package."""
     return torch.nn.Module.float(load_adapter(folder, dtype=torch.float16))
 
 
 def better_forms(merits: Merits) -> dict[str, str]:
-    """Variant -> its form of the higher mean merit over the trainings on canny; the paper's of two equals."""
+    """Return variant -> the form with the higher mean merit over trainings on canny; the paper's if equal."""
 
     def mean_merit(method: str) -> float:
         return mean(merit(scores) for scores in merits["canny"][method].values())
@@ -82,7 +81,7 @@ def better_forms(merits: Merits) -> dict[str, str]:
 
 
 def best_seeds(merits: Merits) -> dict[str, dict[str, int]]:
-    """Condition -> method -> the seed of the highest merit; the lower one of two equals."""
+    """Return condition -> method -> the seed with the highest merit, or the lower of equal ones."""
     return {
         condition: {
             method: max(sorted(by_seed), key=lambda seed: merit(by_seed[seed]))
@@ -93,17 +92,17 @@ def best_seeds(merits: Merits) -> dict[str, dict[str, int]]:
 
 
 def install(source: Path, target: Path) -> None:
-    """Put one adapter into the package, in half precision; what was there goes when the new one is whole."""
+    """Copy one adapter into the package, in half precision, replacing the existing one atomically."""
     with replacing_folder(target) as folder:
         load(source).half().save_pretrained(folder, safe_serialization=True)
         config = json.loads((folder / "config.json").read_text())
-        config.pop("_name_or_path", None)  # of this machine
+        config.pop("_name_or_path", None)  # a local path
         write_json(folder / "config.json", config, indent=2)
     print(f"wrote {target}")
 
 
 def find_all(runs: Path) -> dict[tuple[str, str, int], Path]:
-    """(condition, method, seed) -> the folder of its adapter; InvalidArgument where a method has none."""
+    """Return (condition, method, seed) -> folder of the adapter; `InvalidArgument` if a method has none."""
     found: dict[tuple[str, str, int], Path] = {}
     lacking = []
     for condition in BUNDLED["embedded"].adapters:
@@ -113,12 +112,14 @@ def find_all(runs: Path) -> dict[tuple[str, str, int], Path]:
             if not by_seed:
                 lacking.append(f"{condition}-{TRAINED_AS[method]}")
     if lacking:
-        raise InvalidArgument("RUNS", "trainings of all methods", f"'{runs}' without {', '.join(lacking)}")
+        raise InvalidArgument(
+            "RUNS", "trainings of all methods", f"'{runs}', in which {', '.join(lacking)} are missing"
+        )
     return found
 
 
 def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: int, steps: int) -> Merits:
-    """The scores of every training, from the cache where it has them."""
+    """Return the scores of every training, from the cache if they are there."""
     base, sampling = load_base(), Sampling(steps)
     base_hash = folder_hash(BUNDLED["embedded"].folder)
     code_hash = {part: code_digest(Path(nexus_adapters.__file__).parent / part) for part in CODE}
@@ -139,19 +140,21 @@ def measure(trainings: Mapping[tuple[str, str, int], Path], cache: Path, count: 
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights' file."""
+    """Return the SHA-256 of the weight file."""
     return file_sha256(folder / WEIGHTS)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, write, and with `--install` replace the package's adapters."""
+    """Measure, write the result, and with `--install` replace the package's adapters."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("runs", type=Path, metavar="RUNS", help="a study's trainings")
-    parser.add_argument("--install", action="store_true", help="put the chosen ones into the package")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "chosen", help="of what is measured")
+    parser.add_argument("runs", type=Path, metavar="RUNS", help="folder of a study's runs")
+    parser.add_argument("--install", action="store_true", help="copy the chosen adapters into the package")
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder() / "chosen", help="folder of measured scores"
+    )
     args = parser.parse_args(arguments)
     if args.quick and args.install:
-        parser.error(str(InvalidArgument("--install", "a whole measurement", "--quick")))
+        parser.error(str(InvalidArgument("--install", "a full measurement", "--quick")))
     try:
         trainings = find_all(args.runs)
     except InvalidArgument as error:

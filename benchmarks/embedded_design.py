@@ -1,11 +1,12 @@
-"""Measure what three choices in the embedded model's design rest on.
+"""Take three measurements behind the design of the embedded model.
 
     python benchmarks/embedded_design.py
 
-- the latents' redundancy: edge F1 of decoded test scenes whose latents carry noise;
-- at which timesteps the words count: the base's loss on test scenes with their own prompts, with others',
-  and with none;
-- what the text encoder says: the share of objects whose color a linear probe reads at their shape's token.
+- Redundancy of the latents: edge F1 of test scenes decoded from noisy latents.
+- Timesteps at which the prompt matters: the base's loss on test scenes with their own prompts, with other
+  prompts, and with the empty prompt.
+- Attribute binding in the text encoder: the fraction of objects whose color a linear probe reads at their
+  shape's token.
 
 Writes results/embedded_design.json.
 """
@@ -25,12 +26,12 @@ from nexus_adapters.embedded.scene import COLORS, draw_scene
 from nexus_adapters.evaluation.generation import decode, encode
 from nexus_adapters.training.loss import denoising_losses
 
-NOISE_SHARES = (0.0, 0.1, 0.2, 0.3)  # of the latents' standard deviation
+NOISE_SHARES = (0.0, 0.1, 0.2, 0.3)  # fractions of the latents' standard deviation
 TIMESTEPS = (200, 400, 600, 800, 900, 980, 999)
 
 
 def edge_f1_under_noise(scenes: list[TestScene]) -> dict[str, float]:
-    """Noise as a share of the latents' standard deviation -> mean edge F1 of the decoded scenes."""
+    """Return noise as a fraction of the latents' standard deviation -> mean edge F1 of decoded scenes."""
     vae = load_base().vae
     latents = encode(vae, scenes)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)) * latents.std()
@@ -43,7 +44,7 @@ def edge_f1_under_noise(scenes: list[TestScene]) -> dict[str, float]:
 
 @torch.no_grad()
 def loss_by_timestep(scenes: list[TestScene]) -> dict[str, dict[str, float]]:
-    """Timestep -> mean loss with each scene's own prompt, with the next scene's, and with the empty one."""
+    """Return timestep -> mean loss with each scene's own prompt, the next scene's, and the empty one."""
     pipe = load_base()
     base, unet = base_of(pipe)
     latents = encode(pipe.vae, scenes) * pipe.vae.config.scaling_factor
@@ -60,7 +61,7 @@ def loss_by_timestep(scenes: list[TestScene]) -> dict[str, dict[str, float]]:
 
 
 def color_at_shape_token(scenes: int) -> float:
-    """Accuracy on unseen captions of a linear probe from a shape's token to its object's color."""
+    """Return the accuracy on unseen captions of a linear probe from a shape's token to its object's color."""
     pipe = load_base()
     tokens, colors = [], []
     for seed in range(scenes):
@@ -86,10 +87,10 @@ def color_at_shape_token(scenes: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=48)
-    parser.add_argument("--first-seed", type=int, default=0, help="of the test scenes (default 0)")
+    parser.add_argument("--first-seed", type=int, default=0, help="first seed of the test scenes (default 0)")
     parser.add_argument("--probed-scenes", type=int, default=3000)
     args = parser.parse_args(arguments)
     count, probed = (2, 20) if args.quick else (args.scenes, args.probed_scenes)

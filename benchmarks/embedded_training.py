@@ -1,13 +1,13 @@
-"""Measure what four choices in how the embedded model is trained rest on.
+"""Take four measurements behind the training of the embedded model.
 
     python benchmarks/embedded_training.py
 
-- the autoencoder's start: PSNR on test scenes after a short training from orthogonal skip paths and from
-  PyTorch's default;
-- attention on a CPU: time of a training step of the base's UNet with PyTorch's fused attention, as a ratio to
-  products and a softmax in the same round;
-- mixed precision: time of such a step under bfloat16 autocast, as a ratio to float32;
-- the optimizer: the base's loss on test scenes after a short training by Muon and by AdamW.
+- Initialization of the autoencoder: PSNR on test scenes after a short training from orthogonal skip paths and
+  from PyTorch's default.
+- Attention on a CPU: time of a training step of the base's UNet with PyTorch's fused attention, relative to
+  separate products and softmax in the same round.
+- Mixed precision: time of such a step with bfloat16 autocast, relative to float32.
+- Optimizer: the base's loss on test scenes after a short training with Muon and with AdamW.
 
 Writes results/embedded_training.json.
 """
@@ -58,7 +58,7 @@ FULL = {
 }
 QUICK = dict.fromkeys(FULL, 2)
 
-# Attention, and the precision to compute in.
+# Attention implementation and precision.
 STEPS: dict[str, tuple[Callable[[], Any], Callable[[], torch.autocast]]] = {
     "plain": (AttnProcessor, lambda: autocast("cpu")),
     "fused": (AttnProcessor2_0, lambda: autocast("cpu")),
@@ -69,7 +69,7 @@ RATIOS = (("fused", "plain"), ("bfloat16", "float32"))
 
 
 def psnr_after_training(start: str, steps: int, batch_size: int, scenes: list[TestScene]) -> float:
-    """Mean PSNR in dB on `scenes` after so many steps on crops at the script's highest learning rate."""
+    """Return the mean PSNR in dB on `scenes` after training on crops at the highest learning rate."""
     torch.manual_seed(0)
     vae = train_autoencoder.build_autoencoder(STARTS[start])
     options = TrainingOptions(
@@ -90,7 +90,7 @@ def psnr_after_training(start: str, steps: int, batch_size: int, scenes: list[Te
 
 
 def step_times(rounds: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of forward and backward of the base's UNet in each of `STEPS`, and the `RATIOS`."""
+    """Return milliseconds of the base UNet's forward and backward for each of `STEPS`, and the `RATIOS`."""
     torch.manual_seed(0)
     unet = train_base.build_unet()
     latents = torch.randn(batch_size, train_base.LATENT_CHANNELS, 16, 16)
@@ -114,7 +114,7 @@ def step_times(rounds: int, batch_size: int) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def as_inputs(pipe: StableDiffusionPipeline, scenes: list[TestScene]) -> tuple[Tensor, Tensor]:
-    """Scaled latents and prompt embeddings."""
+    """Return scaled latents and prompt embeddings."""
     latents, text = [], []
     for first in range(0, len(scenes), 50):
         part = scenes[first : first + 50]
@@ -126,7 +126,7 @@ def as_inputs(pipe: StableDiffusionPipeline, scenes: list[TestScene]) -> tuple[T
 def loss_by_optimizer(
     steps: int, batch_size: int, train_scenes: int, test_scenes: list[TestScene]
 ) -> dict[str, dict[str, float]]:
-    """Optimizer -> timestep -> loss on test scenes after so many steps, the rate falling to zero."""
+    """Return optimizer -> timestep -> loss on test scenes after training with a rate that falls to zero."""
     pipe = load_base()
     base, _ = base_of(pipe)
     latents, text = as_inputs(pipe, load_test_scenes(train_scenes, "train"))
@@ -164,7 +164,7 @@ def loss_by_optimizer(
 def loss_by_timestep(
     pipe: StableDiffusionPipeline, unet: torch.nn.Module, scenes: list[TestScene]
 ) -> dict[str, float]:
-    """Timestep -> mean loss over `scenes`, from the same noise at each."""
+    """Return timestep -> mean loss over `scenes`, with the same noise at each timestep."""
     base, _ = base_of(pipe)
     latents, text = as_inputs(pipe, scenes)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
@@ -177,7 +177,7 @@ def loss_by_timestep(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     args = parser.parse_args(arguments)
     settings = (QUICK if args.quick else FULL) | {"learning_rates": LEARNING_RATES, "seed": 0}

@@ -1,12 +1,11 @@
-"""What `nexus evaluate` takes beyond drawing the pictures.
+"""Measure the time that `nexus evaluate` spends on anything but generating images.
 
     python benchmarks/evaluation_share.py
 
-Scenes of the embedded world by its base, T2I-Adapter and Prime. In each round two ways take
-turns: a bare loop that draws the same batches in memory, and the evaluator with all metrics of a scene and
-the embedded CLIP's scores and distances, with pictures, scores and report written. Either loads base and
-adapters once; the evaluator reads the data once more, to hash them. Writes results/evaluation_share.json.
-The target is 15 %.
+The base, T2I-Adapter and Prime generate scenes of the embedded world. Each round runs a bare loop that
+generates the batches in memory, and the evaluator with all metrics of a scene and the embedded CLIP's scores
+and distances, including writing images, scores and report. Both load base and adapters once; the evaluator
+also reads the data once more to hash them. Writes results/evaluation_share.json. The target is 15 %.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ADAPTERS = {"t2i": "t2i", "prime": "prime"}
 
 
 def bare_loop(config: EvaluationConfig, cases: Cases) -> None:
-    """Load, and draw all batches by every method; nothing is kept."""
+    """Load everything and generate all batches with every method, without keeping anything."""
     base = load_base(config.base.source, safety_checker=None)
     adapters = [None, *(load_adapter(name) for name in ADAPTERS.values())]
     for places in batches(len(cases), config.batch_size):
@@ -43,7 +42,7 @@ def bare_loop(config: EvaluationConfig, cases: Cases) -> None:
 
 
 def measure(count: int, steps: int, rounds: int) -> dict[str, object]:
-    """Seconds of both ways in every round, and the evaluator's share over drawing."""
+    """Return the seconds of both in every round, and the evaluator's overhead relative to generating."""
     seconds: dict[str, list[float]] = {"bare_loop": [], "evaluator": []}
     with tempfile.TemporaryDirectory() as place:
         config = EvaluationConfig(
@@ -73,7 +72,7 @@ def measure(count: int, steps: int, rounds: int) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,11 +1,12 @@
-"""How strong a static adapter should be at every level of noise: what features that fade rest on.
+"""Measure how strong a static adapter should be at each noise level, which is the basis of fading features.
 
     python benchmarks/fading.py
 
-The embedded adapters' features are times a factor, the same for all levels, and the base's loss is measured
-on scenes that no training has, at ten timesteps, from the same noise. Writes results/fading.json: the loss by
-method, timestep and factor, the factor of the lowest loss, and the noise's share of the variance there. A
-factor above 0 that is worse than 0 means that the adapter spoils what the base can do alone.
+The embedded adapters' features are multiplied by a factor, the same for all levels, and the base's loss is
+measured on scenes that are never trained on, at ten timesteps, with the same noise. Writes
+results/fading.json: the loss by method, timestep and factor, the factor with the lowest loss, and the noise's
+share of the variance. If the loss is higher for a factor above 0 than for 0, the adapter harms the base at
+this timestep.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from nexus_adapters.training.loss import denoising_losses
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 TIMESTEPS = tuple(range(50, 1000, 100))
-FIRST_SEED = 20_000  # as balances.py: scenes that canny.py and the study do not draw
+FIRST_SEED = 20_000  # as in balances.py: scenes that canny.py and the study do not use
 
 
 @torch.no_grad()
 def losses(method: str, count: int, timesteps: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Timestep -> factor -> mean loss."""
+    """Return timestep -> factor -> mean loss."""
     pipe = load_base()
     base, unet = base_of(pipe)
     scenes = load_test_scenes(count, first_seed=FIRST_SEED)
@@ -59,7 +60,7 @@ def losses(method: str, count: int, timesteps: tuple[int, ...]) -> dict[str, dic
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     args = benchmark_parser(__doc__).parse_args(arguments)
     count, timesteps = (2, TIMESTEPS[:2]) if args.quick else (64, TIMESTEPS)
     found = {method: losses(method, count, timesteps) for method in embedded_adapters("canny")}

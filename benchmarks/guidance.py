@@ -1,9 +1,9 @@
-"""Choose the guidance scale of the embedded adapters, on test scenes that canny.py does not draw.
+"""Choose the guidance scale of the embedded adapters, on test scenes that canny.py does not use.
 
     python benchmarks/guidance.py
 
-Writes results/guidance.json: every method's mean scores by guidance scale, and `guidance_scale`: where color
-binding plus edge F1, in the mean over all methods, is highest.
+Writes results/guidance.json: the mean scores of every method by guidance scale, and `guidance_scale`, the
+scale with the highest color binding plus edge F1 on average over all methods.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from nexus_adapters.embedded.held_out import TestScene, load_test_scenes, score_
 from nexus_adapters.evaluation.generation import Sampling, generate
 
 GUIDANCE_SCALES = (1.5, 2.0, 3.0, 4.0)
-FIRST_SEED = 10_000  # far behind the scenes of the results
+FIRST_SEED = 10_000  # far beyond the scenes of the results
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]  # method -> guidance scale -> metric -> mean
 
 
 def scores_by_guidance(scenes: list[TestScene], steps: int) -> Scores:
-    """Of every method under `positive`."""
+    """Return the scores of every method with policy `positive`."""
     base, names = load_base(), embedded_adapters("canny")
     found: dict[str, dict[str, dict[str, float]]] = {method: {} for method in names}
     cells = [(method, scale) for method in found for scale in GUIDANCE_SCALES]
@@ -38,12 +38,12 @@ def scores_by_guidance(scenes: list[TestScene], steps: int) -> Scores:
 
 
 def merit(scores: Mapping[str, float]) -> float:
-    """What this and chosen.py choose by: objects in their color, and edges where the map has them."""
+    """Return the merit by which this script and chosen.py choose: color binding plus edge F1."""
     return scores["binding_color"] + scores["edge_f1"]
 
 
 def best_scale(scores: Scores) -> str:
-    """The scale of the highest mean merit; the lower one of two equals."""
+    """Return the scale with the highest mean merit, or the lower of equal ones."""
     return max(
         (f"{scale:g}" for scale in GUIDANCE_SCALES),
         key=lambda scale: sum(merit(by_scale[scale]) for by_scale in scores.values()),
@@ -51,10 +51,10 @@ def best_scale(scores: Scores) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     args = parser.parse_args(arguments)
     count, steps = (2, 2) if args.quick else (args.scenes, args.steps)
     scores = scores_by_guidance(load_test_scenes(count, first_seed=FIRST_SEED), steps)

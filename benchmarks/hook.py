@@ -1,11 +1,11 @@
-"""What `attach` costs beside a UNet step of SD 1.5's shape: 512x512, a prompt with guidance, random weights.
+"""Measure the overhead of `attach` in a UNet step of SD 1.5's shape: 512x512, guidance, random weights.
 
     python benchmarks/hook.py
 
-A stock StableDiffusionPipeline runs a few steps with and without an attached Prime, in turns. Marks before
-and behind our hooks, set by hooks of PyTorch's own, tell the hook's time inside a step from the UNet's. The
-first step of a generation also runs the adapter; it is reported apart, and the others are compared. Writes
-results/hook.json; the target is a share under 1 %.
+A stock StableDiffusionPipeline runs a few steps with and without an attached Prime, alternately. PyTorch
+hooks before and after ours take timestamps, which separate the hook's time in a step from the UNet's. The
+first step of a generation also runs the adapter; it is reported separately, and only the others are compared.
+Writes results/hook.json. The target is a share under 1 %.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nexus_adapters.training.precision import multiplies_bf16
 
 POLICIES = ("positive", "per_branch")
 TOKENS = 77
-# What differs from UNet2DConditionModel's defaults, which are SD 1.5's but for the text width.
+# Differences from UNet2DConditionModel's defaults, which are SD 1.5's except for the text width.
 SD15_UNET: dict[str, Any] = {"cross_attention_dim": 768}
 TINY_UNET: dict[str, Any] = {
     "cross_attention_dim": 16,
@@ -38,7 +38,7 @@ TINY_UNET: dict[str, Any] = {
 
 @dataclass
 class Marks:
-    """When the parts of each step began and ended, seconds."""
+    """When the parts of each step began and ended, in seconds."""
 
     before_hook: list[float] = field(default_factory=list)
     before_unet: list[float] = field(default_factory=list)
@@ -47,18 +47,18 @@ class Marks:
 
     @property
     def step_s(self) -> list[float]:
-        """The whole of each step, the hook's part with it."""
+        """Return the time of each step, including the hook's."""
         return [end - start for start, end in zip(self.before_hook, self.behind_hook, strict=True)]
 
     @property
     def hook_s(self) -> list[float]:
-        """The hook's part of each step: what lies around the UNet."""
+        """Return the hook's time in each step: everything except the UNet."""
         inside = zip(self.before_unet, self.behind_unet, strict=True)
         return [step - (end - start) for step, (start, end) in zip(self.step_s, inside, strict=True)]
 
 
 def mark(unet: nn.Module, before: list[float], behind: list[float]) -> list[Any]:
-    """Hooks of PyTorch's own that note the time; hooks run in the order in which they were set."""
+    """Register PyTorch hooks that note the time. Hooks run in the order in which they were registered."""
     return [
         unet.register_forward_pre_hook(lambda *_: before.append(time.perf_counter())),
         unet.register_forward_hook(lambda *_: behind.append(time.perf_counter())),
@@ -66,7 +66,7 @@ def mark(unet: nn.Module, before: list[float], behind: list[float]) -> list[Any]
 
 
 def generate(pipe: Any, control: Control | None, text: Tensor, steps: int, side: int) -> Marks:
-    """One generation, from the same latents every time."""
+    """Run one generation, always from the same latents."""
     marks = Marks()
     handles = mark(pipe.unet, marks.before_hook, marks.behind_unet)
     with nullcontext() if control is None else attach(pipe, control):
@@ -86,7 +86,7 @@ def generate(pipe: Any, control: Control | None, text: Tensor, steps: int, side:
 
 
 def build_pipeline(config: dict[str, Any]) -> Any:
-    """A stock pipeline with nothing but a UNet: prompts come as embeddings, images go as latents."""
+    """Return a stock pipeline with only a UNet: prompts are embeddings, and images are latents."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**config).eval()
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
@@ -101,7 +101,7 @@ def build_pipeline(config: dict[str, Any]) -> Any:
 
 
 def measure(config: dict[str, Any], side: int, steps: int, rounds: int) -> dict[str, object]:
-    """Milliseconds of a step alone and with each policy, the hook's part of it, and its share."""
+    """Return the milliseconds of a step alone and with each policy, and the time and share of the hook."""
     pipe = build_pipeline(config)
     adapter = NexusAdapter.for_unet(pipe.unet, "prime-paper").eval()
     text = torch.randn(1, TOKENS, config["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
@@ -128,21 +128,23 @@ def measure(config: dict[str, Any], side: int, steps: int, rounds: int) -> dict[
 
 
 def in_ms(seconds: list[float]) -> dict[str, float]:
-    """Median and spread."""
+    """Return median and spread in milliseconds."""
     return median_and_spread([1000 * s for s in seconds], digits=3)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="of a generation, the first is not compared")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps per generation; the first is not compared"
+    )
     parser.add_argument(
         "--precision",
         choices=("bf16-autocast", "float32"),
         default="bf16-autocast" if multiplies_bf16("cpu") else "float32",
-        help="default here: %(default)s",
+        help="precision (default here: %(default)s)",
     )
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)

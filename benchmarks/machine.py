@@ -1,4 +1,4 @@
-"""Under which circumstances a benchmark ran, and writing its result."""
+"""Describe the machine on which a benchmark runs, and write its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("nexus-adapters", "torch", "diffusers", "transformers", "numpy", "o
 
 
 def machine_facts() -> dict[str, object]:
-    """`machine` (processor, cores, torch's threads, memory, load) and `versions`, as they are now."""
+    """Return the current `machine` (processor, cores, torch's threads, memory, load) and `versions`."""
     return {
         "machine": {
             "cpu": _cpu_model(),
@@ -29,7 +29,7 @@ def machine_facts() -> dict[str, object]:
             "torch_threads": torch.get_num_threads(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "system": f"{platform.system()} {platform.machine()}",
-            # Well above torch_threads: something else ran too, and the times are worth little.
+            # If well above torch_threads, something else was running and the times mean little.
             "load_average": round(os.getloadavg()[0], 2),
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
@@ -37,12 +37,12 @@ def machine_facts() -> dict[str, object]:
 
 
 def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that the timing benchmarks share."""
+    """Return a parser with the options that the benchmarks share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a miniature, only to show that it runs")
-    parser.add_argument("--out", type=Path, help=f"folder; by default {RESULTS}, and none with --quick")
+    parser.add_argument("--quick", action="store_true", help="run a miniature, only to test that it works")
+    parser.add_argument("--out", type=Path, help=f"output folder (default: {RESULTS}, or none with --quick)")
     return parser
 
 
@@ -60,13 +60,13 @@ def report(
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the file, whole or not at all, and say so."""
+    """Write a file atomically and print its path."""
     write_text(path, text)
     print(f"wrote {path}")
 
 
 def folder_hash(folder: Path, suffix: str = "") -> str:
-    """SHA-256 over names and contents of all files below `folder` whose names end in `suffix`."""
+    """Return the SHA-256 of names and contents of all files inside `folder` whose names end in `suffix`."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob(f"*{suffix}") if path.is_file()):
         digest.update(f"{file.relative_to(folder)}\n".encode())
@@ -75,15 +75,15 @@ def folder_hash(folder: Path, suffix: str = "") -> str:
 
 
 def embedded_adapters(condition: str) -> dict[str, str]:
-    """What the results call each embedded adapter of a condition, its folder's name, -> its name.
+    """Return label in the results (name of the folder) -> name, for each embedded adapter of a condition.
 
-    Prime and Slim have a residual connection; in the results that is "prime-residual" and "slim-residual".
+    Prime and Slim, which have a residual connection, are "prime-residual" and "slim-residual" in the results.
     """
     return {Path(folder).name: name for name, folder in BUNDLED["embedded"].adapters[condition].items()}
 
 
 def median_and_spread(values: list[float], digits: int = 4) -> dict[str, float]:
-    """`median`, and `low` and `high`: the middle half of the values lies between them."""
+    """Return `median`, `low` and `high`; the middle half of the values is between `low` and `high`."""
     ordered = sorted(values)
 
     def quantile(share: float) -> float:

@@ -1,11 +1,12 @@
-"""How well the embedded Prime follows canny maps that are larger than the image.
+"""Measure how well the embedded Prime follows canny maps that are larger than the image.
 
     python benchmarks/map_sizes.py
 
 Test scenes are rendered at 128, 256, 512 and 1024 pixels, a canny map is extracted from each, and images of
-128 pixels are generated from the same noise under each map. Writes results/map_sizes.json: the mean edge F1
-with the canny map of the true image, with 95 % intervals, and its difference to that of the 128-pixel map,
-paired by scene. "as image" averages lines over areas, as any image: what the resizing of lines is for.
+128 pixels are generated from the same noise with each map. Writes results/map_sizes.json: the mean edge F1
+with the canny map of the true image, with 95 % intervals, and its paired difference to that of the 128-pixel
+map. "as image" resizes maps like images, by averaging over areas, to show the benefit of the special resizing
+of lines.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from nexus_adapters.embedded.scene import SIZE, Scene
 from nexus_adapters.evaluation.generation import initial_latents
 from nexus_adapters.metrics.intervals import bootstrap_mean
 
-FIRST_SEED = 20_000  # as balances.py
+FIRST_SEED = 20_000  # as in balances.py
 NOISE_SEED = 0
 SIZES = (128, 256, 512, 1024)
 BATCH = 12
 
 
 def render_at(scene: Scene, side: int) -> Image.Image:
-    """The scene's image at another size, as sharp as at its own."""
+    """Render a scene at another size, equally sharp."""
     factor = side / SIZE
     objects = tuple(
         replace(item, x=item.x * factor, y=item.y * factor, radius=item.radius * factor)
@@ -54,7 +55,7 @@ def render_at(scene: Scene, side: int) -> Image.Image:
 
 
 def edge_f1(scenes: list[TestScene], maps: list[Image.Image], kind: MapKind, steps: int) -> np.ndarray:
-    """Of the images that Prime generates from these maps, one value for each scene."""
+    """Return the edge F1 of the images that Prime generates from these maps, one value per scene."""
     base, adapter = load_base(), load_adapter("prime")
     base.set_progress_bar_config(disable=True)
     known, _ = base_of(base)
@@ -76,10 +77,10 @@ def edge_f1(scenes: list[TestScene], maps: list[Image.Image], kind: MapKind, ste
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     args = parser.parse_args(arguments)
     count, steps, sizes = (2, 2, SIZES[:2]) if args.quick else (args.scenes, args.steps, SIZES)
     scenes = load_test_scenes(count, first_seed=FIRST_SEED)

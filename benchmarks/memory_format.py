@@ -1,9 +1,9 @@
-"""The embedded base's UNet in channels-last layout: its step's time as a ratio to the contiguous one's.
+"""Compare the time of a UNet step of the embedded base in channels-last and in contiguous layout.
 
     python benchmarks/memory_format.py
 
-At 2 rows (one image with guidance), 8 (a row of the demo's sheet) and 100 (what canny.py draws at once),
-float32, on random inputs. Both layouts take turns in every round. Writes results/memory_format.json.
+With 2 rows (one image with guidance), 8 (a row of the demo's sheet) and 100 (a batch of canny.py), in
+float32, on random inputs. Both layouts run in every round. Writes results/memory_format.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @torch.inference_mode()
 def step_times(rows: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a step in each layout, and the ratio within a round."""
+    """Return the milliseconds per step in each layout, and the ratio within a round."""
     unets: dict[str, UNet2DConditionModel] = {
         name: load_base().unet.to(memory_format=layout) for name, layout in LAYOUTS.items()
     }
@@ -44,7 +44,7 @@ def step_times(rows: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args(arguments)

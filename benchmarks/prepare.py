@@ -1,14 +1,14 @@
-"""What `nexus prepare` costs beyond the work itself, what a second process gains, and what memory it takes.
+"""Measure the overhead of `nexus prepare`, the speedup with a second process, and the memory it needs.
 
     python benchmarks/prepare.py
 
-Photos of 512x512 pixels are made first. In each round three ways over the same photos take turns: a bare loop
-that decodes, draws canny, encodes and writes a tar by the same libraries (OpenCV at one thread), the local
-engine in one process, and in two. Memory: the highest resident set of a process that prepares a simulated
-source of a million samples, after the first and after the last of a slice; and what the search for
-near-duplicates takes among a million hashes. Writes results/prepare.json.
+First, photos of 512x512 pixels are made. Each round processes them in three ways: with a bare loop that
+decodes, extracts canny maps, encodes and writes a tar with the same libraries (OpenCV with one thread), with
+the local engine in one process, and in two. Memory is the peak resident set of a process that prepares a
+slice of a simulated source of a million samples, after its first and its last sample, and that of the search
+for near-duplicates among a million hashes. Writes results/prepare.json.
 
-The targets are 20 % over the bare loop at most, 1.7 times the speed by two processes, and 32 bytes a sample.
+The targets are an overhead of at most 20 %, 1.7 times the speed with two processes, and 32 bytes per sample.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MILLION = 1_000_000
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """Scenes with a camera's noise, as JPEG of quality 90, with captions."""
+    """Write scenes with camera noise as JPEGs of quality 90, with captions."""
     source, rng = SceneSource(count), np.random.default_rng(0)
     for index in range(count):
         sample = source.load(index)
@@ -54,7 +54,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 def bare_loop(folder: Path, out: Path) -> None:
-    """The work alone, by the libraries that the engine uses."""
+    """Do only the work itself, with the libraries that the engine uses."""
     with tarfile.open(out, "w") as tar:
         for path in sorted(folder.glob("*.jpg")):
             caption = path.with_suffix(".txt").read_bytes()
@@ -73,14 +73,14 @@ def bare_loop(folder: Path, out: Path) -> None:
 
 
 def saved(image: Image.Image, **options: Any) -> bytes:
-    """An image's file."""
+    """Return the bytes of an image's file."""
     stream = io.BytesIO()
     image.save(stream, **options)
     return stream.getvalue()
 
 
 def measure_speed(count: int, rounds: int) -> dict[str, object]:
-    """Seconds of each way in every round, and their ratios within the rounds."""
+    """Return the seconds of each way in every round, and their ratios within the rounds."""
     seconds: dict[str, list[float]] = {"bare_loop": [], "one_process": [], "two_processes": []}
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as place:
@@ -115,23 +115,23 @@ def measure_speed(count: int, rounds: int) -> dict[str, object]:
 
 
 class SimulatedSource:
-    """A million pictures that are drawn when they are asked for."""
+    """A million images that are generated on demand."""
 
     def __len__(self) -> int:
         return MILLION
 
     def key(self, index: int) -> str:
-        """Its number."""
+        """Return its index as text."""
         return f"picture {index}"
 
     def load(self, index: int) -> Sample:
-        """A picture of one color."""
+        """Return an image of one color."""
         color = (index % 256, index // 256 % 256, index // 65536)
         return Sample(self.key(index), Image.new("RGB", (64, 64), color), None, (f"color {color}",))
 
 
 def memory_of_a_slice(count: int) -> None:
-    """Print this process's highest resident set, in KiB, after a tenth of the slice and after all of it."""
+    """Print this process's peak resident set, in KiB, after a tenth of the slice and after all of it."""
     source: Any = SimulatedSource()
     with tempfile.TemporaryDirectory() as place:
         for part in (count // 10, count):
@@ -141,7 +141,7 @@ def memory_of_a_slice(count: int) -> None:
 
 
 def measure_memory(count: int, hashes: int) -> dict[str, object]:
-    """Of a slice in a process of its own, and of the search for near-duplicates."""
+    """Return the memory of a slice in a separate process and of the search for near-duplicates."""
     ran = subprocess.run(
         [sys.executable, __file__, "--slice", str(count)], capture_output=True, text=True, check=True
     )
@@ -166,13 +166,13 @@ def measure_memory(count: int, hashes: int) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
-    from machine import benchmark_parser, report  # slow to import, which every process would do again
+    """Measure and write the result."""
+    from machine import benchmark_parser, report  # slow to import, which every process would repeat
 
     parser = benchmark_parser(__doc__)
     parser.add_argument("--photos", type=int, default=3200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slice", type=int, help="measure memory in this process alone")
+    parser.add_argument("--slice", type=int, help="only measure memory, in this process")
     args = parser.parse_args(arguments)
     if args.slice is not None:
         memory_of_a_slice(args.slice)

@@ -1,11 +1,10 @@
-"""How fast the embedded world is on one core: drawing, rendering, its four maps, captions and scoring.
+"""Measure the speed of the embedded world on one core: sampling, rendering, maps, captions and scoring.
 
     python benchmarks/scenes.py
 
-Every part runs over the same scenes; times are of one thread, both of the clock and of the processor (which
-leaves out what else the machine does). The targets are 300 scenes a second for drawing, rendering and canny,
-and 100 with all four maps.
-Writes results/scenes.json.
+Every part runs over the same scenes in one thread. Times are wall-clock times and CPU times, which exclude
+other load on the machine. The targets are 300 scenes per second for sampling, rendering and canny, and 100
+with all four maps. Writes results/scenes.json.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from nexus_adapters.embedded.scene import draw_scene
 
 
 def timed(part: Callable[[Any], Any], items: list[Any]) -> tuple[list[Any], dict[str, float]]:
-    """The part's results, and milliseconds an item."""
+    """Return a part's results and its milliseconds per item."""
     wall, processor = time.perf_counter(), time.process_time()
     results = [part(item) for item in items]
     spent = {"wall_ms": time.perf_counter() - wall, "cpu_ms": time.process_time() - processor}
@@ -35,7 +34,7 @@ def timed(part: Callable[[Any], Any], items: list[Any]) -> tuple[list[Any], dict
 
 
 def measure(count: int) -> dict[str, object]:
-    """Milliseconds a scene for every part, and scenes a second for those that every training sample needs."""
+    """Return milliseconds per scene for every part, and scenes per second for what each sample needs."""
     parts: dict[str, dict[str, float]] = {}
     scenes, parts["draw"] = timed(draw_scene, list(range(count)))
     rendered, parts["render"] = timed(render, scenes)
@@ -55,7 +54,7 @@ def measure(count: int) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--scenes", type=int, default=1000)
     args = parser.parse_args(arguments)

@@ -1,13 +1,13 @@
-"""What the study would cost on Stable Diffusion 1.5 and COCO: multiplications, counted, not timed.
+"""Compute the cost of the study on Stable Diffusion 1.5 and COCO, by counting multiplications.
 
     python benchmarks/sd15_cost.py
 
-For every method: trained weights, and billions of multiply-accumulates of one training sample (512x512,
-forward and backward, latents and embeddings read from a cache) and of one drawn picture (20 steps with
-guidance, decoded). Counted by torch on shapes alone, so it takes seconds and no weights. The hours of a cell,
-its training and its pictures, follow from what was timed at this size: on a CPU from Prime's step in
-results/training_cost.json, by the multiplications that it does a second; on a GPU from every method's step
-in results/sd15_step.json, and from the base's own picture by the multiplications that a method adds to it.
+For every method: trained weights, and billions of multiply-accumulates per training sample (512x512, forward
+and backward, latents and embeddings read from a cache) and per generated image (20 steps with guidance,
+decoded). They are counted by torch from shapes alone, which takes seconds and needs no weights. The hours per
+cell, for training and images, follow from measured times. On a CPU, this is Prime's step in
+results/training_cost.json, which gives the multiplications per second. On a GPU, it is every method's step in
+results/sd15_step.json, and the base's time per image, scaled by the multiplications that a method adds.
 Writes results/sd15_cost.json, from which benchmarks/README.md has a table.
 """
 
@@ -32,12 +32,12 @@ from nexus_adapters.methods.method import FEATURES
 
 PIXELS, TOKENS = 512, 77
 SAMPLER_STEPS = 20
-# The paper's budget: 200,000 steps of 2 x 4 samples. COCO's val2017 has 5,000 pictures.
+# The paper's budget: 200,000 steps of 2 x 4 samples. COCO's val2017 has 5,000 images.
 TRAINED_SAMPLES, DRAWN_PICTURES = 1_600_000, 5_000
 
 
 def training_gmacs(method: Method, adapter: Any, base: UNetBase, unet: Any) -> float:
-    """What one sample of a training step costs, forward and backward."""
+    """Return the GMACs of one sample in a training step, forward and backward."""
     with torch.device("meta"):
         network, places = method.network(adapter, unet), FeaturePlaces(unet, base.places())
         time, text = torch.zeros(1, dtype=torch.long), torch.empty(1, TOKENS, 768)
@@ -59,7 +59,7 @@ def training_gmacs(method: Method, adapter: Any, base: UNetBase, unet: Any) -> f
 
 
 def base_gmacs(unet: Any, vae: Any) -> tuple[float, float]:
-    """Of one call of the UNet for one picture, and of decoding it."""
+    """Return the GMACs of one UNet call for one image, and of decoding it."""
     with torch.device("meta"):
         latents, text = torch.empty(1, 4, 64, 64), torch.empty(1, TOKENS, 768)
         call = counted_gmacs(lambda: unet(latents, torch.zeros(1), encoder_hidden_states=text))
@@ -67,7 +67,7 @@ def base_gmacs(unet: Any, vae: Any) -> tuple[float, float]:
 
 
 def timed_step() -> dict[str, Any] | None:
-    """`seconds` of the timed step of Prime at this size, and the `machine`; None where there is none."""
+    """Return the `seconds` of Prime's timed step at this size and the `machine`; None without a result."""
     file = RESULTS / "training_cost.json"
     if not file.exists():
         return None
@@ -76,7 +76,7 @@ def timed_step() -> dict[str, Any] | None:
 
 
 def on_gpu() -> dict[str, Any] | None:
-    """What `sd15_step.py` timed, `settings` and `measured`; None where it did not run."""
+    """Return `settings` and `measured` of `sd15_step.py`; None without a result."""
     file = RESULTS / "sd15_step.json"
     if not file.exists():
         return None
@@ -85,7 +85,7 @@ def on_gpu() -> dict[str, Any] | None:
 
 
 def gpu_hours(method: str, gpu: dict[str, Any], gmacs_to_base: float) -> float:
-    """Of a cell: its steps, and its pictures, each of which costs `gmacs_to_base` times the base's own."""
+    """Return the hours of a cell: its steps, and its images at `gmacs_to_base` times the base's cost each."""
     batch_size, measured = gpu["settings"]["batch_size"], gpu["measured"]
     training = TRAINED_SAMPLES * measured["step_s"][method]["median"]
     picture = SAMPLER_STEPS * measured["predict_s"]["median"] + measured["decode_s"]["median"]
@@ -93,7 +93,7 @@ def gpu_hours(method: str, gpu: dict[str, Any], gmacs_to_base: float) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Count and write."""
+    """Count and write the result."""
     args = benchmark_parser(__doc__).parse_args(arguments)
     with torch.device("meta"):
         unet = sd15_unet(tiny=False)
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
             adapter = method.build(base, unet, method.Options(method.name))
         trained = training_gmacs(method, adapter, base, unet)
         cost = method.cost(adapter, base, PIXELS, SAMPLER_STEPS)
-        # What a control that runs in every step adds, it adds to both branches of guidance.
+        # A control that runs in every step adds its cost to both branches of guidance.
         added = cost.gmacs_once + 2 * SAMPLER_STEPS * cost.gmacs_per_step
         found[label] = {
             "parameters": cost.parameters,

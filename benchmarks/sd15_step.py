@@ -1,11 +1,11 @@
-"""What a training step and a picture take at Stable Diffusion 1.5's size on a GPU.
+"""Measure the time of a training step and of an image at Stable Diffusion 1.5's size on a GPU.
 
     python benchmarks/sd15_step.py
 
-Every method takes the trainer's step (512x512, batch 8, bfloat16 where the device has it, AdamW, latents and
-embeddings as from the cache, random weights), in turns in one process; then the base alone predicts with
-guidance, and the VAE decodes. Writes results/sd15_step.json, from which sd15_cost.py takes the hours of a
-cell. On a CPU, training_cost.py times Prime at batch 1.
+All methods run the trainer's step in turns in one process (512x512, batch 8, bfloat16 if supported, AdamW,
+latents and embeddings as from the cache, random weights). Then the base alone predicts with guidance, and the
+VAE decodes. Writes results/sd15_step.json, from which sd15_cost.py computes the hours per cell. On a CPU,
+training_cost.py times Prime with batch 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from nexus_adapters.training.loss import Objective
 from nexus_adapters.training.optimizer import build_optimizer
 from nexus_adapters.training.precision import Precision, choose_precision
 
-# What the results call a method -> its name.
+# Label in the results -> name of the method.
 METHODS = {
     "t2i": "t2i",
     "slim": "slim-paper",
@@ -42,7 +42,7 @@ SIDE, BATCH_SIZE = 512, 8
 
 
 def batch_of(count: int, side: int, width: int, device: torch.device) -> Batch:
-    """Random samples, as a cache gives them."""
+    """Return random samples as if from a cache."""
     latents = torch.randn(count, 4, side // 8, side // 8)
     return Batch(
         indices=torch.arange(count),
@@ -58,7 +58,7 @@ def batch_of(count: int, side: int, width: int, device: torch.device) -> Batch:
 def training_step(
     name: str, base: UNetBase, unet: Any, batch: Batch, precision: Precision, **options: float
 ) -> Callable[[], None]:
-    """One optimizer step of a method, by its name; `options` are the method's own."""
+    """Return an optimizer step of the method with this name; `options` are the method's options."""
     method = find_method(name)
     with batch.latents.device:
         adapter: Any = method.build(base, unet, method.Options(name, **options))
@@ -79,7 +79,7 @@ def training_step(
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Until the device has done it."""
+    """Return the seconds until the device has finished."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -88,7 +88,7 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Time and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args(arguments)
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     precision = choose_precision("auto", device)
     count, side = (1, 128) if args.quick else (BATCH_SIZE, SIDE)
     rounds = 1 if args.quick else args.rounds
-    with torch.device(device):  # random weights are drawn there, which is far faster
+    with torch.device(device):  # random weights are generated there, which is far faster
         unet: Any = sd15_unet(args.quick)
         vae, _ = sd15_encoders(args.quick)
     for part in (unet, vae):
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     for _ in tqdm(range(rounds + 2), unit="round"):
         for name, call in calls.items():
             spent[name].append(seconds_of(call, device))
-    # The first rounds also allocate and choose kernels.
+    # The first rounds also allocate memory and choose kernels.
     found = {name: median_and_spread(values[2:]) for name, values in spent.items()}
     settings = {
         "pixels": side,

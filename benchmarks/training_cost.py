@@ -1,14 +1,14 @@
-"""What a training step costs: this trainer's beside the plain recipe's, which encodes in every step.
+"""Compare a training step of this trainer with that of a plain recipe, which encodes samples in every step.
 
     python benchmarks/training_cost.py
 
-Both sides train a Prime on a frozen UNet with AdamW, on the same batch, in the same precision and on the same
-threads. The plain one runs VAE and text encoder in every step, with all in PyTorch's default memory format,
-as diffusers' example trainers do; this trainer's step reads encoded samples as from its cache, with VAE and
-text encoder gone, in channels-last. Time: in turns in one process, as a ratio in the same round. Memory: the
-peak of a fresh process for each side, this trainer's with the encoding before. At SD 1.5's size (512x512,
-batch 1, random weights), and with the embedded base (batch 32). Writes results/training_cost.json; the target
-at SD 1.5's size is 1.5 times the samples a second at less memory.
+Both train a Prime on a frozen UNet with AdamW, with the same batch, precision and threads. The plain recipe
+runs VAE and text encoder in every step, in PyTorch's default memory format, like diffusers' example trainers.
+This trainer's step reads encoded samples as from its cache, with VAE and text encoder released, in
+channels-last. Times are ratios in the same round of one process. Memory is the peak of a fresh process for
+each; for this trainer it includes encoding. At SD 1.5's size (512x512, batch 1, random weights) and with the
+embedded base (batch 32). Writes results/training_cost.json. The target at SD 1.5's size is 1.5 times the
+samples per second with less memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VAE_BLOCKS: dict[str, Any] = {
 
 
 def sd15_encoders(tiny: bool) -> tuple[Any, Any]:
-    """VAE and text encoder of SD 1.5's shapes with random weights, or a miniature of them."""
+    """Return VAE and text encoder with SD 1.5's shapes and random weights, or a miniature of them."""
     torch.manual_seed(0)
     width = 32 if tiny else 768
     config = CLIPTextConfig(
@@ -62,20 +62,20 @@ def sd15_encoders(tiny: bool) -> tuple[Any, Any]:
 
 
 def sd15_unet(tiny: bool) -> Any:
-    """The same of its UNet."""
+    """Return a UNet with SD 1.5's shapes and random weights, or a miniature of it."""
     torch.manual_seed(1)
     width, channels = (32, (32, 32, 64, 64)) if tiny else (768, (320, 640, 1280, 1280))
     return UNet2DConditionModel(cross_attention_dim=width, block_out_channels=channels, attention_head_dim=8)
 
 
 def embedded_encoders(tiny: bool) -> tuple[Any, Any]:
-    """Those that come with the package."""
+    """Return the VAE and text encoder that ship with the package."""
     base: Any = load_base()
     return base.vae, base.text_encoder
 
 
 def embedded_unet(tiny: bool) -> Any:
-    """The UNet that comes with the package, in PyTorch's default layout."""
+    """Return the UNet that ships with the package, in PyTorch's default layout."""
     unet: Any = load_base().unet
     return unet.to(memory_format=torch.contiguous_format)
 
@@ -88,7 +88,7 @@ CASES: dict[str, tuple[Callable[[bool], tuple[Any, Any]], Callable[[bool], Any],
 
 
 class Encoding:
-    """Random images and prompts, encoded in every step, or once and then read as from a cache."""
+    """Random images and prompts that are encoded in every step, or once and then read as from a cache."""
 
     def __init__(self, case: str, side: str, quick: bool) -> None:
         build, _, pixels, count = CASES[case]
@@ -107,7 +107,7 @@ class Encoding:
 
     @torch.no_grad()
     def encode_once(self) -> list[dict[str, Tensor]]:
-        """What the cache holds of each sample."""
+        """Return the content of the cache for each sample."""
         latents = self.vae.encode(self.images).latent_dist
         text = self.text_encoder(self.tokens)[0]
         scale = self.vae.config.scaling_factor
@@ -123,7 +123,7 @@ class Encoding:
         ]
 
     def batch(self) -> Batch:
-        """What a step reads."""
+        """Return the input of a step."""
         self.steps += 1
         if self.cached:
             entries = [Entry.from_tensors(tensors) for tensors in self.cached]
@@ -146,7 +146,7 @@ class Encoding:
 
 
 def build_step(case: str, side: str, quick: bool) -> Callable[[], None]:
-    """One optimizer step of one side."""
+    """Return an optimizer step of one side."""
     encoding = Encoding(case, side, quick)
     unet = nn.Module.to(CASES[case][1](quick), torch.float32).requires_grad_(False).eval()
     adapter: Any = NexusAdapter.for_unet(unet, METHOD).train()
@@ -169,7 +169,7 @@ def build_step(case: str, side: str, quick: bool) -> Callable[[], None]:
 
 
 def times(case: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """Seconds a step of each side, and the samples a second of ours to the plain one's in the same round."""
+    """Return seconds per step of each side, and the ratio of samples per second in the same round."""
     steps = {side: build_step(case, side, quick) for side in SIDES}
     spent: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(rounds + 1):
@@ -184,7 +184,7 @@ def times(case: str, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def peak_memory_mib(case: str, side: str, quick: bool) -> int:
-    """Of a fresh process that takes two steps."""
+    """Return the peak memory of a fresh process that takes two steps."""
     command = [sys.executable, __file__, "--memory-of", case, side, *(["--quick"] if quick else [])]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     peak: int = json.loads(found.stdout.splitlines()[-1])
@@ -192,7 +192,7 @@ def peak_memory_mib(case: str, side: str, quick: bool) -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "SIDE"), help="used for fresh processes")
     parser.add_argument("--rounds", type=int, default=5)

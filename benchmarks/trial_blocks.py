@@ -1,7 +1,7 @@
-"""Blocks of about the same size as the paper's, for `blocks.py`: what else could read the prompt at a level?
+"""Blocks of about the same size as the paper's for `blocks.py`: other ways to read the prompt at a level.
 
-A recipe uses one by `imports = ["trial_blocks"]` and `adapter.block = "gate"`, with this folder on Python's
-path. All of them have a residual connection around what they read.
+To use one in a recipe, set `imports = ["trial_blocks"]` and `adapter.block = "gate"`, with this folder on
+Python's path. All of them have a residual connection around the attention.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from nexus_adapters.errors import expect
 
 
 class TrialStage(Stage):
-    """A stage whose `refine` does what `Stage` does between widening and the feature."""
+    """A stage whose `refine` is what `Stage` does between widening and the feature."""
 
     def __init__(self, **stage: Any) -> None:
         super().__init__(**stage)
-        expect(self.residual, "residual", "True, which the trial blocks are made for", self.residual)
+        expect(self.residual, "residual", "True for the trial blocks", self.residual)
 
     def forward(
         self, x: Float[Tensor, "b c_in h_in w_in"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """As `Stage`'s."""
+        """Return the feature, as `Stage` does."""
         return self.refine(self.widen(x), prompt_embeds).contiguous()
 
     def refine(
         self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """Convolve, then read."""
+        """Convolve, then attend to the prompt."""
         return self.read(self.resnets(x), prompt_embeds)
 
     def read(
         self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """The input and the attention's share."""
+        """Return the input plus the weighted attention."""
         pixels = x.flatten(2).transpose(1, 2).contiguous()
         normed = self.norm1(pixels)
         summed: Tensor = pixels + self.weigh(self.cross_attention(normed, prompt_embeds), normed)
@@ -47,7 +47,7 @@ class TrialStage(Stage):
         return found
 
     def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
-        """The attention's share."""
+        """Return the weighted attention."""
         return attended
 
 
@@ -62,7 +62,7 @@ class Gate(TrialStage):
         nn.init.zeros_(self.gate.bias)
 
     def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
-        """By pixel and channel."""
+        """Weight the attention per pixel and channel."""
         return 2 * torch.sigmoid(self.gate(normed)) * attended
 
 
@@ -75,25 +75,25 @@ class GateLevel(TrialStage):
         self.gate = nn.Parameter(torch.ones(1))
 
     def weigh(self, attended: Float[Tensor, "b p c"], normed: Float[Tensor, "b p c"]) -> Tensor:
-        """By one number."""
+        """Weight the attention by one number."""
         return self.gate * attended
 
 
 @register_block("first")
 class First(TrialStage):
-    """Attention before the two residual units, so that they see what was read."""
+    """Attention before the two residual units, which then see its result."""
 
     def refine(
         self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """Read, then convolve."""
+        """Attend to the prompt, then convolve."""
         refined: Tensor = self.resnets(self.read(x, prompt_embeds))
         return refined
 
 
 @register_block("film")
 class Film(TrialStage):
-    """No attention: the prompt's mean scales and shifts the channels between the two residual units."""
+    """No attention: the mean of the prompt scales and shifts the channels between the two residual units."""
 
     def __init__(self, *, channels: int, text_width: int, **stage: Any) -> None:
         super().__init__(channels=channels, text_width=text_width, **stage)
@@ -105,7 +105,7 @@ class Film(TrialStage):
     def refine(
         self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """Between the two residual units."""
+        """Scale and shift the channels between the two residual units."""
         scale, shift = self.film(prompt_embeds.mean(dim=1))[..., None, None].chunk(2, dim=1)
         refined: Tensor = self.resnets[1](self.resnets[0](x) * (1 + scale) + shift)
         return refined
@@ -113,7 +113,7 @@ class Film(TrialStage):
 
 @register_block("twice")
 class Twice(TrialStage):
-    """A second attention after that of the coarsest level: what the first found is what it asks by."""
+    """A second attention after that of the coarsest level, whose queries depend on the first."""
 
     def __init__(
         self,
@@ -130,7 +130,8 @@ class Twice(TrialStage):
         super().__init__(**stage)
         self.norm2: nn.Module | None = None
         if level == levels - 1:
-            # Again, for the random numbers: in the published trainings a whole stage was replaced by another.
+            # Built again to reproduce the random numbers of the published trainings, which replaced a whole
+            # stage.
             super().__init__(**stage)
             self.norm2 = nn.LayerNorm(channels, eps=1e-5)
             self.cross_attention2 = TextCrossAttention(channels, text_width, heads, head_width)
@@ -138,7 +139,7 @@ class Twice(TrialStage):
     def read(
         self, x: Float[Tensor, "b c h w"], prompt_embeds: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b c h w"]:
-        """Once, and at the coarsest level twice."""
+        """Attend once, and twice at the coarsest level."""
         once = super().read(x, prompt_embeds)
         if self.norm2 is None:
             return once

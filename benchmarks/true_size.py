@@ -1,10 +1,10 @@
-"""Stable Diffusion 1.5 and XL at their true size, with random weights: seconds and memory under a control.
+"""Measure time and memory of a control on SD 1.5 and SDXL at their true size, with random weights.
 
     python benchmarks/true_size.py
 
-For each base and adapter a fresh process makes the UNet, takes a step of two rows alone and two steps under
-the control (SD 1.5 at 512x512, XL at 1024x1024 or what `--xl-side` says), and checks that scale 0 gives the
-very latents of the base. Writes results/true_size.json; the seconds are of one run each.
+For each base and adapter, a fresh process builds the UNet, takes one step with two rows without a control and
+two with it (SD 1.5 at 512x512, SDXL at 1024x1024 or `--xl-side`), and checks that scale 0 gives exactly the
+base's latents. Writes results/true_size.json. Each time is from a single run.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ TINY_UNET: dict[str, Any] = {
     "attention_head_dim": 2,
 }
 UNETS = {"sd15": {"cross_attention_dim": 768}, "sdxl": SDXL_UNET, "tiny": TINY_UNET}
-VARIANTS = ("prime", "slim")  # the paper's configurations
+VARIANTS = ("prime", "slim")  # the paper configurations
 TOKENS = 77
 
 
 def build_unet(base: str) -> Any:
-    """Random weights, small enough that nothing overflows; drawn once, not by each layer's own rule."""
+    """Build a UNet with random weights, small enough that nothing overflows."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNETS[base])
     unet.to_empty(device="cpu")
@@ -62,7 +62,7 @@ def build_unet(base: str) -> Any:
 
 @torch.no_grad()
 def measure(base: str, variant: str, side: int) -> dict[str, object]:
-    """Seconds of a step alone, of the first and the second one with a control, and of the adapter."""
+    """Return the seconds of a step alone, of the first and second with a control, and of the adapter."""
     unet = build_unet(base)
     adapter = NexusAdapter.for_unet(unet, f"{variant}-paper").eval()
     config = unet.config
@@ -100,10 +100,12 @@ def measure(base: str, variant: str, side: int) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure each case in a process of its own, and write."""
+    """Measure each case in a separate process, and write the result."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--xl-side", type=int, default=1024, help="pixels (default 1024)")
+    parser.add_argument(
+        "--xl-side", type=int, default=1024, help="side of SDXL's images in pixels (default 1024)"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument(
         "--case", nargs=3, metavar=("BASE", "VARIANT", "SIDE"), help="used for fresh processes"

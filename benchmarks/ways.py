@@ -1,12 +1,12 @@
-"""Two ways to draw with the package's adapters, on every map: the default, and features that fade.
+"""Compare two ways to generate with the package's adapters, on every map: the default, and fading features.
 
     python benchmarks/ways.py
 
-100 test scenes from seed 20,000 on, as balances.py, by Prime and Slim and from
-the same noise: policy `positive` with features as strong in all steps, and `cond_only` with `noise_exponent`
-0.5. Depth and segmentation are judged by the models of scripts/train_judges.py, and without them by edges
-and colors alone. Goes on where it was stopped. Writes results/ways.json: what the default has, and the
-paired differences of the other, with 95 % intervals.
+Prime and Slim generate 100 test scenes starting at seed 20,000, as in balances.py, from the same noise: with
+policy `positive` and equally strong features in all steps, and with `cond_only` and `noise_exponent` 0.5.
+Depth and segmentation are judged by the models of scripts/train_judges.py or, without them, only by edges and
+colors. The same command resumes an interrupted run. Writes results/ways.json: the scores of the default and
+the paired differences of the other, with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "cond_only+fades_half": {"policy": "cond_only", "noise_exponent": 0.5},
 }
 FIRST, COUNT = 20_000, 100
-# What the results call them -> their names.
+# Label in the results -> name of the adapter.
 ADAPTERS = {"prime-residual": "prime", "slim-residual": "slim"}
 
 
 def config_of(condition: str, way: str, quick: bool) -> EvaluationConfig:
-    """As `nexus evaluate` on the embedded base."""
+    """Return the config of an evaluation with the embedded base."""
     judge = cache_folder() / "judges" / condition / "model"
     config = EvaluationConfig(
         data=DataOptions(
@@ -51,9 +51,9 @@ def config_of(condition: str, way: str, quick: bool) -> EvaluationConfig:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw what is not drawn, and compare."""
+    """Generate missing images, and compare."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--folder", type=Path, default=cache_folder() / "ways", help="of the pictures")
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "ways", help="folder of the images")
     known = list(BUNDLED["embedded"].adapters)
     parser.add_argument("--conditions", nargs="+", choices=known, default=known)
     args = parser.parse_args(arguments)

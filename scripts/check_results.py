@@ -1,19 +1,19 @@
-"""Check that raw results, the tables made from them, and the tables in documents agree: `make check-results`.
+"""Check that raw results, their tables, and the tables in documents agree: `make check-results`.
 
-    python scripts/check_results.py           # a line per mismatch; the status is 1 if there is any
+    python scripts/check_results.py           # print a line per mismatch; exit status 1 if there are any
     python scripts/check_results.py --write   # update tables and documents
 
 1. The tables in benchmarks/results are made again from the raw scores: the CSV and Markdown files of the
    studies from their .npz files, canny.md from canny.csv.
-2. Documents hold tables between two comments, which are made again from what the first one names:
+2. Documents contain tables between two comments. They are made again from the source in the first comment:
 
        <!-- generated: benchmarks/results/canny.md -->
        ...
        <!-- end generated -->
 
-   A path relative to the repository: of a Markdown file, or with `#canny` of its section "## canny" up to the
-   next heading; or of one of the files in `TABLES`.
-3. Results that name weights, or settings that come with them, name the installed ones.
+   The source is a path relative to the repository: a Markdown file, a section of it up to the next heading
+   (`#canny` for "## canny"), or one of the files in `TABLES`.
+3. Results that contain hashes of weights, or settings that belong to them, must match the installed weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check everything, and print a line per mismatch."""
+    """Check everything and print a line per mismatch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,22 +60,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_text(path: Path, expected: str, write: bool = False) -> list[str]:
-    """The mismatch of a whole file, if there is one; with `write` the file is updated instead."""
+    """Return the mismatch of a whole file, if there is one; with `write`, update the file instead."""
     if path.is_file() and path.read_text() == expected:
         return []
     if write:
         path.write_text(expected)
         return []
-    return [f"{shown(path)}: differs from what the raw results give"]
+    return [f"{shown(path)}: differs from the table made from the raw results"]
 
 
 def check_document(document: Path, render: Callable[[str], str], write: bool = False) -> list[str]:
-    """The mismatches of a document's generated blocks; with `write` they are updated instead.
+    """Return the mismatches of a document's generated blocks; with `write`, update them instead.
 
     Args:
         document: a Markdown file.
-        render: what a block names -> its text; KeyError or OSError if there is no such table.
-        write: update the document. Blocks that are not closed or name no table are left, and reported.
+        render: source of a block -> its text; raises KeyError or OSError if there is no such table.
+        write: update the document. Blocks that are not closed or have no table are unchanged and reported.
     """
     lines, problems, updated = document.read_text().splitlines(), [], []
     number = 0
@@ -113,12 +113,12 @@ def check_document(document: Path, render: Callable[[str], str], write: bool = F
 
 
 def shown(path: Path) -> str:
-    """The path relative to the repository, if it is in it."""
+    """Return the path, relative to the repository if it is inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def result_tables() -> Iterator[tuple[str, str]]:
-    """Name in benchmarks/results -> the text that the raw results give."""
+    """Yield the name of each table in benchmarks/results and its text made from the raw results."""
     import blocks
     from canny import markdown_table
 
@@ -144,7 +144,7 @@ def result_tables() -> Iterator[tuple[str, str]]:
 
 
 def check_weights() -> list[str]:
-    """The results that name other weights or settings than the installed ones, or other tables of canny."""
+    """Return the results whose weights, settings or canny tables differ from the installed ones."""
     from machine import folder_hash
 
     from nexus_adapters.bundled import BUNDLED, weights_folder
@@ -178,14 +178,12 @@ def check_weights() -> list[str]:
         )
     tables = canny["tables_sha256"]
     digests = {name: hashlib.sha256((RESULTS / name).read_bytes()).hexdigest() for name in tables}
-    problems = [f"{name}: not that of the installed weights" for name, *pair in pairs if pair[0] != pair[1]]
-    return problems + [
-        f"canny.json: {name} is another one" for name in tables if tables[name] != digests[name]
-    ]
+    problems = [f"{name}: differs from the installed weights" for name, *pair in pairs if pair[0] != pair[1]]
+    return problems + [f"canny.json: {name} has changed" for name in tables if tables[name] != digests[name]]
 
 
 def table_of(source: str) -> str:
-    """The table that a generated block names."""
+    """Return the table for the source of a generated block."""
     name, _, section = source.partition("#")
     if name in TABLES:
         return TABLES[name]()
@@ -199,25 +197,25 @@ def table_of(source: str) -> str:
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """The rows of a CSV in benchmarks/results."""
+    """Return the rows of a CSV file in benchmarks/results."""
     with (RESULTS / name).open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
 def result(name: str) -> dict[str, Any]:
-    """A JSON file in benchmarks/results."""
+    """Return the content of a JSON file in benchmarks/results."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
 def markdown(heads: list[str], lines: list[list[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, *lines)).replace(
         "|\n", "|\n" + "|---" * len(heads) + "|\n", 1
     )
 
 
-# What the write-up calls the study's methods.
+# Names of the study's methods in documents.
 LABELS = {
     "prime+residual+heads8": "Prime, residual, eight heads",
     "slim+residual+heads8": "Slim, residual, eight heads",
@@ -231,7 +229,7 @@ LABELS = {
 
 
 def points_table() -> str:
-    """Colors and edges of the study's methods, in points above T2I-Adapter; in italics what may be zero."""
+    """Return colors and edges of the study's methods, in points above T2I-Adapter; italics if maybe zero."""
     from nexus_adapters.study.plan import OWN, Study
     from nexus_adapters.study.results import results_of
     from nexus_adapters.study.tables import rows_of
@@ -254,7 +252,7 @@ def points_table() -> str:
 
 
 def sweep_table() -> str:
-    """The loss of each method at each learning rate; the lowest is bold."""
+    """Return the loss of each method at each learning rate; the lowest is bold."""
     losses: dict[str, dict[str, float]] = {}
     for row in rows("sweep.csv"):
         method, _, rate = row["method"].partition("@")
@@ -270,7 +268,7 @@ def sweep_table() -> str:
 
 
 def ways_table() -> str:
-    """The default's value of each metric, and what `cond_only` with fading features adds to it."""
+    """Return the default's value of each metric, and the difference with `cond_only` and fading features."""
     shared = {
         "edge_f1": "edge F1 ↑", "binding_color": "binding color ↑", "binding_material": "binding material ↑",
         "ms_ssim": "MS-SSIM ↑", "clip_score": "CLIP score ↑", "frechet": "Fréchet ↓",
@@ -297,7 +295,7 @@ def _value_and_difference(found: Mapping[str, Any], metric: str) -> str:
 
 
 def fading_table() -> str:
-    """The best factor of two adapters' features at each timestep, and the noise's share of the variance."""
+    """Return the best factor of two adapters' features and the noise's share of variance, by timestep."""
     found = result("fading")["measured"]
     timesteps = list(found["noise_share"])
     labels = {"t2i": "t2i", "prime-residual": "Prime, residual, eight heads"}
@@ -310,7 +308,7 @@ def fading_table() -> str:
 
 
 def sd15_cost_table() -> str:
-    """What a cell of the study costs on Stable Diffusion 1.5."""
+    """Return the cost of a cell of the study on Stable Diffusion 1.5."""
     heads = [
         "Method", "Weights", "GMACs a trained sample", "GMACs a picture", "Hours a cell on one H100",
         "Days a cell on this CPU",

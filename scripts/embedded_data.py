@@ -1,4 +1,4 @@
-"""What the embedded base trains on: scenes as latents and token ids, in files."""
+"""The training data of the embedded base: scenes as latents and token ids, in files."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from nexus_adapters.training.precision import autocast
 
 Loss = Callable[[int], Tensor]  # finished steps -> the loss of the next one
 SHARD = 2000  # scenes per file
-ENCODE_BATCH = 50  # scenes that are encoded at once; divides SHARD
+ENCODE_BATCH = 50  # scenes encoded at a time; divides SHARD
 CORPUS = 2000  # scenes whose captions the tokenizer is trained on
 PHRASINGS = 3  # captions per scene
-PROMPT_DROPOUT = 0.1  # guidance, and the negative half under `per_branch`, read the empty prompt
+PROMPT_DROPOUT = 0.1  # guidance and the negative branch under `per_branch` read the empty prompt
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nexus-adapters"
 
@@ -44,7 +44,7 @@ DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) /
 def training_parser(
     description: str | None, out: str, steps: int, batch_size: int, learning_rate: float
 ) -> argparse.ArgumentParser:
-    """The options that all trainings share; `out` is a folder in the cache."""
+    """Return a parser with the options that all trainings share; `out` is a folder in the cache."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,14 +58,14 @@ def training_parser(
 
 
 def add_scene_options(parser: argparse.ArgumentParser) -> None:
-    """Of the trainings that read cached scenes."""
+    """Add the options of trainings that read cached scenes."""
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE)
     parser.add_argument("--vae", type=Path, default=DEFAULT_CACHE / "autoencoder" / "vae")
     parser.add_argument("--scenes", type=int, default=24_000)
 
 
 def scene_identity(args: argparse.Namespace, tokenizer: CLIPTokenizer) -> dict[str, object]:
-    """What a run that reads cached scenes is of, for `train`."""
+    """Return the identity, for `train`, of a run that reads cached scenes."""
     return {
         "scenes": scenes_hash(args.vae, tokenizer),
         "count": args.scenes,
@@ -82,7 +82,7 @@ def run_training(
     name: str,
     identity: Mapping[str, object],
 ) -> None:
-    """Train in this process alone, on the device that the module lies on."""
+    """Train in this process only, on the module's device."""
     is_cpu = next(module.parameters()).device.type == "cpu"
     train(
         TrainState.of(module, build_optimizer(training, module)),
@@ -98,7 +98,7 @@ def run_training(
 
 
 def train_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair encoding, trained on captions: one token a word, letters for every other word."""
+    """Train CLIP's byte-pair encoding on captions: one token per known word, letters for all others."""
     blank = CLIPTokenizer()
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     tokenizer.normalizer = blank.backend_tokenizer.normalizer
@@ -125,14 +125,14 @@ def _as_clip(trained: Tokenizer, alphabet: list[str]) -> CLIPTokenizer:
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "b 77"]:
-    """As the stock pipelines do: 77 ids, cut or padded with the end token."""
+    """Tokenize as the stock pipelines do: 77 ids, truncated or padded with the end token."""
     encoded = tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     return encoded.input_ids
 
 
 @dataclass(frozen=True)
 class SceneCache:
-    """`latents`: scaled to unit variance. `tokens`: ids of each scene's captions."""
+    """Cached scenes: `latents` are scaled to unit variance; `tokens` are the ids of each scene's captions."""
 
     latents: Float[Tensor, "n c h w"]
     tokens: Int[Tensor, "n phrasings 77"]
@@ -143,7 +143,7 @@ class SceneCache:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step reads, on its device. `tokens`: of one caption each, or of no prompt."""
+    """The input of a training step on its device. `tokens` are those of one caption each, or of no prompt."""
 
     tokens: Int[Tensor, "b 77"]
     latents: Float[Tensor, "b c h w"]
@@ -153,9 +153,9 @@ class Batch:
 def draw_batch(
     scenes: SceneCache, empty: Int[Tensor, "1 77"], batch_size: int, generator: torch.Generator, device: str
 ) -> Batch:
-    """Scenes, phrasings, dropped prompts and noise; `empty`: the ids of the empty prompt.
+    """Sample scenes, phrasings, dropped prompts and noise. `empty` are the ids of the empty prompt.
 
-    Drawn on the CPU, so that every device trains on the same.
+    They are sampled on the CPU, so that they are the same on every device.
     """
     indices = torch.randint(len(scenes), (batch_size,), generator=generator)
     phrasing = torch.randint(PHRASINGS, (batch_size,), generator=generator)
@@ -167,7 +167,7 @@ def draw_batch(
 
 
 def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path, device: str) -> SceneCache:
-    """The first `count` training scenes. Shards that are missing in `cache` are made first."""
+    """Load the first `count` training scenes. Shards that are missing in `cache` are made first."""
     folder = cache / f"scenes-{scenes_hash(vae_dir, tokenizer)[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(vae_dir).eval().to(device)
@@ -184,7 +184,7 @@ def load_scenes(vae_dir: Path, tokenizer: CLIPTokenizer, count: int, cache: Path
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 over names and contents of all files below `folder`."""
+    """Return the SHA-256 of names and contents of all files inside `folder`."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{file.relative_to(folder)}\n".encode())
@@ -193,9 +193,9 @@ def folder_hash(folder: Path) -> str:
 
 
 def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
-    """SHA-256 of the autoencoder, and of images and ids of a few scenes.
+    """Return the SHA-256 of the autoencoder and of the images and ids of a few scenes.
 
-    Of what went into the shards, that is: others would train a UNet on the wrong latents or words.
+    It identifies what the shards were made from, so that a UNet is not trained on wrong latents or tokens.
     """
     digest = hashlib.sha256((vae_dir / "diffusion_pytorch_model.safetensors").read_bytes())
     for seed in range(8):
@@ -207,7 +207,7 @@ def scenes_hash(vae_dir: Path, tokenizer: CLIPTokenizer) -> str:
 
 @torch.no_grad()
 def encode_scenes(vae: AutoencoderKL, tokenizer: CLIPTokenizer, first: int) -> dict[str, Tensor]:
-    """One shard: the scenes from seed `first` on."""
+    """Encode one shard: the scenes starting at seed `first`."""
     latents, tokens = [], []
     for start in range(first, first + SHARD, ENCODE_BATCH):
         scenes = [draw_scene(seed) for seed in range(start, start + ENCODE_BATCH)]

@@ -1,8 +1,8 @@
-"""A start from which small convolutional models learn at once.
+"""An initialization with which small convolutional models learn immediately.
 
-PyTorch's default shrinks a signal by 1/sqrt(3) at every convolution; through the dozen convolutions of an
-autoencoder's skip path nothing of the image is left, and training first has to find it again. Here the skip
-path keeps the signal's size, and what the residual branches add starts small. benchmarks/embedded_training.py
+PyTorch's default shrinks a signal by 1/sqrt(3) at every convolution. After the dozen convolutions of an
+autoencoder's skip path, nothing of the image is left, and training must first recover it. Here the skip path
+preserves the signal's magnitude, and the residual branches start small. benchmarks/embedded_training.py
 compares the two.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-_BRANCH_ENDS = ("conv2", "proj_out")  # the last convolution of a ResnetBlock2D, of a Transformer2DModel
+_BRANCH_ENDS = ("conv2", "proj_out")  # the last convolutions of ResnetBlock2D and Transformer2DModel
 _BRANCH_GAIN = 0.1
 
 

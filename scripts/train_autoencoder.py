@@ -1,11 +1,11 @@
-"""Train the embedded autoencoder: an AutoencoderKL, 8x smaller each way, on rendered scenes.
+"""Train the embedded autoencoder, an AutoencoderKL that downsamples by 8, on rendered scenes.
 
     python scripts/train_autoencoder.py
 
-Continues where it was stopped. Squared and absolute error of pixels, absolute error of their differences
-(which keeps edges sharp and flat areas flat: noise and blocking raise false edges), and a small KL term,
-which bounds the latents and makes the decoder bear the small errors of a sampler. Most steps see random
-crops, which cost a quarter; the last ones see whole scenes.
+The same command resumes an interrupted run. The loss is the squared and absolute error of pixels, the
+absolute error of their differences (which keeps edges sharp and flat areas flat, since noise and blocking
+cause false edges), and a small KL term, which bounds the latents and makes the decoder robust to the
+sampler's small errors. Most steps use random crops, at a quarter of the cost; the last ones use whole scenes.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ CONFIG = {
 KL_WEIGHT = 1e-4
 SQUARED_WEIGHT = 2.0
 DIFFERENCE_WEIGHT = 0.5
-SCALE_BATCHES = 16  # of 32 scenes, by which the scale of the latents is measured
-CROP = 64  # pixels a side
-CROPPED_SHARE = 0.85  # of all steps
-INITIAL_LOG_VARIANCE = -6.0  # of the latents: small, or their noise drowns what they say at first
+SCALE_BATCHES = 16  # batches of 32 scenes to measure the scale of the latents
+CROP = 64  # side in pixels
+CROPPED_SHARE = 0.85  # fraction of all steps
+INITIAL_LOG_VARIANCE = -6.0  # of the latents; small, or their noise drowns the signal at first
 
 
 def build_autoencoder(initialize: Callable[[nn.Module], None] = preserve_signal) -> AutoencoderKL:
-    """1.7M parameters: the latents are 12 x 16 x 16 for a scene."""
+    """Return the model with 1.7M parameters; the latents of a scene are 12 x 16 x 16."""
     vae = AutoencoderKL(**CONFIG)
     initialize(vae)
     log_variance = slice(CONFIG["latent_channels"], None)
@@ -56,26 +56,26 @@ def build_autoencoder(initialize: Callable[[nn.Module], None] = preserve_signal)
 
 
 def pixels(first: int, count: int, split: Split = "train") -> Float[Tensor, "b 3 h w"]:
-    """The images of scenes `first`, `first + 1`, ..., in [-1, 1]."""
+    """Return the images of scenes `first`, `first + 1`, ..., in [-1, 1]."""
     images = np.stack([render(draw_scene(seed, split)).image for seed in range(first, first + count)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def random_crop(images: Float[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c k k"]:
-    """The same random square of every image."""
+    """Return the same random square of all images."""
     top, left = torch.randint(images.shape[-1] - CROP + 1, (2,), generator=generator).tolist()
     return images[:, :, top : top + CROP, left : left + CROP].contiguous()
 
 
 def reconstruction_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Tensor:
-    """Squared and absolute error of the pixels, absolute error of the differences of neighbours."""
+    """Return the squared and absolute error of pixels plus the absolute error of neighbors' differences."""
     error = output - target
     differences = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return SQUARED_WEIGHT * error.square().mean() + error.abs().mean() + DIFFERENCE_WEIGHT * differences
 
 
 def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int, device: str = "cpu") -> Loss:
-    """step -> loss, on scenes that no other step draws."""
+    """Return step -> loss, on scenes that no other step uses."""
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
@@ -85,7 +85,7 @@ def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int, devic
         target = target.to(device)
         with autocast(device):
             moments = vae.encode(target).latent_dist
-            latents = moments.sample(generator)  # drawn on the CPU, whatever the device
+            latents = moments.sample(generator)  # sampled on the CPU, whatever the device
             output = vae.decode(latents).sample
         kl = moments.kl().mean() / latents[0].numel()
         return reconstruction_loss(output.float(), target) + KL_WEIGHT * kl.float()
@@ -95,7 +95,7 @@ def build_loss(vae: AutoencoderKL, steps: int, batch_size: int, seed: int, devic
 
 @torch.no_grad()
 def set_latent_scale(vae: AutoencoderKL) -> None:
-    """Store the factor that gives the latents unit variance, as Stable Diffusion does."""
+    """Store the factor that scales the latents to unit variance, as in Stable Diffusion."""
     batches = (pixels(first, 32).to(vae.device) for first in range(0, 32 * SCALE_BATCHES, 32))
     latents = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))

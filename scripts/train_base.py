@@ -2,11 +2,12 @@
 
     python scripts/train_base.py
 
-Needs the autoencoder of train_autoencoder.py and the text encoder of train_text_encoder.py. Continues where
-it was stopped. Writes a folder in the standard diffusers layout. Half of the timesteps are drawn with more
-weight on noisy ones, where in latents this small the words count most (benchmarks/embedded_design.py).
+It needs the autoencoder of train_autoencoder.py and the text encoder of train_text_encoder.py. The same
+command resumes an interrupted run. It writes a folder in the standard diffusers layout. Half of the timesteps
+are sampled with more weight on noisy ones, at which the prompt matters most for such small latents
+(benchmarks/embedded_design.py).
 
-The UNet that is committed was trained a second time, from the weights of the first and on other noise:
+The UNet in the repository was trained a second time, from the weights of the first and with other noise:
 
     python scripts/train_base.py --steps 3000 --seed 1 --out ~/.cache/nexus-adapters/base-2 \
         --start ~/.cache/nexus-adapters/base/pipeline/unet
@@ -50,14 +51,14 @@ LATENT_CHANNELS = 12
 
 
 def build_unet(device: str = "cpu") -> UNet2DConditionModel:
-    """SD 1.5's block types and four levels at 7.5M parameters."""
+    """Return a UNet with SD 1.5's block types, four levels and 7.5M parameters."""
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(96, 96, 96, 128),
         layers_per_block=1,
-        attention_head_dim=(3, 3, 3, 4),  # the number of heads, in SD 1.5's reading of this field
+        attention_head_dim=(3, 3, 3, 4),  # the number of heads, as this field is interpreted for SD 1.5
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=8,
     )
@@ -67,29 +68,29 @@ def build_unet(device: str = "cpu") -> UNet2DConditionModel:
 
 
 def speed_up(unet: UNet2DConditionModel, device: str) -> None:
-    """For training on a CPU, whose convolutions take less time in this layout."""
+    """Use a memory layout in which convolutions are faster on a CPU."""
     if device == "cpu":
         unet.to(memory_format=torch.channels_last)
 
 
 def build_scheduler() -> DDIMScheduler:
-    """v-prediction on a cosine schedule: suits small latents, ends in pure noise: no leaked brightness."""
+    """Return v-prediction on a cosine schedule, which suits small latents and ends in pure noise."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=1,  # without effect on trailing steps; the stock pipeline warns of any other value
+        steps_offset=1,  # no effect on trailing steps; the stock pipeline warns about any other value
     )
 
 
 def draw_mixed_timesteps(
     count: int, num_train_timesteps: int, generator: torch.Generator
 ) -> Int[Tensor, " b"]:
-    """Every other one cubic (T2I-Adapter, arXiv 2302.08453, section 3.4), the rest uniform.
+    """Return timesteps of which half are cubic (T2I-Adapter, arXiv 2302.08453, section 3.4), half uniform.
 
-    Spread evenly over the batch from one random offset, which makes the loss less noisy (Variational
+    They are spread evenly over the batch from one random offset, which makes the loss less noisy (Variational
     Diffusion Models, arXiv 2107.00630, appendix I.1).
     """
     rows = torch.arange(count, dtype=torch.float64)
@@ -107,7 +108,7 @@ def build_loss(
     seed: int,
     device: str,
 ) -> Loss:
-    """step -> loss, on scenes, captions, noise, timesteps and dropout drawn from (seed, step)."""
+    """Return step -> loss, with scenes, captions, noise, timesteps and dropout sampled from (seed, step)."""
     base = UNetBase(unet.config, scheduler=build_scheduler())
 
     def loss_of_step(step: int) -> Tensor:
@@ -124,10 +125,10 @@ def build_loss(
 
 
 def complete_configs(pipeline: Path) -> None:
-    """Let a plain `from_pretrained` load every part in float32, and name no folder of this machine.
+    """Make a plain `from_pretrained` load every part in float32, and remove local paths.
 
-    diffusers takes float32 whatever precision the files have; transformers goes by what the text encoder's
-    config says.
+    diffusers uses float32 regardless of the precision of the files; transformers uses the precision in the
+    text encoder's config.
     """
     _edit_config(pipeline / "text_encoder", lambda config: config | {"dtype": "float32"})
     _edit_config(pipeline / "vae", lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})

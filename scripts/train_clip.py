@@ -1,12 +1,13 @@
-"""Train a small CLIP on scenes: the judge of how well pictures of the embedded world fit their words.
+"""Train a small CLIP on scenes, which judges how well images of the embedded world fit their prompts.
 
     python scripts/train_clip.py
 
-Contrastive as CLIP's (Radford et al. 2021), on scenes of the training split, drawn as they are needed. Among
-other scenes' captions the background alone nearly gives the right one away, so each image also has to tell
-its caption from one in which two objects have exchanged their colors or materials (Yuksekgonul et al. 2023).
-The text side starts from the embedded base's. Continues where it was stopped. Writes a `CLIPModel` with
-processor and tokenizer, and how well it finds captions again among scenes it has never seen.
+The training is contrastive as for CLIP (Radford et al. 2021), on scenes of the training split that are
+generated on demand. Among other scenes' captions, the background alone nearly identifies the correct one. So
+each image must also distinguish its caption from one in which two objects have swapped their colors or
+materials (Yuksekgonul et al. 2023). The text encoder starts from that of the embedded base. The same command
+resumes an interrupted run. It writes a `CLIPModel` with processor and tokenizer, and its retrieval accuracy
+on unseen scenes.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ TEST_SCENES = 500
 
 
 def build_clip(device: str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
-    """The model before training, its text side the embedded base's."""
+    """Return the untrained model, with the text encoder of the embedded base."""
     text = CLIPTextModel.from_pretrained(BUNDLED["embedded"].folder / "text_encoder")
     text_config = text.config.to_dict()
-    text_config.pop("_name_or_path")  # of this machine
+    text_config.pop("_name_or_path")  # a local path
     config = CLIPConfig(
         text_config=text_config,
         vision_config=VISION | {"image_size": SIZE, "patch_size": PATCH},
@@ -55,7 +56,7 @@ def build_clip(device: str = "cpu") -> tuple[CLIPModel, CLIPTokenizer]:
 
 
 def exchanged(scene: Scene, rng: Random) -> Scene | None:
-    """The scene with colors or materials of two objects exchanged; None where that changes nothing."""
+    """Return the scene with colors or materials of two objects swapped; None if that changes nothing."""
     first, second = rng.sample(range(len(scene.objects)), 2)
     objects = list(scene.objects)
     a, b = objects[first], objects[second]
@@ -71,7 +72,7 @@ def exchanged(scene: Scene, rng: Random) -> Scene | None:
 def draw_batch(
     seeds: list[int], split: Split, tokenizer: CLIPTokenizer, phrasing: int
 ) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b 77"], Int[Tensor, "b 77"]]:
-    """Images, their captions, and captions that are nearly right (the right one where there is none)."""
+    """Return images, their captions, and captions that are almost correct (or correct if there are none)."""
     pixels, right, nearly = [], [], []
     for seed in seeds:
         scene = draw_scene(seed, split)
@@ -87,15 +88,15 @@ def draw_batch(
 def embed(
     model: CLIPModel, images: Tensor, tokens: Tensor, eos: int
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "n d"]]:
-    """Embeddings of length 1."""
-    length = int((tokens != eos).sum(1).max()) + 1  # without the columns that are padding in every row
+    """Return embeddings of length 1."""
+    length = int((tokens != eos).sum(1).max()) + 1  # without columns that are padding in every row
     image = model.get_image_features(pixel_values=images).pooler_output
     text = model.get_text_features(input_ids=tokens[:, :length]).pooler_output
     return F.normalize(image, dim=1), F.normalize(text, dim=1)
 
 
 def build_loss(model: CLIPModel, tokenizer: CLIPTokenizer, batch_size: int, seed: int, device: str) -> Loss:
-    """step -> the mean of image-to-text and text-to-image cross-entropy, the former with the nearly right."""
+    """Return step -> mean of image-to-text (with almost correct captions) and text-to-image cross-entropy."""
     eos = int(tokenizer.eos_token_id)
 
     def loss_of_step(step: int) -> Tensor:
@@ -118,7 +119,7 @@ def build_loss(model: CLIPModel, tokenizer: CLIPTokenizer, batch_size: int, seed
 
 @torch.inference_mode()
 def measure(model: CLIPModel, tokenizer: CLIPTokenizer, count: int) -> dict[str, float]:
-    """How often captions and images of test scenes are found again, and exchanged attributes noticed."""
+    """Measure the retrieval of captions and images of test scenes, and how often swaps are detected."""
     model.eval()
     images, right, nearly = draw_batch(list(range(count)), "test", tokenizer, 0)
     eos = int(tokenizer.eos_token_id)
@@ -136,7 +137,7 @@ def measure(model: CLIPModel, tokenizer: CLIPTokenizer, count: int) -> dict[str,
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """In the layout of `transformers`, in half precision: the features are the same to three digits."""
+    """Save in the layout of `transformers` and half precision, in which features agree to three digits."""
     size = {"height": SIZE, "width": SIZE}
     processor = CLIPImageProcessor(
         size=size,

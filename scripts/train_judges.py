@@ -1,14 +1,14 @@
-"""Train two small models that read pictures of the embedded world: what shape lies where, and how near.
+"""Train two small models that extract maps from images of the embedded world: segmentation and depth.
 
     python scripts/train_judges.py segmentation
     python scripts/train_judges.py depth --steps 700
 
-The structure of a generated picture is judged by drawing its map again. Scenes' own maps come from what is
-known of a scene, which a generated picture does not tell; so these learn to draw them, on scenes of the
-training split with noise, blur and changed contrast, as generated pictures are never quite clean. They are
-models of `transformers`, which `extract` and `nexus evaluate` load by folder. Continues where it was stopped.
-Writes the model, and how well it draws the maps of test scenes; benchmarks/results/judges.json keeps what
-these two commands gave.
+The structure of a generated image is judged by extracting its map. The maps of scenes are computed from the
+scene itself, which is not known for a generated image. So these models learn to predict them, on scenes of
+the training split with noise, blur and changed contrast, because generated images are never quite clean. They
+are `transformers` models, which `extract` and `nexus evaluate` load by folder. The same command resumes an
+interrupted run. It writes the model and its accuracy on test scenes; benchmarks/results/judges.json contains
+the results of the two commands above.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from nexus_adapters.training.precision import autocast
 TASKS = ("segmentation", "depth")
 CLASSES = (BACKGROUND_COLOR, *SHAPE_COLORS.values())
 TEST_SCENES = 500
-_FARTHEST = 10  # the distance of nearness 0: 1 / (nearness + 0.1)
+_FARTHEST = 10  # distance for nearness 0, where distance = 1 / (nearness + 0.1)
 _ENCODER: dict[str, Any] = {
     "depths": [1, 1, 1, 1],
     "hidden_sizes": [32, 64, 96, 128],
@@ -53,7 +53,7 @@ _ENCODER: dict[str, Any] = {
 
 
 def build_judge(task: str, device: str = "cpu") -> Any:
-    """The model before training."""
+    """Return the untrained model."""
     if task == "depth":
         config = GLPNConfig(**_ENCODER, decoder_hidden_size=32, max_depth=_FARTHEST)
         return GLPNForDepthEstimation(config).to(device)
@@ -64,7 +64,7 @@ def build_judge(task: str, device: str = "cpu") -> Any:
 def draw_batch(
     seeds: list[int], split: Split, is_spoiled: bool
 ) -> tuple[Float[Tensor, "b 3 h w"], Int[Tensor, "b h w"], Float[Tensor, "b h w"]]:
-    """Images in [0, 1], the class of each pixel, and its nearness in [0, 1]."""
+    """Return images in [0, 1], the class of each pixel, and its nearness in [0, 1]."""
     images, labels, near = [], [], []
     for seed in seeds:
         scene = draw_scene(seed, split)
@@ -89,7 +89,7 @@ def _spoiled(image: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, "
 
 
 def build_loss(model: nn.Module, task: str, batch_size: int, seed: int, device: str) -> Loss:
-    """step -> cross-entropy of the classes, or the mean error of the nearness."""
+    """Return step -> cross-entropy of the classes, or mean error of the nearness."""
 
     def loss_of_step(step: int) -> Tensor:
         first = (seed * 1_000_003 + step) * batch_size
@@ -107,7 +107,7 @@ def build_loss(model: nn.Module, task: str, batch_size: int, seed: int, device: 
 
 @torch.inference_mode()
 def measure(model: nn.Module, task: str, count: int) -> dict[str, float]:
-    """How well it draws the maps of test scenes."""
+    """Measure how well the model predicts the maps of test scenes."""
     model.eval()
     scores = []
     for seed in range(count):
@@ -128,7 +128,7 @@ def _worst(scores: list[float], task: str) -> float:
 
 
 def save(model: Any, task: str, folder: Path) -> None:
-    """In the layout of `transformers`, in half precision; images are read as they are, in [0, 1]."""
+    """Save in the layout of `transformers` and half precision; images are read unchanged, in [0, 1]."""
     model.half().save_pretrained(folder)
     if task == "depth":
         GLPNImageProcessorPil(do_resize=False).save_pretrained(folder)

@@ -1,12 +1,12 @@
-"""Teach the embedded base's text encoder which words belong together, before the base learns to draw.
+"""Pretrain the text encoder of the embedded base, so that it binds attributes to objects.
 
     python scripts/train_text_encoder.py
 
-It reads one caption of a scene, and a small decoder that attends to it says the scene in another caption:
-other words, another order. That cannot be done without knowing which color and material is which shape's. A
-text encoder that starts together with the UNet learns this late, since only the noisiest timesteps ask for
-it; Stable Diffusion's, too, was trained before its UNet. Continues where it was stopped. Writes a
-`CLIPTextModel`.
+It reads one caption of a scene, and a small decoder that attends to it must write another caption of the same
+scene, with other words in another order. This requires knowing which color and material belong to which
+shape. A text encoder that is trained together with the UNet learns this late, because only the noisiest
+timesteps require it; Stable Diffusion's text encoder was pretrained, too. The same command resumes an
+interrupted run. It writes a `CLIPTextModel`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_TOKENS = 77
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
-    """A CLIP text model of three layers over the captions' vocabulary."""
+    """Return a CLIP text model with three layers and the captions' vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -56,13 +56,13 @@ def build_text_encoder(tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTex
 
 
 class Paraphraser(nn.Module):
-    """Next-token logits of a caption, from its tokens so far and the embeddings of another caption."""
+    """Predicts the next token of a caption from its previous tokens and another caption's embeddings."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, TEXT_WIDTH)
         self.places = nn.Embedding(MAX_TOKENS, TEXT_WIDTH)
-        for table in (self.words, self.places):  # `words` also gives the logits: small at first
+        for table in (self.words, self.places):  # `words` also gives the logits, which should start small
             nn.init.normal_(table.weight, std=TEXT_WIDTH**-0.5)
         layer = nn.TransformerDecoderLayer(
             TEXT_WIDTH, HEADS, 4 * TEXT_WIDTH, dropout=0.0, batch_first=True, norm_first=True
@@ -86,7 +86,7 @@ class Paraphraser(nn.Module):
 def build_loss(
     modules: nn.ModuleDict, scenes: SceneCache, eos: int, batch_size: int, seed: int, device: str
 ) -> Loss:
-    """step -> cross-entropy of a caption's tokens, given another caption of the same scene."""
+    """Return step -> cross-entropy of a caption's tokens, given another caption of the same scene."""
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(seed, step)
@@ -96,7 +96,7 @@ def build_loss(
         source, target = (
             _cut(scenes.tokens[indices, chosen].long().to(device), eos) for chosen in (read, said)
         )
-        # Behind the end token, which also pads, there is nothing to read and nothing to say.
+        # After the end token, which is also the padding, there is nothing to read or predict.
         is_padding = (source == eos).cumsum(1) > 1
         labels = target[:, 1:].masked_fill((target[:, 1:] == eos).cumsum(1) > 1, -100)
         with autocast(device):
@@ -108,7 +108,7 @@ def build_loss(
 
 
 def _cut(tokens: Int[Tensor, "b 77"], eos: int) -> Int[Tensor, "b n"]:
-    """Without the columns that are padding in every row."""
+    """The tokens without columns that are padding in every row."""
     return tokens[:, : int((tokens != eos).sum(1).max()) + 1]
 
 

@@ -124,7 +124,7 @@ def test_a_case_is_read_when_it_is_asked_for(tmp_path):
     ("changes", "name", "received", "expected"),
     [
         ({"split": "train"}, "data.split", "'train'", "test or novel"),
-        ({"count": 0}, "data.count", "0", "at least 1"),
+        ({"count": 0}, "data.count", "0", "1 to"),
     ],
 )
 def test_scenes_of_training_and_endless_ones_are_refused(changes, name, received, expected):

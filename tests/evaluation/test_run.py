@@ -173,7 +173,7 @@ def test_what_is_damaged_is_made_again_and_nothing_else(finished, tmp_path):
     cut.write_bytes(cut.read_bytes()[:-20])
     (out / "base" / "images" / "00002.png").unlink()
     whole = {name: time for name, time in written(finished.folder).items() if "prime/images/00002" in name}
-    with pytest.warns(UserWarning, match="is made again"):
+    with pytest.warns(UserWarning, match="will be made again"):
         found = evaluate(config(), ADAPTERS, out, show_progress=False)
     write_report(found)
     assert pixels(out) == pixels(finished.folder)
@@ -296,7 +296,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_generated(fini
     content = json.loads(settings.read_text())
     del content["drawing"]["scale"]  # as an earlier version would have written it, which had no such field
     settings.write_text(json.dumps(content))
-    with refused("out", "of 1.0", expected="scale=0.5"):
+    with refused("out", "with 1.0", expected="scale=0.5"):
         evaluate(config(scale=0.5), ADAPTERS, finished.folder, show_progress=False)
     evaluate(config(), ADAPTERS, finished.folder, show_progress=False)
     (tmp_path / "file").touch()
@@ -308,7 +308,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_is_generated(fini
     with refused("out", f"'{tmp_path / 'mine'}', whose settings.json"):
         evaluate(config(), ADAPTERS, tmp_path / "mine", show_progress=False)
     (tmp_path / "note.txt").touch()
-    with refused("out", "but mine", expected="a new or empty folder"):
+    with refused("out", "contains mine", expected="a new or empty folder"):
         evaluate(config(), ADAPTERS, tmp_path, show_progress=False)
 
 
@@ -411,7 +411,7 @@ class TestFolder:
         (tmp_path / "other").mkdir()
         old = shutil.copytree(trained, tmp_path / "old")
         (old / "training.json").write_text('{"steps": 2, "stopped_early": false}')
-        for place, why in (("no/where", "not exist"), ("other", "no run"), ("old", "earlier version")):
+        for place, why in (("no/where", "not exist"), ("other", "not a run"), ("old", "earlier version")):
             with refused("held_out_of", why, expected="records"):
                 evaluate(chosen, {}, out, show_progress=False, held_out_of=str(tmp_path / place))
         assert not out.exists()
@@ -439,7 +439,7 @@ class TestFolder:
         (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
         chosen = self.of(photos, weights)
         chosen = dataclasses.replace(chosen, data=dataclasses.replace(chosen.data, condition_column="map"))
-        with pytest.warns(UserWarning, match=r"edge F1 0\.\d\d only"):
+        with pytest.warns(UserWarning, match=r"only edge F1 0\.\d\d"):
             evaluate(chosen, {}, tmp_path / "out", show_progress=False)
 
     def test_without_captions_is_refused(self, photos, weights, tmp_path):
@@ -450,7 +450,7 @@ class TestFolder:
 
     def test_an_unreadable_sample_is_refused(self, photos, weights, tmp_path):
         (photos / "02.png").write_bytes(b"no picture")
-        with refused("data", "02.png", expected="can be read"):
+        with refused("data", "02.png", expected="readable samples"):
             evaluate(self.of(photos, weights), {}, tmp_path / "out", show_progress=False)
 
     def test_too_few_samples_are_refused(self, photos, weights, tmp_path):

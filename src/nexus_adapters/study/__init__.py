@@ -1,1 +1,1 @@
-"""Studies: the methods, conditions and seeds of a plan, trained, evaluated and compared."""
+"""Studies: train, evaluate and compare the methods, conditions and seeds of a plan."""

@@ -1,4 +1,4 @@
-"""Running a study: each cell is trained, evaluated in every view, and saved; an interrupted study resumes."""
+"""Run a study: each cell is trained, evaluated in every view, and saved. An interrupted study resumes."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ from nexus_adapters.training.run import train_adapter
 from nexus_adapters.training.run_folder import ADAPTER, LOG, finished_steps
 from nexus_adapters.training.run_identity import flat
 
-_DRAWS = 100_000  # evenly spaced, to estimate how often a training visits each timestep
+_DRAWS = 100_000  # evenly spaced samples to estimate how often training visits each timestep
 
 
 def run_study(study: Study) -> list[Cell]:
-    """Run the cells that are not done, in the plan's order, and save each cell's result when it is done.
+    """Run the unfinished cells in the plan's order, and save the result of each as soon as it is finished.
 
     Returns:
         The cells that were skipped because another process is running them.
 
     Raises:
-        Stopped: after Ctrl-C or SIGTERM during a training, with its last step saved.
-        InvalidArgument: if a training or an evaluation refuses its input; the name includes the cell.
+        Stopped: after Ctrl-C or SIGTERM during training, with the last step saved.
+        InvalidArgument: if a training or an evaluation rejects its input; the name includes the cell.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InvalidArgument(
             "study",
             "one process, or several that are started separately",
-            f"{os.environ['WORLD_SIZE']} that were launched together",
+            f"{os.environ['WORLD_SIZE']} processes that were launched together",
         )
     _run_cells(study)
-    # A second pass: a cell that was trained again, because another one uses its adapter, is measured again.
+    # A second pass evaluates cells again that were retrained because another one uses their adapter.
     return _run_cells(study)
 
 
@@ -86,14 +86,14 @@ def _run_cells(study: Study) -> list[Cell]:
 
 @contextmanager
 def alone(study: Study, cell: Cell) -> Iterator[bool]:
-    """Hold the lock of a cell and of all that share its training; False if another process holds it."""
+    """Hold the lock of a cell and of all that share its training; yields False if another process has it."""
     name = cell.name if cell.method == BASE_ALONE else study.run_folder(cell).name
     with lock(study.folder / "locks" / f"{name}.lock", wait=False) as is_ours:
         yield is_ours
 
 
 def is_done(study: Study, cell: Cell) -> bool:
-    """Whether the cell has a result with the plan's settings, of the run's weights if the run is here."""
+    """Return whether a cell has a result with the plan's settings and, if it has a run, its weights."""
     found = load_result(study.results, cell)
     if found is None:
         return False
@@ -111,9 +111,9 @@ def _is_trained(config: TrainConfig) -> bool:
 
 
 def described(study: Study) -> str:
-    """A line for each cell: its name, and whether it is done, trained, or to be trained.
+    """Return one line per cell with its name and state: done, trained, or to train.
 
-    InvalidArgument as `run_study`, for whatever can be checked without models.
+    Raises `InvalidArgument` as `run_study`, for all that can be checked without models.
     """
     lines = []
     for cell in study.cells():
@@ -146,7 +146,7 @@ def _run(study: Study, cell: Cell) -> CellResult:
         assert found is not None  # None only in a second process of a distributed evaluation
         method = found.methods[cell.method]
         views[view] = method.measured
-        # These names, and those of `precision_of`, are stored in files of results and stay as they are.
+        # Result files contain these names and those of `precision_of`, so they must not change.
         for name, seconds in (("draw_s", method.generation_s), ("score_s", method.score_s)):
             facts[name] = round(facts.get(name, 0.0) + seconds, 2)
     made_with = {"versions": versions(), "machine": machine(), "precision": precision_of(study, cell)}
@@ -155,13 +155,13 @@ def _run(study: Study, cell: Cell) -> CellResult:
 
 @contextmanager
 def _naming(cell: Cell) -> Iterator[None]:
-    """Let an `InvalidArgument` that passes through name the cell."""
+    """Add the cell's name to an `InvalidArgument` that passes through."""
     with renamed(lambda name: f"cell {cell.name}: {name}"):
         yield
 
 
 def _check(study: Study, cell: Cell) -> None:
-    """`InvalidArgument` for a training or an evaluation of the cell that would be refused. Loads no model."""
+    """Raise `InvalidArgument` if the cell's training or evaluation would. Loads no model."""
     for view in study.views():
         open_evaluation(study.evaluation_config(cell, view))
     config = study.train_config(cell)
@@ -173,18 +173,18 @@ def _check(study: Study, cell: Cell) -> None:
 
 
 def _check_run(study: Study, cell: Cell, folder: Path) -> None:
-    """`InvalidArgument` for a run that was trained on the data as they were before they changed."""
+    """Raise `InvalidArgument` for a run that was trained on data that have changed since."""
     now = study.train_data(cell)
     if now is not None:
-        check_same_data(folder, now, "Give the plan another folder, or delete the run")
+        check_same_data(folder, now, "Set another folder in the plan, or delete the run")
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Use torch's deterministic operations on a GPU while the context is open; on a CPU they always are.
 
-    An operation without a deterministic form runs nevertheless, and torch warns. CUBLAS_WORKSPACE_CONFIG is
-    set for good unless it has a value: CUDA reads it when it starts.
+    Operations without a deterministic implementation still run, with a warning from torch.
+    CUBLAS_WORKSPACE_CONFIG is set permanently unless it has a value, since CUDA reads it at startup.
     """
     if not torch.cuda.is_available():
         yield
@@ -197,7 +197,7 @@ def deterministic() -> Iterator[None]:
     was_filled = options.fill_uninitialized_memory
     had_cudnn_attention = attention.cudnn_sdp_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    attention.enable_cudnn_sdp(False)  # its gradients are summed in any order, even though torch only warns
+    attention.enable_cudnn_sdp(False)  # its gradients are summed in any order, and torch would only warn
     options.fill_uninitialized_memory = False  # nothing here reads uninitialized memory
     try:
         yield
@@ -208,7 +208,7 @@ def deterministic() -> Iterator[None]:
 
 
 def precision_of(study: Study, cell: Cell) -> dict[str, str]:
-    """The dtypes of training (`trained`) and generation (`drawn`), which "auto" leaves to the device."""
+    """Return the dtypes of training (`trained`) and generation (`drawn`), which depend on the device."""
     config = study.train_config(cell)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, torch.dtype] = {}
@@ -223,16 +223,14 @@ def precision_of(study: Study, cell: Cell) -> dict[str, str]:
 def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationConfig) -> Path:
     """The folder for a cell's images; other settings, weights or versions have another folder."""
     defaults = flat(dataclasses.asdict(EvaluationConfig()))
-    # Defaults are left out, so that a new option does not change the names of folders.
+    # Defaults are omitted, so that a new option does not change the names of folders.
     fields = {
         name: value
         for name, value in flat(dataclasses.asdict(config)).items()
         if name.split(".")[0] not in SCORING_FIELDS and value != defaults.get(name)
     }
     made_of = [fields, adapter_sha256(study, cell), versions()]
-    if data := study.data_sha256(cell)[
-        f"views.{view}"
-    ]:  # left out where unknown, as before it was part of it
+    if data := study.data_sha256(cell)[f"views.{view}"]:  # omitted if unknown, as before it was included
         made_of.append(data)
     identity = json.dumps(made_of, sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:8]
@@ -240,14 +238,14 @@ def _evaluation_folder(study: Study, cell: Cell, view: str, config: EvaluationCo
 
 
 def adapter_sha256(study: Study, cell: Cell) -> str:
-    """SHA-256 of the weights of a finished run; empty for the base."""
+    """Return the SHA-256 of the weights of a finished run; "" for the base."""
     if cell.method == BASE_ALONE:
         return ""
     return file_sha256(study.run_folder(cell) / ADAPTER / f"{WEIGHTS}.safetensors")
 
 
 def _settings(study: Study, cell: Cell) -> dict[str, Any]:
-    """The settings of a finished cell, as JSON returns them."""
+    """The settings of a finished cell, as JSON types."""
     found = planned_settings(study, cell)
     made_with = {"adapter_sha256": adapter_sha256(study, cell), "versions": versions()}
     data = {name: sha256 for name, sha256 in study.data_sha256(cell).items() if sha256}
@@ -266,7 +264,7 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
         facts["gmacs"] = cost.gmacs(steps)
     rows = read_json_lines(folder / LOG, dict)  # none for a short run without validation
     validated = [row for row in rows if "val_loss" in row]
-    # In the log a loss that is not finite is null.
+    # A loss that is not finite is null in the log.
     is_finite = bool(validated) and None not in (
         value for name, value in validated[-1].items() if name.startswith("val_loss")
     )
@@ -280,11 +278,12 @@ def _facts_of_run(study: Study, cell: Cell, folder: Path) -> dict[str, float]:
 
 
 def loss_as_trained(row: Mapping[str, Any], loss: LossOptions) -> float:
-    """The validation loss, weighted by how often the training samples each part of the schedule.
+    """Return the validation loss, weighted by how often training samples each part of the schedule.
 
     Args:
-        row: of a run's log, with `val_loss_0000`, `val_loss_0100`, ...: a loss per part of the schedule.
-        loss: how the training samples timesteps.
+        row: a row of a run's log, with one loss per part of the schedule: `val_loss_0000`, `val_loss_0100`,
+            ...
+        loss: how training samples timesteps.
     """
     places = sorted(key for key in row if key.startswith("val_loss_"))
     even = (torch.arange(_DRAWS, dtype=torch.float64) + 0.5) / _DRAWS

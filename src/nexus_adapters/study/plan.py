@@ -1,4 +1,4 @@
-"""What a study compares: a plan in TOML, and the recipe and evaluation of each of its cells."""
+"""The plan of a study in TOML, and the recipe and evaluation of each of its cells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nexus_adapters.training.parsing import SECTION, validated
 from nexus_adapters.training.recipe import parse_config, read_toml
 
 OWN = "own"  # the view that every study has: the evaluation without changes
-# What methods may change of the evaluation: the samples and the noise stay the same.
+# Fields of the evaluation that methods may change; samples and noise must stay the same.
 _OF_METHODS = ("policy", "scale", "noise_exponent", "adapter_reads_prompt")
 Some = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -33,23 +33,23 @@ class MethodPlan:
     """`[methods.NAME]`: one row in the tables."""
 
     train: dict[str, Any] = field(default_factory=dict)
-    """Overrides the recipe and `[train]`."""
+    """Overrides for the recipe and `[train]`."""
     evaluate: dict[str, Any] = field(default_factory=dict)
-    """Overrides `[evaluate]`: how the adapter is used, not on which samples."""
+    """Overrides for `[evaluate]`: how the adapter is used, but not the samples."""
     trained_as: str = ""
-    """Another method, whose adapters this one uses in another way; nothing is trained for it."""
+    """Another method whose adapters this one uses in a different way, so nothing is trained for it."""
 
 
 @dataclass(frozen=True, config=SECTION)
 class CellGroup:
-    """`[[cells]]`: all combinations of these, in this order."""
+    """`[[cells]]`: all combinations of conditions, methods and seeds, in this order."""
 
     conditions: Some
     """Names of conditions, such as canny."""
     methods: Some
     """Names in `[methods]`, or "base" for the base without an adapter."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
-    """Of the trainings; the base has one cell per condition."""
+    """Seeds of the trainings; the base has one cell per condition."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -57,31 +57,32 @@ class StudyPlan:
     """A whole plan."""
 
     recipe: str
-    """The recipe of `nexus train` that all methods share; a path relative to the plan."""
+    """Path, relative to the plan, of the recipe for `nexus train` that all methods share."""
     methods: dict[str, MethodPlan]
     """Name -> how the method differs."""
     cells: Annotated[tuple[CellGroup, ...], Field(min_length=1)]
-    """What is run, in this order; a cell that is listed twice is run once."""
+    """The cells to run, in this order; a cell that is listed twice runs once."""
     folder: str = ""
     """Folder for runs and generated images, relative to the working directory; empty for
-    nexus-adapters/study/PLAN in the user's cache folder. Processes that share it take different cells."""
+    nexus-adapters/study/PLAN in the user's cache folder. Processes that share it run different cells."""
     results: str = ""
     """File for the raw scores of all cells (.npz), relative to the plan; empty for results.npz in `folder`.
-    A cell counts as done if its scores are in the file, even without its run: copy the file to share results,
-    or to continue a study on another machine. Processes that write to it share `folder`."""
+    A cell counts as done if its scores are in the file, even without its run, so you can copy the file to
+    share results or to continue a study on another machine. Processes that write to it must share
+    `folder`."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Overrides the recipe, for all methods."""
+    """Overrides for the recipe, for all methods."""
     evaluate: dict[str, Any] = field(default_factory=dict)
-    """The evaluation, with the fields of `EvaluationConfig`; empty for a study of training losses alone."""
+    """The evaluation, with the fields of `EvaluationConfig`; empty for a study of training losses only."""
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name -> what a further evaluation of each cell changes, such as `prompts = "empty"`."""
+    """Name -> overrides for an additional evaluation of each cell, such as `prompts = "empty"`."""
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of a condition -> what the evaluation changes for it, such as the judge."""
+    """Name of a condition -> overrides for its evaluation, such as the judge."""
     compare_to: str = ""
-    """The method that all others are compared with, by paired differences."""
+    """The method that all others are compared to, by paired differences."""
 
     def __post_init__(self) -> None:
-        """Checks across fields."""
+        """Check values that depend on each other."""
         known = (BASE_ALONE, *self.methods)
         check_names(self.methods, "methods")
         check_names(self.views, "views")
@@ -99,7 +100,7 @@ class StudyPlan:
         for group in self.cells:
             for name in group.methods:
                 if name not in known:
-                    raise InvalidArgument("cells", f"methods among {', '.join(known)}", repr(name))
+                    raise InvalidArgument("cells", f"one of the methods {', '.join(known)}", repr(name))
         if self.compare_to and self.compare_to not in known:
             raise InvalidArgument("compare_to", f"one of {', '.join(known)}", repr(self.compare_to))
         if OWN in self.views:
@@ -115,19 +116,19 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its folder, and in the file of results."""
+        """The name of its folder and its name in the result file."""
         return f"{self.condition}-{self.method}-{self.seed}"
 
 
 class Study:
-    """A plan and the places of its runs and results.
+    """A plan and the locations of its runs and results.
 
     Args:
         path: the plan.
 
     Raises:
-        InvalidArgument: for a missing file, a file that is not TOML, and a plan or a cell's recipe that is
-            not valid; the error names the key.
+        InvalidArgument: for a missing file, a file that is not TOML, or an invalid plan or recipe of a cell;
+            the error names the key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,8 +146,8 @@ class Study:
             if (other := names.setdefault(cell.name.casefold(), cell)) != cell:
                 raise InvalidArgument(
                     "cells",
-                    "conditions and methods whose names together differ",
-                    f"'{cell.name}' of {cell} and {other}",
+                    "distinct combinations of condition and method names",
+                    f"'{cell.name}' for both {cell} and {other}",
                 )
         for cell in self.cells():
             self.train_config(cell)
@@ -154,24 +155,24 @@ class Study:
                 self.evaluation_config(cell, view)
 
     def cells(self) -> list[Cell]:
-        """All cells in the plan's order, each once."""
+        """All cells in the plan's order, without repetitions."""
         return list(dict.fromkeys(self._all_cells()))
 
     def views(self) -> tuple[str, ...]:
-        """The names of the evaluations of each cell; none in a study of training losses."""
+        """The names of the evaluations of each cell; empty for a study of training losses."""
         return (OWN, *self.plan.views) if self.plan.evaluate else ()
 
     def trained_cell(self, cell: Cell) -> Cell:
-        """The cell whose adapter this one uses: itself, unless the method is `trained_as` another."""
-        method = self.plan.methods.get(cell.method)  # the base alone is none
+        """Return the cell whose adapter this one uses: itself, unless its method is `trained_as` another."""
+        method = self.plan.methods.get(cell.method)  # the base alone is not one
         return cell._replace(method=method.trained_as or cell.method) if method else cell
 
     def run_folder(self, cell: Cell) -> Path:
-        """The folder of the cell's training."""
+        """Return the folder of the cell's training."""
         return self.folder / "runs" / self.trained_cell(cell).name
 
     def train_config(self, cell: Cell) -> TrainConfig | None:
-        """The recipe of a cell; None for the base."""
+        """Return the recipe of a cell; None for the base."""
         if cell.method == BASE_ALONE:
             return None
         method = self.plan.methods[cell.method]
@@ -185,7 +186,7 @@ class Study:
         return parse_config(_merged(self._recipe, self.plan.train, method.train, own))
 
     def evaluation_config(self, cell: Cell, view: str) -> EvaluationConfig:
-        """The evaluation of a cell in a view."""
+        """Return the evaluation of a cell in a view."""
         parts = [self.plan.evaluate, self.plan.conditions.get(cell.condition, {})]
         parts.append(self.plan.views.get(view, {}))
         if cell.method != BASE_ALONE:
@@ -196,9 +197,9 @@ class Study:
         return validated(EvaluationConfig, _with_homes(merged))
 
     def data_sha256(self, cell: Cell) -> dict[str, str]:
-        """The contents of the data that a cell is trained on ("train") and measured on (by view).
+        """Return the hashes of the data that a cell is trained on ("train") and evaluated on (by view).
 
-        "" for data that cannot be read here, such as scenes and those on the Hub: see `identity_of_data`.
+        "" for data that `identity_of_data` does not identify, such as scenes and data on the Hub.
         """
         found = {"train": self.train_data(cell)} if self.train_config(cell) is not None else {}
         for view in self.views():
@@ -207,12 +208,12 @@ class Study:
         return {name: "" if each is None else each.digest for name, each in found.items()}
 
     def train_data(self, cell: Cell) -> DataIdentity | None:
-        """The data that a cell is trained on; None for the base, and for data that cannot be read here."""
+        """Return the data that a cell is trained on; None for the base and for data not available locally."""
         config = self.train_config(cell)
         return None if config is None else self._identity_of(config.data, config.cache.folder, 0)
 
     def _identity_of(self, data: DataOptions, folder: str, first: int) -> DataIdentity | None:
-        """Computed once for all cells, as the data are when the study is opened or resumed."""
+        """Computed once for all cells, with the data as they are when the study is opened or resumed."""
         key = json.dumps([dataclasses.asdict(data), first], default=str)
         if key not in self._identities:
             cache = Path(folder) if folder else cache_folder() / "training"
@@ -228,7 +229,7 @@ class Study:
 
 
 def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables merged into one; later ones override earlier ones."""
+    """Nested tables merged into one; later values override earlier ones."""
     merged: dict[str, Any] = {}
     for table in tables:
         for key, value in table.items():
@@ -238,7 +239,7 @@ def _merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_homes(content: Any) -> Any:
-    """With `~/` expanded at the beginning of strings."""
+    """The content with `~/` expanded at the beginning of strings."""
     if isinstance(content, dict):
         return {key: _with_homes(value) for key, value in content.items()}
     is_path = isinstance(content, str) and content.startswith("~/")

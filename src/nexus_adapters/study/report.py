@@ -38,9 +38,9 @@ from nexus_adapters.study.tables import Row, losses_csv, rows_of, study_csv, stu
 from nexus_adapters.training.run_folder import ADAPTER
 
 _DPI = 120
-_QUALITY = 75  # of image sheets, which take several times as much without loss
+_QUALITY = 75  # of image sheets, which are several times larger if lossless
 _LOGARITHMIC = 2.5  # an axis whose largest value is this many times its smallest
-# Cost of a method -> the unit in a panel, and its label.
+# Cost of a method -> its unit in a panel, and its label.
 _COSTS = {"parameters": (1e6, "trained parameters, millions"), "gmacs": (1.0, "GMACs per image")}
 _PANELS = ("binding_color", "binding_material", "edge_f1", "frechet")
 
@@ -51,21 +51,22 @@ _HEAD_LETTERS = 16  # of a column's head at full size
 
 
 def write_study(study: Study, out: Path, images: int = 0) -> list[Path]:
-    """Write the study's report into a folder; the names of its files begin with the plan's.
+    """Write the study's report into a folder. The names of its files begin with the plan's name.
 
-    PLAN.csv and PLAN.json; for a study with images also PLAN.md, PLAN-metrics.webp and PLAN-cost.webp.
+    The report is PLAN.csv and PLAN.json; for a study with images also PLAN.md, PLAN-metrics.webp and
+    PLAN-cost.webp.
 
     Args:
         study: the study.
         out: the folder.
-        images: with a number above 0, also PLAN-images-CONDITION.webp: so many of the best, median and worst
-            samples each, generated again by the methods whose trained adapters are here.
+        images: if above 0, also write PLAN-images-CONDITION.webp with this many of the best, median and worst
+            samples each, generated again by the methods whose runs exist.
 
     Returns:
         The files.
 
     Raises:
-        InvalidArgument: if no cell has a result, or with `images` if an adapter is missing.
+        InvalidArgument: if no cell has a result or, with `images`, if an adapter is missing.
     """
     results, name = results_of(study), study.path.stem
     if not results:
@@ -84,7 +85,7 @@ def write_study(study: Study, out: Path, images: int = 0) -> list[Path]:
         written.append(out / f"{name}.{suffix}")
         write_text(written[-1], text)
     if study.views():
-        # A method that uses another's adapters costs as much as that one, which stands for both.
+        # A method that uses another's adapters has the same cost; the other one represents both.
         trained = {cell: study.trained_cell(cell) for cell in results}
         own = {
             cell: r for cell, r in results.items() if trained[cell] == cell or trained[cell] not in results
@@ -104,7 +105,7 @@ def _save(figure: Any, path: Path, options: Mapping[str, Any]) -> Path:
 
 
 def metrics_figure(results: Results) -> Figure:
-    """A panel for each condition and metric: every method's value with its interval."""
+    """Return a figure with a panel for each condition and metric: all methods' values with intervals."""
     conditions = list(dict.fromkeys(cell.condition for cell in results))
     tables = {condition: rows_of(results, condition, OWN) for condition in conditions}
     measured = {m for rows in tables.values() for row in rows for m in row.measured.metrics}
@@ -138,7 +139,7 @@ def _plot_intervals(panel: Any, rows: Sequence[Row], metric: str) -> None:
 
 
 def cost_figure(results: Results) -> Figure:
-    """A panel for each condition and cost: color binding over cost, or structure where there is no binding.
+    """Return a figure with a panel for each condition and cost: color binding, else structure, over cost.
 
     Small dots are single seeds.
     """
@@ -186,11 +187,13 @@ def _number_axis(panel: Any) -> None:
 
 
 def images_figure(study: Study, results: Results, condition_name: str, count: int) -> Figure:
-    """A row per sample, `count` of the best, median and worst each: map, original, and each method's image.
+    """Return a figure with a row per sample, for `count` of the best, median and worst samples each.
+
+    A row shows the map, the original, and each method's image.
 
     Raises:
-        InvalidArgument: named `images`, if a run's adapter is not the one that was measured, no run is here,
-            or fewer than three samples were measured.
+        InvalidArgument: named "images", if a run's adapter is not the one that was measured, if no run
+            exists, or if fewer than three samples were measured.
     """
     cells = cells_to_show(study, results, condition_name)
     for cell in cells.values():
@@ -224,10 +227,10 @@ def images_figure(study: Study, results: Results, condition_name: str, count: in
 
 
 def cells_to_show(study: Study, results: Results, condition_name: str) -> dict[str, Cell]:
-    """Method -> its cell, of the seed for which most methods' runs are in the study's folder; and the base.
+    """Return method -> its cell, for the base and for the seed with the most runs in the study's folder.
 
     Raises:
-        InvalidArgument: named `images`, if no run is here.
+        InvalidArgument: named "images", if no run exists.
     """
     measured = [cell for cell, r in results.items() if cell.condition == condition_name and OWN in r.views]
     trained = [cell for cell in measured if cell.method != BASE_ALONE and study.run_folder(cell).is_dir()]
@@ -255,21 +258,21 @@ def _check_measured(study: Study, cell: Cell, sha256: str) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A sample on the sheet. `place`: its index in the evaluation; `why`: what it is an example of."""
+    """A sample on the sheet: `place` is its index in the evaluation, `why` what it is an example of."""
 
     place: int
     why: str
 
 
 def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> list[Chosen]:
-    """The `count` best, median and worst samples of the best adapter, compared with another method.
+    """Return the `count` best, median and worst samples of the best adapter, compared to another method.
 
-    The best adapter is the one with the highest mean merit, `compare_to` and the base excepted. Samples are
+    The best adapter is the one with the highest mean merit, except for `compare_to` and the base. Samples are
     ordered by its merit minus that of `compare_to`. Merit is the mean of the metrics with `is_merit`, or
     MS-SSIM if none of them was measured.
 
     Raises:
-        InvalidArgument: named `images`, if fewer than three samples were measured.
+        InvalidArgument: named "images", if fewer than three samples were measured.
     """
     merit = {method: _merit(each) for method, each in measured.items()}
     adapters = [method for method in merit if method not in (BASE_ALONE, compare_to)] or list(merit)
@@ -293,9 +296,9 @@ def choose(measured: Mapping[str, Measured], compare_to: str, count: int) -> lis
 def generate_chosen(
     study: Study, cells: Mapping[str, Cell], chosen: Sequence[Chosen]
 ) -> dict[str, list[Image.Image]]:
-    """Method -> its images of the chosen samples, from the noise of the evaluation.
+    """Return method -> its images of the chosen samples, from the noise of the evaluation.
 
-    The evaluation generated them in batches: the images differ from its images by rounding alone.
+    The evaluation generated them in batches, so the images differ from its images only by rounding.
     """
     config = study.evaluation_config(next(iter(cells.values())), OWN)
     _, cases = open_evaluation(config)
@@ -307,7 +310,7 @@ def generate_chosen(
         adapter = None
         if cell.method != BASE_ALONE:
             loaded: Any = load_adapter(study.run_folder(cell) / ADAPTER)
-            # diffusers' own `to` warns of parts to keep in float32: here none.
+            # diffusers' own `to` warns about parts that should stay in float32, but there are none here.
             adapter = nn.Module.to(loaded, device, dtype)
         own = study.evaluation_config(cell, OWN)
         generated[method] = [

@@ -1,10 +1,10 @@
-"""A study's results: one file of raw scores, from which all tables and plots are made.
+"""A study's results: one file of raw scores from which all tables and plots are made.
 
-The file is a NumPy archive (.npz) that `numpy.load` reads without pickle. For each cell and view it has
+The file is a NumPy archive (.npz) that `numpy.load` reads without pickle. For each cell and view it contains
 `CELL/VIEW/scores`, float32 (metric, image), and `CELL/VIEW/distances`, float64 (metric, 1 + replicates), with
-the value of the whole set in the first column. The array `cells` is JSON in UTF-8: each cell's settings,
-facts, the names of its metrics, and what it was made with. The same results give the same bytes, in whichever
-order they were added.
+the value of the whole set in the first column. The array `cells` is JSON in UTF-8 with each cell's settings,
+facts, names of metrics and provenance. The same results give the same bytes, regardless of the order in which
+they were added.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from nexus_adapters.training.run_identity import flat, identity, identity_with_d
 
 @dataclass(frozen=True)
 class CellResult:
-    """What was measured of one cell.
+    """The measurements of one cell.
 
     Attributes:
-        settings: everything that decides the numbers; a cell whose settings differ is measured again.
-        facts: numbers of the whole cell, where they are known: `parameters`, `gmacs` (10^9 per image),
-            `val_loss`, `val_loss_as_trained`, and in seconds `step_s`, `draw_s`, `score_s`.
+        settings: all that determines the numbers; a cell with different settings is measured again.
+        facts: numbers of the whole cell, if known: `parameters`, `gmacs` (10^9 per image), `val_loss`,
+            `val_loss_as_trained`, and `step_s`, `draw_s` and `score_s` in seconds.
         views: name -> scores and distances.
         made_with: versions, machine and precision.
     """
@@ -53,10 +53,10 @@ _CELLS = "cells"
 
 
 def results_of(study: Study) -> Results:
-    """The cells that have a result for the plan as it is now, in the plan's order.
+    """Return the cells that have a result for the current plan, in the plan's order.
 
-    A cell that generates with another cell's adapter counts only if its result is of the same weights as the
-    other's, or the other has none.
+    A cell that generates with another cell's adapter is included only if its result has the same weights as
+    the other's, or the other has no result.
     """
     loaded = load_results(study.results)
     found = {
@@ -77,18 +77,18 @@ def results_of(study: Study) -> Results:
 
 
 def load_result(path: Path, cell: Cell) -> CellResult | None:
-    """One cell's result from a file of results; None if it has none."""
+    """Return one cell's result from a result file; None if there is none."""
     return load_results(path).get(cell.name)
 
 
 def load_results(path: Path) -> Mapping[str, CellResult]:
-    """Cell name -> result; empty if there is no file.
+    """Return cell name -> result; empty if there is no file.
 
-    Where there is none yet, results are read from the folder of the same name without the suffix, in which
-    earlier versions kept two files per cell.
+    If there is no file, results are read from the folder with the same name without suffix, in which earlier
+    versions kept two files per cell.
 
     Raises:
-        InvalidArgument: named `results`, if the file is not one that `save_result` wrote.
+        InvalidArgument: named "results", if the file was not written by `save_result`.
     """
     try:
         found = path.stat()
@@ -98,9 +98,9 @@ def load_results(path: Path) -> Mapping[str, CellResult]:
 
 
 def save_result(path: Path, cell: Cell, result: CellResult) -> None:
-    """Add a cell's result to a file of results, or replace it there. The file is whole at any time.
+    """Add or replace a cell's result in a result file. The file is written atomically.
 
-    Processes that add to the same file take turns: the caller holds a lock.
+    Callers must hold a lock if several processes write to the same file.
     """
     results = {**load_results(path), cell.name: result}
     arrays: dict[str, np.ndarray] = {}
@@ -109,7 +109,7 @@ def save_result(path: Path, cell: Cell, result: CellResult) -> None:
         metrics: dict[str, Any] = {}
         for view, measured in each.views.items():
             metrics[view] = {"scores": list(measured.scores), "distances": list(measured.distances)}
-            # Single precision is far finer than the intervals, and half the size.
+            # Single precision is far finer than the intervals and takes half the space.
             arrays[f"{name}/{view}/scores"] = np.array(list(measured.scores.values()), np.float32)
             arrays[f"{name}/{view}/distances"] = np.array(
                 [[value, *replicates] for value, replicates in measured.distances.values()]
@@ -126,33 +126,33 @@ def save_result(path: Path, cell: Cell, result: CellResult) -> None:
         np.savez_compressed(stream, **contents)  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=4)  # a study asks for its cells one by one
+@lru_cache(maxsize=4)  # a study requests its cells one by one
 def _load_file(path: Path, stamp: tuple[int, ...]) -> Mapping[str, CellResult]:
     try:
-        if not is_zipfile(path):  # NumPy would take it for a pickle, and advise to load it as one
-            raise ValueError("it is no NumPy archive")
+        if not is_zipfile(path):  # NumPy would treat it as a pickle and advise loading it as one
+            raise ValueError("it is not a NumPy archive")
         with np.load(path) as arrays:
             cells = json.loads(bytes(arrays[_CELLS]))
             return {name: _cell_result(about, arrays, f"{name}/") for name, about in cells.items()}
     except (*UNREADABLE_ARCHIVE, TypeError, AttributeError, IndexError) as error:
-        hint = "Restore a copy of it, or move it away: its cells are then measured again"
-        expected = "a file of results that a study wrote"
+        hint = "Restore a copy, or move the file away to measure its cells again"
+        expected = "a result file written by a study"
         raise InvalidArgument("results", expected, f"'{path}' ({one_line(error)})", hint) from error
 
 
 def _load_folder(folder: Path) -> dict[str, CellResult]:
-    """The results that earlier versions kept as CELL.json and CELL.npz, if both are there."""
+    """The results that earlier versions kept as CELL.json and CELL.npz, if both exist."""
     found = {}
     for file in sorted(folder.glob("*.json")):
         numbers = file.with_suffix(".npz")
         try:
             about = json.loads(file.read_bytes())
-            if "metrics" in about and numbers.is_file():  # still earlier versions had no names of metrics
+            if "metrics" in about and numbers.is_file():  # even earlier versions had no names of metrics
                 with np.load(numbers) as arrays:
                     found[file.stem] = _cell_result(about, arrays, "")
         except (*UNREADABLE_ARCHIVE, TypeError, AttributeError, IndexError) as error:
             warnings.warn(
-                f"'{file}' cannot be read ({one_line(error)}): its cell is measured again", stacklevel=2
+                f"'{file}' is unreadable ({one_line(error)}); its cell will be measured again", stacklevel=2
             )
     return found
 
@@ -170,7 +170,7 @@ def _cell_result(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], pre
 
 
 def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
-    """What the plan asks for in a cell, as JSON returns it."""
+    """Return the settings of a cell in the plan, as JSON types."""
     config = study.train_config(cell)
     asked = {
         "train": {} if config is None else identity(config),
@@ -181,21 +181,21 @@ def planned_settings(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 def is_planned(study: Study, cell: Cell, result: CellResult) -> bool:
-    """Whether a result is of the plan and the data as they are now."""
+    """Return whether a result belongs to the current plan and data."""
     now = {**result.settings, **planned_settings(study, cell)}
     return has_same_data(study, cell, result) and completed(result.settings) == completed(now)
 
 
 def has_same_data(study: Study, cell: Cell, result: CellResult) -> bool:
-    """Whether a result is of data with the same contents as now, as far as both are known."""
+    """Return whether a result has data with the same contents as now, as far as both are known."""
     before, now = result.settings.get("data", {}), study.data_sha256(cell)
     return all(before[name] == now[name] for name in before.keys() & now.keys() if before[name] and now[name])
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of options that are newer than they are, and with the home folder as `~`.
+    """Return settings with the defaults of newer options, and with the home folder as `~`.
 
-    Without the hashes of the data, which `has_same_data` compares.
+    The hashes of the data are removed, since `has_same_data` compares them.
     """
     defaults = flat(asdict(EvaluationConfig()))
     train = settings["train"] and identity_with_defaults(settings["train"])
@@ -207,7 +207,7 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_tildes(content: Any) -> Any:
-    """With the user's home folder as `~`: where it lies changes no number."""
+    """The content with the user's home folder as `~`, since its location does not affect the numbers."""
     return _replace_home(content, f"{Path.home()}{os.sep}")
 
 

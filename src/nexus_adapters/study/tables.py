@@ -16,15 +16,15 @@ from nexus_adapters.study.plan import OWN, Study
 from nexus_adapters.study.results import Results
 
 FIELDS = ("method", "condition", "seed", "metric", "value", "low", "high", "n")
-# Left out of the table of single trainings: redundant with another column, or nearly constant.
+# Omitted from the table of single trainings: redundant with another column, or nearly constant.
 _NOT_BY_SEED = ("mmd", "background")
 VIEW_COLUMNS = ("binding_color", "binding_material", "edge_f1", "clip_score")
-_FACTS = ("parameters", "gmacs")  # of a cell, in addition to the metrics of its images
+_FACTS = ("parameters", "gmacs")  # facts of a cell, in addition to the metrics of its images
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method in a table. `trainings`: seed -> what was measured of that training."""
+    """A method in a table. `trainings` maps seeds to the measurements of the training with that seed."""
 
     method: str
     parameters: float
@@ -37,7 +37,10 @@ class Row:
         return mean_of(list(self.trainings.values()))
 
     def minus(self, other: Row) -> Measured | None:
-        """The paired difference over the seeds that both have; None if there are none. The base has none."""
+        """Return the paired difference over the seeds of both; None if they have none in common.
+
+        The base has no seeds and is compared to all.
+        """
         if BASE_ALONE in (self.method, other.method):
             return self.measured.minus(other.measured)
         shared = [seed for seed in self.trainings if seed in other.trainings]
@@ -47,9 +50,9 @@ class Row:
 
 
 def study_csv(results: Results) -> str:
-    """One row per cell and metric; in views other than "own" the metric is `METRIC@VIEW`.
+    """Return a CSV with one row per cell and metric; in views other than "own" the metric is `METRIC@VIEW`.
 
-    `low` and `high` are empty where there are too few images for an interval.
+    `low` and `high` are empty if there are too few images for an interval.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -70,9 +73,9 @@ def study_csv(results: Results) -> str:
 
 
 def losses_csv(results: Results) -> str:
-    """For a study without images: the validation loss at the end of each training.
+    """Return a CSV for a study without images, with the validation loss at the end of each training.
 
-    `val_loss` is the mean over the schedule, `val_loss_as_trained` is weighted as the training samples it.
+    `val_loss` is the mean over the schedule; `val_loss_as_trained` is weighted as training samples it.
     """
     lines = ["method,condition,seed,parameters,val_loss,val_loss_as_trained"]
     for cell, result in results.items():
@@ -85,7 +88,7 @@ def losses_csv(results: Results) -> str:
 
 
 def rows_of(results: Results, condition: str, view: str) -> list[Row]:
-    """The methods that were measured on a condition in a view, in the order of the results."""
+    """Return the methods that were measured for a condition in a view, in the order of the results."""
     methods = dict.fromkeys(cell.method for cell in results if cell.condition == condition)
     rows = []
     for method in methods:
@@ -103,7 +106,7 @@ def rows_of(results: Results, condition: str, view: str) -> list[Row]:
 
 
 def study_markdown(study: Study, results: Results) -> str:
-    """For each condition tables of methods, of differences, of each seed's differences, and of each view."""
+    """Return, for each condition, Markdown tables of methods, differences, differences by seed, and views."""
     parts = []
     for condition in dict.fromkeys(cell.condition for cell in results):
         parts.append(f"## {condition}")
@@ -142,7 +145,7 @@ def _metrics(measured: Iterable[Measured]) -> list[str]:
 
 
 def best_method(rows: Sequence[Row], metric: str) -> str | None:
-    """The method that is better than every other, over the seeds that both have; None if that is in doubt."""
+    """Return the method that is better than every other over the seeds of both; None if that is in doubt."""
     by_method = {row.method: row for row in rows}
     return best_beyond_doubt(
         {method: row.measured for method, row in by_method.items()},
@@ -152,7 +155,7 @@ def best_method(rows: Sequence[Row], metric: str) -> str | None:
 
 
 def _differences_by_seed(results: Results, condition: str, reference: str) -> dict[str, dict[int, Measured]]:
-    """Method -> seed -> the difference to the reference's training of the same seed, image by image."""
+    """Method -> seed -> the difference to the reference's training with the same seed, image by image."""
     found: dict[str, dict[int, Measured]] = {}
     for cell, result in results.items():
         other = results.get(cell._replace(method=reference))
@@ -162,7 +165,7 @@ def _differences_by_seed(results: Results, condition: str, reference: str) -> di
 
 
 def _difference_table(differences: Mapping[str, Mapping[int, Measured]], reference: str) -> str:
-    """Each method's difference to the reference, over the seeds that both have; empty without methods."""
+    """Each method's difference to the reference over the seeds of both; empty if there are no methods."""
     if not differences:
         return ""
     means = {method: mean_of(list(each.values())) for method, each in differences.items()}

@@ -191,9 +191,9 @@ def _example_batch(base: Base, count: int, side: int, dtype: torch.dtype) -> Bat
 def _schedule(training: TrainingOptions, samples: int | None) -> list[str]:
     batch = training.batch_size * training.gradient_accumulation_steps
     steps = training.max_train_steps
-    read = f"{steps * batch:,} samples read on each device"
+    read = f"{steps * batch:,} samples per device"
     if samples:
-        read += f" from a set of {samples:,} ({steps * batch / samples:.1f} epochs)"
+        read += f", {steps * batch / samples:.1f} epochs of {samples:,} samples"
     marks = sorted({0, training.warmup_steps, steps // 2, steps - 1})
     rates = ", ".join(f"{learning_rate_at(training, step):.2e} at {step}" for step in marks)
     parts = f"batch size {training.batch_size} x {training.gradient_accumulation_steps} accumulation steps"

@@ -1,4 +1,4 @@
-"""The weights of the embedded models of nexus-adapters. Data only: load them with `nexus_adapters`."""
+"""The weights of the embedded models of nexus-adapters. Load them with `nexus_adapters.load_embedded`."""
 
 from pathlib import Path
 
