@@ -395,7 +395,7 @@ def test_a_photo_of_another_aspect(photo):
 
 def test_another_aspect_needs_a_resize_mode(edges, tmp_path, capsys, no_model):
     assert run(edges, tmp_path / "out.png", "--width", 128, "--height", 64) == 2
-    refused_in_one_line(capsys, "--map", "128x128", "--resize-mode can be stretch, crop or pad")
+    refused_in_one_line(capsys, "--map", "128x128", "Set --resize-mode to stretch, crop or pad")
 
 
 def test_a_map_of_another_aspect_is_fitted(edges, tmp_path):
@@ -591,7 +591,7 @@ def refused_in_one_line(capsys, name, *shown):
         (["--out", "none/a.png"], "--out", "'none/a.png'"),
         (["--max-megapixels", "0.001"], "--map", "0.001 megapixels"),
         (["--max-megapixels", "0"], "--max-megapixels", "got 0.0"),
-        (["--base", "none"], "--adapter", "'none'"),
+        (["--base", "none"], "--adapter", "--base none"),
         (["--base", "./none", "--adapter", "prime"], "--adapter", "'./none'"),
         (["--adapter", "prim"], "--adapter", "'embedded' are prime, slim, prime-paper, slim-paper, t2i"),
         (["--adapter", "prim"], "--adapter", "got 'prim'"),

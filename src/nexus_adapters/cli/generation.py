@@ -144,7 +144,7 @@ def check_loras(loras: Sequence[LoraRequest]) -> None:
         return
     has_peft = find_spec("peft") is not None
     hint = "Run pip install 'nexus-adapters[lora]'"
-    expect(has_peft, "--lora", "peft to be installed", "no such package", hint)
+    expect(has_peft, "the package peft", "an installed package", hint=hint)
     for lora in loras:
         expect(lora.path != "", "--lora", "a file, a folder or a Hub id", "an empty string")
         is_there = Path(lora.path).exists() or "/" in lora.path
