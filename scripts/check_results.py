@@ -251,6 +251,38 @@ def points_table() -> str:
     return markdown(["Points above T2I-Adapter", *conditions], lines)
 
 
+# README's rows: method in study.csv -> what README calls it.
+SUMMARY = {
+    "slim+residual+heads8": "Nexus Slim",
+    "prime+residual+heads8": "Nexus Prime",
+    "t2i": "T2I-Adapter",
+    "t2i+cond_only+fades_half": "T2I-Adapter, recommended settings",
+    "controlnet": "ControlNet",
+}
+
+
+def summary_table() -> str:
+    """Colors, edges and cost of four methods on canny, as means over all seeds that were trained."""
+    lines = []
+    for method, label in SUMMARY.items():
+        found: dict[str, list[float]] = {}
+        for row in rows("study.csv"):
+            if (row["method"], row["condition"]) == (method, "canny"):
+                found.setdefault(row["metric"], []).append(float(row["value"]))
+        mean = {metric: sum(values) / len(values) for metric, values in found.items()}
+        lines.append(
+            [
+                label,
+                f"{100 * mean['binding_color']:.1f}",
+                f"{100 * mean['edge_f1']:.1f}",
+                f"{mean['parameters'] / 1e6:.2f}M",
+                f"{mean['gmacs']:.2f}",
+            ]
+        )
+    heads = ["Adapter", "Colors, %", "Edges, %", "Parameters", "Multiplications per image, billions"]
+    return markdown(heads, lines)
+
+
 def sweep_table() -> str:
     """Return the loss of each method at each learning rate; the lowest is bold."""
     losses: dict[str, dict[str, float]] = {}
@@ -328,6 +360,7 @@ def sd15_cost_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "benchmarks/results/study.csv": summary_table,
     "benchmarks/results/study.npz": points_table,
     "benchmarks/results/sweep.csv": sweep_table,
     "benchmarks/results/ways.json": ways_table,

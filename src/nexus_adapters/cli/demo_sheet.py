@@ -19,13 +19,15 @@ from nexus_adapters.embedded.maps import draw_map
 from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import COLORS, NOVEL_COMBINATIONS, Scene, draw_scene
 from nexus_adapters.evaluation.generation import Images, Sampling, generate
-from nexus_adapters.methods import load_adapter
+from nexus_adapters.methods import GenerationSettings, load_adapter
 from nexus_adapters.progress import progress
 
 # Test scenes, chosen by their maps: the first with three or more objects at least four pixels apart, and
 # one with four overlapping objects.
 SCENE_SEEDS = (8, 6)
 PROMPTS_PER_MAP = 3
+# What docs/how-to/control-strength.md recommends.
+SETTINGS = GenerationSettings(policy="cond_only", noise_exponent=0.5)
 
 _METHODS = {"base": None, "t2i": "t2i", "slim": "slim", "prime": "prime"}  # -> name of an embedded adapter
 _TITLES = {"base": "Base", "t2i": "T2I-Adapter", "slim": "Nexus Slim", "prime": "Nexus Prime"}
@@ -281,7 +283,7 @@ def generate_all(
             started_s = time.perf_counter()
             images: Images = []
             for row in by_prompt:
-                images += generate(base, method.adapter, row, sampling, show_progress=False)
+                images += generate(base, method.adapter, row, sampling, SETTINGS, show_progress=False)
                 bar.update()
             generation_s = time.perf_counter() - started_s
             noise_rows = [number for _ in by_prompt for number in range(len(maps))]
