@@ -1,8 +1,9 @@
 """The code blocks of README and of all pages in docs/ work.
 
-The blocks of a page run in their order, in one namespace and a folder of their own: Python, the commands of
-`nexus`, and blocks with a title, which are files. Models are tiny and random (`stand_ins.py`). What is not run is
-listed here with the reason; a block that is neither run nor listed fails, and so does an entry without a block.
+The blocks of a page run in their order, in one namespace and a folder of their own: Python, the commands
+of `nexus`, and blocks with a title, which are files. Models are tiny and random (`stand_ins.py`). What is not
+run is listed here with the reason; a block that is neither run nor listed fails, and so does an entry
+without a block.
 """
 
 import dataclasses
