@@ -7,9 +7,11 @@ EXTRAS := embedded,train,lora,ray,eval,app,heic,docs,dev
 EMBEDDED := packages/nexus-adapters-embedded
 DEMO := $(VENV)/.demo
 INSTALLED := $(VENV)/.installed
+FLOOR_TESTS := tests/adapter tests/bases tests/conditions tests/injection tests/pipelines
+FLOOR_TOOLS := beartype onnx packaging peft pytest pytest-xdist scipy sentencepiece torchmetrics
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test check check-full check-results docs study format constraints clean
+.PHONY: help demo test test-floor check check-full check-results docs study format constraints clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -39,6 +41,15 @@ demo: $(DEMO)  ## generate the demo sheet in demo/
 # A process for each core, four at most: each takes about 2 GiB.
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
+
+# Slow to install, so it is no part of check. On Linux, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu to
+# get torch without CUDA.
+test-floor:  ## the tests of adapters, injection and pipelines at the oldest versions that pyproject.toml accepts
+	rm -rf build/floor
+	$(PYTHON) -m venv build/floor
+	build/floor/bin/python -m pip install -c constraints-floor.txt -e . $(FLOOR_TOOLS)
+	build/floor/bin/python -m pip install --no-deps -e $(EMBEDDED)
+	build/floor/bin/python -m pytest -n auto --maxprocesses 4 $(FLOOR_TESTS)
 
 check: $(INSTALLED)  ## lint, format check, types, import order, documentation, then the tests
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""A Hugging Face Space for the free CPU hardware: from a prompt and an image or map to an image that follows both.
+"""A Hugging Face Space for the free CPU hardware: an image that follows a prompt and another image.
 
 Run it on your machine with `pip install "nexus-adapters[embedded,app]"` and `python spaces/app.py`.
 """
@@ -19,8 +19,8 @@ PROMPT = "a pink ring above a cyan triangle on a green background"
 ABOUT = """# Nexus adapters
 A Nexus adapter makes a frozen diffusion model follow a structure map, and it reads the prompt while it does.
 This Space runs a small Stable Diffusion for colored shapes, 128x128 pixels, on a CPU. Try other colors in the
-prompt (red, orange, yellow, green, cyan, blue, purple, pink), or an image of other shapes (circle, ring, square,
-triangle, star, cross, heart, crescent).
+prompt (red, orange, yellow, green, cyan, blue, purple, pink), or an image of other shapes (circle, ring,
+square, triangle, star, cross, heart, crescent).
 """
 
 

@@ -132,6 +132,16 @@ def project(folder):
     return tomllib.loads((folder / "pyproject.toml").read_text())
 
 
+def test_the_oldest_accepted_versions_are_those_that_are_tested():
+    """`make test-floor` installs them: the last patch of 2.6 for `torch>=2.6`."""
+    lines = (ROOT / "constraints-floor.txt").read_text().splitlines()
+    tested = {r.name: r for r in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    for requirement in map(Requirement, project(ROOT)["project"]["dependencies"]):
+        (least,), (exact,) = requirement.specifier, tested[requirement.name].specifier
+        assert least.operator == ">="
+        assert f"{exact.version}.".startswith(f"{least.version}."), requirement.name
+
+
 def test_the_extra_accepts_the_weights_of_this_version():
     (requirement,) = map(Requirement, project(ROOT)["project"]["optional-dependencies"]["embedded"])
     assert requirement.name == project(EMBEDDED)["project"]["name"]
@@ -152,5 +162,6 @@ def test_the_core_is_small_and_has_no_weights():
 def test_the_weights_are_in_a_distribution_of_their_own():
     (package,) = project(EMBEDDED)["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert nexus_adapters_embedded.WEIGHTS.resolve().is_relative_to((EMBEDDED / package).resolve())
-    assert project(EMBEDDED)["project"]["dependencies"] == []
+    needed = map(Requirement, project(EMBEDDED)["project"]["dependencies"])
+    assert [requirement.name for requirement in needed] == ["transformers"]
     assert (EMBEDDED / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

@@ -6,7 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -21,6 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.bases.families import config_of
 from nexus_adapters.bases.unet import UNetBase
+
+writes_fast_tokenizers = pytest.mark.skipif(
+    int(transformers.__version__.partition(".")[0]) < 5, reason="transformers 4 writes no tokenizer.json"
+)
+"""Of tests that need the tokenizers of transformers 5, as the embedded weights and training do."""
 
 WORDS = ("a", "red", "blue", "green", "star", "ring", "cat", "dog", "on", "of", "photo", "blurry")
 TEXT_WIDTH = 16

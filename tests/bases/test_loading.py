@@ -227,6 +227,7 @@ def test_a_base_of_the_package_has_no_revision():
             load(BaseSource("embedded", revision="main"))
 
 
+@tiny.writes_fast_tokenizers
 def test_a_base_of_the_package():
     base = open_base("embedded")
     assert base.text_width > 0

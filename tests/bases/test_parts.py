@@ -39,6 +39,7 @@ class TestFolders:
         with refused("base", str(folder / "tokenizer"), expected="tokenizer.json"):
             load(folder)
 
+    @tiny.writes_fast_tokenizers
     def test_only_a_vocabulary(self, folder, load):
         write_slow_tokenizer(folder / "tokenizer", "vocab.json")
         remove(folder / "tokenizer", "tokenizer.json", "merges.txt")
@@ -74,6 +75,7 @@ class TestFolders:
             load(folder, image_encoder=None)
 
 
+@tiny.writes_fast_tokenizers
 def test_a_vocabulary_in_two_files(folder):
     expected = load_base(folder).tokenizer("a red star").input_ids
     write_slow_tokenizer(folder / "tokenizer", "vocab.json", "merges.txt")

@@ -336,6 +336,7 @@ def test_every_entry_of_an_encoders_config_is_in_the_hash():
     assert walked > 60
 
 
+@tiny.writes_fast_tokenizers
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 def test_whatever_a_tokenizer_does_to_a_text_is_in_the_hash(name):
     pipe = tiny.sdxl()

@@ -47,9 +47,9 @@ def _load_fax(image: Any) -> Image.Image:
 
     image.fp.seek(0)
     encoded = np.frombuffer(image.fp.read(), np.uint8)
-    logging: Any = cv2.utils.logging
+    logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has its functions in cv2
     level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_WARNING)
+    logging.setLogLevel(3)  # warnings
     try:
         pixels: Any = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
     finally:

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x, 2.x and XL with a Nexus adapter as one pipeline."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional, Union
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -22,6 +22,8 @@ from nexus_adapters.choices import DEFAULT_POLICY, MapKind, ResizeMode
 from nexus_adapters.injection.condition import ConditionLike
 from nexus_adapters.injection.scales import Scale
 from nexus_adapters.pipelines.call import NexusPipelineMixin, with_stock_arguments
+
+# diffusers reads the types in signatures; before 0.38 it understands `Optional[X]`, but not `X | None`.
 
 
 class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
@@ -46,15 +48,15 @@ class StableDiffusionNexusPipeline(NexusPipelineMixin, StableDiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
-        text_encoder: CLIPTextModel | None,
-        tokenizer: CLIPTokenizer | None,
-        unet: UNet2DConditionModel | None,
-        adapter: NexusAdapter | None,
-        scheduler: KarrasDiffusionSchedulers | Any,
-        safety_checker: StableDiffusionSafetyChecker | None,
-        feature_extractor: CLIPImageProcessor | None,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
+        vae: Optional[AutoencoderKL],
+        text_encoder: Optional[CLIPTextModel],
+        tokenizer: Optional[CLIPTokenizer],
+        unet: Optional[UNet2DConditionModel],
+        adapter: Optional[NexusAdapter],
+        scheduler: Union[KarrasDiffusionSchedulers, Any],
+        safety_checker: Optional[StableDiffusionSafetyChecker],
+        feature_extractor: Optional[CLIPImageProcessor],
+        image_encoder: Optional[CLIPVisionModelWithProjection] = None,
         requires_safety_checker: bool = True,
     ) -> None:
         stock: dict[str, Any] = {
@@ -145,18 +147,18 @@ class StableDiffusionXLNexusPipeline(NexusPipelineMixin, StableDiffusionXLPipeli
 
     def __init__(
         self,
-        vae: AutoencoderKL | None,
-        text_encoder: CLIPTextModel | None,
-        text_encoder_2: CLIPTextModelWithProjection | None,
-        tokenizer: CLIPTokenizer | None,
-        tokenizer_2: CLIPTokenizer | None,
-        unet: UNet2DConditionModel | None,
-        adapter: NexusAdapter | None,
-        scheduler: KarrasDiffusionSchedulers | Any,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
-        feature_extractor: CLIPImageProcessor | None = None,
+        vae: Optional[AutoencoderKL],
+        text_encoder: Optional[CLIPTextModel],
+        text_encoder_2: Optional[CLIPTextModelWithProjection],
+        tokenizer: Optional[CLIPTokenizer],
+        tokenizer_2: Optional[CLIPTokenizer],
+        unet: Optional[UNet2DConditionModel],
+        adapter: Optional[NexusAdapter],
+        scheduler: Union[KarrasDiffusionSchedulers, Any],
+        image_encoder: Optional[CLIPVisionModelWithProjection] = None,
+        feature_extractor: Optional[CLIPImageProcessor] = None,
         force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
+        add_watermarker: Optional[bool] = None,
     ) -> None:
         stock: dict[str, Any] = {
             "vae": vae,
