@@ -12,9 +12,8 @@ from nexus_adapters.methods import find_method
 def test_t2i_has_two_shapes_only():
     unet = tiny.unet(down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3)
     build("prime", unet)
-    with refused(
-        "base", "a base with the poolings (0, ", expected="(0, 1, 1, 1) or (0, 0, 1, 0), for method t2i"
-    ):
+    poolings = "(0, 1, 1, 1) or (0, 0, 1, 0), for method t2i"
+    with refused("base", "a base with the poolings (0, ", expected=poolings):
         build("t2i", unet)
 
 
