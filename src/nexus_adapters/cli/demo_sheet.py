@@ -1,8 +1,8 @@
 """The demo's sheet: which scenes and prompts, their images by every method, and how they are laid out."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from nexus_adapters.evaluation.generation import Images, Sampling, generate
 from nexus_adapters.methods import GenerationSettings, load_adapter
 from nexus_adapters.progress import progress
 
-# Test scenes, chosen by their maps: the first of three or more objects that stand at least four pixels
-# apart, and one of four that overlap.
-SCENE_SEEDS = (8, 6)
-PROMPTS_PER_MAP = 3
+# Test scenes, chosen by score among the first 30, with canny: two on which Prime and Slim succeed, and one on
+# which every method fails.
+SCENE_SEEDS = (17, 23, 25)
+FAILURE = 25
+PROMPTS_PER_MAP = 2
 # What docs/how-to/control-strength.md recommends.
 SETTINGS = GenerationSettings(policy="cond_only", noise_exponent=0.5)
 
@@ -36,6 +37,7 @@ _MAPS = {"canny": "canny edges"}  # conditions whose maps have another name
 # Pixels. Text is sized to stay readable where the sheet is shown at half its width.
 CELL = 256
 _GUTTER = 20
+_HEADING = 44  # of a group
 _MARGIN = 48
 _HEADER = 96
 _FOOTER_GAP = 26
@@ -44,7 +46,7 @@ _NOTE = 34  # under an image
 _ROW_GAP = 26
 _GROUP_GAP = 34  # on either side of the rule
 
-_INK, _GREY, _RULE, _ACCENT = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0"
+_INK, _GREY, _RULE, _ACCENT, _WARNING = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0", "#b3261e"
 _TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # at which the hinted font keeps its words apart
 _ARTICLES = ("a", "an")
 
@@ -60,11 +62,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """`columns`: title and subtitle of each. Rows of one group share a map."""
+    """`columns`: title and subtitle of each. Rows of a group share a map. `headings`: of groups, by number."""
 
     columns: Sequence[tuple[str, str]]
     groups: Sequence[Sequence[Row]]
     footer: Sequence[str]
+    headings: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def content_width(self) -> int:
@@ -87,6 +90,9 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
             top += _GROUP_GAP - _ROW_GAP
             draw.line([(_MARGIN, top), (width - _MARGIN, top)], _RULE, 2)
             top += _GROUP_GAP
+        if number in sheet.headings:
+            draw.text((_MARGIN, top), sheet.headings[number], _WARNING, ImageFont.load_default(_TITLE_SIZE))
+            top += _HEADING
         for row in group:
             top = _draw_row(canvas, draw, row, group[0].prompt, sheet.content_width, top)
     top += _FOOTER_GAP - _ROW_GAP
@@ -297,9 +303,10 @@ def lay_out(
             "Each map is used with several prompts, which differ in the marked words; noise and map stay the "
             "same. Colors: objects that have the color of the prompt. Edges: agreement with "
             f"{edges} (F1, 1 pixel tolerance).",
-            f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}. "
-            f"nexus-adapters {__version__}.",
+            f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}, policy "
+            f"{SETTINGS.policy}, noise exponent {SETTINGS.noise_exponent}. nexus-adapters {__version__}.",
         ],
+        headings={SCENE_SEEDS.index(FAILURE): "A failure: four patterned objects close together"},
     )
 
 
