@@ -1,7 +1,7 @@
 """Every image that README and the first pages generate shows what its prompt says, where the map has it.
 
-The pages run from top to bottom with the embedded weights, three times, each with other noise; an image that no scene
-is known for is a failure.
+The pages run from top to bottom with the embedded weights, three times, each with other noise. An image whose
+scene is not listed here is a failure.
 """
 
 import re

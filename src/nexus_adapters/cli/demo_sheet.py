@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """`columns`: title and subtitle of each. Rows of a group share a map. `headings`: of groups, by number."""
+    """`columns`: title and subtitle of each. Rows of a group share a map. `headings`: by group."""
 
     columns: Sequence[tuple[str, str]]
     groups: Sequence[Sequence[Row]]
@@ -300,9 +300,9 @@ def lay_out(
             for number, scenes in enumerate(maps)
         ],
         footer=[
-            "Each map is used with several prompts, which differ in the marked words; noise and map stay the "
-            "same. Colors: objects that have the color of the prompt. Edges: agreement with "
-            f"{edges} (F1, 1 pixel tolerance).",
+            "The prompts of a map differ in the marked words; map and noise stay the same. Colors: objects "
+            f"that have the color of the prompt. Edges: agreement with {edges} (F1, 1 pixel tolerance).",
+            "Maps chosen by score, with canny: two successes and one failure. Most scenes lie in between.",
             f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}, policy "
             f"{SETTINGS.policy}, noise exponent {SETTINGS.noise_exponent}. nexus-adapters {__version__}.",
         ],
