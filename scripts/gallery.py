@@ -30,6 +30,7 @@ from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.injection import balance
 
 STEPS, SEED = 20, 0
+MAIN_SCENE = 17  # a test scene of two objects, on which Prime succeeds
 GUIDANCE_SCALE = guidance_for("embedded")
 Cell = tuple[tuple[str, str], Image.Image]  # a column's title and subtitle, and what stands in it
 
@@ -41,7 +42,7 @@ class Studio:
         self.pipe: Any = load_base()
         self.pipe.set_progress_bar_config(disable=True)
         self.prime: Any = load_adapter("prime")
-        self.scenes: list[TestScene] = demo_scenes(8)
+        self.scenes: list[TestScene] = demo_scenes(MAIN_SCENE)
         self.other: TestScene = load_test_scenes(1, first_seed=3)[0]
 
     def draw(self, prompt: str, *controls: Control, pipe: Any = None, **options: Any) -> Image.Image:
@@ -69,6 +70,27 @@ def half(left: bool) -> Image.Image:
     ramp = torch.linspace(4.5, -3.5, SIZE).clamp(0, 1)
     pixels = (ramp if left else ramp.flip(0)) * 255
     return Image.fromarray(pixels.byte().expand(SIZE, SIZE).numpy())
+
+
+def first_image(studio: Studio) -> tuple[str, list[Cell]]:
+    """The first image of README and docs/get-started.md, with other prompts."""
+    picture = Image.new("RGB", (SIZE, SIZE), "navy")
+    ImageDraw.Draw(picture).ellipse((8, 10, 64, 66), outline="white", width=13)
+    ImageDraw.Draw(picture).regular_polygon((88, 86, 30), 3, fill="tomato")
+    edges = extract("canny", picture)
+    cells: list[Cell] = [(("Picture", ""), picture), (("Map", "canny edges"), edges)]
+    for ring, triangle, background in (
+        ("pink", "cyan", "green"),
+        ("red", "yellow", "green"),
+        ("yellow", "red", "blue"),
+        ("orange", "blue", "yellow"),
+    ):
+        words = f"a {ring} ring above a {triangle} triangle on a {background} background"
+        prompt = words.replace("a orange", "an orange")
+        control = Control(studio.prime, edges, policy="cond_only")
+        titles = (f"{ring}, {triangle}", f"on {background}")
+        cells.append((titles, studio.draw(prompt, control)))
+    return "a ... ring above a ... triangle on a ... background", cells
 
 
 def scale_sweep(studio: Studio) -> tuple[str, list[Cell]]:
@@ -145,7 +167,7 @@ def mask(studio: Studio) -> tuple[str, list[Cell]]:
 def image_to_image(studio: Studio) -> tuple[str, list[Cell]]:
     """Other colors for a picture whose shapes stay: the map holds them however much is drawn anew."""
     pipe = studio.sibling(StableDiffusionImg2ImgPipeline)
-    original, wanted = studio.scenes[0], studio.scenes[2]
+    original, wanted = studio.scenes[0], studio.scenes[1]
     image = Image.fromarray(original.rendering.image)
     cells: list[Cell] = [(("Picture", "to change"), image)]
     for strength in (0.6, 0.8, 0.95):
@@ -227,6 +249,7 @@ def prompt_against_map(studio: Studio) -> tuple[str, list[Cell]]:
 
 
 SHEETS: dict[str, Callable[[Studio], tuple[str, list[Cell]]]] = {
+    "ring": first_image,
     "scale": scale_sweep,
     "window": window_sweep,
     "fading": fading_sweep,

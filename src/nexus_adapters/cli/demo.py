@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
-from nexus_adapters.choices import DEFAULT_POLICY, MAX_SEED, MAX_STEPS
+from nexus_adapters.choices import MAX_SEED, MAX_STEPS
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import (
     add_options,
@@ -97,6 +97,7 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition_nam
     """
     from nexus_adapters.adapter.saved import find_saved
     from nexus_adapters.bases.loading import BaseSource, denoiser_files
+    from nexus_adapters.cli.demo_sheet import SETTINGS
     from nexus_adapters.evaluation.provenance import versions
 
     hashes = {
@@ -112,7 +113,8 @@ def settings_of(sampling: "Sampling", methods: Sequence["Method"], condition_nam
         "steps": sampling.steps,
         "guidance": sampling.guidance_scale,
         "seed": sampling.seed,
-        "policy": DEFAULT_POLICY,
+        "policy": SETTINGS.policy,
+        "noise_exponent": SETTINGS.noise_exponent,
         "weights_sha256": hashes,
         "versions": versions(),
     }

@@ -1,8 +1,8 @@
 """The sheet of `nexus demo`: its scenes and prompts, the images of every method, and the layout."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,18 @@ from nexus_adapters.evaluation.generation import Images, Sampling, generate
 from nexus_adapters.methods import GenerationSettings, load_adapter
 from nexus_adapters.progress import progress
 
+<<<<<<< HEAD
 # Test scenes, chosen by their maps: the first with three or more objects at least four pixels apart, and
 # one with four overlapping objects.
 SCENE_SEEDS = (8, 6)
 PROMPTS_PER_MAP = 3
+=======
+# Test scenes, chosen by score among the first 30, with canny: two on which Prime and Slim succeed, and one on
+# which every method fails.
+SCENE_SEEDS = (17, 23, 25)
+FAILURE = 25
+PROMPTS_PER_MAP = 2
+>>>>>>> i28-look
 # What docs/how-to/control-strength.md recommends.
 SETTINGS = GenerationSettings(policy="cond_only", noise_exponent=0.5)
 
@@ -36,6 +44,7 @@ _MAPS = {"canny": "canny edges"}  # titles that differ from the condition's name
 # Pixels. The text stays readable when the sheet is shown at half its width.
 CELL = 256
 _GUTTER = 20
+_HEADING = 44  # of a group
 _MARGIN = 48
 _HEADER = 96
 _FOOTER_GAP = 26
@@ -44,8 +53,13 @@ _NOTE = 34  # under an image
 _ROW_GAP = 26
 _GROUP_GAP = 34  # on either side of the rule
 
+<<<<<<< HEAD
 _INK, _GREY, _RULE, _ACCENT = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0"
 _TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # sizes at which the hinted font spaces words well
+=======
+_INK, _GREY, _RULE, _ACCENT, _WARNING = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0", "#b3261e"
+_TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # at which the hinted font keeps its words apart
+>>>>>>> i28-look
 _ARTICLES = ("a", "an")
 
 
@@ -60,11 +74,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
+<<<<<<< HEAD
     """The content of the sheet. `columns` holds titles and subtitles; the rows of a group share a map."""
+=======
+    """`columns`: title and subtitle of each. Rows of a group share a map. `headings`: by group."""
+>>>>>>> i28-look
 
     columns: Sequence[tuple[str, str]]
     groups: Sequence[Sequence[Row]]
     footer: Sequence[str]
+    headings: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def content_width(self) -> int:
@@ -90,6 +109,9 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
             top += _GROUP_GAP - _ROW_GAP
             draw.line([(_MARGIN, top), (width - _MARGIN, top)], _RULE, 2)
             top += _GROUP_GAP
+        if number in sheet.headings:
+            draw.text((_MARGIN, top), sheet.headings[number], _WARNING, ImageFont.load_default(_TITLE_SIZE))
+            top += _HEADING
         for row in group:
             top = _draw_row(canvas, draw, row, group[0].prompt, sheet.content_width, top)
     top += _FOOTER_GAP - _ROW_GAP
@@ -310,12 +332,21 @@ def lay_out(
             for number, scenes in enumerate(maps)
         ],
         footer=[
+<<<<<<< HEAD
             "Each map is used with several prompts that differ in the highlighted words; noise and map stay "
             "the same. Colors: objects in the color that the prompt names. Edges: agreement with "
             f"{edges} (F1, 1 pixel tolerance).",
             f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}. "
             f"nexus-adapters {__version__}.",
+=======
+            "The prompts of a map differ in the marked words; map and noise stay the same. Colors: objects "
+            f"that have the color of the prompt. Edges: agreement with {edges} (F1, 1 pixel tolerance).",
+            "Maps chosen by score, with canny: two successes and one failure. Most scenes lie in between.",
+            f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}, policy "
+            f"{SETTINGS.policy}, noise exponent {SETTINGS.noise_exponent}. nexus-adapters {__version__}.",
+>>>>>>> i28-look
         ],
+        headings={SCENE_SEEDS.index(FAILURE): "A failure: four patterned objects close together"},
     )
 
 
