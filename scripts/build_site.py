@@ -70,7 +70,7 @@ def build() -> bool:
     )
     is_good = done.returncode == 0 and not PROBLEM.search(done.stdout)
     if not is_good:
-        print(done.stdout, file=sys.stderr)
+        print(done.stdout.partition("Traceback")[0], file=sys.stderr)
     return is_good
 
 

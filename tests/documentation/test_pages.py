@@ -35,7 +35,6 @@ from nexus_adapters.training.recipe import load_recipe
 
 # Pages whose commands of `nexus` run, since later blocks need what they write. On others they are parsed.
 RUN = {
-    "README.md",
     "docs/extending/base.md",
     "docs/extending/block.md",
     "docs/extending/condition.md",
