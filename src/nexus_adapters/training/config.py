@@ -273,6 +273,10 @@ class HubOptions:
     """"name/repository"; empty keeps the adapter here."""
     private: bool = False
     """Whether a repository that is created is private."""
+    license: str = ""
+    """License in the model card, by its name on the Hub, such as "apache-2.0"; empty for none."""
+    base_model: str = ""
+    """Hub id of the base in the model card; empty for `base.path`, if that is a Hub id."""
 
 
 @dataclass(frozen=True, config=SECTION)
