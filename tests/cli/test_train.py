@@ -51,6 +51,12 @@ def test_a_dry_run_reports_the_training_and_writes_nothing(recipe, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_measuring_is_a_dry_run_too(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--measure"]) == 0
+    assert "s per step, measured with random weights" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def mixed(root, tmp_path_factory):
     """Sixteen images: two cannot be read, three have no words, four are small, five have long captions."""
@@ -274,7 +280,7 @@ def test_a_batch_whose_bytes_cannot_be_counted_is_refused(recipe, capsys):
     argv = [part for setting in settings for part in ("--set", setting)]
     assert main(["train", str(recipe), "--dry-run", *argv]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert "training.batch_size: expected a batch of 16384x16384 pixels" in line
+    assert "training.batch_size: expected a batch of 16384x16384 pixel" in line
 
 
 @pytest.mark.parametrize(
