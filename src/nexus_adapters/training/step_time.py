@@ -205,7 +205,8 @@ def _logged(folder: Path) -> tuple[int, float | None]:
 
 
 def _line(what: str, seconds: float, how: str) -> str:
-    return f"{'time':<13}{what} ({seconds:.2g} s per step, {how})"
+    digits = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+    return f"{'time':<13}{what} ({digits} s per step, {how})"
 
 
 def _duration(seconds: float) -> str:
