@@ -59,7 +59,7 @@ def describe_time(config: TrainConfig, base: Base, options: AdapterOptions, meas
     steps = config.training.max_train_steps
     if logged is not None:
         left = max(0, steps - done)
-        what = f"about {_duration(left * logged)} for the remaining {left:,} steps"
+        what = f"about {duration(left * logged)} for the remaining {left:,} steps"
         return _line(what, logged, "median in this run's log")
     if not measure:
         return f"{'time':<13}not measured; --measure times a step on this machine"
@@ -77,7 +77,7 @@ def describe_time(config: TrainConfig, base: Base, options: AdapterOptions, meas
     except torch.OutOfMemoryError:
         return f"{'time':<13}not measured: a step does not fit in the memory of {name}"
     return _line(
-        f"about {_duration(steps * found.seconds)} on {name}",
+        f"about {duration(steps * found.seconds)} on {name}",
         found.seconds,
         "measured with random weights; encoding, validation and checkpoints come on top",
     )
@@ -209,8 +209,8 @@ def _line(what: str, seconds: float, how: str) -> str:
     return f"{'time':<13}{what} ({digits} s per step, {how})"
 
 
-def _duration(seconds: float) -> str:
-    """In the unit that a reader would choose."""
+def duration(seconds: float) -> str:
+    """Seconds as text, such as "3.1 hours"."""
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     if seconds < 2 * _HOUR:
