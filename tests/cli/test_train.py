@@ -51,6 +51,12 @@ def test_a_dry_run_reports_the_training_and_writes_nothing(recipe, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_measuring_is_a_dry_run_too(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--measure"]) == 0
+    assert "s per step, measured with random weights" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def mixed(root, tmp_path_factory):
     """Sixteen images: two cannot be read, three have no words, four are small, five have long captions."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from tests import tiny
@@ -490,13 +491,18 @@ def hub_repo_id(root, out, monkeypatch):
 
         def upload_folder(self, repo_id, folder_path, commit_message):
             seen["files"] = {path.name for path in folder_path.iterdir()}
+            seen["card"] = ModelCard.load(folder_path / "README.md").data
             return "https://hub/commit"
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setenv("HF_TOKEN", "from the environment")
-    run(root, out, hub__repo_id="me/adapter", hub__private=True)
+    hub = {"repo_id": "me/adapter", "private": True, "license": "apache-2.0", "base_model": "owner/base"}
+    run(root, out, hub=hub)
     assert (seen["repo_id"], seen["private"]) == ("me/adapter", True)
     assert {"README.md", "config.json", "diffusion_pytorch_model.safetensors"} <= seen["files"]
+    card = seen["card"].to_dict()
+    assert (card["license"], card["base_model"]) == ("apache-2.0", "owner/base")
+    assert card["base_model_relation"] == "adapter"
 
 
 SHOW = {
@@ -536,6 +542,8 @@ SHOW = {
     "log.project": log_trackers,
     "hub.repo_id": hub_repo_id,
     "hub.private": hub_repo_id,
+    "hub.license": hub_repo_id,
+    "hub.base_model": hub_repo_id,
 }
 
 

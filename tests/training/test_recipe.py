@@ -124,7 +124,7 @@ def test_a_recipe_of_a_newer_version(recipe, version):
 @pytest.mark.parametrize(
     ("setting", "key", "expected", "received"),
     [
-        ("hub.zzz=1", "hub.zzz", "one of the keys repo_id, private", "an unknown key"),
+        ("hub.zzz=1", "hub.zzz", "one of the keys repo_id, private, license, base_model", "an unknown key"),
         ("training.batch_size=0", "training.batch_size", "a number greater than 0", "0"),
         ("training.batch_size=many", "training.batch_size", "an integer", "'many'"),
         ("training.batch_size=1.5", "training.batch_size", "an integer", "1.5"),

@@ -1,15 +1,18 @@
 """The package's recipes, with configs in the true shapes of their bases; nothing is downloaded."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from tests import tiny
 from tests.training.runs import write_images
 
+from nexus_adapters.methods import find_method
 from nexus_adapters.study.plan import Study
 from nexus_adapters.study.results import is_planned, load_result
+from nexus_adapters.training.checks import check_base
 from nexus_adapters.training.recipe import load_recipe
 from nexus_adapters.training.run import dry_run
 
@@ -72,6 +75,16 @@ EXPECTED = {
         "2,567,463,684",
         "30,000 with batch size 4 x 4 accumulation steps",
     ),
+    "sd15-canny-from-t2i": (
+        "85,817,600 parameters",
+        "859,520,964",
+        "5,000 with batch size 8 x 1 accumulation steps",
+    ),
+    "sdxl-canny-from-t2i": (
+        "94,030,080 parameters",
+        "2,567,463,684",
+        "5,000 with batch size 4 x 4 accumulation steps",
+    ),
 }
 
 
@@ -85,6 +98,8 @@ DEFAULT = {"embedded-canny", "sd15-canny"}
 )
 def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
     settings = [f"output_dir={tmp_path / 'out'}"]
+    if recipe.stem.endswith("-from-t2i"):
+        settings.append("adapter.start_from=")  # from what is not here
     if not recipe.stem.startswith("embedded"):
         folder = write_images(tmp_path / "images", count=20)
         lines = (folder / "metadata.jsonl").read_text().replace('"text"', '"condition": "00.png", "text"')
@@ -104,18 +119,69 @@ def test_a_recipe_fits_its_base(recipe, bases, tmp_path):
 @pytest.mark.full
 def test_the_estimate_of_memory_is_near_what_is_known(bases, tmp_path):
     """SD 1.5's UNet in float32 is 3.2 GiB; checkpointing saves most of the activations."""
+    recipe = next(path for path in RECIPES if path.stem == "sd15-canny")
     folder = write_images(tmp_path / "images", count=20)
     settings = [f"output_dir={tmp_path / 'o'}", f"base.path={bases / 'sd15'}", f"data.path={folder}"]
     settings += ["training.mixed_precision=no", "training.device=cpu"]
 
     def gib(*more):
-        line = dry_run(load_recipe(RECIPES[1], [*settings, *more])).splitlines()[-1]
+        report = dry_run(load_recipe(recipe, [*settings, *more]))
+        (line,) = [line for line in report.splitlines() if line.startswith("memory")]
         return float(line.partition("base ")[2].partition(",")[0]), float(line.rpartition(" ")[2])
 
     base, activations = gib()
     assert base == pytest.approx(859_520_964 * 4 / 2**30, abs=0.01)
     assert gib("training.batch_size=4")[1] == pytest.approx(2 * activations, rel=0.1)
     assert gib("training.gradient_checkpointing=true")[1] < 0.3 * activations
+
+
+T2I = {  # as TencentARC's are, but narrow: those of SD 1.5 read one channel
+    "sd15": {"in_channels": 1, "channels": [8, 16, 24, 24], "downscale_factor": 8},
+    "sdxl": {"in_channels": 3, "channels": [8, 16, 24, 24], "downscale_factor": 16},
+}
+
+
+@pytest.fixture
+def t2i(request, tmp_path):
+    """A random T2I-Adapter of the base's architecture, in the files that the Hub has: pickled tensors."""
+    torch.manual_seed(3)
+    kind = "full_adapter" if request.param == "sd15" else "full_adapter_xl"
+    made = T2IAdapter(**T2I[request.param], num_res_blocks=2, adapter_type=kind).eval()
+    made.save_pretrained(tmp_path / "t2i", safe_serialization=False)
+    return made
+
+
+@pytest.mark.parametrize("method", ["prime", "slim"])
+@pytest.mark.parametrize("t2i", T2I, indirect=True)
+def test_a_recipe_starts_from_a_t2i_adapters_features(t2i, tmp_path, method, request):
+    """Before its first step Prime gives exactly these; Slim starts from the nearest fit, and says so."""
+    name = request.node.callspec.params["t2i"]
+    pipe = tiny.sd15() if name == "sd15" else tiny.sdxl()
+    pipe.save_pretrained(tmp_path / "base")
+    recipe = RECIPES[0].with_name(f"{name}-canny-from-t2i.toml")
+    settings = [f"base.path={tmp_path / 'base'}", "base.variant=", f"adapter.start_from={tmp_path / 't2i'}"]
+    made = load_recipe(recipe, [*settings, f"output_dir={tmp_path / 'out'}", f"adapter.method={method}"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        base, options, start = check_base(made)
+    adapter = find_method(method).build(base, pipe.unet, options).eval()
+    adapter.load_state_dict(adapter.state_dict() | start)
+    maps = tiny.condition(2, 128, 128)[:, :1]  # gray
+    text = torch.randn(2, 5, adapter.config.text_width)
+    with torch.no_grad():
+        found = adapter(maps.expand(-1, 3, -1, -1), text)
+        wanted = t2i(maps.expand(-1, t2i.config.in_channels, -1, -1))
+    pairs = list(zip(found, wanted, strict=True))
+    assert len(pairs) == 4
+    is_near = [torch.allclose(ours, theirs, atol=1e-6, rtol=1e-5) for ours, theirs in pairs]
+    said = [str(warning.message) for warning in caught]
+    if method == "prime":
+        assert all(is_near)
+        # Only a stem for one channel is rounded, where it is divided by three.
+        assert name == "sd15" or all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    else:
+        assert not any(is_near)
+    assert any("least-squares fit" in text for text in said) == (method == "slim")
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,11 @@ from nexus_adapters.evaluation.generation import Images, Sampling, generate
 from nexus_adapters.methods import GenerationSettings, load_adapter
 from nexus_adapters.progress import progress
 
-<<<<<<< HEAD
-# Test scenes, chosen by their maps: the first with three or more objects at least four pixels apart, and
-# one with four overlapping objects.
-SCENE_SEEDS = (8, 6)
-PROMPTS_PER_MAP = 3
-=======
 # Test scenes, chosen by score among the first 30, with canny: two on which Prime and Slim succeed, and one on
 # which every method fails.
 SCENE_SEEDS = (17, 23, 25)
 FAILURE = 25
 PROMPTS_PER_MAP = 2
->>>>>>> i28-look
 # What docs/how-to/control-strength.md recommends.
 SETTINGS = GenerationSettings(policy="cond_only", noise_exponent=0.5)
 
@@ -53,13 +46,8 @@ _NOTE = 34  # under an image
 _ROW_GAP = 26
 _GROUP_GAP = 34  # on either side of the rule
 
-<<<<<<< HEAD
-_INK, _GREY, _RULE, _ACCENT = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0"
-_TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # sizes at which the hinted font spaces words well
-=======
 _INK, _GREY, _RULE, _ACCENT, _WARNING = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#0b57d0", "#b3261e"
-_TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # at which the hinted font keeps its words apart
->>>>>>> i28-look
+_TITLE_SIZE, _PROMPT_SIZE, _NOTE_SIZE = 26, 21, 18  # sizes at which the hinted font spaces words well
 _ARTICLES = ("a", "an")
 
 
@@ -74,11 +62,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-<<<<<<< HEAD
-    """The content of the sheet. `columns` holds titles and subtitles; the rows of a group share a map."""
-=======
-    """`columns`: title and subtitle of each. Rows of a group share a map. `headings`: by group."""
->>>>>>> i28-look
+    """The content of the sheet. `columns` holds titles and subtitles; the rows of a group share a map.
+
+    `headings`: number of a group -> the line above it.
+    """
 
     columns: Sequence[tuple[str, str]]
     groups: Sequence[Sequence[Row]]
@@ -332,19 +319,12 @@ def lay_out(
             for number, scenes in enumerate(maps)
         ],
         footer=[
-<<<<<<< HEAD
             "Each map is used with several prompts that differ in the highlighted words; noise and map stay "
             "the same. Colors: objects in the color that the prompt names. Edges: agreement with "
             f"{edges} (F1, 1 pixel tolerance).",
-            f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}. "
-            f"nexus-adapters {__version__}.",
-=======
-            "The prompts of a map differ in the marked words; map and noise stay the same. Colors: objects "
-            f"that have the color of the prompt. Edges: agreement with {edges} (F1, 1 pixel tolerance).",
             "Maps chosen by score, with canny: two successes and one failure. Most scenes lie in between.",
             f"{sampling.steps} steps, guidance {sampling.guidance_scale:g}, seed {sampling.seed}, policy "
             f"{SETTINGS.policy}, noise exponent {SETTINGS.noise_exponent}. nexus-adapters {__version__}.",
->>>>>>> i28-look
         ],
         headings={SCENE_SEEDS.index(FAILURE): "A failure: four patterned objects close together"},
     )

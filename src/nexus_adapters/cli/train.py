@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or a name that --list shows")
     add_options(parser, "--set", "--dry-run", "--preview")
     parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="as --dry-run, and time a training step with random weights to estimate how long the run takes: "
+        "seconds on a GPU, up to some minutes on a CPU",
+    )
+    parser.add_argument(
         "--push-to-hub",
         metavar="REPO",
         help="upload the finished adapter; the token is read from the environment variable HF_TOKEN",
@@ -44,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         from nexus_adapters.training.loop import Stopped
         from nexus_adapters.training.run import dry_run, train_adapter
 
-        if args.dry_run or page is not None:
-            print(dry_run(config, page))
+        if args.dry_run or args.measure or page is not None:
+            print(dry_run(config, page, args.measure))
             return 0
         try:
             folder = train_adapter(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from nexus_adapters.adapter.arguments import (
 from nexus_adapters.adapter.formats import build_adapter, import_adapter
 from nexus_adapters.adapter.model import NexusAdapter
 from nexus_adapters.adapter.saved import Saved, check_nexus, find_saved, within
-from nexus_adapters.adapter.tensors import tensor_names
+from nexus_adapters.adapter.tensors import tensor_names, trunk_tensors
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import BaseSource, open_base
 from nexus_adapters.choices import CONDITION
@@ -227,15 +228,24 @@ class NexusMethod(FeatureMethod):
         return dataclasses.replace(options, residual=bool(theirs["residual"]), **found)
 
     def starting_tensors(self, module: Any, saved: Saved) -> dict[str, Tensor]:
-        """Return all tensors of a Nexus adapter, or Prime's trunk from a T2I-Adapter.
+        """Return all tensors of a Nexus adapter, or the trunk of a T2I-Adapter.
 
-        With a T2I-Adapter, the norms and the attention keep their initial values.
+        With a T2I-Adapter, the norms and the attention keep their initial values. Prime's trunk is the
+        T2I-Adapter's; Slim's is the nearest fit to it, which is reported.
         """
         method = method_for(saved)
         received = f"'{saved.source}', a {method.label}"
         expect(method.attaches, "start_from", "a Nexus adapter or a T2I-Adapter", received)
         theirs = stem_fitted(load_with(method, saved), module, saved.source)
         only_trunk = not isinstance(method, NexusMethod)
+        if only_trunk and module.config["groups"] > 1:
+            theirs = trunk_tensors(theirs, module.config["groups"])
+            warnings.warn(
+                f"start_from: Slim's convolutions cannot represent all of the T2I-Adapter's in "
+                f"'{saved.source}'. It starts from the least-squares fit, whose features differ",
+                UserWarning,
+                stacklevel=2,
+            )
         needed = {name for name in module.state_dict() if not (only_trunk and _reads_text(name))}
         return matching_tensors(module, theirs, saved.source, needed)
 

@@ -275,6 +275,10 @@ class HubOptions:
     """"name/repository" to upload to; empty to keep the adapter local."""
     private: bool = False
     """Make the repository private if it is created."""
+    license: str = ""
+    """License in the model card, by its name on the Hub, such as "apache-2.0"; empty for none."""
+    base_model: str = ""
+    """Hub id of the base in the model card; empty for `base.path`, if that is a Hub id."""
 
 
 @dataclass(frozen=True, config=SECTION)

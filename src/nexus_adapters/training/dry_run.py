@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.tokens import find_tokenizer
-from nexus_adapters.data.batch import Batch
 from nexus_adapters.data.conditioned import ConditionedSource
 from nexus_adapters.data.inspection import Inspection, inspect
 from nexus_adapters.data.sample_page import Row, page, read_rows
-from nexus_adapters.errors import InvalidArgument, in_utf8, mentions
-from nexus_adapters.injection.places import FeaturePlaces
-from nexus_adapters.methods import AdapterOptions, Method, find_method
-from nexus_adapters.methods.cost import parameter_count
-from nexus_adapters.methods.method import FEATURES
+from nexus_adapters.errors import InvalidArgument, in_utf8
+from nexus_adapters.methods import AdapterOptions
 from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
-from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import Split, held_out_in_words
+from nexus_adapters.training.step_size import estimate_size
 
 _GIB = 2**30
-_OPTIMIZER_BYTES = {"adamw": 8, "muon": 8, "adamw8bit": 2}  # per parameter; Muon needs only 4 for matrices
 
 
 def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None) -> str:
@@ -43,36 +34,16 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
         InvalidArgument: if the size of a batch in bytes overflows.
     """
     training = config.training
-    method = find_method(options.method)
-    device = torch.device("cuda" if torch.cuda.is_available() and training.device == "auto" else "cpu")
-    precision = choose_precision(training.mixed_precision, device)
-    with torch.device("meta"):
-        denoiser = nn.Module.to(base.empty_denoiser(), precision.dtype).requires_grad_(False)
-        adapter = method.build(base, denoiser, options)
-    parameters, frozen = parameter_count(adapter), parameter_count(denoiser)
-    held = parameters * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0))
-    base_bytes = frozen * precision.dtype.itemsize
-    if training.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
-    batch = training.batch_size, config.data.resolution
-    try:
-        saved = _activation_bytes(*batch, base, denoiser, method, adapter, precision.dtype)
-    except RuntimeError as error:
-        if not mentions(error, ("overflow",)):  # torch cannot count the bytes of such a tensor
-            raise
-        side = config.data.resolution
-        raise InvalidArgument(
-            "training.batch_size", f"a batch of {side}x{side} pixel images that fits in memory", batch[0]
-        ) from error
+    size = estimate_size(config, base, options)
     lines = [
-        f"adapter      {options.method}, {parameters:,} parameters",
-        f"base         {config.base.path}, {base.denoiser_name} with {frozen:,} parameters, "
-        f"{_name(precision.dtype)}",
+        f"adapter      {options.method}, {size.parameters:,} parameters",
+        f"base         {config.base.path}, {base.denoiser_name} with {size.frozen:,} parameters, "
+        f"{_name(size.dtype)}",
         *_schedule(training, None if split is None else split.total),
         *_validation(config.validation.every_steps, split),
-        f"memory       about {(held + base_bytes + saved) / _GIB:.2f} GiB per device during training: "
-        f"base {base_bytes / _GIB:.2f}, adapter and optimizer {held / _GIB:.2f}, "
-        f"activations for {training.batch_size} samples {saved / _GIB:.2f}",
+        f"memory       about {size.total_bytes / _GIB:.2f} GiB per device during training: "
+        f"base {size.base_bytes / _GIB:.2f}, adapter and optimizer {size.adapter_bytes / _GIB:.2f}, "
+        f"activations for {training.batch_size} samples {size.activation_bytes / _GIB:.2f}",
     ]
     return "\n".join(lines)
 
@@ -129,63 +100,6 @@ def _check_usable(found: Inspection, max_bad_fraction: float) -> None:
     if len(found.left_out) > max_bad_fraction * found.looked_at:
         expected = f"at most {max_bad_fraction:g} of the samples to be unreadable"
         raise InvalidArgument("data.max_bad_fraction", expected, received)
-
-
-def _activation_bytes(
-    count: int, side: int, base: Base, denoiser: Any, method: Method, adapter: Any, dtype: torch.dtype
-) -> int:
-    """Bytes that a step on `count` images of `side` pixels keeps for backward, found on the "meta" device."""
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()  # data_ptr is 0 for every tensor on "meta"
-        held.append(tensor)  # keep it alive, or its address would be reused
-        return tensor
-
-    held: list[Tensor] = []
-    places = FeaturePlaces(denoiser, base.places())
-    with torch.device("meta"), saved_tensors_hooks(note, lambda tensor: tensor):
-        if method.is_fused:  # as autocast does in training
-            adapter = deepcopy(adapter).to(dtype)
-        network = method.network(adapter, denoiser)
-        batch = _example_batch(base, count, side, dtype if method.is_fused else torch.float32)
-        noisy, t = batch.latents.to(dtype), torch.zeros(count, dtype=torch.long)
-        found = method.denoiser_arguments(network, batch, _like_adapter(noisy, method), t, base)
-        features = found.pop(FEATURES, None)
-        added = {} if features is None else places.arguments([f.to(dtype) for f in features])
-        found = {name: _as_dtype(value, dtype) for name, value in found.items()}
-        called = network if method.is_fused else denoiser
-        others = base.added_arguments({name: _as_dtype(value, dtype) for name, value in batch.added.items()})
-        base.predict(called, noisy, t, batch.prompt_embeds.to(dtype), others | found | added)
-    weights = {p.untyped_storage()._cdata for module in (denoiser, adapter) for p in module.parameters()}
-    return sum(size for key, size in kept.items() if key not in weights)
-
-
-def _like_adapter(noisy: Tensor, method: Method) -> Tensor:
-    """The latents in the dtype the adapter expects where autocast does not convert them."""
-    return noisy.float() if method.keeps_float32 and not method.is_fused else noisy
-
-
-def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, list):
-        return [_as_dtype(part, dtype) for part in value]
-    return value.to(dtype) if isinstance(value, Tensor) else value
-
-
-def _example_batch(base: Base, count: int, side: int, dtype: torch.dtype) -> Batch:
-    """A batch with the right shapes on the current default device."""
-    latents = torch.empty(count, base.latent_channels, *(2 * [side // base.pixels_per_latent]))
-    return Batch(
-        indices=torch.zeros(count, dtype=torch.long),
-        latents=latents,
-        noise=latents,
-        u=torch.zeros(count, dtype=torch.float64),
-        condition=torch.empty(count, 3, side, side, dtype=dtype),
-        has_condition=torch.ones(count, dtype=torch.bool),
-        prompt_embeds=torch.empty(count, base.prompt_tokens, base.text_width, dtype=dtype),
-        added=base.example_added(count, dtype),
-    )
 
 
 def _schedule(training: TrainingOptions, samples: int | None) -> list[str]:

@@ -120,16 +120,10 @@ def model_card(
     """Return the model card, as Markdown with the Hub's metadata. Local paths are cut to their last part."""
     shown = without_folders(config)
     base = "the embedded Stable Diffusion" if config.base.path == EMBEDDED else shown.base.path
-    is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
-    data = ModelCardData(
-        library_name="diffusers",
-        base_model=config.base.path if is_hub_base else None,
-        tags=["nexus-adapters", "adapter", config.data.condition, "diffusion"],
-    )
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     source = config.hub.repo_id or "path/to/adapter"
     parts = [
-        f"---\n{data.to_yaml()}\n---",
+        f"---\n{_metadata(config, shown)}\n---",
         f"# {method.label} for {config.data.condition}, on {base}",
         f"{parameters:,} parameters, {record['steps']:,} steps, {record['samples']:,} samples"
         + (", stopped early" if record["stopped_early"] else "")
@@ -138,6 +132,7 @@ def model_card(
             if record["weights_of_step"] != record["steps"]
             else "."
         ),
+        f"Training started from `{shown.adapter.start_from}`." if shown.adapter.start_from else "",
         f"## Use\n\n```python\n{method.card(adapter, shown.base.path, source)}\n```",
         _results(rows),
         "![Structure maps, and images generated from them](samples.png)"
@@ -149,6 +144,20 @@ def model_card(
         + ", ".join([f"nexus-adapters {__version__}", *(f"{lib} {version(lib)}" for lib in _LIBRARIES)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(config: TrainConfig, shown: TrainConfig) -> str:
+    """The card's metadata for the Hub, as YAML: license, base, library and tags."""
+    is_hub_base = config.base.path == shown.base.path and "/" in config.base.path
+    base_model = config.hub.base_model or (config.base.path if is_hub_base else None)
+    data = ModelCardData(
+        library_name="diffusers",
+        license=config.hub.license or None,
+        base_model=base_model,
+        base_model_relation="adapter" if base_model else None,
+        tags=["nexus-adapters", "adapter", config.data.condition, "diffusion"],
+    )
+    return data.to_yaml()
 
 
 def loss_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

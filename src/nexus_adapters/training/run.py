@@ -81,6 +81,7 @@ from nexus_adapters.training.run_folder import (
     write_config,
 )
 from nexus_adapters.training.run_identity import HELD_OUT, identity
+from nexus_adapters.training.step_time import describe_time
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -123,7 +124,7 @@ def train_adapter(config: TrainConfig) -> Path:
     return output / ADAPTER
 
 
-def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
+def dry_run(config: TrainConfig, preview: Path | None = None, measure: bool = False) -> str:
     """Check a recipe as `train_adapter` does and return a report of what it would do.
 
     The base's weights are not read. Datasets on the Hub and tars at URLs are opened only for a preview. The
@@ -132,6 +133,8 @@ def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
     Args:
         config: the recipe.
         preview: an HTML file to write that shows samples as training reads them; None for none.
+        measure: time a step on this machine, with random weights, to estimate how long the run takes. This
+            takes seconds on a GPU, and can take minutes on a CPU. A run that has a log is not measured.
 
     Raises:
         InvalidArgument: as `train_adapter`.
@@ -141,12 +144,15 @@ def dry_run(config: TrainConfig, preview: Path | None = None) -> str:
     is_local = config.data.is_local
     if not is_local and preview is None:
         check_samples(config.data, base.size_multiple)
-        return describe(config, base, options, None)
+        duration = describe_time(config, base, options, measure)
+        return "\n".join([describe(config, base, options, None), duration])
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     if checkpoint_folders(Path(config.output_dir) / CHECKPOINTS):
         check_data(config, samples.source, split.total)
-    report = describe(config, base, options, split)
+    report = "\n".join(
+        [describe(config, base, options, split), describe_time(config, base, options, measure)]
+    )
     if preview is not None:
         indices = sorted([*split.trained, *split.held_out])
         files.write_text(preview, preview_of(config, samples, indices if is_local else indices[:ROWS]))
