@@ -437,6 +437,20 @@ def test_attention_only(root, tmp_path, optimizer):
         assert torch.equal(tensor, trunk[name] if name in trunk else before[name]) is (name in trunk), name
 
 
+def test_a_dry_run_counts_what_is_trained(root, tmp_path):
+    build("t2i").save_pretrained(tmp_path / "t2i")
+    changes = {"base__path": str(root / "sd15"), "adapter__start_from": str(tmp_path / "t2i")}
+    reports = {
+        train: dry_run(config(root, tmp_path / train, adapter__train=train, **changes))
+        for train in ("all", "attention")
+    }
+    unet = tiny.unet()
+    named = NexusAdapter.for_unet(unet).named_parameters()
+    trained = sum(p.numel() for name, p in named if ".norm1." in name or ".cross_attention." in name)
+    assert f", of which {trained:,} are trained" in reports["attention"]
+    assert "trained" not in reports["all"].splitlines()[0]
+
+
 def test_attention_only_needs_a_start(root, tmp_path):
     with refused("adapter.train", "'attention'", expected="start_from"):
         config(root, tmp_path / "out", adapter__train="attention")

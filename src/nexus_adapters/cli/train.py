@@ -10,8 +10,8 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.recipes import recipe_file
 
 EXAMPLES = (
-    "nexus train recipes/embedded-canny.toml",
-    "nexus train recipes/sd15-canny.toml --set data.path=photos-512 --dry-run",
+    "nexus train embedded-canny",
+    "nexus train sd15-canny --set data.path=photos-512 --dry-run",
 )
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 

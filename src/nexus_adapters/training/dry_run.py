@@ -35,8 +35,9 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
     """
     training = config.training
     size = estimate_size(config, base, options)
+    only = "" if size.trained == size.parameters else f", of which {size.trained:,} are trained"
     lines = [
-        f"adapter      {options.method}, {size.parameters:,} parameters",
+        f"adapter      {options.method}, {size.parameters:,} parameters{only}",
         f"base         {config.base.path}, {base.denoiser_name} with {size.frozen:,} parameters, "
         f"{_name(size.dtype)}",
         *_schedule(training, None if split is None else split.total),

@@ -29,6 +29,7 @@ class StepSize:
 
     Attributes:
         parameters: of the adapter.
+        trained: parameters of the adapter that are trained.
         frozen: parameters of the base's denoiser.
         dtype: of the denoiser.
         base_bytes: the denoiser's weights.
@@ -37,6 +38,7 @@ class StepSize:
     """
 
     parameters: int
+    trained: int
     frozen: int
     dtype: torch.dtype
     base_bytes: int
@@ -75,7 +77,9 @@ def estimate_size(
     with torch.device("meta"):
         denoiser = nn.Module.to(base.empty_denoiser(), dtype).requires_grad_(False)
         adapter = method.build(base, denoiser, options)
-    parameters, frozen = parameter_count(adapter), parameter_count(denoiser)
+    frozen = parameter_count(denoiser)
+    trained = sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
+    trained_bytes = 4 + _OPTIMIZER_BYTES[training.optimizer]  # gradients, and the optimizer's state
     if training.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     try:
@@ -87,12 +91,12 @@ def estimate_size(
             "training.batch_size", f"a batch of {side}x{side} pixel images that fits in memory", count
         ) from error
     return StepSize(
-        parameters=parameters,
+        parameters=(parameters := parameter_count(adapter)),
+        trained=trained,
         frozen=frozen,
         dtype=dtype,
         base_bytes=frozen * dtype.itemsize,
-        adapter_bytes=parameters
-        * (4 + 4 + _OPTIMIZER_BYTES[training.optimizer] + 4 * (training.ema_decay > 0)),
+        adapter_bytes=parameters * 4 * (1 + (training.ema_decay > 0)) + trained * trained_bytes,
         activation_bytes=saved,
     )
 
