@@ -93,9 +93,11 @@ class Checks:
                 random: Any = method.build(base, unet, method.Options("t2i"))
                 random.save_pretrained(folder)
                 source = folder
-            t2i = load_adapter(source if Path(source).exists() else str(source))
-            prime = import_adapter(source, "prime", text_width=base.text_width).adapter
-        return tuple(nn.Module.to(part, self.device).eval() for part in (t2i, prime))
+            source = Path(source) if Path(source).exists() else source  # a folder may have any name
+            t2i: Any = load_adapter(source)
+            prime: Any = import_adapter(source, "prime", text_width=base.text_width).adapter
+        to: Any = nn.Module.to  # diffusers' own warns of parts to keep in float32: here none
+        return to(t2i, self.device).eval(), to(prime, self.device).eval()
 
     def loads(self) -> str:
         """The base loads, and two prompts have different embeddings (`load_base` compares them)."""
@@ -109,7 +111,7 @@ class Checks:
         with torch.device("meta"):
             made = [NexusAdapter.for_unet(unet, variant=name) for name in ("prime", "slim")]
         found = tuple(sum(parameter.numel() for parameter in adapter.parameters()) for adapter in made)
-        expected = COUNTS.get((tuple(unet.config.block_out_channels), base.text_width))
+        expected = COUNTS.get((tuple(base.config["block_out_channels"]), base.text_width))
         figures = f"Prime {found[0]:,}, Slim {found[1]:,}"
         if expected is None:
             return f"{figures}; no numbers are published for a base of this shape"

@@ -44,7 +44,8 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
         *_validation(config.validation.every_steps, split),
         f"memory       about {size.total_bytes / _GIB:.2f} GiB per device during training: "
         f"base {size.base_bytes / _GIB:.2f}, adapter and optimizer {size.adapter_bytes / _GIB:.2f}, "
-        f"activations for {training.batch_size} samples {size.activation_bytes / _GIB:.2f}",
+        f"activations for {training.batch_size} samples {size.activation_bytes / _GIB:.2f}"
+        + (", and more while a block is recomputed" if training.gradient_checkpointing else ""),
     ]
     return "\n".join(lines)
 
