@@ -127,7 +127,7 @@ def onnx_edges(file: Path, weight: float = 4.0, last: str = "Sigmoid") -> str:
     kernel[0, 0, 1, 1] += 1
     graph = helper.make_graph(
         [
-            helper.make_node("Conv", ["image", "kernel"], ["logits"], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["image", "kernel"], ["logits"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
             helper.make_node(last, ["logits"], ["edges"]),
         ],
         "edges",

@@ -47,7 +47,8 @@ def _load_fax(image: Any) -> Image.Image:
 
     image.fp.seek(0)
     encoded = np.frombuffer(image.fp.read(), np.uint8)
-    logging: Any = getattr(cv2.utils, "logging", cv2)  # OpenCV 4 has its functions in cv2
+    # OpenCV 4 has these functions in cv2, and does not report what libtiff says: damage goes unnoticed there.
+    logging: Any = getattr(cv2.utils, "logging", cv2)
     level = logging.getLogLevel()
     logging.setLogLevel(3)  # warnings
     try:
