@@ -199,7 +199,7 @@ def inpainting(studio: Studio) -> tuple[str, list[Cell]]:
     prompt, keep = caption(wanted), {"callback_on_step_end": kept_outside(studio.pipe, image, area)}
     return prompt, [
         (("Picture", "to change"), image),
-        (("Area", "to draw anew"), area),
+        (("Area", "to generate again"), area),
         (("Without", "inpainting alone"), studio.draw(prompt, **keep)),
         (
             ("With control", "in the map's edges"),
