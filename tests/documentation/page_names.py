@@ -29,7 +29,7 @@ def control() -> dict[str, Any]:
     adapter, other = tiny.adapter(unet), tiny.adapter(unet, variant="slim")
     embeds = torch.zeros(1, tiny.TOKENS, tiny.TEXT_WIDTH)
     return {
-        "pipe": StableDiffusionNexusPipeline.from_pipe(pipe, adapter=adapter),
+        "pipe": pipe,
         "inpaint": StableDiffusionInpaintPipeline.from_pipe(pipe),
         "StableDiffusionNexusPipeline": StableDiffusionNexusPipeline,
         "StableDiffusionPipeline": StableDiffusionPipeline,
