@@ -48,9 +48,9 @@ ABOUT_COMMANDS = """
 `nexus COMMAND --help` shows the same on the terminal. Bad input ends with exit status 2 and one line that
 names the option.
 
-Every command also takes `--help`, `--debug`, which shows the traceback of an error, and `--import MODULE`,
-which first imports a module or .py file of yours, to
-register blocks, methods, bases, conditions or metrics.
+Every command also takes `--help`; `--debug`, which shows the traceback of an error; and `--import MODULE`,
+which first imports a module or .py file of yours that registers blocks, methods, bases, conditions or
+metrics.
 """.strip()
 
 

@@ -4,6 +4,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.documentation.blocks import ROOT
 
@@ -45,11 +46,12 @@ def check(words: list[str]) -> None:
         program, rest = "nexus", words[words.index("nexus_adapters.cli") + 1 :]
     if program == "nexus":
         build_parser().parse_args(rest)
-    elif program in ("make",):
+    elif program == "make":
         unknown = [word for word in rest if "=" not in word and word not in _TARGETS]
         assert not unknown, f"no such target: {unknown}"
     elif program in ("python", "python3", ".venv/bin/python"):
-        assert rest[0] in ("-m", "-c") or (ROOT / rest[0]).is_file(), f"no such file: {rest[0]}"
+        is_file = (ROOT / rest[0]).is_file() or Path(rest[0]).is_file()  # the page's own
+        assert rest[0] in ("-m", "-c") or is_file, f"no such file: {rest[0]}"
     elif program in ("pip", "uv"):
         for extras in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
             assert set(extras.split(",")) <= _EXTRAS, f"no such extra: {extras}"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, T2IAdapter
 from tests import tiny
-from tests.training.runs import write_images
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 SD15_WIDTHS, SDXL_WIDTHS = (768,), (768, 1280)  # those of the models themselves, which commands expect
@@ -87,7 +86,6 @@ STAND_INS: dict[str, Callable[[Path], Any]] = {
     "t2iadapter_canny_sd15v2.pth": t2i_file,
     "photo.jpg": picture,
     "photo.png": picture,
-    "photos": write_images,
 }
 
 
