@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := embedded,train,lora,ray,eval,app,heic,dev
+EXTRAS := embedded,train,lora,ray,eval,app,heic,docs,dev
 EMBEDDED := packages/nexus-adapters-embedded
 INSTALLED := $(VENV)/.installed
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test check check-results study format constraints clean
+.PHONY: help demo test check check-full check-results docs study format constraints clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST)
@@ -29,12 +29,20 @@ demo: $(INSTALLED)  ## generate the demo sheet in demo/
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
-check: $(INSTALLED)  ## lint, format check, types, import order, then the tests
+check: $(INSTALLED)  ## lint, format check, types, import order, documentation, then the tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/build_site.py
 	$(MAKE) test
+
+check-full: $(INSTALLED)  ## the long tests, among them examples/tour.ipynb
+	$(BIN)/pytest -m full
+
+docs: $(INSTALLED)  ## update the reference, build the documentation site, and show it
+	$(BIN)/python scripts/docs_reference.py
+	$(BIN)/python scripts/build_site.py --serve
 
 check-results: $(INSTALLED)  ## compare the tables in documents with the raw results
 	$(BIN)/python scripts/check_results.py

@@ -1,15 +1,17 @@
 """The frame of the command line: errors, interruption, warnings, and what it imports."""
 
+import shlex
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 
 import nexus_adapters
 from nexus_adapters import cli
-from nexus_adapters.cli import COMMANDS, main
+from nexus_adapters.cli import COMMANDS, build_parser, main
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -38,6 +40,24 @@ def test_every_command_has_help(capsys):
             main([name, "--help"])
         assert stop.value.code == 0
         assert capsys.readouterr().out.startswith(f"usage: nexus {name}")
+
+
+def examples():
+    return [(name, line) for name in COMMANDS for line in import_module(COMMANDS[name][0]).EXAMPLES]
+
+
+@pytest.mark.parametrize(("name", "line"), examples())
+def test_the_help_of_a_command_ends_with_examples_that_it_accepts(capsys, name, line):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert f"\n  {line}\n" in capsys.readouterr().out.partition("\nexamples:")[2]
+    program, *argv = shlex.split(line.replace("\\\n", " "))
+    assert program == "nexus"
+    assert build_parser().parse_args(argv).prog == f"nexus {name}"
+
+
+def test_every_command_has_an_example():
+    assert {name for name, _ in examples()} == set(COMMANDS)
 
 
 def test_help_and_bad_arguments_import_nothing_heavy():

@@ -1,10 +1,10 @@
 """The command `nexus`: one module a command, found in `COMMANDS`.
 
-A command's module has `add_arguments(parser)` and `run(args) -> int`. It is imported for every call, `nexus
---help` included, so whatever is slow to import (torch above all) is imported inside `run`, and only once the
-arguments have been checked. Bad input is an `InvalidArgument`: one line on stderr, exit status 2. Its name is
-that of a function's argument; `main` shows the command's option or argument of the same name in its place. A
-module lists names that differ in `TYPED`.
+A command's module has `add_arguments(parser)`, `run(args) -> int`, and `EXAMPLES`, the command lines that end
+its help. It is imported for every call, `nexus --help` included, so whatever is slow to import (torch above
+all) is imported inside `run`, and only once the arguments have been checked. Bad input is an
+`InvalidArgument`: one line on stderr, exit status 2. Its name is that of a function's argument; `main` shows
+the command's option or argument of the same name in its place. A module lists names that differ in `TYPED`.
 """
 
 import argparse
@@ -105,7 +105,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (module_name, summary) in COMMANDS.items():
         module = import_module(module_name)
         command = commands.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_examples(getattr(module, "EXAMPLES", ())),
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
         )
         # Also accepted behind the command; SUPPRESS, or its default would undo the one given before.
         command.add_argument(
@@ -125,6 +130,21 @@ def build_parser() -> argparse.ArgumentParser:
         typed.pop("imports")  # --import is done before the command runs; a recipe has a key of this name
         command.set_defaults(run=module.run, prog=command.prog, typed=typed)
     return parser
+
+
+_EXAMPLES = "examples:\n"
+
+
+def _examples(lines: Sequence[str]) -> str | None:
+    """The end of a command's help."""
+    return _EXAMPLES + "\n".join(f"  {line}" for line in lines) if lines else None
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Keeps the line breaks of examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
 def _as_typed(typed: Mapping[str, str], name: str) -> str:

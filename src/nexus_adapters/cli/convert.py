@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from nexus_adapters.adapter.formats import Imported
     from nexus_adapters.adapter.saved import Saved
 
+EXAMPLES = (
+    "nexus convert t2iadapter_canny_sd15v2.pth canny",
+    "nexus convert canny canny.safetensors --to single-file",
+)
 FORMATS = ("folder", "single-file")
 TYPED = {"adapter": "SOURCE"}
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from nexus_adapters.evaluation.generation import Sampling
 
 
+EXAMPLES = (
+    "nexus demo",
+    "nexus demo --condition segmentation --out segmentation",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus demo`."""
     parser.add_argument(

@@ -17,6 +17,11 @@ from nexus_adapters.errors import InvalidArgument, expect, renamed
 if TYPE_CHECKING:
     from nexus_adapters.evaluation.config import EvaluationRecipe
 
+EXAMPLES = (
+    "nexus evaluate --adapter prime --adapter t2i --count 100 --out compared",
+    "nexus evaluate --base path/to/sd15 --adapter mine=runs/mine --data photos-512 \\\n"
+    "    --condition canny --out compared",
+)
 _GIVEN = "given."  # before the key of the config, in the name that argparse has for an option
 # Options that set a key of the config -> the key.
 _KEYS = {

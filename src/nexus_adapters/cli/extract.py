@@ -12,6 +12,10 @@ from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_output, save_png, without_folders
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
+EXAMPLES = (
+    "nexus extract canny photo.jpg --out edges.png",
+    "nexus extract sketch photo.jpg --option sigma=2 --out sketch.png",
+)
 _OWN_OPTIONS = ("low", "high")  # of canny, which have options of their own on the command line
 
 

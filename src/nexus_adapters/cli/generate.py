@@ -36,6 +36,11 @@ from nexus_adapters.progress import bar_options
 if TYPE_CHECKING:
     from PIL import Image
 
+EXAMPLES = (
+    'nexus generate --prompt "a red star on a blue background" --map edges.png --out star.png',
+    'nexus generate --prompt "a slice of chocolate cake" --image cake.jpg \\\n'
+    "    --base path/to/sd15 --adapter path/to/adapter --scale 0.8 --out cake.png",
+)
 # Arguments of functions whose names differ from those of the options.
 TYPED = {"unet": "--base", "pipe_or_denoiser": "--base", "scheduler.prediction_type": "--base"}
 add_arguments = generate_requests.add_arguments

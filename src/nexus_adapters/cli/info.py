@@ -9,6 +9,10 @@ from nexus_adapters.errors import shown
 if TYPE_CHECKING:
     from nexus_adapters.adapter.saved import Saved
 
+EXAMPLES = (
+    "nexus info prime",
+    "nexus info path/to/adapter",
+)
 TYPED = {"adapter": "PATH"}
 
 

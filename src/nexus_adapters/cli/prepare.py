@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from nexus_adapters.prepare.source_kinds import SourceOptions
 
 # Arguments of the functions that prepare a set, and names of its settings -> what the user typed.
+EXAMPLES = (
+    "nexus prepare photos --conditions canny,sketch --resolution 512 --out photos-512",
+    "nexus prepare photos --conditions canny --resolution 512 --out photos-512 --dry-run",
+)
 TYPED = {
     "path": "SOURCE",
     "folder": "SOURCE",

@@ -8,6 +8,8 @@ from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_toml
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 
+EXAMPLES = ("nexus study benchmarks/plans/miniature.toml --out study",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus study`."""

@@ -7,6 +7,10 @@ from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_preview, check_toml
 from nexus_adapters.errors import InvalidArgument
 
+EXAMPLES = (
+    "nexus train recipes/embedded-canny.toml",
+    "nexus train recipes/sd15-canny.toml --set data.path=photos-512 --dry-run",
+)
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
 

@@ -35,7 +35,7 @@ class TensorCache:
         InvalidArgument: where `folder` is a file, cannot be written to, or has a shard that cannot be read.
 
     Warns:
-        Of a damaged shard, which gets another name: its entries are missing, and computed again.
+        UserWarning: for a damaged shard, which gets another name: its entries are computed again.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -80,8 +80,8 @@ def evaluate(
             not finite.
 
     Warns:
-        Of samples that an adapter was trained on, as far as its run's record says so, and where the data's
-        own images do not score as they should.
+        UserWarning: for samples that an adapter was trained on, as far as its run records them, and if the
+            data's own images do not score as they should.
     """
     check_names(adapters, "adapter")
     if out.exists() and not out.is_dir():

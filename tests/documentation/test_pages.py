@@ -1,0 +1,159 @@
+"""The code blocks of README and of all pages in docs/ work.
+
+The blocks of a page run in their order, in one namespace and a folder of their own: Python, the commands
+of `nexus`, and blocks with a title, which are files. Models are tiny and random (`stand_ins.py`). What is not
+run is listed here with the reason; a block that is neither run nor listed fails, and so does an entry
+without a block.
+"""
+
+import dataclasses
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.documentation import page_names
+from tests.documentation.blocks import PAGES, ROOT, Block, blocks_of
+from tests.documentation.commands import check, commands
+from tests.documentation.stand_ins import write_stand_ins
+from tests.weights import use_weights, write_tiny
+
+from nexus_adapters.adapter.blocks import BLOCKS
+from nexus_adapters.bases import BASES
+from nexus_adapters.cli import main
+from nexus_adapters.conditions import EXTRACTORS
+from nexus_adapters.evaluation.config import EvaluationRecipe
+from nexus_adapters.methods import METHODS
+from nexus_adapters.metrics import METRICS
+from nexus_adapters.study.plan import StudyPlan
+from nexus_adapters.training.config import TrainConfig
+from nexus_adapters.training.recipe import load_recipe
+
+# Pages whose commands of `nexus` run, since later blocks need what they write. On others they are parsed.
+RUN = {
+    "docs/extending/base.md",
+    "docs/extending/block.md",
+    "docs/extending/condition.md",
+    "docs/extending/method.md",
+    "docs/extending/metric.md",
+}
+# How a Python block or, on a page of `RUN`, a command begins -> why it is not run. Commands are still parsed.
+NOT_RUN: dict[str, str] = {}
+# A page -> what is shorter or smaller in the test.
+REPLACED: dict[str, dict[str, str]] = {
+    "docs/extending/base.md": {
+        "resolution = 512\n": "resolution = 256\n\n[training]\nmax_train_steps = 2\nbatch_size = 2\n"
+        "gradient_accumulation_steps = 1\n\n[validation]\nevery_steps = 0\n"
+    },
+    "docs/reference/training.md": {
+        '"training.max_train_steps=100"': '"training.max_train_steps=1", "training.batch_size=2", '
+        '"data.count=4", "validation.every_steps=0"'
+    },
+}
+# A page -> what its blocks take for granted. Guides define what they use.
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "docs/extending/base.md": page_names.pixart,
+    "docs/extending/condition.md": page_names.photos,
+    "docs/reference/control.md": page_names.control,
+    "docs/reference/data.md": page_names.data,
+    "docs/reference/evaluation.md": page_names.evaluation,
+}
+SHELL = {"", "sh", "bash", "console"}
+NOT_CODE = {"text", "json", "bibtex", "csv", "mermaid"}
+REGISTRIES = (BASES, BLOCKS, EXTRACTORS, METHODS, METRICS)
+SECTIONS = {
+    field.name for kind in (TrainConfig, EvaluationRecipe, StudyPlan) for field in dataclasses.fields(kind)
+} | {"project"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) -> Iterator[Path]:
+    """A reader's folder. What a page registers or imports is forgotten afterwards."""
+    use_weights(monkeypatch, weights)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    before = set(sys.modules)
+    with ExitStack() as stack:
+        for registry in REGISTRIES:
+            stack.enter_context(registry.temporary())
+        yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def text_of(page: str) -> str:
+    text = PAGES[page].read_text()
+    for wanted, put in REPLACED.get(page, {}).items():
+        assert wanted in text
+        text = text.replace(wanted, put)
+    return text
+
+
+def reason(text: str) -> str:
+    return next((why for start, why in NOT_RUN.items() if text.startswith(start)), "")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks_of(page, PAGES[page].read_text()))])
+def test_the_blocks_of_a_page_work(page: str, folder: Path) -> None:
+    text = text_of(page)
+    write_stand_ins(text, folder)
+    names: dict[str, Any] = {"__name__": "__main__", **(GIVEN[page]() if page in GIVEN else {})}
+    torch.manual_seed(0)
+    for block in blocks_of(page, text):
+        try:
+            work(block, names, folder, text)
+        except Exception as error:
+            error.add_note(f"in {block.place}")
+            raise
+
+
+def work(block: Block, names: dict[str, Any], folder: Path, page: str) -> None:
+    """Run or check a block."""
+    if block.title:
+        (folder / block.title).write_text(block.text)
+    if block.language == "python":
+        is_module = f'"{block.title}"' in page.replace(f'title="{block.title}"', "") or (
+            f"--import {block.title}" in page
+        )
+        if not (block.title and is_module) and not reason(block.text):
+            exec(compile("\n" * block.line + block.text, block.page, "exec"), names)
+    elif block.language == "toml":
+        unknown = set(tomllib.loads(block.text)) - SECTIONS
+        assert not unknown, f"no keys of a recipe, an evaluation or a plan: {unknown}"
+        if block.title:
+            load_recipe(folder / block.title)
+    elif block.language in SHELL:
+        for words in commands(block.text):
+            check(words)
+            if words[0] == "nexus" and block.page in RUN and not reason(" ".join(words)):
+                assert main(words[1:]) == 0, words
+    else:
+        assert block.language in NOT_CODE, f"{block.place}: neither run nor listed: {block.language}"
+
+
+def test_every_entry_is_about_a_page() -> None:
+    assert {*RUN, *REPLACED, *GIVEN} <= PAGES.keys()
+    texts = [
+        start
+        for page in PAGES
+        for block in blocks_of(page, PAGES[page].read_text())
+        for start in (block.text, *(" ".join(words) for words in commands_of(block)))
+    ]
+    for start in NOT_RUN:
+        assert any(text.startswith(start) for text in texts), start
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    return list(commands(block.text)) if block.language in SHELL else []
