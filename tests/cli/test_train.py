@@ -174,7 +174,7 @@ BAD = {
         "training.mixed_precision",
         "auto, no or bf16 on a CPU, got 'fp16'",
     ),
-    "an option of another method": (["adapter.method=t2i"], "adapter.zero_init", "'t2i'"),
+    "an option of another method": (["adapter.method=t2i"], "adapter.groups", "'t2i'"),
     "an option of Slim": (["adapter.groups=2"], "adapter.groups", "got 2"),
     "no such method": (["adapter.method=nothing"], "adapter.method", "'nothing'"),
     "no such block": (["adapter.block=nothing"], "adapter.block", "'nothing'"),
