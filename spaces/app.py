@@ -13,7 +13,7 @@ from nexus_adapters import InvalidArgument, StableDiffusionNexusPipeline, extrac
 
 SIZE = (128, 128)  # what the embedded Stable Diffusion was trained on
 CONDITIONS = ("canny", "sketch", "depth", "segmentation")
-EXTRACTED = ("canny", "sketch")  # the others need a model to extract them, so they are taken as given
+EXTRACTED = ("canny",)  # the others are taken as given: no extractor gives what the adapters know
 VARIANTS = ("prime", "slim")
 PROMPT = "a pink ring above a cyan triangle on a green background"
 ABOUT = """# Nexus adapters
@@ -53,7 +53,7 @@ def generate(
         raise gr.Error("Add an image first.")
     fitted = ImageOps.fit(image.convert("RGB"), SIZE, method=Image.Resampling.LANCZOS)
     if not is_map and condition not in EXTRACTED:
-        raise gr.Error(f"Add a {condition} map, and say that the image is a map.")
+        raise gr.Error(f"Upload a {condition} map, and check that the image is a structure map.")
     try:
         structure = fitted if is_map else extract(condition, fitted)
         generated = pipeline(condition, variant)(
