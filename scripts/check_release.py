@@ -4,8 +4,8 @@
     python scripts/check_release.py --tag v0.1.0 --out dist    # also compare the versions with a tag
 
 Needs Python 3.11 or newer and a package index; it makes its own environments. Wheels are built from the
-source distributions, so those are checked, too. It takes a few minutes, most of them to install torch: on Linux,
-PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu avoids the several gigabytes of the build with CUDA.
+source distributions, so those are checked, too. It takes a few minutes, most of them to install torch. On
+Linux, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu to avoid the gigabytes of the CUDA build.
 """
 
 import argparse
