@@ -114,6 +114,7 @@ DECIDE = {
     "adapter.noise_exponent": (1.0, {}),
     "adapter.reads_prompt": (False, {}),
     "adapter.size_ratio": (1.0, {"adapter__method": "controlnet-xs", "adapter__size_ratio": 0.5}),
+    "adapter.train": ("attention", {"adapter__start_from": "{root}/reference/adapter"}),
     "adapter.block": ("scaled-in-test-fields", {}),
     "adapter.start_from": ("{root}/reference/adapter", {}),
     "adapter.start_from_optimizer": (True, {"adapter__start_from": "{root}/reference"}),

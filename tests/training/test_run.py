@@ -402,7 +402,7 @@ def check(root, out, **changes):
 def test_what_a_bases_schedule_does_not_have_is_refused_before_any_work(root, tmp_path, flow, key, work):
     base = weightless(root / "base", tmp_path / "base")
     changes = {"base__path": str(base), key.replace(".", "__"): 0.5}
-    with refused(key, "0.5", expected="0 for a UNetBase"):
+    with refused(key, "0.5", expected="0 for UNetBase"):
         work(root, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
     check(root, tmp_path / "out", **changes | {key.replace(".", "__"): 0.0})
@@ -411,7 +411,7 @@ def test_what_a_bases_schedule_does_not_have_is_refused_before_any_work(root, tm
 def test_fading_features_of_a_start_need_a_schedule_too(root, tmp_path, flow):
     build("t2i", noise_exponent=0.5).save_pretrained(tmp_path / "start")
     changes = at(root, for_method("t2i")) | {"adapter__start_from": str(tmp_path / "start")}
-    with refused("adapter.noise_exponent", "0.5", expected="0 for a UNetBase"):
+    with refused("adapter.noise_exponent", "0.5", expected="0 for UNetBase"):
         run(root, tmp_path / "out", **changes)
 
 
