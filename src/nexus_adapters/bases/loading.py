@@ -209,19 +209,12 @@ def load_pipeline(source: BaseSource, dtype: torch.dtype, **parts: Any) -> Any:
 def load_denoiser(base: Base, source: BaseSource, device: torch.device, dtype: torch.dtype) -> Any:
     """Load only the base's denoiser, frozen, in eval mode."""
     kind = base.denoiser_class
+    given = {"subfolder": base.denoiser_name, "torch_dtype": dtype, **source.arguments()}
     with quiet_loading(), _refusing(source):
         if source.is_file:
-            denoiser = kind.from_single_file(
-                source.path,
-                config=source.location,
-                subfolder=base.denoiser_name,
-                torch_dtype=dtype,
-                **source.arguments(),
-            )
+            denoiser = kind.from_single_file(source.path, config=source.location, **given)
         else:
-            denoiser = kind.from_pretrained(
-                source.location, subfolder=base.denoiser_name, torch_dtype=dtype, **source.arguments()
-            )
+            denoiser = kind.from_pretrained(source.location, **given)
     return nn.Module.to(denoiser, device, dtype).requires_grad_(False).eval()
 
 

@@ -160,8 +160,7 @@ class LossOptions:
     prompt_dropout: Fraction = 0.1
     """Fraction of the samples for which base and adapter read the empty prompt."""
     condition_dropout: BelowOne = 0.0
-    """Fraction of the samples for which the adapter's features are dropped. Must be below 1, since those
-    samples do not train the adapter."""
+    """Fraction of the samples for which the features are dropped; below 1, since they do not train anything."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -191,8 +190,7 @@ class TrainingOptions:
     max_grad_norm: Above0 = 1.0
     """Gradient-clipping norm."""
     ema_decay: BelowOne = 0.0
-    """Decay of the exponential moving average of the weights (EMA), such as 0.9999. The average is then the
-    run's result. 0 for no average."""
+    """Decay of a moving average of the weights, such as 0.9999, which is then the result; 0 for no average."""
     mixed_precision: MixedPrecision = "auto"
     """"auto" is bf16 if the device supports it in hardware, else fp16 on CUDA, else no."""
     gradient_checkpointing: bool = False
@@ -246,8 +244,7 @@ class ValidationOptions:
     """Stop the run after this many validations without a better score; 0 to never stop early. The score is
     the structure score, or the loss for maps without a structure score."""
     select: Literal["auto", "best", "last"] = "auto"
-    """Which weights are exported: those with the best validation score, or the last. "auto" is "best" with
-    early stopping, else "last"."""
+    """Export the weights with the best score, or the last; "auto" is "best" with early stopping, else "last"."""
 
     @property
     def selects_best(self) -> bool:

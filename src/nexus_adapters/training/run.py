@@ -144,8 +144,9 @@ def dry_run(config: TrainConfig, preview: Path | None = None, measure: bool = Fa
     is_local = config.data.is_local
     if not is_local and preview is None:
         check_samples(config.data, base.size_multiple)
-        duration = describe_time(config, base, options, measure)
-        return "\n".join([describe(config, base, options, None), duration])
+        return "\n".join(
+            [describe(config, base, options, None), describe_time(config, base, options, measure)]
+        )
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     if checkpoint_folders(Path(config.output_dir) / CHECKPOINTS):
