@@ -160,7 +160,7 @@ class LossOptions:
     prompt_dropout: Fraction = 0.1
     """Fraction of the samples for which base and adapter read the empty prompt."""
     condition_dropout: BelowOne = 0.0
-    """Fraction of the samples for which the features are dropped; below 1, since they do not train anything."""
+    """Fraction of the samples for which the features are dropped; below 1, since they train nothing."""
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -190,7 +190,7 @@ class TrainingOptions:
     max_grad_norm: Above0 = 1.0
     """Gradient-clipping norm."""
     ema_decay: BelowOne = 0.0
-    """Decay of a moving average of the weights, such as 0.9999, which is then the result; 0 for no average."""
+    """Decay of a moving average of the weights, such as 0.9999, which is then the result; 0 for none."""
     mixed_precision: MixedPrecision = "auto"
     """"auto" is bf16 if the device supports it in hardware, else fp16 on CUDA, else no."""
     gradient_checkpointing: bool = False
@@ -244,7 +244,7 @@ class ValidationOptions:
     """Stop the run after this many validations without a better score; 0 to never stop early. The score is
     the structure score, or the loss for maps without a structure score."""
     select: Literal["auto", "best", "last"] = "auto"
-    """Export the weights with the best score, or the last; "auto" is "best" with early stopping, else "last"."""
+    """Export the weights with the best score, or the last; "auto": best with early stopping, else last."""
 
     @property
     def selects_best(self) -> bool:

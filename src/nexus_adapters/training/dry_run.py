@@ -17,18 +17,22 @@ from nexus_adapters.training.config import TrainConfig, TrainingOptions
 from nexus_adapters.training.optimizer import learning_rate_at
 from nexus_adapters.training.recipe_samples import Split, held_out_in_words
 from nexus_adapters.training.step_size import estimate_size
+from nexus_adapters.training.step_time import describe_time
 
 _GIB = 2**30
 
 
-def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None) -> str:
-    """Return a report of a few lines on the parameters, the schedule and the memory of a run.
+def describe(
+    config: TrainConfig, base: Base, options: AdapterOptions, split: Split | None, measure: bool = False
+) -> str:
+    """Return a report of a few lines on the parameters, the schedule, the memory and the time of a run.
 
     Args:
         config: the recipe.
         base: the base model; its weights are not needed.
         options: the adapter's options.
         split: how the dataset is split; None if it was not opened.
+        measure: time a step with random weights, unless the run has a log.
 
     Raises:
         InvalidArgument: if the size of a batch in bytes overflows.
@@ -46,6 +50,7 @@ def describe(config: TrainConfig, base: Base, options: AdapterOptions, split: Sp
         f"base {size.base_bytes / _GIB:.2f}, adapter and optimizer {size.adapter_bytes / _GIB:.2f}, "
         f"activations for {training.batch_size} samples {size.activation_bytes / _GIB:.2f}"
         + (", and more while a block is recomputed" if training.gradient_checkpointing else ""),
+        describe_time(config, base, options, measure),
     ]
     return "\n".join(lines)
 

@@ -81,7 +81,6 @@ from nexus_adapters.training.run_folder import (
     write_config,
 )
 from nexus_adapters.training.run_identity import HELD_OUT, identity
-from nexus_adapters.training.step_time import describe_time
 from nexus_adapters.training.validation import Validation
 from nexus_adapters.training.validation_images import (
     ValidationInput,
@@ -144,16 +143,12 @@ def dry_run(config: TrainConfig, preview: Path | None = None, measure: bool = Fa
     is_local = config.data.is_local
     if not is_local and preview is None:
         check_samples(config.data, base.size_multiple)
-        return "\n".join(
-            [describe(config, base, options, None), describe_time(config, base, options, measure)]
-        )
+        return describe(config, base, options, None, measure)
     samples = open_samples(config.data, samples_cache(config.cache), base.size_multiple)
     split, _ = _split_and_order(config, samples, processes=1)
     if checkpoint_folders(Path(config.output_dir) / CHECKPOINTS):
         check_data(config, samples.source, split.total)
-    report = "\n".join(
-        [describe(config, base, options, split), describe_time(config, base, options, measure)]
-    )
+    report = describe(config, base, options, split, measure)
     if preview is not None:
         indices = sorted([*split.trained, *split.held_out])
         files.write_text(preview, preview_of(config, samples, indices if is_local else indices[:ROWS]))
