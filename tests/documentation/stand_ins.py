@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, T2IAdapter
 from tests import tiny
+from tests.training.runs import write_images
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 SD15_WIDTHS, SDXL_WIDTHS = (768,), (768, 1280)  # those of the models themselves, which commands expect
