@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nexus_adapters import Control, NexusAdapter, attach, load_adapter, load_base
 from nexus_adapters.adapter.formats import import_adapter
 from nexus_adapters.bases.families import base_of
-from nexus_adapters.bases.loading import BaseSource, no_loading_bars
+from nexus_adapters.bases.loading import BaseSource, quiet_loading
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.methods import find_method
 from nexus_adapters.methods.method import other_pipeline
@@ -85,7 +85,7 @@ class Checks:
     def adapters(self) -> tuple[Any, Any]:
         """The T2I-Adapter, and the Prime that is made of it."""
         base, unet = base_of(self.pipe)
-        with tempfile.TemporaryDirectory() as folder, no_loading_bars():
+        with tempfile.TemporaryDirectory() as folder, quiet_loading():
             source = self.args.t2i
             if not source:
                 torch.manual_seed(0)
