@@ -144,11 +144,12 @@ def choose_rates(folder: Path, store: Store) -> dict[str, float]:
 def train_all(folder: Path, store: Store, conditions: list[str]) -> None:
     """Every training and its measurements, but those that another process has in hand."""
     rates = choose_rates(folder, store)
-    for condition in conditions:
-        start = t2i_adapter(condition, folder)
-        if not store.has(f"{condition}/{START}"):
-            store.add(f"{condition}/{START}", scored(load_adapter(start), condition, SCENES, FIRST_SEED, 20))
-        for seed in SEEDS:
+    for seed in SEEDS:  # the first seed of all maps comes first
+        for condition in conditions:
+            start = t2i_adapter(condition, folder)
+            if not store.has(f"{condition}/{START}"):
+                scores = scored(load_adapter(start), condition, SCENES, FIRST_SEED, 20)
+                store.add(f"{condition}/{START}", scores)
             for way in WAYS:
                 name = f"{condition}/{way}/{seed}"
                 out = folder / "runs" / name.replace("/", "-")
