@@ -16,7 +16,8 @@ from the same noise in 20 steps. On canny, the T2I-Adapter is the embedded one; 
 here by the same recipe. The learning rate of each way is chosen after a run of 125 steps (canny, seed 0) by
 colors plus edge F1 on 64 scenes that are used nowhere else here. In the long runs, the rate falls by a cosine
 over 1,000 steps, so a run that ends at 125, 250 or 500 steps could do better than the checkpoint there. The
-intervals are over images, not over trainings. An interrupted run resumes. Writes results/from_t2i.npz (scores of each image), .json (settings, means, intervals) and .webp (the curve).
+intervals are over images, not over trainings. An interrupted run resumes. Writes results/from_t2i.npz (scores
+of each image), .json (settings, means, intervals) and .webp (the curve).
 """
 
 from __future__ import annotations
