@@ -1,7 +1,9 @@
 """Build the documentation site, strictly: `make docs` builds it and serves it.
 
     python scripts/build_site.py            # build/site
-    python scripts/build_site.py --serve    # and show it at http://localhost:8000
+    python scripts/build_site.py --serve    # and show it at http://localhost:8000, until Ctrl-C
+
+`--serve` shows the copy in build/site-source: it does not follow changes in docs/. Run the script again.
 
 The pages in docs/ are written for GitHub, too, and link to files elsewhere in the repository. A site has only
 what is in its folder of pages, so the pages are first copied to build/site-source, together with every file
@@ -40,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--serve", action="store_true", help="show the site in a browser, until Ctrl-C")
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="show the site in a browser, until Ctrl-C; it does not follow changes in docs/",
+    )
     args = parser.parse_args(arguments)
     problems = [*Pages(ROOT, SOURCE).copy(), *navigation_problems(CONFIG, ROOT / "docs")]
     for problem in problems:
@@ -64,9 +70,9 @@ def build() -> bool:
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         check=False,
-        env={**os.environ, "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1"},
     )
     is_good = done.returncode == 0 and not PROBLEM.search(done.stdout)
     if not is_good:
@@ -101,10 +107,11 @@ class Pages:
             target.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".md":
                 text, dead = self.linked(path)
-                target.write_text(text)
+                target.write_text(text, encoding="utf-8")
                 yield from dead
             elif target.suffix == ".md":
-                target.write_text(code_page(path.relative_to(self.root), path.read_text()))
+                code = path.read_text(encoding="utf-8")
+                target.write_text(code_page(path.relative_to(self.root), code), encoding="utf-8")
             else:
                 shutil.copyfile(path, target)
 
@@ -139,9 +146,8 @@ class Pages:
             self._waiting.append(found)
             return os.path.relpath(self.place(found), place.parent) + mark + fragment
 
-        return "".join(
-            part if is_code else LINK.sub(rewrite, part) for part, is_code in parts(page.read_text())
-        ), dead
+        text = page.read_text(encoding="utf-8")
+        return "".join(part if is_code else LINK.sub(rewrite, part) for part, is_code in parts(text)), dead
 
 
 def parts(text: str) -> Iterator[tuple[str, bool]]:
@@ -163,7 +169,7 @@ def code_page(name: Path, text: str) -> str:
 
 def navigation_problems(config: Path, docs: Path) -> list[str]:
     """Pages that the navigation lacks, and entries without a page."""
-    listed = set(entries(tomllib.loads(config.read_text())["project"]["nav"]))
+    listed = set(entries(tomllib.loads(config.read_text(encoding="utf-8"))["project"]["nav"]))
     there = {str(path.relative_to(docs)) for path in docs.rglob("*.md")}
     missing = [f"{config.name}: docs/{name} is not in the navigation" for name in sorted(there - listed)]
     return missing + [f"{config.name}: no such page: docs/{name}" for name in sorted(listed - there)]

@@ -10,7 +10,6 @@ Linux, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu to avoid the
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = {"nexus_adapters": ROOT, "nexus_adapters_embedded": ROOT / "packages" / "nexus-adapters-embedded"}
+ENDS = ("-py3-none-any.whl", ".tar.gz")
 MOST_MEGABYTES = {"nexus_adapters": 3, "nexus_adapters_embedded": 60}
 MOST_SECONDS = 0.3  # of `import nexus_adapters` in a fresh process, without Python's own start
 
@@ -53,8 +53,8 @@ def main() -> None:
 
 
 def build(out: Path, folder: Path) -> list[Path]:
-    """Write both source distributions and both wheels into an empty `out`, and return the wheels."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Write both source distributions and wheels into `out`, replacing earlier ones; return the wheels."""
+    remove_earlier(out)
     python = environment(folder / "tools")
     run(python, "-m", "pip", "install", "--quiet", "build", "twine")
     for project in PROJECTS.values():
@@ -64,12 +64,26 @@ def build(out: Path, folder: Path) -> list[Path]:
     return [file for file in files if file.suffix == ".whl"]
 
 
+def remove_earlier(out: Path) -> None:
+    """Delete the distributions of an earlier run. Stop, and delete nothing, if the folder has other files."""
+    fail_unless(out.is_dir() or not out.exists(), f"--out: expected a folder, got the file '{out}'")
+    found = sorted(out.iterdir()) if out.exists() else []
+    others = [path.name for path in found if not (path.is_file() and is_ours(path.name))]
+    fail_unless(not others, f"--out: expected an empty folder, got '{out}' with {', '.join(others[:3])}")
+    for path in found:
+        path.unlink()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file's name is that of one of the distributions, of any version."""
+    return name.startswith(tuple(f"{project}-" for project in PROJECTS)) and name.endswith(ENDS)
+
+
 def check_files(out: Path, tag: str | None) -> None:
     """Both have one version, that of the tag, and no file is larger than it should be."""
     names = sorted(file.name for file in out.iterdir())
     version = names[0].removeprefix("nexus_adapters-").partition("-")[0]
-    ends = ("-py3-none-any.whl", ".tar.gz")
-    expected = sorted(f"{name}-{version}{end}" for name in PROJECTS for end in ends)
+    expected = sorted(f"{name}-{version}{end}" for name in PROJECTS for end in ENDS)
     fail_unless(names == expected, f"expected {expected}, got {names}")
     fail_unless(tag in (None, f"v{version}"), f"the tag {tag} is not v{version}")
     for file in out.iterdir():

@@ -114,9 +114,9 @@ def meaning(action: argparse.Action) -> str:
 # Recipes, evaluations and plans.
 
 INTRODUCTION = """
-A recipe is a TOML file for `nexus train`. [Training](training.md) is the guide; `nexus train --list` lists the included recipes. A
-key that a recipe leaves out has the default. An unknown key or a value out of range is an error that names
-the key. On the command line, `--set section.key=VALUE` overrides a key.
+A recipe is a TOML file for `nexus train`. [Training](training.md) is the guide; `nexus train --list` lists
+the included recipes. A key that a recipe leaves out has the default. An unknown key or a value out of range
+is an error that names the key. On the command line, `--set section.key=VALUE` overrides a key.
 
 `nexus evaluate` and `nexus study` read TOML files, too: see [evaluations](#evaluations) and [plans](#plans).
 """.strip()

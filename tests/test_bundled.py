@@ -1,5 +1,6 @@
 """Where the embedded models are found, and what users read where they are not installed."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ from tests.weights import hide_weights, use_weights
 
 from nexus_adapters import load_adapter, load_base, load_embedded
 from nexus_adapters.adapter.saved import find_saved
-from nexus_adapters.bundled import BUNDLED, weights_folder
+from nexus_adapters.bundled import BUNDLED, DISTRIBUTION, weights_folder
 from nexus_adapters.cli import COMMANDS, main
 from nexus_adapters.embedded.pipeline import embedded_clip
 from nexus_adapters.errors import MISSING
 
 ROOT = Path(__file__).parents[1]
-INSTALL = "pip install 'nexus-adapters[embedded]'"
+INSTALL = "pip install ./packages/nexus-adapters-embedded"
 LOADERS = {
     "load_embedded": load_embedded,
     "load_base": load_base,
@@ -50,6 +51,11 @@ def test_without_the_distribution_loaders_say_what_to_install(name, monkeypatch)
     hide_weights(monkeypatch)
     with refused("the package nexus-adapters-embedded", MISSING, hint=INSTALL):
         LOADERS[name]()
+
+
+def test_what_they_say_to_install_is_in_a_clone():
+    project = tomllib.loads((ROOT / INSTALL.split()[-1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["name"] == DISTRIBUTION
 
 
 def test_every_command_that_uses_an_embedded_model_is_covered():

@@ -21,11 +21,5 @@ def test_a_named_symbol_exists(page, name):
     resolve_name(name)
 
 
-@pytest.mark.parametrize("name", ["nexus_adapters.adapter.stage.Stag", "nexus_adapters.adapter.stages.Stage"])
-def test_a_misspelled_symbol_is_found(name):
-    with pytest.raises(AttributeError):
-        resolve_name(name)
-
-
 def test_the_map_names_the_code():
     assert len(PAGES["docs/explanation/spec-to-code.md"]) >= 25

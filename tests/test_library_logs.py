@@ -66,6 +66,21 @@ pipe("a red star", image=map, num_inference_steps=1)
 """
 
 
+# Each leads to diffusers' pipelines, at whose import transformers logs, in another way.
+IMPORTS = (
+    "from nexus_adapters.embedded import held_out",
+    "from nexus_adapters.evaluation.run import evaluate",
+    "from nexus_adapters import StableDiffusionNexusPipeline",
+    "import nexus_adapters.training.run",
+)
+
+
+@pytest.mark.parametrize("code", [IMPORTS[1], *(pytest.param(c, marks=pytest.mark.full) for c in IMPORTS)])
+def test_an_import_leaves_stderr_empty(code):
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_a_first_image_leaves_stderr_empty(tmp_path):
     code = [sys.executable, "-c", CODE, str(write_tiny(tmp_path))]
     found = subprocess.run(code, capture_output=True, text=True, check=False)

@@ -68,10 +68,7 @@ if not TYPE_CHECKING:  # type checkers use the imports above, and so report name
         """Import a public name from its module on first use (PEP 562) and cache it."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from nexus_adapters.library_logs import logs_hidden
-
-        with logs_hidden():  # transformers logs while it is imported
-            value = getattr(import_module(_HOME[name]), name)
+        value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
 

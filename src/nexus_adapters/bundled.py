@@ -114,7 +114,7 @@ def weights_folder() -> Path:
     try:
         from nexus_adapters_embedded import WEIGHTS
     except ModuleNotFoundError as error:
-        hint = "Run pip install 'nexus-adapters[embedded]'"
+        hint = f"In a clone of nexus-adapters, run pip install ./packages/{DISTRIBUTION}"
         raise InvalidArgument(f"the package {DISTRIBUTION}", hint=hint) from error
     return WEIGHTS
 

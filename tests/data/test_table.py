@@ -13,7 +13,7 @@ from tests.refusals import refused
 
 from nexus_adapters.data.samples import BadSample, Source
 from nexus_adapters.data.table import TableSource
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import MISSING, InvalidArgument
 
 
 @pytest.fixture(autouse=True)
@@ -459,7 +459,7 @@ def test_the_hub_is_asked_for_config_split_and_revision(monkeypatch):
 
 def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with refused("path", expected="the datasets package", hint="pip install 'nexus-adapters[data]'"):
+    with refused("the package datasets", MISSING, hint="pip install 'nexus-adapters[data]'"):
         TableSource(tmp_path)
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from tests.documentation import page_names
-from tests.documentation.blocks import PAGES, ROOT, Block, blocks_of
+from tests.documentation.blocks import PAGES, Block, blocks_of
 from tests.documentation.commands import check, commands
 from tests.documentation.stand_ins import write_stand_ins
 from tests.weights import use_weights, write_tiny
@@ -117,7 +117,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) -> It
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for pipeline in (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionXLPipeline):
         call = unwrap(pipeline.__call__)  # pages leave out the number of steps, which is 50
         monkeypatch.setattr(

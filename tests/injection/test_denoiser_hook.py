@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from inspect import signature
 
 import peft
 import pytest
@@ -13,7 +14,7 @@ from tests.refusals import refused
 
 from nexus_adapters.bases.families import inner
 from nexus_adapters.injection import Control, attach
-from nexus_adapters.injection.denoiser_hook import parameter_names
+from nexus_adapters.injection.denoiser_hook import _ModuleHook, parameter_names
 
 # Compiling takes as long as a UNet is deep.
 TWO_LEVELS = {
@@ -131,6 +132,12 @@ def test_compiled_while_attached(form):
         assert torch.allclose(later(*inputs), base, atol=1e-6)
     assert not torch.allclose(expected, base, atol=1e-3)
     torch.compiler.reset()
+
+
+@pytest.mark.skipif("reason" not in signature(torch.compiler.disable).parameters, reason="needs torch 2.7")
+def test_the_compiler_can_say_why_it_leaves_the_hook_out():
+    for hooked in (_ModuleHook.__call__, _ModuleHook.after):
+        assert "attached controls" in hooked._torchdynamo_disable_msg
 
 
 @pytest.mark.full

@@ -286,9 +286,11 @@ def test_which_of_both_is_part_of_what_decides_a_run():
 
 
 def test_an_attention_that_began_at_zero_goes_on_as_it_is(saved):
-    """`zero_init` is how a new one begins."""
+    """The option describes how it began, and is taken over unless it is given."""
     options = adopted(saved, "blind start", "prime")
-    assert not options.zero_init
+    assert options.zero_init is True
+    assert adopted(saved, "prime", "prime").zero_init is False
+    assert adopted(saved, "blind start", "prime", zero_init=False).zero_init is False
     made = fresh("prime")
     start = find_method("prime").starting_tensors(made, find_saved(saved / "blind start"))
     assert start.keys() == made.state_dict().keys()

@@ -10,6 +10,7 @@ from tests.prepare.sets import digests, make
 from tests.refusals import refused
 
 from nexus_adapters.embedded.scene_source import SceneSource
+from nexus_adapters.errors import MISSING
 from nexus_adapters.prepare.engines import run_ray, sigterm_kept
 from nexus_adapters.prepare.filters import Filters
 from nexus_adapters.prepare.plan import Plan
@@ -111,5 +112,5 @@ def test_sigterm_stays_the_callers(monkeypatch, tmp_path):
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with refused("engine", expected="ray", hint="pip install 'nexus-adapters[ray]'"):
+    with refused("the package ray", MISSING, hint="pip install 'nexus-adapters[ray]'"):
         prepare(plan(SceneSource(2)), tmp_path, run_ray)

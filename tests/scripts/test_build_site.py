@@ -1,5 +1,7 @@
 """The pages of the site: links and the navigation lead somewhere. `make docs` builds the site."""
 
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -70,6 +72,21 @@ def test_the_navigation_has_every_page_once(build_site, root):
 
 def test_every_page_is_in_the_navigation(build_site):
     assert build_site.navigation_problems(ROOT / "zensical.toml", ROOT / "docs") == []
+
+
+def test_files_are_read_and_written_as_utf_8(root):
+    """Wherever the script runs: Python warns where an encoding is left to the machine."""
+    (root / "docs" / "index.md").write_text("Größe, [code](../src/a.py)\n", encoding="utf-8")
+    (root / "zensical.toml").write_text('[project]\nnav = ["index.md"]\n', encoding="utf-8")
+    code = (
+        "from build_site import Pages, navigation_problems as check; from pathlib import Path; "
+        f"root = Path({str(root)!r}); list(Pages(root, root / 'site').copy()); "
+        "check(root / 'zensical.toml', root / 'docs')"
+    )
+    command = [sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code]
+    done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Größe" in (root / "site" / "index.md").read_text(encoding="utf-8")
 
 
 def test_no_link_leads_nowhere(build_site, tmp_path):

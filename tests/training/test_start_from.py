@@ -254,6 +254,29 @@ def test_a_run_resumes_without_what_it_started_from(root, trained, tmp_path, met
         attempt("out", adapter__start_from=str(tmp_path / "other"), training__max_train_steps=5)
 
 
+@pytest.mark.parametrize(("method", "start"), [("prime", "t2i"), ("t2i", "t2i"), ("slim", "slim")])
+def test_a_resumed_run_records_what_an_uninterrupted_one_does(root, tmp_path, method, start):
+    """Although it takes its options from its own checkpoint, and the other from what both started from."""
+    options = {"t2i": {"noise_exponent": 0.5}, "slim": {"zero_init": True, "noise_exponent": 0.5}}
+    build(start, **options[start]).save_pretrained(tmp_path / "start")
+    changes: dict[str, Any] = {
+        "base__path": str(root / "sd15"),
+        "adapter__method": method,
+        "adapter__start_from": str(tmp_path / "start"),
+        "training__schedule": "constant",
+    }
+    whole = run(root, tmp_path / "whole" / "out", **changes, training__max_train_steps=2)
+    for steps in (1, 2):
+        resumed = run(root, tmp_path / "resumed" / "out", **changes, training__max_train_steps=steps)
+    for name in ("config.json", "training.json"):
+        assert json.loads((resumed / name).read_text()) == json.loads((whole / name).read_text()), name
+    record = json.loads((whole / "training.json").read_text())["config"]
+    kept = [name for name in ("zero_init", "heads", "noise_exponent") if name in load_adapter(whole).config]
+    assert kept
+    for name in kept:
+        assert record[f"adapter.{name}"] == load_adapter(whole).config[name]
+
+
 def test_an_unfinished_run_gives_its_newest_checkpoint(root, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "unfinished")
     shutil.rmtree(tmp_path / "unfinished" / "adapter")

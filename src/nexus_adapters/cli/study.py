@@ -13,7 +13,9 @@ EXAMPLES = ("nexus study benchmarks/plans/miniature.toml --out study",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `nexus study`."""
-    parser.add_argument("plan", metavar="PLAN", help="a TOML file; benchmarks/plans has examples")
+    parser.add_argument(
+        "plan", metavar="PLAN", help="a TOML file; benchmarks/plans in the repository has examples"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the tables and plots")
     parser.add_argument(
         "--report", action="store_true", help="only report the results that exist; train nothing"

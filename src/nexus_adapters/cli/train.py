@@ -11,7 +11,7 @@ from nexus_adapters.recipes import recipe_file
 
 EXAMPLES = (
     "nexus train embedded-canny",
-    "nexus train sd15-canny --set data.path=photos-512 --dry-run",
+    "nexus train sd15-canny-from-t2i --set data.path=photos-512 --measure",
 )
 INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="as --dry-run, and time a training step with random weights to estimate how long the run takes: "
-        "seconds on a GPU, up to some minutes on a CPU",
+        help="as --dry-run, and time a training step with random weights, in one process, to estimate how "
+        "long the run takes: seconds on a GPU, whose peak memory is shown, too; up to some minutes on a CPU. "
+        "If the run already has a log, nothing is measured: the log has the times of its steps",
     )
     parser.add_argument(
         "--push-to-hub",

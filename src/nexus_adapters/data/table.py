@@ -220,10 +220,7 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         from pyarrow import ArrowException
     except ImportError as error:
         raise InvalidArgument(
-            "path",
-            "the datasets package, which reads Hugging Face datasets",
-            "an installation without it",
-            "Run pip install 'nexus-adapters[data]'",
+            "the package datasets", hint="Run pip install 'nexus-adapters[data]'"
         ) from error
     if revision is not None and Path(path).exists():
         raise InvalidArgument("revision", f"no value for the local '{path}'", f"'{revision}'")

@@ -160,8 +160,13 @@ def _installed_hooks(module: nn.Module) -> list[_SharedHook]:
     return [hook for hook in candidates if isinstance(hook, _SharedHook)]
 
 
-# If a denoiser is compiled together with its hooks, the compiler skips these functions.
-_not_compiled: Callable[[Function], Function] = torch.compiler.disable  # `reason` needs torch 2.7
+def _not_compiled(function: Function) -> Function:
+    """Let the compiler skip the function if a denoiser is compiled together with its hooks."""
+    disable: Any = torch.compiler.disable
+    has_reason = "reason" in inspect.signature(disable).parameters  # from torch 2.7
+    reason = "attached controls run outside of the compiled denoiser"
+    skipped: Function = disable(function, **({"reason": reason} if has_reason else {}))
+    return skipped
 
 
 class _SharedHook:

@@ -50,8 +50,9 @@ class NexusOptions(AdapterOptions):
     """A residual connection around the attention of each stage. Default: true for "prime" and "slim", false
     for "prime-paper" and "slim-paper"."""
     zero_init: bool | None = None
-    """Initialize the attention's output projection to zero; needs `residual`. Default: true if `start_from`
-    is a T2I-Adapter, so that Prime starts with its output, else false."""
+    """Initialize the attention's output projection to zero; needs `residual`. Default: the value of the Nexus
+    adapter in `start_from`; true if `start_from` is a T2I-Adapter, so that Prime starts with its output; else
+    false."""
     groups: int = 0
     """Number of groups in Slim's 3x3 convolutions; 0 for the paper's number."""
     heads: int = 0
@@ -189,7 +190,7 @@ class NexusMethod(FeatureMethod):
         return _configuration(_saved_config(saved))
 
     def adopt(self, options: NexusOptions, saved: Saved) -> NexusOptions:
-        """Take over heads, groups, `residual` and block of a saved Nexus adapter (not of a T2I-Adapter)."""
+        """Take over what the options leave open of a saved Nexus adapter (not of a T2I-Adapter)."""
         method = method_for(saved)
         if not isinstance(method, NexusMethod):
             if options.zero_init is None and options.arguments["residual"] and method.attaches:
@@ -225,6 +226,8 @@ class NexusMethod(FeatureMethod):
         found["block_options"] = saved_value
         if options.noise_exponent is None:
             found["noise_exponent"] = float(config.get("noise_exponent", 0.0))
+        if options.zero_init is None:  # a run that resumes exports what it would have without a break
+            found["zero_init"] = bool(config.get("zero_init", False))
         return dataclasses.replace(options, residual=bool(theirs["residual"]), **found)
 
     def starting_tensors(self, module: Any, saved: Saved) -> dict[str, Tensor]:

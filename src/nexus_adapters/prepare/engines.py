@@ -180,12 +180,7 @@ def run_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise InvalidArgument(
-            "engine",
-            "the ray package",
-            "an installation without it",
-            "Run pip install 'nexus-adapters[ray]'",
-        ) from error
+        raise InvalidArgument("the package ray", hint="Run pip install 'nexus-adapters[ray]'") from error
     numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
     if not numbers:
         return

@@ -74,12 +74,7 @@ class Plan:
             with renamed(partial(_condition_argument, name, options)):
                 extractor.check_options(options)
         if self.filters.near_duplicates is not None and find_spec("imagehash") is None:
-            raise InvalidArgument(
-                "near_duplicates",
-                "the imagehash package",
-                "an installation without it",
-                "Run pip install 'nexus-adapters[data]'",
-            )
+            raise InvalidArgument("the package imagehash", hint="Run pip install 'nexus-adapters[data]'")
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
             if getattr(self, argument) not in known:
                 raise InvalidArgument(argument, f"one of {', '.join(known)}", repr(getattr(self, argument)))

@@ -29,6 +29,7 @@ from nexus_adapters.training.optimizer import check_optimizer
 from nexus_adapters.training.precision import choose_precision
 from nexus_adapters.training.recipe_samples import samples_cache
 from nexus_adapters.training.run_folder import CHECKPOINTS, CONFIG, check_run_folder
+from nexus_adapters.training.step_size import training_device
 
 # Arguments of bases and methods -> keys of a recipe.
 KEYS = {
@@ -78,8 +79,7 @@ def check_recipe(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, T
         InvalidArgument: for what is not available on this machine, and for what does not fit the base.
     """
     check_trackers(config.log.trackers)
-    device = "cuda" if torch.cuda.is_available() and config.training.device == "auto" else "cpu"
-    choose_precision(config.training.mixed_precision, torch.device(device))
+    choose_precision(config.training.mixed_precision, training_device(config.training))
     if config.cache.enabled or config.data.kind in ("tars", "prepared"):  # their indices are kept there
         _check_writable(samples_cache(config.cache), "cache.folder")
     return check_base(config)

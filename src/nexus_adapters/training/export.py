@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from nexus_adapters import __version__
 from nexus_adapters.bundled import EMBEDDED
 from nexus_adapters.errors import InvalidArgument, one_line
 from nexus_adapters.files import read_json_lines, remove_unfinished, replacing_folder
-from nexus_adapters.methods import Method
+from nexus_adapters.methods import AdapterOptions, Method
 from nexus_adapters.training.config import HubOptions, TrainConfig
 from nexus_adapters.training.data_identity import TrainedOn
 from nexus_adapters.training.recipe import dump_config
@@ -39,6 +40,7 @@ def export(
     adapter: Any,
     method: Method,
     config: TrainConfig,
+    options: AdapterOptions,
     steps: int,
     weights_step: int,
     samples: int,
@@ -50,6 +52,7 @@ def export(
         adapter: the adapter with the weights to export.
         method: the adapter's method.
         config: the recipe.
+        options: the recipe's `[adapter]` with what was taken over from `start_from`.
         steps: the run's last step.
         weights_step: the step of the weights; less than `steps` if an earlier validation was better.
         samples: number of samples in the dataset.
@@ -68,7 +71,7 @@ def export(
         "weights_of_step": weights_step,
         "stopped_early": steps < config.training.max_train_steps,
         "samples": samples,
-        "config": identity(without_folders(config)),
+        "config": identity(without_folders(replace(config, adapter=options))) | _numbers_of(adapter, options),
         **trained_on.as_json(),
     }
     _warn_if_diverged(rows, weights_step)
@@ -91,6 +94,15 @@ def export(
             model_card(adapter, method, config, record, rows, folder), encoding="utf-8"
         )
     return output / ADAPTER
+
+
+def _numbers_of(adapter: Any, options: AdapterOptions) -> dict[str, Any]:
+    """The numbers among the options as the adapter was built with them, also those that were derived."""
+    return {
+        f"adapter.{field.name}": adapter.config[field.name]
+        for field in fields(options)
+        if isinstance(adapter.config.get(field.name), int | float)
+    }
 
 
 def warn_of_finished(output: Path) -> None:

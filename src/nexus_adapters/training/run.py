@@ -279,7 +279,7 @@ def _train(
     if accelerator.is_main_process:
         best_step = None if validation is None else validation.best_step
         weights_step = _take_best(state, best_step, steps, output)
-        export(state.result, method, config, steps, weights_step, batches.report.total, known)
+        export(state.result, method, config, options, steps, weights_step, batches.report.total, known)
     leave_together(accelerator)
 
 

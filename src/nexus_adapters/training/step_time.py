@@ -47,7 +47,10 @@ class StepTime:
 
 
 def describe_time(config: TrainConfig, base: Base, options: AdapterOptions, measure: bool) -> str:
-    """Return a line on how long the run takes, for the report of a dry run.
+    """Return a line on how long the run takes, and on a GPU one on the memory that was measured.
+
+    More processes do not change the time of a step, apart from their communication: each has batches of
+    `training.batch_size` of its own.
 
     Args:
         config: the recipe. A run in its output folder that has a log is not measured again.
@@ -76,11 +79,14 @@ def describe_time(config: TrainConfig, base: Base, options: AdapterOptions, meas
         found = _measure_random(config, base, options, device)
     except torch.OutOfMemoryError:
         return f"{'time':<13}not measured: a step does not fit in the memory of {name}"
-    return _line(
+    line = _line(
         f"about {duration(steps * found.seconds)} on {name}",
         found.seconds,
-        "measured with random weights; encoding, validation and checkpoints come on top",
+        "measured in one process with random weights; encoding, validation and checkpoints come on top",
     )
+    if found.peak_bytes is None:
+        return line
+    return f"{'measured':<13}{found.peak_bytes / _GIB:.2f} GiB at the peak of a step\n{line}"
 
 
 def measure_step(
@@ -99,9 +105,11 @@ def measure_step(
     training, device = config.training, next(denoiser.parameters()).device
     precision = choose_precision(training.mixed_precision, device)
     method = find_method(options.method)
-    if training.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
     network: Any = method.network(adapter, denoiser)
+    if training.gradient_checkpointing:  # as in training
+        denoiser.enable_gradient_checkpointing()
+        if getattr(network, "_supports_gradient_checkpointing", False):
+            network.enable_gradient_checkpointing()
     called = network if method.is_fused else denoiser
     places = FeaturePlaces(denoiser, base.places())
     objective = Objective(base, called, places, method, network, precision, config.loss)
