@@ -59,7 +59,7 @@ SCENES = {
     "faithful-07.png": ORANGE_AND_BLUE,
     "composition-cli.png": ORANGE_AND_BLUE,
     "faithful-cli.png": ORANGE_AND_BLUE,
-    "repainted.png": ORANGE_AND_BLUE,
+    "repainted.png": circle_and_ring("yellow", "pink", "blue"),
     "both.png": ORANGE_AND_BLUE,
     "edges-only.png": ORANGE_AND_BLUE,
     "halves.png": ORANGE_AND_BLUE,
