@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionImg2ImgPipeline
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from nexus_adapters import Control, attach, extract, load_adapter, load_base
 from nexus_adapters.bundled import guidance_for
-from nexus_adapters.cli.demo_sheet import Row, Sheet, demo_scenes, draw_sheet
+from nexus_adapters.cli.demo_sheet import CELL, Row, Sheet, demo_scenes, draw_sheet
 from nexus_adapters.embedded.caption import caption
 from nexus_adapters.embedded.held_out import TestScene, load_test_scenes
 from nexus_adapters.embedded.render import render
@@ -30,6 +30,7 @@ from nexus_adapters.embedded.scene import SIZE
 from nexus_adapters.injection import balance
 
 STEPS, SEED = 20, 0
+LARGE, INK = 36, "#1a1a1a"  # the text of README's picture
 MAIN_SCENE = 17  # a test scene of two objects, on which Prime succeeds
 GUIDANCE_SCALE = guidance_for("embedded")
 Cell = tuple[tuple[str, str], Image.Image]  # a column's title and subtitle, and what stands in it
@@ -73,24 +74,23 @@ def half(left: bool) -> Image.Image:
 
 
 def first_image(studio: Studio) -> tuple[str, list[Cell]]:
-    """The first image of README and docs/get-started.md, with other prompts."""
+    """The first image of README and docs/get-started.md, with other prompts; no prompt for a headline."""
     picture = Image.new("RGB", (SIZE, SIZE), "navy")
-    ImageDraw.Draw(picture).ellipse((8, 10, 64, 66), outline="white", width=13)
-    ImageDraw.Draw(picture).regular_polygon((88, 86, 30), 3, fill="tomato")
+    ImageDraw.Draw(picture).ellipse((6, 8, 62, 64), fill="tomato")
+    ImageDraw.Draw(picture).ellipse((63, 58, 123, 118), outline="white", width=14)
     edges = extract("canny", picture)
-    cells: list[Cell] = [(("Picture", ""), picture), (("Map", "canny edges"), edges)]
-    for ring, triangle, background in (
+    cells: list[Cell] = [(("Picture", ""), picture), (("Edges", ""), edges)]
+    for circle, ring, background in (
+        ("orange", "blue", "cyan"),
+        ("yellow", "red", "purple"),
         ("pink", "cyan", "green"),
-        ("red", "yellow", "green"),
-        ("yellow", "red", "blue"),
-        ("orange", "blue", "yellow"),
+        ("yellow", "pink", "blue"),
     ):
-        words = f"a {ring} ring above a {triangle} triangle on a {background} background"
-        prompt = words.replace("a orange", "an orange")
+        prompt = f"a {circle} circle above a {ring} ring on a {background} background"
         control = Control(studio.prime, edges, policy="cond_only")
-        titles = (f"{ring}, {triangle}", f"on {background}")
-        cells.append((titles, studio.draw(prompt, control)))
-    return "a ... ring above a ... triangle on a ... background", cells
+        image = studio.draw(prompt.replace("a orange", "an orange"), control)
+        cells.append(((f"{circle} circle,\n{ring} ring,\non {background}", ""), image))
+    return "", cells
 
 
 def scale_sweep(studio: Studio) -> tuple[str, list[Cell]]:
@@ -280,6 +280,18 @@ def draw(prompt: str, cells: Sequence[Cell]) -> Image.Image:
     return draw_sheet(Sheet([title for title, _ in cells], [[row]], footer))
 
 
+def draw_large(cells: Sequence[Cell]) -> Image.Image:
+    """The pictures with their titles below, in text that is readable in README, 680 pixels wide."""
+    gap, lines_height = 20, 150
+    sheet = Image.new("RGB", (len(cells) * (CELL + gap) + gap, gap + CELL + lines_height), "white")
+    for index, ((title, _), image) in enumerate(cells):
+        corner = (gap + index * (CELL + gap), gap)
+        sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), corner)
+        place = (corner[0], gap + CELL + 10)
+        ImageDraw.Draw(sheet).multiline_text(place, title, INK, ImageFont.load_default(LARGE), spacing=8)
+    return sheet
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Draw the sheets and write them."""
     parser = argparse.ArgumentParser(
@@ -291,7 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     studio = Studio()
     for name in tqdm(args.only, unit="sheet"):
-        sheet = draw(*SHEETS[name](studio))
+        prompt, cells = SHEETS[name](studio)
+        sheet = draw(prompt, cells) if prompt else draw_large(cells)
         sheet.save(args.out / f"{name}.webp", quality=85, method=6)
 
 

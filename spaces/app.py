@@ -15,7 +15,7 @@ SIZE = (128, 128)  # what the embedded Stable Diffusion was trained on
 CONDITIONS = ("canny", "sketch", "depth", "segmentation")
 EXTRACTED = ("canny",)  # the others are taken as given: no extractor gives what the adapters know
 VARIANTS = ("prime", "slim")
-PROMPT = "a pink ring above a cyan triangle on a green background"
+PROMPT = "an orange circle above a blue ring on a cyan background"
 ABOUT = """# Nexus adapters
 A Nexus adapter makes a frozen diffusion model follow a structure map, and it reads the prompt while it does.
 This Space runs a small Stable Diffusion for colored shapes, 128x128 pixels, on a CPU. Try other colors in the
@@ -25,11 +25,11 @@ square, triangle, star, cross, heart, crescent).
 
 
 def example() -> Image.Image:
-    """The image that is there at first: a ring above a triangle."""
+    """The image that is there at first: a circle above a ring."""
     picture = Image.new("RGB", SIZE, "navy")
     draw = ImageDraw.Draw(picture)
-    draw.ellipse((8, 10, 64, 66), outline="white", width=13)
-    draw.regular_polygon((88, 86, 30), 3, fill="tomato")
+    draw.ellipse((6, 8, 62, 64), fill="tomato")
+    draw.ellipse((63, 58, 123, 118), outline="white", width=14)
     return picture
 
 

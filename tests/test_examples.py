@@ -1,4 +1,4 @@
-"""Every image that README and the first pages generate shows what its prompt says, where the map has it.
+"""Every image that README and the guides generate shows what its prompt says, where the map has it.
 
 The pages run from top to bottom with the embedded weights, three times, each with other noise. An image whose
 scene is not listed here is a failure.
@@ -21,28 +21,58 @@ from nexus_adapters.embedded.render import render
 from nexus_adapters.embedded.scene import Scene, SceneObject
 
 ROOT = Path(__file__).parents[1]
+<<<<<<< HEAD
 PAGES = ("README.md", "docs/get-started.md")
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS_STABLE_DIFFUSION = "stable-diffusion-v1-5/"
 INPUTS = {"picture.png", "edges.png"}
+=======
+PAGES = (
+    "README.md",
+    "docs/get-started.md",
+    "docs/how-to/control-strength.md",
+    "docs/how-to/inpainting.md",
+    "docs/how-to/several-controls.md",
+)
+BLOCK = re.compile(r"^```(python|console|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS_STABLE_DIFFUSION = ("stable-diffusion-v1-5/", "mask_image=")
+INPUTS = {"picture.png", "edges.png", "photo.png", "depth.png"}
+>>>>>>> i28-fix1
 
 
-def ring_and_triangle(ring, triangle, background):
+def circle_and_ring(circle, ring, background):
+    """What the examples draw: a circle of radius 28 (0.92 of the scene's radius) and a ring of radius 30."""
     objects = (
-        SceneObject("ring", ring, "plain", 36, 38, 28, 0),
-        SceneObject("triangle", triangle, "plain", 88, 86, 30, 0),
+        SceneObject("circle", circle, "plain", 34.5, 36.5, 28.5 / 0.92, 0),
+        SceneObject("ring", ring, "plain", 93.5, 88.5, 30.5, 0),
     )
     return Scene(objects, background, light_angle=0, light_strength=0)
 
 
+ORANGE_AND_BLUE = circle_and_ring("orange", "blue", "cyan")
 # The file that a page writes -> what it should show.
 SCENES = {
-    "pink-ring.png": ring_and_triangle("pink", "cyan", "green"),
-    "red-ring.png": ring_and_triangle("red", "yellow", "green"),
-    "yellow-ring.png": ring_and_triangle("yellow", "red", "blue"),
-    "orange-ring.png": ring_and_triangle("orange", "blue", "purple"),
-    "blue-ring.png": ring_and_triangle("blue", "pink", "yellow"),
+    "orange-circle.png": ORANGE_AND_BLUE,
+    "yellow-circle.png": circle_and_ring("yellow", "red", "purple"),
+    "cyan-circle.png": circle_and_ring("cyan", "orange", "purple"),
+    "blue-circle.png": circle_and_ring("blue", "pink", "yellow"),
+    "pink-circle.png": circle_and_ring("pink", "cyan", "green"),
+    "default.png": ORANGE_AND_BLUE,
+    "looser.png": ORANGE_AND_BLUE,
+    "composition.png": ORANGE_AND_BLUE,
+    "closer.png": ORANGE_AND_BLUE,
+    "faithful.png": ORANGE_AND_BLUE,
+    "faithful-07.png": ORANGE_AND_BLUE,
+    "composition-cli.png": ORANGE_AND_BLUE,
+    "faithful-cli.png": ORANGE_AND_BLUE,
+    "repainted.png": circle_and_ring("yellow", "pink", "blue"),
+    "both.png": ORANGE_AND_BLUE,
+    "edges-only.png": ORANGE_AND_BLUE,
+    "halves.png": ORANGE_AND_BLUE,
+    "both-cli.png": ORANGE_AND_BLUE,
 }
+# Images that should not follow the map -> why.
+LOOSE = {"prompt-first.png": "shows what happens when the prompt contradicts the map"}
 
 
 def run_page(page, seed):
@@ -50,14 +80,19 @@ def run_page(page, seed):
     names = {}
     torch.manual_seed(seed)
     for language, code in BLOCK.findall((ROOT / page).read_text()):
-        if NEEDS_STABLE_DIFFUSION in code:
+        if any(words in code for words in NEEDS_STABLE_DIFFUSION):
             continue
         if language == "python":
-            exec(compile(code, page, "exec"), names)
+            exec(compile(in_other_noise(code, seed), page, "exec"), names)
             continue
-        for command in code.splitlines():
-            more = ["--seed", str(seed)] if command.startswith("$ nexus generate ") else []
-            assert main([*shlex.split(command.removeprefix("$ nexus ")), *more]) == 0
+        for command in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(command.removeprefix("$ "))
+            if words[:2] == ["nexus", "generate"]:
+                assert main([*words[1:], "--seed", str(seed)]) == 0
+
+
+def in_other_noise(code, seed):
+    return code.replace("manual_seed(0)", f"manual_seed({seed})")
 
 
 @pytest.mark.full
@@ -66,8 +101,13 @@ def run_page(page, seed):
 def test_examples_generate_good_images(page, seed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_page(page, seed)
+<<<<<<< HEAD
     files = sorted(file for file in tmp_path.glob("*.png") if file.name not in INPUTS)
     assert files
+=======
+    files = sorted(file for file in tmp_path.glob("*.png") if file.name not in {*INPUTS, *LOOSE})
+    assert bool(files) == ("```python" in (ROOT / page).read_text())
+>>>>>>> i28-fix1
     for file in files:
         scene = SCENES[file.name]
         rendering = render(scene)

@@ -15,9 +15,13 @@ from tests.weights import use_weights
 
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
+from nexus_adapters.choices import STEPS
 from nexus_adapters.cli import main
 from nexus_adapters.cli.demo_sheet import (
     CELL,
+    CHOICE,
+    FAILURE,
+    FAILURE_HEADING,
     PROMPTS_PER_MAP,
     SCENE_SEEDS,
     Method,
@@ -28,7 +32,9 @@ from nexus_adapters.cli.demo_sheet import (
     draw_sheet,
     generate_all,
     has_novel,
+    lay_out,
     load_methods,
+    sampling_of,
     wrap,
 )
 from nexus_adapters.embedded.held_out import SCENE_METRICS
@@ -237,6 +243,31 @@ def test_prompts_of_a_map_differ_in_colors_alone(seed):
         changed = changed_words(other.prompt, first.prompt)
         assert sum(changed) == len(first.scene.objects) + 1  # every object's color, and the background's
         assert np.array_equal(other.rendering.visible, first.rendering.visible)
+
+
+def test_what_was_chosen_by_score_is_said_of_these_images_alone():
+    def sheet(condition_name, steps, seed):
+        maps = [demo_scenes(number, condition_name) for number in SCENE_SEEDS]
+        return lay_out(maps, [], sampling_of(steps, None, seed), condition_name)
+
+    chosen = sheet("canny", STEPS, 0)
+    assert CHOICE in chosen.footer
+    assert chosen.headings == {SCENE_SEEDS.index(FAILURE): FAILURE_HEADING}
+    for other in (sheet("segmentation", STEPS, 0), sheet("canny", 2, 0), sheet("canny", STEPS, 1)):
+        assert CHOICE not in other.footer
+        assert other.headings == {}
+
+
+def test_the_committed_sheet_shows_what_its_footer_says():
+    images = json.loads((Path(__file__).parents[2] / "docs" / "demo.json").read_text())["images"]
+
+    def right(seed):
+        """The methods that get all colors right, with every prompt."""
+        rows = [image for image in images if image["scene_seed"] == seed]
+        wrong = {image["method"] for image in rows if image["binding_color"] < 1}
+        return {image["method"] for image in rows} - wrong
+
+    assert [right(seed) for seed in SCENE_SEEDS] == [{"t2i", "slim", "prime"}, {"slim", "prime"}, set()]
 
 
 def test_lines_are_wrapped():
