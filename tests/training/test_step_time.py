@@ -68,7 +68,7 @@ def test_gradient_checkpointing_repeats_the_forward_pass(
     made = config(root, tmp_path / "out", training__gradient_checkpointing=checkpointed)
     unet = tiny.unet(**SMALL_UNET).requires_grad_(False)
     seen = []
-    unet.mid_block.resnets[0].register_forward_pre_hook(lambda *_: seen.append(1))
+    unet.mid_block.resnets[1].register_forward_pre_hook(lambda *_: seen.append(1))
     measure_step(made, tiny.base(unet), unet, build("prime", unet), made.adapter, 2)
     assert len(seen) == (1 + 3) * passes
 
@@ -81,7 +81,7 @@ def test_on_a_gpu_the_report_has_the_measured_peak(root, tmp_path, monkeypatch):
     assert "measured     1.50 GiB at the peak of a step" in report
     assert report[report.index("measured     1.50 GiB at the peak of a step") - 1].startswith("memory ")
     monkeypatch.setattr(step_time, "_measure_random", lambda *_: step_time.StepTime(2.0, None))
-    assert "measured " not in dry_run(made, measure=True).replace("measured in one process", "")
+    assert not any(line.startswith("measured ") for line in dry_run(made, measure=True).splitlines())
 
 
 def test_a_cpu_times_the_whole_batch_where_that_is_short(root, tmp_path, second_by_second):

@@ -82,7 +82,7 @@ def describe_time(config: TrainConfig, base: Base, options: AdapterOptions, meas
     line = _line(
         f"about {duration(steps * found.seconds)} on {name}",
         found.seconds,
-        "measured in one process with random weights; encoding, validation and checkpoints come on top",
+        "measured with random weights in one process; encoding, validation and checkpoints come on top",
     )
     if found.peak_bytes is None:
         return line
