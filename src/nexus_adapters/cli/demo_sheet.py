@@ -29,7 +29,7 @@ FAILURE = 25
 FAILURE_HEADING = "A failure: four patterned objects close together"
 CHOICE = (
     "The three scenes were chosen by score from test scenes 0 to 60: one on which all adapters get the "
-    "colors right, one on which only Slim and Prime do, and one on which all fail. Most lie in between."
+    "colors right, one on which only Slim and Prime do, and one on which all fail."
 )
 PROMPTS_PER_MAP = 2
 # What docs/how-to/control-strength.md recommends.
