@@ -65,7 +65,10 @@ SCENES = {
     "both-cli.png": ORANGE_AND_BLUE,
 }
 # Images that should not follow the map -> why.
-LOOSE = {"prompt-first.png": "shows what happens when the prompt contradicts the map"}
+LOOSE = dict.fromkeys(
+    ("prompt-first.png", *(f"star-{scale}.png" for scale in (1.0, 0.6, 0.3, 0.0))),
+    "shows what happens when the prompt contradicts the map",
+)
 
 
 def run_page(page, seed):

@@ -93,7 +93,18 @@ BUNDLED: dict[str, BundledBase] = {
             "colors": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"),
             "materials": ("plain", "striped", "dotted", "checked"),
             "places": ("to the left of", "to the right of", "above", "below", "in front of", "behind"),
-            "other words": ("a", "an", "and", "on", "there is", "picture", "image", "background"),
+            "other words": (
+                "a",
+                "an",
+                "the",
+                "and",
+                "on",
+                "is",
+                "there is",
+                "picture",
+                "image",
+                "background",
+            ),
         },
     )
 }

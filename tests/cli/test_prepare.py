@@ -36,7 +36,9 @@ def test_makes_a_set_and_leaves_it_alone_when_run_again(photos, tmp_path, capsys
     assert run(*argv, "--resolution", 24) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'set'}: 5 samples; see {tmp_path / 'set' / 'preview.html'} for examples\n"
-    assert f"nexus prepare: left out 1 unreadable ({tmp_path / 'set' / 'skipped.jsonl'})\n" in err
+    assert (
+        f"nexus prepare: left out 1 sample (1 unreadable); see {tmp_path / 'set' / 'skipped.jsonl'}\n" in err
+    )
     found = samples(tmp_path / "set")
     assert {image(files["jpg"]).size for files in found.values()} == {(24, 24)}
     assert index(tmp_path / "set")["settings"]["conditions"]["canny"]["auto"] is True

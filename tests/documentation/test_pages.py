@@ -54,7 +54,8 @@ RUN = {
 }
 # What a Python block or, on a page of `RUN`, a command contains -> why it is not run. It is still parsed.
 NOT_RUN = {
-    "--data photos-128": "needs the run of the page on photos",
+    "nexus prepare unseen": "needs the photos of the page on photos",
+    "--data unseen-128": "needs the run of the page on photos",
     "--clip openai/clip-vit-base-patch32": "needs vision models, and COCO",
     "--base dreamshaper.safetensors": "the configs of a single file come from the Hub",
     'load_base("dreamshaper.safetensors"': "the configs of a single file come from the Hub",
@@ -71,11 +72,15 @@ REPLACED: dict[str, dict[str, str]] = {
     },
     "docs/get-started.md": ON_CPU,
     "docs/how-to/convert-t2i-adapter.md": ON_CPU | SMALL | {"torch.float16": "torch.float32"},
-    "docs/how-to/evaluate.md": {"--count 20 --steps 8": "--count 2 --steps 2"},
+    "docs/how-to/evaluate.md": {
+        "--count 20 --steps 8": "--count 2 --steps 2",
+        "--count 100 --steps 8": "--count 2 --steps 2",
+    },
     "docs/how-to/inpainting.md": SMALL
     | {"512, 512, pad": "64, 64, pad", "(256, 256, 512, 512)": "(32, 32, 64, 64)"},
     "docs/how-to/train-on-photos.md": {
-        "range(40)": "range(10)",
+        "range(60)": "range(12)",
+        "number < 40": "number < 10",
         "max_train_steps = 200": "max_train_steps = 2",
         "guidance_scale = 2.0 ": "guidance_scale = 2.0\nsamples = 2\nimages = 0 ",
         "photo-7": "photo-1",

@@ -20,6 +20,7 @@ from tests.weights import use_weights, write_tiny
 from nexus_adapters import load_adapter, load_base
 from nexus_adapters.bases.base import parts_sha256
 from nexus_adapters.bases.families import base_of
+from nexus_adapters.choices import DATA_KINDS
 from nexus_adapters.conditions import extract
 from nexus_adapters.data.folder import FolderSource
 from nexus_adapters.embedded.held_out import load_test_scenes, score_images
@@ -27,7 +28,7 @@ from nexus_adapters.evaluation.cases import Case
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.generation import generate, generate_batch
 from nexus_adapters.evaluation.provenance import model_sha256
-from nexus_adapters.evaluation.report import PAGE, RESULTS, SCORES, TABLE, write_report
+from nexus_adapters.evaluation.report import DATA_NAMES, PAGE, RESULTS, SCORES, TABLE, write_report
 from nexus_adapters.evaluation.run import evaluate
 from nexus_adapters.evaluation.scoring import scoring_sha256
 from nexus_adapters.evaluation.store import Store, claim
@@ -110,6 +111,10 @@ def test_the_datas_own_images_are_scored_alike(finished):
         assert values == pytest.approx(1), metric
 
 
+def test_the_report_has_a_name_for_each_kind_of_data():
+    assert set(DATA_NAMES) == set(DATA_KINDS)
+
+
 def test_the_report_has_settings_scores_and_images(finished):
     content = json.loads((finished.folder / RESULTS).read_text())
     assert content["settings"]["num_inference_steps"] == 2
@@ -125,7 +130,9 @@ def test_the_report_has_settings_scores_and_images(finished):
     lines = (finished.folder / SCORES).read_text().splitlines()
     assert lines[0].startswith("method,place,binding_color")
     assert len(lines) == 1 + 4 * COUNT
-    assert "| prime | 0.0" in (finished.folder / TABLE).read_text()
+    table = (finished.folder / TABLE).read_text()
+    assert "| prime | 0.0" in table
+    assert f"{COUNT} samples of the embedded scenes with maps of canny and their own prompts" in table
     page = (finished.folder / PAGE).read_text()
     assert page.count("<img") == COUNT * (2 + 3)
     assert "scene 2" in page

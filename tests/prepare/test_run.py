@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections import Counter
 from functools import partial
 
 import psutil
@@ -28,7 +29,7 @@ from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.prepare.engines import run_local
 from nexus_adapters.prepare.filters import Filters
 from nexus_adapters.prepare.plan import Plan
-from nexus_adapters.prepare.run import check_out, prepare
+from nexus_adapters.prepare.run import Result, check_out, prepare
 
 FILES = ["00000.tar", "00001.tar", "00002.tar", "index.json", "preview.html", "skipped.jsonl"]
 
@@ -470,3 +471,14 @@ def test_names_and_captions_that_utf8_cannot_say(tmp_path, monkeypatch):
     assert (text["source"], text["reason"].startswith("captions: ")) == ("data/Blüte.png", True)
     # An error shows the half of a surrogate pair as an escape, as it does on a terminal.
     assert (file["source"], "'data/\\ud800.png'" in file["reason"]) == ("data/\ufffd.png", True)
+
+
+@pytest.mark.parametrize(
+    ("skipped", "expected"),
+    [
+        ({"small": 1}, "1 sample (1 small)"),
+        ({"small": 1, "near-duplicate": 2}, "3 samples (2 near-duplicate, 1 small)"),
+    ],
+)
+def test_a_result_names_what_was_left_out(skipped, expected):
+    assert Result(5, Counter(skipped)).left_out == expected

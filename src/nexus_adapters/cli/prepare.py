@@ -375,8 +375,7 @@ def _report(prog: str, out: Path, result: "Result") -> None:
     if result.was_finished:
         print(f"{prog}: {out} was already finished", file=sys.stderr)
     if result.skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.skipped.items()))
-        print(f"{prog}: left out {counts} ({out / 'skipped.jsonl'})", file=sys.stderr)
+        print(f"{prog}: left out {result.left_out}; see {out / 'skipped.jsonl'}", file=sys.stderr)
     print(f"{out}: {result.samples} samples; see {out / 'preview.html'} for examples")
 
 

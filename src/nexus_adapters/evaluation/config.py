@@ -59,8 +59,8 @@ class EvaluationConfig:
     policy: Policy = DEFAULT_POLICY
     """Which guidance branches get a Nexus adapter's features."""
     adapter_reads_prompt: bool = True
-    """false passes the empty prompt to Nexus adapters, for those trained with `adapter.reads_prompt =
-    false`."""
+    """false passes the empty prompt to Nexus adapters, but not to the base: to measure what an adapter reads,
+    or for those trained with `adapter.reads_prompt = false`."""
     scale: AtLeast0 = 1.0
     """Strength of the control."""
     noise_exponent: AtLeast0 | None = None

@@ -29,6 +29,13 @@ RESULTS, TABLE, PAGE, SCORES = "results.json", "report.md", "report.html", "scor
 Rows = dict[str, dict[str, tuple[Estimate, bool]]]  # method -> metric -> estimate, and whether it is bold
 ROWS = 16  # rows of images
 _SIDE = 160  # pixels; side of a thumbnail
+DATA_NAMES = {
+    "folder": "a folder",
+    "prepared": "a prepared set",
+    "table": "a table",
+    "tars": "tars",
+    "scenes": "the embedded scenes",
+}
 _ARROWS = {"higher": " ↑", "lower": " ↓", "unknown": ""}
 
 _HTML = """<!doctype html>
@@ -212,7 +219,7 @@ def _summary(found: Evaluation) -> str:
     settings = found.settings
     prompts = {"own": "their own prompts", "empty": "no prompt", "contradicting": "contradicting prompts"}
     return (
-        f"{len(found.cases)} samples of {settings['data']['kind']} with maps of "
+        f"{len(found.cases)} samples of {DATA_NAMES[settings['data']['kind']]} with maps of "
         f"{settings['data']['condition']} and {prompts[settings['prompts']]}; "
         f"{settings['num_inference_steps']} steps, guidance scale {settings['guidance_scale']:g}, "
         f"policy {settings['policy']}, seed {settings['seed']}, {settings['dtype']}." + _judges(found)

@@ -26,6 +26,7 @@ from nexus_adapters.methods.method import (
     Generate,
     GenerationSettings,
     Method,
+    card_call,
     other_pipeline,
 )
 from nexus_adapters.methods.registry import register_method
@@ -141,7 +142,7 @@ class ControlNetMethod(Method):
                 f'controlnet = ControlNetModel.from_pretrained("{source}")',
                 f'pipe = AutoPipelineForText2Image.from_pipe(load_base("{base}"), controlnet=controlnet)',
                 "# condition: a PIL image of the structure map",
-                'image = pipe("a prompt", image=condition).images[0]',
+                card_call(base, ", image=condition"),
             ]
         )
 

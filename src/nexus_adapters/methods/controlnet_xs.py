@@ -37,6 +37,7 @@ from nexus_adapters.methods.method import (
     Generate,
     GenerationSettings,
     Method,
+    card_call,
 )
 from nexus_adapters.methods.registry import register_method
 
@@ -371,7 +372,7 @@ class ControlNetXSMethod(Method):
                 f'adapter = load_adapter("{source}")',
                 "# condition: a PIL image of the structure map",
                 "with controlled_by_xs(pipe, adapter, condition):",
-                '    image = pipe("a prompt").images[0]',
+                f"    {card_call(base)}",
             ]
         )
 

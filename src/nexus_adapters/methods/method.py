@@ -23,6 +23,7 @@ from nexus_adapters.adapter.tensors import load_tensors
 from nexus_adapters.adapter.weights import check_tensors, check_types
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import quiet_loading
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.choices import DEFAULT_POLICY
 from nexus_adapters.data.batch import Batch
 from nexus_adapters.errors import InvalidArgument, expect, one_line
@@ -227,9 +228,16 @@ class Method(ABC):
                 f'adapter = load_adapter("{source}")',
                 "# condition: a PIL image of the structure map",
                 "with attach(pipe, Control(adapter, condition)):",
-                '    image = pipe("a prompt").images[0]',
+                f"    {card_call(base)}",
             ]
         )
+
+
+def card_call(base: str, arguments: str = "") -> str:
+    """Return a model card's line that generates an image, with the guidance scale of an embedded base."""
+    bundle = BUNDLED.get(base)
+    guidance = "" if bundle is None else f", guidance_scale={bundle.guidance_scale:g}"
+    return f'image = pipe("a prompt"{arguments}{guidance}).images[0]'
 
 
 def unread_settings(method: Method, settings: GenerationSettings) -> list[str]:

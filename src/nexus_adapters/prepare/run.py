@@ -43,6 +43,12 @@ class Result:
     skipped: Counter[str] = field(default_factory=Counter)
     was_finished: bool = False
 
+    @property
+    def left_out(self) -> str:
+        """The number of dropped samples as text, with the kinds of reasons."""
+        total = self.skipped.total()
+        return f"{total} sample{'' if total == 1 else 's'} ({_shown(self.skipped)})"
+
 
 def prepare(plan: Plan, out: Path, engine: Engine) -> Result:
     """Make the set in the folder `out`, or resume an interrupted run. A finished set is not changed.
