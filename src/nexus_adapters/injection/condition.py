@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from nexus_adapters.conditions.maps import (
     read_map,
     report_inverted,
     report_nearly_black,
+    report_unless_lines,
 )
 from nexus_adapters.conditions.resize import ASPECT_TOLERANCE_PX, is_same_aspect, judge_kind
 from nexus_adapters.errors import InvalidArgument, expect, warn_caller
@@ -80,6 +81,8 @@ def as_condition(
     condition, highest, means = _as_tensor(value, channels, name, read)
     if 0 < highest <= NEARLY_BLACK / 255:
         report_nearly_black(name, kind)
+    if means and kind == "lines":
+        report_photos(condition, name)
     if invert is None:
         inverted = [
             place
@@ -94,8 +97,18 @@ def as_condition(
 
 def judged(condition: Float[Tensor, "c h w"]) -> MapKind:
     """Guess the kind of a map, see `judge_kind`."""
-    pixels = (condition.detach().float() * 255).round().to("cpu", torch.uint8)
-    return judge_kind(pixels.permute(1, 2, 0).numpy()) if len(pixels) in _IMAGE_MODES else "image"
+    return judge_kind(_pixels(condition)) if len(condition) in _IMAGE_MODES else "image"
+
+
+def report_photos(conditions: Float[Tensor, "k c h w"], name: str) -> None:
+    """Warn of line maps that look like photos. Maps on an accelerator are not read: it would synchronize."""
+    if conditions.device.type == "cpu" and conditions.shape[1] in _IMAGE_MODES:
+        for condition in conditions:
+            report_unless_lines(_pixels(condition), name)
+
+
+def _pixels(condition: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w c"]:
+    return (condition.detach().float() * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
 
 
 def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
