@@ -253,7 +253,7 @@ def image_size(
     side rounded down to a `multiple`. Bases do not generate well far above the size that they were trained
     at, `native` x `native` pixels: if a side of the source is above `LARGEST` times that, the image has the
     base's area in the source's aspect ratio, with no side above the limit. A warning, which names `name`,
-    reports this.
+    reports this. A given size above the limit is used, with a warning.
 
     Raises:
         InvalidArgument: for a height or width that is not a positive integer.
@@ -262,13 +262,18 @@ def image_size(
         is_whole = isinstance(side, Integral) and not isinstance(side, bool)
         expect(side is None or (is_whole and side > 0), argument, "a positive integer", repr(side))
     from_height, from_width = source
-    if height is not None and width is not None:
-        return height, width
-    if height is not None:
-        return height, nearest_multiple(from_width * height / from_height, multiple)
-    if width is not None:
-        return nearest_multiple(from_height * width / from_width, multiple), width
     limit = int(LARGEST * native)
+    if height is not None or width is not None:
+        if height is None:
+            height = nearest_multiple(from_height * width / from_width, multiple)
+        elif width is None:
+            width = nearest_multiple(from_width * height / from_height, multiple)
+        if max(height, width) > limit:
+            warn_caller(
+                f"height, width: {width}x{height} pixels is more than {LARGEST:g} times the base's {native}, "
+                "the size that it was trained at; images may be poor"
+            )
+        return height, width
     if max(source) <= limit:
         return _rounded_down(from_height, multiple), _rounded_down(from_width, multiple)
     factor = min(native / math.sqrt(from_height * from_width), limit / max(source))
