@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, SOURCE_KINDS, Captions, ImageFormat
 from nexus_adapters.cli.extract import read_pairs, without_chatter
-from nexus_adapters.cli.options import add_options, check_preview
+from nexus_adapters.cli.options import add_options, check_preview, expect_side
 from nexus_adapters.errors import expect, renamed
 from nexus_adapters.packages import check_packages
 
@@ -264,6 +264,8 @@ def parse(args: argparse.Namespace) -> PrepareRequest:
         expect(not value or engine.name == "ray", option, "--engine ray in addition", received)
     side: int | None = args.resolution
     has_side = side is not None
+    if not args.aspect_buckets:  # buckets are rounded
+        expect_side("--resolution", side)
     expect(has_side or not args.aspect_buckets, "--resolution", "pixels", hint="--aspect-buckets needs it")
     from nexus_adapters.data.crop import Geometry
     from nexus_adapters.prepare.filters import Filters
