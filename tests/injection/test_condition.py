@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -491,3 +492,11 @@ def test_a_size_that_is_none_is_refused(name, wrong):
         sides = {"height": other, "width": other} | {name: wrong}
         with refused(name, repr(wrong)):
             image_size((64, 64), **sides, native=64, multiple=8)
+
+
+@pytest.mark.parametrize("path", ["photo.png", Path("photo.png"), ["a.png", "b.png"]])
+def test_a_path_is_refused_with_what_reads_it(path):
+    with refused("condition", hint="load_image"):
+        as_condition(path, 3)
+    with refused("mask", hint="load_image"):
+        as_mask(path)

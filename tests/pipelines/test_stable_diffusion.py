@@ -595,3 +595,11 @@ def test_names_survive_moves_of_files(pipe):
     assert set(pipe.model_cpu_offload_seq.split("->")) >= set(
         StableDiffusionPipeline.model_cpu_offload_seq.split("->")
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("scale", "adapter_conditioning_scale"), ("start", "control_guidance_start")]
+)
+def test_a_setting_of_a_control_is_refused_with_the_pipelines_own_name(pipe, given, meant):
+    with pytest.raises(TypeError, match=f"'{given}'.*'{meant}'"):
+        pipe("a", image=tiny.image(64, 64), **{given: 0.5})

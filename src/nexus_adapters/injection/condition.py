@@ -1,6 +1,7 @@
 """Convert conditions and masks that users pass to a (K, C, H, W) tensor in [0, 1]."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -136,7 +137,9 @@ def _as_tensor(
         return _from_images([read(v) for v in values], channels, name), 0, []
     kind = next((kind for kind in (Tensor, np.ndarray) if all(isinstance(v, kind) for v in values)), None)
     if not values or kind is None:
-        raise InvalidArgument(name, expected, _describe(value))
+        is_path = any(isinstance(each, str | os.PathLike) for each in values)
+        hint = "Use load_image to read a file" if is_path else ""
+        raise InvalidArgument(name, expected, _describe(value), hint)
     maps = [_with_axes(v, channels, expected, name) for v in values]
     if values[0] is not value and any(len(m) != 1 for m in maps):
         shapes = ", ".join(str(tuple(v.shape)) for v in values)
