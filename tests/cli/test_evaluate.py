@@ -242,3 +242,11 @@ def test_help_shows_no_internal_names(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
     assert "GIVEN" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["torchmetrics", "scipy"])
+def test_a_missing_package_is_reported_before_anything_is_generated(tmp_path, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run("--count", "3", "--out", tmp_path / "out") == 2
+    refused_in_one_line(capsys, f"the package {package}", f"Run pip install {package}")
+    assert not (tmp_path / "out").exists()

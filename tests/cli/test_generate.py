@@ -1212,3 +1212,11 @@ def test_modules_that_cannot_be_imported_are_one_line(edges, tmp_path, monkeypat
     (tmp_path / "bad.py").write_text("1 / 0")
     assert run(edges, tmp_path / "a.png", "--import", name) == 2
     refused_in_one_line(capsys, "--import", f"'{name}'")
+
+
+@pytest.mark.parametrize(("scale", "is_reported"), [("-0.5", True), ("0", False)])
+def test_a_negative_scale_is_reported(scale, is_reported):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parsed("--map", "m.png", f"--scale={scale}")
+    assert [str(each.message).partition(":")[0] for each in caught] == ["--scale"] * is_reported

@@ -11,7 +11,7 @@ import pytest
 
 import nexus_adapters
 from nexus_adapters import cli
-from nexus_adapters.cli import COMMANDS, build_parser, main
+from nexus_adapters.cli import COMMANDS, EXAMPLES, build_parser, main
 from nexus_adapters.errors import InvalidArgument
 
 
@@ -85,10 +85,21 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"nexus-adapters {nexus_adapters.__version__}\n"
 
 
+def test_without_arguments_the_help_is_shown_which_ends_with_examples_that_are_accepted(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["nexus"])
+    assert main() == 0
+    out = capsys.readouterr().out
+    assert out == build_parser().format_help()
+    assert out.endswith("".join(f"  {line}\n" for line in EXAMPLES))
+    for line in EXAMPLES:
+        if "--help" not in line:
+            build_parser().parse_args(shlex.split(line)[1:])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "nexus: error: the following arguments are required: COMMAND"),
+        (["--debug"], "nexus: error: the following arguments are required: COMMAND"),
         (["draw"], "nexus: error: argument COMMAND: invalid choice: 'draw'"),
         (["info"], "nexus info: error: the following arguments are required: PATH"),
         (["info", "a", "--colour"], "nexus: error: unrecognized arguments: --colour"),

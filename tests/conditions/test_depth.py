@@ -112,3 +112,8 @@ def test_values_that_are_not_finite_are_refused(models, monkeypatch):
 def test_an_image_that_a_model_cannot_take_is_told(models):
     with refused("model", received=models["glpn"], expected="depth estimation that can process this image"):
         depth(NOISE.resize((20, 20)), models["glpn"])
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_with_the_ways_out(tmp_path):
+    with refused("model", received="none'", hint="--option model=FOLDER_OR_ID"):
+        depth(Image.new("RGB", (64, 64)), model=str(tmp_path / "none"))

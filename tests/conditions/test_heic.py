@@ -30,9 +30,9 @@ def folder(tmp_path):
 
 @pytest.mark.usefixtures("without")
 def test_without_the_package_they_are_refused_with_what_to_install(folder):
-    with refused("--image", "a.HEIC', a HEIC image", hint="pip install 'nexus-adapters[heic]'"):
+    with refused("--image", "a.HEIC', a HEIC image", hint="pip install pillow-heif"):
         load_image(folder / "a.HEIC", argument="--image")
-    with pytest.raises(BadSample, match=r"'a', a HEIC image\. Run pip install 'nexus-adapters\[heic\]'"):
+    with pytest.raises(BadSample, match=r"'a', a HEIC image\. Run pip install pillow-heif"):
         read_image(HEIC, "image", "a")
     with pytest.warns(UserWarning, match=r"HEIC images, which require pip install .*: 1 \(a\.HEIC\)"):
         assert len(FolderSource(folder)) == 1

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from tests.refusals import refused
 
 from nexus_adapters.choices import MAP_KINDS
@@ -343,6 +343,76 @@ def test_a_map_that_is_nearly_black_is_reported():
             read_map(Image.new("L", (8, 8), value), "image")
             as_condition(np.full((8, 8), value / 255, np.float32), 3)
         read_map(ids, "labels", palette="none")
+
+
+def smooth_noise(seed, channels):
+    """A picture with the tones of a photo: in color, or gray."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, channels), np.uint8)
+    image = Image.fromarray(blocks if channels == 3 else blocks[..., 0])
+    return image.resize((128, 128), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def drawing(ink="white", ground="black", width=3):
+    image = Image.new("RGB", (128, 128), ground)
+    draw = ImageDraw.Draw(image)
+    for inset in (6, 24, 42):
+        draw.ellipse((inset, inset, 127 - inset, 127 - inset), outline=ink, width=width)
+    return image
+
+
+def soft(image):
+    """Soft edges, as HED finds them."""
+    return image.filter(ImageFilter.GaussianBlur(3)).point(lambda value: min(255, 2 * value))
+
+
+def segmentation():
+    image = Image.new("RGB", (128, 128))
+    ImageDraw.Draw(image).rectangle((20, 20, 60, 60), fill="teal")
+    return image
+
+
+PHOTOS = [smooth_noise(0, 3), smooth_noise(0, 1), segmentation(), Image.linear_gradient("L")]
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=["color", "gray", "segmentation", "depth"])
+def test_a_line_map_that_is_none_is_reported_in_one_way(photo):
+    floats = np.asarray(photo.convert("RGB"), np.float32) / 255
+    for read in (
+        lambda: read_map(photo, "lines", invert=False),
+        lambda: as_condition([photo, photo], 3, kind="lines", invert=False),
+        lambda: as_condition(floats, 3, kind="lines", invert=False),
+    ):
+        with pytest.warns(UserWarning, match="looks like a photo") as caught:
+            read()
+        assert len({str(each.message) for each in caught}) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in (None, "image"):
+            read_map(photo.convert("RGB"), kind, invert=False)
+            as_condition(floats, 3, kind=kind, invert=False)
+    assert np.array_equal(
+        np.asarray(read_map(photo, "lines", invert=False)), np.asarray(photo.convert("RGB"))
+    )
+
+
+DRAWINGS = {
+    "white on black": drawing(),
+    "black on white": drawing("black", "white"),
+    "anti-aliased": drawing().resize((100, 100), Image.Resampling.LANCZOS),
+    "colored ink": drawing("blue", "white"),
+    "soft": soft(drawing()),
+    "soft and inverted": ImageOps.invert(soft(drawing())),
+    "pencil on gray paper": drawing("black", "silver").filter(ImageFilter.GaussianBlur(1)),
+    "noisy canny": extract("canny", smooth_noise(1, 3), low=0, high=1),
+    "empty": Image.new("RGB", (64, 64)),
+}
+
+
+@pytest.mark.usefixtures("no_warning")
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_drawings_are_line_maps(name):
+    read_map(DRAWINGS[name], "lines", invert=False)
+    as_condition(np.asarray(DRAWINGS[name], np.float32) / 255, 3, kind="lines", invert=False)
 
 
 def test_files_keep_their_mode(tmp_path):

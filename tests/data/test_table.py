@@ -459,7 +459,7 @@ def test_the_hub_is_asked_for_config_split_and_revision(monkeypatch):
 
 def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with refused("the package datasets", MISSING, hint="pip install 'nexus-adapters[data]'"):
+    with refused("the package datasets", MISSING, hint="pip install datasets"):
         TableSource(tmp_path)
 
 

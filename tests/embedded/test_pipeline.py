@@ -3,6 +3,7 @@
 import re
 import socket
 import subprocess
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, T2IAdapter
 from diffusers.utils import logging as diffusers_logging
+from PIL import Image
 from safetensors import safe_open
 from tests import tiny
 from tests.refusals import refused
@@ -18,7 +20,7 @@ from tests.weights import NAMES, use_weights, write_tiny
 from transformers.utils import logging as transformers_logging
 
 import nexus_adapters
-from nexus_adapters import NexusAdapter, load_adapter, load_base, load_embedded
+from nexus_adapters import Control, NexusAdapter, load_adapter, load_base, load_embedded
 from nexus_adapters.bundled import BUNDLED, weights_folder
 from nexus_adapters.embedded import pipeline
 from nexus_adapters.embedded.caption import caption
@@ -64,6 +66,16 @@ def test_it_generates(weights):
     ]
     assert images[0].size == (128, 128)
     assert images[0].tobytes() == images[1].tobytes()
+
+
+def test_a_photo_in_place_of_lines_is_reported(weights):
+    photo = Image.linear_gradient("L")
+    with pytest.warns(UserWarning, match="looks like a photo"):
+        Control(load_embedded("canny").adapter, photo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for adapter in (load_embedded("depth").adapter, load_adapter("slim")):  # other maps; unknown ones
+            Control(adapter, photo)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,12 +239,19 @@ def test_a_map_of_the_size_that_was_chosen_keeps_it(native):
         assert image_size(chosen, None, None, native, 8) == chosen
 
 
+@pytest.mark.parametrize("given", [(512, None), (None, 256), (128, 200), (200, 128)])
+def test_a_given_size_far_above_the_bases_is_a_warning(given):
+    with pytest.warns(UserWarning, match="^height, width: .* more than 1.5 times the base's 128"):
+        image_size((64, 64), *given, 128, 8)
+
+
 def test_a_smaller_size_is_a_warning():
     with pytest.warns(UserWarning, match="--map: 512x300 pixels is more than 1.5 times the base's 128"):
         image_size((300, 512), None, None, 128, 8, "--map")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image_size((300, 512), 512, None, 128, 8)
+        image_size((300, 512), 192, None, 512, 8)
+        image_size((300, 512), 128, 192, 128, 8)
         image_size((192, 100), None, None, 128, 8)
 
 
@@ -484,3 +492,11 @@ def test_a_size_that_is_none_is_refused(name, wrong):
         sides = {"height": other, "width": other} | {name: wrong}
         with refused(name, repr(wrong)):
             image_size((64, 64), **sides, native=64, multiple=8)
+
+
+@pytest.mark.parametrize("path", ["photo.png", Path("photo.png"), ["a.png", "b.png"]])
+def test_a_path_is_refused_with_what_reads_it(path):
+    with refused("condition", hint="load_image"):
+        as_condition(path, 3)
+    with refused("mask", hint="load_image"):
+        as_mask(path)

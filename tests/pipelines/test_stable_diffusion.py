@@ -202,8 +202,7 @@ def test_a_map_far_above_the_bases_own_size(base, adapter, pipe):
             found = generate(each, image=tiny.image(104, 128), num_inference_steps=1)
         assert found.shape == (1, 3, 56, 72)
         assert len(warned) == 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+        with pytest.warns(UserWarning, match="height, width: 128x104 pixels .* 64"):
             explicit = generate(
                 each, image=tiny.image(104, 128), height=104, width=128, num_inference_steps=1
             )
@@ -596,3 +595,11 @@ def test_names_survive_moves_of_files(pipe):
     assert set(pipe.model_cpu_offload_seq.split("->")) >= set(
         StableDiffusionPipeline.model_cpu_offload_seq.split("->")
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("scale", "adapter_conditioning_scale"), ("start", "control_guidance_start")]
+)
+def test_a_setting_of_a_control_is_refused_with_the_pipelines_own_name(pipe, given, meant):
+    with pytest.raises(TypeError, match=f"'{given}'.*'{meant}'"):
+        pipe("a", image=tiny.image(64, 64), **{given: 0.5})

@@ -112,5 +112,5 @@ def test_sigterm_stays_the_callers(monkeypatch, tmp_path):
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with refused("the package ray", MISSING, hint="pip install 'nexus-adapters[ray]'"):
+    with refused("the package ray", MISSING, hint="pip install 'ray[data]'"):
         prepare(plan(SceneSource(2)), tmp_path, run_ray)

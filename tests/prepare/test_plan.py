@@ -60,7 +60,7 @@ def test_a_models_weights_count_and_not_only_its_folder(tmp_path):
 def test_near_duplicates_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)
     Plan(SceneSource(2), CANNY)
-    with refused("the package imagehash", MISSING, hint="pip install 'nexus-adapters[data]'"):
+    with refused("the package imagehash", MISSING, hint="pip install imagehash"):
         Plan(SceneSource(2), CANNY, filters=Filters(near_duplicates=4))
 
 

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -254,6 +255,13 @@ def test_a_cell_that_another_process_runs_is_left_to_it(finished):
     with alone(finished, Cell("canny", "prime", 0)) as is_ours:
         assert is_ours
         assert run_study(finished) == [Cell("canny", "prime", 0), Cell("canny", "prime+per_branch", 0)]
+
+
+def test_a_missing_package_is_reported_before_anything_is_trained(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.setattr("nexus_adapters.study.cells._run_cells", lambda study: pytest.fail("trains"))
+    with refused("the package torchmetrics", hint="pip install torchmetrics"):
+        run_study(finished)
 
 
 def test_results_are_kept_whole(finished):

@@ -1,13 +1,16 @@
 """What a training refuses before it loads a model, its dry run refuses, too."""
 
 import os
+import warnings
 
 import pytest
 from tests.refusals import refused
 from tests.training.runs import config, run, weightless
 
+from nexus_adapters.bases.loading import BaseSource, open_base
 from nexus_adapters.errors import MISSING
 from nexus_adapters.training import distributed
+from nexus_adapters.training.checks import check_recipe
 from nexus_adapters.training.run import dry_run
 
 # Changes of a recipe -> the key that is refused, and a part of what was received.
@@ -132,3 +135,15 @@ def filled(value, **folders):
     if isinstance(value, list):
         return [filled(each, **folders) for each in value]
     return value.format(**folders) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize(("factor", "is_reported"), [(1, False), (1.5, False), (2, True)])
+def test_images_far_above_the_bases_size_are_reported(root, base, tmp_path, factor, is_reported):
+    native = open_base(BaseSource(str(base))).native_size()
+    given = {"base__path": str(base), "data__resolution": int(factor * native)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_recipe(config(root, tmp_path / "out", **given))
+    reported = [str(each.message) for each in caught if "data.resolution" in str(each.message)]
+    assert len(reported) == is_reported
+    assert all(f"set data.resolution={native}" in line for line in reported)

@@ -42,6 +42,7 @@ from nexus_adapters.adapter.weights import (
 )
 from nexus_adapters.bases.families import config_of, inner
 from nexus_adapters.bases.unet import UNetBase
+from nexus_adapters.choices import MapKind
 from nexus_adapters.errors import InvalidArgument, expect, one_line, renamed
 from nexus_adapters.files import WEIGHTS
 
@@ -124,6 +125,9 @@ class NexusAdapter(ModelMixin, ConfigMixin):
 
     # Saved pipelines look the class up here; they must still load if this file moves.
     __module__ = "nexus_adapters"
+
+    # Kind of the maps that it was trained on, if its loader knows; not saved.
+    condition_kind: MapKind | None = None
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ("norm",)

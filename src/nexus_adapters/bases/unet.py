@@ -41,12 +41,24 @@ _ADDS_AFTER_DOWNSAMPLER = {"CrossAttnDownBlock2D": False, "DownBlock2D": True}
 # Only UNets of this depth (SDXL's) have a feature for the middle block.
 _DOWN_BLOCKS_WITH_MIDDLE_FEATURE = 3
 
-# Common names of bases, by the width of the prompt embeddings and by the strides of the places.
-_KNOWN_BY_TEXT = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner", 4096: "Kolors"}
+# Common names of bases, by the width of the prompt embeddings and by the strides and channels of the places.
+_EMBEDDED = "the embedded base"
+_KNOWN_BY_TEXT = {
+    160: _EMBEDDED,
+    768: "SD 1.x",
+    1024: "SD 2.x",
+    1280: "the SDXL refiner",
+    2048: "SDXL",
+    4096: "Kolors",
+}
 _KNOWN_BY_STRIDES: dict[tuple[int, ...], str] = {
     (1, 2, 4, 8): "SD 1.x/2.x",
     (2, 2, 4, 4): "SDXL",
     (2, 2, 4, 8): "the SDXL refiner",
+}
+_KNOWN_BY_CHANNELS: dict[tuple[int, ...], str] = {
+    (96, 96, 96, 128): _EMBEDDED,
+    (320, 640, 1280, 1280): "",  # of several bases, but not of the embedded one
 }
 
 _NATIVE_LATENTS = 64  # per side, if the config does not say
@@ -292,13 +304,22 @@ class UNetBase(Base):
         }
 
 
-def known_as(strides: tuple[int, ...] = (), text_width: int | None = None) -> str:
-    """Return the common name of bases with this text width, or else with these strides; "" if unknown."""
-    return _KNOWN_BY_TEXT.get(text_width or 0) or _KNOWN_BY_STRIDES.get(strides, "")
+def known_as(
+    strides: tuple[int, ...] = (), text_width: int | None = None, channels: tuple[int, ...] = ()
+) -> str:
+    """Return the common name of bases with this text width, or else with these places; "" if unknown.
+
+    Only the strides count for places with unknown channels.
+    """
+    by_places = _KNOWN_BY_CHANNELS.get(channels) or _KNOWN_BY_STRIDES.get(strides, "")
+    return _KNOWN_BY_TEXT.get(text_width or 0) or by_places
 
 
 def check_kind(
-    base: Base, strides: tuple[int, ...] = (), text_widths: tuple[object, object] = (None, None)
+    base: Base,
+    strides: tuple[int, ...] = (),
+    text_widths: tuple[object, object] = (None, None),
+    channels: tuple[int, ...] = (),
 ) -> None:
     """Raise `InvalidArgument` named "adapter" for an adapter for another kind of base, with both names.
 
@@ -306,16 +327,20 @@ def check_kind(
         base: the base.
         strides: strides of the places that the adapter was made for; () if unknown.
         text_widths: text width of the adapter and of the base, as in a config. Not an int: unknown.
+        channels: channels of the places that the adapter was made for; () if unknown.
     """
-    needed = tuple(place.stride for place in base.places()) if strides else ()
+    places = base.places()
+    needed = tuple(place.stride for place in places) if strides else ()
     by_strides = {known_as(strides), known_as(needed)} - {""}
     widths = [width if isinstance(width, int) else None for width in text_widths]
     by_text = {known_as((), width) for width in widths} - {""}
-    if base.known_as and (len(by_strides) > 1 or len(by_text) > 1):
+    both = (channels, tuple(place.channels for place in places))
+    by_channels = {_KNOWN_BY_CHANNELS[each] for each in both if each in _KNOWN_BY_CHANNELS}
+    if base.known_as and max(len(by_strides), len(by_text), len(by_channels)) > 1:
         raise InvalidArgument(
             "adapter",
             f"an adapter for {base.known_as}, to match the base",
-            f"an adapter for {known_as(strides, widths[0])}",
+            f"an adapter for {known_as(strides, widths[0], channels)}",
         )
 
 

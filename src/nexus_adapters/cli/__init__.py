@@ -38,6 +38,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
 }
 
+EXAMPLES = (
+    "nexus demo",
+    'nexus generate --image photo.png --prompt "a red star" --out star.png',
+    "nexus generate --help",
+)
+
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
@@ -57,7 +63,11 @@ class OneLineParser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `nexus` with these arguments (default: the command line) and return the exit status."""
-    args = build_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if not given:
+        build_parser().print_help()
+        return 0
+    args = build_parser().parse_args(given)
     try:
         with renamed(partial(_as_typed, args.typed)):
             _check_text(args)
@@ -98,7 +108,11 @@ def _check_text(args: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `nexus` from the parsers of its commands."""
     parser = OneLineParser(
-        prog="nexus", description="Text-guided adapters for frozen diffusion models.", allow_abbrev=False
+        prog="nexus",
+        description="Text-guided adapters for frozen diffusion models.",
+        epilog=_examples(EXAMPLES),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nexus-adapters {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

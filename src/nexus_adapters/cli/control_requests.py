@@ -18,7 +18,7 @@ from nexus_adapters.choices import (
 )
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.options import ADAPTER, ADAPTER_SOURCES, add_options, expect_finite
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import InvalidArgument, expect, warn_caller
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,8 @@ def _control(option: str, file: str, extractor: ExtractorOptions, values: dict[s
     control = ControlRequest(given, condition_name, **values)
     for name in ("scale", "start", "end"):
         expect_finite(_option(name), getattr(control, name))
+    if control.scale < 0:
+        warn_caller("--scale: a negative scale subtracts the adapter's features; 0 turns the adapter off")
     expect(0 <= control.start <= 1, "--start", "a number from 0 to 1", control.start)
     is_interval = control.start <= control.end <= 1
     expect(is_interval, "--end", f"a number from --start, {control.start}, to 1", control.end)

@@ -13,7 +13,8 @@ from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.extract import read_pairs
 from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
 from nexus_adapters.cli.recipe_options import add_recipe_options
-from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.errors import expect, renamed
+from nexus_adapters.packages import missing_package
 from nexus_adapters.recipes import recipe_file
 
 if TYPE_CHECKING:
@@ -228,8 +229,7 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.evaluation.report import PAGE, write_report
             from nexus_adapters.evaluation.run import evaluate
         except ImportError as error:
-            hint = "Run pip install 'nexus-adapters[eval]'"
-            raise InvalidArgument(f"the package {error.name}", hint=hint) from error
+            raise missing_package("eval", error.name) from error
         with renamed(request.as_typed):
             recipe = read_recipe(request)
             found = evaluate(recipe.config, recipe.adapters, request.out, held_out_of=recipe.held_out_of)

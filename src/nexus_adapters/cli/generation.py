@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from nexus_adapters.cli.extract import running_extractor
 from nexus_adapters.cli.generate_requests import SCHEDULERS, LoraRequest
 from nexus_adapters.errors import InvalidArgument, expect, mentions, one_line, renamed, warn_caller
 from nexus_adapters.files import file_sha256, files_sha256, without_folder
+from nexus_adapters.packages import check_packages
 
 if TYPE_CHECKING:
     import torch
@@ -142,9 +142,7 @@ def check_loras(loras: Sequence[LoraRequest]) -> None:
     """Check, before anything is loaded, that peft is installed and the files exist."""
     if not loras:
         return
-    has_peft = find_spec("peft") is not None
-    hint = "Run pip install 'nexus-adapters[lora]'"
-    expect(has_peft, "the package peft", "an installed package", hint=hint)
+    check_packages("lora", "peft")
     for lora in loras:
         expect(lora.path != "", "--lora", "a file, a folder or a Hub id", "an empty string")
         is_there = Path(lora.path).exists() or "/" in lora.path

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, SOURCE_KINDS, Captions, ImageFormat
 from nexus_adapters.cli.extract import read_pairs, without_chatter
-from nexus_adapters.cli.options import add_options, check_preview
-from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.cli.options import add_options, check_preview, expect_side
+from nexus_adapters.errors import expect, renamed
+from nexus_adapters.packages import check_packages
 
 if TYPE_CHECKING:
     from nexus_adapters.data.crop import Geometry
@@ -227,8 +227,7 @@ class PrepareRequest:
 def run(args: argparse.Namespace) -> int:
     """Prepare the set and report its content. The same command resumes an interrupted run."""
     page = None if args.preview is None else check_preview(args.preview)
-    if find_spec("filelock") is None:  # checked here because it is imported late, when something is locked
-        raise InvalidArgument("the package filelock", hint="Run pip install 'nexus-adapters[data]'")
+    check_packages("data", "filelock")  # it is imported late, when something is locked
     with renamed(argument_as_typed):
         request = parse(args)
         plan = plan_of(request)
@@ -265,6 +264,8 @@ def parse(args: argparse.Namespace) -> PrepareRequest:
         expect(not value or engine.name == "ray", option, "--engine ray in addition", received)
     side: int | None = args.resolution
     has_side = side is not None
+    if not args.aspect_buckets:  # buckets are rounded
+        expect_side("--resolution", side)
     expect(has_side or not args.aspect_buckets, "--resolution", "pixels", hint="--aspect-buckets needs it")
     from nexus_adapters.data.crop import Geometry
     from nexus_adapters.prepare.filters import Filters

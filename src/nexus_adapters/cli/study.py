@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_toml
-from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.errors import expect, renamed
+from nexus_adapters.packages import missing_package
 
 EXAMPLES = ("nexus study benchmarks/plans/miniature.toml --out study",)
 
@@ -43,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.study.plan import Study
             from nexus_adapters.study.report import write_study
         except ImportError as error:
-            hint = "Run pip install 'nexus-adapters[eval]'"
-            raise InvalidArgument(f"the package {error.name}", hint=hint) from error
+            raise missing_package("eval", error.name) from error
         from nexus_adapters.training.loop import Stopped
 
         study = Study(Path(args.plan))

@@ -6,14 +6,13 @@ import sys
 from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_preview
 from nexus_adapters.cli.recipe_options import add_recipe_options
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.packages import missing_package
 from nexus_adapters.recipes import recipe_file
 
 EXAMPLES = (
     "nexus train embedded-canny",
     "nexus train sd15-canny-from-t2i --set data.path=photos-512 --measure",
 )
-INSTALL_HINT = "Run pip install 'nexus-adapters[train]'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from nexus_adapters.training.recipe import load_recipe
     except ImportError as error:
-        raise InvalidArgument(f"the package {error.name}", hint=INSTALL_HINT) from error
+        raise missing_package("train", error.name) from error
     settings = [*args.set, *([f"hub.repo_id={args.push_to_hub}"] if args.push_to_hub else [])]
     config = load_recipe(args.recipe, settings)
     page = None if args.preview is None else check_preview(args.preview)

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from nexus_adapters.choices import MAX_MEGAPIXELS
 from nexus_adapters.conditions.tiff import load_tiff
 from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.packages import install_command
 
 GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow reads 16-bit PGM as "I", scaled to 65535
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -258,7 +259,7 @@ def _open_heif(source: io.BytesIO | io.BufferedReader | Path, shown: str, argume
             argument,
             "an image in a supported format",
             f"{shown}, a HEIC image",
-            "Run pip install 'nexus-adapters[heic]'",
+            f"Run {install_command('heic', 'pillow_heif')}",
         ) from error
     pillow_heif.register_heif_opener()
     try:

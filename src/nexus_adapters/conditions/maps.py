@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
@@ -43,6 +44,14 @@ _PALETTE_GRAYS = {int(color[0]) for colors in PALETTES.values() for color in col
 # 8 m in millimeters is 12% of the 16-bit range. Depth written by a model or a program uses nearly all of it.
 _NARROW = 65536 // 8
 NEARLY_BLACK = 31  # of 255: warn if no value of a map is above it
+# A map of lines is mostly background. With these limits, anti-aliased, colored and inverted drawings, pencil
+# on gray paper and soft edges pass; photos in color, most gray ones, segmentations and depth do not.
+_COLORFUL = 48  # of 255: difference between the channels; JPEG's noise is below it
+_MOST_COLORED = 0.05  # share of pixels in colored areas
+_MID_GRAYS = (48, 207)
+_MOST_MID_GRAY = 0.55  # share of pixels that are neither dark nor light
+_LEAST_BACKGROUND = 0.45  # share of pixels with nearly the same brightness
+_BACKGROUND_WITHIN = 24  # of 255: how far a background varies
 _NO_CLASS = 255  # the usual id of pixels without a class
 
 
@@ -63,7 +72,7 @@ def read_map(
       become black, the farthest.
     - Label ids (gray, or a palette without colors) get the colors of a palette. Gray RGB is treated as
       colors, with a warning, unless a palette is named.
-    - A map that is nearly black stays as it is, with a warning.
+    - A map that is nearly black stays as it is, with a warning; so does a line map that looks like a photo.
     - Transparent parts become black in depth and labels; in other maps, the color that contrasts with the
       strokes.
 
@@ -115,6 +124,8 @@ def read_and_invert(
     highest = int(np.asarray(rgb).max())
     if palette != NO_PALETTE and 0 < highest <= NEARLY_BLACK:
         report_nearly_black(name, kind)
+    if kind == "lines":
+        report_unless_lines(np.asarray(rgb), name)
     if invert is None and _is_dark_on_light(rgb, kind):
         report_inverted(name)
         invert = True
@@ -157,6 +168,31 @@ def report_nearly_black(name: str, kind: MapKind | None) -> None:
     else:
         hint = 'label ids are colored with kind="labels" (--condition segmentation)'
     _report(name, f"the map is nearly black: no value is above {NEARLY_BLACK} of 255; {hint}")
+
+
+def report_unless_lines(pixels: UInt8[np.ndarray, "h w c"], name: str) -> None:
+    """Warn of a line map that looks like a photo, or like a segmentation or depth map."""
+    if not _may_be_lines(pixels):
+        _report(
+            name,
+            "this looks like a photo or another kind of map, not like a line map; for a photo, use --image "
+            "(in Python, extract(NAME, photo)); for another kind of map, an adapter for it",
+        )
+
+
+def _may_be_lines(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
+    """Return whether a map has no large colored areas and is mostly dark, light, or one gray background."""
+    darkest, lightest = pixels.min(axis=2), pixels.max(axis=2)
+    colored = (lightest - darkest > _COLORFUL).astype(np.uint8)
+    if colored.mean() > _MOST_COLORED:
+        side = max(7, 2 * (min(colored.shape) // 100) + 1)  # colored strokes are narrower
+        areas = cv2.morphologyEx(colored, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+        if areas.mean() > _MOST_COLORED:
+            return False
+    counts = np.bincount(((darkest.astype(np.uint16) + lightest) // 2).ravel(), minlength=256) / darkest.size
+    low, high = _MID_GRAYS
+    background = np.convolve(counts, np.ones(2 * _BACKGROUND_WITHIN + 1)).max()
+    return bool(counts[low : high + 1].sum() <= _MOST_MID_GRAY or background >= _LEAST_BACKGROUND)
 
 
 def _report(name: str, what: str) -> None:

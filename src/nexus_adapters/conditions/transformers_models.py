@@ -84,6 +84,12 @@ def existing_device(device: str) -> str:
     return device
 
 
+_HINT = (
+    "Use another model with --option model=FOLDER_OR_ID (in Python, model=FOLDER_OR_ID), or, to generate, "
+    "a map that you have, with --map"
+)
+
+
 @lru_cache(maxsize=_KEPT)
 def _load(task: Task, source: str, device: str) -> LearnedModel:
     import torch
@@ -103,7 +109,8 @@ def _load(task: Task, source: str, device: str) -> LearnedModel:
     except Exception as error:  # the library raises almost anything, with messages of many lines
         reason = one_line(error)
         expected = f"the folder or Hub id of a model for {task}"
-        raise InvalidArgument("model", expected, f"'{source}' ({reason})", code_hint(error)) from error
+        hint = code_hint(error) or _HINT
+        raise InvalidArgument("model", expected, f"'{source}' ({reason})", hint) from error
     return LearnedModel(source, processor, network.eval().to(device))
 
 

@@ -33,6 +33,7 @@ from nexus_adapters.data.samples import (
     read_words,
 )
 from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.packages import install_command
 
 _IMAGE, _CAPTION = "file_name", "text"  # conventional names of the columns
 _IMAGES, _MAPS = "images", "conditioning"  # folders whose files are paired by name
@@ -253,7 +254,7 @@ def list_images(files: Iterable[str], ignored: Ignored) -> list[ListedSample]:
             images.append(ListedSample(path, None, None, texts.get(_stem(path))))
             unused.discard(_stem(path))
         elif ending in HEIF_ENDINGS:
-            ignored.add("HEIC images, which require pip install 'nexus-adapters[heic]'", path)
+            ignored.add(f"HEIC images, which require {install_command('heic')}", path)
         elif ending not in _TEXTS:
             ignored.add("files that are neither images nor captions", path)
     for stem in sorted(unused):

@@ -29,6 +29,7 @@ from nexus_adapters.data.samples import (
     split_column,
 )
 from nexus_adapters.errors import InvalidArgument, one_line
+from nexus_adapters.packages import missing_package
 
 _IMAGES, _PATHS = "image", "file_name"  # columns that are read by default
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {  # for single files: the library's reader and its options
@@ -219,9 +220,7 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         import datasets
         from pyarrow import ArrowException
     except ImportError as error:
-        raise InvalidArgument(
-            "the package datasets", hint="Run pip install 'nexus-adapters[data]'"
-        ) from error
+        raise missing_package("data", "datasets") from error
     if revision is not None and Path(path).exists():
         raise InvalidArgument("revision", f"no value for the local '{path}'", f"'{revision}'")
     is_file = Path(path).is_file()

@@ -9,6 +9,7 @@ import torch
 from nexus_adapters.bases.loading import load_base
 from nexus_adapters.bundled import BUNDLED, EMBEDDED, embedded_folder
 from nexus_adapters.choices import CONDITION
+from nexus_adapters.conditions import EXTRACTORS
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.methods.registry import load_adapter
 from nexus_adapters.pipelines import StableDiffusionNexusPipeline
@@ -49,6 +50,7 @@ def load_embedded(
     if names and variant not in names:
         raise InvalidArgument("variant", f"one of {', '.join(names)} for {condition}", repr(variant))
     adapter = load_adapter(bundle.adapter(variant, condition), dtype=torch_dtype)
+    adapter.condition_kind = EXTRACTORS[condition].kind
     base = load_base(bundle.name, dtype=torch_dtype)
     return StableDiffusionNexusPipeline(**base.components, adapter=adapter, requires_safety_checker=False)
 

@@ -35,6 +35,7 @@ from nexus_adapters.files import cache_folder, locked
 from nexus_adapters.methods import GenerationSettings, load_saved, method_for, method_of
 from nexus_adapters.methods.method import unread_settings
 from nexus_adapters.metrics import find_metric
+from nexus_adapters.packages import check_packages
 from nexus_adapters.progress import progress
 from nexus_adapters.training.data_identity import TrainedOn, read_trained
 from nexus_adapters.training.distributed import leave_together
@@ -43,6 +44,7 @@ BASE_ALONE = "base"  # the method without an adapter
 NAME = re.compile(r"[A-Za-z0-9][\w.+@-]*")
 LEAST_OF_REFERENCE = 0.9  # for metrics whose best value is 1; lower values mean poor maps or a poor judge
 _NOT_ALL = "does not record all samples that it, or the adapter it started from, was trained on"
+SCORING_PACKAGES = ("torchmetrics", "scipy")  # imported only when the first images are scored
 SCORING_FIELDS = ("features", "clip", "judge")  # they do not affect images
 
 
@@ -83,6 +85,7 @@ def evaluate(
         UserWarning: about samples that an adapter was trained on, according to its run's record, and if the
             original images of the data get low scores.
     """
+    check_packages("eval", *SCORING_PACKAGES)
     check_names(adapters, "adapter")
     if out.exists() and not out.is_dir():
         raise InvalidArgument("out", "a folder", f"'{out}', which is a file")

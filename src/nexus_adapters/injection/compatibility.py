@@ -66,7 +66,7 @@ def check_geometry(found: AdapterGeometry, base: Base) -> None:
     """Raise `InvalidArgument`, as `check_fit`, for the geometry of an adapter that may not be loaded."""
     places = base.places()
     text_widths = (None, None) if found.text_width is None else (found.text_width, base.text_width)
-    check_kind(base, _strides(found), text_widths)
+    check_kind(base, _strides(found), text_widths, found.channels)
     _compare("number of features", len(found.channels), len(places))
     _compare("channels", found.channels, tuple(place.channels for place in places))
     if found.pools is not None:

@@ -1,13 +1,14 @@
 """Convert conditions and masks that users pass to a (K, C, H, W) tensor in [0, 1]."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from nexus_adapters.conditions.maps import (
     read_map,
     report_inverted,
     report_nearly_black,
+    report_unless_lines,
 )
 from nexus_adapters.conditions.resize import ASPECT_TOLERANCE_PX, is_same_aspect, judge_kind
 from nexus_adapters.errors import InvalidArgument, expect, warn_caller
@@ -80,6 +82,8 @@ def as_condition(
     condition, highest, means = _as_tensor(value, channels, name, read)
     if 0 < highest <= NEARLY_BLACK / 255:
         report_nearly_black(name, kind)
+    if means and kind == "lines":
+        report_photos(condition, name)
     if invert is None:
         inverted = [
             place
@@ -94,8 +98,18 @@ def as_condition(
 
 def judged(condition: Float[Tensor, "c h w"]) -> MapKind:
     """Guess the kind of a map, see `judge_kind`."""
-    pixels = (condition.detach().float() * 255).round().to("cpu", torch.uint8)
-    return judge_kind(pixels.permute(1, 2, 0).numpy()) if len(pixels) in _IMAGE_MODES else "image"
+    return judge_kind(_pixels(condition)) if len(condition) in _IMAGE_MODES else "image"
+
+
+def report_photos(conditions: Float[Tensor, "k c h w"], name: str) -> None:
+    """Warn of line maps that look like photos. Maps on an accelerator are not read: it would synchronize."""
+    if conditions.device.type == "cpu" and conditions.shape[1] in _IMAGE_MODES:
+        for condition in conditions:
+            report_unless_lines(_pixels(condition), name)
+
+
+def _pixels(condition: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w c"]:
+    return (condition.detach().float() * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
 
 
 def as_mask(value: ConditionLike | None) -> Float[Tensor, "k 1 h w"] | None:
@@ -123,7 +137,9 @@ def _as_tensor(
         return _from_images([read(v) for v in values], channels, name), 0, []
     kind = next((kind for kind in (Tensor, np.ndarray) if all(isinstance(v, kind) for v in values)), None)
     if not values or kind is None:
-        raise InvalidArgument(name, expected, _describe(value))
+        is_path = any(isinstance(each, str | os.PathLike) for each in values)
+        hint = "Use load_image to read a file" if is_path else ""
+        raise InvalidArgument(name, expected, _describe(value), hint)
     maps = [_with_axes(v, channels, expected, name) for v in values]
     if values[0] is not value and any(len(m) != 1 for m in maps):
         shapes = ", ".join(str(tuple(v.shape)) for v in values)
@@ -240,7 +256,7 @@ def image_size(
     side rounded down to a `multiple`. Bases do not generate well far above the size that they were trained
     at, `native` x `native` pixels: if a side of the source is above `LARGEST` times that, the image has the
     base's area in the source's aspect ratio, with no side above the limit. A warning, which names `name`,
-    reports this.
+    reports this. A given size above the limit is used, with a warning.
 
     Raises:
         InvalidArgument: for a height or width that is not a positive integer.
@@ -249,13 +265,18 @@ def image_size(
         is_whole = isinstance(side, Integral) and not isinstance(side, bool)
         expect(side is None or (is_whole and side > 0), argument, "a positive integer", repr(side))
     from_height, from_width = source
-    if height is not None and width is not None:
-        return height, width
-    if height is not None:
-        return height, nearest_multiple(from_width * height / from_height, multiple)
-    if width is not None:
-        return nearest_multiple(from_height * width / from_width, multiple), width
     limit = int(LARGEST * native)
+    if height is not None or width is not None:
+        if height is None:
+            height = nearest_multiple(from_height * width / from_width, multiple)
+        elif width is None:
+            width = nearest_multiple(from_width * height / from_height, multiple)
+        if max(height, width) > limit:
+            warn_caller(
+                f"height, width: {width}x{height} pixels is more than {LARGEST:g} times the base's {native}, "
+                "the size that it was trained at; images may be poor"
+            )
+        return height, width
     if max(source) <= limit:
         return _rounded_down(from_height, multiple), _rounded_down(from_width, multiple)
     factor = min(native / math.sqrt(from_height * from_width), limit / max(source))

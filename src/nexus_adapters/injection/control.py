@@ -18,7 +18,7 @@ from nexus_adapters.choices import (
 from nexus_adapters.conditions.maps import check_invert, is_choice
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection.compatibility import geometry_of
-from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask
+from nexus_adapters.injection.condition import ConditionLike, as_condition, as_mask, report_photos
 from nexus_adapters.injection.scales import (
     Scale,
     check_image_scales,
@@ -115,6 +115,8 @@ def _check_invert(value: Any) -> bool | None:
 def _read_condition(control: "Control", value: Any) -> Tensor:
     channels = geometry_of(control.adapter).in_channels
     condition = as_condition(value, channels, kind=control.kind, invert=control.invert)
+    if control.kind is None and getattr(control.adapter, "condition_kind", None) == "lines":
+        report_photos(condition, "condition")
     control.__dict__[_GIVEN] = _copied(value)
     return condition
 

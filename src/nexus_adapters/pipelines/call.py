@@ -185,7 +185,10 @@ class NexusPipelineMixin:
         call = signature.bind(self, *args, **kwargs)
         unknown = sorted(set(call.arguments.pop("kwargs", {})) - _DEPRECATED)
         if unknown:
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}")
+            ours = f". Did you mean {_NAMES[unknown[0]]!r}?" if unknown[0] in _NAMES else ""
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}{ours}"
+            )
         given = dict(call.arguments)
         if any(isinstance(given.get(name), Image | Tensor | list) for name in ("prompt_2", "height")):
             _check_not_an_image(given)

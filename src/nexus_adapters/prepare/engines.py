@@ -16,7 +16,7 @@ from multiprocessing.connection import wait as wait_for_sentinels
 from typing import Any
 
 from nexus_adapters.data.prepared_set import SetFolder
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.packages import missing_package
 from nexus_adapters.prepare.plan import Plan
 from nexus_adapters.prepare.worker import Worker
 
@@ -180,7 +180,7 @@ def run_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise InvalidArgument("the package ray", hint="Run pip install 'nexus-adapters[ray]'") from error
+        raise missing_package("ray", "ray") from error
     numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
     if not numbers:
         return

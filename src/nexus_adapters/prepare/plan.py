@@ -8,7 +8,6 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from nexus_adapters.data.crop import Geometry
 from nexus_adapters.data.samples import Source
 from nexus_adapters.errors import InvalidArgument, in_utf8, renamed
 from nexus_adapters.files import file_sha256
+from nexus_adapters.packages import check_packages
 from nexus_adapters.prepare.filters import Filters
 
 FORMAT = 1  # format of prepared sets; those with another number cannot be resumed
@@ -73,8 +73,8 @@ class Plan:
                 extractor = find_extractor(name)
             with renamed(partial(_condition_argument, name, options)):
                 extractor.check_options(options)
-        if self.filters.near_duplicates is not None and find_spec("imagehash") is None:
-            raise InvalidArgument("the package imagehash", hint="Run pip install 'nexus-adapters[data]'")
+        if self.filters.near_duplicates is not None:
+            check_packages("data", "imagehash")
         for argument, known in (("captions", CAPTIONS), ("image_format", IMAGE_FORMATS)):
             if getattr(self, argument) not in known:
                 raise InvalidArgument(argument, f"one of {', '.join(known)}", repr(getattr(self, argument)))

@@ -19,11 +19,18 @@ from nexus_adapters.errors import InvalidArgument, renamed
 from nexus_adapters.evaluation.config import EvaluationConfig
 from nexus_adapters.evaluation.estimates import REFERENCE, Measured
 from nexus_adapters.evaluation.provenance import choose_dtype, machine, versions
-from nexus_adapters.evaluation.run import BASE_ALONE, SCORING_FIELDS, evaluate, open_evaluation
+from nexus_adapters.evaluation.run import (
+    BASE_ALONE,
+    SCORING_FIELDS,
+    SCORING_PACKAGES,
+    evaluate,
+    open_evaluation,
+)
 from nexus_adapters.evaluation.scoring import Scorer
 from nexus_adapters.files import WEIGHTS, file_sha256, lock, read_json_lines
 from nexus_adapters.methods import load_adapter, method_of
 from nexus_adapters.methods.cost import parameter_count
+from nexus_adapters.packages import check_packages
 from nexus_adapters.study.plan import OWN, Cell, Study
 from nexus_adapters.study.results import (
     CellResult,
@@ -62,6 +69,8 @@ def run_study(study: Study) -> list[Cell]:
             "one process, or several that are started separately",
             f"{os.environ['WORLD_SIZE']} processes that were launched together",
         )
+    if study.views():
+        check_packages("eval", *SCORING_PACKAGES)  # not only when the first adapter is trained
     _run_cells(study)
     # A second pass evaluates cells again that were retrained because another one uses their adapter.
     return _run_cells(study)

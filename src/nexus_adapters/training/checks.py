@@ -13,6 +13,7 @@ from nexus_adapters.adapter.saved import Saved, find_saved
 from nexus_adapters.bases.base import Base
 from nexus_adapters.bases.loading import open_base
 from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.injection.condition import LARGEST
 from nexus_adapters.methods import AdapterOptions, find_method, method_for
 from nexus_adapters.training.checkpoint import (
     MODULE,
@@ -23,7 +24,7 @@ from nexus_adapters.training.checkpoint import (
     open_checkpoint,
 )
 from nexus_adapters.training.config import LossOptions, TrainConfig, ValidationOptions
-from nexus_adapters.training.distributed import check_trackers
+from nexus_adapters.training.distributed import check_trackers, is_main_process
 from nexus_adapters.training.export import check_hub
 from nexus_adapters.training.optimizer import check_optimizer
 from nexus_adapters.training.precision import choose_precision
@@ -82,7 +83,20 @@ def check_recipe(config: TrainConfig) -> tuple[Base, AdapterOptions, dict[str, T
     choose_precision(config.training.mixed_precision, training_device(config.training))
     if config.cache.enabled or config.data.kind in ("tars", "prepared"):  # their indices are kept there
         _check_writable(samples_cache(config.cache), "cache.folder")
-    return check_base(config)
+    found = check_base(config)
+    if is_main_process():
+        _warn_of_large_images(config.data.resolution, found[0].native_size())
+    return found
+
+
+def _warn_of_large_images(resolution: int, native: int) -> None:
+    """Warn of images far above the size that the base was trained at; small bases need another default."""
+    if resolution > LARGEST * native:
+        warnings.warn(
+            f"data.resolution: {resolution} pixels are more than {LARGEST:g} times the base's {native}, the "
+            f"size that it was trained at; set data.resolution={native}, or prepare the set at this size",
+            stacklevel=2,
+        )
 
 
 def _check_writable(folder: Path, name: str) -> None:
