@@ -231,12 +231,11 @@ def markdown_table(scores: Scores) -> str:
     lines = [["Map", "Start", "Steps", "Colors, %", "Edge F1, %", "Materials, %"]]
     metrics = ("binding_color", "edge_f1", "binding_material")
     for condition in CONDITIONS:
-        start = [scores.get(f"{condition}/{START}/{metric}") for metric in metrics]
-        if start[0] is None:
-            continue
-        values = [f"{100 * each.mean():.1f}" for each in start if each is not None]
-        lines.append([condition, "T2I-Adapter", "0", *values])
-        for _, way, step in (point for point in points(scores) if point[0] == condition):
+        measured = [point for point in points(scores) if point[0] == condition]
+        if measured:
+            values = [f"{100 * scores[f'{condition}/{START}/{metric}'].mean():.1f}" for metric in metrics]
+            lines.append([condition, "T2I-Adapter", "0", *values])
+        for _, way, step in measured:
             values = []
             for metric in metrics:
                 apart = difference(scores, condition, way, step, metric)
@@ -249,7 +248,7 @@ def markdown_table(scores: Scores) -> str:
 
 def figure(scores: Scores) -> Figure:
     """Colors and edge F1 over steps, a column for each map."""
-    shown = [condition for condition in CONDITIONS if f"{condition}/{START}/{METRICS[0]}" in scores]
+    shown = list(dict.fromkeys(condition for condition, _, _ in points(scores)))
     made = Figure(figsize=(1 + 3.6 * len(shown), 5.6), layout="constrained")
     axes = made.subplots(2, len(shown), squeeze=False, sharex=True, sharey="row")
     for column, condition in enumerate(shown):

@@ -359,7 +359,15 @@ def sd15_cost_table() -> str:
     return markdown(heads, lines)
 
 
+def from_t2i_table() -> str:
+    """Colors and edge F1 of adapters that start from a T2I-Adapter, or from scratch, by training steps."""
+    import from_t2i
+
+    return from_t2i.markdown_table(from_t2i.Store(RESULTS / "from_t2i.npz", RESULTS).read())
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "benchmarks/results/from_t2i.npz": from_t2i_table,
     "benchmarks/results/study.csv": summary_table,
     "benchmarks/results/study.npz": points_table,
     "benchmarks/results/sweep.csv": sweep_table,
