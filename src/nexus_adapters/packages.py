@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.errors import InvalidArgument, one_line
 
 _DATA = {"datasets": "datasets", "filelock": "filelock", "fsspec": "fsspec", "imagehash": "imagehash"}
 _TRAIN = {"matplotlib": "matplotlib", "psutil": "psutil", "pydantic": "pydantic", "tomli_w": "tomli-w"}
@@ -34,19 +34,33 @@ def check_packages(extra: str, *modules: str) -> None:
     """Raise `InvalidArgument` for the first of these modules of an extra that is not installed."""
     for module in modules:
         if not is_installed(module):
-            raise missing_package(extra, module)
+            raise _missing(extra, module)
 
 
-def missing_package(extra: str, module: str | None) -> InvalidArgument:
-    """Return the error for a module of an extra that is not installed; `ImportError.name` may be None."""
-    top = (module or extra).partition(".")[0]
-    return InvalidArgument(f"the package {top}", hint=f"Run {install_command(extra, top)}")
+def missing_package(extra: str, error: ImportError) -> InvalidArgument:
+    """Return the error for an import that failed: a package of the extra is not installed, or does not work.
+
+    A package that is installed can be too old, or lack something itself; then the error gives the reason.
+    """
+    top = (error.name or "").partition(".")[0]
+    if top and not is_installed(top):
+        return _missing(extra, top)
+    return InvalidArgument(
+        f"the package {top}" if top else f"the packages of the extra {extra}",
+        "a version that can be imported",
+        one_line(error),
+        f"Run {install_command(extra, top, upgrade=True)}",
+    )
 
 
-def install_command(extra: str, module: str = "") -> str:
+def _missing(extra: str, module: str) -> InvalidArgument:
+    return InvalidArgument(f"the package {module}", hint=f"Run {install_command(extra, module)}")
+
+
+def install_command(extra: str, module: str = "", *, upgrade: bool = False) -> str:
     """Return the command that installs a module and everything else that its extra lacks."""
     known = EXTRAS[extra]
     needed = [source for each, source in known.items() if each == module or not is_installed(each)]
     if module and module not in known:
         needed.append(module)
-    return shlex.join(["pip", "install", *(needed or known.values())])
+    return shlex.join(["pip", "install", *["--upgrade"] * upgrade, *(needed or known.values())])

@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.evaluation.report import PAGE, write_report
             from nexus_adapters.evaluation.run import evaluate
         except ImportError as error:
-            raise missing_package("eval", error.name) from error
+            raise missing_package("eval", error) from error
         with renamed(request.as_typed):
             recipe = read_recipe(request)
             found = evaluate(recipe.config, recipe.adapters, request.out, held_out_of=recipe.held_out_of)

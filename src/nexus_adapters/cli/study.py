@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             from nexus_adapters.study.plan import Study
             from nexus_adapters.study.report import write_study
         except ImportError as error:
-            raise missing_package("eval", error.name) from error
+            raise missing_package("eval", error) from error
         from nexus_adapters.training.loop import Stopped
 
         study = Study(Path(args.plan))

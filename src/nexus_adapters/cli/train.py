@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from nexus_adapters.training.recipe import load_recipe
     except ImportError as error:
-        raise missing_package("train", error.name) from error
+        raise missing_package("train", error) from error
     settings = [*args.set, *([f"hub.repo_id={args.push_to_hub}"] if args.push_to_hub else [])]
     config = load_recipe(args.recipe, settings)
     page = None if args.preview is None else check_preview(args.preview)

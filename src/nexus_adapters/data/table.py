@@ -220,7 +220,7 @@ def _open_table(path: str, split: str, revision: str | None, config_name: str | 
         import datasets
         from pyarrow import ArrowException
     except ImportError as error:
-        raise missing_package("data", "datasets") from error
+        raise missing_package("data", error) from error
     if revision is not None and Path(path).exists():
         raise InvalidArgument("revision", f"no value for the local '{path}'", f"'{revision}'")
     is_file = Path(path).is_file()

@@ -180,7 +180,7 @@ def run_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise missing_package("ray", "ray") from error
+        raise missing_package("ray", error) from error
     numbers = [{"shard": shard, "samples": len(plan.indices(shard))} for shard in shards]
     if not numbers:
         return
