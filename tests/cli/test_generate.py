@@ -301,7 +301,7 @@ def test_what_an_extractor_makes_is_inverted_where_it_is_asked_for(photo, monkey
 def test_a_map_is_read_as_its_kind_is(edges, tmp_path):
     light, dark = Image.open(edges), tmp_path / "dark.png"
     Image.eval(light, lambda value: 255 - value).save(dark)
-    with pytest.warns(UserWarning, match=r"--map: dark lines on white are inverted .*--no-invert"):
+    with pytest.warns(UserWarning, match=r"--map: mostly light line maps are inverted .*--no-invert"):
         assert np.array_equal(map_of(request_for(dark)), light)
     assert np.array_equal(map_of(request_for(dark, "--invert")), light)
     assert np.array_equal(map_of(request_for(dark, "--no-invert")), Image.open(dark))

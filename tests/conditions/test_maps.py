@@ -415,6 +415,17 @@ def test_drawings_are_line_maps(name):
     as_condition(np.asarray(DRAWINGS[name], np.float32) / 255, 3, kind="lines", invert=False)
 
 
+def test_large_maps_are_judged_as_small_ones_are():
+    for photo in PHOTOS:
+        with pytest.warns(UserWarning, match="looks like a photo"):
+            read_map(photo.convert("RGB").resize((1000, 1000)), "lines", invert=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("colored ink", "soft", "pencil on gray paper"):
+            drawn = DRAWINGS[name].resize((1000, 1000), Image.Resampling.NEAREST)
+            read_map(drawn, "lines", invert=False)
+
+
 def test_files_keep_their_mode(tmp_path):
     Image.fromarray(DISTANCES).save(tmp_path / "depth.png")
     Image.fromarray(IDS).save(tmp_path / "ids.png")

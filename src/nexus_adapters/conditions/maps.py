@@ -48,10 +48,12 @@ NEARLY_BLACK = 31  # of 255: warn if no value of a map is above it
 # on gray paper and soft edges pass; photos in color, most gray ones, segmentations and depth do not.
 _COLORFUL = 48  # of 255: difference between the channels; JPEG's noise is below it
 _MOST_COLORED = 0.05  # share of pixels in colored areas
+_WIDER_THAN_STROKES = 7  # pixels, of those that are judged
 _MID_GRAYS = (48, 207)
 _MOST_MID_GRAY = 0.55  # share of pixels that are neither dark nor light
 _LEAST_BACKGROUND = 0.45  # share of pixels with nearly the same brightness
 _BACKGROUND_WITHIN = 24  # of 255: how far a background varies
+_JUDGED_SIDE = 256  # pixels; of larger maps, only every nth pixel is judged, which takes milliseconds
 _NO_CLASS = 255  # the usual id of pixels without a class
 
 
@@ -158,7 +160,7 @@ def split_map_options(
 
 def report_inverted(name: str) -> None:
     """Warn that a line map is inverted."""
-    _report(name, "dark lines on white are inverted (invert=False or --no-invert prevents it)")
+    _report(name, "mostly light line maps are inverted (invert=False or --no-invert prevents it)")
 
 
 def report_nearly_black(name: str, kind: MapKind | None) -> None:
@@ -175,18 +177,22 @@ def report_unless_lines(pixels: UInt8[np.ndarray, "h w c"], name: str) -> None:
     if not _may_be_lines(pixels):
         _report(
             name,
-            "this looks like a photo or another kind of map, not like a line map; for a photo, use --image "
-            "(in Python, extract(NAME, photo)); for another kind of map, an adapter for it",
+            "this looks like a photo or another kind of map, not like a line map; extract the lines of a "
+            "photo first (--image, or in Python extract(NAME, photo)); other maps need an adapter for them",
         )
 
 
 def _may_be_lines(pixels: UInt8[np.ndarray, "h w c"]) -> bool:
     """Return whether a map has no large colored areas and is mostly dark, light, or one gray background."""
-    darkest, lightest = pixels.min(axis=2), pixels.max(axis=2)
+    step = -(-min(pixels.shape[:2]) // _JUDGED_SIDE)
+    first, *others = (pixels[::step, ::step, channel] for channel in range(pixels.shape[2]))
+    darkest = lightest = first
+    for channel in others:
+        darkest, lightest = np.minimum(darkest, channel), np.maximum(lightest, channel)
     colored = (lightest - darkest > _COLORFUL).astype(np.uint8)
     if colored.mean() > _MOST_COLORED:
-        side = max(7, 2 * (min(colored.shape) // 100) + 1)  # colored strokes are narrower
-        areas = cv2.morphologyEx(colored, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+        square = np.ones((_WIDER_THAN_STROKES, _WIDER_THAN_STROKES), np.uint8)
+        areas = cv2.morphologyEx(colored, cv2.MORPH_OPEN, square)
         if areas.mean() > _MOST_COLORED:
             return False
     counts = np.bincount(((darkest.astype(np.uint16) + lightest) // 2).ravel(), minlength=256) / darkest.size
