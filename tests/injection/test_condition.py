@@ -241,13 +241,15 @@ def test_a_map_of_the_size_that_was_chosen_keeps_it(native):
 
 @pytest.mark.parametrize("given", [(512, None), (None, 256), (128, 200), (200, 128)])
 def test_a_given_size_far_above_the_bases_is_a_warning(given):
-    with pytest.warns(UserWarning, match="^height, width: .* more than 1.5 times the base's 128"):
+    with pytest.warns(UserWarning, match="^height and width: .* more than 1.5 times the base's 128"):
         image_size((64, 64), *given, 128, 8)
 
 
 def test_a_smaller_size_is_a_warning():
     with pytest.warns(UserWarning, match="--map: 512x300 pixels is more than 1.5 times the base's 128"):
         image_size((300, 512), None, None, 128, 8, "--map")
+    with pytest.warns(UserWarning, match="^--map: .*; set --height and --width for another size"):
+        image_size((300, 512), None, None, 128, 8, "--map", "--height and --width")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image_size((300, 512), 192, None, 512, 8)

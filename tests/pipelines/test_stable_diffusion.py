@@ -202,7 +202,7 @@ def test_a_map_far_above_the_bases_own_size(base, adapter, pipe):
             found = generate(each, image=tiny.image(104, 128), num_inference_steps=1)
         assert found.shape == (1, 3, 56, 72)
         assert len(warned) == 1
-        with pytest.warns(UserWarning, match="height, width: 128x104 pixels .* 64"):
+        with pytest.warns(UserWarning, match="height and width: 128x104 pixels .* 64"):
             explicit = generate(
                 each, image=tiny.image(104, 128), height=104, width=128, num_inference_steps=1
             )

@@ -87,6 +87,7 @@ def generate_images(request: GenerateRequest) -> None:
             model.native_size,
             multiple,
             controls[0].given.option,
+            "--height and --width",
         )
         size = width, height
         expect_area(*size)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     ConditionLike = Any  # so that other types reach the errors of `as_condition`, also under pytest
 
-LARGEST = 1.5  # longest side of an image whose size is not given, relative to the base's native size
+LARGEST = 1.5  # longest side of an image, relative to the base's native size, without a warning
 
 _IMAGE_MODES = {1: "L", 3: "RGB"}
 # Modes that convert to 8-bit gray without loss. 16-bit and float modes would clip.
@@ -248,6 +248,7 @@ def image_size(
     native: int,
     multiple: int,
     name: str = "image",
+    sides: str = "height and width",
 ) -> tuple[int, int]:
     """Return (height, width) of the generated image, in pixels, for a source of this (height, width).
 
@@ -255,8 +256,8 @@ def image_size(
     source's aspect ratio, rounded to the nearest `multiple`. If none is given, it is the source's size, each
     side rounded down to a `multiple`. Bases do not generate well far above the size that they were trained
     at, `native` x `native` pixels: if a side of the source is above `LARGEST` times that, the image has the
-    base's area in the source's aspect ratio, with no side above the limit. A warning, which names `name`,
-    reports this. A given size above the limit is used, with a warning.
+    base's area in the source's aspect ratio, with no side above the limit. A warning, which names `name` and
+    the options `sides`, reports this. A given size above the limit is used, with a warning.
 
     Raises:
         InvalidArgument: for a height or width that is not a positive integer.
@@ -273,7 +274,7 @@ def image_size(
             width = nearest_multiple(from_width * height / from_height, multiple)
         if max(height, width) > limit:
             warn_caller(
-                f"height, width: {width}x{height} pixels is more than {LARGEST:g} times the base's {native}, "
+                f"{sides}: {width}x{height} pixels is more than {LARGEST:g} times the base's {native}, "
                 "the size that it was trained at; images may be poor"
             )
         return height, width
@@ -285,7 +286,7 @@ def image_size(
     )
     warn_caller(
         f"{name}: {from_width}x{from_height} pixels is more than {LARGEST:g} times the base's {native}, so "
-        f"the image is {width}x{height}; set height and width for another size"
+        f"the image is {width}x{height}; set {sides} for another size"
     )
     return height, width
 
