@@ -118,7 +118,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--resolution",
         type=int,
         metavar="N",
-        help="first resize and crop images to NxN pixels (default: keep their size)",
+        help="first resize and crop images to NxN pixels; N is a multiple of 8 (default: keep their size)",
     )
     group.add_argument(
         "--aspect-buckets",

@@ -85,8 +85,8 @@ def existing_device(device: str) -> str:
 
 
 _HINT = (
-    "Use another model with --option model=FOLDER_OR_ID (in Python, model=FOLDER_OR_ID), or, to generate, "
-    "a map that you have, with --map"
+    "Choose another model with --option model=FOLDER_OR_ID (in Python, model=FOLDER_OR_ID). To generate, you "
+    "can also pass a map that you have, with --map"
 )
 
 
