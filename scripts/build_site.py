@@ -33,6 +33,8 @@ OUTSIDE = "repository"  # the folder of files that are not in docs/
 CODE = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "bash", "": "text"}  # shown as a page
 FENCED = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^()\s]+)(?=[)\s])")
+SPAN = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
+SHORT = 32  # letters of a code span that stays on one line, also on a phone
 # As zensical and griffe print them, without colors.
 PROBLEM = re.compile(r"^(griffe:|WARNING|Error)|Warning:|Error:", re.MULTILINE)
 
@@ -147,7 +149,8 @@ class Pages:
             return os.path.relpath(self.place(found), place.parent) + mark + fragment
 
         text = page.read_text(encoding="utf-8")
-        return "".join(part if is_code else LINK.sub(rewrite, part) for part, is_code in parts(text)), dead
+        pieces = (part if is_code else marked(LINK.sub(rewrite, part)) for part, is_code in parts(text))
+        return "".join(pieces), dead
 
 
 def parts(text: str) -> Iterator[tuple[str, bool]]:
@@ -158,6 +161,16 @@ def parts(text: str) -> Iterator[tuple[str, bool]]:
         yield block[0], True
         end = block.end()
     yield text[end:], False
+
+
+def marked(text: str) -> str:
+    """Prose whose short code spans have a class that keeps them on one line: browsers break "--seed"."""
+
+    def mark(match: re.Match[str]) -> str:
+        can_break = len(match[2]) <= SHORT and re.search(r"[-\s]", match[2])
+        return match[0] + "{.short}" if can_break else match[0]
+
+    return SPAN.sub(mark, text)
 
 
 def code_page(name: Path, text: str) -> str:

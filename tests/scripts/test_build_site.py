@@ -51,6 +51,19 @@ def test_pages_are_copied_with_all_they_link_to(build_site, root):
     assert "\n````python\nprint('```')\n\n````\n" in files["repository/src/a.py.md"]
 
 
+def test_short_code_spans_stay_on_one_line(build_site):
+    long = "`nexus generate --map a.png --prompt x`"
+    assert build_site.marked(f"`--seed` in {long}, `a` (`--out`)\n") == (
+        f"`--seed`{{.short}} in {long}, `a` (`--out`{{.short}})\n"
+    )
+
+
+def test_code_blocks_are_copied_as_they_are(build_site, root):
+    (root / "docs" / "index.md").write_text("`a b`\n\n```\nls `a b`\n```\n")
+    _, files = copied(build_site, root)
+    assert files["index.md"] == "`a b`{.short}\n\n```\nls `a b`\n```\n"
+
+
 @pytest.mark.parametrize("link", ["none.md", "../data", "../../outside.md"])
 def test_a_link_that_leads_nowhere_is_a_problem(build_site, root, link):
     (root.parent / "outside.md").write_text("not in the repository")

@@ -41,13 +41,13 @@ def colors_at(panel, marker):
 
 def test_costs_are_of_every_method_in_one_color(results):
     figure = cost_figure(results)
-    weights, _, multiplications, _ = figure.axes
+    weights, multiplications, weights_of_depth, _ = figure.axes
     dots = sorted(tuple(line.get_xydata()[0]) for line in weights.lines if line.get_marker() == "o")
     assert dots == [(1.0, 0.5), (2.0, pytest.approx(0.7))]
     assert {float(line.get_xdata()[0]) for line in multiplications.lines} == {0.1, 0.2}
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["t2i", "prime"]
-    of_depth = colors_at(figure.axes[1], "o")
+    of_depth = colors_at(weights_of_depth, "o")
     assert len(of_depth) == 1
     assert of_depth < colors_at(weights, "o")
 

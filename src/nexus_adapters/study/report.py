@@ -141,7 +141,7 @@ def _plot_intervals(panel: Any, rows: Sequence[Row], metric: str) -> None:
 def cost_figure(results: Results) -> Figure:
     """Return a figure with a panel for each condition and cost: color binding, else structure, over cost.
 
-    Small dots are single seeds.
+    Conditions are rows, and costs are columns. Small dots are single seeds.
     """
     conditions = list(dict.fromkeys(cell.condition for cell in results))
     views = [result.views[OWN] for result in results.values() if OWN in result.views]
@@ -149,13 +149,14 @@ def cost_figure(results: Results) -> Figure:
     methods = dict.fromkeys(cell.method for cell, result in results.items() if "parameters" in result.facts)
     palette = colormaps["tab10" if len(methods) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     colors = {method: palette[number % len(palette)] for number, method in enumerate(methods)}
-    width = 3.2 * max(len(conditions), 2)
+    width = 3.2 * len(_COSTS)
     in_a_row = int(width // 2)  # names per line of the legend
-    height = 5.2 + 0.2 * math.ceil(len(methods) / in_a_row)
+    height = 1.8 * len(conditions) + 0.4 + 0.2 * math.ceil(len(methods) / in_a_row)
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels: Any = figure.subplots(len(_COSTS), len(conditions), squeeze=False, sharey="col", sharex="row")
-    for line, (fact, (unit, label)) in zip(panels, _COSTS.items(), strict=True):
-        for panel, condition in zip(line, conditions, strict=True):
+    # A narrow figure: in a document, it is shown at its own size, in which its letters can be read.
+    panels: Any = figure.subplots(len(conditions), len(_COSTS), squeeze=False, sharey="row", sharex="col")
+    for line, condition in zip(panels, conditions, strict=True):
+        for panel, (fact, (unit, _)) in zip(line, _COSTS.items(), strict=True):
             for cell, result in results.items():
                 if cell.condition == condition and fact in result.facts:
                     value = result.views[OWN].value(metric)
@@ -165,12 +166,11 @@ def cost_figure(results: Results) -> Figure:
                 cost = getattr(row, fact) / unit
                 if cost:
                     panel.plot(cost, row.measured.value(metric), "o", color=colors[row.method])
-            panel.set_title(condition, fontsize=9)
-            panel.set_xlabel(label, fontsize=8)
-        _number_axis(line[0])
-        for panel in line:
             panel.tick_params(labelsize=8)
-        line[0].set_ylabel(head(metric), fontsize=9)
+        line[0].set_ylabel(f"{condition}: {head(metric)}", fontsize=9)
+    for panel, (_, label) in zip(panels[-1], _COSTS.values(), strict=True):
+        _number_axis(panel)
+        panel.set_xlabel(label, fontsize=9)
     dots = [Line2D([], [], marker="o", ls="", color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=dots, loc="outside lower center", ncols=in_a_row, fontsize=8, frameon=False)
     return figure
