@@ -54,14 +54,14 @@ def test_the_settings_say_whether_a_map_was_inverted(edges, photo, tmp_path):
     with pytest.warns(UserWarning, match="inverted"):
         assert read_source(request_for(dark))[1].invert is True
     for path, option, expected in [
-        (edges, [], False),
-        (edges, ["--invert"], True),
-        (dark, ["--no-invert"], False),
+        (edges, None, False),
+        (edges, True, True),
+        (dark, False, False),
     ]:
-        assert read_source(request_for(path, *option))[1].invert is expected
-    for option, expected in [([], False), (["--invert"], True), (["--no-invert"], False)]:
-        (control,) = parsed("image", str(photo), *option).controls
-        assert read_source(control)[1].invert is expected
+        assert read_source(request_for(path, invert=option))[1].invert is expected
+    for option in (None, True, False):
+        control = ControlRequest(ImageSource(str(photo)), invert=option)
+        assert read_source(control)[1].invert is bool(option)
 
 
 def test_what_an_extractor_makes_is_inverted_where_it_is_asked_for(photo, monkeypatch):
