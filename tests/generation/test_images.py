@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetXSAdapter, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from tests import tiny
+from tests.methods.built import build
 from tests.weights import use_weights
 
 from nexus_adapters.adapter.saved import find_saved
@@ -84,13 +85,13 @@ def test_a_request_does_not_change_the_next_ones_scheduler(model, request_for):
     assert np.array_equal(pixels_of(model, prepare(request_for(), model), 4), plain)
 
 
-@pytest.mark.parametrize("kind", ["controlnet", "controlnet_xs"])
+@pytest.mark.parametrize("kind", ["controlnet", "controlnet-xs"])
 def test_methods_with_their_own_pipelines_report_steps_and_can_be_canceled(
     model, request_for, tiny_weights, tmp_path, kind
 ):
     unet = UNet2DConditionModel.from_pretrained(tiny_weights / "base" / "unet")
-    adapter = tiny.controlnet(unet) if kind == "controlnet" else ControlNetXSAdapter.from_unet(unet, 0.5)
-    adapter.save_pretrained(tmp_path / "adapter")
+    options = {"size_ratio": 1.0} if kind == "controlnet-xs" else {}
+    build(kind, unet, **options).save_pretrained(tmp_path / "adapter")
     own = model.with_adapters([find_saved(tmp_path / "adapter")])
     prepared = prepare(request_for(), own)
     plain, seen = pixels_of(own, prepared, 4), []
