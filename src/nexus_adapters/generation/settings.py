@@ -3,8 +3,9 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from nexus_adapters import __version__
 from nexus_adapters.errors import InvalidArgument
@@ -103,7 +104,7 @@ def without_folders(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def save_png(
-    target: str | os.PathLike[str] | BinaryIO, image: "Image.Image", settings: Mapping[str, object]
+    target: str | os.PathLike[str] | BufferedIOBase, image: "Image.Image", settings: Mapping[str, object]
 ) -> None:
     """Write `image` as PNG with `settings`, which must be valid as JSON, in a text chunk."""
     from PIL.PngImagePlugin import PngInfo
@@ -113,7 +114,7 @@ def save_png(
     image.save(target, format="PNG", pnginfo=chunks)
 
 
-def read_settings(source: str | os.PathLike[str] | BinaryIO, argument: str = "image") -> dict[str, Any]:
+def read_settings(source: str | os.PathLike[str] | BufferedIOBase, argument: str = "image") -> dict[str, Any]:
     """Return the settings in a PNG file that `save_png` wrote.
 
     Raises:
