@@ -89,7 +89,8 @@ class _LastStep:
             return output
         timestep = float(self.timestep)
         if not hasattr(scheduler, "alphas_cumprod"):  # flow matching
-            return sample - timestep / scheduler.config.num_train_timesteps * output
+            trained: int = scheduler.config.num_train_timesteps
+            return sample - timestep / trained * output
         table = scheduler.alphas_cumprod
         share = float(table[min(round(timestep), len(table) - 1)])
         signal, noise = math.sqrt(share), math.sqrt(1 - share)
