@@ -19,6 +19,17 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from nexus_adapters.cli.generation import (
+    LoadedAdapter,
+    build_control,
+    check_schedule,
+    check_size,
+    extractor_options,
+    read_mask,
+    read_source,
+    set_scheduler,
+    structure_map,
+)
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -45,17 +56,6 @@ from nexus_adapters.cli.control_requests import ControlRequest, ImageSource, Map
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
 from nexus_adapters.cli.generate_requests import SCHEDULERS, BaseRequest, LoraRequest, parse
-from nexus_adapters.cli.generation import (
-    LoadedAdapter,
-    build_control,
-    check_schedule,
-    check_size,
-    extractor_options,
-    read_mask,
-    read_source,
-    set_scheduler,
-    structure_map,
-)
 from nexus_adapters.conditions import EXTRACTORS, Extractor
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection import Control, attach, balance
