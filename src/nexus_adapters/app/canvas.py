@@ -7,17 +7,15 @@ import binascii
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from nexus_adapters.conditions.images import open_image
+from nexus_adapters.app.assets import text_of
+from nexus_adapters.conditions.images import decode_image, open_image
 from nexus_adapters.errors import InvalidArgument, expect
 
-_FOLDER = Path(__file__).parent
 _START = "data:image/png;base64,"
 _PNG = b"\x89PNG\r\n\x1a\n"
 MAX_BYTES = 16 * 2**20
@@ -38,10 +36,10 @@ class Drawn:
     png: bytes | None = None
     is_edited: bool = False
 
-    @property
-    def image(self) -> Image.Image | None:
-        """The image, decoded."""
-        return None if self.png is None else Image.open(io.BytesIO(self.png))
+    def rgb(self, argument: str = "image") -> Image.Image:
+        """Return the pixels, without anything else in the file. `InvalidArgument` for a damaged file."""
+        assert self.png is not None
+        return decode_image(self.png, MAX_MEGAPIXELS, argument)
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ class Canvas(gr.HTML):
     ) -> None:
         # Gradio calls this with the same arguments again at each update.
         texts = {
-            "html_template": _text("canvas.html"),
-            "js_on_load": _text("canvas.js"),
+            "html_template": text_of("canvas.html"),
+            "js_on_load": text_of("canvas.js"),
             "apply_default_css": False,
         }
         super().__init__(
@@ -172,7 +170,3 @@ class Canvas(gr.HTML):
         """Return the type of the value, for Gradio's description of the API."""
         return {"type": "object"}
 
-
-@cache
-def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")

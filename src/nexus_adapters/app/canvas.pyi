@@ -139,8 +139,8 @@ class Canvas(gr.HTML):
     ) -> None:
         # Gradio calls this with the same arguments again at each update.
         texts = {
-            "html_template": _text("canvas.html"),
-            "js_on_load": _text("canvas.js"),
+            "html_template": text_of("canvas.html"),
+            "js_on_load": text_of("canvas.js"),
             "apply_default_css": False,
         }
         super().__init__(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from nexus_adapters.bundled import EMBEDDED, guidance_for
+from nexus_adapters.bundled import BUNDLED, EMBEDDED, guidance_for
 from nexus_adapters.choices import DEFAULT_POLICY
 from nexus_adapters.files import without_folder
 from nexus_adapters.generation.requests import (
     BaseRequest,
     ControlRequest,
     GenerateRequest,
-    ImageSource,
     MapSource,
 )
 
@@ -39,7 +37,6 @@ _OPTIONS = {"condition_name": "condition"}
 
 def command_line(request: GenerateRequest, out: str = "image.png") -> list[str]:
     """Return the arguments of the command that generates the image; they parse to the same request."""
-    plain = GenerateRequest("", (), 0.0) if False else _DEFAULTS
     arguments = _option("prompt", request.prompt)
     if request.negative:
         arguments += _option("negative", request.negative)
@@ -47,7 +44,8 @@ def command_line(request: GenerateRequest, out: str = "image.png") -> list[str]:
         arguments += _option(control.given.argument, control.given.file)
     for name in _PER_CONTROL:
         values = [_shown(name, getattr(control, name)) for control in request.controls]
-        if any(getattr(control, name) != _CONTROL[name] for control in request.controls):
+        is_required = name == "adapter" and request.base.path not in BUNDLED
+        if is_required or any(getattr(control, name) != _CONTROL[name] for control in request.controls):
             for value in values[:1] if len(set(values)) == 1 else values:
                 arguments += _option(_OPTIONS.get(name, name), value)
     first = request.controls[0]
@@ -62,7 +60,7 @@ def command_line(request: GenerateRequest, out: str = "image.png") -> list[str]:
         arguments += _option("lora_scale", _number(lora.scale))
     for name in ("device", "dtype", "scheduler", "steps", "seed", "width", "height"):
         value = getattr(request, name)
-        if value != plain[name]:
+        if value != _DEFAULTS[name]:
             arguments += _option(name, str(value))
     if request.guidance != guidance_for(request.base.path):
         arguments += _option("guidance", _number(request.guidance))
@@ -144,16 +142,17 @@ def python_code(request: GenerateRequest, settings: dict[str, Any]) -> str:
         request: the request.
         settings: those of the image, which hold its size, device and precision.
     """
+    from nexus_adapters.conditions import EXTRACTORS
+
     shown = shareable(request)
     size = (settings["width"], settings["height"])
     lines = [*_models_code(shown, settings), ""]
     many = len(shown.controls) > 1
     names = [f"control_{place}" if many else "control" for place in range(1, len(shown.controls) + 1)]
-    from nexus_adapters.conditions import EXTRACTORS
-
     for name, control in zip(names, shown.controls, strict=True):
         kind = EXTRACTORS[control.condition_name].kind
-        lines += [*_map_code(control, size, "map"), *_control_code(name, control, kind), ""]
+        adapter = _adapter_code(control, shown.base, settings)
+        lines += [adapter, *_map_code(control, size), *_control_code(name, control, kind), ""]
     lines += [f"with attach(pipe, {', '.join(names)}):", *_call_code(shown, size), 'image.save("image.png")']
     body = "\n".join(lines)
     used = [name for name in ("Control", "attach", "extract", "load_adapter", "load_base") if f"{name}(" in body]
@@ -166,8 +165,7 @@ def python_code(request: GenerateRequest, settings: dict[str, Any]) -> str:
 
 
 def _models_code(request: GenerateRequest, settings: dict[str, Any]) -> list[str]:
-    dtype = f"torch.{settings['dtype']}"
-    more = "" if settings["dtype"] == "float32" else f", dtype={dtype}"
+    more = "" if settings["dtype"] == "float32" else f", dtype=torch.{settings['dtype']}"
     base = request.base
     source = repr(base.path)
     if base.config or base.prediction_type:
@@ -180,15 +178,27 @@ def _models_code(request: GenerateRequest, settings: dict[str, Any]) -> list[str
     return lines
 
 
-def _map_code(control: ControlRequest, size: tuple[int, int], name: str) -> list[str]:
+def _adapter_code(control: ControlRequest, base: BaseRequest, settings: dict[str, Any]) -> str:
+    arguments = [repr(control.adapter)]
+    if base.path == EMBEDDED:
+        arguments.append(f"condition={control.condition_name!r}")
+    else:
+        arguments.append(f"base={base.path!r}")
+    if settings["dtype"] != "float32":
+        arguments.append(f"dtype=torch.{settings['dtype']}")
+    moved = "" if settings["device"] == "cpu" else f'.to("{settings["device"]}")'
+    return f"adapter = load_adapter({', '.join(arguments)}){moved}"
+
+
+def _map_code(control: ControlRequest, size: tuple[int, int]) -> list[str]:
     file = repr(control.given.file)
     if isinstance(control.given, MapSource):
-        return [f"{name} = Image.open({file})"]
+        return [f"structure = Image.open({file})"]
     condition = control.condition_name
     if control.resize_mode is None:
         return [
             f"picture = Image.open({file}).resize({size}, Image.Resampling.LANCZOS)",
-            f"{name} = extract({condition!r}, picture)",
+            f"structure = extract({condition!r}, picture)",
         ]
     from nexus_adapters.conditions import EXTRACTORS
 
@@ -196,7 +206,7 @@ def _map_code(control: ControlRequest, size: tuple[int, int], name: str) -> list
         f"picture = Image.open({file})",
         f"placed = placement((0, 0, *picture.size), {size}, {control.resize_mode!r})",
         "picture = picture.resize(placed.size, Image.Resampling.LANCZOS, box=placed.box)",
-        f"{name} = padded(extract({condition!r}, picture), placed, {size}, {EXTRACTORS[condition].kind!r})",
+        f"structure = padded(extract({condition!r}, picture), placed, {size}, {EXTRACTORS[condition].kind!r})",
     ]
 
 
@@ -213,8 +223,11 @@ def _control_code(name: str, control: ControlRequest, kind: str) -> list[str]:
     texts = [f"{argument}={value!r}" for argument, value in arguments.items()]
     if control.mask is not None:
         texts.append(f"mask=Image.open({control.mask!r})")
-    loading = f"load_adapter({control.adapter!r}, condition={control.condition_name!r})"
-    return [f"adapter = {loading}", f"{name} = Control(adapter, map, {', '.join(texts)})"]
+    first = f"{name} = Control(adapter, structure, "
+    lines = [first + ", ".join(texts) + ")"]
+    if len(lines[0]) <= _WIDTH:
+        return lines
+    return [f"{name} = Control(", "    adapter,", "    structure,", *(f"    {text}," for text in texts), ")"]
 
 
 def _call_code(request: GenerateRequest, size: tuple[int, int]) -> list[str]:
@@ -231,6 +244,3 @@ def _call_code(request: GenerateRequest, size: tuple[int, int]) -> list[str]:
         "    ).images[0]",
     ]
 
-
-Code = Callable[[GenerateRequest, dict[str, Any]], str]
-Sources = Sequence[ImageSource | MapSource]

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradio.utils import get_upload_folder
+
+from nexus_adapters.app.board import Board
 from nexus_adapters.app.jobs import Job
 from nexus_adapters.generation.requests import GenerateRequest
 
@@ -37,24 +40,26 @@ class Session:
     """The state of one open page. Gradio keeps it on the server.
 
     Attributes:
-        root: the folder of all sessions.
+        used: conditions of the controls that have something on their canvases, by their places.
         made: the images, newest last.
         latest: number of images of the last generation.
         job: the generation that runs or has run last.
     """
 
-    root: Path
+    used: dict[int, str] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
     latest: int = 0
     job: Job | None = None
+    board: Board | None = None
     count: int = 0
     _folder: Path | None = None
 
     def new_folder(self) -> Path:
         """Create and return the folder of one generation."""
         if self._folder is None:
-            self._folder = self.root / f"nexus-{secrets.token_hex(16)}"
+            self._folder = Path(get_upload_folder()) / f"nexus-{secrets.token_hex(16)}"
         self.count += 1
+        self.latest = 0
         folder = self._folder / str(self.count)
         folder.mkdir(parents=True)
         return folder
