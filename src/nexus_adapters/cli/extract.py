@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from nexus_adapters import __version__
-from nexus_adapters.cli.options import add_options, check_output, save_png
+from nexus_adapters.cli.options import add_options, as_option, check_output, save_png
 from nexus_adapters.errors import InvalidArgument, expect, renamed
 from nexus_adapters.generation.maps import running_extractor
 from nexus_adapters.generation.requests import ExtractorOptions
@@ -34,9 +34,8 @@ def run(args: argparse.Namespace) -> int:
     expect(condition_name in EXTRACTORS, "NAME", f"one of {known}", repr(condition_name))
     check_output(args.out, ".png", args.force)
     options = ExtractorOptions(args.low, args.high, tuple(args.option)).values(condition_name)
-    with renamed({"max_megapixels": "--max-megapixels"}):
-        image = load_image(args.image, args.max_megapixels, argument="IMAGE")
-    with running_extractor(condition_name, options):
+    image = load_image(args.image, args.max_megapixels, argument="IMAGE")
+    with running_extractor(condition_name, options), renamed(as_option):
         condition = extract(condition_name, image, **options)
     if args.invert:
         condition = invert(condition)

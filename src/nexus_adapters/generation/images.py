@@ -12,6 +12,7 @@ from nexus_adapters.generation.maps import ReadControl, check_size, read_control
 from nexus_adapters.generation.models import LoadedAdapter, Model, build_scheduler
 from nexus_adapters.generation.requests import GenerateRequest, expect_area
 from nexus_adapters.generation.settings import settings_of
+from nexus_adapters.generation.steps import OnStep, observed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,10 +111,19 @@ def build_control(
     return OwnPipelineControl(loaded.adapter, fitted, request.scale)
 
 
-def generate_image(model: Model, prepared: Prepared, seed: int) -> "Image.Image":
+def generate_image(
+    model: Model, prepared: Prepared, seed: int, on_step: OnStep | None = None
+) -> "Image.Image":
     """Generate one image.
 
     Images are not batched, so that each can be generated again from its own seed, bit for bit.
+
+    Args:
+        model: the model that the request was prepared for.
+        prepared: the prepared request.
+        seed: the seed of the noise.
+        on_step: called after each denoising step; it does not change the image. To cancel, raise an exception
+            in it: the model is left as it was.
 
     Raises:
         MemoryError: if the device runs out of memory.
@@ -129,8 +139,12 @@ def generate_image(model: Model, prepared: Prepared, seed: int) -> "Image.Image"
     generator = torch.Generator().manual_seed(seed)
     width, height = prepared.size
     try:
-        with _controlled(model.pipe, prepared.controls) as call:
+        with (
+            observed(model.pipe, on_step) as reporting,
+            _controlled(model.pipe, prepared.controls) as call,
+        ):
             output = call(
+                **reporting,
                 prompt=settings["prompt"],
                 **_negative(model.pipe, settings["negative"]),
                 num_inference_steps=settings["steps"],
