@@ -109,9 +109,9 @@ _HEADERS = frozenset(
 )
 _RANGE = re.compile(rb"bytes=\d{0,18}-\d{0,18}")
 
-# Gradio's page has scripts and styles of its own in its HTML.
+# Gradio's page has scripts and styles in its HTML, and its canvas compiles shaders by eval.
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval'; "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "worker-src 'self' blob:; connect-src 'self'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors {framed_by}"
