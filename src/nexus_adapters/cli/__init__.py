@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("nexus_adapters.cli.study", "train and evaluate everything that a plan compares"),
     "convert": ("nexus_adapters.cli.convert", "convert an adapter to the format of this package"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
+    "app": ("nexus_adapters.cli.app", "open a page in the browser to draw, type and see"),
 }
 
 EXAMPLES = (
