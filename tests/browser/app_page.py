@@ -1,14 +1,11 @@
 """The page as its user sees it: what can be done on it, by the names on the page."""
 
-import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from playwright.sync_api import ConsoleMessage, Locator, Page, Request
+from playwright.sync_api import ConsoleMessage, Page, Request
 
-_APPEARANCE = (Path(__file__).parent / "appearance.js").read_text()
+APPEARANCE = (Path(__file__).parent / "appearance.js").read_text()
 _OWN = ("data:", "blob:", "about:")
 Point = tuple[float, float]
 
