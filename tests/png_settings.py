@@ -1,21 +1,16 @@
 """Reading the settings that commands embed in their images."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from nexus_adapters.cli.options import SETTINGS_KEY
+from nexus_adapters.generation import settings as stored
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings, none of which says where anything lies on the machine that made the image."""
-    with Image.open(path, formats=("PNG",)) as image:
-        image.load()
-        settings: dict[str, Any] = json.loads(image.info[SETTINGS_KEY])
+    settings = stored.read_settings(path)
     for text in _texts(settings):
         assert not os.path.isabs(text), text
         assert str(path.parent) not in text, text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import warnings
@@ -76,6 +77,29 @@ class InvalidArgument(ValueError):  # noqa: N818  # a public name; argparse, cli
         """Return the same error with another name, such as that of the option that sets the argument."""
         return type(self)(name, self.expected, self.received, self.hint)
 
+    def with_names(self, names: Callable[[str], str]) -> InvalidArgument:
+        """Return the same error with other names for its argument and for those that its texts mention."""
+        received = mentioned(self.received, names) if isinstance(self.received, str) else self.received
+        return type(self)(
+            names(self.name), mentioned(self.expected, names), received, mentioned(self.hint, names)
+        )
+
+
+_MENTIONED = re.compile(r"`(\w+)`")
+
+
+def mentioned(text: str, names: Callable[[str], str]) -> str:
+    """Rename the arguments that a text mentions in backticks: "`start`" -> "--start".
+
+    Arguments that `names` returns unchanged stay as they are.
+    """
+
+    def rename(found: re.Match[str]) -> str:
+        name = names(found[1])
+        return found[0] if name == found[1] else name
+
+    return _MENTIONED.sub(rename, text)
+
 
 def expect(fits: bool, name: str, expected: str, received: object = MISSING, hint: str = "") -> None:
     """Raise `InvalidArgument` unless `fits`."""
@@ -83,9 +107,21 @@ def expect(fits: bool, name: str, expected: str, received: object = MISSING, hin
         raise InvalidArgument(name, expected, received, hint)
 
 
+def expect_finite(argument: str, value: float) -> None:
+    """Raise `InvalidArgument` for infinities and NaN."""
+    expect(math.isfinite(value), argument, "a finite number", value)
+
+
+def expect_between(argument: str, value: int, low: int, high: int) -> None:
+    """Raise `InvalidArgument` unless `low <= value <= high`."""
+    expect(low <= value <= high, argument, f"an integer from {low} to {high}", value)
+
+
 @contextmanager
 def renamed(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
     """Rename any `InvalidArgument` raised in the block to what the user wrote, such as `low` to `--low`.
+
+    Arguments that its texts mention in backticks are renamed, too.
 
     Args:
         names: argument -> the user's name for it (other names stay), or a function that returns the new name.
@@ -93,10 +129,11 @@ def renamed(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except InvalidArgument as error:
-        name = names.get(error.name, error.name) if isinstance(names, Mapping) else names(error.name)
-        if name == error.name:
+        name_of = (lambda name: names.get(name, name)) if isinstance(names, Mapping) else names
+        other = error.with_names(name_of)
+        if other.args == error.args:
             raise
-        raise error.with_name(name) from error
+        raise other from error
 
 
 def is_unicode(text: str) -> bool:

@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "lora": {"peft": "peft"},
     "ray": {**_DATA, "ray": "ray[data]"},
     "heic": {"pillow_heif": "pillow-heif"},
+    "app": {"gradio": "gradio"},
 }
 
 

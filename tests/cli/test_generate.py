@@ -19,6 +19,17 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from nexus_adapters.cli.generation import (
+    LoadedAdapter,
+    build_control,
+    check_schedule,
+    check_size,
+    extractor_options,
+    read_mask,
+    read_source,
+    set_scheduler,
+    structure_map,
+)
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -45,17 +56,6 @@ from nexus_adapters.cli.control_requests import ControlRequest, ImageSource, Map
 from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
 from nexus_adapters.cli.generate_requests import SCHEDULERS, BaseRequest, LoraRequest, parse
-from nexus_adapters.cli.generation import (
-    LoadedAdapter,
-    build_control,
-    check_schedule,
-    check_size,
-    extractor_options,
-    read_mask,
-    read_source,
-    set_scheduler,
-    structure_map,
-)
 from nexus_adapters.conditions import EXTRACTORS, Extractor
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.injection import Control, attach, balance
@@ -228,15 +228,6 @@ def test_force_overwrites(edges, tmp_path):
     assert read_settings(out)["seed"] == 0
 
 
-def test_a_photo_is_resized_before_its_edges_are_extracted(photo):
-    control = ControlRequest(ImageSource(str(photo), ExtractorOptions(low=10, high=30)))
-    with Image.open(photo) as image:
-        found = structure_map(control, image, (80, 64))
-        expected = extract("canny", image.resize((80, 64), Image.Resampling.LANCZOS), low=10, high=30)
-    assert np.array_equal(found, expected)
-    assert np.asarray(expected).any()
-
-
 def test_a_photo_becomes_an_image_with_its_options_in_the_settings(photo, tmp_path):
     assert run(photo, tmp_path / "out.png", "--low", 10) == 0
     settings = read_settings(tmp_path / "out.png")
@@ -263,62 +254,6 @@ def request_for(path, *options):
 
 def map_of(request):
     return read_source(request)[0]
-
-
-def test_the_settings_say_whether_a_map_was_inverted(edges, photo, tmp_path):
-    dark, light = tmp_path / "dark.png", Image.open(edges)
-    Image.eval(light, lambda value: 255 - value).save(dark)
-    with pytest.warns(UserWarning, match="inverted"):
-        assert read_source(request_for(dark))[1].invert is True
-    for path, option, expected in [
-        (edges, [], False),
-        (edges, ["--invert"], True),
-        (dark, ["--no-invert"], False),
-    ]:
-        assert read_source(request_for(path, *option))[1].invert is expected
-    for option, expected in [([], False), (["--invert"], True), (["--no-invert"], False)]:
-        (control,) = parsed("--image", str(photo), *option).controls
-        assert read_source(control)[1].invert is expected
-
-
-def test_what_an_extractor_makes_is_inverted_where_it_is_asked_for(photo, monkeypatch):
-    """As in training, which takes it as it is."""
-
-    def dark_lines(image):
-        return Image.new("RGB", image.size, "white")
-
-    monkeypatch.setitem(
-        EXTRACTORS._entries, "dark", Extractor("dark", dark_lines, "dark lines", kind="lines")
-    )
-    for invert, color in [(None, 255), (False, 255), (True, 0)]:
-        control = ControlRequest(ImageSource(str(photo), ExtractorOptions()), "dark", invert=invert)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            source, decided = read_source(control)
-            assert structure_map(decided, source, (32, 32)).getpixel((3, 3)) == (color,) * 3
-
-
-def test_a_map_is_read_as_its_kind_is(edges, tmp_path):
-    light, dark = Image.open(edges), tmp_path / "dark.png"
-    Image.eval(light, lambda value: 255 - value).save(dark)
-    with pytest.warns(UserWarning, match=r"--map: dark lines on white are inverted .*--no-invert"):
-        assert np.array_equal(map_of(request_for(dark)), light)
-    assert np.array_equal(map_of(request_for(dark, "--invert")), light)
-    assert np.array_equal(map_of(request_for(dark, "--no-invert")), Image.open(dark))
-    assert np.array_equal(map_of(request_for(edges)), light)
-    depth = tmp_path / "depth.png"
-    Image.fromarray(np.linspace(500, 8000, 256).astype(np.uint16).reshape(16, 16)).save(depth)
-    of_depth = ("--condition", "depth")
-    with pytest.warns(UserWarning, match=r"16-bit depth .*--option unit=mm"):
-        assert map_of(request_for(depth, *of_depth)).getpixel((15, 15)) == (255, 255, 255)
-    far = map_of(request_for(depth, *of_depth, "--option", "unit=mm"))
-    assert (far.getpixel((0, 0)), far.getpixel((15, 15))) == ((255, 255, 255), (0, 0, 0))
-    ids = tmp_path / "ids.png"
-    Image.new("L", (16, 16), 1).save(ids)
-    of_labels = ("--condition", "segmentation", "--option", "palette=voc")
-    with pytest.warns(UserWarning, match=r"label ids .*voc"):
-        assert map_of(request_for(ids, *of_labels)).getpixel((0, 0)) == (128, 0, 0)
-    assert extractor_options(request_for(ids, *of_labels)) == {"palette": "voc"}
 
 
 def options_of(*more):
@@ -375,22 +310,6 @@ def test_an_inverted_map_is_one_warning(edges, tmp_path, capsys, plain):
     err = capsys.readouterr().err
     assert err.count("warning") == 1
     assert "inverted" in err
-
-
-def test_a_photo_of_another_aspect(photo):
-    with Image.open(photo) as image:  # 160x120
-        request = ControlRequest(ImageSource(str(photo), ExtractorOptions(low=10, high=30)))
-        with refused("--image", "160x120", hint="--resize-mode"):
-            build_control(request, LoadedAdapter(None, "", ""), image, None, (128, 64))
-        with refused("--mask", "64x64", hint="--resize-mode"):
-            build_control(request, LoadedAdapter(None, "", ""), image, Image.new("L", (64, 64)), (160, 120))
-        for mode in ("stretch", "crop", "pad"):
-            control = replace(request, resize_mode=mode)
-            check_size(control, image, 128, 64)
-            found = np.asarray(structure_map(control, image, (128, 64)))
-            assert found.shape == (64, 128, 3)
-            middle = found[:, 21:107]  # a photo's border is no line
-            assert (found.sum() == middle.sum()) == (mode == "pad")
 
 
 def test_another_aspect_needs_a_resize_mode(edges, tmp_path, capsys, no_model):
@@ -454,38 +373,6 @@ def test_as_many_steps_as_the_schedule_has_are_refused_where_it_begins_too_late(
     given = ["--base", base, "--adapter", adapter, "--steps", 1000]
     assert run(edges, tmp_path / "a.png", *given) == 2
     refused_in_one_line(capsys, "--steps", "got 1000")
-
-
-def refusal(scheduler, steps):
-    try:
-        check_schedule(scheduler, steps)
-    except InvalidArgument as error:
-        return error
-    return None
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_takes_the_steps_or_says_how_many_it_takes(name):
-    base = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
-    pipe = SimpleNamespace(scheduler=base)
-    for given in (1, 2, 3, 4, 5, 51, 1000):
-        steps = given
-        set_scheduler(pipe, name)
-        if problem := refusal(pipe.scheduler, steps):
-            bound, nearest = re.search(r"at (least|most) (\d+)$", problem.expected).groups()
-            assert problem.name == "--steps"
-            assert int(nearest) > steps if bound == "least" else int(nearest) < steps
-            steps = int(nearest)
-        if name == "lms" and steps == 1000:
-            continue  # takes seconds
-        pipe.scheduler.set_timesteps(steps)
-        latents = torch.ones(1, 1, 1, 1) * pipe.scheduler.init_noise_sigma
-        for timestep in pipe.scheduler.timesteps:
-            noise = 0.1 * pipe.scheduler.scale_model_input(latents, timestep)
-            latents = pipe.scheduler.step(noise, timestep, latents).prev_sample
-        assert torch.isfinite(latents).all()
 
 
 def test_an_adapter_for_another_vae_is_the_adapters_fault(edges, tmp_path, weights, capsys):
@@ -916,28 +803,10 @@ def test_a_mask_and_a_balance(edges, tmp_path, plain):
     assert {name: settings[name] for name in ("policy", "level_scales")} == balance("control")
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_in_a_mask_does_not_act(tmp_path, mode):
-    path = tmp_path / "mask.png"
-    mask = Image.new("LA", (16, 16), (255, 0))
-    mask.paste((255, 255), (4, 4, 8, 8))
-    mask.convert("RGBA").quantize(4).save(path) if mode == "P" else mask.convert(mode).save(path)
-    with pytest.warns(UserWarning, match="--mask: transparent"):
-        found = np.asarray(read_mask(request_for("edges.png", "--mask", str(path))))
-    assert found[4:8, 4:8].min() == 255
-    assert found.sum() == 16 * 255
-
-
 def test_a_nearly_black_map_is_one_warning(edges, tmp_path, capsys):
     Image.fromarray(np.uint8(pixels(edges) // 20)).save(edges)
     assert run(edges, tmp_path / "out.png") == 0
     assert capsys.readouterr().err.count("nearly black") == 1
-
-
-@pytest.mark.parametrize("sides", [("100000", "100000"), ("8008", "8000")])
-def test_an_image_that_no_memory_holds_is_refused(sides):
-    with refused("--width and --height", "x".join(sides), expected="64 megapixels"):
-        parsed("--map", "a.png", "--width", sides[0], "--height", sides[1])
 
 
 def test_no_map_is_refused(tmp_path, capsys, no_model):

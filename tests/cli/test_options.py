@@ -11,9 +11,9 @@ from tests.refusals import refused
 
 from nexus_adapters.choices import BALANCE_NAMES
 from nexus_adapters.cli import build_parser
-from nexus_adapters.cli.control_requests import ControlRequest, MapSource
 from nexus_adapters.cli.options import check_output, save_json, save_png
 from nexus_adapters.evaluation.config import EvaluationConfig
+from nexus_adapters.generation.requests import ControlRequest, MapSource
 from nexus_adapters.injection.scales import BALANCES
 
 IMAGE = Image.new("RGB", (5, 3), "red")

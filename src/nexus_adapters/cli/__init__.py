@@ -8,19 +8,16 @@ of the same name. A module lists names that differ in `TYPED`.
 """
 
 import argparse
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
 from nexus_adapters import __version__
 from nexus_adapters.errors import InvalidArgument, is_unicode, renamed, shown
-from nexus_adapters.library_logs import MISLEADING
 
 # name: (module, help line), in the order of the help.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -36,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("nexus_adapters.cli.study", "train and evaluate everything that a plan compares"),
     "convert": ("nexus_adapters.cli.convert", "convert an adapter to the format of this package"),
     "info": ("nexus_adapters.cli.info", "describe a saved adapter"),
+    "app": ("nexus_adapters.cli.app", "open a page in the browser to draw, type and see"),
 }
 
 EXAMPLES = (
@@ -206,48 +204,3 @@ def _warn_in_one_line(prog: str) -> Callable[..., None]:
         print(f"{prog}: warning: {_one_line(str(message))}", file=sys.stderr)
 
     return show
-
-
-_LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
-# The tokenizer warns of indexing errors, but the pipeline truncates long prompts and logs what it removes.
-_DROPPED = ("Token indices sequence length is longer", *MISLEADING)
-
-
-@contextmanager
-def library_logs_as_warnings() -> Iterator[None]:
-    """Collect the log lines of diffusers, transformers and huggingface_hub; on success, warn of each once.
-
-    If the block raises, the lines are dropped: the exception says it all. Lines logged while the libraries
-    are imported, which happens here, are dropped too: they concern features that are not used.
-    """
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    # The first call sets up the library's logger, with a handler to stderr.
-    diffusers.utils.logging.get_logger()
-    transformers.utils.logging.get_logger()
-    collector = _Collector()
-    loggers = [logging.getLogger(name) for name in _LIBRARIES]
-    before = [(logger.handlers, logger.propagate) for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.handlers, logger.propagate = [collector], False
-        import_module("nexus_adapters.methods")
-        collector.lines.clear()
-        yield
-    finally:
-        for logger, (handlers, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-    for line in dict.fromkeys(collector.lines):
-        warnings.warn(line, stacklevel=3)
-
-
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = record.getMessage()
-        if not any(words in line for words in _DROPPED):
-            self.lines.append(line)

@@ -1,94 +1,24 @@
-"""The controls of `nexus generate`: their arguments, and one checked, frozen request for each control."""
+"""The arguments of the controls of `nexus generate`, parsed into one request for each control."""
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_adapters.bundled import BUNDLED
-from nexus_adapters.choices import (
-    BALANCE_NAMES,
-    CONDITION,
-    DEFAULT_POLICY,
-    MAX_MEGAPIXELS,
-    RESIZE_MODES,
-    Balance,
-    Policy,
-    ResizeMode,
+from nexus_adapters.choices import BALANCE_NAMES, CONDITION, RESIZE_MODES
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
+from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.generation.requests import (
+    ACTING,
+    ADAPTER,
+    ControlRequest,
+    ExtractorOptions,
+    ImageSource,
+    MapSource,
 )
-from nexus_adapters.cli.extract import ExtractorOptions
-from nexus_adapters.cli.options import ADAPTER, ADAPTER_SOURCES, add_options, expect_finite
-from nexus_adapters.errors import InvalidArgument, expect, warn_caller
 
-
-@dataclass(frozen=True)
-class ImageSource:
-    """A photo to extract the structure map from."""
-
-    file: str
-    extractor: ExtractorOptions
-    option = "--image"
-
-
-@dataclass(frozen=True)
-class MapSource:
-    """A structure map, and the options for reading it (`--option`)."""
-
-    file: str
-    reading: ExtractorOptions = field(default_factory=ExtractorOptions)
-    option = "--map"
-
-
-@dataclass(frozen=True)
-class ControlRequest:
-    """One control: the source of its structure map, and how it acts.
-
-    Attributes:
-        given: the map, or the photo to extract it from.
-        condition_name: the extractor's name, which is also the map's condition.
-        adapter: the adapter's source, as the user wrote it.
-        scale, start, end, level_scales, noise_exponent: as in `Control`.
-        policy: None for the default, or if `balance` decides it.
-        balance: sets the policy and the level scales.
-        mask: path of the mask's file.
-        invert: whether to invert the map; None inverts a given map that has dark lines on white.
-        resize_mode: how to fit a map or photo whose aspect ratio differs from the image's.
-        max_megapixels: larger files are rejected.
-    """
-
-    given: ImageSource | MapSource
-    condition_name: str = CONDITION
-    adapter: str = ADAPTER
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    policy: Policy | None = None
-    balance: Balance | None = None
-    level_scales: tuple[float, ...] | None = None
-    noise_exponent: float | None = None
-    mask: str | None = None
-    invert: bool | None = None
-    resize_mode: ResizeMode | None = None
-    max_megapixels: float = MAX_MEGAPIXELS
-
-    def settings(self) -> dict[str, Any]:
-        """Return the arguments of `Control` other than adapter, condition and mask."""
-        settings: dict[str, Any] = {
-            "scale": self.scale,
-            "start": self.start,
-            "end": self.end,
-            "noise_exponent": self.noise_exponent,
-            "resize_mode": self.resize_mode,
-        }
-        if self.balance is not None:
-            from nexus_adapters.injection import balance
-
-            return settings | balance(self.balance)
-        return settings | {"policy": self.policy or DEFAULT_POLICY, "level_scales": self.level_scales}
-
-
-# Options of a control, given once for all controls or once for each. `ACTING` says how the control acts.
-ACTING = ("scale", "start", "end", "policy", "balance", "level_scales", "noise_exponent", "mask")
+IMAGE, MAP = (f"--{source.argument}" for source in (ImageSource, MapSource))
+# Options of a control, given once for all controls or once for each.
 _PER_CONTROL = (*ACTING, "resize_mode", "condition", "adapter")
 
 
@@ -110,8 +40,8 @@ def add_controls(parser: argparse.ArgumentParser) -> None:
         "each in the same order.",
     )
     for option, text in (
-        (ImageSource.option, "a photo to extract the structure map from"),
-        (MapSource.option, "a structure map"),
+        (IMAGE, "a photo to extract the structure map from"),
+        (MAP, "a structure map"),
     ):
         group.add_argument(option, metavar="FILE", action=_AppendSource, default=argparse.SUPPRESS, help=text)
     # No defaults: they would hide whether an option was given.
@@ -232,55 +162,17 @@ def _takes(option: str, condition_name: str, key: str) -> bool:
     if condition_name not in EXTRACTORS:  # rejected later
         return False
     extractor = EXTRACTORS[condition_name]
-    return key in MAP_OPTIONS[extractor.kind] if option == MapSource.option else extractor.takes(key)
+    return key in MAP_OPTIONS[extractor.kind] if option == MAP else extractor.takes(key)
 
 
 def _control(option: str, file: str, extractor: ExtractorOptions, values: dict[str, Any]) -> ControlRequest:
-    """Build one control from the values of its options. `InvalidArgument` names the option."""
+    """Build one control from the values of its options. `InvalidArgument` names the option or argument."""
     condition_name = values.pop("condition", CONDITION)
     level_scales = values.pop("level_scales", None)
     if level_scales is not None:
         values["level_scales"] = _numbers(level_scales)
-    given: ImageSource | MapSource = ImageSource(file, extractor)
-    if option == MapSource.option:
-        given = MapSource(file, extractor)
-        _check_map_options(extractor.values(condition_name), condition_name)
-    control = ControlRequest(given, condition_name, **values)
-    for name in ("scale", "start", "end"):
-        expect_finite(_option(name), getattr(control, name))
-    if control.scale < 0:
-        warn_caller("--scale: a negative scale subtracts the adapter's features; 0 turns the adapter off")
-    expect(0 <= control.start <= 1, "--start", "a number from 0 to 1", control.start)
-    is_interval = control.start <= control.end <= 1
-    expect(is_interval, "--end", f"a number from --start, {control.start}, to 1", control.end)
-    if control.noise_exponent is not None:
-        expect_finite("--noise-exponent", control.noise_exponent)
-        expect(control.noise_exponent >= 0, "--noise-exponent", "at least 0", control.noise_exponent)
-    for name in ("policy", "level_scales"):
-        is_alone = control.balance is None or getattr(control, name) is None
-        together = f"'{control.balance}' and {_option(name)}"
-        expect(is_alone, "--balance", f"no {_option(name)} in addition", together)
-    return control
-
-
-def _check_map_options(options: dict[str, Any], condition_name: str) -> None:
-    """Raise `InvalidArgument` for options that do not describe a map's values, as `unit` does for depth."""
-    if not options:
-        return
-    from nexus_adapters.conditions import EXTRACTORS
-    from nexus_adapters.conditions.maps import MAP_OPTIONS
-
-    if condition_name not in EXTRACTORS:  # rejected later
-        return
-    extractor = EXTRACTORS[condition_name]
-    known = [name for name in MAP_OPTIONS[extractor.kind] if name != "invert"]
-    for name, value in options.items():
-        option = f"--{name}" if name in ("low", "high") else f"--option {name}"
-        if name == "invert":
-            raise InvalidArgument(option, "--invert or --no-invert", repr(value))
-        hint = "It is an option of the extractor; use it with --image" if extractor.takes(name) else ""
-        expected = f"an option for {condition_name} maps ({', '.join(known) or 'there are none'})"
-        expect(name in known, option, expected, repr(value), hint)
+    given = MapSource(file, extractor) if option == MAP else ImageSource(file, extractor)
+    return ControlRequest(given, condition_name, **values)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

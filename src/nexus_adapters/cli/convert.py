@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nexus_adapters import __version__
 from nexus_adapters.adapter.arguments import VARIANTS, variant_arguments, variant_of
 from nexus_adapters.choices import MAX_SEED
-from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import ADAPTER, ADAPTER_SOURCES, add_options
+from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
 from nexus_adapters.errors import expect, one_line
 from nexus_adapters.files import file_sha256, replacing_folder
+from nexus_adapters.generation.requests import ADAPTER
+from nexus_adapters.library_logs import library_logs_as_warnings
 
 if TYPE_CHECKING:
     from nexus_adapters.adapter.formats import Imported

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 from nexus_adapters import __version__
 from nexus_adapters.bundled import BUNDLED, EMBEDDED
 from nexus_adapters.choices import MAX_SEED, MAX_STEPS
-from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import (
     add_options,
     check_output,
-    expect_between,
-    expect_finite,
     save_json,
     save_png,
 )
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import InvalidArgument, expect, expect_between, expect_finite
 from nexus_adapters.files import files_sha256
+from nexus_adapters.library_logs import library_logs_as_warnings
 
 if TYPE_CHECKING:
     from nexus_adapters.cli.demo_sheet import Method, Result

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.choices import CONDITION, DATA_KINDS, PROMPTS
-from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.extract import read_pairs
 from nexus_adapters.cli.options import ADAPTER_SOURCES, add_options
 from nexus_adapters.cli.recipe_options import add_recipe_options
 from nexus_adapters.errors import expect, renamed
+from nexus_adapters.generation.requests import read_pairs
+from nexus_adapters.library_logs import library_logs_as_warnings
 from nexus_adapters.packages import missing_package
 from nexus_adapters.recipes import recipe_file
 

@@ -1,95 +1,19 @@
 """`nexus extract`: extract the structure map of an image."""
 
 import argparse
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from nexus_adapters import __version__
-from nexus_adapters.cli import library_logs_as_warnings
-from nexus_adapters.cli.options import add_options, check_output, save_png, without_folders
+from nexus_adapters.cli.options import add_options, as_option, check_output, save_png
 from nexus_adapters.errors import InvalidArgument, expect, renamed
+from nexus_adapters.generation.maps import running_extractor
+from nexus_adapters.generation.requests import ExtractorOptions
+from nexus_adapters.generation.settings import without_folders
 
 EXAMPLES = (
     "nexus extract canny photo.jpg --out edges.png",
     "nexus extract sketch photo.jpg --option sigma=2 --out sketch.png",
 )
-_OWN_OPTIONS = ("low", "high")  # canny's options that are command-line options too
-
-
-@dataclass(frozen=True)
-class ExtractorOptions:
-    """The values of --low, --high and --option. How a text is parsed depends on the extractor."""
-
-    low: float | None = None
-    high: float | None = None
-    pairs: tuple[str, ...] = ()
-
-    def values(self, condition_name: str) -> dict[str, Any]:
-        """Return the options for the extractor of this name. `InvalidArgument` names the option."""
-        given = {"low": self.low, "high": self.high}
-        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        for key, value in (read_pairs(self.pairs, "--option", condition_name) if self.pairs else {}).items():
-            expect(key not in options, "--option", f"{key} once", f"{key}={value} and --{key}")
-            options[key] = value
-        return options
-
-
-def read_pairs(pairs: Sequence[str], argument: str, condition_name: str) -> dict[str, Any]:
-    """Parse KEY=VALUE pairs: values stay text if the extractor's option is text, else they are TOML."""
-    from nexus_adapters.conditions import EXTRACTORS
-
-    defaults = EXTRACTORS[condition_name].defaults() if condition_name in EXTRACTORS else {}
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        expect(bool(equals and key), argument, "KEY=VALUE", f"'{pair}'")
-        expect(key not in found, argument, f"{key} once", f"{key} twice, the second as '{pair}'")
-        found[key] = text if isinstance(defaults.get(key), str) else _by_toml(text)
-    return found
-
-
-def _by_toml(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-@contextmanager
-def without_chatter(uses_models: bool) -> Iterator[None]:
-    """Silence messages and progress bars of model libraries; import these only if models are used."""
-    if not uses_models:
-        yield
-        return
-    from nexus_adapters.bases.loading import quiet_loading
-
-    with library_logs_as_warnings(), quiet_loading():
-        yield
-
-
-@contextmanager
-def running_extractor(condition_name: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Wrap the call of an extractor: silence libraries, and name options in errors as users write them.
-
-    For example, an error about `sigma` names `--option sigma`.
-    """
-    from nexus_adapters.conditions import EXTRACTORS
-
-    extractor = EXTRACTORS[condition_name]
-    takes = {*extractor.options(), *options}
-
-    def as_written(argument: str) -> str:
-        if argument in _OWN_OPTIONS:
-            return f"--{argument}"
-        if argument == "options":
-            return "--option"
-        return f"--option {argument}" if argument in takes else argument
-
-    with without_chatter(bool(extractor.model or options.get("model"))), renamed(as_written):
-        yield
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,9 +34,8 @@ def run(args: argparse.Namespace) -> int:
     expect(condition_name in EXTRACTORS, "NAME", f"one of {known}", repr(condition_name))
     check_output(args.out, ".png", args.force)
     options = ExtractorOptions(args.low, args.high, tuple(args.option)).values(condition_name)
-    with renamed({"max_megapixels": "--max-megapixels"}):
-        image = load_image(args.image, args.max_megapixels, argument="IMAGE")
-    with running_extractor(condition_name, options), renamed({"image": "IMAGE", "name": "NAME"}):
+    image = load_image(args.image, args.max_megapixels, argument="IMAGE")
+    with running_extractor(condition_name, options), renamed(as_option):
         condition = extract(condition_name, image, **options)
     if args.invert:
         condition = invert(condition)

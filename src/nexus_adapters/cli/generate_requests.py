@@ -1,104 +1,17 @@
-"""The arguments of `nexus generate`, parsed into one checked, frozen request."""
+"""The arguments of `nexus generate`, parsed into one request."""
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.bundled import guidance_for
-from nexus_adapters.choices import (
-    MAX_SEED,
-    MAX_STEPS,
-    Device,
-    Dtype,
-)
-from nexus_adapters.cli.control_requests import ControlRequest, add_controls, parse_controls
-from nexus_adapters.cli.options import (
-    add_options,
-    check_output,
-    expect_area,
-    expect_between,
-    expect_finite,
-    expect_side,
-)
-from nexus_adapters.errors import expect
-
-if TYPE_CHECKING:
-    from nexus_adapters.bases.loading import BaseSource
+from nexus_adapters.choices import MAX_SEED
+from nexus_adapters.cli.control_requests import add_controls, parse_controls
+from nexus_adapters.cli.options import add_options, check_output
+from nexus_adapters.errors import expect, expect_between, expect_finite
+from nexus_adapters.generation.requests import SCHEDULERS, BaseRequest, GenerateRequest, LoraRequest
 
 _MAX_COUNT = 9999  # file names have four digits
-
-# Name -> diffusers class, and changes to the base's own scheduler config.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpm++-karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
-
-
-@dataclass(frozen=True)
-class BaseRequest:
-    """The base: the values of --base, --base-config and --prediction-type."""
-
-    path: str
-    config: str | None
-    prediction_type: str | None
-
-    @property
-    def source(self) -> "BaseSource":
-        """The argument of `load_base`."""
-        from nexus_adapters.bases.loading import BaseSource
-
-        return BaseSource(self.path, config=self.config or "", prediction_type=self.prediction_type or "")
-
-
-@dataclass(frozen=True)
-class LoraRequest:
-    """LoRA weights (a file, folder or Hub id) and their strength."""
-
-    path: str
-    scale: float
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """What `nexus generate` was asked to do.
-
-    Attributes:
-        controls: the controls, at least one.
-        scheduler: a name in `SCHEDULERS`; None for the base's own scheduler.
-        seed: the seed of the first image; each further image has the next one.
-        width, height: in pixels; None to derive them from the first control's image.
-        files: the output files, one for each image.
-    """
-
-    prompt: str
-    negative: str
-    controls: tuple[ControlRequest, ...]
-    base: BaseRequest
-    loras: tuple[LoraRequest, ...]
-    device: Device
-    dtype: Dtype
-    scheduler: str | None
-    steps: int
-    guidance: float
-    seed: int
-    width: int | None
-    height: int | None
-    files: tuple[Path, ...]
-    force: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,20 +68,16 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(args: argparse.Namespace) -> GenerateRequest:
-    """Parse the arguments into one request, without slow imports. `InvalidArgument` names the option."""
-    if args.guidance is not None:
-        expect_finite("--guidance", args.guidance)
-    expect_between("--steps", args.steps, 1, MAX_STEPS)
+    """Parse the arguments into one request, without slow imports.
+
+    `InvalidArgument` names the option or the request's argument.
+    """
     expect_between("--count", args.count, 1, _MAX_COUNT)
     expect_between("--seed", args.seed, 0, MAX_SEED + 1 - args.count)
-    expect_side("--width", args.width)
-    expect_side("--height", args.height)
-    if args.width is not None and args.height is not None:
-        expect_area(args.width, args.height)
     return GenerateRequest(
-        loras=_loras(args.lora, args.lora_scale),
         prompt=args.prompt,
         negative=args.negative,
+        loras=_loras(args.lora, args.lora_scale),
         controls=parse_controls(args),
         base=BaseRequest(args.base, args.base_config, args.prediction_type),
         device=args.device,
@@ -179,8 +88,6 @@ def parse(args: argparse.Namespace) -> GenerateRequest:
         seed=args.seed,
         width=args.width,
         height=args.height,
-        files=_output_files(args.out, args.count, args.force),
-        force=args.force,
     )
 
 
@@ -197,7 +104,7 @@ def _loras(paths: Sequence[str], scales: Sequence[float] | None) -> tuple[LoraRe
     return tuple(LoraRequest(path, scale) for path, scale in zip(paths, each, strict=True))
 
 
-def _output_files(out: str, count: int, force: bool) -> tuple[Path, ...]:
+def output_files(out: str, count: int, force: bool) -> tuple[Path, ...]:
     """Return the checked output paths: `out`, or for several images FILE-0001.png and so on."""
     file = check_output(out, ".png", force or count > 1)
     if count == 1:

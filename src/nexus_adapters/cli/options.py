@@ -1,8 +1,6 @@
-"""Shared by the commands: options, each declared once, and checks of values, devices and output files."""
+"""Shared by the commands: options, each declared once, and output files."""
 
 import argparse
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,20 +19,17 @@ from nexus_adapters.choices import (
     STEPS,
 )
 from nexus_adapters.errors import InvalidArgument, expect
-from nexus_adapters.files import replacing, without_folder, write_json
+from nexus_adapters.files import replacing, write_json
+from nexus_adapters.generation.settings import save_png as write_png
 
 if TYPE_CHECKING:
     from PIL import Image
 
-ADAPTER = "prime"
-"""The default adapter for an embedded base."""
 ADAPTER_SOURCES = (
     "a name (prime, slim, prime-paper, slim-paper, t2i), folder, Hub id, file, training run, checkpoint or "
     "pipeline"
 )
 """Help text of every argument that takes an adapter."""
-
-SETTINGS_KEY = "nexus-adapters"  # keyword of the PNG text chunk that holds the settings as JSON
 
 # Option -> arguments of `add_argument`. An option has the same name, meaning and default in all commands.
 _SHARED: dict[str, dict[str, Any]] = {
@@ -156,42 +151,9 @@ def add_options(parser: Any, *options: str, **changes: Any) -> None:
         parser.add_argument(option, **{**_SHARED[option], **changes})
 
 
-def expect_finite(argument: str, value: float) -> None:
-    """Raise `InvalidArgument` for infinities and NaN."""
-    expect(math.isfinite(value), argument, "a finite number", value)
-
-
-def expect_between(argument: str, value: int, low: int, high: int) -> None:
-    """Raise `InvalidArgument` unless `low <= value <= high`."""
-    expect(low <= value <= high, argument, f"an integer from {low} to {high}", value)
-
-
-def expect_side(argument: str, value: int | None) -> None:
-    """Raise `InvalidArgument` unless the side, in pixels, is a positive multiple of 8; None is accepted."""
-    expect(value is None or (value > 0 and value % 8 == 0), argument, "a positive multiple of 8", value)
-
-
-def expect_area(width: int, height: int) -> None:
-    """Raise `InvalidArgument` for an image of more than `MAX_MEGAPIXELS`."""
-    size = f"{width}x{height}"
-    fits = width * height <= MAX_MEGAPIXELS * 1_000_000
-    expect(fits, "--width and --height", f"an image of at most {MAX_MEGAPIXELS} megapixels", size)
-
-
-def choose_device(device: str) -> str:
-    """Return `device`, or for "auto" the first available of cuda, mps and cpu.
-
-    Raises:
-        InvalidArgument: named --device, if the device is not available.
-    """
-    import torch
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    present = [name for name, is_there in available.items() if is_there]
-    if device == "auto":
-        return present[0]
-    expect(device in present, "--device", f"an available device ({', '.join(present)})", device)
-    return device
+def as_option(name: str) -> str:
+    """Return what the user typed for an extractor's option, as in "option sigma" -> "--option sigma"."""
+    return f"--{name}" if name.startswith("option ") else name
 
 
 def check_output(path: str | os.PathLike[str], suffix: str, force: bool, argument: str = "--out") -> Path:
@@ -238,19 +200,8 @@ def save_png(
     argument: str = "--out",
 ) -> None:
     """Write `image` as a PNG file with `settings`, which must be valid as JSON, in a text chunk."""
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    chunks.add_text(SETTINGS_KEY, json.dumps(settings, allow_nan=False))
     with replacing(check_output(path, ".png", force, argument)) as stream:
-        image.save(stream, format="PNG", pnginfo=chunks)
-
-
-def without_folders(options: Mapping[str, object]) -> dict[str, object]:
-    """Return an extractor's options with paths, such as a model's, reduced to their last part."""
-    return {
-        name: without_folder(value) if isinstance(value, str) else value for name, value in options.items()
-    }
+        write_png(stream, image, settings)
 
 
 def save_json(path: str | os.PathLike[str], content: object, force: bool, argument: str = "--out") -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexus_adapters.choices import CAPTIONS, IMAGE_FORMATS, SOURCE_KINDS, Captions, ImageFormat
-from nexus_adapters.cli.extract import read_pairs, without_chatter
-from nexus_adapters.cli.options import add_options, check_preview, expect_side
+from nexus_adapters.cli.options import add_options, check_preview
 from nexus_adapters.errors import expect, renamed
+from nexus_adapters.generation.maps import without_chatter
+from nexus_adapters.generation.requests import expect_side, read_pairs
 from nexus_adapters.packages import check_packages
 
 if TYPE_CHECKING:

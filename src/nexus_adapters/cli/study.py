@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_toml
 from nexus_adapters.errors import expect, renamed
+from nexus_adapters.library_logs import library_logs_as_warnings
 from nexus_adapters.packages import missing_package
 
 EXAMPLES = ("nexus study benchmarks/plans/miniature.toml --out study",)

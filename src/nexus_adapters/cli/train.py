@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from nexus_adapters.cli import library_logs_as_warnings
 from nexus_adapters.cli.options import add_options, check_preview
 from nexus_adapters.cli.recipe_options import add_recipe_options
+from nexus_adapters.library_logs import library_logs_as_warnings
 from nexus_adapters.packages import missing_package
 from nexus_adapters.recipes import recipe_file
 

@@ -1,0 +1,159 @@
+"""The app's API for programs: the named endpoints /generate and /extract, with one control and plain values."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from nexus_adapters.app.generating import DEVICE, columns_of, save
+from nexus_adapters.app.jobs import Ended, Finished, Job
+from nexus_adapters.app.models import Models
+from nexus_adapters.app.session import Session
+from nexus_adapters.choices import DEFAULT_POLICY, POLICIES, RESIZE_MODES, STEPS
+from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.generation.requests import ControlRequest, GenerateRequest, ImageSource, MapSource
+from nexus_adapters.generation.settings import save_png
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn errors of the user's values into `gr.Error`, which clients raise with the same line."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except MemoryError as error:
+        raise gr.Error(str(error) or "not enough memory", print_exception=False) from error
+
+
+def add_api(models: Models) -> None:
+    """Add the endpoints to the page that is being built."""
+    session = gr.State(Session(), time_to_live=3600, delete_callback=Session.close)
+    first = models.conditions[0]
+
+    async def generate(
+        session: Session,
+        prompt: str,
+        image: str | None,
+        condition: str,
+        is_map: bool,
+        adapters: list[str],
+        scale: float,
+        start: float,
+        end: float,
+        policy: str,
+        noise_exponent: float | None,
+        mask: str | None,
+        resize_mode: str | None,
+        negative: str,
+        seed: int,
+        steps: int,
+        guidance: float | None,
+        width: int | None,
+        height: int | None,
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        """Generate an image with each adapter, from one picture or structure map and one seed."""
+        with one_line():
+            expect(image is not None, "image", "a file", "none")
+            expect(condition in models.conditions, "condition", f"one of {', '.join(models.conditions)}", repr(condition))
+            control = ControlRequest(
+                MapSource(str(image)) if is_map else ImageSource(str(image)),
+                condition_name=condition,
+                adapter=next(iter(models.adapters[condition].values())),
+                scale=scale,
+                start=start,
+                end=end,
+                policy=policy,  # type: ignore[arg-type]  # checked there
+                noise_exponent=noise_exponent,
+                mask=mask,
+                resize_mode=resize_mode,  # type: ignore[arg-type]
+            )
+            request = GenerateRequest(
+                prompt=prompt,
+                negative=negative,
+                controls=(control,),
+                base=models.base,
+                device=models.device,
+                dtype=models.dtype,
+                steps=steps,
+                guidance=models.guidance if guidance is None else guidance,
+                seed=seed,
+                width=width,
+                height=height,
+            )
+            columns = columns_of(models, request, adapters)
+        folder = session.new_folder()
+        files, settings = [], []
+        async with aclosing(Job(models, [request for _, request in columns]).events()) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    name, made_from = columns[event.place]
+                    made = await asyncio.to_thread(save, folder, name, made_from, event.generated)
+                    session.add(made)
+                    files.append(str(made.file))
+                    settings.append(made.settings)
+                elif isinstance(event, Ended) and event.error is not None:
+                    with one_line():
+                        raise event.error
+        return files, settings
+
+    def extract(session: Session, image: str | None, condition: str) -> tuple[str, dict[str, Any]]:
+        """Extract the structure map of a picture."""
+        from nexus_adapters.conditions import extract, load_image
+        from nexus_adapters.generation.maps import running_extractor
+
+        with one_line():
+            expect(image is not None, "image", "a file", "none")
+            expect(condition in models.conditions, "condition", f"one of {', '.join(models.conditions)}", repr(condition))
+            picture = load_image(str(image), argument="image")
+            with running_extractor(condition, {}):
+                found = extract(condition, picture)
+        file: Path = session.new_folder() / f"{condition}.png"
+        settings = {"command": "extract", "extractor": condition}
+        save_png(file, found, settings)
+        return str(file), settings
+
+    with gr.Row(visible=False):
+        inputs = [
+            gr.Textbox("", label="prompt"),
+            gr.File(label="image", type="filepath", file_types=["image"]),
+            gr.Dropdown(list(models.conditions), value=first, label="condition"),
+            gr.Checkbox(False, label="is_map"),
+            gr.CheckboxGroup(_names(models), value=[next(iter(models.adapters[first]))], label="adapters"),
+            gr.Number(1.0, label="scale"),
+            gr.Number(0.0, label="start"),
+            gr.Number(1.0, label="end"),
+            gr.Dropdown(list(POLICIES), value=DEFAULT_POLICY, label="policy"),
+            gr.Number(None, label="noise_exponent"),
+            gr.File(None, label="mask", type="filepath", file_types=["image"]),
+            gr.Dropdown(list(RESIZE_MODES), value=None, label="resize_mode"),
+            gr.Textbox("", label="negative"),
+            gr.Number(0, precision=0, label="seed"),
+            gr.Number(STEPS, precision=0, label="steps"),
+            gr.Number(None, label="guidance"),
+            gr.Number(None, precision=0, label="width"),
+            gr.Number(None, precision=0, label="height"),
+        ]
+        images = gr.File(label="images", file_count="multiple")
+        settings = gr.JSON(label="settings")
+        gr.Button().click(
+            generate,
+            [session, *inputs],
+            [images, settings],
+            api_name="generate",
+            concurrency_id=DEVICE,
+            concurrency_limit=1,
+        )
+        map_file = gr.File(label="map")
+        gr.Button().click(
+            extract, [session, inputs[1], inputs[2]], [map_file, settings], api_name="extract", concurrency_id="extract"
+        )
+
+
+def _names(models: Models) -> list[str]:
+    return list(dict.fromkeys(name for condition in models.conditions for name in models.columns([condition])))

@@ -1,0 +1,172 @@
+"""A canvas to draw on or drop an image on, as a component of the page. Its value is checked before it is decoded."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from nexus_adapters.app.assets import text_of
+from nexus_adapters.conditions.images import decode_image, open_image
+from nexus_adapters.errors import InvalidArgument, expect
+
+_START = "data:image/png;base64,"
+_PNG = b"\x89PNG\r\n\x1a\n"
+MAX_BYTES = 16 * 2**20
+"""Largest PNG file that the page sends for one canvas."""
+MAX_MEGAPIXELS = 8.0
+"""Largest image of one canvas. The page makes larger ones smaller before it sends them."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is on a canvas.
+
+    Attributes:
+        png: the content of a PNG file; None for an empty canvas.
+        is_edited: whether the user drew on it since it was last filled by the page.
+    """
+
+    png: bytes | None = None
+    is_edited: bool = False
+
+    def rgb(self, argument: str = "image") -> Image.Image:
+        """Return the pixels, without anything else in the file. `InvalidArgument` for a damaged file."""
+        assert self.png is not None
+        return decode_image(self.png, MAX_MEGAPIXELS, argument)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """How one draws on a canvas.
+
+    Attributes:
+        ground: the color of an empty canvas and of the eraser, as #rrggbb.
+        colors: (name, #rrggbb) of each color of the brush.
+        filled: whether rectangles and ellipses are filled.
+        thickness: of the brush, in pixels, at first.
+    """
+
+    ground: str
+    colors: Sequence[tuple[str, str]]
+    filled: bool
+    thickness: int
+
+    def props(self) -> dict[str, Any]:
+        """Return the arguments of `Canvas` that describe the paper."""
+        colors = [list(color) for color in self.colors]
+        return {"ground": self.ground, "colors": colors, "filled": self.filled, "thickness": self.thickness}
+
+
+def read(value: object, argument: str = "image") -> Drawn:
+    """Check what the page sent for a canvas, without decoding pixels.
+
+    Raises:
+        InvalidArgument: for anything but None or a PNG file of moderate size in a data URL.
+    """
+    if value is None:
+        return Drawn()
+    expect(isinstance(value, Mapping), argument, "a drawing of this page", type(value).__name__)
+    assert isinstance(value, Mapping)
+    url = value.get("image")
+    if url is None:
+        return Drawn(None, bool(value.get("edited")))
+    is_png = isinstance(url, str) and url.startswith(_START)
+    expect(is_png, argument, "a PNG image in a data URL", "something else")
+    megabytes = f"{len(url) * 3 / 4 / 2**20:.0f} MB"
+    expect(len(url) <= MAX_BYTES * 4 / 3, argument, f"at most {MAX_BYTES / 2**20:.0f} MB", megabytes)
+    try:
+        png = base64.b64decode(url[len(_START) :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgument(argument, "a PNG image in a data URL", "damaged base64") from error
+    expect(png.startswith(_PNG), argument, "a PNG image", "another kind of file")
+    with open_image(png, MAX_MEGAPIXELS, argument):
+        pass
+    return Drawn(png, bool(value.get("edited")))
+
+
+def data_url(png: bytes) -> str:
+    """Return a PNG file's content as a data URL."""
+    return _START + base64.b64encode(png).decode()
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Return an image as the content of a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
+
+
+class Canvas(gr.HTML):
+    """A canvas with brush, shapes, eraser, undo, files by drop or paste, and control by keyboard.
+
+    As an input it gives a `Drawn`, as an output it takes a PIL image or None.
+
+    Args:
+        value: the image at first.
+        name: for screen readers, and in errors.
+        ground, colors, filled, thickness: see `Paper`.
+        size: (width, height) of an empty canvas.
+        largest: longer side to which larger image files are reduced.
+        hint: text on the empty canvas.
+        behind: URL of an image behind the canvas, which CSS makes transparent; "" for none.
+        options: of `gr.HTML`.
+    """
+
+    def __init__(
+        self,
+        value: Image.Image | None = None,
+        *,
+        name: str = "Canvas",
+        ground: str = "#000000",
+        colors: Sequence[Sequence[str]] = (("white", "#ffffff"),),
+        filled: bool = False,
+        thickness: int = 2,
+        size: Sequence[int] = (512, 512),
+        largest: int = 1024,
+        hint: str = "",
+        behind: str = "",
+        **options: Any,
+    ) -> None:
+        # Gradio calls this with the same arguments again at each update.
+        texts = {
+            "html_template": text_of("canvas.html"),
+            "js_on_load": text_of("canvas.js"),
+            "apply_default_css": False,
+        }
+        super().__init__(
+            value,
+            name=name,
+            ground=ground,
+            colors=[list(color) for color in colors],
+            filled=filled,
+            thickness=thickness,
+            size=list(size),
+            largest=largest,
+            hint=hint,
+            behind=behind,
+            **(options | texts),
+        )
+
+    def preprocess(self, payload: Any) -> Drawn:
+        """Check the drawing. `gr.Error` says what is wrong with it."""
+        try:
+            return read(payload, self.props["name"])
+        except InvalidArgument as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def postprocess(self, value: Image.Image | Drawn | None) -> dict[str, Any]:  # type: ignore[override]
+        """Return what the page reads."""
+        png = value.png if isinstance(value, Drawn) else value and png_of(value)
+        return {"image": data_url(png) if png else None, "edited": False}
+
+    def api_info(self) -> dict[str, Any]:
+        """Return the type of the value, for Gradio's description of the API."""
+        return {"type": "object"}
+

@@ -1,0 +1,263 @@
+"""One tab of the page: what the image should follow, and how strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from nexus_adapters.app.canvas import Canvas, Drawn, data_url
+from nexus_adapters.app.form import LABELS, ControlForm, label_of
+from nexus_adapters.app.models import Models
+from nexus_adapters.app.papers import map_paper, mask_paper, picture_paper
+from nexus_adapters.choices import DEFAULT_POLICY, POLICIES
+from nexus_adapters.conditions import EXTRACTORS, extract
+from nexus_adapters.errors import InvalidArgument, renamed
+
+PICTURE, MAP = "A picture", "A structure map"
+_POLICIES = {
+    "positive": "the prompt, for both guidance branches",
+    "per_branch": "each branch its own prompt",
+    "cond_only": "the prompt; nothing for the negative branch",
+}
+_NOTE_EDITED = "You edited this map, so it is used instead of the picture."
+
+
+@dataclass
+class ControlTab:
+    """The components of one control."""
+
+    place: int
+    tab: gr.Tab
+    picture: Canvas
+    map: Canvas
+    mask: Canvas
+    condition: gr.Radio
+    source: gr.Radio
+    note: gr.Markdown
+    again: gr.Button
+    map_column: gr.Column
+    scale: gr.Slider
+    start: gr.Slider
+    end: gr.Slider
+    policy: gr.Dropdown
+    noise_exponent: gr.Number
+
+    @property
+    def values(self) -> list[Any]:
+        """The inputs of `form_of`."""
+        return [
+            self.picture,
+            self.map,
+            self.mask,
+            self.condition,
+            self.source,
+            self.scale,
+            self.start,
+            self.end,
+            self.policy,
+            self.noise_exponent,
+        ]
+
+
+COUNT = 10
+"""Number of values of one control."""
+
+
+def form_of(values: Sequence[Any]) -> ControlForm:
+    """Return the form of one control's values."""
+    picture, map, mask, condition, source, scale, start, end, policy, exponent = values
+    return ControlForm(picture, map, mask, condition, source == MAP, scale, start, end, policy, exponent)
+
+
+def extracts(condition: str, models: Models) -> bool:
+    """Return whether the page extracts maps of this condition.
+
+    The adapters of an embedded base read exact maps, which models for photos do not give.
+    """
+    return not (models.is_embedded and EXTRACTORS[condition].model)
+
+
+def build(place: int, models: Models, size: int, first: ControlForm | None = None) -> ControlTab:
+    """Lay out the tab."""
+    given = first or ControlForm(condition=models.conditions[0])
+    has_map = not given.is_map
+    largest = max(512, size * 3 // 2)
+    square = {"size": (size, size), "largest": largest}
+    kind = EXTRACTORS[given.condition].kind
+    paper = map_paper(kind, size, models.is_embedded)
+    with gr.Tab(f"Control {place}", id=place) as tab:
+        with gr.Row(equal_height=False, elem_classes="choices"):
+            condition = gr.Radio(
+                list(models.conditions),
+                value=given.condition,
+                label=LABELS["condition"],
+                elem_id=f"condition-{place}",
+                visible=len(models.conditions) > 1,
+            )
+            source = gr.Radio(
+                [PICTURE, MAP],
+                value=MAP if given.is_map else PICTURE,
+                label="What you draw or drop is",
+                elem_id=f"source-{place}",
+                interactive=extracts(given.condition, models),
+            )
+        with gr.Row(equal_height=False, elem_classes="canvases"):
+            with gr.Column(min_width=240):
+                picture = Canvas(
+                    given.picture,
+                    name=LABELS["image"],
+                    hint="Draw here, or drop a photo or a structure map",
+                    elem_id=f"canvas-{place}",
+                    **square,
+                    **(paper if given.is_map else picture_paper(size)).props(),
+                )
+            with gr.Column(min_width=240, visible=has_map) as map_column:
+                map = Canvas(
+                    given.map,
+                    name=LABELS["map"],
+                    hint="The structure map appears here. You can edit it",
+                    elem_id=f"map-{place}",
+                    **square,
+                    **paper.props(),
+                )
+                with gr.Row(elem_classes="edited"):
+                    note = gr.Markdown("", visible=False)
+                    again = gr.Button("Extract again", size="sm", visible=False)
+        scale = gr.Slider(
+            0,
+            2,
+            value=given.scale,
+            step=0.05,
+            label=LABELS["scale"],
+            elem_id=f"scale-{place}",
+            info="0 turns the control off",
+        )
+        with gr.Accordion("How it acts: schedule, prompts, mask", open=False):
+            with gr.Row():
+                start = gr.Slider(0, 1, value=given.start, step=0.05, label=LABELS["start"], info="0 is noise")
+                end = gr.Slider(0, 1, value=given.end, step=0.05, label=LABELS["end"], info="1 is the image")
+            with gr.Row():
+                policy = gr.Dropdown(
+                    [(_POLICIES[name], name) for name in POLICIES],
+                    value=given.policy or DEFAULT_POLICY,
+                    label=LABELS["policy"],
+                )
+                exponent = gr.Number(
+                    given.noise_exponent,
+                    label=LABELS["noise_exponent"],
+                    info="Fades the control out with the noise. Empty: as trained",
+                    minimum=0,
+                )
+            gr.Markdown("**Mask.** Paint where the control acts. Empty: everywhere.")
+            mask = Canvas(
+                given.mask,
+                name=LABELS["mask"],
+                hint="",
+                elem_id=f"mask-{place}",
+                elem_classes="see-through",
+                **square,
+                **mask_paper(size).props(),
+            )
+    return ControlTab(
+        place, tab, picture, map, mask, condition, source, note, again, map_column, scale, start, end, policy, exponent
+    )
+
+
+def refreshed(
+    control: ControlForm, models: Models, size: int, new_kind: bool = False, forced: bool = False
+) -> tuple[Any, ...]:
+    """Return updates of (picture, map, mask, source, map column, note, again) after a change.
+
+    Args:
+        control: the values.
+        models: the models.
+        size: native side of the base.
+        new_kind: whether the condition or the source has changed.
+        forced: whether to extract the map even if the user has edited it.
+    """
+    kind = EXTRACTORS[control.condition].kind
+    paper = map_paper(kind, size, models.is_embedded).props()
+    can_extract = extracts(control.condition, models)
+    is_map = control.is_map or not can_extract
+    picture = gr.skip()
+    if new_kind:
+        picture = gr.update(**(paper if is_map else picture_paper(size).props()))
+    behind = control.picture
+    found: Any = gr.skip()
+    keeps = control.map_wins and not forced and not new_kind
+    if not is_map and not keeps:
+        image = None if control.picture.png is None else extracted(control.picture, control.condition, size)
+        found = gr.update(value=image, **(paper if new_kind else {}))
+        behind = Drawn() if image is None else image
+    elif not is_map:
+        behind = control.map
+    mask = gr.update(behind=data_url(behind.png) if behind.png else "")
+    source = gr.update(value=MAP if is_map else PICTURE, interactive=can_extract) if new_kind else gr.skip()
+    edited = keeps and not is_map
+    return (
+        picture,
+        found,
+        mask,
+        source,
+        gr.update(visible=not is_map) if new_kind else gr.skip(),
+        gr.update(value=_NOTE_EDITED if edited else "", visible=edited),
+        gr.update(visible=edited),
+    )
+
+
+def extracted(picture: Drawn, condition: str, size: int) -> Drawn:
+    """Return the structure map of a picture at the size of the image that will be generated.
+
+    Raises:
+        gr.Error: for a picture that cannot be read, or a failing extractor.
+    """
+    from nexus_adapters.app.canvas import png_of
+    from nexus_adapters.generation.maps import running_extractor
+
+    try:
+        with renamed(label_of), running_extractor(condition, {}):
+            image = picture.rgb()
+            resized = image.resize(map_size(image.size, size), Image.Resampling.LANCZOS)
+            return Drawn(png_of(extract(condition, resized)))
+    except InvalidArgument as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def map_size(source: tuple[int, int], native: int) -> tuple[int, int]:
+    """Return (width, height) of the image that a picture of this size gives; without warnings."""
+    import warnings
+
+    from nexus_adapters.injection.condition import image_size
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        height, width = image_size((source[1], source[0]), None, None, native, 8)
+    return width, height
+
+
+def filled(control: ControlForm | None, place: int, models: Models, size: int) -> list[Any]:
+    """Return updates of a tab's values, map column, note, "again" and tab, from an example or for an unused tab."""
+    given = control or ControlForm(condition=models.conditions[0])
+    kind = EXTRACTORS[given.condition].kind
+    paper = map_paper(kind, size, models.is_embedded).props()
+    behind = given.picture if given.is_map else given.map
+    return [
+        gr.update(value=given.picture, **(paper if given.is_map else picture_paper(size).props())),
+        gr.update(value=given.map, **paper),
+        gr.update(value=given.mask, behind=data_url(behind.png) if behind.png else ""),
+        given.condition,
+        gr.update(value=MAP if given.is_map else PICTURE, interactive=extracts(given.condition, models)),
+        given.scale,
+        given.start,
+        given.end,
+        given.policy,
+        given.noise_exponent,
+        gr.update(visible=not given.is_map),
+        gr.update(visible=False),
+        gr.update(visible=False),
+        gr.update(label=f"Control {place}" + ("" if place == 1 or given.is_used else " (off)")),
+    ]
