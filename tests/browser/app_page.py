@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ all => Promise.all(all.map(async image => {
     })];
 }))
 """
+
+
+_MARK = "document.querySelectorAll('#results figure').forEach(figure => (figure.dataset.old = true))"
+_ENDED = """() => {
+    const figures = [...document.querySelectorAll("#results figure")];
+    const ended = figures.every(each => !each.dataset.old && !each.querySelector("progress"));
+    return figures.length && ended && document.querySelector("#cancel").disabled;
+}"""
 
 
 class AppPage:
@@ -66,7 +75,7 @@ class AppPage:
     def prompt(self) -> Locator:
         return self.page.get_by_label("Prompt", exact=True)
 
-    # Canvases: "canvas-1" is the first control's picture or map, "map-1" what is extracted, "mask-1" its mask.
+    # Canvases: "canvas-1" is the first picture or map, "map-1" the extracted map, "mask-1" the mask.
 
     def canvas(self, name: str) -> Locator:
         return self.page.locator(f"#{name} canvas")
@@ -115,18 +124,25 @@ class AppPage:
 
     def generate(self) -> dict[str, Image.Image]:
         """Press Generate and wait for the images."""
-        self.button("Generate").click()
+        self.start(self.button("Generate").click)
         return self.finished()
 
+    def start(self, action: Callable[[], None]) -> None:
+        """Do what starts a generation."""
+        self.page.evaluate(_MARK)
+        action()
+
     def finished(self) -> dict[str, Image.Image]:
-        """Wait for the images of this generation: name -> image."""
-        expect(self.button("Cancel")).to_be_disabled(timeout=WAIT_S * 1000)
-        expect(self.button("Generate")).to_be_enabled()
+        """Wait for the end of the generation that was started: name -> image."""
+        self.page.wait_for_function(_ENDED)
         return self.images()
 
     def images(self, where: str = "results") -> dict[str, Image.Image]:
         found = self.page.locator(f"#{where} figure img").evaluate_all(_IMAGES)
         return {name: decoded(url) for name, url in found}
+
+    def wait_for(self, text: str, where: str = "body") -> None:
+        expect(self.page.locator(where).first).to_contain_text(text, timeout=WAIT_S * 1000)
 
     def faults(self) -> list[Any]:
         """What is hard to read on the page, white in the dark, or wider than the window."""

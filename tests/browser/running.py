@@ -1,9 +1,8 @@
 """The web app in a process of its own, and Chromium."""
 
-import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -39,24 +38,18 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def web_app(log: Path, *options: str, seconds: float = 120) -> Iterator[str]:
+def web_app(log: Path, *options: str, seconds: float = 180) -> Iterator[str]:
     """The address of `nexus app`, once it is ready. Its output is kept in `log`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "nexus_adapters.cli", "app", "--port", str(port), *options]
-    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "nexus_adapters.cli", "app", "--port", "0", *options]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         end = time.monotonic() + seconds
-        while address not in log.read_text():
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"the app did not start: {log.read_text()}")
             time.sleep(0.1)
-        yield address
+        yield found[0]
         process.send_signal(signal.SIGINT)
         process.wait(20)
     finally:
