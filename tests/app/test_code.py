@@ -59,7 +59,7 @@ FORMS = {
     "picture": Form((PICTURE,), prompt="a red star", steps=2, seed=3),
     "edited map": Form(
         (ControlForm(picture=drawn(picture()), map=drawn(lines(), is_edited=True), noise_exponent=0.5),),
-        prompt="it's \"a\" ring",
+        prompt='it\'s "a" ring',
         negative="-a cross",
         steps=2,
         guidance=3.5,
@@ -96,7 +96,11 @@ def test_both_codes_generate_the_image_again(name, tmp_path, monkeypatch):
 def test_code_shows_no_folders(tmp_path):
     request = GenerateRequest(
         "a ring",
-        (ControlRequest(MapSource(str(tmp_path / "map.png")), adapter=str(tmp_path), mask=str(tmp_path / "mask.png")),),
+        (
+            ControlRequest(
+                MapSource(str(tmp_path / "map.png")), adapter=str(tmp_path), mask=str(tmp_path / "mask.png")
+            ),
+        ),
         guidance=2.0,
         base=BaseRequest(str(tmp_path)),
     )
@@ -136,7 +140,7 @@ def any_request(rng):
 
     mode = rng.choice((None, *RESIZE_MODES))
     return GenerateRequest(
-        prompt=rng.choice(("a ring", "", "-a", "--", "it's \"x\" $HOME `y` \\n", "ü\nsecond line")),
+        prompt=rng.choice(("a ring", "", "-a", "--", 'it\'s "x" $HOME `y` \\n', "ü\nsecond line")),
         negative=rng.choice(("", "a cross", "-x")),
         controls=tuple(control(place) for place in range(count)),
         base=rng.choice((BaseRequest(), BaseRequest("org/sd", "folder", "v_prediction"))),

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,17 +17,6 @@ from diffusers import (
     StableDiffusionPipeline,
     T2IAdapter,
     UNet2DConditionModel,
-)
-from nexus_adapters.cli.generation import (
-    LoadedAdapter,
-    build_control,
-    check_schedule,
-    check_size,
-    extractor_options,
-    read_mask,
-    read_source,
-    set_scheduler,
-    structure_map,
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -52,12 +40,17 @@ from nexus_adapters.adapter.formats import export_file
 from nexus_adapters.adapter.saved import find_saved
 from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.cli import build_parser, main
-from nexus_adapters.cli.control_requests import ControlRequest, ImageSource, MapSource
-from nexus_adapters.cli.extract import ExtractorOptions
 from nexus_adapters.cli.generate import save
-from nexus_adapters.cli.generate_requests import SCHEDULERS, BaseRequest, LoraRequest, parse
-from nexus_adapters.conditions import EXTRACTORS, Extractor
-from nexus_adapters.errors import InvalidArgument
+from nexus_adapters.cli.generate_requests import output_files, parse
+from nexus_adapters.generation.images import check_scales
+from nexus_adapters.generation.requests import (
+    BaseRequest,
+    ControlRequest,
+    ExtractorOptions,
+    ImageSource,
+    LoraRequest,
+    MapSource,
+)
 from nexus_adapters.injection import Control, attach, balance
 from nexus_adapters.training.recipe import parse_config
 from nexus_adapters.training.run import train_adapter
@@ -247,15 +240,6 @@ def test_a_large_map_gives_an_image_of_the_bases_own_size(edges, tmp_path, capsy
     assert "512x512" in line
 
 
-def request_for(path, *options):
-    (control,) = parsed("--map", str(path), *options).controls
-    return control
-
-
-def map_of(request):
-    return read_source(request)[0]
-
-
 def options_of(*more):
     """The options of each control, in order."""
     return [
@@ -285,11 +269,11 @@ def test_an_option_goes_to_the_controls_whose_condition_takes_it():
 @pytest.mark.parametrize(
     ("controls", "option", "name", "expected"),
     [
-        (controls_of("--map", "depth", "canny"), "palette=voc", "--option palette", "depth maps (unit)"),
+        (controls_of("--map", "depth", "canny"), "palette=voc", "option palette", "depth maps (unit)"),
         (
             controls_of("--map", "depth", "canny"),
             "canny.unit=mm",
-            "--option unit",
+            "option unit",
             "canny maps (there are none)",
         ),
         (controls_of("--map", "depth", "canny"), "sketch.sigma=2", "--option", "of depth, canny"),
@@ -414,7 +398,7 @@ def test_a_command_line_is_one_request():
         for file, adapter, mask in (("a.png", "slim", "m.png"), ("b.png", "t2i", "n.png"))
     )
     assert request.loras == (LoraRequest("x/y", 0.3), LoraRequest("x/z", 0.3))
-    assert [str(file) for file in request.files] == ["a-0001.png", "a-0002.png"]
+    assert [str(file) for file in output_files("a.png", 2, False)] == ["a-0001.png", "a-0002.png"]
     assert (request.base, request.steps, request.seed) == (BaseRequest("embedded", None, None), 20, 0)
     (alone,) = parsed("--map", "m.png").controls
     assert alone == ControlRequest(MapSource("m.png"))
@@ -1087,5 +1071,5 @@ def test_modules_that_cannot_be_imported_are_one_line(edges, tmp_path, monkeypat
 def test_a_negative_scale_is_reported(scale, is_reported):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        parsed("--map", "m.png", f"--scale={scale}")
-    assert [str(each.message).partition(":")[0] for each in caught] == ["--scale"] * is_reported
+        check_scales(parsed("--map", "m.png", f"--scale={scale}"))
+    assert [str(each.message).partition(":")[0] for each in caught] == ["scale"] * is_reported

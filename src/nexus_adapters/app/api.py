@@ -1,34 +1,22 @@
-"""The app's API for programs: the named endpoints /generate and /extract, with one control and plain values."""
+"""The API for programs: the endpoints /generate and /extract, with one control and plain values."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from nexus_adapters.app.generating import DEVICE, columns_of, save
+from nexus_adapters.app.generating import DEVICE, columns_of, one_line, save
 from nexus_adapters.app.jobs import Ended, Finished, Job
 from nexus_adapters.app.models import Models
 from nexus_adapters.app.session import Session
 from nexus_adapters.choices import DEFAULT_POLICY, POLICIES, RESIZE_MODES, STEPS
-from nexus_adapters.errors import InvalidArgument, expect
+from nexus_adapters.errors import expect
 from nexus_adapters.generation.requests import ControlRequest, GenerateRequest, ImageSource, MapSource
 from nexus_adapters.generation.settings import save_png
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Turn errors of the user's values into `gr.Error`, which clients raise with the same line."""
-    try:
-        yield
-    except InvalidArgument as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    except MemoryError as error:
-        raise gr.Error(str(error) or "not enough memory", print_exception=False) from error
 
 
 def add_api(models: Models) -> None:
@@ -58,9 +46,14 @@ def add_api(models: Models) -> None:
         height: int | None,
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """Generate an image with each adapter, from one picture or structure map and one seed."""
-        with one_line():
+        with one_line(labels=False):
             expect(image is not None, "image", "a file", "none")
-            expect(condition in models.conditions, "condition", f"one of {', '.join(models.conditions)}", repr(condition))
+            expect(
+                condition in models.conditions,
+                "condition",
+                f"one of {', '.join(models.conditions)}",
+                repr(condition),
+            )
             control = ControlRequest(
                 MapSource(str(image)) if is_map else ImageSource(str(image)),
                 condition_name=condition,
@@ -98,7 +91,7 @@ def add_api(models: Models) -> None:
                     files.append(str(made.file))
                     settings.append(made.settings)
                 elif isinstance(event, Ended) and event.error is not None:
-                    with one_line():
+                    with one_line(labels=False):
                         raise event.error
         return files, settings
 
@@ -107,9 +100,14 @@ def add_api(models: Models) -> None:
         from nexus_adapters.conditions import extract, load_image
         from nexus_adapters.generation.maps import running_extractor
 
-        with one_line():
+        with one_line(labels=False):
             expect(image is not None, "image", "a file", "none")
-            expect(condition in models.conditions, "condition", f"one of {', '.join(models.conditions)}", repr(condition))
+            expect(
+                condition in models.conditions,
+                "condition",
+                f"one of {', '.join(models.conditions)}",
+                repr(condition),
+            )
             picture = load_image(str(image), argument="image")
             with running_extractor(condition, {}):
                 found = extract(condition, picture)
@@ -151,9 +149,15 @@ def add_api(models: Models) -> None:
         )
         map_file = gr.File(label="map")
         gr.Button().click(
-            extract, [session, inputs[1], inputs[2]], [map_file, settings], api_name="extract", concurrency_id="extract"
+            extract,
+            [session, inputs[1], inputs[2]],
+            [map_file, settings],
+            api_name="extract",
+            concurrency_id="extract",
         )
 
 
 def _names(models: Models) -> list[str]:
-    return list(dict.fromkeys(name for condition in models.conditions for name in models.columns([condition])))
+    return list(
+        dict.fromkeys(name for condition in models.conditions for name in models.columns([condition]))
+    )

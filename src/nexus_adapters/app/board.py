@@ -35,10 +35,13 @@ class Board:
         """Show that the images which are not done will not come."""
         self.is_done = True
         self.pictures = [
-            picture if picture.file else replace(picture, preview=None, share=None, text=text) for picture in self.pictures
+            picture if picture.file else replace(picture, preview=None, share=None, text=text)
+            for picture in self.pictures
         ]
 
     def _at_step(self, event: Progress) -> Picture:
         before = self.pictures[event.place]
         text = f"step {event.index} of {event.total}" if event.index else "starting"
-        return replace(before, share=event.index / event.total, text=text, preview=event.preview or before.preview)
+        return replace(
+            before, share=event.index / event.total, text=text, preview=event.preview or before.preview
+        )

@@ -1,4 +1,4 @@
-"""A canvas to draw on or drop an image on, as a component of the page. Its value is checked before it is decoded."""
+"""A canvas to draw on or drop an image on. What the browser sends is checked before it is decoded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Paper:
     thickness: int
 
     def props(self) -> dict[str, Any]:
-        """Return the arguments of `Canvas` that describe the paper."""
+        """Return what the page reads."""
         colors = [list(color) for color in self.colors]
         return {"ground": self.ground, "colors": colors, "filled": self.filled, "thickness": self.thickness}
 
@@ -103,70 +103,42 @@ def png_of(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-class Canvas(gr.HTML):
-    """A canvas with brush, shapes, eraser, undo, files by drop or paste, and control by keyboard.
+def canvas(
+    value: Drawn,
+    *,
+    name: str,
+    paper: Paper,
+    size: int,
+    hint: str = "",
+    **options: Any,
+) -> gr.HTML:
+    """Add a canvas to the page, with brush, shapes, eraser, undo, files by drop or paste, and the keyboard.
 
-    As an input it gives a `Drawn`, as an output it takes a PIL image or None.
+    It is no class of its own, since gradio writes a file of type hints next to each subclass of a component.
 
     Args:
-        value: the image at first.
-        name: for screen readers, and in errors.
-        ground, colors, filled, thickness: see `Paper`.
-        size: (width, height) of an empty canvas.
-        largest: longer side to which larger image files are reduced.
+        value: what is on it at first.
+        name: for screen readers.
+        paper: how one draws on it.
+        size: side of an empty canvas in pixels. Images are reduced to 1.5 times that, or to 512.
         hint: text on the empty canvas.
-        behind: URL of an image behind the canvas, which CSS makes transparent; "" for none.
         options: of `gr.HTML`.
     """
+    return gr.HTML(
+        value_of(value),
+        html_template=text_of("canvas.html"),
+        js_on_load=text_of("canvas.js"),
+        apply_default_css=False,
+        name=name,
+        hint=hint,
+        behind="",
+        size=[size, size],
+        largest=max(512, size * 3 // 2),
+        **paper.props(),
+        **options,
+    )
 
-    def __init__(
-        self,
-        value: Image.Image | None = None,
-        *,
-        name: str = "Canvas",
-        ground: str = "#000000",
-        colors: Sequence[Sequence[str]] = (("white", "#ffffff"),),
-        filled: bool = False,
-        thickness: int = 2,
-        size: Sequence[int] = (512, 512),
-        largest: int = 1024,
-        hint: str = "",
-        behind: str = "",
-        **options: Any,
-    ) -> None:
-        # Gradio calls this with the same arguments again at each update.
-        texts = {
-            "html_template": text_of("canvas.html"),
-            "js_on_load": text_of("canvas.js"),
-            "apply_default_css": False,
-        }
-        super().__init__(
-            value,
-            name=name,
-            ground=ground,
-            colors=[list(color) for color in colors],
-            filled=filled,
-            thickness=thickness,
-            size=list(size),
-            largest=largest,
-            hint=hint,
-            behind=behind,
-            **(options | texts),
-        )
 
-    def preprocess(self, payload: Any) -> Drawn:
-        """Check the drawing. `gr.Error` says what is wrong with it."""
-        try:
-            return read(payload, self.props["name"])
-        except InvalidArgument as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    def postprocess(self, value: Image.Image | Drawn | None) -> dict[str, Any]:  # type: ignore[override]
-        """Return what the page reads."""
-        png = value.png if isinstance(value, Drawn) else value and png_of(value)
-        return {"image": data_url(png) if png else None, "edited": False}
-
-    def api_info(self) -> dict[str, Any]:
-        """Return the type of the value, for Gradio's description of the API."""
-        return {"type": "object"}
-
+def value_of(drawn: Drawn) -> dict[str, Any]:
+    """Return what the page shows on a canvas."""
+    return {"image": data_url(drawn.png) if drawn.png else None, "edited": False}

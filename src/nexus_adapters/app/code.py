@@ -73,7 +73,12 @@ _DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(Generate
 
 def _base_options(base: BaseRequest) -> list[str]:
     given = {"base": base.path, "base_config": base.config, "prediction_type": base.prediction_type}
-    return [part for name, value in given.items() if value not in (None, EMBEDDED) for part in _option(name, value)]
+    return [
+        part
+        for name, value in given.items()
+        if value not in (None, EMBEDDED)
+        for part in _option(name, value)
+    ]
 
 
 def _option(name: str, value: str | None) -> list[str]:
@@ -100,7 +105,9 @@ def command_text(request: GenerateRequest, out: str = "image.png") -> str:
     lines = [" ".join(words[:2])]
     place = 2
     while place < len(words):
-        has_value = place + 1 < len(words) and "=" not in words[place] and not words[place + 1].startswith("--")
+        has_value = (
+            place + 1 < len(words) and "=" not in words[place] and not words[place + 1].startswith("--")
+        )
         part = " ".join(words[place : place + (2 if has_value else 1)])
         place += 2 if has_value else 1
         if len(lines[-1]) + len(part) + 1 > _WIDTH:
@@ -155,7 +162,9 @@ def python_code(request: GenerateRequest, settings: dict[str, Any]) -> str:
         lines += [adapter, *_map_code(control, size), *_control_code(name, control, kind), ""]
     lines += [f"with attach(pipe, {', '.join(names)}):", *_call_code(shown, size), 'image.save("image.png")']
     body = "\n".join(lines)
-    used = [name for name in ("Control", "attach", "extract", "load_adapter", "load_base") if f"{name}(" in body]
+    used = [
+        name for name in ("Control", "attach", "extract", "load_adapter", "load_base") if f"{name}(" in body
+    ]
     imports = ["import torch", "from PIL import Image", "", f"from nexus_adapters import {', '.join(used)}"]
     if "BaseSource(" in body:
         imports.append("from nexus_adapters.bases.loading import BaseSource")
@@ -206,7 +215,8 @@ def _map_code(control: ControlRequest, size: tuple[int, int]) -> list[str]:
         f"picture = Image.open({file})",
         f"placed = placement((0, 0, *picture.size), {size}, {control.resize_mode!r})",
         "picture = picture.resize(placed.size, Image.Resampling.LANCZOS, box=placed.box)",
-        f"structure = padded(extract({condition!r}, picture), placed, {size}, {EXTRACTORS[condition].kind!r})",
+        f"structure = extract({condition!r}, picture)",
+        f"structure = padded(structure, placed, {size}, {EXTRACTORS[condition].kind!r})",
     ]
 
 
@@ -243,4 +253,3 @@ def _call_code(request: GenerateRequest, size: tuple[int, int]) -> list[str]:
         f"        generator=torch.Generator().manual_seed({request.seed}),",
         "    ).images[0]",
     ]
-

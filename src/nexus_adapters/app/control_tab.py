@@ -9,13 +9,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from nexus_adapters.app.canvas import Canvas, Drawn, data_url
-from nexus_adapters.app.form import LABELS, ControlForm, label_of
+from nexus_adapters.app.canvas import Drawn, canvas, data_url, png_of, read, value_of
+from nexus_adapters.app.form import LABELS, ControlForm
 from nexus_adapters.app.models import Models
 from nexus_adapters.app.papers import map_paper, mask_paper, picture_paper
 from nexus_adapters.choices import DEFAULT_POLICY, POLICIES
 from nexus_adapters.conditions import EXTRACTORS, extract
-from nexus_adapters.errors import InvalidArgument, renamed
 
 PICTURE, MAP = "A picture", "A structure map"
 _POLICIES = {
@@ -32,9 +31,9 @@ class ControlTab:
 
     place: int
     tab: gr.Tab
-    picture: Canvas
-    map: Canvas
-    mask: Canvas
+    picture: gr.HTML
+    map: gr.HTML
+    mask: gr.HTML
     condition: gr.Radio
     source: gr.Radio
     note: gr.Markdown
@@ -68,9 +67,10 @@ COUNT = 10
 
 
 def form_of(values: Sequence[Any]) -> ControlForm:
-    """Return the form of one control's values."""
+    """Return the form of one control's values. `InvalidArgument` for what is no drawing of the page."""
     picture, map, mask, condition, source, scale, start, end, policy, exponent = values
-    return ControlForm(picture, map, mask, condition, source == MAP, scale, start, end, policy, exponent)
+    drawn = [read(value, argument) for value, argument in ((picture, "image"), (map, "map"), (mask, "mask"))]
+    return ControlForm(*drawn, condition, source == MAP, scale, start, end, policy, exponent)
 
 
 def extracts(condition: str, models: Models) -> bool:
@@ -85,8 +85,6 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
     """Lay out the tab."""
     given = first or ControlForm(condition=models.conditions[0])
     has_map = not given.is_map
-    largest = max(512, size * 3 // 2)
-    square = {"size": (size, size), "largest": largest}
     kind = EXTRACTORS[given.condition].kind
     paper = map_paper(kind, size, models.is_embedded)
     with gr.Tab(f"Control {place}", id=place) as tab:
@@ -107,22 +105,22 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
             )
         with gr.Row(equal_height=False, elem_classes="canvases"):
             with gr.Column(min_width=240):
-                picture = Canvas(
+                picture = canvas(
                     given.picture,
                     name=LABELS["image"],
                     hint="Draw here, or drop a photo or a structure map",
                     elem_id=f"canvas-{place}",
-                    **square,
-                    **(paper if given.is_map else picture_paper(size)).props(),
+                    size=size,
+                    paper=paper if given.is_map else picture_paper(size),
                 )
             with gr.Column(min_width=240, visible=has_map) as map_column:
-                map = Canvas(
+                map = canvas(
                     given.map,
                     name=LABELS["map"],
                     hint="The structure map appears here. You can edit it",
                     elem_id=f"map-{place}",
-                    **square,
-                    **paper.props(),
+                    size=size,
+                    paper=paper,
                 )
                 with gr.Row(elem_classes="edited"):
                     note = gr.Markdown("", visible=False)
@@ -138,7 +136,9 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
         )
         with gr.Accordion("How it acts: schedule, prompts, mask", open=False):
             with gr.Row():
-                start = gr.Slider(0, 1, value=given.start, step=0.05, label=LABELS["start"], info="0 is noise")
+                start = gr.Slider(
+                    0, 1, value=given.start, step=0.05, label=LABELS["start"], info="0 is noise"
+                )
                 end = gr.Slider(0, 1, value=given.end, step=0.05, label=LABELS["end"], info="1 is the image")
             with gr.Row():
                 policy = gr.Dropdown(
@@ -153,17 +153,31 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
                     minimum=0,
                 )
             gr.Markdown("**Mask.** Paint where the control acts. Empty: everywhere.")
-            mask = Canvas(
+            mask = canvas(
                 given.mask,
                 name=LABELS["mask"],
                 hint="",
                 elem_id=f"mask-{place}",
                 elem_classes="see-through",
-                **square,
-                **mask_paper(size).props(),
+                size=size,
+                paper=mask_paper(size),
             )
     return ControlTab(
-        place, tab, picture, map, mask, condition, source, note, again, map_column, scale, start, end, policy, exponent
+        place,
+        tab,
+        picture,
+        map,
+        mask,
+        condition,
+        source,
+        note,
+        again,
+        map_column,
+        scale,
+        start,
+        end,
+        policy,
+        exponent,
     )
 
 
@@ -191,7 +205,7 @@ def refreshed(
     keeps = control.map_wins and not forced and not new_kind
     if not is_map and not keeps:
         image = None if control.picture.png is None else extracted(control.picture, control.condition, size)
-        found = gr.update(value=image, **(paper if new_kind else {}))
+        found = gr.update(value=value_of(image or Drawn()), **(paper if new_kind else {}))
         behind = Drawn() if image is None else image
     elif not is_map:
         behind = control.map
@@ -213,18 +227,14 @@ def extracted(picture: Drawn, condition: str, size: int) -> Drawn:
     """Return the structure map of a picture at the size of the image that will be generated.
 
     Raises:
-        gr.Error: for a picture that cannot be read, or a failing extractor.
+        InvalidArgument: for a picture that cannot be read, or a failing extractor.
     """
-    from nexus_adapters.app.canvas import png_of
     from nexus_adapters.generation.maps import running_extractor
 
-    try:
-        with renamed(label_of), running_extractor(condition, {}):
-            image = picture.rgb()
-            resized = image.resize(map_size(image.size, size), Image.Resampling.LANCZOS)
-            return Drawn(png_of(extract(condition, resized)))
-    except InvalidArgument as error:
-        raise gr.Error(str(error), print_exception=False) from error
+    with running_extractor(condition, {}):
+        image = picture.rgb()
+        resized = image.resize(map_size(image.size, size), Image.Resampling.LANCZOS)
+        return Drawn(png_of(extract(condition, resized)))
 
 
 def map_size(source: tuple[int, int], native: int) -> tuple[int, int]:
@@ -240,15 +250,15 @@ def map_size(source: tuple[int, int], native: int) -> tuple[int, int]:
 
 
 def filled(control: ControlForm | None, place: int, models: Models, size: int) -> list[Any]:
-    """Return updates of a tab's values, map column, note, "again" and tab, from an example or for an unused tab."""
+    """Return updates of a tab's values, map column, note, "again" and tab, for an example or nothing."""
     given = control or ControlForm(condition=models.conditions[0])
     kind = EXTRACTORS[given.condition].kind
     paper = map_paper(kind, size, models.is_embedded).props()
     behind = given.picture if given.is_map else given.map
     return [
-        gr.update(value=given.picture, **(paper if given.is_map else picture_paper(size).props())),
-        gr.update(value=given.map, **paper),
-        gr.update(value=given.mask, behind=data_url(behind.png) if behind.png else ""),
+        gr.update(value=value_of(given.picture), **(paper if given.is_map else picture_paper(size).props())),
+        gr.update(value=value_of(given.map), **paper),
+        gr.update(value=value_of(given.mask), behind=data_url(behind.png) if behind.png else ""),
         given.condition,
         gr.update(value=MAP if given.is_map else PICTURE, interactive=extracts(given.condition, models)),
         given.scale,

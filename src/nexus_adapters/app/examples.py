@@ -41,4 +41,11 @@ def examples_for(models: Models) -> tuple[Example, ...]:
     draw.ellipse((6, 8, 62, 64), fill="tomato")
     draw.ellipse((63, 58, 123, 118), outline="white", width=14)
     canny = ControlForm(Drawn(png_of(picture)), Drawn(png_of(extract("canny", picture))))
-    return (Example("Circle and ring", "an orange circle above a blue ring on a cyan background", (canny,), ["Prime", "Slim", NO_ADAPTER]),)
+    return (
+        Example(
+            "Circle and ring",
+            "an orange circle above a blue ring on a cyan background",
+            (canny,),
+            ["Prime", "Slim", NO_ADAPTER],
+        ),
+    )

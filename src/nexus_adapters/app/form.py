@@ -1,5 +1,7 @@
-"""The values of the page, and the request they stand for. Pictures are saved first: the command line reads the
-same files in the same way."""
+"""The values of the page, and the request they stand for.
+
+Pictures are saved first: the command line reads the same files in the same way.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from nexus_adapters.app.canvas import Drawn
-from nexus_adapters.app.models import NO_ADAPTER, Models
+from nexus_adapters.app.models import Models
 from nexus_adapters.choices import CONDITION, DEFAULT_POLICY, STEPS, Policy, ResizeMode
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.generation.requests import ControlRequest, GenerateRequest, ImageSource, MapSource
@@ -105,7 +107,10 @@ class Form:
             raise InvalidArgument("Control 1", "a drawing, a picture or a structure map", "an empty canvas")
         has_exponent = [control.noise_exponent is not None for _, control in used]
         expect(
-            all(has_exponent) or not any(has_exponent), "noise_exponent", "a value for all controls or none", "both"
+            all(has_exponent) or not any(has_exponent),
+            "noise_exponent",
+            "a value for all controls or none",
+            "both",
         )
         sizes = [_save_all(control, place, folder) for place, control in used]
         if any(each.mask for each in sizes):
@@ -152,7 +157,7 @@ class _Files:
     size: tuple[int, int]
 
     def with_white_mask(self) -> _Files:
-        """Return the same with a mask that lets the control act everywhere: the command needs one for each."""
+        """Return the same with a mask that is white everywhere; the command needs one for each."""
         mask = self.source.with_name(_name("mask", self.place))
         Image.new("L", self.size, 255).save(mask)
         return _Files(self.source, self.is_map, mask, self.place, self.size)
@@ -202,6 +207,3 @@ def chosen(names: Sequence[str], models: Models, conditions: Sequence[str]) -> l
     found = [name for name in columns if name in names]
     expect(bool(found), "adapters", f"at least one of {', '.join(columns)}", ", ".join(names) or "none")
     return found
-
-
-__all__ = ["LABELS", "NO_ADAPTER", "ControlForm", "Form", "chosen", "label_of", "save"]

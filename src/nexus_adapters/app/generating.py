@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from nexus_adapters.app.code import command_text, files_of, python_code
 from nexus_adapters.app.form import Form, chosen, label_of
 from nexus_adapters.app.jobs import Ended, Finished, Job
 from nexus_adapters.app.models import Generated, Models
-from nexus_adapters.app.pictures import Picture, address_of
+from nexus_adapters.app.pictures import Picture, address_of, shown
 from nexus_adapters.app.session import Made, Session
 from nexus_adapters.errors import InvalidArgument
 from nexus_adapters.generation.requests import GenerateRequest
@@ -30,13 +30,24 @@ DEVICE = "device"
 """Name of the group of events of which one runs at a time."""
 
 
-def error_of(error: Exception) -> gr.Error:
-    """Return the one line that the page shows, with the page's labels."""
+def error_of(error: Exception, labels: bool = True) -> gr.Error:
+    """Return the one line that users see, with the page's labels or the names of arguments."""
     if isinstance(error, InvalidArgument):
-        return gr.Error(str(error.with_names(label_of)), duration=None, print_exception=False)
-    if isinstance(error, MemoryError):
-        return gr.Error(str(error) or "not enough memory", duration=None, print_exception=False)
-    return gr.Error(f"The generation failed: {type(error).__name__}", duration=None)
+        text = str(error.with_names(label_of) if labels else error)
+    elif isinstance(error, MemoryError):
+        text = str(error) or "not enough memory"
+    else:
+        return gr.Error(f"The generation failed: {type(error).__name__}", duration=None)
+    return gr.Error(text, duration=None, print_exception=False)
+
+
+@contextmanager
+def one_line(labels: bool = True) -> Iterator[None]:
+    """Turn errors that users can do something about into a `gr.Error` of one line."""
+    try:
+        yield
+    except (InvalidArgument, MemoryError) as error:
+        raise error_of(error, labels) from error
 
 
 def plan(
@@ -49,7 +60,9 @@ def plan(
     return folder, columns_of(models, request, names)
 
 
-def columns_of(models: Models, request: GenerateRequest, names: Sequence[str]) -> list[tuple[str, GenerateRequest]]:
+def columns_of(
+    models: Models, request: GenerateRequest, names: Sequence[str]
+) -> list[tuple[str, GenerateRequest]]:
     """Return the request of each adapter to compare."""
     conditions = [control.condition_name for control in request.controls]
     return list(models.requests(request, chosen(names, models, conditions)))
@@ -89,9 +102,9 @@ def start(listen: Any, page: Page, models: Models, read: Read) -> Any:
                 if isinstance(event, Ended):
                     failure = event.error
                     break
-                yield (board.pictures, None), *_unchanged(), *_busy()
+                yield shown(board.pictures, None), *_unchanged(), *_busy()
         selected = 0 if session.latest else None
-        yield (board.pictures, selected), *_selected(session, selected), *_idle()
+        yield shown(board.pictures, selected), *_selected(session, selected), *_idle()
         if failure is not None:
             raise error_of(failure) from failure
 
@@ -121,20 +134,24 @@ def connect(page: Page, models: Models, read: Read) -> None:
     def cancel(session: Session) -> tuple[Any, ...]:
         if session.job is not None:
             session.job.cancel()
-        shown: Any = gr.skip()
+        now: Any = gr.skip()
         if session.board is not None and not session.board.is_done:
             session.board.end("cancelled")
-            shown = (session.board.pictures, None)
-        return shown, _gallery(session), *_idle()
+            now = shown(session.board.pictures, None)
+        return now, _gallery(session), *_idle()
 
     page.cancel.click(
-        cancel, page.session, [page.results, page.gallery, page.generate, page.cancel], cancels=[running], **light
+        cancel,
+        page.session,
+        [page.results, page.gallery, page.generate, page.cancel],
+        cancels=[running],
+        **light,
     )
 
     def choose_result(session: Session, event: gr.EventData) -> tuple[Any, ...]:
         place = _place(event, session.latest)
         pictures = session.board.pictures if session.board else []
-        return (pictures, place), *_code(session, len(session.made) - session.latest + place)
+        return shown(pictures, place), *_code(session, len(session.made) - session.latest + place)
 
     def choose_made(session: Session, event: gr.EventData) -> tuple[Any, ...]:
         place = _place(event, len(session.made))
@@ -174,7 +191,7 @@ def _gallery(session: Session, selected: int | None = None) -> Any:
     pictures = [
         Picture(each.name, file=each.file, text=each.request.prompt) for each in reversed(session.made)
     ]
-    return pictures, selected
+    return shown(pictures, selected)
 
 
 def _code(session: Session, place: int) -> tuple[str, str, str]:
@@ -186,5 +203,3 @@ def _code(session: Session, place: int) -> tuple[str, str, str]:
         command_text(made.request),
         f"<p>Files that this code reads, and the image: {links}</p>",
     )
-
-

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from nexus_adapters.app.models import Generated, Models
 from nexus_adapters.errors import InvalidArgument
-from nexus_adapters.generation.images import Step
 from nexus_adapters.generation.requests import GenerateRequest
+from nexus_adapters.generation.steps import Step
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ from nexus_adapters.bundled import BUNDLED, guidance_for
 from nexus_adapters.choices import Device, Dtype
 from nexus_adapters.errors import InvalidArgument, expect
 from nexus_adapters.files import without_folder
-from nexus_adapters.generation.images import Step, generate_image, prepare
+from nexus_adapters.generation.images import generate_image, prepare
 from nexus_adapters.generation.maps import check_size, read_control
 from nexus_adapters.generation.models import Model, check_methods, choose_device, find_adapters, load_model
 from nexus_adapters.generation.requests import BaseRequest, GenerateRequest
+from nexus_adapters.generation.steps import OnStep
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +31,6 @@ _LABELS = {
     "slim-paper": "Slim (paper)",
     "t2i": "T2I-Adapter",
 }
-
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,16 @@ class Models:
         columns = {name: tuple(names[name] for names in each) for name in shared}
         if not columns:
             columns = {
-                " + ".join(dict.fromkeys(name for name, _ in combined)): tuple(source for _, source in combined)
+                " + ".join(dict.fromkeys(name for name, _ in combined)): tuple(
+                    source for _, source in combined
+                )
                 for combined in zip(*(names.items() for names in each), strict=False)
             }
         return columns | {NO_ADAPTER: next(iter(columns.values()))}
 
-    def requests(self, request: GenerateRequest, names: Sequence[str]) -> Iterator[tuple[str, GenerateRequest]]:
+    def requests(
+        self, request: GenerateRequest, names: Sequence[str]
+    ) -> Iterator[tuple[str, GenerateRequest]]:
         """Yield the request of each of these columns. `InvalidArgument` is named "adapters"."""
         columns = self.columns([control.condition_name for control in request.controls])
         for name in names:
@@ -149,9 +153,7 @@ class Models:
             for source in names.values():
                 self._with(find_adapter(source, condition, self.base.path))
 
-    def generate(
-        self, request: GenerateRequest, on_step: Callable[[Step], None] | None = None
-    ) -> Generated:
+    def generate(self, request: GenerateRequest, on_step: OnStep | None = None) -> Generated:
         """Generate the image of a request's seed; it waits until the device is free.
 
         An exception that `on_step` raises ends the generation.

@@ -17,7 +17,7 @@ from nexus_adapters.app.control_tab import COUNT, ControlTab, form_of, refreshed
 from nexus_adapters.app.examples import Example, examples_for
 from nexus_adapters.app.form import LABELS, Form
 from nexus_adapters.app.models import NO_ADAPTER, Models
-from nexus_adapters.app.pictures import Pictures
+from nexus_adapters.app.pictures import pictures
 from nexus_adapters.app.session import Session
 from nexus_adapters.choices import MAX_SEED, MAX_STEPS, RESIZE_MODES, STEPS
 
@@ -44,8 +44,8 @@ class Page:
     unknown: gr.HTML
     generate: gr.Button
     cancel: gr.Button
-    results: Pictures
-    gallery: Pictures
+    results: gr.HTML
+    gallery: gr.HTML
     python: gr.Code
     command: gr.Code
     files: gr.HTML
@@ -107,18 +107,24 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
                 for place, example in enumerate(examples):
                     buttons.append(
                         gr.Button(
-                            example.title, size="sm", elem_classes="example", elem_id=f"example-{place + 1}", min_width=40
+                            example.title,
+                            size="sm",
+                            elem_classes="example",
+                            elem_id=f"example-{place + 1}",
+                            min_width=40,
                         )
                     )
     with gr.Row(equal_height=False):
-        with gr.Column(scale=6, min_width=320):
-            with gr.Tabs(elem_id="controls"):
-                tabs = [
-                    control_tab.build(
-                        place + 1, models, size, first.controls[place] if first and place < len(first.controls) else None
-                    )
-                    for place in range(CONTROLS)
-                ]
+        with gr.Column(scale=6, min_width=320), gr.Tabs(elem_id="controls"):
+            tabs = [
+                control_tab.build(
+                    place + 1,
+                    models,
+                    size,
+                    first.controls[place] if first and place < len(first.controls) else None,
+                )
+                for place in range(CONTROLS)
+            ]
         with gr.Column(scale=6, min_width=320):
             prompt = gr.Textbox(
                 first.prompt if first else "",
@@ -131,8 +137,12 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
             )
             unknown = gr.HTML(words_html(models, ""), visible=bool(models.words), elem_id="words")
             with gr.Row():
-                generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
-                cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", scale=1, min_width=80, interactive=False)
+                generate = gr.Button(
+                    "Generate", variant="primary", elem_id="generate", scale=3, min_width=120
+                )
+                cancel = gr.Button(
+                    "Cancel", variant="stop", elem_id="cancel", scale=1, min_width=80, interactive=False
+                )
             names = gr.CheckboxGroup(
                 columns,
                 value=first.names if first else [columns[0]],
@@ -140,12 +150,17 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
                 elem_id="adapters",
                 info="Each generates an image from the same seed",
             )
-            results = Pictures(hint=_DRAW, elem_id="results", label="Images")
+            results = pictures(_DRAW, elem_id="results", label="Images")
             with gr.Accordion("Sampling: seed, steps, guidance, size", open=False):
                 negative = gr.Textbox("", label=LABELS["negative"], lines=1, elem_id="negative")
                 with gr.Row():
                     seed = gr.Number(
-                        first.seed if first else 0, label=LABELS["seed"], precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"
+                        first.seed if first else 0,
+                        label=LABELS["seed"],
+                        precision=0,
+                        minimum=0,
+                        maximum=MAX_SEED,
+                        elem_id="seed",
                     )
                     random = gr.Button("Random seed", size="sm", elem_id="random-seed")
                 with gr.Row():
@@ -163,21 +178,40 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
                 with gr.Tabs():
                     with gr.Tab("Python"):
                         python = gr.Code(
-                            "", language="python", label="Python", interactive=False, elem_id="code-python", lines=6
+                            "",
+                            language="python",
+                            label="Python",
+                            interactive=False,
+                            elem_id="code-python",
+                            lines=6,
                         )
                     with gr.Tab("Command line"):
                         command = gr.Code(
-                            "", language="shell", label="Command", interactive=False, elem_id="code-command", lines=6
+                            "",
+                            language="shell",
+                            label="Command",
+                            interactive=False,
+                            elem_id="code-command",
+                            lines=6,
                         )
                 files = gr.HTML("", elem_id="downloads", elem_classes="files")
             with gr.Accordion("Images of this session", open=True):
-                gallery = Pictures(hint="Every image stays here until you close the page", elem_id="gallery", label="Images of this session")
+                gallery = pictures(
+                    "Every image stays here until you close the page",
+                    elem_id="gallery",
+                    label="Images of this session",
+                )
     random.click(
-        None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})", api_visibility="private", queue=False
+        None,
+        None,
+        seed,
+        js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})",
+        api_visibility="private",
+        queue=False,
     )
     page = Page(
-        session, tabs, prompt, negative, seed, steps, guidance, width, height, fit, names, unknown, generate, cancel,
-        results, gallery, python, command, files,
+        session, tabs, prompt, negative, seed, steps, guidance, width, height, fit, names, unknown, generate,
+        cancel, results, gallery, python, command, files,
     )  # fmt: skip
     return page, buttons
 
@@ -185,13 +219,17 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
 def words_html(models: Models, prompt: str) -> str:
     """Return the words that the base knows, and a warning of others in the prompt."""
     known = {word for group in models.words.values() for phrase in group for word in phrase.split()}
-    strange = list(dict.fromkeys(word for word in re.findall(r"[^\W_]+", prompt.lower()) if word not in known))
+    strange = list(
+        dict.fromkeys(word for word in re.findall(r"[^\W_]+", prompt.lower()) if word not in known)
+    )
     text = ""
     if strange:
         listed = ", ".join(html.escape(word[:30]) for word in strange[:5])
         text = f'<p class="unknown" role="status">This base does not know: {listed}</p>'
     groups = "".join(f"<p><b>{title}</b>: {', '.join(words)}</p>" for title, words in models.words.items())
-    plain = re.sub(r"[`$\\{}]", "", text + f"<details><summary>Words that this base knows</summary>{groups}</details>")
+    plain = re.sub(
+        r"[`$\\{}]", "", text + f"<details><summary>Words that this base knows</summary>{groups}</details>"
+    )
     return f'<div class="words">{plain}</div>'
 
 
@@ -211,18 +249,33 @@ def _connect(page: Page, models: Models, size: int) -> None:
 
 
 def _connect_tab(page: Page, tab: ControlTab, models: Models, size: int) -> None:
-    outputs = [tab.picture, tab.map, tab.mask, tab.source, tab.map_column, tab.note, tab.again, page.names, tab.tab]
+    outputs = [
+        tab.picture,
+        tab.map,
+        tab.mask,
+        tab.source,
+        tab.map_column,
+        tab.note,
+        tab.again,
+        page.names,
+        tab.tab,
+    ]
 
     def refresh(new_kind: bool = False, forced: bool = False) -> Any:
         def run(session: Session, names: list[str], *values: Any) -> tuple[Any, ...]:
-            control = form_of(values)
-            updates = refreshed(control, models, size, new_kind, forced)
+            with generating.one_line():
+                control = form_of(values)
+                updates = refreshed(control, models, size, new_kind, forced)
             if control.is_used:
                 session.used[tab.place] = control.condition
             else:
                 session.used.pop(tab.place, None)
             label = f"Control {tab.place}" + ("" if tab.place == 1 or control.is_used else " (off)")
-            return (*updates, columns_update(session, models, names, control.condition), gr.update(label=label))
+            return (
+                *updates,
+                columns_update(session, models, names, control.condition),
+                gr.update(label=label),
+            )
 
         return run
 
@@ -243,7 +296,16 @@ def columns_update(session: Session, models: Models, names: Sequence[str], condi
 
 
 def _connect_example(page: Page, button: gr.Button, example: Example, models: Models, size: int) -> None:
-    outputs = [page.names, page.prompt, page.negative, page.seed, page.steps, page.guidance, page.width, page.height]
+    outputs = [
+        page.names,
+        page.prompt,
+        page.negative,
+        page.seed,
+        page.steps,
+        page.guidance,
+        page.width,
+        page.height,
+    ]
     outputs += [page.fit]
     for tab in page.tabs:
         outputs += [*tab.values, tab.map_column, tab.note, tab.again, tab.tab]

@@ -1,4 +1,4 @@
-"""The colors that one draws with: those that stand for something in a structure map, or those of a picture."""
+"""The colors that one draws with: those of a picture, or those that have a meaning in a structure map."""
 
 from __future__ import annotations
 

@@ -45,12 +45,12 @@ function figure(item, place, selected) {
 }
 
 function show() {
-  const { items = [], selected = null, hint = "" } = props.value || {};
+  const { items = [], selected = null } = props.value || {};
   const focused = [...list.querySelectorAll(".frame")].indexOf(document.activeElement);
   list.replaceChildren(...items.map((item, place) => figure(item, place, selected)));
   list.style.setProperty("--count", Math.max(1, items.length));
   list.classList.toggle("empty", !items.length);
-  list.dataset.hint = hint;
+  list.dataset.hint = props.hint;
   if (focused >= 0) list.querySelectorAll(".frame")[focused]?.focus({ preventScroll: true });
 }
 

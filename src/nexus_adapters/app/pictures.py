@@ -1,4 +1,4 @@
-"""Images side by side with their names, as a component of the page: those of a generation, and the gallery."""
+"""Images side by side with their names: those of one generation, and the gallery."""
 
 from __future__ import annotations
 
@@ -56,33 +56,26 @@ def address_of(file: Path) -> str:
     return f"gradio_api/file={quote(str(file))}"
 
 
-class Pictures(gr.HTML):
-    """Images side by side; the event `select` gives the index of the chosen one."""
+def pictures(hint: str, **options: Any) -> gr.HTML:
+    """Add images side by side to the page; its event `select` gives the index of the chosen one.
 
-    def __init__(self, value: Any = None, *, hint: str = "", **options: Any) -> None:
-        texts = {
-            "html_template": '<div class="nexus-pictures"></div>',
-            "js_on_load": text_of("pictures.js"),
-            "apply_default_css": False,
-        }
-        super().__init__(value, hint=hint, **(options | texts))
-
-    def preprocess(self, payload: Any) -> None:
-        """Return nothing: what the page shows is known on the server."""
-
-    def postprocess(self, value: Any) -> dict[str, Any]:
-        """Return what the page reads, of (pictures, index of the selected one or None)."""
-        pictures, selected = value or ((), None)
-        return shown(pictures, selected, self.props["hint"])
-
-    def api_info(self) -> dict[str, Any]:
-        """Return the type of the value, for Gradio's description of the API."""
-        return {"type": "object"}
+    Args:
+        hint: text in place of no images.
+        options: of `gr.HTML`.
+    """
+    return gr.HTML(
+        shown((), None),
+        html_template='<div class="nexus-pictures"></div>',
+        js_on_load=text_of("pictures.js"),
+        apply_default_css=False,
+        hint=hint,
+        **options,
+    )
 
 
-def shown(pictures: Sequence[Picture], selected: int | None, hint: str) -> dict[str, Any]:
-    """Return the value that the page reads."""
-    return {"items": [each.item() for each in pictures], "selected": selected, "hint": hint}
+def shown(items: Sequence[Picture], selected: int | None) -> dict[str, Any]:
+    """Return what the page reads, with the index of the selected image or None."""
+    return {"items": [each.item() for each in items], "selected": selected}
 
 
 def _data_url(image: Image.Image) -> str:

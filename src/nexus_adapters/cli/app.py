@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help=f"{ADAPTER_SOURCES} (repeatable; required with a --base of your own; default: all adapters of the "
-        "embedded base)",
+        help=f"{ADAPTER_SOURCES} (repeatable; required with a --base of your own; default: all adapters of "
+        "the embedded base)",
     )
     add_options(
         parser,
@@ -46,10 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on (default: 127.0.0.1, which only this machine can reach). There is no login",
+        help="address to listen on; there is no login (default: 127.0.0.1, for this machine only)",
     )
     parser.add_argument(
-        "--port", type=int, default=7860, metavar="N", help="port to listen on; 0 for any free one (default: 7860)"
+        "--port",
+        type=int,
+        default=7860,
+        metavar="N",
+        help="port to listen on; 0 for any free one (default: 7860)",
     )
     parser.add_argument(
         "--max-queue",
@@ -78,9 +82,7 @@ def run(args: argparse.Namespace) -> int:
             if args.open:
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-        serve(
-            lambda: build(models), host=args.host, port=args.port, max_queue=args.max_queue, on_ready=ready
-        )
+        serve(lambda: build(models), host=args.host, port=args.port, max_queue=args.max_queue, on_ready=ready)
     return 0
 
 
