@@ -81,7 +81,7 @@ class AppPage:
         return self.page.locator(f"#{name} canvas")
 
     def tool(self, canvas: str, title: str) -> None:
-        self.page.locator(f"#{canvas}").get_by_title(title, exact=True).click()
+        self.page.locator(f"#{canvas} .nexus-canvas").get_by_title(title, exact=True).click()
 
     def drag(self, canvas: str, *points: tuple[float, float]) -> None:
         """Press the mouse at the first point, in pixels of the image, and release it at the last one."""
