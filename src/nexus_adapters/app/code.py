@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from nexus_adapters.generation.requests import (
     MapSource,
 )
 
-_WIDTH = 88  # of the command's lines
+_WIDTH = 78  # of the command's lines
+_PYTHON_WIDTH = 68  # of a call on one line
 # Argument of a control -> its option, in the order of the command's help.
 _PER_CONTROL = (
     "condition_name",
@@ -165,7 +167,7 @@ def python_code(request: GenerateRequest, settings: dict[str, Any]) -> str:
     used = [
         name for name in ("Control", "attach", "extract", "load_adapter", "load_base") if f"{name}(" in body
     ]
-    imports = ["import torch", "from PIL import Image", "", f"from nexus_adapters import {', '.join(used)}"]
+    imports = ["import torch", "from PIL import Image", "", *_import_code(used)]
     if "BaseSource(" in body:
         imports.append("from nexus_adapters.bases.loading import BaseSource")
     if "placement(" in body:
@@ -173,14 +175,25 @@ def python_code(request: GenerateRequest, settings: dict[str, Any]) -> str:
     return "\n".join([*imports, "", body, ""])
 
 
+def _import_code(names: list[str]) -> list[str]:
+    line = f"from nexus_adapters import {', '.join(names)}"
+    if len(line) <= _PYTHON_WIDTH:
+        return [line]
+    return ["from nexus_adapters import (", f"    {', '.join(names)},", ")"]
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
 def _models_code(request: GenerateRequest, settings: dict[str, Any]) -> list[str]:
     more = "" if settings["dtype"] == "float32" else f", dtype=torch.{settings['dtype']}"
     base = request.base
-    source = repr(base.path)
+    source = _literal(base.path)
     if base.config or base.prediction_type:
         given = {"config": base.config, "prediction_type": base.prediction_type}
-        extra = "".join(f", {name}={value!r}" for name, value in given.items() if value)
-        source = f"BaseSource({base.path!r}{extra})"
+        extra = "".join(f", {name}={_literal(value)}" for name, value in given.items() if value)
+        source = f"BaseSource({_literal(base.path)}{extra})"
     lines = [f"pipe = load_base({source}{more})"]
     if settings["device"] != "cpu":
         lines.append(f'pipe.to("{settings["device"]}")')
@@ -188,11 +201,11 @@ def _models_code(request: GenerateRequest, settings: dict[str, Any]) -> list[str
 
 
 def _adapter_code(control: ControlRequest, base: BaseRequest, settings: dict[str, Any]) -> str:
-    arguments = [repr(control.adapter)]
+    arguments = [_literal(control.adapter)]
     if base.path == EMBEDDED:
-        arguments.append(f"condition={control.condition_name!r}")
+        arguments.append(f"condition={_literal(control.condition_name)}")
     else:
-        arguments.append(f"base={base.path!r}")
+        arguments.append(f"base={_literal(base.path)}")
     if settings["dtype"] != "float32":
         arguments.append(f"dtype=torch.{settings['dtype']}")
     moved = "" if settings["device"] == "cpu" else f'.to("{settings["device"]}")'
@@ -200,23 +213,24 @@ def _adapter_code(control: ControlRequest, base: BaseRequest, settings: dict[str
 
 
 def _map_code(control: ControlRequest, size: tuple[int, int]) -> list[str]:
-    file = repr(control.given.file)
+    file = _literal(control.given.file)
     if isinstance(control.given, MapSource):
         return [f"structure = Image.open({file})"]
     condition = control.condition_name
     if control.resize_mode is None:
         return [
-            f"picture = Image.open({file}).resize({size}, Image.Resampling.LANCZOS)",
-            f"structure = extract({condition!r}, picture)",
+            f"picture = Image.open({file})",
+            f"picture = picture.resize({size}, Image.Resampling.LANCZOS)",
+            f"structure = extract({_literal(condition)}, picture)",
         ]
     from nexus_adapters.conditions import EXTRACTORS
 
     return [
         f"picture = Image.open({file})",
-        f"placed = placement((0, 0, *picture.size), {size}, {control.resize_mode!r})",
+        f"placed = placement((0, 0, *picture.size), {size}, {_literal(control.resize_mode)})",
         "picture = picture.resize(placed.size, Image.Resampling.LANCZOS, box=placed.box)",
-        f"structure = extract({condition!r}, picture)",
-        f"structure = padded(structure, placed, {size}, {EXTRACTORS[condition].kind!r})",
+        f"structure = extract({_literal(condition)}, picture)",
+        f"structure = padded(structure, placed, {size}, {_literal(EXTRACTORS[condition].kind)})",
     ]
 
 
@@ -228,23 +242,23 @@ def _control_code(name: str, control: ControlRequest, kind: str) -> list[str]:
         arguments["invert"] = invert
     defaults = ControlRequest(control.given)
     for argument, value in control.settings().items():
-        if argument == "policy" or value != getattr(defaults, argument):
+        if value != (DEFAULT_POLICY if argument == "policy" else getattr(defaults, argument)):
             arguments[argument] = value
-    texts = [f"{argument}={value!r}" for argument, value in arguments.items()]
+    texts = [f"{argument}={_literal(value)}" for argument, value in arguments.items()]
     if control.mask is not None:
-        texts.append(f"mask=Image.open({control.mask!r})")
+        texts.append(f"mask=Image.open({_literal(control.mask)})")
     first = f"{name} = Control(adapter, structure, "
     lines = [first + ", ".join(texts) + ")"]
-    if len(lines[0]) <= _WIDTH:
+    if len(lines[0]) <= _PYTHON_WIDTH:
         return lines
     return [f"{name} = Control(", "    adapter,", "    structure,", *(f"    {text}," for text in texts), ")"]
 
 
 def _call_code(request: GenerateRequest, size: tuple[int, int]) -> list[str]:
-    negative = [f"        negative_prompt={request.negative!r},"] if request.negative else []
+    negative = [f"        negative_prompt={_literal(request.negative)},"] if request.negative else []
     return [
         "    image = pipe(",
-        f"        {request.prompt!r},",
+        f"        {_literal(request.prompt)},",
         *negative,
         f"        num_inference_steps={request.steps},",
         f"        guidance_scale={request.guidance!r},",

@@ -94,13 +94,17 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
                 value=given.condition,
                 label=LABELS["condition"],
                 elem_id=f"condition-{place}",
+                elem_classes="compact",
+                scale=3,
                 visible=len(models.conditions) > 1,
             )
             source = gr.Radio(
                 [PICTURE, MAP],
                 value=MAP if given.is_map else PICTURE,
-                label="What you draw or drop is",
+                label="The canvas shows",
                 elem_id=f"source-{place}",
+                elem_classes="compact",
+                scale=2,
                 interactive=extracts(given.condition, models),
             )
         with gr.Row(equal_height=False, elem_classes="canvases"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from nexus_adapters.app.canvas import Drawn, png_of
 from nexus_adapters.app.form import ControlForm
 from nexus_adapters.app.models import NO_ADAPTER, Models
+from nexus_adapters.conditions import extract
+from nexus_adapters.embedded.maps import draw_map
+from nexus_adapters.embedded.render import render
+from nexus_adapters.embedded.scene import Scene, SceneObject
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Example:
     Attributes:
         title: a few words for its button.
         prompt: the prompt.
+        scene: what the images should show.
         controls: the controls.
         names: the adapters to compare.
         seed: the seed.
@@ -25,27 +30,90 @@ class Example:
 
     title: str
     prompt: str
+    scene: Scene
     controls: tuple[ControlForm, ...]
     names: list[str] = field(default_factory=lambda: ["Prime", "Slim"])
     seed: int = 0
+
+
+def _scene(background: str, *objects: SceneObject) -> Scene:
+    return Scene(objects, background, light_angle=0, light_strength=0)
+
+
+_CIRCLE_AND_RING = _scene(
+    "cyan",
+    SceneObject("circle", "orange", "plain", 36, 38, 32, 0),
+    SceneObject("ring", "blue", "plain", 90, 88, 32, 0),
+)
+_STAR_AND_HEART = _scene(
+    "yellow",
+    SceneObject("star", "red", "plain", 38, 64, 30, 0),
+    SceneObject("heart", "green", "plain", 92, 64, 28, 0),
+)
+_SQUARE_AND_CRESCENT = _scene(
+    "green",
+    SceneObject("square", "purple", "striped", 42, 40, 30, 0),
+    SceneObject("crescent", "pink", "plain", 88, 90, 30, 0),
+)
+_CIRCLE_AND_SQUARE = _scene(
+    "pink",
+    SceneObject("square", "blue", "plain", 52, 54, 36, 0),
+    SceneObject("circle", "yellow", "plain", 82, 80, 32, 0),
+)
+_TRIANGLE_AND_CROSS = _scene(
+    "blue",
+    SceneObject("triangle", "orange", "plain", 38, 64, 32, 0),
+    SceneObject("cross", "cyan", "plain", 92, 64, 28, 0),
+)
+
+
+def _map(condition: str, scene: Scene, scale: float = 1.0) -> ControlForm:
+    drawn = Drawn(png_of(draw_map(condition, scene)))
+    return ControlForm(drawn, condition=condition, is_map=True, scale=scale)
+
+
+def _picture(scene: Scene) -> ControlForm:
+    """Return a picture of the scene in other colors: the prompt decides those of the image."""
+    colors = ("purple", "yellow", "red")
+    objects = tuple(replace(item, color=colors[place]) for place, item in enumerate(scene.objects))
+    picture = Image.fromarray(render(replace(scene, objects=objects, background="pink")).image)
+    return ControlForm(Drawn(png_of(picture)), Drawn(png_of(extract("canny", picture))))
 
 
 def examples_for(models: Models) -> tuple[Example, ...]:
     """Return the examples of a base; there are none for a base of the user's own."""
     if not models.is_embedded or models.sources:
         return ()
-    from nexus_adapters.conditions import extract
-
-    picture = Image.new("RGB", (128, 128), "navy")
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((6, 8, 62, 64), fill="tomato")
-    draw.ellipse((63, 58, 123, 118), outline="white", width=14)
-    canny = ControlForm(Drawn(png_of(picture)), Drawn(png_of(extract("canny", picture))))
     return (
         Example(
-            "Circle and ring",
+            "New colors for a picture",
             "an orange circle above a blue ring on a cyan background",
-            (canny,),
+            _CIRCLE_AND_RING,
+            (_picture(_CIRCLE_AND_RING),),
             ["Prime", "Slim", NO_ADAPTER],
+        ),
+        Example(
+            "Sketch",
+            "a red star to the left of a green heart on a yellow background",
+            _STAR_AND_HEART,
+            (_map("sketch", _STAR_AND_HEART),),
+        ),
+        Example(
+            "Labels",
+            "a striped purple square above a pink crescent on a green background",
+            _SQUARE_AND_CRESCENT,
+            (_map("segmentation", _SQUARE_AND_CRESCENT),),
+        ),
+        Example(
+            "Depth",
+            "a yellow circle in front of a blue square on a pink background",
+            _CIRCLE_AND_SQUARE,
+            (_map("depth", _CIRCLE_AND_SQUARE),),
+        ),
+        Example(
+            "Two controls",
+            "an orange triangle to the left of a cyan cross on a blue background",
+            _TRIANGLE_AND_CROSS,
+            (_map("sketch", _TRIANGLE_AND_CROSS, 0.7), _map("segmentation", _TRIANGLE_AND_CROSS, 0.7)),
         ),
     )

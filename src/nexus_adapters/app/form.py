@@ -20,8 +20,8 @@ from nexus_adapters.generation.requests import ControlRequest, GenerateRequest, 
 
 # Argument -> its label on the page.
 LABELS: Mapping[str, str] = {
-    "adapters": "Compare",
-    "condition": "Kind of structure map",
+    "adapters": "Compare adapters, with the same seed",
+    "condition": "Follow",
     "end": "Stop",
     "guidance": "Guidance",
     "height": "Height",

@@ -9,37 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from nexus_adapters.app.answers import Answer, Message, Receive, Refused, Scope, Send
 from nexus_adapters.app.failures import log_failure
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-class Refused(Exception):  # noqa: N818  # an answer, not a fault
-    """A request that is answered with an error instead of being passed on.
-
-    Args:
-        status: the HTTP status, 4xx or 503.
-        message: one line for the user.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
 
 
 Check = Callable[[bytes, str, str], Awaitable[bytes]]
@@ -107,9 +89,10 @@ _HEADERS = frozenset(
         b"x-forwarded-proto",
     )
 )
+_HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::[0-9]{1,5})?")
 _RANGE = re.compile(rb"bytes=\d{0,18}-\d{0,18}")
 
-# Gradio's page has scripts and styles in its HTML, and its canvas compiles shaders by eval.
+# Gradio's page has scripts and styles in its HTML, and runs those of the page by eval.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -141,7 +124,7 @@ class Guard:
     any_address: bool = False
     framed_by: tuple[str, ...] = ()
     body_seconds: float = 120
-    _uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+    _large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, by gradio's application or by an error."""
@@ -149,7 +132,7 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
-        answer = _Answer(send, self._headers(scope["path"]), head=scope["method"] == "HEAD")
+        answer = Answer(send, self._headers(scope["path"]), head=scope["method"] == "HEAD")
         try:
             await self._pass_on(scope, receive, answer)
         except Refused as refused:
@@ -161,7 +144,7 @@ class Guard:
                 log_failure(f"{scope['method']} {_place(scope['path'])}", error)
             await answer.error(HTTPStatus.INTERNAL_SERVER_ERROR, "The server failed on this request")
 
-    async def _pass_on(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         headers = _headers(scope["headers"])
         self._check_sender(headers)
         path = str(scope["path"])
@@ -173,18 +156,13 @@ class Guard:
             return await self.app(passed, receive, answer.send)
         assert route.check is not None
         kind = headers.get(b"content-type", b"").decode("latin-1")
-        uploads = route.most_bytes > MANY_BYTES
-        if uploads:
-            await self._uploads.acquire()  # they are kept in memory until they are checked
-        try:
+        many = _length(headers) is None or (_length(headers) or 0) > MANY_BYTES
+        async with self._large if many else nullcontext():  # bodies are in memory until they are checked
             body = await self._body(receive, headers, route.most_bytes)
             body = await route.check(body, kind, path.removeprefix("/gradio_api/"))
             passed["headers"] = [pair for pair in passed["headers"] if pair[0] != b"content-length"]
             passed["headers"].append((b"content-length", str(len(body)).encode()))
             await self.app(passed, _again(body, receive), answer.send)
-        finally:
-            if uploads:
-                self._uploads.release()
 
     def _check_sender(self, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
@@ -197,14 +175,11 @@ class Guard:
             raise Refused(HTTPStatus.FORBIDDEN, "Pages of other sites may not use this server")
 
     def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            urlsplit(f"//{host}").port  # noqa: B018  # raises for what is not a port
-        except ValueError:
+        found = _HOST.fullmatch(host)
+        if found is None:
             return False
-        if name in self.hosts:
-            return True
-        return self.any_address and is_address(name)
+        name = found[1] or found[2]
+        return name in self.hosts or (self.any_address and is_address(name))
 
     def _route(self, method: str, path: str) -> Route:
         if "\x00" in path or ".." in re.split(r"[/\\=]", path):
@@ -229,10 +204,7 @@ class Guard:
         too_long = Refused(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request of at most {most / 2**20:.3g} MiB is expected"
         )
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            raise Refused(HTTPStatus.BAD_REQUEST, "The length of the request is not a number")
-        if int(length[:18]) > most:
+        if (_length(headers) or 0) > most:
             raise too_long
         body = bytearray()
         try:
@@ -267,79 +239,7 @@ class Guard:
 
 
 MANY_BYTES = 2 * 1024 * 1024
-"""Longer bodies are uploads, of which only a few may be in memory at once."""
-
-
-class _Answer:
-    """Sends the response: gradio's with headers added, or an error in our own words.
-
-    Gradio's errors can name paths and exceptions, so that only their status is kept, with two exceptions
-    that are meant for users: a full queue, and what a function of the page raises as `gr.Error`.
-    """
-
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], head: bool) -> None:
-        self._send = send
-        self._headers = headers
-        self._head = head
-        self._started = False
-        self._done = False
-        self._failed: int | None = None
-        self._body = bytearray()
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            if message["status"] >= HTTPStatus.BAD_REQUEST:
-                self._failed = int(message["status"])
-                return
-            ours = {name for name, _ in self._headers} | {b"access-control-allow-credentials", b"server"}
-            kept = [pair for pair in message["headers"] if pair[0].lower() not in ours]
-            self._started = True
-            await self._send({**message, "headers": [*kept, *self._headers]})
-        elif self._failed is not None:
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                await self.error(*_in_our_words(self._failed, bytes(self._body)))
-        else:
-            self._done = not message.get("more_body", False)
-            await self._send(message)
-
-    def ended_early(self, error: BaseException) -> bool:
-        """Return whether this is a stream's end: gradio ends those of unknown sessions by an HTTP error."""
-        return self._started and getattr(error, "status_code", None) is not None
-
-    async def error(self, status: int, message: str) -> None:
-        if self._done:
-            return
-        self._done = True
-        if self._started:  # too late for an error: end what was begun
-            return await self._send({"type": "http.response.body", "body": b""})
-        text = {"error": message, "detail": message}
-        body = json.dumps(text).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        start = {"type": "http.response.start", "status": int(status), "headers": [*headers, *self._headers]}
-        await self._send(start)
-        await self._send({"type": "http.response.body", "body": b"" if self._head else body})
-
-
-def _in_our_words(status: int, body: bytes) -> tuple[int, str]:
-    """Return the status and the message for an error of gradio's."""
-    said = ""
-    try:
-        content = json.loads(body)
-        said = content.get("error") or "" if isinstance(content, dict) else ""
-    except ValueError:
-        pass
-    if status == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(said, str) and said:
-        return HTTPStatus.UNPROCESSABLE_ENTITY, said  # a `gr.Error`: the user's input
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return status, "The queue is full. Try again in a moment"
-    if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.NOT_FOUND):
-        return status, HTTPStatus(status).phrase
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return status, "The server failed on this request"
-    if status == HTTPStatus.FORBIDDEN:
-        return HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND.phrase
-    return status, "The server cannot use this request"
+"""Of longer bodies, only a few may be in memory at once."""
 
 
 def is_address(name: str) -> bool:
@@ -373,6 +273,16 @@ def _headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
             raise Refused(HTTPStatus.BAD_REQUEST, f"The header {name.decode('latin-1')} is there twice")
         headers[name] = value
     return headers
+
+
+def _length(headers: dict[bytes, bytes]) -> int | None:
+    """Return the length that a request says its body has."""
+    length = headers.get(b"content-length")
+    if length is None:
+        return None
+    if not length.isdigit() or len(length) > len("9007199254740991"):
+        raise Refused(HTTPStatus.BAD_REQUEST, "The length of the request is not a number")
+    return int(length)
 
 
 def _is_passed_on(name: bytes, value: bytes) -> bool:

@@ -100,10 +100,11 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
     columns = list(models.columns(conditions))
     session = gr.State(Session(), time_to_live=24 * 3600, delete_callback=Session.close)
     with gr.Row(elem_classes="top"):
-        gr.HTML("<h1>Nexus adapters</h1>", min_width=150, scale=0)
+        gr.HTML("<h1>Nexus adapters</h1>", elem_classes="title")
         buttons = []
         if examples:
             with gr.Row(elem_classes="examples"):
+                gr.HTML("<span>Examples</span>")
                 for place, example in enumerate(examples):
                     buttons.append(
                         gr.Button(
@@ -148,7 +149,7 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
                 value=first.names if first else [columns[0]],
                 label=LABELS["adapters"],
                 elem_id="adapters",
-                info="Each generates an image from the same seed",
+                elem_classes="compact",
             )
             results = pictures(_DRAW, elem_id="results", label="Images")
             with gr.Accordion("Sampling: seed, steps, guidance, size", open=False):
@@ -174,33 +175,22 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
                     width = gr.Number(None, label=LABELS["width"], precision=0, minimum=8, info=info)
                     height = gr.Number(None, label=LABELS["height"], precision=0, minimum=8, info=info)
                     fit = gr.Dropdown([_FIT, *RESIZE_MODES], value=_FIT, label=LABELS["resize_mode"])
-            with gr.Accordion("Code for the selected image", open=True, elem_id="code"):
-                with gr.Tabs():
-                    with gr.Tab("Python"):
-                        python = gr.Code(
-                            "",
-                            language="python",
-                            label="Python",
-                            interactive=False,
-                            elem_id="code-python",
-                            lines=6,
-                        )
-                    with gr.Tab("Command line"):
-                        command = gr.Code(
-                            "",
-                            language="shell",
-                            label="Command",
-                            interactive=False,
-                            elem_id="code-command",
-                            lines=6,
-                        )
-                files = gr.HTML("", elem_id="downloads", elem_classes="files")
-            with gr.Accordion("Images of this session", open=True):
-                gallery = pictures(
-                    "Every image stays here until you close the page",
-                    elem_id="gallery",
-                    label="Images of this session",
-                )
+    with gr.Row(equal_height=False):
+        with (
+            gr.Column(scale=6, min_width=320),
+            gr.Accordion("Code for the selected image", elem_id="code"),
+        ):
+            with gr.Tabs():
+                with gr.Tab("Python"):
+                    python = _code_box("python", "code-python")
+                with gr.Tab("Command line"):
+                    command = _code_box("shell", "code-command")
+            files = gr.HTML("", elem_id="downloads", elem_classes="files")
+        with (
+            gr.Column(scale=6, min_width=320),
+            gr.Accordion("Images of this session", elem_id="session"),
+        ):
+            gallery = pictures("Every image stays here until you close the page", elem_id="gallery")
     random.click(
         None,
         None,
@@ -214,6 +204,12 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
         cancel, results, gallery, python, command, files,
     )  # fmt: skip
     return page, buttons
+
+
+def _code_box(language: Any, elem_id: str) -> gr.Code:
+    return gr.Code(
+        "", language=language, interactive=False, elem_id=elem_id, lines=8, show_label=False, wrap_lines=True
+    )
 
 
 def words_html(models: Models, prompt: str) -> str:

@@ -18,27 +18,21 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from nexus_adapters.app.guard import Refused, Route, is_inside
-from nexus_adapters.app.uploads import (
-    MAX_BYTES,
-    MAX_DRAWINGS,
-    MAX_EVENT_MEGAPIXELS,
-    MAX_LAYERS,
-    check_upload,
-)
+from nexus_adapters.app.answers import Refused
+from nexus_adapters.app.guard import Route, is_inside
+from nexus_adapters.app.uploads import MAX_BYTES, MAX_EVENT_MEGAPIXELS, check_upload
 from nexus_adapters.errors import InvalidArgument, is_unicode
 
-JSON_BYTES = 1024 * 1024
+JSON_BYTES = 32 * 1024 * 1024
+"""Of an event: the page sends its canvases as text."""
+SMALL_BYTES = 64 * 1024
 DEEPEST = 24
 MOST_VALUES = 50_000
 MOST_FILES = 8
 LONGEST_NAME = 255
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NUMBER = re.compile(r"[0-9]{1,9}")
 _KEY = r"[A-Za-z0-9_-]{1,64}"
-# Room for the other fields of a form next to its file.
-_FORM_BYTES = MAX_BYTES + 64 * 1024
 _JSON_TYPES = {"string": str, "number": (int, float), "integer": int, "boolean": bool, "array": list}
 
 
@@ -68,10 +62,9 @@ class Payloads:
             Route("POST", rf"/gradio_api/(?:run|api)/{_KEY}/?", (), self.direct, JSON_BYTES),
             Route("POST", rf"/gradio_api/call/v2/{_KEY}/?", (), self.call_by_name, JSON_BYTES),
             Route("POST", rf"/gradio_api/call/{_KEY}/?", (), self.call, JSON_BYTES),
-            Route("POST", r"/gradio_api/cancel", (), self.cancel, JSON_BYTES),
-            Route("POST", r"/gradio_api/reset/?", (), self.reset, JSON_BYTES),
+            Route("POST", r"/gradio_api/cancel", (), self.cancel, SMALL_BYTES),
+            Route("POST", r"/gradio_api/reset/?", (), self.reset, SMALL_BYTES),
             Route("POST", r"/gradio_api/upload", ("upload_id",), self.upload, MOST_FILES * MAX_BYTES),
-            Route("POST", r"/gradio_api/component_server/?", (), self.drawing, _FORM_BYTES),
         )
 
     async def join(self, body: bytes, kind: str, path: str) -> bytes:
@@ -153,34 +146,6 @@ class Payloads:
             await form.close()
         return body
 
-    async def drawing(self, body: bytes, kind: str, path: str) -> bytes:
-        """One part of what was drawn on a canvas."""
-        form = await _form(body, kind, 1)
-        try:
-            fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            if fields.get("fn_name") != "accept_blobs" or not _NUMBER.fullmatch(
-                fields.get("component_id", "")
-            ):
-                raise _bad("There is no such canvas", HTTPStatus.NOT_FOUND)
-            canvas = self.page.blocks.get(int(fields["component_id"]))
-            if not isinstance(canvas, gr.ImageEditor):
-                raise _bad("There is no such canvas", HTTPStatus.NOT_FOUND)
-            for key in ("session_hash", "id"):
-                _name(fields, key)
-            index = fields.get("index", "x")
-            if index not in ("", "null") and not (_NUMBER.fullmatch(index) and int(index) < MAX_LAYERS):
-                raise _bad(f"At most {MAX_LAYERS} layers are expected")
-            if fields.get("type") not in ("background", "layer", "composite") or len(files) != 1:
-                raise _bad("One part of a drawing is expected")
-            await _check_picture(files[0])
-            waiting = canvas.blob_storage
-            while len(waiting) >= MAX_DRAWINGS and fields["id"] not in waiting:
-                waiting.pop(next(iter(waiting)))
-        finally:
-            await form.close()
-        return body
-
     def _function(self, index: int) -> BlockFunction:
         function = self.page.fns.get(index)
         if function is None:
@@ -213,7 +178,7 @@ class Payloads:
         for place, (value, block) in enumerate(zip(passed, blocks, strict=True), start=1):
             if value is not None and not block.stateful and not fits(value, block):
                 raise _bad(f"Value {place} has the wrong type", HTTPStatus.UNPROCESSABLE_ENTITY)
-        await asyncio.to_thread(_check_pixels, passed, blocks)
+        await asyncio.to_thread(_check_pixels, passed)
         return passed
 
     def _files(self, value: Any) -> Any:
@@ -232,19 +197,12 @@ class Payloads:
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
-def _check_pixels(values: list[Any], blocks: list[Any]) -> None:
-    """Refuse an event whose pictures would take too much memory once they are decoded."""
-    contents: list[bytes | Path] = [Path(path) for path in _paths(values)]
-    for value, block in zip(values, blocks, strict=True):
-        if isinstance(block, gr.ImageEditor) and isinstance(value, dict):
-            drawing = block.blob_storage.get(value.get("id") or "")
-            if drawing is not None:
-                parts = (drawing.background, drawing.composite, *drawing.layers)
-                contents += [part for part in parts if part is not None]
+def _check_pixels(values: list[Any]) -> None:
+    """Refuse an event whose files would take too much memory once they are decoded."""
     pixels = 0
-    for content in contents:
-        with suppress(InvalidArgument, OSError):  # not an image, or not there: for the function to say
-            pixels += check_upload(content)
+    for path in _paths(values):
+        with suppress(InvalidArgument, OSError):  # not an image, or gone: for the function to say
+            pixels += check_upload(Path(path))
     if pixels > MAX_EVENT_MEGAPIXELS * 1_000_000:
         raise _bad(
             f"The pictures together have more than {MAX_EVENT_MEGAPIXELS} megapixels",
@@ -314,6 +272,8 @@ def _check_values(value: Any) -> None:
 
 def fits(value: Any, block: Any) -> bool:
     """Return whether a value other than null has the type that a component takes."""
+    if isinstance(block, gr.HTML):  # the page's own canvases, which check what they get
+        return isinstance(value, str | dict)
     model = getattr(block, "data_model", None)
     if model is not None:
         try:

@@ -252,6 +252,8 @@ def _private_folder() -> Iterator[Path]:
         "GRADIO_TEMP_DIR": str(folder / "files"),
         "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
         "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # gradio's statistics of events are not shown, and need pandas
+        "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**12),
     }
     before = {name: os.environ.get(name) for name in settings}
     (folder / "files").mkdir()

@@ -10,10 +10,7 @@ from nexus_adapters.errors import InvalidArgument
 MAX_BYTES = 20 * 1024 * 1024
 MAX_MEGAPIXELS = 24
 MAX_EVENT_MEGAPIXELS = 128
-"""Of all pictures of one event together: a canvas has a background, layers and a composite."""
-MAX_LAYERS = 16
-MAX_DRAWINGS = 32
-"""Drawings that the browser has sent but not yet used; the oldest is dropped for the next one."""
+"""Of all files of one event together."""
 
 _MAX_NAME = 80
 
