@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from tests.app.pages import drawn
-from tests.weights import use_weights, write_tiny
 
 from nexus_adapters.app.code import command_line, command_text, files_of, python_code
 from nexus_adapters.app.form import ControlForm, Form
@@ -27,12 +26,7 @@ from nexus_adapters.generation.requests import (
     MapSource,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def weights(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        use_weights(patch, write_tiny(tmp_path_factory.mktemp("app") / "weights"))
-        yield
+pytestmark = pytest.mark.usefixtures("weights")
 
 
 def picture():

@@ -80,7 +80,7 @@ class Answer:
 
 def _in_our_words(status: int, body: bytes) -> tuple[int, str]:
     """Return the status and the message for an error of gradio's."""
-    said = ""
+    said: object = ""
     try:
         content = json.loads(body)
         said = content.get("error") or "" if isinstance(content, dict) else ""

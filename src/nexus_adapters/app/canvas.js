@@ -228,6 +228,8 @@ function pick(value) {
   if (tool === "eraser") choose("brush");
   root.querySelectorAll(".colors button").forEach((each) =>
     each.setAttribute("aria-pressed", each.dataset.color === value));
+  const named = props.colors.find(([, each]) => each === value);
+  root.querySelector(".chosen").textContent = props.named && named ? named[0] : "";
 }
 
 const ACTIONS = {
@@ -310,7 +312,7 @@ canvas.onblur = () => {
 
 watch("value", show);
 // Not as quoted words: gr.HTML takes each quoted word for the name of an event.
-watch("colors ground filled thickness size".split(" "), palette);
+watch("colors ground filled thickness size named".split(" "), palette);
 watch("behind background".split(" "), background);
 palette();
 background();

@@ -51,17 +51,25 @@ class Paper:
         colors: (name, #rrggbb) of each color of the brush.
         filled: whether rectangles and ellipses are filled.
         thickness: of the brush, in pixels, at first.
+        has_names: whether the names of the colors say more than the colors do.
     """
 
     ground: str
     colors: Sequence[tuple[str, str]]
     filled: bool
     thickness: int
+    has_names: bool = False
 
     def props(self) -> dict[str, Any]:
         """Return what the page reads."""
         colors = [list(color) for color in self.colors]
-        return {"ground": self.ground, "colors": colors, "filled": self.filled, "thickness": self.thickness}
+        return {
+            "ground": self.ground,
+            "colors": colors,
+            "filled": self.filled,
+            "thickness": self.thickness,
+            "named": self.has_names,
+        }
 
 
 def read(value: object, argument: str = "image") -> Drawn:
@@ -103,25 +111,14 @@ def png_of(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def canvas(
-    value: Drawn,
-    *,
-    name: str,
-    paper: Paper,
-    size: int,
-    hint: str = "",
-    **options: Any,
-) -> gr.HTML:
+def canvas(value: Drawn, props: Mapping[str, Any], **options: Any) -> gr.HTML:
     """Add a canvas to the page, with brush, shapes, eraser, undo, files by drop or paste, and the keyboard.
 
     It is no class of its own, since gradio writes a file of type hints next to each subclass of a component.
 
     Args:
         value: what is on it at first.
-        name: for screen readers.
-        paper: how one draws on it.
-        size: side of an empty canvas in pixels. Images are reduced to 1.5 times that, or to 512.
-        hint: text on the empty canvas.
+        props: see `props_of`. An update replaces all of them.
         options: of `gr.HTML`.
     """
     return gr.HTML(
@@ -129,14 +126,29 @@ def canvas(
         html_template=text_of("canvas.html"),
         js_on_load=text_of("canvas.js"),
         apply_default_css=False,
-        name=name,
-        hint=hint,
-        behind="",
-        size=[size, size],
-        largest=max(512, size * 3 // 2),
-        **paper.props(),
+        **props,
         **options,
     )
+
+
+def props_of(name: str, hint: str, paper: Paper, size: int, behind: Drawn | None = None) -> dict[str, Any]:
+    """Return what a canvas reads in addition to its value.
+
+    Args:
+        name: for screen readers.
+        hint: text on the empty canvas.
+        paper: how one draws on it.
+        size: side of an empty canvas in pixels. Images are reduced to 1.5 times that, or to 512.
+        behind: an image behind the canvas, which CSS makes transparent.
+    """
+    return {
+        "name": name,
+        "hint": hint,
+        "behind": data_url(behind.png) if behind and behind.png else "",
+        "size": [size, size],
+        "largest": max(512, size * 3 // 2),
+        **paper.props(),
+    }
 
 
 def value_of(drawn: Drawn) -> dict[str, Any]:

@@ -9,20 +9,20 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from nexus_adapters.app.canvas import Drawn, canvas, data_url, png_of, read, value_of
+from nexus_adapters.app.canvas import Drawn, canvas, png_of, props_of, read, value_of
 from nexus_adapters.app.form import LABELS, ControlForm
 from nexus_adapters.app.models import Models
 from nexus_adapters.app.papers import map_paper, mask_paper, picture_paper
 from nexus_adapters.choices import DEFAULT_POLICY, POLICIES
 from nexus_adapters.conditions import EXTRACTORS, extract
 
-PICTURE, MAP = "A picture", "A structure map"
+PICTURE, MAP = "a picture", "a structure map"
 _POLICIES = {
     "positive": "the prompt, for both guidance branches",
     "per_branch": "each branch its own prompt",
     "cond_only": "the prompt; nothing for the negative branch",
 }
-_NOTE_EDITED = "You edited this map, so it is used instead of the picture."
+_NOTE_EDITED = "Edited: used instead of the picture"
 
 
 @dataclass
@@ -85,8 +85,6 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
     """Lay out the tab."""
     given = first or ControlForm(condition=models.conditions[0])
     has_map = not given.is_map
-    kind = EXTRACTORS[given.condition].kind
-    paper = map_paper(kind, size, models.is_embedded)
     with gr.Tab(f"Control {place}", id=place) as tab:
         with gr.Row(equal_height=False, elem_classes="choices"):
             condition = gr.Radio(
@@ -95,7 +93,7 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
                 label=LABELS["condition"],
                 elem_id=f"condition-{place}",
                 elem_classes="compact",
-                scale=3,
+                scale=8,
                 visible=len(models.conditions) > 1,
             )
             source = gr.Radio(
@@ -104,28 +102,18 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
                 label="The canvas shows",
                 elem_id=f"source-{place}",
                 elem_classes="compact",
-                scale=2,
+                scale=6,
                 interactive=extracts(given.condition, models),
             )
         with gr.Row(equal_height=False, elem_classes="canvases"):
             with gr.Column(min_width=240):
                 picture = canvas(
                     given.picture,
-                    name=LABELS["image"],
-                    hint="Draw here, or drop a photo or a structure map",
+                    _picture_props(given.condition, given.is_map, models, size),
                     elem_id=f"canvas-{place}",
-                    size=size,
-                    paper=paper if given.is_map else picture_paper(size),
                 )
             with gr.Column(min_width=240, visible=has_map) as map_column:
-                map = canvas(
-                    given.map,
-                    name=LABELS["map"],
-                    hint="The structure map appears here. You can edit it",
-                    elem_id=f"map-{place}",
-                    size=size,
-                    paper=paper,
-                )
+                map = canvas(given.map, _map_props(given.condition, models, size), elem_id=f"map-{place}")
                 with gr.Row(elem_classes="edited"):
                     note = gr.Markdown("", visible=False)
                     again = gr.Button("Extract again", size="sm", visible=False)
@@ -159,12 +147,9 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
             gr.Markdown("**Mask.** Paint where the control acts. Empty: everywhere.")
             mask = canvas(
                 given.mask,
-                name=LABELS["mask"],
-                hint="",
+                _mask_props(size, given.picture if given.is_map else given.map),
                 elem_id=f"mask-{place}",
                 elem_classes="see-through",
-                size=size,
-                paper=mask_paper(size),
             )
     return ControlTab(
         place,
@@ -185,6 +170,23 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
     )
 
 
+def _picture_props(condition: str, is_map: bool, models: Models, size: int) -> dict[str, Any]:
+    paper = picture_paper(size)
+    if is_map:
+        paper = map_paper(EXTRACTORS[condition].kind, size, models.is_embedded)
+    hint = "Draw a structure map here, or drop one" if is_map else "Draw here, or drop a photo"
+    return props_of(LABELS["map"] if is_map else LABELS["image"], hint, paper, size)
+
+
+def _map_props(condition: str, models: Models, size: int) -> dict[str, Any]:
+    paper = map_paper(EXTRACTORS[condition].kind, size, models.is_embedded)
+    return props_of(LABELS["map"], "The structure map appears here. You can edit it", paper, size)
+
+
+def _mask_props(size: int, behind: Drawn) -> dict[str, Any]:
+    return props_of(LABELS["mask"], "", mask_paper(size), size, behind)
+
+
 def refreshed(
     control: ControlForm, models: Models, size: int, new_kind: bool = False, forced: bool = False
 ) -> tuple[Any, ...]:
@@ -197,24 +199,20 @@ def refreshed(
         new_kind: whether the condition or the source has changed.
         forced: whether to extract the map even if the user has edited it.
     """
-    kind = EXTRACTORS[control.condition].kind
-    paper = map_paper(kind, size, models.is_embedded).props()
     can_extract = extracts(control.condition, models)
     is_map = control.is_map or not can_extract
-    picture = gr.skip()
-    if new_kind:
-        picture = gr.update(**(paper if is_map else picture_paper(size).props()))
-    behind = control.picture
-    found: Any = gr.skip()
     keeps = control.map_wins and not forced and not new_kind
+    behind = control.picture if is_map else control.map
+    found: Any = gr.skip()
     if not is_map and not keeps:
-        image = None if control.picture.png is None else extracted(control.picture, control.condition, size)
-        found = gr.update(value=value_of(image or Drawn()), **(paper if new_kind else {}))
-        behind = Drawn() if image is None else image
-    elif not is_map:
-        behind = control.map
-    mask = gr.update(behind=data_url(behind.png) if behind.png else "")
-    source = gr.update(value=MAP if is_map else PICTURE, interactive=can_extract) if new_kind else gr.skip()
+        has_picture = control.picture.png is not None
+        behind = extracted(control.picture, control.condition, size) if has_picture else Drawn()
+        found = gr.update(value=value_of(behind), **_map_props(control.condition, models, size))
+    picture = source = gr.skip()
+    if new_kind:
+        picture = gr.update(**_picture_props(control.condition, is_map, models, size))
+        source = gr.update(value=MAP if is_map else PICTURE, interactive=can_extract)
+    mask = gr.update(**_mask_props(size, behind))
     edited = keeps and not is_map
     return (
         picture,
@@ -256,13 +254,13 @@ def map_size(source: tuple[int, int], native: int) -> tuple[int, int]:
 def filled(control: ControlForm | None, place: int, models: Models, size: int) -> list[Any]:
     """Return updates of a tab's values, map column, note, "again" and tab, for an example or nothing."""
     given = control or ControlForm(condition=models.conditions[0])
-    kind = EXTRACTORS[given.condition].kind
-    paper = map_paper(kind, size, models.is_embedded).props()
     behind = given.picture if given.is_map else given.map
     return [
-        gr.update(value=value_of(given.picture), **(paper if given.is_map else picture_paper(size).props())),
-        gr.update(value=value_of(given.map), **paper),
-        gr.update(value=value_of(given.mask), behind=data_url(behind.png) if behind.png else ""),
+        gr.update(
+            value=value_of(given.picture), **_picture_props(given.condition, given.is_map, models, size)
+        ),
+        gr.update(value=value_of(given.map), **_map_props(given.condition, models, size)),
+        gr.update(value=value_of(given.mask), **_mask_props(size, behind)),
         given.condition,
         gr.update(value=MAP if given.is_map else PICTURE, interactive=extracts(given.condition, models)),
         given.scale,

@@ -50,15 +50,15 @@ _STAR_AND_HEART = _scene(
     SceneObject("star", "red", "plain", 38, 64, 30, 0),
     SceneObject("heart", "green", "plain", 92, 64, 28, 0),
 )
-_SQUARE_AND_CRESCENT = _scene(
-    "green",
-    SceneObject("square", "purple", "striped", 42, 40, 30, 0),
-    SceneObject("crescent", "pink", "plain", 88, 90, 30, 0),
+_HEART_AND_RING = _scene(
+    "orange",
+    SceneObject("heart", "red", "plain", 40, 38, 34, 0),
+    SceneObject("ring", "cyan", "plain", 88, 90, 34, 0),
 )
-_CIRCLE_AND_SQUARE = _scene(
-    "pink",
-    SceneObject("square", "blue", "plain", 52, 54, 36, 0),
-    SceneObject("circle", "yellow", "plain", 82, 80, 32, 0),
+_SQUARE_AND_RING = _scene(
+    "cyan",
+    SceneObject("square", "orange", "plain", 46, 46, 38, 0),
+    SceneObject("ring", "blue", "plain", 88, 86, 34, 0),
 )
 _TRIANGLE_AND_CROSS = _scene(
     "blue",
@@ -100,15 +100,15 @@ def examples_for(models: Models) -> tuple[Example, ...]:
         ),
         Example(
             "Labels",
-            "a striped purple square above a pink crescent on a green background",
-            _SQUARE_AND_CRESCENT,
-            (_map("segmentation", _SQUARE_AND_CRESCENT),),
+            "a red heart above a cyan ring on an orange background",
+            _HEART_AND_RING,
+            (_map("segmentation", _HEART_AND_RING),),
         ),
         Example(
             "Depth",
-            "a yellow circle in front of a blue square on a pink background",
-            _CIRCLE_AND_SQUARE,
-            (_map("depth", _CIRCLE_AND_SQUARE),),
+            "a blue ring in front of an orange square on a cyan background",
+            _SQUARE_AND_RING,
+            (_map("depth", _SQUARE_AND_RING),),
         ),
         Example(
             "Two controls",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Read = Callable[[Sequence[Any]], tuple[list[str], Form]]
 DEVICE = "device"
 """Name of the group of events of which one runs at a time."""
+_CANCEL_S = 60  # the longest that a step may take
 
 
 def error_of(error: Exception, labels: bool = True) -> gr.Error:
@@ -37,8 +38,8 @@ def error_of(error: Exception, labels: bool = True) -> gr.Error:
     elif isinstance(error, MemoryError):
         text = str(error) or "not enough memory"
     else:
-        return gr.Error(f"The generation failed: {type(error).__name__}", duration=None)
-    return gr.Error(text, duration=None, print_exception=False)
+        return gr.Error(f"The generation failed: {type(error).__name__}")
+    return gr.Error(text, print_exception=False)
 
 
 @contextmanager
@@ -82,31 +83,12 @@ def start(listen: Any, page: Page, models: Models, read: Read) -> Any:
     async def run(session: Session, *values: Any) -> AsyncIterator[tuple[Any, ...]]:
         if session.job is not None:
             session.job.cancel()
+        session.is_running = True
         try:
-            folder, columns = await asyncio.to_thread(plan, models, read, session, values)
-        except InvalidArgument as error:
-            yield gr.skip(), *_unchanged(), *_idle()
-            raise error_of(error) from error
-        board = session.board = Board([name for name, _ in columns])
-        job = session.job = Job(models, [request for _, request in columns])
-        failure: Exception | None = None
-        async with aclosing(job.events()) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    name, request = columns[event.place]
-                    made = await asyncio.to_thread(save, folder, name, request, event.generated)
-                    session.add(made)
-                    board.update(event, made.file)
-                else:
-                    board.update(event)
-                if isinstance(event, Ended):
-                    failure = event.error
-                    break
-                yield shown(board.pictures, None), *_unchanged(), *_busy()
-        selected = 0 if session.latest else None
-        yield shown(board.pictures, selected), *_selected(session, selected), *_idle()
-        if failure is not None:
-            raise error_of(failure) from failure
+            async for update in _updates(models, read, session, values):
+                yield update
+        finally:
+            session.is_running = False
 
     outputs = [page.results, page.gallery, page.python, page.command, page.files, page.generate, page.cancel]
     return listen(
@@ -120,33 +102,71 @@ def start(listen: Any, page: Page, models: Models, read: Read) -> Any:
     )
 
 
-def connect(page: Page, models: Models, read: Read) -> None:
-    """Connect Generate, Cancel and the images."""
+async def _updates(
+    models: Models, read: Read, session: Session, values: Sequence[Any]
+) -> AsyncIterator[tuple[Any, ...]]:
+    """Generate, and yield what the page shows. The buttons change at the end, so as not to undo Cancel."""
+    try:
+        folder, columns = await asyncio.to_thread(plan, models, read, session, values)
+    except InvalidArgument as error:
+        yield gr.skip(), *_unchanged(), *_idle()
+        raise error_of(error) from error
+    board = session.board = Board([name for name, _ in columns])
+    job = session.job = Job(models, [request for _, request in columns])
+    failure: Exception | None = None
+    async with aclosing(job.events()) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                name, request = columns[event.place]
+                made = await asyncio.to_thread(save, folder, name, request, event.generated)
+                session.add(made)
+                board.update(event, made.file)
+            else:
+                board.update(event)
+            if isinstance(event, Ended):
+                failure = event.error
+                break
+            yield shown(board.pictures, None), *_unchanged(), gr.skip(), gr.skip()
+    selected = 0 if session.latest else None
+    yield shown(board.pictures, selected), *_selected(session, selected), *_idle()
+    if failure is not None:
+        raise error_of(failure) from failure
+
+
+def connect(page: Page, models: Models, read: Read, examples: Sequence[Any] = ()) -> None:
+    """Connect Generate, Cancel and the images.
+
+    Args:
+        page: the components.
+        models: the models.
+        read: reads the page's values.
+        examples: the events that fill in an example, which is then generated.
+    """
     triggers = [page.generate.click, page.prompt.submit]
+    light: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    buttons = [page.generate, page.cancel]
 
     def listen(*arguments: Any, **options: Any) -> Any:
         return gr.on(triggers, *arguments, **options)
 
-    light: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on(triggers, lambda: _busy(), None, [page.generate, page.cancel], **light)
-    running = start(listen, page, models, read)
+    gr.on(triggers, _busy, None, buttons, **light)
+    runs = [start(listen, page, models, read)]
+    runs += [
+        start(filled.then(_busy, None, buttons, **light).then, page, models, read) for filled in examples
+    ]
 
-    def cancel(session: Session) -> tuple[Any, ...]:
+    async def cancel(session: Session) -> None:
+        """End a generation that runs, and wait for its end: its last update must not be lost."""
         if session.job is not None:
             session.job.cancel()
-        now: Any = gr.skip()
-        if session.board is not None and not session.board.is_done:
-            session.board.end("cancelled")
-            now = shown(session.board.pictures, None)
-        return now, _gallery(session), *_idle()
+        for _ in range(_CANCEL_S * 50):
+            if not session.is_running:
+                return
+            await asyncio.sleep(0.02)
 
-    page.cancel.click(
-        cancel,
-        page.session,
-        [page.results, page.gallery, page.generate, page.cancel],
-        cancels=[running],
-        **light,
-    )
+    ended = page.cancel.click(cancel, page.session, None, **light)
+    ended.then(None, cancels=runs)  # those that wait in the queue
+    ended.then(_idle, None, buttons, **light)
 
     def choose_result(session: Session, event: gr.EventData) -> tuple[Any, ...]:
         place = _place(event, session.latest)

@@ -87,9 +87,11 @@ def build(models: Models) -> gr.Blocks:
         blocks.theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", **fonts)
         blocks.css = text_of("page.css") + text_of("canvas.css")
         page, buttons = _lay_out(models, size, examples)
-        _connect(page, models, size)
-        for button, example in zip(buttons, examples, strict=True):
+        filled = [
             _connect_example(page, button, example, models, size)
+            for button, example in zip(buttons, examples, strict=True)
+        ]
+        _connect(page, models, size, filled)
         add_api(models)
     return blocks
 
@@ -237,11 +239,11 @@ _LIGHT: dict[str, Any] = {
 }
 
 
-def _connect(page: Page, models: Models, size: int) -> None:
+def _connect(page: Page, models: Models, size: int, filled: Sequence[Any]) -> None:
     page.prompt.change(lambda prompt: words_html(models, prompt), page.prompt, page.unknown, **_LIGHT)
     for tab in page.tabs:
         _connect_tab(page, tab, models, size)
-    generating.connect(page, models, read)
+    generating.connect(page, models, read, filled)
 
 
 def _connect_tab(page: Page, tab: ControlTab, models: Models, size: int) -> None:
@@ -291,7 +293,7 @@ def columns_update(session: Session, models: Models, names: Sequence[str], condi
     return gr.update(choices=columns, value=kept)
 
 
-def _connect_example(page: Page, button: gr.Button, example: Example, models: Models, size: int) -> None:
+def _connect_example(page: Page, button: gr.Button, example: Example, models: Models, size: int) -> Any:
     outputs = [
         page.names,
         page.prompt,
@@ -318,5 +320,4 @@ def _connect_example(page: Page, button: gr.Button, example: Example, models: Mo
             updates += control_tab.filled(control, place + 1, models, size)
         return updates
 
-    filled = button.click(fill, page.session, outputs, **_LIGHT)
-    generating.start(filled.then, page, models, read)
+    return button.click(fill, page.session, outputs, **_LIGHT)

@@ -53,10 +53,10 @@ def map_paper(kind: MapKind, size: int, is_embedded: bool) -> Paper:
         return Paper(_BLACK, (("line", _WHITE),), filled=False, thickness=max(1, size // 128))
     thick = max(2, size // 16)
     if kind == "labels":
-        return Paper(_BLACK, _labels(is_embedded), filled=True, thickness=thick)
+        return Paper(_BLACK, _labels(is_embedded), filled=True, thickness=thick, has_names=True)
     if kind == "depth":
         grays = tuple((name, f"#{value:02x}{value:02x}{value:02x}") for name, value in _DEPTHS)
-        return Paper(_BLACK, grays, filled=True, thickness=thick)
+        return Paper(_BLACK, grays, filled=True, thickness=thick, has_names=True)
     return Paper(_BLACK, _PLAIN, filled=True, thickness=thick)
 
 

@@ -27,13 +27,19 @@ JSON_BYTES = 32 * 1024 * 1024
 """Of an event: the page sends its canvases as text."""
 SMALL_BYTES = 64 * 1024
 DEEPEST = 24
-MOST_VALUES = 50_000
+MOST_VALUES = 10_000
 MOST_FILES = 8
 LONGEST_NAME = 255
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY = r"[A-Za-z0-9_-]{1,64}"
-_JSON_TYPES = {"string": str, "number": (int, float), "integer": int, "boolean": bool, "array": list}
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "number": (int, float),
+    "integer": int,
+    "boolean": bool,
+    "array": list,
+}
 
 
 def _bad(message: str, status: int = HTTPStatus.BAD_REQUEST) -> Refused:
@@ -318,6 +324,8 @@ def _dumped(value: dict[str, Any]) -> bytes:
 async def _form(body: bytes, kind: str, most_files: int) -> FormData:
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         raise _bad("A form with files is expected", HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+    if not body.rstrip().endswith(b"--"):
+        raise _bad("The form is incomplete")
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body

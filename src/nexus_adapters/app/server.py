@@ -192,7 +192,7 @@ class _App:
 
     def stop(self) -> None:
         """End what gradio would keep open: the queue and the sessions' heartbeats."""
-        self.page._queue.close()
+        self.page._queue.close()  # type: ignore[no-untyped-call]
         self.stopped.set()
 
 
@@ -225,7 +225,8 @@ def _prepared(
             js=page.js,
             head=page.head,
         )
-        (gradio_app,) = (route.app for route in mounted.routes if isinstance(route, Mount))
+        mounts = [route.app for route in mounted.routes if isinstance(route, Mount)]
+        (gradio_app,) = [app for app in mounts if isinstance(app, gr.routes.App)]
         guard = Guard(
             mounted,
             folder,

@@ -44,12 +44,14 @@ class Session:
         made: the images, newest last.
         latest: number of images of the last generation.
         job: the generation that runs or has run last.
+        is_running: whether a generation runs; not while it waits for others.
     """
 
     used: dict[int, str] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
     latest: int = 0
     job: Job | None = None
+    is_running: bool = False
     board: Board | None = None
     count: int = 0
     _folder: Path | None = None
