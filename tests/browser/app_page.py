@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
 
 APPEARANCE = (Path(__file__).parent / "appearance.js").read_text()
-WAIT_S = 120
+WAIT_S = 100
 _OWN = ("data:", "blob:", "about:")
 _IMAGES = """
 all => Promise.all(all.map(async image => {

@@ -45,7 +45,7 @@ def scores(image: Image.Image, drawn: Scene, lines: Image.Image) -> tuple[float,
 
 def draw(app: "AppPage") -> Image.Image:
     """Draw the outlines of a circle and a ring, as a structure map."""
-    app.page.get_by_label("A structure map", exact=True).check()
+    app.page.get_by_label("a structure map", exact=True).check()
     app.tool("canvas-1", "Clear")
     app.tool("canvas-1", "Ellipse")
     for corners in ELLIPSES:
