@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from nexus_adapters.app.form import number, whole
 from nexus_adapters.app.generating import DEVICE, columns_of, one_line, save
 from nexus_adapters.app.jobs import Ended, Finished, Job
 from nexus_adapters.app.models import Models
@@ -26,41 +28,35 @@ def add_api(models: Models) -> None:
 
     async def generate(
         session: Session,
-        prompt: str,
-        image: str | None,
-        condition: str,
-        is_map: bool,
-        adapters: list[str],
-        scale: float,
-        start: float,
-        end: float,
-        policy: str,
-        noise_exponent: float | None,
-        mask: str | None,
-        resize_mode: str | None,
-        negative: str,
-        seed: int,
-        steps: int,
-        guidance: float | None,
-        width: int | None,
-        height: int | None,
+        prompt: str = "",
+        image: str | None = None,
+        condition: str = first,
+        is_map: bool = False,
+        adapters: Sequence[str] = (),
+        scale: float | None = 1.0,
+        start: float | None = 0.0,
+        end: float | None = 1.0,
+        policy: str = DEFAULT_POLICY,
+        noise_exponent: float | None = None,
+        mask: str | None = None,
+        resize_mode: str | None = None,
+        negative: str = "",
+        seed: int | None = 0,
+        steps: int | None = STEPS,
+        guidance: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """Generate an image with each adapter, from one picture or structure map and one seed."""
         with one_line(labels=False):
-            expect(image is not None, "image", "a file", "none")
-            expect(
-                condition in models.conditions,
-                "condition",
-                f"one of {', '.join(models.conditions)}",
-                repr(condition),
-            )
+            source = _source(models, image, condition)
             control = ControlRequest(
-                MapSource(str(image)) if is_map else ImageSource(str(image)),
+                MapSource(source) if is_map else ImageSource(source),
                 condition_name=condition,
                 adapter=next(iter(models.adapters[condition].values())),
-                scale=scale,
-                start=start,
-                end=end,
+                scale=number("scale", scale),
+                start=number("start", start),
+                end=number("end", end),
                 policy=policy,  # type: ignore[arg-type]  # checked there
                 noise_exponent=noise_exponent,
                 mask=mask,
@@ -73,9 +69,9 @@ def add_api(models: Models) -> None:
                 base=models.base,
                 device=models.device,
                 dtype=models.dtype,
-                steps=steps,
+                steps=whole("steps", steps),
                 guidance=models.guidance if guidance is None else guidance,
-                seed=seed,
+                seed=whole("seed", seed),
                 width=width,
                 height=height,
             )
@@ -101,14 +97,9 @@ def add_api(models: Models) -> None:
         from nexus_adapters.generation.maps import running_extractor
 
         with one_line(labels=False):
-            expect(image is not None, "image", "a file", "none")
-            expect(
-                condition in models.conditions,
-                "condition",
-                f"one of {', '.join(models.conditions)}",
-                repr(condition),
-            )
-            picture = load_image(str(image), argument="image")
+            source = _source(models, image, condition)
+            expect(models.extracts(condition), "condition", "one that this page extracts", repr(condition))
+            picture = load_image(source, argument="image")
             with running_extractor(condition, {}):
                 found = extract(condition, picture)
         file: Path = session.new_folder() / f"{condition}.png"
@@ -155,6 +146,13 @@ def add_api(models: Models) -> None:
             api_name="extract",
             concurrency_id="extract",
         )
+
+
+def _source(models: Models, image: str | None, condition: str) -> str:
+    expect(image is not None, "image", "a file", "none")
+    known = ", ".join(models.conditions)
+    expect(condition in models.conditions, "condition", f"one of {known}", repr(condition))
+    return str(image)
 
 
 def _names(models: Models) -> list[str]:

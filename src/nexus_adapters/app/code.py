@@ -122,11 +122,17 @@ def command_text(request: GenerateRequest, out: str = "image.png") -> str:
 def shareable(request: GenerateRequest) -> GenerateRequest:
     """Return the request with each path reduced to its last part: the page shows nobody's folders."""
 
+    def adapter_of(source: str) -> str:
+        name = without_folder(source)
+        bundle = BUNDLED.get(request.base.path)
+        is_folder = name != source and bundle is not None and bundle.has_adapter(name)
+        return f"./{name}" if is_folder else name
+
     def control_of(control: ControlRequest) -> ControlRequest:
         return replace(
             control,
             given=replace(control.given, file=Path(control.given.file).name),
-            adapter=without_folder(control.adapter),
+            adapter=adapter_of(control.adapter),
             mask=control.mask and Path(control.mask).name,
         )
 

@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from nexus_adapters.app.canvas import Drawn, canvas, png_of, props_of, read, value_of
-from nexus_adapters.app.form import LABELS, ControlForm
+from nexus_adapters.app.form import LABELS, ControlForm, optional
 from nexus_adapters.app.models import Models
 from nexus_adapters.app.papers import map_paper, mask_paper, picture_paper
 from nexus_adapters.choices import DEFAULT_POLICY, POLICIES
@@ -18,9 +18,9 @@ from nexus_adapters.conditions import EXTRACTORS, extract
 
 PICTURE, MAP = "a picture", "a structure map"
 _POLICIES = {
-    "positive": "the prompt, for both guidance branches",
-    "per_branch": "each branch its own prompt",
-    "cond_only": "the prompt; nothing for the negative branch",
+    "positive": "the prompt",
+    "per_branch": "each branch its own",
+    "cond_only": "the prompt, not the negative",
 }
 _NOTE_EDITED = "Edited: used instead of the picture"
 
@@ -43,7 +43,7 @@ class ControlTab:
     start: gr.Slider
     end: gr.Slider
     policy: gr.Dropdown
-    noise_exponent: gr.Number
+    noise_exponent: gr.Textbox
 
     @property
     def values(self) -> list[Any]:
@@ -70,22 +70,25 @@ def form_of(values: Sequence[Any]) -> ControlForm:
     """Return the form of one control's values. `InvalidArgument` for what is no drawing of the page."""
     picture, map, mask, condition, source, scale, start, end, policy, exponent = values
     drawn = [read(value, argument) for value, argument in ((picture, "image"), (map, "map"), (mask, "mask"))]
-    return ControlForm(*drawn, condition, source == MAP, scale, start, end, policy, exponent)
+    power = optional("noise_exponent", exponent)
+    return ControlForm(*drawn, condition, source == MAP, scale, start, end, policy, power)
 
 
-def extracts(condition: str, models: Models) -> bool:
-    """Return whether the page extracts maps of this condition.
+def tab_label(place: int, control: ControlForm) -> str:
+    """Return the title of a tab, which says whether its control is used."""
+    return f"Control {place}" + ("" if place == 1 or control.is_used else " (off)")
 
-    The adapters of an embedded base read exact maps, which models for photos do not give.
-    """
-    return not (models.is_embedded and EXTRACTORS[condition].model)
+
+def text_of_number(value: float | None) -> str:
+    """Return the content of a field that may be empty. A field for numbers would turn nothing into 0."""
+    return "" if value is None else f"{value:g}"
 
 
 def build(place: int, models: Models, size: int, first: ControlForm | None = None) -> ControlTab:
     """Lay out the tab."""
     given = first or ControlForm(condition=models.conditions[0])
     has_map = not given.is_map
-    with gr.Tab(f"Control {place}", id=place) as tab:
+    with gr.Tab(tab_label(place, given), id=place) as tab:
         with gr.Row(equal_height=False, elem_classes="choices"):
             condition = gr.Radio(
                 list(models.conditions),
@@ -103,7 +106,7 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
                 elem_id=f"source-{place}",
                 elem_classes="compact",
                 scale=6,
-                interactive=extracts(given.condition, models),
+                interactive=models.extracts(given.condition),
             )
         with gr.Row(equal_height=False, elem_classes="canvases"):
             with gr.Column(min_width=240):
@@ -138,11 +141,11 @@ def build(place: int, models: Models, size: int, first: ControlForm | None = Non
                     value=given.policy or DEFAULT_POLICY,
                     label=LABELS["policy"],
                 )
-                exponent = gr.Number(
-                    given.noise_exponent,
+                exponent = gr.Textbox(
+                    text_of_number(given.noise_exponent),
                     label=LABELS["noise_exponent"],
-                    info="Fades the control out with the noise. Empty: as trained",
-                    minimum=0,
+                    info="Fades the control out with the noise",
+                    placeholder="as trained",
                 )
             gr.Markdown("**Mask.** Paint where the control acts. Empty: everywhere.")
             mask = canvas(
@@ -199,7 +202,7 @@ def refreshed(
         new_kind: whether the condition or the source has changed.
         forced: whether to extract the map even if the user has edited it.
     """
-    can_extract = extracts(control.condition, models)
+    can_extract = models.extracts(control.condition)
     is_map = control.is_map or not can_extract
     keeps = control.map_wins and not forced and not new_kind
     behind = control.picture if is_map else control.map
@@ -262,14 +265,14 @@ def filled(control: ControlForm | None, place: int, models: Models, size: int) -
         gr.update(value=value_of(given.map), **_map_props(given.condition, models, size)),
         gr.update(value=value_of(given.mask), **_mask_props(size, behind)),
         given.condition,
-        gr.update(value=MAP if given.is_map else PICTURE, interactive=extracts(given.condition, models)),
+        gr.update(value=MAP if given.is_map else PICTURE, interactive=models.extracts(given.condition)),
         given.scale,
         given.start,
         given.end,
         given.policy,
-        given.noise_exponent,
+        text_of_number(given.noise_exponent),
         gr.update(visible=not given.is_map),
         gr.update(visible=False),
         gr.update(visible=False),
-        gr.update(label=f"Control {place}" + ("" if place == 1 or given.is_used else " (off)")),
+        gr.update(label=tab_label(place, given)),
     ]

@@ -45,10 +45,10 @@ _CIRCLE_AND_RING = _scene(
     SceneObject("circle", "orange", "plain", 36, 38, 32, 0),
     SceneObject("ring", "blue", "plain", 90, 88, 32, 0),
 )
-_STAR_AND_HEART = _scene(
+_CIRCLE_BY_RING = _scene(
     "yellow",
-    SceneObject("star", "red", "plain", 38, 64, 30, 0),
-    SceneObject("heart", "green", "plain", 92, 64, 28, 0),
+    SceneObject("circle", "red", "plain", 34, 64, 31, 0),
+    SceneObject("ring", "green", "plain", 95, 64, 31, 0),
 )
 _HEART_AND_RING = _scene(
     "orange",
@@ -94,9 +94,9 @@ def examples_for(models: Models) -> tuple[Example, ...]:
         ),
         Example(
             "Sketch",
-            "a red star to the left of a green heart on a yellow background",
-            _STAR_AND_HEART,
-            (_map("sketch", _STAR_AND_HEART),),
+            "a red circle to the left of a green ring on a yellow background",
+            _CIRCLE_BY_RING,
+            (_map("sketch", _CIRCLE_BY_RING),),
         ),
         Example(
             "Labels",

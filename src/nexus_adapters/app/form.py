@@ -26,6 +26,7 @@ LABELS: Mapping[str, str] = {
     "guidance": "Guidance",
     "height": "Height",
     "image": "Picture",
+    "is_map": "The canvas shows",
     "map": "Structure map",
     "mask": "Mask",
     "negative": "Negative prompt",
@@ -57,7 +58,7 @@ class ControlForm:
         mask: white where the control acts; empty for everywhere.
         condition: kind of structure map.
         is_map: whether `picture` is a structure map.
-        scale, start, end, policy, noise_exponent: as in `ControlRequest`.
+        scale, start, end, policy, noise_exponent: as in `ControlRequest`; None for an empty field.
     """
 
     picture: Drawn = field(default_factory=Drawn)
@@ -65,9 +66,9 @@ class ControlForm:
     mask: Drawn = field(default_factory=Drawn)
     condition: str = CONDITION
     is_map: bool = False
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    scale: float | None = 1.0
+    start: float | None = 0.0
+    end: float | None = 1.0
     policy: Policy = DEFAULT_POLICY
     noise_exponent: float | None = None
 
@@ -121,9 +122,9 @@ class Form:
                 MapSource(str(files.source)) if files.is_map else ImageSource(str(files.source)),
                 condition_name=control.condition,
                 adapter=next(iter(models.adapters[control.condition].values())),
-                scale=_number("scale", control.scale),
-                start=_number("start", control.start),
-                end=_number("end", control.end),
+                scale=number("scale", control.scale),
+                start=number("start", control.start),
+                end=number("end", control.end),
                 policy=None if all_default else control.policy,
                 noise_exponent=control.noise_exponent,
                 mask=None if files.mask is None else str(files.mask),
@@ -138,11 +139,11 @@ class Form:
             base=models.base,
             device=models.device,
             dtype=models.dtype,
-            steps=_whole("steps", self.steps),
-            guidance=models.guidance if self.guidance is None else _number("guidance", self.guidance),
-            seed=_whole("seed", self.seed),
-            width=None if self.width is None else _whole("width", self.width),
-            height=None if self.height is None else _whole("height", self.height),
+            steps=whole("steps", self.steps),
+            guidance=models.guidance if self.guidance is None else number("guidance", self.guidance),
+            seed=whole("seed", self.seed),
+            width=None if self.width is None else whole("width", self.width),
+            height=None if self.height is None else whole("height", self.height),
         )
 
 
@@ -186,12 +187,24 @@ def save(drawn: Drawn, file: Path, argument: str) -> tuple[int, int]:
     return image.size
 
 
-def _number(argument: str, value: Any) -> float:
+def number(argument: str, value: Any) -> float:
+    """Return a number, or raise `InvalidArgument` where a field is empty."""
     expect(isinstance(value, float | int), argument, "a number", "nothing" if value is None else repr(value))
     return float(value)
 
 
-def _whole(argument: str, value: Any) -> int:
+def optional(argument: str, text: str | None) -> float | None:
+    """Return the number in a text field; None for an empty one."""
+    if not (text or "").strip():
+        return None
+    try:
+        return float(str(text))
+    except ValueError as error:
+        raise InvalidArgument(argument, "a number or nothing", repr(text)) from error
+
+
+def whole(argument: str, value: Any) -> int:
+    """Return a whole number, or raise `InvalidArgument`."""
     is_whole = isinstance(value, float | int) and float(value).is_integer()
     expect(is_whole, argument, "a whole number", "nothing" if value is None else repr(value))
     return int(value)

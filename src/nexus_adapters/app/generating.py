@@ -85,7 +85,7 @@ def start(listen: Any, page: Page, models: Models, read: Read) -> Any:
             session.job.cancel()
         session.is_running = True
         try:
-            async for update in _updates(models, read, session, values):
+            async for update in updates_of(models, read, session, values):
                 yield update
         finally:
             session.is_running = False
@@ -102,7 +102,7 @@ def start(listen: Any, page: Page, models: Models, read: Read) -> Any:
     )
 
 
-async def _updates(
+async def updates_of(
     models: Models, read: Read, session: Session, values: Sequence[Any]
 ) -> AsyncIterator[tuple[Any, ...]]:
     """Generate, and yield what the page shows. The buttons change at the end, so as not to undo Cancel."""

@@ -15,7 +15,7 @@ from nexus_adapters.files import without_folder
 from nexus_adapters.generation.images import generate_image, prepare
 from nexus_adapters.generation.maps import check_size, read_control
 from nexus_adapters.generation.models import Model, check_methods, choose_device, find_adapters, load_model
-from nexus_adapters.generation.requests import BaseRequest, GenerateRequest
+from nexus_adapters.generation.requests import BaseRequest, GenerateRequest, ImageSource
 from nexus_adapters.generation.steps import OnStep
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 NO_ADAPTER = "No adapter"
 """The column of the base's own image: the same request with scale 0."""
+
+MOST_STEPS = 100
+MOST_SIDES = 2
+"""Longest side of an image, in native sizes of the base."""
 
 _LABELS = {
     "prime": "Prime",
@@ -140,7 +144,16 @@ class Models:
             controls = tuple(replace(control, adapter=source, **scale) for control, source in pairs)
             yield name, replace(request, controls=controls)
 
-    @property
+    def extracts(self, condition: str) -> bool:
+        """Return whether the page extracts maps of this condition.
+
+        The adapters of an embedded base read exact maps, which models for photos do not give.
+        """
+        from nexus_adapters.conditions import EXTRACTORS
+
+        return not (self.is_embedded and EXTRACTORS[condition].model)
+
+    @cached_property
     def native_size(self) -> int:
         """The side, in pixels, of the square images that the base was trained on."""
         from nexus_adapters.bases.loading import open_base
@@ -162,6 +175,7 @@ class Models:
             InvalidArgument: named after an argument.
             MemoryError: if the device runs out of memory.
         """
+        self._check_limits(request)
         saved = find_adapters(request.controls, self.base.path)
         read = [read_control(control) for control in request.controls]
         for each in read:
@@ -173,6 +187,21 @@ class Models:
             prepared = prepare(request, model, read)
             image = generate_image(model, prepared, request.seed, on_step)
         return Generated(image, prepared.settings_of(request.seed))
+
+    def _check_limits(self, request: GenerateRequest) -> None:
+        """Raise `InvalidArgument` for a request that would hold the device much longer than others."""
+        expect(request.steps <= MOST_STEPS, "steps", f"at most {MOST_STEPS} on the page", request.steps)
+        for control in request.controls:
+            is_exact = self.is_embedded and isinstance(control.given, ImageSource)
+            needs_map = is_exact and not self.extracts(control.condition_name)
+            hint = "The page cannot extract such maps for this base"
+            expect(
+                not needs_map, "is_map", f"a structure map for {control.condition_name}", "a picture", hint
+            )
+        side = MOST_SIDES * self.native_size
+        width, height = request.width or 0, request.height or 0
+        size = f"{request.width}x{request.height}"
+        expect(max(width, height) <= side, "width and height", f"at most {side} pixels a side", size)
 
     def _with(self, *saved: Any) -> Model:
         """Return the base with these adapters; it is loaded when it is first needed."""

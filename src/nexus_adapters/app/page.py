@@ -15,11 +15,11 @@ from nexus_adapters.app.api import add_api
 from nexus_adapters.app.assets import text_of
 from nexus_adapters.app.control_tab import COUNT, ControlTab, form_of, refreshed
 from nexus_adapters.app.examples import Example, examples_for
-from nexus_adapters.app.form import LABELS, Form
-from nexus_adapters.app.models import NO_ADAPTER, Models
+from nexus_adapters.app.form import LABELS, Form, optional
+from nexus_adapters.app.models import MOST_STEPS, NO_ADAPTER, Models
 from nexus_adapters.app.pictures import pictures
 from nexus_adapters.app.session import Session
-from nexus_adapters.choices import MAX_SEED, MAX_STEPS, RESIZE_MODES, STEPS
+from nexus_adapters.choices import MAX_SEED, RESIZE_MODES, STEPS
 
 CONTROLS = 3
 _DRAW = "Press Generate. The images appear here, side by side"
@@ -37,8 +37,8 @@ class Page:
     seed: gr.Number
     steps: gr.Slider
     guidance: gr.Slider
-    width: gr.Number
-    height: gr.Number
+    width: gr.Textbox
+    height: gr.Textbox
     fit: gr.Dropdown
     names: gr.CheckboxGroup
     unknown: gr.HTML
@@ -72,7 +72,8 @@ def read(values: Sequence[Any]) -> tuple[list[str], Form]:
     names, prompt, negative, seed, steps, guidance, width, height, fit, *rest = values
     controls = tuple(form_of(rest[place : place + COUNT]) for place in range(0, len(rest), COUNT))
     mode = fit if fit in RESIZE_MODES else None
-    return names, Form(controls, prompt, negative, seed, steps, guidance, width, height, mode)
+    sides = optional("width", width), optional("height", height)
+    return names, Form(controls, prompt, negative, seed, steps, guidance, *sides, mode)
 
 
 def build(models: Models) -> gr.Blocks:
@@ -167,15 +168,16 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
                     )
                     random = gr.Button("Random seed", size="sm", elem_id="random-seed")
                 with gr.Row():
-                    most = min(100, MAX_STEPS)
-                    steps = gr.Slider(1, most, value=STEPS, step=1, label=LABELS["steps"], elem_id="steps")
+                    steps = gr.Slider(
+                        1, MOST_STEPS, value=STEPS, step=1, label=LABELS["steps"], elem_id="steps"
+                    )
                     guidance = gr.Slider(
                         0, 20, value=models.guidance, step=0.5, label=LABELS["guidance"], elem_id="guidance"
                     )
                 with gr.Row():
-                    info = "Pixels, a multiple of 8. Empty: as the map"
-                    width = gr.Number(None, label=LABELS["width"], precision=0, minimum=8, info=info)
-                    height = gr.Number(None, label=LABELS["height"], precision=0, minimum=8, info=info)
+                    info = "Pixels, a multiple of 8"
+                    width = gr.Textbox("", label=LABELS["width"], placeholder="as the map", info=info)
+                    height = gr.Textbox("", label=LABELS["height"], placeholder="as the map", info=info)
                     fit = gr.Dropdown([_FIT, *RESIZE_MODES], value=_FIT, label=LABELS["resize_mode"])
     with gr.Row(equal_height=False):
         with (
@@ -313,7 +315,7 @@ def _connect_example(page: Page, button: gr.Button, example: Example, models: Mo
         columns = list(models.columns(list(session.used.values())))
         updates: list[Any] = [
             gr.update(choices=columns, value=example.names), example.prompt, "", example.seed, STEPS,
-            models.guidance, None, None, _FIT,
+            models.guidance, "", "", _FIT,
         ]  # fmt: skip
         for place, _ in enumerate(page.tabs):
             control = example.controls[place] if place < len(example.controls) else None
