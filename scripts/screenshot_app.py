@@ -45,7 +45,9 @@ def two_controls(app: AppPage) -> None:
 def on_a_phone(app: AppPage) -> None:
     """The first example, scrolled to its images."""
     app.generate()
-    app.page.locator("#prompt").evaluate("each => scrollTo(0, each.getBoundingClientRect().top + scrollY - 12)")
+    app.page.locator("#prompt").evaluate(
+        "each => scrollTo(0, scrollY + each.getBoundingClientRect().top - 12)"
+    )
 
 
 # A file -> width, height and color scheme of the window, and what is done in it.

@@ -1,4 +1,5 @@
-// What is hard to read or does not fit on the page: a list of [what, where, number].
+// What is hard to read or does not fit on the page: a list of [what, where, number]. Highlighted code is left out: its
+// colors are behind a filter.
 () => {
   const found = [];
   const brush = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -36,7 +37,7 @@
     const box = element.getBoundingClientRect(), style = getComputedStyle(element);
     const hasText = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
     const isField = element.matches("input:not([type=range], [type=checkbox], [type=radio]), textarea");
-    if ((hasText || (isField && element.value)) && !element.matches(":disabled, :disabled *, style, script")) {
+    if ((hasText || (isField && element.value)) && !element.matches(":disabled, :disabled *, style, script, .cm-line *")) {
       const under = behind(element);
       if (under) {
         const [a, b] = [luminance(over(channels(style.color), under)), luminance(under)].sort((x, y) => x - y);
