@@ -10,7 +10,7 @@ import dataclasses
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ NOT_RUN = {
     "pipe.load_lora_weights(": "needs LoRA weights",
     'from_pretrained("you/nexus-canny-sd15")': "needs the adapter that a GPU trains in hours",
 }
+APP = "http://127.0.0.1:7860"
 ON_CPU = {'"cuda"': '"cpu"'}
 SMALL = {"(512, 512)": "(64, 64)"}
 # A page -> what is shorter or smaller in the test.
@@ -155,12 +156,27 @@ def test_the_blocks_of_a_page_work(page: str, folder: Path) -> None:
     write_stand_ins(text, folder)
     names: dict[str, Any] = {"__name__": "__main__", **(GIVEN[page]() if page in GIVEN else {})}
     torch.manual_seed(0)
-    for block in blocks_of(page, text):
-        try:
-            work(block, names, folder, text)
-        except Exception as error:
-            error.add_note(f"in {block.place}")
-            raise
+    with app_for(text) as text:
+        for block in blocks_of(page, text):
+            try:
+                work(block, names, folder, text)
+            except Exception as error:
+                error.add_note(f"in {block.place}")
+                raise
+
+
+@contextmanager
+def app_for(text: str) -> Iterator[str]:
+    """Run the web app for a page whose code calls it: the text, with the app's address."""
+    if f'Client("{APP}")' not in text:
+        yield text
+        return
+    from nexus_adapters.app.models import Models
+    from nexus_adapters.app.page import build
+    from nexus_adapters.app.server import running
+
+    with running(lambda: build(Models())) as address:
+        yield text.replace(APP, address)
 
 
 def work(block: Block, names: dict[str, Any], folder: Path, page: str) -> None:
