@@ -238,6 +238,7 @@ def test_a_large_map_gives_an_image_of_the_bases_own_size(edges, tmp_path, capsy
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert "--map" in line
     assert "512x512" in line
+    assert "--height and --width" in line
 
 
 def options_of(*more):
