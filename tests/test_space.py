@@ -1,61 +1,32 @@
-"""The Hugging Face Space: its page is built, its function generates, and its files fit the package."""
+"""The Hugging Face Space: it serves the page under its own name, and its files fit the package."""
 
 import importlib.util
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from PIL import Image
 from tests.weights import use_weights, write_tiny
 
 import nexus_adapters
-from nexus_adapters.bundled import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces"
-gradio = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
+def test_it_serves_the_page_under_its_own_name(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
     module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        use_weights(patch, write_tiny(tmp_path_factory.mktemp("space") / "weights"))
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
-
-
-def test_the_page_has_an_input_for_every_argument(app):
-    (event,) = app.build().fns.values()
-    assert len(event.inputs) == app.generate.__code__.co_argcount
-    assert event.fn.__name__ == "generate"
-
-
-def test_an_image_of_any_size_gives_an_image_and_its_map(app):
-    wide = Image.new("RGBA", (300, 200), "white")
-    image, structure = app.generate(app.PROMPT, wide, "canny", False, "prime", 1.0, 0)
-    assert image.size == structure.size == app.SIZE
-    again, _ = app.generate(app.PROMPT, wide, "canny", False, "prime", 1.0, 0)
-    other, _ = app.generate(app.PROMPT, wide, "canny", False, "prime", 1.0, 1)
-    assert image.tobytes() == again.tobytes() != other.tobytes()
-
-
-@pytest.mark.parametrize("given", [(None, "canny", False), (Image.new("RGB", (128, 128)), "depth", False)])
-def test_what_is_missing_is_said(app, given):
-    image, condition, is_map = given
-    with pytest.raises(gradio.Error):
-        app.generate(app.PROMPT, image, condition, is_map, "prime", 1.0, 0)
-
-
-def test_every_choice_has_an_adapter(app):
-    adapters = BUNDLED["embedded"].adapters
-    assert {(c, v) for c in app.CONDITIONS for v in app.VARIANTS} <= {
-        (c, v) for c in adapters for v in adapters[c]
-    }
+    spec.loader.exec_module(module)
+    use_weights(monkeypatch, write_tiny(tmp_path / "weights"))
+    monkeypatch.setenv("SPACE_HOST", "someone-nexus.hf.space")
+    served = {}
+    monkeypatch.setattr(module, "serve", lambda build, **options: served.update(options, page=build()))
+    module.main()
+    assert served["allowed_hosts"] == ["someone-nexus.hf.space"]
+    assert served["framed_by"] == ["https://huggingface.co"]
+    assert {function.api_name for function in served["page"].fns.values()} >= {"generate", "extract"}
 
 
 def test_its_versions_are_those_of_the_package():

@@ -24,7 +24,9 @@ def models(weights):
 @pytest.fixture(scope="module")
 def client(models):
     with running(lambda: build(models)) as address:
-        client = client_of.Client(address, verbose=False, analytics_enabled=False)
+        client = client_of.Client(
+            address, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 300}
+        )
         yield client
         with contextlib.suppress(Exception):
             client.close()

@@ -58,7 +58,7 @@ def load(address, picture, numbers, clients, folder):
                         if not is_full(error):
                             raise
                         refused.append(number)
-                        time.sleep(0.2)
+                        time.sleep(0.5)
         except Exception as error:
             failures.append((place, repr(error)))
 

@@ -104,7 +104,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/reference/evaluation.md": page_names.evaluation,
 }
 SHELL = {"", "sh", "bash", "console"}
-NOT_CODE = {"text", "json", "bibtex", "csv", "mermaid"}
+NOT_CODE = {"text", "json", "bibtex", "csv", "mermaid", "nginx"}
 REGISTRIES = (BASES, BLOCKS, EXTRACTORS, METHODS, METRICS)
 SECTIONS = {
     field.name for kind in (TrainConfig, EvaluationRecipe, StudyPlan) for field in dataclasses.fields(kind)

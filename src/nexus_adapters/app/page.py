@@ -212,7 +212,14 @@ def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Pa
 
 def _code_box(language: Any, elem_id: str) -> gr.Code:
     return gr.Code(
-        "", language=language, interactive=False, elem_id=elem_id, lines=8, show_label=False, wrap_lines=True
+        "",
+        language=language,
+        interactive=False,
+        elem_id=elem_id,
+        lines=8,
+        max_lines=20,
+        show_label=False,
+        wrap_lines=True,
     )
 
 

@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="generations that may wait; more are refused (default: 16)",
     )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further name that users reach the app by, such as that of a reverse proxy (repeatable)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in your browser")
 
 
@@ -82,7 +89,14 @@ def run(args: argparse.Namespace) -> int:
             if args.open:
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-        serve(lambda: build(models), host=args.host, port=args.port, max_queue=args.max_queue, on_ready=ready)
+        serve(
+            lambda: build(models),
+            host=args.host,
+            port=args.port,
+            max_queue=args.max_queue,
+            on_ready=ready,
+            allowed_hosts=args.allowed_host,
+        )
     return 0
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nexus_adapters.cli import generate_requests
 from nexus_adapters.cli.generate_requests import output_files, parse
@@ -86,7 +86,7 @@ def _warnings_as_typed() -> Iterator[None]:
         text = f"--{name}{colon}{rest}" if name in _WARNED else str(message)
         show(category(text), category, *where)
 
-    warnings.showwarning = show_as_typed
+    warnings.showwarning = cast(Any, show_as_typed)
     try:
         yield
     finally:

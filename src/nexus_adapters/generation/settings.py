@@ -3,8 +3,9 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from nexus_adapters import __version__
 from nexus_adapters.errors import InvalidArgument
@@ -103,17 +104,21 @@ def without_folders(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def save_png(
-    target: str | os.PathLike[str] | BinaryIO, image: "Image.Image", settings: Mapping[str, object]
+    target: str | os.PathLike[str] | BinaryIO | BufferedIOBase,
+    image: "Image.Image",
+    settings: Mapping[str, object],
 ) -> None:
     """Write `image` as PNG with `settings`, which must be valid as JSON, in a text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_text(SETTINGS_KEY, json.dumps(settings, allow_nan=False))
-    image.save(target, format="PNG", pnginfo=chunks)
+    image.save(cast(Any, target), format="PNG", pnginfo=chunks)
 
 
-def read_settings(source: str | os.PathLike[str] | BinaryIO, argument: str = "image") -> dict[str, Any]:
+def read_settings(
+    source: str | os.PathLike[str] | BinaryIO | BufferedIOBase, argument: str = "image"
+) -> dict[str, Any]:
     """Return the settings in a PNG file that `save_png` wrote.
 
     Raises:
@@ -123,7 +128,7 @@ def read_settings(source: str | os.PathLike[str] | BinaryIO, argument: str = "im
 
     expected = "a PNG file with settings"
     try:
-        with Image.open(source, formats=("PNG",)) as image:
+        with Image.open(cast(Any, source), formats=("PNG",)) as image:
             image.load()  # text chunks may follow the pixels
             text = image.info.get(SETTINGS_KEY)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -1,6 +1,7 @@
 """Progress of a generation: one `Step` after each denoising step, with a preview on request."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,16 +82,18 @@ class _LastStep:
 
     def predicted(self, scheduler: Any) -> "torch.Tensor":
         """Return the noise-free latents that the denoiser predicts, by the scheduler's parametrization."""
-        output, sample = self.output.float(), self.sample.float()
+        output: torch.Tensor = self.output.float()
+        sample: torch.Tensor = self.sample.float()
         kind = scheduler.config.get("prediction_type", "flow")
         if kind == "sample":
             return output
         timestep = float(self.timestep)
         if not hasattr(scheduler, "alphas_cumprod"):  # flow matching
-            return sample - timestep / scheduler.config.num_train_timesteps * output
+            trained: int = scheduler.config.num_train_timesteps
+            return sample - timestep / trained * output
         table = scheduler.alphas_cumprod
         share = float(table[min(round(timestep), len(table) - 1)])
-        signal, noise = share**0.5, (1 - share) ** 0.5
+        signal, noise = math.sqrt(share), math.sqrt(1 - share)
         if float(scheduler.init_noise_sigma) > 1:  # Euler and its like scale the latents to a signal of 1
             sample = sample * signal
         if kind == "v_prediction":
