@@ -139,7 +139,7 @@ class Models:
         columns = self.columns([control.condition_name for control in request.controls])
         for name in names:
             expect(name in columns, "adapters", f"among {', '.join(columns)}", repr(name))
-            scale = {"scale": 0.0} if name == NO_ADAPTER else {}
+            scale: dict[str, Any] = {"scale": 0.0} if name == NO_ADAPTER else {}
             pairs = zip(request.controls, columns[name], strict=True)
             controls = tuple(replace(control, adapter=source, **scale) for control, source in pairs)
             yield name, replace(request, controls=controls)

@@ -80,10 +80,11 @@ def build(models: Models) -> gr.Blocks:
     """Build the page."""
     size = models.native_size
     examples = examples_for(models)
-    fonts = {
+    fonts: dict[str, Any] = {
         "font": ("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
         "font_mono": ("ui-monospace", "Consolas", "monospace"),
     }
+    blocks: gr.Blocks
     with gr.Blocks(title="Nexus adapters", analytics_enabled=False, fill_width=True) as blocks:
         blocks.theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", **fonts)
         blocks.css = text_of("page.css") + text_of("canvas.css")
@@ -303,7 +304,7 @@ def columns_update(session: Session, models: Models, names: Sequence[str], condi
 
 
 def _connect_example(page: Page, button: gr.Button, example: Example, models: Models, size: int) -> Any:
-    outputs = [
+    outputs: list[Any] = [
         page.names,
         page.prompt,
         page.negative,
