@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -84,7 +84,6 @@ def build(models: Models) -> gr.Blocks:
         "font": ("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
         "font_mono": ("ui-monospace", "Consolas", "monospace"),
     }
-    blocks: gr.Blocks
     with gr.Blocks(title="Nexus adapters", analytics_enabled=False, fill_width=True) as blocks:
         blocks.theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", **fonts)
         blocks.css = text_of("page.css") + text_of("canvas.css")
@@ -95,7 +94,7 @@ def build(models: Models) -> gr.Blocks:
         ]
         _connect(page, models, size, filled)
         add_api(models)
-    return blocks
+    return cast(gr.Blocks, blocks)
 
 
 def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Page, list[gr.Button]]:
