@@ -62,7 +62,8 @@ class Answer:
 
     def ended_early(self, error: BaseException) -> bool:
         """Return whether this is a stream's end: gradio ends those of unknown sessions by an HTTP error."""
-        return self._started and getattr(error, "status_code", None) is not None
+        causes = (error, error.__cause__)  # starlette wraps it
+        return self._started and any(hasattr(each, "status_code") for each in causes)
 
     async def error(self, status: int, message: str) -> None:
         if self._done:
