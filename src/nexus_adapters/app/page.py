@@ -80,12 +80,13 @@ def build(models: Models) -> gr.Blocks:
     """Build the page."""
     size = models.native_size
     examples = examples_for(models)
-    fonts: dict[str, Any] = {
-        "font": ("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
-        "font_mono": ("ui-monospace", "Consolas", "monospace"),
-    }
     with gr.Blocks(title="Nexus adapters", analytics_enabled=False, fill_width=True) as blocks:
-        blocks.theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", **fonts)
+        blocks.theme = gr.themes.Base(
+            primary_hue="indigo",
+            neutral_hue="slate",
+            font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
+            font_mono=("ui-monospace", "Consolas", "monospace"),
+        )
         blocks.css = text_of("page.css") + text_of("canvas.css")
         page, buttons = _lay_out(models, size, examples)
         filled = [
