@@ -12,7 +12,8 @@ from tests.app.pages import drawn
 
 from nexus_adapters.app.code import command_line, command_text, files_of, python_code
 from nexus_adapters.app.form import ControlForm, Form
-from nexus_adapters.app.models import Models
+from nexus_adapters.app.models import AdapterSource, Models
+from nexus_adapters.bundled import BUNDLED
 from nexus_adapters.choices import BALANCE_NAMES, POLICIES, RESIZE_MODES
 from nexus_adapters.cli import build_parser, main
 from nexus_adapters.cli.generate_requests import parse
@@ -61,13 +62,23 @@ FORMS = {
     "mask": Form((ControlForm(drawn(picture()), mask=drawn(half())), MAP), prompt="a ring", steps=2),
     "other shape": Form((PICTURE,), prompt="a ring", steps=2, width=64, height=48, resize_mode="crop"),
     "no adapter": Form((PICTURE,), prompt="a ring", steps=2),
+    "own base": Form((MAP,), prompt="a ring", steps=2),
 }
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_both_codes_generate_the_image_again(name, tmp_path, monkeypatch):
-    models = Models()
-    column = "No adapter" if name == "no adapter" else "Slim"
+def test_both_codes_generate_the_image_again(name, weights, tmp_path, monkeypatch):
+    models, column = Models(), "No adapter" if name == "no adapter" else "Slim"
+    code_folder = tmp_path / "code"
+    code_folder.mkdir()
+    if name == "own base":
+        adapter = weights / BUNDLED["embedded"].adapters["sketch"]["slim"]
+        models = Models(
+            BaseRequest(str(weights / "base")), (AdapterSource(str(adapter), "sketch"),), dtype="bfloat16"
+        )
+        column = adapter.name
+        for folder in (weights / "base", adapter):  # the code names folders without their parents
+            (code_folder / folder.name).symlink_to(folder)
     folder = tmp_path / "session"
     folder.mkdir()
     request = FORMS[name].request(models, folder)
@@ -75,8 +86,6 @@ def test_both_codes_generate_the_image_again(name, tmp_path, monkeypatch):
     made = models.generate(request)
     pixels = np.asarray(made.image)
 
-    code_folder = tmp_path / "code"
-    code_folder.mkdir()
     for file in files_of(request):
         shutil.copy(file, code_folder)
     monkeypatch.chdir(code_folder)
