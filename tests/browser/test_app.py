@@ -88,12 +88,23 @@ def test_the_first_click_gives_an_image_for_each_adapter(open_page: OpenPage) ->
         assert (colors, f1 > 0.75) == (1, True), name
 
 
-def test_an_example_fills_the_page_and_generates(open_page: OpenPage) -> None:
+def test_an_example_fills_the_page_and_starts(open_page: OpenPage) -> None:
     app = open_page()
-    first = app.drawn("canvas-1").tobytes()
-    app.start(app.page.locator(".example").last.click)
-    assert len(app.finished()) >= 1
-    assert app.drawn("canvas-1").tobytes() != first
+    before = app.drawn("canvas-1").tobytes(), app.prompt.input_value()
+    app.start(app.page.locator("button.example").last.click)
+    app.page.locator("#results progress").first.wait_for()
+    app.button("Cancel").click()
+    app.finished()
+    assert app.drawn("canvas-1").tobytes() != before[0]
+    assert app.prompt.input_value() != before[1]
+
+
+@pytest.mark.full
+def test_every_example_generates(open_page: OpenPage) -> None:
+    app = open_page()
+    for button in app.page.locator("button.example").all():
+        app.start(button.click)
+        assert len(app.finished()) >= 2
 
 
 def test_cancel_stops_within_two_steps_and_loses_nothing(open_page: OpenPage) -> None:
