@@ -277,7 +277,7 @@ def test_an_option_goes_to_the_controls_whose_condition_takes_it():
             "canny maps (there are none)",
         ),
         (controls_of("--map", "depth", "canny"), "sketch.sigma=2", "--option", "of depth, canny"),
-        (controls_of("--map", "depth", "canny"), "unit", "--option", "KEY=VALUE"),
+        (controls_of("--map", "depth", "canny"), "unit", "option", "KEY=VALUE"),
     ],
 )
 def test_an_option_that_no_control_takes_is_refused(controls, option, name, expected):

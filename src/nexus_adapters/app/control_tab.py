@@ -69,9 +69,18 @@ COUNT = 10
 def form_of(values: Sequence[Any]) -> ControlForm:
     """Return the form of one control's values. `InvalidArgument` for what is no drawing of the page."""
     picture, map, mask, condition, source, scale, start, end, policy, exponent = values
-    drawn = [read(value, argument) for value, argument in ((picture, "image"), (map, "map"), (mask, "mask"))]
-    power = optional("noise_exponent", exponent)
-    return ControlForm(*drawn, condition, source == MAP, scale, start, end, policy, power)
+    return ControlForm(
+        read(picture, "image"),
+        read(map, "map"),
+        read(mask, "mask"),
+        condition,
+        source == MAP,
+        scale,
+        start,
+        end,
+        policy,
+        optional("noise_exponent", exponent),
+    )
 
 
 def tab_label(place: int, control: ControlForm) -> str:

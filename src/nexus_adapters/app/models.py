@@ -139,9 +139,11 @@ class Models:
         columns = self.columns([control.condition_name for control in request.controls])
         for name in names:
             expect(name in columns, "adapters", f"among {', '.join(columns)}", repr(name))
-            scale = {"scale": 0.0} if name == NO_ADAPTER else {}
             pairs = zip(request.controls, columns[name], strict=True)
-            controls = tuple(replace(control, adapter=source, **scale) for control, source in pairs)
+            controls = tuple(
+                replace(control, adapter=source, scale=0.0 if name == NO_ADAPTER else control.scale)
+                for control, source in pairs
+            )
             yield name, replace(request, controls=controls)
 
     def extracts(self, condition: str) -> bool:

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -80,12 +80,13 @@ def build(models: Models) -> gr.Blocks:
     """Build the page."""
     size = models.native_size
     examples = examples_for(models)
-    fonts = {
-        "font": ("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
-        "font_mono": ("ui-monospace", "Consolas", "monospace"),
-    }
     with gr.Blocks(title="Nexus adapters", analytics_enabled=False, fill_width=True) as blocks:
-        blocks.theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", **fonts)
+        blocks.theme = gr.themes.Base(
+            primary_hue="indigo",
+            neutral_hue="slate",
+            font=("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
+            font_mono=("ui-monospace", "Consolas", "monospace"),
+        )
         blocks.css = text_of("page.css") + text_of("canvas.css")
         page, buttons = _lay_out(models, size, examples)
         filled = [
@@ -94,7 +95,7 @@ def build(models: Models) -> gr.Blocks:
         ]
         _connect(page, models, size, filled)
         add_api(models)
-    return blocks
+    return cast(gr.Blocks, blocks)
 
 
 def _lay_out(models: Models, size: int, examples: Sequence[Example]) -> tuple[Page, list[gr.Button]]:
@@ -303,7 +304,7 @@ def columns_update(session: Session, models: Models, names: Sequence[str], condi
 
 
 def _connect_example(page: Page, button: gr.Button, example: Example, models: Models, size: int) -> Any:
-    outputs = [
+    outputs: list[Any] = [
         page.names,
         page.prompt,
         page.negative,

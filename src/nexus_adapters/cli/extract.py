@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     check_output(args.out, ".png", args.force)
     options = ExtractorOptions(args.low, args.high, tuple(args.option)).values(condition_name)
     image = load_image(args.image, args.max_megapixels, argument="IMAGE")
-    with running_extractor(condition_name, options), renamed(as_option):
+    with renamed(as_option), running_extractor(condition_name, options):
         condition = extract(condition_name, image, **options)
     if args.invert:
         condition = invert(condition)
