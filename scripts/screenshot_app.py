@@ -33,7 +33,7 @@ def drawing(app: AppPage) -> None:
     app.tool("canvas-1", "Ellipse")
     for corners in (((6, 10), (62, 66)), ((64, 58), (122, 116)), ((78, 72), (108, 102))):
         app.drag("canvas-1", *corners)
-    app.prompt.fill("a yellow circle above a red ring on a purple background")
+    app.prompt.fill("a pink circle above a yellow ring on a blue background")
     app.compare("Prime", "Slim", "T2I-Adapter", "No adapter")
     app.generate()
 
