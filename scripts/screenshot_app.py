@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -27,11 +28,12 @@ from tests.browser.running import chromium, web_app  # noqa: E402
 def drawing(app: AppPage) -> None:
     """Shapes drawn by hand, and what each adapter makes of them."""
     app.page.get_by_label("a structure map", exact=True).check()
+    app.page.locator("#canvas-1 .colors").wait_for(state="hidden")  # lines have one color
     app.tool("canvas-1", "Clear")
     app.tool("canvas-1", "Ellipse")
     for corners in (((6, 10), (62, 66)), ((64, 58), (122, 116)), ((78, 72), (108, 102))):
         app.drag("canvas-1", *corners)
-    app.prompt.fill("a yellow circle above a red ring on a purple background")
+    app.prompt.fill("a pink circle above a yellow ring on a blue background")
     app.compare("Prime", "Slim", "T2I-Adapter", "No adapter")
     app.generate()
 
@@ -51,7 +53,7 @@ def on_a_phone(app: AppPage) -> None:
 
 
 # A file -> width, height and color scheme of the window, and what is done in it.
-SHOTS: dict[str, tuple[int, int, str, Callable[[AppPage], None]]] = {
+SHOTS: dict[str, tuple[int, int, Literal["light", "dark"], Callable[[AppPage], None]]] = {
     "light": (1280, 800, "light", drawing),
     "dark": (1280, 800, "dark", two_controls),
     "phone": (390, 844, "light", on_a_phone),
@@ -71,16 +73,14 @@ def main(arguments: list[str] | None = None) -> None:
         log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log.txt"
         address = args.address or stack.enter_context(web_app(log))
         browser = stack.enter_context(chromium())
+        app = AppPage(browser.new_page(base_url=address), address)
         for name, (width, height, scheme, use) in SHOTS.items():
-            size = {"width": width, "height": height}
-            window = browser.new_context(base_url=address, viewport=size, color_scheme=scheme)
-            app = AppPage(window.new_page(), address)
+            app.look(width, height, scheme)
             app.open()
             use(app)
             app.page.mouse.move(0, 0)
             shot = app.page.screenshot(animations="disabled")
             Image.open(io.BytesIO(shot)).save(args.out / f"{name}.webp", quality=80, method=6)
-            window.close()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
@@ -63,6 +63,16 @@ class AppPage:
     def _check(self, request: Request) -> None:
         if not request.url.startswith((self._address, *_OWN)):
             self._found.append(f"asked another host: {request.url}")
+
+    def forget(self) -> None:
+        """Start anew: no problems, none expected."""
+        self._found.clear()
+        self.expected = None
+
+    def look(self, width: int, height: int, scheme: Literal["light", "dark"]) -> None:
+        """Give the window a size in pixels, and the system a color scheme."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme=scheme)
 
     def open(self) -> None:
         self.page.goto("/")
@@ -134,12 +144,16 @@ class AppPage:
 
     def finished(self) -> dict[str, Image.Image]:
         """Wait for the end of the generation that was started: name -> image."""
-        self.page.wait_for_function(_ENDED)
+        self.wait_until(_ENDED)
         return self.images()
 
     def images(self, where: str = "results") -> dict[str, Image.Image]:
         found = self.page.locator(f"#{where} figure img").evaluate_all(_IMAGES)
         return {name: decoded(url) for name, url in found}
+
+    def wait_until(self, condition: str, arg: object = None) -> None:
+        """Wait for a JavaScript condition. To ask at every frame would cost more than the page."""
+        self.page.wait_for_function(condition, arg=arg, polling=100)
 
     def wait_for(self, text: str, where: str = "body") -> None:
         expect(self.page.locator(where).first).to_contain_text(text, timeout=WAIT_S * 1000)

@@ -42,7 +42,7 @@
       if (under) {
         const [a, b] = [luminance(over(channels(style.color), under)), luminance(under)].sort((x, y) => x - y);
         const contrast = (b + 0.05) / (a + 0.05);
-        if (contrast < 4.5) found.push(["contrast", name(element), Math.round(contrast * 10) / 10]);
+        if (contrast < 4.5) found.push(["contrast", name(element), Math.round(contrast * 100) / 100]);
       }
     }
     const own = channels(style.backgroundColor);

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,25 +43,42 @@ def address(browser: "Browser", log: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def windows(browser: "Browser", address: str) -> "Iterator[Callable[[int], AppPage]]":
+    """Windows by their number. They are kept, since opening one costs more than loading the page anew."""
+    from tests.browser.app_page import AppPage
+
+    context = browser.new_context(base_url=address)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    made: list[AppPage] = []
+
+    def window(number: int) -> AppPage:
+        while len(made) <= number:
+            made.append(AppPage(context.new_page(), address))
+        return made[number]
+
+    yield window
+    context.close()
+
+
 @pytest.fixture
-def open_page(browser: "Browser", address: str) -> "Iterator[Callable[..., AppPage]]":
-    """Opens the app in a new window, with Playwright's options for a window (color_scheme="dark").
+def open_page(windows: "Callable[[int], AppPage]") -> "Iterator[Callable[..., AppPage]]":
+    """Loads the app, each time in another window.
 
     Requests to another host, errors of the page and on its console fail the test, save those that it expects.
     """
-    from tests.browser.app_page import AppPage
+    opened: list[AppPage] = []
 
-    with ExitStack() as stack:
-        opened: list[AppPage] = []
+    def open_page(width: int = 1280, height: int = 800, scheme: str = "light") -> "AppPage":
+        app = windows(len(opened))
+        opened.append(app)
+        app.forget()
+        app.look(width, height, scheme)
+        app.open()
+        return app
 
-        def open_page(width: int = 1280, height: int = 800, **options: object) -> AppPage:
-            size = {"width": width, "height": height}
-            context = browser.new_context(base_url=address, viewport=size, **options)
-            stack.callback(context.close)
-            context.grant_permissions(["clipboard-read", "clipboard-write"])
-            opened.append(AppPage(context.new_page(), address))
-            opened[-1].open()
-            return opened[-1]
-
-        yield open_page
-        assert [problem for page in opened for problem in page.problems] == []
+    yield open_page
+    problems = [problem for app in opened for problem in app.problems]
+    for app in opened:
+        app.page.goto("about:blank")
+    assert problems == []

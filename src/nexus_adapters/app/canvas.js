@@ -215,6 +215,7 @@ function palette() {
   list.hidden = props.colors.length < 2;
   if (!props.colors.some(([, value]) => value === color)) pick(props.colors[0][1]);
   else pick(color);
+  choose(tool); // an update of the page draws the buttons anew
   root.querySelector("[data-size]").value = props.thickness;
   if (shown === null || shown === undefined) blank();
 }
