@@ -35,6 +35,7 @@ COMMAND_LINES = {
     "study": [str(ROOT / "benchmarks" / "plans" / "miniature.toml"), "--out", "OUT"],
     "convert": ["prime", "OUT"],
     "info": ["prime"],
+    "app": ["--port", "0"],
 }
 
 

@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path,
 EXCEPTIONS = {
     ("--out", "metavar", "help"): "a file or a folder, as the command writes it",
     ("--out", "required", "default"): "nexus demo writes to demo/ where nothing is said",
-    ("--adapter", "metavar", "help"): "nexus evaluate names each for its tables",
+    ("--adapter", "metavar", "default", "help"): "nexus evaluate names each for its tables, nexus app has all",
     ("--option", "metavar", "help"): "nexus prepare extracts several maps: NAME.KEY=VALUE",
     (
         "--count",
@@ -116,7 +116,7 @@ EXCEPTIONS = {
     ("--kind", "choices"): "nexus prepare also reads COCO folders, nexus evaluate prepared sets",
     ("--split", "default", "help"): "nexus prepare also reads COCO folders",
     ("--batch-size", "help"): "nexus evaluate generates that many at once, nexus prepare extracts their maps",
-    ("--condition", "help"): "nexus info reads it for adapters that are given by name",
+    ("--condition", "default", "help"): "nexus info and app read it for adapters that are given by name",
     ("--list", "help"): "of extractors or recipes",
     ("--guidance", "help"): "nexus demo has one base, whose own scale is the default",
 }

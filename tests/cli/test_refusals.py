@@ -12,6 +12,7 @@ from tests.study.plans import write_plan, write_world
 from tests.training.runs import config
 from tests.weights import use_weights
 
+from nexus_adapters.app import models as app_models
 from nexus_adapters.bases import loading
 from nexus_adapters.cli import COMMANDS, build_parser, demo_sheet, main
 from nexus_adapters.evaluation import run as evaluation
@@ -61,6 +62,7 @@ def root(tmp_path_factory, tiny_weights):
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         patch.setattr(loading, "load_base", stop)  # for generate, which imports it when it runs
         patch.setattr(demo_sheet, "load_methods", stop)
+        patch.setattr(app_models.Models, "load", stop)
         patch.setattr(evaluation, "load_base", stop)
         patch.setattr(training, "load_encoders", stop)
         patch.setattr(engines, "run_local", stop)
@@ -80,6 +82,7 @@ def arguments(command, root, out):
         "study": ({"plan": root / "plan.toml"}, ["--out", out / "study"]),
         "convert": ({"source": root / "weights" / "canny" / "prime", "dest": out / "new"}, []),
         "info": ({"path": "prime"}, []),
+        "app": ({}, ["--port", 0]),
     }[command]
 
 
