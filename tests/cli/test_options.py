@@ -105,7 +105,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(tmp_path,
 EXCEPTIONS = {
     ("--out", "metavar", "help"): "a file or a folder, as the command writes it",
     ("--out", "required", "default"): "nexus demo writes to demo/ where nothing is said",
-    ("--adapter", "metavar", "default", "help"): "nexus evaluate names each for its tables, nexus app has all",
+    (
+        "--adapter",
+        "metavar",
+        "default",
+        "help",
+    ): "nexus evaluate names each for its tables, nexus app has all",
     ("--option", "metavar", "help"): "nexus prepare extracts several maps: NAME.KEY=VALUE",
     (
         "--count",
