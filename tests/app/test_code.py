@@ -66,7 +66,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+LONG = ("other shape", "no adapter")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name in LONG)) for name in FORMS]
+)
 def test_both_codes_generate_the_image_again(name, weights, tmp_path, monkeypatch):
     models, column = Models(), "No adapter" if name == "no adapter" else "Slim"
     code_folder = tmp_path / "code"

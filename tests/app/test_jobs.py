@@ -16,7 +16,7 @@ from nexus_adapters.errors import InvalidArgument
 pytestmark = pytest.mark.usefixtures("weights")
 
 
-def requests_of(models, folder, steps=4, seed=0, prompt="a ring", names=("Prime", "Slim")):
+def requests_of(models, folder, steps=2, seed=0, prompt="a ring", names=("Prime", "Slim")):
     image = Image.new("RGB", (64, 64), "navy")
     ImageDraw.Draw(image).ellipse((8, 8, 50, 50), fill="tomato")
     folder.mkdir()
@@ -94,7 +94,7 @@ def test_a_job_that_is_cancelled_before_its_turn_generates_nothing(models, tmp_p
 
 
 def test_two_sessions_at_once_get_their_own_images(models, tmp_path):
-    jobs = [requests_of(models, tmp_path / str(seed), steps=3, seed=seed) for seed in range(2)]
+    jobs = [requests_of(models, tmp_path / str(seed), seed=seed, names=["Slim"]) for seed in range(2)]
     serial = [[np.asarray(models.generate(request).image) for request in requests] for requests in jobs]
     found = [None, None]
 

@@ -218,6 +218,7 @@ def _code_box(language: Any, elem_id: str) -> gr.Code:
         interactive=False,
         elem_id=elem_id,
         lines=8,
+        show_line_numbers=False,
         max_lines=20,
         show_label=False,
         wrap_lines=True,
