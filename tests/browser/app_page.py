@@ -77,6 +77,8 @@ class AppPage:
     def open(self) -> None:
         self.page.goto("/")
         expect(self.button("Generate")).to_be_enabled(timeout=WAIT_S * 1000)
+        for canvas in ("canvas-1", "map-1"):  # the first example's pictures, which are decoded later
+            self.page.locator(f"#{canvas} .nexus-canvas:not(.empty)").wait_for()
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)

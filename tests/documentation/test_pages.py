@@ -87,6 +87,7 @@ REPLACED: dict[str, dict[str, str]] = {
         "photo-7": "photo-1",
         "--resolution 512": "--resolution 64",
     },
+    "docs/how-to/web-app.md": {"seed=7,": "seed=7,\n    steps=1,"},
     "docs/how-to/your-own-model.md": SMALL
     | {"(1024, 1024)": "(64, 64)", "(96, 96, 416, 416)": "(12, 12, 52, 52)"},
     "docs/reference/training.md": {
