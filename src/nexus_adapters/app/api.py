@@ -60,7 +60,7 @@ def add_api(models: Models) -> None:
                 policy=policy,  # type: ignore[arg-type]  # checked there
                 noise_exponent=noise_exponent,
                 mask=mask,
-                resize_mode=resize_mode,  # type: ignore[arg-type]
+                resize_mode=resize_mode,  # type: ignore[arg-type]  # checked there
             )
             request = GenerateRequest(
                 prompt=prompt,
